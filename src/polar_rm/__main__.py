@@ -1,0 +1,5 @@
+"""``python -m polar_rm`` is the ``polar`` command, for launchers such as torchrun."""
+
+from polar_rm.cli import main
+
+main()

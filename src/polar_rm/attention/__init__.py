@@ -1,0 +1,73 @@
+"""Attention over prefix trees, as attention implementations of transformers.
+
+A model loaded with ``attn_implementation="tree_cpu"`` takes the row's :class:`TreeLayout` as the keyword argument ``tree`` of its
+forward, which stock backbones hand down to every attention layer. Nothing is patched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from polar_rm.attention.cpu import tree_cpu
+from polar_rm.attention.dense import tree_dense
+from polar_rm.attention.flex import tree_flex
+from polar_rm.attention.layout import TreeLayout, TreeSpan
+from polar_rm.errors import PolarError, UnsupportedModel
+
+__all__ = ["IMPLEMENTATIONS", "TreeLayout", "TreeSpan", "default_attention", "register"]
+
+Implementation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, TreeLayout, float], torch.Tensor]
+
+IMPLEMENTATIONS: dict[str, Implementation] = {"tree_cpu": tree_cpu, "tree_flex": tree_flex, "tree_dense": tree_dense}
+
+
+def register() -> None:
+    """Make the implementations known to transformers; calling it again changes nothing."""
+    for name, implementation in IMPLEMENTATIONS.items():
+        AttentionInterface.register(name, _adapter(implementation))
+        AttentionMaskInterface.register(name, _no_mask)  # the layout is the mask
+
+
+def default_attention(device: torch.device) -> str:
+    """The fast implementation for a device."""
+    return "tree_flex" if device.type == "cuda" else "tree_cpu"
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _adapter(implementation: Implementation) -> Callable[..., tuple[torch.Tensor, None]]:
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        tree: TreeLayout | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """query [1, heads, T, dim] -> [1, T, heads, dim], as transformers expects it."""
+        if tree is None:
+            raise PolarError("tree attention was called without a tree: pass tree=TreeLayout to the model's forward")
+        if query.shape[0] != 1 or query.shape[2] != tree.n_tokens:
+            raise PolarError(f"a packed row is [1, {tree.n_tokens}], but the model was given {[query.shape[0], query.shape[2]]}")
+        if kwargs.get("sliding_window") is not None:
+            raise UnsupportedModel("prefix trees need full causal attention, but this layer has a sliding window")
+        if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+            raise UnsupportedModel("prefix trees need plain softmax attention, but this layer caps its logits or adds sinks")
+        if not getattr(module, "is_causal", True):
+            raise UnsupportedModel("prefix trees need causal attention, but this layer is not causal")
+        if dropout:
+            raise UnsupportedModel("tree attention has no dropout; set attention_dropout to 0 in the model's config")
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return implementation(query, key, value, tree, scale).transpose(1, 2).contiguous(), None
+
+    return attend

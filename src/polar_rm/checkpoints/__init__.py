@@ -1,0 +1,1 @@
+"""Checkpoint formats: native (stock transformers sequence classification)."""

@@ -1,0 +1,142 @@
+"""The native checkpoint: a stock ``*ForSequenceClassification`` folder with one label, safetensors and no remote code.
+
+It loads with ``AutoModelForSequenceClassification`` and serves in vLLM and SGLang as it is. ``config.json`` carries one section
+of ours, ``polar``: the encoder's settings and hash. Writing is atomic: a killed or failed save never leaves a folder that looks
+finished.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer
+from transformers import PretrainedConfig
+
+from polar_rm.encoding import REWARD_TOKEN, SEPARATOR_TOKEN, Encoder
+from polar_rm.errors import PolarError
+
+_SHARD_BYTES = 4 << 30
+
+# What other loaders need to know of the tokenizer; everything else in tokenizer_config.json is about chat, which an RM has not.
+_TOKENIZER_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@contextmanager
+def atomic_directory(target: str | Path) -> Iterator[Path]:
+    """A fresh sibling folder that becomes ``target`` only if the block succeeds; an old ``target`` is replaced.
+
+    Raises:
+        PolarError: the disk is full or not writable; nothing half-written is left.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # safetensors writes 0600, which other users' servers can't read
+                _sync(path)
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_disk_error(error):
+            raise PolarError(f"{target}: could not be saved: {error}") from error
+        raise
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether this is the file system's refusal (full, read-only, quota), under whichever type a library raises it."""
+    reasons = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EROFS), os.strerror(errno.EACCES))
+    return isinstance(error, OSError) or any(reason in str(error) for reason in reasons)
+
+
+def save_native(
+    directory: str | Path, config: PretrainedConfig, weights: Mapping[str, torch.Tensor], encoder: Encoder, specials: Mapping[str, str]
+) -> None:
+    """Write a complete checkpoint. ``weights`` are named as in the transformers model; ``specials`` as in :func:`read_specials`."""
+    with atomic_directory(directory) as folder:
+        _write_weights(folder, weights)
+        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+        # transformers 4 reads torch_dtype, transformers 5 reads dtype.
+        values = config.to_dict() | {"dtype": dtype, "torch_dtype": dtype, "polar": {"encoder": encoder.to_config()}}
+        _write_json(folder / "config.json", {key: value for key, value in values.items() if not key.startswith("_")})
+        _write_tokenizer(folder, encoder, specials)
+
+
+def read_specials(directory: str | Path) -> dict[str, str]:
+    """The texts of the tokenizer's BOS, EOS, unknown and padding tokens, as far as it names them."""
+    path = Path(directory) / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    values = json.loads(path.read_text())
+    contents = {key: values.get(key) for key in _TOKENIZER_KEYS}
+    texts = {key: token["content"] if isinstance(token, dict) else token for key, token in contents.items()}
+    return {key: text for key, text in texts.items() if text}
+
+
+def add_role_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy of the tokenizer in which the separator and the reward token are special and atomic."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (SEPARATOR_TOKEN, REWARD_TOKEN)])
+    return tokenizer
+
+
+def _write_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, tensor in weights.items():
+        if shards[-1] and size + tensor.nbytes > _SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor.detach().cpu().contiguous()
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        names.update(dict.fromkeys(shard, file))
+    total = sum(tensor.nbytes for tensor in weights.values())
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": names})
+
+
+def _write_tokenizer(folder: Path, encoder: Encoder, specials: Mapping[str, str]) -> None:
+    """Written by hand so that transformers 4 and 5 both read it: what 5 writes (``TokenizersBackend``) breaks 4."""
+    tokenizer = encoder.source
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **specials,
+            "additional_special_tokens": [encoder.settings.separator_token, encoder.settings.reward_token],
+            "model_max_length": encoder.settings.max_length,
+            "padding_side": "left",
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,209 @@
+"""The ``polar`` command: thin verbs over the Python API."""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+# Tokenizers warn on every fork otherwise; batches are tokenised on all threads before any process is forked.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from polar_rm.errors import PolarError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Reward models pre-trained as policy discriminators (POLAR, arXiv 2507.05197).",
+)
+console = Console()
+messages = Console(stderr=True, soft_wrap=True)
+
+Arguments = Annotated[
+    list[str], typer.Argument(help="YAML files, layered left to right, then dotted overrides such as `optim.lr=1e-4`.", metavar="CONFIG.yaml... [KEY=VALUE...]")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then exit.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.", dir_okay=False)]
+ModelDir = Annotated[Path, typer.Option("--model", help="Folder of a reward model saved by polar.")]
+Dtype = Annotated[str, typer.Option(help="Compute type of the backbone: float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+BadRows = Annotated[str, typer.Option("--on-bad-row", help="`error` stops at a bad row; `skip` writes it to a side file, counts it and goes on.")]
+Budget = Annotated[int, typer.Option("--token-budget", help="Most tokens of one packed row; decides memory, not results.", min=1)]
+
+
+@app.command()
+def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
+    """Pre-train a reward model as a policy discriminator (paper, Eq. 7).
+
+    Run again with the same config, it continues where it stopped. Several processes: `torchrun --nproc-per-node 2 -m polar_rm pretrain ...`
+
+    Examples:
+
+        polar pretrain recipes/pretrain_tiny.yaml data.train='[corpus.parquet]' output=runs/rm
+
+        polar pretrain recipes/pretrain_tiny.yaml --dry-run
+    """
+    _train(arguments, dry_run, json)
+
+
+@app.command()
+def finetune(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
+    """Fine-tune a reward model on ranked trajectories (paper, Eq. 8).
+
+    Rows are {prompt, reference, chosen, rejected[, wrapper]} or {prompt, reference, candidates, ranks}, JSONL or Parquet.
+
+    Examples:
+
+        polar finetune recipes/finetune.yaml model.resume_from=runs/rm/model data.train='[pairs.jsonl]' output=runs/ft
+    """
+    _train(arguments, dry_run, json)
+
+
+def _train(arguments: list[str], dry_run: bool, json: Path | None) -> None:
+    from polar_rm.config import load_config, to_yaml
+    from polar_rm.files import write_json
+    from polar_rm.training.config import TrainConfig
+    from polar_rm.training.trainer import plan, train
+
+    files = [Path(argument) for argument in arguments if "=" not in argument]
+    config = load_config(TrainConfig, files, [argument for argument in arguments if "=" in argument])
+    if dry_run:
+        console.print(to_yaml(config), highlight=False)
+        for name, value in plan(config, console=messages).describe():
+            console.print(f"{name:>18}: {value}", highlight=False)
+        return
+    results = train(config, console=messages)
+    if json:
+        write_json(json, results)
+    if int(os.environ.get("RANK", "0")) == 0:
+        messages.print(f"model saved in {config.output / 'model'}")
+
+
+@app.command()
+def score(
+    model: ModelDir,
+    source: Annotated[Path, typer.Option("--input", help="Items {prompt, reference, output[, wrapper]}: JSONL or Parquet.")],
+    target: Annotated[Path, typer.Option("--output", help="JSONL of {row, reward, n_tokens, truncated, metadata}.")],
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    token_budget: Budget = 8192,
+    on_bad_row: BadRows = "error",
+) -> None:
+    """Score a file of items: one raw reward per item, in input order.
+
+    Items next to each other with the same prompt and reference share their prefix. Interrupted, the same command continues.
+
+    Examples:
+
+        polar score --model runs/rm/model --input items.jsonl --output scores.jsonl
+    """
+    from polar_rm.files import sha256
+    from polar_rm.modeling import RewardModel
+    from polar_rm.records import OnBadRow
+    from polar_rm.scoring import score_file
+
+    reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=_device(device))
+    bad = OnBadRow(on_bad_row, target.with_name(target.name + ".rejected.jsonl"))
+    identity = {"model": sha256(model), "encoder_hash": reward_model.encoder.hash, "input": sha256(source), "dtype": dtype}
+    rows = 0
+    with messages.status("scoring") as status:
+        for rows in score_file(reward_model, source, target, identity=identity, token_budget=token_budget, on_bad_row=bad):
+            status.update(f"scoring: {rows:,} items")
+    messages.print(f"{rows:,} items scored into {target}")
+    _report_bad(bad)
+
+
+@app.command()
+def evaluate(
+    files: Annotated[list[Path], typer.Argument(help="Comparisons: ranked rows or {prompt, reference, chosen, rejected}.")],
+    model: ModelDir,
+    by: Annotated[str | None, typer.Option(help="Also per value of this metadata field, e.g. `subset` or `meta.language`.")] = None,
+    json: JsonFile = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracies with intervals into this PNG or SVG.")] = None,
+    reference: Annotated[str, typer.Option(help="`given`, or the diagnostics `empty` and `shuffled` (another prompt's).")] = "given",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    token_budget: Budget = 8192,
+    on_bad_row: BadRows = "error",
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and of shuffled references.")] = 0,
+) -> None:
+    """Pairwise accuracy with a 95% interval, next to the baselines length and TF-IDF on the same pairs.
+
+    Examples:
+
+        polar evaluate pairs.jsonl --model runs/rm/model --by subset --json accuracy.json --plot accuracy.png
+
+        polar evaluate bench.parquet --model runs/rm/model --reference empty
+    """
+    raise NotImplementedError
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Comparisons, JSONL or Parquet.")],
+    model: ModelDir,
+    row: Annotated[int, typer.Option(help="Which row, counted from 1.", min=1)] = 1,
+    ids: Annotated[bool, typer.Option("--ids", help="Show every token with its id.")] = False,
+) -> None:
+    """Show one encoded comparison in colour: prefix, branches, score positions, truncation.
+
+    Examples:
+
+        polar inspect pairs.jsonl --row 3 --model runs/rm/model
+    """
+    from polar_rm.encoding import Encoder
+    from polar_rm.inspection import render
+    from polar_rm.records import read_comparisons
+
+    comparison = next(islice(read_comparisons(file), row - 1, None), None)
+    if comparison is None:
+        raise PolarError(f"{file}: there is no row {row}")
+    console.print(render(comparison, Encoder.from_pretrained(model), ids=ids))
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option(help="Run folder; what it already holds is reused.")] = Path("runs/quickstart"),
+) -> None:
+    """Sample, build comparisons, pre-train, fine-tune and evaluate at toy size: minutes on two CPU cores.
+
+    Writes `report.html`, `report.json` and the model.
+    """
+    raise NotImplementedError
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise PolarError(f"unknown device {name!r}; known: auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise PolarError("device cuda was asked for, but torch sees no CUDA device here")
+    return name
+
+
+def _report_bad(bad: Any) -> None:
+    if bad.count:
+        messages.print(f"{bad.count:,} bad rows were skipped, see {bad.side_file}")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one clear line and exit code 2, never a traceback."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # its load report calls our new head "MISSING"; we check for missing tensors ourselves
+    logging.disable_progress_bar()
+    try:
+        app()
+    except PolarError as error:
+        print(f"polar: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,394 @@
+"""The one encoder: every stage gets token ids, branches and score positions from here.
+
+A comparison becomes a prefix tree. With ``⊕`` putting a newline between prompt and response (``wrapper="sft"``) or nothing
+(``wrapper="pretrain"``), the sequence that is scored for one candidate is (paper, section 3 and figure 2)::
+
+    [bos] enc(prompt ⊕ reference) <|reward|> enc(prompt ⊕ candidate) [UNUSED_TOKEN_130]
+
+The token *named* ``<|reward|>`` separates, and the score is read at ``[UNUSED_TOKEN_130]``. Prompt and response are tokenised
+together, so a merge may cross their boundary; the shared prefix is therefore the longest common prefix of the candidates' ids,
+not "everything up to the prompt's end". Sharing more than the prompt costs nothing: each sequence's ids stay what they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from tokenizers import Tokenizer
+
+from polar_rm.errors import EncoderMismatch, PolarError
+from polar_rm.records import Comparison, Text, flatten
+
+SEPARATOR_TOKEN = "<|reward|>"
+REWARD_TOKEN = "[UNUSED_TOKEN_130]"
+
+# The official client reserves this much of max_length: the reward token, the separator and two newlines.
+RESERVED_TOKENS = 4
+
+# Joint ids may differ from the sum of the parts by a merge at the boundary. Below the limits by this margin nothing can be cut.
+_MERGE_SLACK = 32
+
+# What Hugging Face's slow tokenizers do to decoded text (``clean_up_tokenization``). The official client decodes after cutting.
+_CLEAN_UP = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s")]
+_CLEAN_UP += [(" 've", "'ve"), (" 're", "'re")]
+
+# Every kind of thing that a tokenizer can treat differently; its ids are part of the tokenizer's fingerprint.
+_PROBE = "It's 12,345.6 tabs\t and  spaces\r\n\n```py\ndef f(x): return x**2```  naïve Ünïcode 中文 日本 한국어 🙂👩‍💻 <|x|> </s>."
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSettings:
+    """All that decides which ids a text becomes, apart from the tokenizer itself. Lengths are in tokens.
+
+    template: ``polar`` joins the contents of messages by newlines, as the official code does; ``polar-chat`` keeps roles, so
+        that system prompts and turns are told apart (POLAR issues 1 and 2).
+    max_length: of one whole sequence. max_response_length: of the reference and of each candidate, a leading BOS counted.
+    response_cut_side: ``right`` keeps a response's first tokens (what POLAR was trained with), ``left`` its last.
+    clean_up: repeat the official slow tokenizer's clean-up of spaces before punctuation; for converted checkpoints.
+    """
+
+    template: Literal["polar", "polar-chat"] = "polar"
+    version: int = 1
+    max_length: int = 16384
+    max_response_length: int = 4096
+    response_cut_side: Literal["right", "left"] = "right"
+    clean_up: bool = False
+    separator_token: str = SEPARATOR_TOKEN
+    reward_token: str = REWARD_TOKEN
+
+    def __post_init__(self) -> None:
+        if self.template not in ("polar", "polar-chat") or self.version != 1:
+            raise PolarError(f"unknown encoder template {self.template!r} version {self.version}; known: polar 1, polar-chat 1")
+        if self.response_cut_side not in ("right", "left"):
+            raise PolarError(f"response_cut_side must be 'right' or 'left', not {self.response_cut_side!r}")
+        shortest = 2 * self.max_response_length + RESERVED_TOKENS
+        if self.max_response_length < 1 or self.max_length < shortest:
+            raise PolarError(
+                f"max_length {self.max_length} cannot hold a reference and a candidate of {self.max_response_length} tokens "
+                f"each: it must be at least {shortest}, or max_response_length smaller"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """Tokens cut away: from the prompt's beginning (once, all candidates share the cut) and from each response's end."""
+
+    prompt: int = 0
+    reference: int = 0
+    candidates: tuple[int, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.prompt or self.reference or any(self.candidates))
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixTree:
+    """An encoded comparison: ids of the shared prefix and of each candidate's own branch, which ends in the reward token."""
+
+    prefix: list[int]
+    branches: list[list[int]]
+    ranks: tuple[int, ...]
+    truncation: Truncation = Truncation()
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens computed for this tree; peers compute ``sum(len(prefix) + len(branch))``."""
+        return len(self.prefix) + sum(map(len, self.branches))
+
+    def sequence(self, candidate: int) -> list[int]:
+        """The complete ids of one candidate, as an engine without prefix trees is fed."""
+        return self.prefix + self.branches[candidate]
+
+    def split(self, max_tokens: int) -> list[tuple[list[int], PrefixTree]]:
+        """Parts of at most ``max_tokens`` (a single branch may exceed it), each with the indices of its candidates."""
+        parts: list[list[int]] = [[]]
+        used = len(self.prefix)
+        for index, branch in enumerate(self.branches):
+            if parts[-1] and used + len(branch) > max_tokens:
+                parts.append([])
+                used = len(self.prefix)
+            parts[-1].append(index)
+            used += len(branch)
+        return [(part, self._subtree(part)) for part in parts]
+
+    def _subtree(self, indices: Sequence[int]) -> PrefixTree:
+        cut = self.truncation
+        cut = Truncation(cut.prompt, cut.reference, tuple(cut.candidates[i] for i in indices) if cut.candidates else ())
+        return PrefixTree(self.prefix, [self.branches[i] for i in indices], tuple(self.ranks[i] for i in indices), cut)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """The rendered texts of one comparison, literal special tokens dropped, and what stands between prompt and response."""
+
+    prompt: str
+    reference: str
+    candidates: list[str]
+    glue: str
+
+
+class Encoder:
+    """Comparison -> PrefixTree, with ids that do not depend on the stage that asks.
+
+    Literal special tokens inside user text are dropped, as the official client drops them, but to a fixed point: what is left
+    after a removal can never spell a special token again, so no text can place a separator or a second scoring token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, settings: EncoderSettings | None = None) -> None:
+        self.settings = settings or EncoderSettings()
+        self.source = tokenizer  # as given: this one is saved in checkpoints
+        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.bos_ids = _leading_ids(self.tokenizer)
+        # Without its post-processor the tokenizer adds nothing, and byte-level ones no longer trim spaces off the offsets.
+        self.tokenizer.post_processor = None
+        self.separator_id = self._role_id(self.settings.separator_token)
+        self.reward_id = self._role_id(self.settings.reward_token)
+        special = {added.content for added in self.tokenizer.get_added_tokens_decoder().values() if added.special}
+        special |= {self.settings.separator_token, self.settings.reward_token}
+        self._special = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """The encoder of a checkpoint: its tokenizer with the settings saved in ``config.json``.
+
+        Raises:
+            EncoderMismatch: the saved hash is not the hash of what is in the folder (tokenizer or settings were changed).
+        """
+        directory = Path(directory)
+        saved = _saved_section(directory)
+        unknown = set(saved["settings"]) - set(EncoderSettings.__dataclass_fields__)
+        if unknown:
+            raise EncoderMismatch(f"{directory}: unknown encoder settings {sorted(unknown)}: saved by a newer version?")
+        encoder = cls(load_tokenizer(directory), EncoderSettings(**saved["settings"]))
+        if encoder.hash != saved["hash"]:
+            part = "tokenizer" if encoder.fingerprint != saved["tokenizer"] else "settings"
+            raise EncoderMismatch(
+                f"{directory}: the encoder's {part} changed since the checkpoint was saved (saved hash {saved['hash']}, "
+                f"these files give {encoder.hash}): scores would be about other tokens"
+            )
+        return encoder
+
+    def to_config(self) -> dict[str, Any]:
+        """What :meth:`from_pretrained` reads back from the ``polar`` section of ``config.json``."""
+        return {"settings": asdict(self.settings), "tokenizer": self.fingerprint, "hash": self.hash}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the tokenizer's behaviour, not of its file: libraries rewrite ``tokenizer.json`` without changing any id."""
+        vocabulary = sorted(self.tokenizer.get_vocab(with_added_tokens=True).items())
+        return _digest([vocabulary, self._ids([_PROBE])[0], self.bos_ids])
+
+    @cached_property
+    def hash(self) -> str:
+        """Names the function from text to ids; equal hashes mean equal ids for every text."""
+        return _digest([asdict(self.settings), self.fingerprint])
+
+    def encode(self, comparison: Comparison) -> PrefixTree:
+        """One comparison; all its candidates share one prompt cut, which the longest of them decides."""
+        return self.encode_many([comparison])[0]
+
+    def encode_many(self, comparisons: Sequence[Comparison]) -> list[PrefixTree]:
+        """Like :meth:`encode`, tokenised as one batch on all cores."""
+        trees: list[PrefixTree] = []
+        fields = [self._fields(c.prompt, c.reference, c.candidates, c.wrapper) for c in comparisons]
+        joint = iter(self._ids([text for f in fields for text in self._joint(f, f.prompt, f.reference, f.candidates)]))
+        for comparison, field in zip(comparisons, fields, strict=True):
+            reference_ids, *candidate_ids = [next(joint) for _ in range(1 + len(field.candidates))]
+            if self._surely_fits(reference_ids, candidate_ids):
+                uncut = Truncation(candidates=(0,) * len(candidate_ids))
+                trees.append(self._tree(reference_ids, candidate_ids, comparison.ranks, uncut))
+            else:
+                [(_, tree)] = self._encode_cut(field, comparison.ranks, shared_cut=True)
+                trees.append(tree)
+        return trees
+
+    def encode_outputs(
+        self, prompt: Text, reference: Text | None, outputs: Sequence[Text], wrapper: str = "sft"
+    ) -> list[tuple[list[int], PrefixTree]]:
+        """Trees for scoring, each with the indices of its outputs; an output's ids never depend on its neighbours.
+
+        Where the prompt has to be cut, every output gets the cut that it would get alone (as in the official client), and
+        only outputs with the same cut share a tree.
+        """
+        field = self._fields(prompt, reference, outputs, wrapper)
+        ranks = (0,) * len(outputs)
+        reference_ids, *candidate_ids = self._ids(self._joint(field, field.prompt, field.reference, field.candidates))
+        if self._surely_fits(reference_ids, candidate_ids):
+            uncut = Truncation(candidates=(0,) * len(outputs))
+            return [(list(range(len(outputs))), self._tree(reference_ids, candidate_ids, ranks, uncut))]
+        return self._encode_cut(field, ranks, shared_cut=False)
+
+    def _role_id(self, token: str) -> int:
+        token_id = self.tokenizer.token_to_id(token)
+        if token_id is None:
+            raise PolarError(f"the tokenizer has no token {token!r}; build the reward model first, which adds it")
+        if self.tokenizer.encode(token, add_special_tokens=False).ids != [token_id]:
+            raise PolarError(f"the tokenizer splits {token!r} into pieces; it must be one special token")
+        return int(token_id)
+
+    def _fields(self, prompt: Text, reference: Text | None, candidates: Sequence[Text], wrapper: str) -> _Fields:
+        if reference is None:
+            raise PolarError("the comparison has no reference; give one, or an empty string to score without")
+        chat = self.settings.template == "polar-chat" and wrapper == "sft"
+        response = _chat_response if chat else flatten
+        return _Fields(
+            self._drop_special(_chat_prompt(prompt) if chat else flatten(prompt)),
+            self._drop_special(response(reference)),
+            [self._drop_special(response(candidate)) for candidate in candidates],
+            "\nassistant: " if chat else "\n" if wrapper == "sft" else "",
+        )
+
+    def _drop_special(self, text: str) -> str:
+        while (shorter := self._special.sub("", text)) != text:
+            text = shorter
+        return text
+
+    def _clean(self, text: str) -> str:
+        if self.settings.clean_up:
+            for spaced, closed in _CLEAN_UP:
+                text = text.replace(spaced, closed)
+        return text
+
+    def _joint(self, field: _Fields, prompt: str, reference: str, candidates: Sequence[str]) -> list[str]:
+        """``prompt ⊕ response`` for the reference and each candidate. An empty response gets no newline (as in training)."""
+        prompt = self._clean(prompt)
+        responses = [self._clean(response) for response in (reference, *candidates)]
+        # Dropped again because prompt and response can spell a special token across their boundary.
+        return [self._drop_special(prompt + field.glue + response if response else prompt) for response in responses]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except (TypeError, UnicodeError) as error:
+            raise PolarError(f"a text is not valid Unicode (a lone surrogate?): {error}") from error
+
+    def _surely_fits(self, reference_ids: list[int], candidate_ids: list[list[int]]) -> bool:
+        longest = max(map(len, candidate_ids))
+        response_limit = self.settings.max_response_length - _MERGE_SLACK
+        length_limit = self.settings.max_length - RESERVED_TOKENS - _MERGE_SLACK
+        return max(len(reference_ids), longest) <= response_limit and len(reference_ids) + longest <= length_limit
+
+    def _encode_cut(
+        self, field: _Fields, ranks: tuple[int, ...], *, shared_cut: bool
+    ) -> list[tuple[list[int], PrefixTree]]:
+        """The general case: cut each response to its limit, then the prompt to what the two leave."""
+        n_bos = len(self.bos_ids)  # the official client counts a BOS in every field
+        reference, n_reference, reference_cut = self._cut_response(field.reference)
+        cut_candidates = [self._cut_response(candidate) for candidate in field.candidates]
+        budgets = [
+            (self.settings.max_length - RESERVED_TOKENS - n_reference - n_candidate - 2 * n_bos) // 2
+            for _, n_candidate, _ in cut_candidates
+        ]
+        prompt = self.tokenizer.encode(field.prompt, add_special_tokens=False)
+        keeps = [max(0, min(len(prompt.ids), min(budgets) if shared_cut else budget)) for budget in budgets]
+        trees = []
+        for keep in dict.fromkeys(keeps):
+            indices = [i for i, other in enumerate(keeps) if other == keep]
+            candidates = [cut_candidates[i][0] for i in indices]
+            candidate_cuts = tuple(cut_candidates[i][2] for i in indices)
+            kept = keep
+            while True:
+                text = _last_tokens(field.prompt, prompt.offsets, kept)
+                reference_ids, *candidate_ids = self._ids(self._joint(field, text, reference, candidates))
+                cut = Truncation(len(prompt.ids) - kept, reference_cut, candidate_cuts)
+                tree = self._tree(reference_ids, candidate_ids, tuple(ranks[i] for i in indices), cut)
+                # Cutting can undo merges, so the joint ids may be longer than their parts were; the prompt stands in twice.
+                excess = len(tree.prefix) + max(map(len, tree.branches)) - self.settings.max_length
+                if excess <= 0:
+                    break
+                if kept == 0:
+                    raise PolarError(f"a sequence is {excess} tokens over max_length {self.settings.max_length} without its prompt")
+                kept = max(0, kept - (excess + 1) // 2)
+            trees.append((indices, tree))
+        return trees
+
+    def _cut_response(self, text: str) -> tuple[str, int, int]:
+        """The text within ``max_response_length`` tokens, the tokens kept and the tokens cut."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        n_tokens = len(encoding.ids)
+        keep = min(n_tokens, self.settings.max_response_length - len(self.bos_ids))
+        side = _first_tokens if self.settings.response_cut_side == "right" else _last_tokens
+        return side(text, encoding.offsets, keep), keep, n_tokens - keep
+
+    def _tree(
+        self, reference_ids: list[int], candidate_ids: list[list[int]], ranks: tuple[int, ...], truncation: Truncation
+    ) -> PrefixTree:
+        shared: list[int] = commonprefix(candidate_ids)
+        prefix = [*self.bos_ids, *reference_ids, self.separator_id, *shared]
+        branches = [[*ids[len(shared) :], self.reward_id] for ids in candidate_ids]
+        return PrefixTree(prefix, branches, ranks, truncation)
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """The fast tokenizer of a checkpoint folder.
+
+    Raises:
+        PolarError: no readable ``tokenizer.json`` there.
+    """
+    path = Path(directory) / "tokenizer.json"
+    if not path.is_file():
+        raise PolarError(f"{directory}: no tokenizer.json (a fast tokenizer is needed)")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise PolarError(f"{path}: not a tokenizer: {error}") from error
+
+
+def _saved_section(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        section = json.loads(path.read_text())["polar"]["encoder"]
+    except OSError as error:
+        raise PolarError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise PolarError(f"{path}: not JSON: {error}") from error
+    except (KeyError, TypeError):
+        raise PolarError(f"{path}: no encoder settings; is this a reward model saved by polar?") from None
+    return dict(section)
+
+
+def _leading_ids(tokenizer: Tokenizer) -> list[int]:
+    """The BOS that the tokenizer puts before a text, if it does. An EOS behind it is left out: the reward token ends ours."""
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    return list(full[: full.index(plain[0])])
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]
+
+
+def _chat_prompt(text: Text) -> str:
+    messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def _chat_response(text: Text) -> str:
+    """A single answer is its content (the role stands in the glue); a longer exchange keeps its roles."""
+    if isinstance(text, str) or len(text) == 1:
+        return flatten(text)
+    return _chat_prompt(text)
+
+
+def _first_tokens(text: str, offsets: Sequence[tuple[int, int]], keep: int) -> str:
+    if keep == len(offsets):
+        return text
+    # A character of several byte tokens is kept whole or not at all; decoding half of it would invent a U+FFFD.
+    return text[: min(offsets[keep - 1][1], offsets[keep][0])] if keep else ""
+
+
+def _last_tokens(text: str, offsets: Sequence[tuple[int, int]], keep: int) -> str:
+    if keep == len(offsets):
+        return text
+    first = len(offsets) - keep
+    return text[max(offsets[first][0], offsets[first - 1][1]) :] if keep else ""

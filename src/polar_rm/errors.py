@@ -1,0 +1,35 @@
+"""What can go wrong for a user. The command line prints any of these as one line and exits with code 2."""
+
+from __future__ import annotations
+
+
+class PolarError(Exception):
+    """Bad input, a bad option, or a machine that refuses (a full disk)."""
+
+
+class BadRow(PolarError):
+    """A row of a data file is not what it should be. ``row`` counts from 1."""
+
+    def __init__(self, path: str, row: int, field: str, expected: str) -> None:
+        super().__init__(f"{path}: row {row}: field {field!r}: expected {expected}")
+        self.path, self.row, self.field, self.expected = path, row, field, expected
+
+
+class ConfigError(PolarError):
+    """A configuration has an unknown key, a wrong type or settings that contradict each other."""
+
+
+class EncoderMismatch(PolarError):
+    """A checkpoint's tokenizer or encoder settings are not those it was trained with."""
+
+
+class UnsupportedModel(PolarError):
+    """A model folder that can't be used exactly: another architecture, missing or non-finite weights."""
+
+
+class ScoreError(PolarError):
+    """An item has no score, for example because it came out non-finite."""
+
+
+class NonFinite(PolarError):
+    """A loss or gradient is NaN or infinite."""

@@ -1,0 +1,117 @@
+"""Scorers that a reward model must beat: how long a candidate is, and which characters it shares with the reference.
+
+Both are scorers like a model, so that all go through one evaluation path. They see flattened texts, never the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import HashingVectorizer  # type: ignore[import-untyped]
+from sklearn.preprocessing import normalize  # type: ignore[import-untyped]
+
+from polar_rm.errors import PolarError
+from polar_rm.records import Comparison, flatten
+
+_WINDOW = 128  # comparisons whose n-gram counts are held at a time
+
+
+class Baseline(Protocol):
+    """A ``ComparisonScorer`` that may first look at all comparisons, without their ranks."""
+
+    def fit(self, comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
+        """Learn from a stream while passing it on; must be exhausted before scoring."""
+        ...
+
+    def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]: ...
+
+
+class Length:
+    """Closeness of lengths in characters: ``-|log(1 + len(candidate)) - log(1 + len(reference))|``.
+
+    Without a reference (None or empty) it is ``log(1 + len(candidate))``: longer is better, the best known bias of
+    judges.
+    """
+
+    def fit(self, comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
+        return iter(comparisons)
+
+    def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
+        for comparison in comparisons:
+            lengths = [math.log1p(len(flatten(candidate))) for candidate in comparison.candidates]
+            reference = flatten(comparison.reference or "")
+            yield [-abs(length - math.log1p(len(reference))) for length in lengths] if reference else lengths
+
+
+class Tfidf:
+    """Cosine between the character n-gram TF-IDF vectors of candidate and reference; 0 where either is empty.
+
+    n-grams of 2 to 4 lower-case characters within words, sublinear term frequency, smoothed inverse document frequency
+    over the references (scikit-learn's definitions). n-grams are hashed into ``n_features`` columns, so memory is
+    constant: there is no vocabulary, and the document frequencies are one array.
+    """
+
+    def __init__(self, n_features: int = 2**18) -> None:
+        self._counts = HashingVectorizer(
+            analyzer="char_wb", ngram_range=(2, 4), n_features=n_features, norm=None, alternate_sign=False
+        )
+        self._document_frequency: NDArray[np.int64] = np.zeros(n_features, np.int64)
+        self._documents = 0
+
+    def fit(self, comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
+        stream = iter(comparisons)
+        while window := list(islice(stream, _WINDOW)):
+            references = [flatten(comparison.reference or "") for comparison in window]
+            counts, rows = self._count(references)
+            times = np.bincount(rows, minlength=counts.shape[0])
+            self._document_frequency += np.bincount(
+                counts.indices, np.repeat(times, np.diff(counts.indptr)), counts.shape[1]
+            ).astype(np.int64)
+            self._documents += len(references)
+            yield from window
+
+    def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
+        stream = iter(comparisons)
+        while window := list(islice(stream, _WINDOW)):
+            texts: list[str] = []
+            for comparison in window:
+                texts += [flatten(text) for text in (comparison.reference or "", *comparison.candidates)]
+            counts, rows = self._count(texts)
+            vectors = self._weigh(counts)
+            start = 0
+            for comparison in window:
+                end = start + 1 + len(comparison.candidates)
+                cosines = vectors[rows[start + 1 : end]] @ vectors[rows[start]].T
+                yield cosines.toarray().ravel().tolist()
+                start = end
+
+    def _count(self, texts: Sequence[str]) -> tuple[Any, NDArray[np.int64]]:
+        """n-gram counts of the distinct texts (CSR), and each text's row; neighbours often share a reference."""
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        return self._counts.transform(distinct), np.array([distinct[text] for text in texts], np.int64)
+
+    def _weigh(self, counts: Any) -> Any:
+        inverse_document_frequency = np.log((1 + self._documents) / (1 + self._document_frequency)) + 1
+        counts.data = (1 + np.log(counts.data)) * inverse_document_frequency[counts.indices]
+        return normalize(counts, copy=False)
+
+
+BASELINES: dict[str, Callable[[], Baseline]] = {"length": Length, "tfidf": Tfidf}
+
+
+def make_baselines(names: Iterable[str]) -> dict[str, Baseline]:
+    """Fresh baselines by name, in the given order.
+
+    Raises:
+        PolarError: an unknown name.
+    """
+    names = list(names)
+    unknown = [name for name in names if name not in BASELINES]
+    if unknown:
+        raise PolarError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
+    return {name: BASELINES[name]() for name in names}

@@ -1,0 +1,83 @@
+"""What evaluation asks of a scorer, and what it may do with a comparison's reference."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+
+from polar_rm.errors import PolarError
+from polar_rm.records import Comparison, Text, flatten
+
+ReferenceMode = Literal["given", "empty", "shuffled"]
+
+# Comparisons among which shuffled references are exchanged. It bounds memory, and in a file sorted by subject a wrong
+# reference stays near the subject.
+_SHUFFLE_WINDOW = 1024
+
+
+class ComparisonScorer(Protocol):
+    """Anything that gives every candidate a number: a reward model's ``Scorer``, a baseline, a client of a server."""
+
+    def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
+        """One list per comparison, in order, with one score per candidate; a higher score is better."""
+        ...
+
+
+def prompt_key(comparison: Comparison) -> str:
+    """Names a comparison's prompt: ``metadata["prompt_id"]``, or a hash of the prompt's text where there is none."""
+    given = comparison.metadata.get("prompt_id")
+    if given is not None:
+        return f"prompt_id {given}"
+    return hashlib.sha256(flatten(comparison.prompt).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def apply_reference_protocol(
+    comparisons: Iterable[Comparison], mode: ReferenceMode, *, seed: int = 0
+) -> Iterator[Comparison]:
+    """Comparisons with their references as given, all empty, or exchanged between prompts.
+
+    ``empty`` and ``shuffled`` (another prompt's reference) are diagnostics: with both the accuracy of a model that uses
+    its reference falls. ``empty`` empties every reference, so that a number never mixes two protocols.
+
+    Raises:
+        PolarError: unknown mode, a comparison without a reference (except with ``empty``), or nothing to exchange with.
+    """
+    if mode not in get_args(ReferenceMode):
+        raise PolarError(f"unknown reference mode {mode!r}; known: {', '.join(get_args(ReferenceMode))}")
+    if mode == "empty":
+        return (replace(comparison, reference="") for comparison in comparisons)
+    given = _with_reference(comparisons)
+    return given if mode == "given" else _shuffled(given, np.random.default_rng(seed))
+
+
+def _with_reference(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
+    for number, comparison in enumerate(comparisons, 1):
+        if comparison.reference is None:
+            raise PolarError(f"comparison {number} has no reference; --reference empty evaluates all without any")
+        yield comparison
+
+
+def _shuffled(comparisons: Iterator[Comparison], generator: np.random.Generator) -> Iterator[Comparison]:
+    donors: dict[str, list[Text]] = {}
+    while window := list(islice(comparisons, _SHUFFLE_WINDOW)):
+        while len(set(map(prompt_key, window))) < 2 and (more := list(islice(comparisons, _SHUFFLE_WINDOW))):
+            window += more
+        # The last window may hold a single prompt; the one before it then still has donors.
+        earlier, donors = donors, {}
+        for comparison in window:
+            donors.setdefault(prompt_key(comparison), []).append(comparison.reference or "")
+        available = donors if len(donors) > 1 else {**earlier, **donors}
+        if len(available) < 2:
+            raise PolarError("references can only be shuffled between at least two prompts")
+        # A cycle through the prompts in random order: nobody receives its own prompt's reference.
+        keys = list(available)
+        order = [keys[i] for i in generator.permutation(len(keys))]
+        giver = dict(zip(order, order[1:] + order[:1], strict=True))
+        for comparison in window:
+            references = available[giver[prompt_key(comparison)]]
+            yield replace(comparison, reference=references[int(generator.integers(len(references)))])

@@ -1,0 +1,83 @@
+"""What ``polar evaluate`` does: a saved model against files of comparisons."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from polar_rm.evaluation.accuracy import EvaluationResult, Progress, evaluate
+from polar_rm.evaluation.baselines import BASELINES
+from polar_rm.evaluation.protocols import ReferenceMode
+from polar_rm.evaluation.report import DataFile
+from polar_rm.files import sha256
+from polar_rm.records import Comparison, OnBadRow, read_comparisons
+
+
+class ComparisonFiles:
+    """Files of comparisons as one stream that can be read more than once; the first pass alone reports bad rows.
+
+    rows: comparisons read from each file by the latest pass.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], on_bad_row: OnBadRow | None = None) -> None:
+        self.paths = [Path(path) for path in paths]
+        self.rows = [0] * len(self.paths)
+        self._on_bad_row = on_bad_row
+
+    def __iter__(self) -> Iterator[Comparison]:
+        on_bad_row = self._on_bad_row
+        if on_bad_row is not None:
+            self._on_bad_row = replace(on_bad_row, side_file=os.devnull)
+        for number, path in enumerate(self.paths):
+            self.rows[number] = 0
+            for comparison in read_comparisons(path, on_bad_row):
+                self.rows[number] += 1
+                yield comparison
+
+    def describe(self) -> list[DataFile]:
+        """Path, hash and rows of every file, after a pass."""
+        files = zip(self.paths, self.rows, strict=True)
+        return [{"path": str(path), "sha256": sha256(path), "rows": rows} for path, rows in files]
+
+
+def evaluate_files(
+    model_dir: str | Path,
+    files: Sequence[str | Path],
+    *,
+    by: str | None = None,
+    reference: ReferenceMode = "given",
+    baselines: Sequence[str] = tuple(BASELINES),
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    token_budget: int = 8192,
+    on_bad_row: OnBadRow | None = None,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Load a native checkpoint and :func:`evaluate` it on files (JSONL or Parquet), in constant memory but for numbers.
+
+    Raises:
+        PolarError: whatever is wrong with the folder, the files or the options; before anything is scored.
+        ScoreError: a score is not finite.
+    """
+    # Only here are torch and transformers needed; baselines, statistics and plots are used without them.
+    from polar_rm.modeling import RewardModel
+    from polar_rm.scoring import Scorer
+
+    model = RewardModel.from_pretrained(model_dir, dtype=dtype, device=device)
+    comparisons = ComparisonFiles(files, on_bad_row)
+    result = evaluate(
+        Scorer(model, token_budget=token_budget),
+        comparisons,
+        by=by,
+        reference=reference,
+        baselines=baselines,
+        seed=seed,
+        model=str(model_dir),
+        encoder_hash=model.encoder.hash,
+        progress=progress,
+    )
+    result.report["data"] = comparisons.describe()
+    return result

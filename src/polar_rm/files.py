@@ -1,0 +1,41 @@
+"""Small helpers on files that several verbs need."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from polar_rm.errors import PolarError
+
+
+def sha256(path: str | Path) -> str:
+    """Of a file's bytes, or for a folder of all its files' names and bytes."""
+    path = Path(path)
+    if path.is_dir():
+        names = sorted(p for p in path.rglob("*") if p.is_file())
+        return hashlib.sha256("".join(f"{p.relative_to(path)} {sha256(p)}\n" for p in names).encode()).hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise PolarError(f"{path}: {error.strerror}") from error
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Atomically: a reader sees the old file or the new one, never half of it.
+
+    Raises:
+        PolarError: the disk is full or not writable.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise PolarError(f"{path}: could not be written: {error.strerror}") from error

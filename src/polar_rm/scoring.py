@@ -1,0 +1,168 @@
+"""Many items in, one reward per item out, in input order and in constant memory.
+
+Items of one window that share prompt, reference and wrapper become one prefix tree, so that their common prefix is computed
+once; trees of all lengths are packed into rows of a token budget without padding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from polar_rm.encoding import PrefixTree
+from polar_rm.errors import PolarError, ScoreError
+from polar_rm.modeling import RewardModel
+from polar_rm.packing import first_fit, pack
+from polar_rm.records import Comparison, OnBadRow, ScoreItem, read_items
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """reward: raw and unbounded. n_tokens: of the item's whole sequence. truncated: whether any of its texts was cut."""
+
+    reward: float
+    n_tokens: int
+    truncated: bool
+
+
+class Scorer:
+    """Scores streams with one model.
+
+    token_budget: tokens of one row, which bounds memory. window: items that are looked at together; it bounds both the memory
+    for texts and how far apart two items may stand to share a prefix.
+    """
+
+    def __init__(self, model: RewardModel, *, token_budget: int = 8192, window: int = 1024) -> None:
+        self.model = model.eval()
+        self.token_budget = token_budget
+        self.window = window
+
+    def score(self, items: Iterable[ScoreItem]) -> Iterator[Scored]:
+        """One :class:`Scored` per item, in order.
+
+        Raises:
+            ScoreError: an item's score is not finite; the message says which. There is no score of 0 or None for a failure.
+        """
+        done = 0
+        for window in windows(items, self.window):
+            groups: dict[str, list[int]] = {}
+            for index, item in enumerate(window):
+                groups.setdefault(json.dumps([item.prompt, item.reference, item.wrapper]), []).append(index)
+            trees, places = [], []
+            for indices in groups.values():
+                first = window[indices[0]]
+                outputs = [window[i].output for i in indices]
+                for part, tree in self.model.encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper):
+                    trees.append(tree)
+                    places.append([indices[i] for i in part])
+            results: list[Scored | None] = [None] * len(window)
+            for tree, place, rewards in zip(trees, places, self.score_trees(trees), strict=True):
+                cut = tree.truncation
+                for branch, index in enumerate(place):
+                    if not math.isfinite(rewards[branch]):
+                        raise ScoreError(f"item {done + index + 1} has the score {rewards[branch]}")
+                    truncated = bool(cut.prompt or cut.reference or cut.candidates[branch])
+                    results[index] = Scored(rewards[branch], len(tree.prefix) + len(tree.branches[branch]), truncated)
+            yield from (result for result in results if result is not None)
+            done += len(window)
+
+    def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
+        """One list of rewards per comparison, encoded exactly as in training (all candidates share one prompt cut)."""
+        done = 0
+        for window in windows(comparisons, self.window):
+            for rewards in self.score_trees(self.model.encoder.encode_many(window)):
+                done += 1
+                if not all(map(math.isfinite, rewards)):
+                    raise ScoreError(f"comparison {done} has the scores {rewards}")
+                yield rewards
+
+    @torch.inference_mode()
+    def score_trees(self, trees: Sequence[PrefixTree]) -> list[list[float]]:
+        """Raw scores of every tree's candidates, finite or not. Trees beyond the budget are split, their prefix repeated."""
+        scores = [[math.nan] * len(tree.branches) for tree in trees]
+        parts = [(index, part, subtree) for index, tree in enumerate(trees) for part, subtree in tree.split(self.token_budget)]
+        for row in first_fit([subtree.n_tokens for _, _, subtree in parts], self.token_budget):
+            packed = pack([parts[i][2] for i in row]).to(self.model.device)
+            flat = iter(self.model(packed).tolist())
+            for i in row:
+                index, part, _ = parts[i]
+                for candidate in part:
+                    scores[index][candidate] = next(flat)
+        return scores
+
+
+def windows(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` consecutive values; the last may be shorter."""
+    iterator = iter(values)
+    while window := list(islice(iterator, size)):
+        yield window
+
+
+def score_file(
+    model: RewardModel,
+    source: str | Path,
+    target: str | Path,
+    *,
+    identity: dict[str, Any],
+    token_budget: int = 8192,
+    on_bad_row: OnBadRow | None = None,
+) -> Iterator[int]:
+    """Score a file of items into JSONL rows {row, reward, n_tokens, truncated, metadata}; yields the count of rows written.
+
+    Rows go to ``target.partial``, which becomes ``target`` at the end. Run again after an interruption, it continues behind the
+    last complete row. ``identity`` (model, encoder, input) is saved beside it: another identity is refused, not mixed in.
+    """
+    target = Path(target)
+    partial = target.with_name(target.name + ".partial")
+    state = target.with_name(target.name + ".partial.json")
+    if partial.exists():
+        _check_identity(state, identity)
+    state.write_text(json.dumps(identity))
+    done = _complete_rows(partial)
+    scorer = Scorer(model, token_budget=token_budget)
+    items = islice(read_items(source, on_bad_row), done, None)
+    with partial.open("a", encoding="utf-8") as file:
+        yield done
+        for window in windows(items, scorer.window):
+            for item, scored in zip(window, scorer.score(window), strict=True):
+                done += 1
+                row = {"row": done, "reward": scored.reward, "n_tokens": scored.n_tokens, "truncated": scored.truncated}
+                file.write(json.dumps(row | {"metadata": item.metadata}, ensure_ascii=False, default=str) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            yield done
+    partial.rename(target)
+    state.unlink()
+
+
+def _check_identity(state: Path, identity: dict[str, Any]) -> None:
+    saved = json.loads(state.read_text()) if state.exists() else {}
+    changed = [key for key in identity if saved.get(key) != identity[key]]
+    if changed:
+        raise PolarError(
+            f"{state.with_suffix('')}: an unfinished run with another {', '.join(changed)} stands here; remove it or use another output"
+        )
+
+
+def _complete_rows(partial: Path) -> int:
+    """Rows already written; a last line without its newline was cut by the interruption and is removed."""
+    if not partial.exists():
+        return 0
+    rows, end = 0, 0
+    with partial.open("rb+") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                rows += 1
+                end += len(line)
+        file.truncate(end)
+    return rows

@@ -1,0 +1,124 @@
+"""What a training run is told. Both verbs share it; only defaults differ (the authors: the stages differ in data alone)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from polar_rm.config import Config
+from polar_rm.encoding import EncoderSettings
+from polar_rm.losses import LossConfig
+
+
+class EncoderConfig(Config):
+    """Encoder settings of a new reward model; one that exists keeps its own. Lengths in tokens."""
+
+    template: Literal["polar", "polar-chat"] = "polar"
+    max_length: PositiveInt = 16384
+    max_response_length: PositiveInt = 4096
+
+    def settings(self) -> EncoderSettings:
+        return EncoderSettings(**self.model_dump())
+
+
+class ModelConfig(Config):
+    """Where the weights come from: exactly one of ``init``, ``resume_from`` and ``preset``.
+
+    init: folder of a causal language model whose backbone is taken. n_layers: keep only its first layers.
+    resume_from: folder of a reward model saved by polar (fine-tuning starts from the pre-trained one).
+    preset: size of a randomly initialised Llama (polar_rm.modeling.PRESETS), with the tokenizer of the folder ``tokenizer``.
+    gguf_file: name of a GGUF inside the ``init`` (or ``tokenizer``) folder.
+    """
+
+    init: Path | None = None
+    resume_from: Path | None = None
+    preset: str | None = None
+    tokenizer: Path | None = None
+    n_layers: PositiveInt | None = None
+    gguf_file: str | None = None
+    encoder: EncoderConfig = EncoderConfig()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if sum(source is not None for source in (self.init, self.resume_from, self.preset)) != 1:
+            raise ValueError("give exactly one of init, resume_from and preset")
+        if (self.preset is None) != (self.tokenizer is None):
+            raise ValueError("preset and tokenizer go together")
+        if self.n_layers is not None and self.init is None:
+            raise ValueError("n_layers needs init")
+        return self
+
+
+class DataConfig(Config):
+    """Files of comparisons (JSONL, Parquet). eval: evaluated during training. on_bad_row: refuse, or skip into a side file."""
+
+    train: list[Path] = Field(min_length=1)
+    eval: list[Path] = []
+    on_bad_row: Literal["error", "skip"] = "error"
+    reference: Literal["given", "empty"] = "given"
+
+
+class OptimConfig(Config):
+    """AdamW, linear warm-up and cosine decay; the defaults are the published fine-tuning settings (paper App. D.2, release).
+
+    lr: peak learning rate, or ``paper`` for the pre-training rule of App. F.1, which needs ``base_tokens``, the tokens that the
+    base language model was trained on.
+    """
+
+    lr: float | Literal["paper"] = 1e-5
+    base_tokens: float | None = Field(None, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    warmup: float = Field(0.03, ge=0, le=1)
+    final_lr: float = Field(0.1, ge=0, le=1)
+
+
+class LoraConfig(Config):
+    """Low-rank adapters by PEFT on every linear layer; the head and added tokens' embeddings are trained in full."""
+
+    rank: PositiveInt = 16
+    alpha: float = 32.0
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class LogConfig(Config):
+    """Besides ``metrics.jsonl``, which is always written."""
+
+    tensorboard: bool = True
+    wandb_project: str | None = None
+
+
+class TrainConfig(Config):
+    """One run.
+
+    output: run folder: ``run.json``, ``metrics.jsonl``, ``checkpoints/``, ``model/``. Run again with the same config, it resumes.
+    batch_size: comparisons per optimiser step, over all ranks, or ``paper`` (rule of App. F.1).
+    row_tokens: most tokens of one packed row; one row per rank and micro-step. It decides memory, never results.
+    max_steps: stop early; the schedule is laid out for what will be run. epochs: passes over the data.
+    precision: ``bf16`` computes in bfloat16 with float32 master weights; ``auto`` takes it where the hardware has it.
+    """
+
+    output: Path
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    loss: LossConfig = LossConfig()
+    lora: LoraConfig | None = None
+    log: LogConfig = LogConfig()
+    batch_size: PositiveInt | Literal["paper"] = 320
+    row_tokens: PositiveInt = 32768
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention: Literal["auto", "tree_cpu", "tree_flex", "tree_dense"] = "auto"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    eval_every: PositiveInt | None = None
+    checkpoint_every: PositiveInt | None = None
+    keep_checkpoints: PositiveInt = 2
+    seed: int = 0

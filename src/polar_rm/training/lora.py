@@ -1,0 +1,43 @@
+"""Low-rank adapters through PEFT, injected into the backbone in place and merged for export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from polar_rm.errors import PolarError
+from polar_rm.modeling import RewardModel
+from polar_rm.training.config import LoraConfig
+
+_ADAPTER = "default"
+
+
+def add_lora(model: RewardModel, config: LoraConfig) -> None:
+    """Freeze the backbone and add adapters to its linear layers; the head stays trainable in full.
+
+    A head left to an adapter would be lost on reload and replaced at random (trl 381, OpenRLHF 1342), so it never is.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise PolarError("lora needs PEFT: pip install 'polar-rm[peft]'") from error
+    linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.backbone.base_model.named_modules() if isinstance(m, torch.nn.Linear)})
+    settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=linear)
+    peft.inject_adapter_in_model(settings, model.backbone.base_model, _ADAPTER)
+    for name, parameter in model.backbone.named_parameters():
+        parameter.requires_grad_("lora_" in name or name.startswith("score."))
+
+
+def merge_lora(model: RewardModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The plain state dict that equals base plus adapters: ``W + scaling * B A``, in float32."""
+    from peft.tuners.lora import LoraLayer
+
+    layers: dict[str, Any] = {name: m for name, m in model.backbone.named_modules() if isinstance(m, LoraLayer)}
+    merged = {name: tensor for name, tensor in weights.items() if "lora_" not in name and ".base_layer." not in name}
+    for name, layer in layers.items():
+        down, up = (weights[f"{name}.lora_{side}.{_ADAPTER}.weight"] for side in "AB")
+        merged[f"{name}.weight"] = weights[f"{name}.base_layer.weight"] + layer.scaling[_ADAPTER] * (up @ down)
+        if (bias := weights.get(f"{name}.base_layer.bias")) is not None:
+            merged[f"{name}.bias"] = bias
+    return merged

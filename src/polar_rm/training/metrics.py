@@ -1,0 +1,138 @@
+"""One line a step, to every place that a person looks: ``metrics.jsonl``, TensorBoard, W&B and the terminal."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import PretrainedConfig
+
+from polar_rm.attention.layout import TreeLayout
+from polar_rm.errors import PolarError
+from polar_rm.training.config import TrainConfig
+
+# Dense bf16 peaks of common accelerators, FLOP/s (vendors' data sheets, without sparsity).
+_PEAKS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
+
+
+class Sink(Protocol):
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonlSink:
+    """``metrics.jsonl``; on resume the lines of steps that will be taken again are dropped."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        kept = []
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in lines if json.loads(line)["step"] <= first_step]
+        path.write_text("".join(kept))
+        self._file = path.open("a")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardSink:
+    """Event files in the run folder; a resumed run purges the steps that it repeats."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbSink:
+    """A W&B run named after the run folder, resumed under the same id."""
+
+    def __init__(self, project: str, config: TrainConfig) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise PolarError("log.wandb_project needs Weights & Biases: pip install 'polar-rm[wandb]'") from error
+        name = config.output.name
+        self._run: Any = wandb.init(project=project, name=name, id=name, resume="allow", config=config.model_dump(mode="json"))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def open_sinks(config: TrainConfig, first_step: int) -> list[Sink]:
+    """All that the config asks for; ``first_step`` is the last step that an earlier run has finished."""
+    sinks: list[Sink] = [JsonlSink(config.output / "metrics.jsonl", first_step)]
+    if config.log.tensorboard:
+        sinks.append(TensorBoardSink(config.output / "tensorboard", first_step))
+    if config.log.wandb_project:
+        sinks.append(WandbSink(config.log.wandb_project, config))
+    return sinks
+
+
+def training_flops(config: PretrainedConfig, layout: TreeLayout) -> float:
+    """Model FLOPs of one forward and backward: 6 per weight and token, plus 12 per attended pair, head dimension and layer.
+
+    Only what the tree needs is counted (no recomputation, no padding, shared prefixes once); the embedding is a look-up.
+    """
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    projections = config.hidden_size * head * 2 * (config.num_attention_heads + config.num_key_value_heads)
+    weights = config.num_hidden_layers * (projections + 3 * config.hidden_size * config.intermediate_size)
+    attention = 12 * layout.attention_pairs * config.num_hidden_layers * config.num_attention_heads * head
+    return 6.0 * weights * layout.n_tokens + attention
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """What the device can do a second: the data sheet for a known accelerator, else a measured square matrix product."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if known := next((peak for key, peak in _PEAKS.items() if key in name), None):
+            return known
+    size = 4096 if device.type == "cuda" else 1024
+    a = torch.randn(size, size, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory so far, GiB: allocated on the accelerator, or resident in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def progress_bar(description: str, enabled: bool) -> Progress:
+    """Rich progress with the time left; the caller's ``status`` field ends the line."""
+    columns: Sequence[ProgressColumn] = (
+        TextColumn(description),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    )
+    return Progress(*columns, disable=not enabled)

@@ -1,0 +1,409 @@
+"""The loop of ``polar pretrain`` and ``polar finetune``."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from polar_rm import provenance
+from polar_rm.encoding import PrefixTree
+from polar_rm.errors import ConfigError, NonFinite, PolarError
+from polar_rm.files import sha256, write_json
+from polar_rm.losses import count_units, loss_sum, pair_indices, penalty_sum
+from polar_rm.modeling import RewardModel
+from polar_rm.packing import PackedRow, batches, deal, first_fit, pack, steps_per_epoch
+from polar_rm.records import OnBadRow
+from polar_rm.training import metrics, state
+from polar_rm.training.config import TrainConfig
+from polar_rm.training.data import EncodedCorpus, encode_corpus
+from polar_rm.training.lora import add_lora, merge_lora
+from polar_rm.training.parallel import Weights, World, world
+from polar_rm.training.schedule import learning_rate, paper_batch_size, paper_learning_rate
+
+# A rank without a row in a micro-step still takes part in FSDP's collectives, with this tree and a loss of zero.
+_IDLE = PrefixTree([0], [[0], [0]], (0, 1))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run; ``--dry-run`` prints it. Tokens are those computed; ``separate_tokens`` those without shared prefixes."""
+
+    comparisons: int
+    pairs: int
+    tokens: int
+    separate_tokens: int
+    truncated: int
+    longest: int
+    larger_than_row: int
+    batch_size: int
+    epochs: float
+    steps: int
+    peak_lr: float
+    parameters: int
+    notes: tuple[str, ...]
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        """Name and value of every line that a person wants to read before anything is spent."""
+        yield "parameters", f"{self.parameters / 1e6:.1f}M in the backbone"
+        yield "data", f"{self.comparisons:,} comparisons, {self.pairs:,} pairs, longest {self.longest:,} tokens"
+        saving = self.separate_tokens / self.tokens
+        yield "tokens", f"{self.tokens:,} an epoch (as separate sequences {self.separate_tokens:,}, {saving:.2f}x)"
+        yield "steps", f"{self.steps:,} of {self.batch_size:,} comparisons, peak learning rate {self.peak_lr:.3g}"
+        # Weights, gradients and two moments in float32, and a compute copy; activations depend on row_tokens.
+        yield "memory", f"{self.parameters * 18 / 2**30:.1f} GiB for weights, gradients and optimiser, besides activations"
+        yield "compute", f"about {6 * self.parameters * self.tokens * self.epochs:.2g} FLOPs"
+        for note in self.notes:
+            yield "note", note
+
+
+class StopRequested(PolarError):
+    """SIGTERM or Ctrl-C: the step was finished and a checkpoint saved."""
+
+
+class Trainer:
+    """Everything that a run holds. ``fit`` is the loop; one optimiser step is ``_step``."""
+
+    def __init__(self, config: TrainConfig, where: World, *, console: Console | None = None) -> None:
+        self.config, self.where = config, where
+        self.console = console or Console(stderr=True, soft_wrap=True)
+        self.compute = _compute_dtype(config.precision, where.device)
+        self.model = build_model(config, where)
+        self.train_set = self._encode(config.data.train, "train")
+        self.eval_set = self._encode(config.data.eval, "eval") if config.data.eval else None
+        self.plan = make_plan(config, self.model, self.train_set)
+        if config.lora:
+            add_lora(self.model, config.lora)
+        if config.activation_checkpointing:
+            self.model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        if config.compile:
+            for layer in self.model.backbone.base_model.layers:
+                layer.mlp.compile(dynamic=True)
+        self.weights = Weights(self.model, where, self.compute)
+        self.optimizer = torch.optim.AdamW(
+            self.weights.named.values(),
+            lr=self.plan.peak_lr,
+            betas=config.optim.betas,
+            eps=config.optim.eps,
+            weight_decay=config.optim.weight_decay,
+            fused=where.size == 1,
+        )
+        self.step = 0
+        self.results: dict[str, Any] = {}  # of the newest step and evaluation; travels with checkpoints
+
+    def fit(self) -> dict[str, Any]:
+        """Run to the end, or continue an interrupted run to the end; returns what ``run.json`` records under ``results``."""
+        config, plan = self.config, self.plan
+        self._resume()
+        sinks = metrics.open_sinks(config, self.step) if self.where.main else []
+        steps = batches(len(self.train_set), plan.batch_size, seed=config.seed, start_step=self.step)
+        peak = metrics.peak_flops(self.where.device, self.compute)
+        with metrics.progress_bar(config.output.name, self.where.main) as bar, _stop_signals() as stop:
+            task = bar.add_task("train", total=plan.steps, completed=self.step, status="")
+            while self.step < plan.steps:
+                began = time.perf_counter()
+                values = self._step(next(steps).tolist())
+                values["mfu"] = values.pop("flops") / (time.perf_counter() - began) / peak / self.where.size
+                self.step += 1
+                self.results |= {"steps": self.step, "train": dict(values)}
+                last = self.step == plan.steps
+                if self.eval_set and (last or config.eval_every and self.step % config.eval_every == 0):
+                    self.results["eval"] = self.evaluate(self.eval_set)
+                    values |= {f"eval_{name}": value for name, value in self.results["eval"].items()}
+                for sink in sinks:
+                    sink.write(self.step, values)
+                bar.update(task, completed=self.step, status=f"loss {values['loss']:.3f} acc {values['accuracy']:.3f}")
+                stopping = any(self.where.sum([float(stop.requested)]))
+                if config.checkpoint_every and self.step % config.checkpoint_every == 0 or last or stopping:
+                    self.save()
+                if stopping and not last:
+                    raise StopRequested(f"stopped at step {self.step} of {plan.steps}; the same command continues")
+        for sink in sinks:
+            sink.close()
+        self._finish()
+        return self.results
+
+    def _step(self, indices: list[int]) -> dict[str, float]:
+        """One optimiser step on one global batch of comparisons."""
+        began = time.perf_counter()
+        torch.manual_seed(hash((self.config.seed, self.step, self.where.rank)) % 2**63)  # for dropout; nothing else is random
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.plan.steps, self.plan.peak_lr, self.config.optim)
+        values = self.accumulate(indices)
+        norm = self.weights.clip(self.config.optim.clip)
+        if not math.isfinite(norm):
+            raise NonFinite(f"step {self.step + 1}: the gradient's norm is {norm} on {self._describe(indices)}")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.weights.publish()
+        seconds = time.perf_counter() - began
+        values |= {"grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
+        values |= {"tokens_per_second": values["tokens"] / seconds, "pairs_per_second": values["pairs"] / seconds}
+        values["memory_gib"] = metrics.peak_memory(self.where.device)
+        return values
+
+    def accumulate(self, indices: list[int]) -> dict[str, float]:
+        """Add up the gradients of the mean loss over a global batch; every rank computes the same plan for it."""
+        trees = {i: self.train_set[i] for i in indices}
+        # The loss is divided by what the *whole* batch holds, so rows with many pairs weigh more, as they should.
+        units = sum(count_units([tree.ranks], self.config.loss) for tree in trees.values())
+        candidates = sum(len(tree.ranks) for tree in trees.values())
+        totals = _Totals()
+        for own in self._own_rows(self.train_set, indices):
+            row = pack([trees[i] for i in own] or [_IDLE]).to(self.where.device)
+            scores = self.model(row)
+            loss = loss_sum(scores, row.ranks, self.config.loss) / units + penalty_sum(scores, self.config.loss) / candidates
+            if not torch.isfinite(loss):
+                raise NonFinite(f"step {self.step + 1}: the loss is {loss.item()} on {self._describe(own)}")
+            # FSDP averages gradients over ranks; the division above already was global.
+            (loss * (self.where.size if own else 0)).backward()
+            if own:
+                totals.add(loss.detach(), scores.detach(), row)
+                totals.flops += metrics.training_flops(self.model.backbone.config, row.layout)
+        return totals.reduce(self.where)
+
+    @torch.no_grad()
+    def evaluate(self, corpus: EncodedCorpus) -> dict[str, float]:
+        """Loss, accuracy and margin on a whole corpus."""
+        self.model.eval()
+        totals = _Totals()
+        chunk = 64 * max(1, self.config.row_tokens // corpus.stats.longest)
+        for start in range(0, len(corpus), chunk):
+            for own in self._own_rows(corpus, list(range(start, min(start + chunk, len(corpus))))):
+                row = pack([corpus[i] for i in own] or [_IDLE]).to(self.where.device)
+                scores = self.model(row)
+                if own:
+                    totals.add(loss_sum(scores, row.ranks, self.config.loss), scores, row)
+                    totals.units += count_units(row.ranks, self.config.loss)
+        self.model.train()
+        values = totals.reduce(self.where)
+        return {name: values[name] for name in ("loss", "accuracy", "margin")}
+
+    def save(self) -> None:
+        """A checkpoint of the run, from which it continues exactly."""
+        meta = {"identity": self._identity(), "results": self.results}
+        folder = self.config.output / "checkpoints"
+        state.save(folder, self.step, self.weights, self.optimizer, meta, self.where, self.config.keep_checkpoints)
+
+    def _resume(self) -> None:
+        path = state.latest(self.config.output / "checkpoints")
+        self.model.train()
+        if path is None:
+            return
+        meta = state.load(path, self.weights, self.optimizer, self.where)
+        changed = [key for key, value in self._identity().items() if meta["identity"].get(key) != value]
+        if changed:
+            raise ConfigError(
+                f"{path}: this run was started with another {', '.join(changed)}; use the old settings or another output folder"
+            )
+        self.step, self.results = int(meta["step"]), meta["results"]
+        if self.where.main:
+            self.console.print(f"resuming {self.config.output} behind step {self.step}")
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between the parts of a run. World size, row budget and logging may."""
+        config = self.config.model_dump(mode="json", include={"model", "optim", "loss", "lora", "epochs", "max_steps", "seed"})
+        return config | {"batch_size": self.plan.batch_size, "data": self.train_set.digest, "encoder": self.model.encoder.hash}
+
+    def _own_rows(self, corpus: EncodedCorpus, indices: Sequence[int]) -> Iterator[list[int]]:
+        """This rank's row of every micro-step, as indices into the corpus; empty where other ranks still have one."""
+        lengths = [int(corpus.lengths[i]) for i in indices]
+        rows = first_fit(lengths, self.config.row_tokens)
+        for ranks in deal(rows, lengths, self.where.size):
+            yield [indices[i] for i in ranks[self.where.rank]]
+
+    def _encode(self, paths: list[Path], name: str) -> EncodedCorpus:
+        """The main rank encodes, the others open its file."""
+        options: dict[str, Any] = {"empty_reference": self.config.data.reference == "empty"}
+        skip = self.config.data.on_bad_row == "skip"
+        bad = OnBadRow("skip", self.config.output / f"{name}.rejected.jsonl") if skip else None
+        if self.where.main:
+            with self.console.status(f"encoding {name} data") as status:
+                encode_corpus(
+                    paths,
+                    self.model.encoder,
+                    self.config.output / "data",
+                    on_bad_row=bad,
+                    progress=lambda n: status.update(f"encoding {name} data: {n:,} comparisons"),
+                    **options,
+                )
+            if bad and bad.count:
+                self.console.print(f"{bad.count} bad rows of the {name} data were skipped, see {bad.side_file}")
+        self.where.barrier()
+        return encode_corpus(paths, self.model.encoder, self.config.output / "data", **options)
+
+    def _describe(self, indices: Sequence[int]) -> str:
+        named = "; ".join(self.train_set.describe(i) for i in indices[:8])
+        return named + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
+
+    def _finish(self) -> None:
+        """Export the native checkpoint and write ``run.json``."""
+        full = self.weights.full_state()
+        if self.where.main:
+            merged = merge_lora(self.model, full) if self.config.lora else full
+            self.model.save(self.config.output / "model", merged)
+            write_json(
+                self.config.output / "run.json",
+                {
+                    "config": self.config.model_dump(mode="json"),
+                    "plan": asdict(self.plan),
+                    "data": {str(path): sha256(path) for path in [*self.config.data.train, *self.config.data.eval]},
+                    "encoder_hash": self.model.encoder.hash,
+                    "seed": self.config.seed,
+                    **provenance.versions(),
+                    "results": self.results,
+                },
+            )
+        self.where.barrier()
+
+
+@dataclass
+class _Totals:
+    """Sums over the rows of a batch, from which means are formed after adding up all ranks."""
+
+    loss: float = 0.0
+    units: float = 0.0
+    pairs: float = 0.0
+    correct: float = 0.0
+    margin: float = 0.0
+    scores: float = 0.0
+    squares: float = 0.0
+    candidates: float = 0.0
+    tokens: float = 0.0
+    flops: float = 0.0
+
+    def add(self, loss: torch.Tensor, scores: torch.Tensor, row: PackedRow) -> None:
+        scores = scores.cpu()
+        better, worse = pair_indices(row.ranks)
+        difference = scores[better] - scores[worse]
+        self.loss += float(loss)
+        self.pairs += len(better)
+        self.correct += float((difference > 0).sum() + 0.5 * (difference == 0).sum())
+        self.margin += float(difference.sum())
+        self.scores += float(scores.sum())
+        self.squares += float(scores.square().sum())
+        self.candidates += len(scores)
+        self.tokens += row.layout.n_tokens
+
+    def reduce(self, where: World) -> dict[str, float]:
+        total = _Totals(*where.sum([float(v) for v in asdict(self).values()]))
+        mean = total.scores / total.candidates
+        return {
+            "loss": total.loss / (total.units or 1.0),
+            "accuracy": total.correct / total.pairs,
+            "margin": total.margin / total.pairs,
+            "reward_mean": mean,
+            "reward_std": math.sqrt(max(0.0, total.squares / total.candidates - mean * mean)),
+            "pairs": total.pairs,
+            "tokens": total.tokens,
+            "flops": total.flops,
+        }
+
+
+def train(config: TrainConfig, *, console: Console | None = None) -> dict[str, Any]:
+    """Run a config to its end; under ``torchrun`` every rank calls this."""
+    with world(config.device) as where:
+        return Trainer(config, where, console=console).fit()
+
+
+def plan(config: TrainConfig, *, console: Console | None = None) -> Plan:
+    """What :func:`train` would do; encodes the data and builds the model, trains nothing."""
+    with world(config.device) as where:
+        return Trainer(config, where, console=console).plan
+
+
+def build_model(config: TrainConfig, where: World) -> RewardModel:
+    """The model that a run starts from, in float32 master precision."""
+    source = config.model
+    implementation = None if config.attention == "auto" else config.attention
+    options: dict[str, Any] = {"device": str(where.device), "implementation": implementation}
+    if source.resume_from:
+        return RewardModel.from_pretrained(source.resume_from, **options)
+    options |= {"settings": source.encoder.settings(), "gguf_file": source.gguf_file, "seed": config.seed}
+    if source.init:
+        return RewardModel.from_causal_lm(source.init, n_layers=source.n_layers, **options)
+    assert source.preset and source.tokenizer
+    return RewardModel.from_preset(source.preset, source.tokenizer, **options)
+
+
+def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) -> Plan:
+    """Steps, batch and learning rate; the paper's rules where the config asks for them."""
+    stats, notes = corpus.stats, []
+    parameters = sum(p.numel() for p in model.backbone.base_model.parameters())
+    rm_tokens = float(stats.separate_tokens * config.epochs)  # the paper counts every sequence whole
+    batch_size = config.batch_size
+    if batch_size == "paper":
+        batch_size = min(paper_batch_size(parameters, rm_tokens), stats.comparisons)
+    lr = config.optim.lr
+    if lr == "paper":
+        if config.optim.base_tokens is None:
+            raise ConfigError("optim.lr=paper needs optim.base_tokens, the tokens that the base language model saw")
+        lr = paper_learning_rate(parameters, config.optim.base_tokens, rm_tokens)
+    if "paper" in (config.batch_size, config.optim.lr) and not 100e6 <= parameters <= 7.5e9:
+        notes.append(f"the paper's rules were fitted from 100M to 7B parameters; for {parameters / 1e6:.0f}M they are extrapolation")
+    larger = int((corpus.lengths > config.row_tokens).sum())
+    if larger:
+        notes.append(f"{larger} comparisons are longer than row_tokens and get a row of their own (longest: {stats.longest} tokens)")
+    if stats.truncated:
+        notes.append(f"{stats.truncated} of {stats.comparisons} comparisons are truncated to the encoder's limits")
+    steps = steps_per_epoch(stats.comparisons, batch_size) * config.epochs
+    return Plan(
+        comparisons=stats.comparisons,
+        pairs=stats.pairs,
+        tokens=stats.tokens,
+        separate_tokens=stats.separate_tokens,
+        truncated=stats.truncated,
+        longest=stats.longest,
+        larger_than_row=larger,
+        batch_size=batch_size,
+        epochs=min(steps, config.max_steps or steps) * batch_size / stats.comparisons,
+        steps=min(steps, config.max_steps or steps),
+        peak_lr=lr,
+        parameters=parameters,
+        notes=tuple(notes),
+    )
+
+
+def _compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        # Without hardware support bfloat16 on a CPU is emulated and several times slower than float32.
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else provenance.cpu_has_bf16()
+        precision = "bf16" if native else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+@dataclass
+class _Stop:
+    requested: bool = False
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """SIGTERM and Ctrl-C let the step finish; a second Ctrl-C stops at once."""
+    stop = _Stop()
+    previous: dict[signal.Signals, Any] = {}
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.requested = True
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.signal(number, request)
+    except ValueError:
+        pass  # not the main thread (a notebook's executor): signals stay with their owner
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,140 @@
+"""Tree attention against ordinary runs of every sequence, for each family: scores and gradients."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from polar_rm import attention
+from polar_rm.attention import TreeLayout, TreeSpan, cpu
+from polar_rm.attention.dense import dense_mask
+from polar_rm.encoding import PrefixTree
+from polar_rm.packing import PackedRow, pack
+
+attention.register()
+
+
+def trees(k: int, *, seed: int = 0) -> list[PrefixTree]:
+    """Three trees of uneven lengths; some segments are longer than a block, some branches a single token."""
+    rng = random.Random(seed)
+    ids = lambda n: [rng.randrange(5, 300) for _ in range(n)]  # noqa: E731
+    shapes = [(150, [40, 1, 140]), (1, [7, 3, 1]), (30, [20, 11, 2])]
+    return [PrefixTree(ids(p), [ids(branches[i % 3] + i // 3) for i in range(k)], tuple(range(k))) for p, branches in shapes]
+
+
+def build(family: str, implementation: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    config = tiny.config(family, num_labels=1, attn_implementation=implementation)
+    return AutoModelForSequenceClassification.from_config(config).to(dtype)
+
+
+def tree_scores(model: nn.Module, row: PackedRow) -> torch.Tensor:
+    hidden = model.model(row.ids, position_ids=row.layout.position_ids()[None], use_cache=False, tree=row.layout).last_hidden_state
+    return model.score(hidden[0, row.layout.score_positions()])[:, 0]
+
+
+def separate_scores(model: nn.Module, forest: list[PrefixTree]) -> torch.Tensor:
+    sequences = [torch.tensor([tree.sequence(i)]) for tree in forest for i in range(len(tree.branches))]
+    return torch.cat([model.score(model.model(ids, use_cache=False).last_hidden_state[:, -1])[:, 0] for ids in sequences])
+
+
+def gradients(model: nn.Module, scores: torch.Tensor) -> torch.Tensor:
+    weights = torch.linspace(-1, 1, len(scores), dtype=scores.dtype)
+    (scores * weights).sum().backward()
+    return torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("k", [2, 3, 8])
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_scores_and_gradients_equal_separate_runs(family, k):
+    forest = trees(k)
+    exact_model = build(family, "eager", torch.float64)
+    exact = separate_scores(exact_model, forest)
+    exact_gradients = gradients(exact_model, exact)
+    plain_model, tree_model = build(family, "eager"), build(family, "tree_cpu")
+    plain, tree = separate_scores(plain_model, forest), tree_scores(tree_model, pack(forest))
+    torch.testing.assert_close(tree, plain, rtol=1e-5, atol=1e-5)
+    plain_error, tree_error = (
+        (gradients(model, scores) - exact_gradients).norm() / exact_gradients.norm()
+        for model, scores in ((plain_model, plain), (tree_model, tree))
+    )
+    assert tree_error < max(1.5 * plain_error, 1e-6)
+    assert tree_error < 1e-5
+
+
+@pytest.mark.parametrize("implementation", ["tree_flex", "tree_dense"])
+def test_other_implementations_have_the_same_scores(implementation):
+    forest = trees(3)
+    with torch.no_grad():
+        expected = separate_scores(build("llama", "sdpa"), forest)
+        torch.testing.assert_close(tree_scores(build("llama", implementation), pack(forest)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_bf16_is_no_further_from_fp32_than_ordinary_bf16(family):
+    forest = [tree for seed in range(4) for tree in trees(8, seed=seed)]
+    with torch.no_grad():
+        exact = separate_scores(build(family, "sdpa"), forest)
+        half = separate_scores(build(family, "eager", torch.bfloat16), forest).float()
+        tree = tree_scores(build(family, "tree_cpu", torch.bfloat16), pack(forest)).float()
+    assert (tree - exact).norm() < 1.05 * (half - exact).norm()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_changes_nothing(reentrant):
+    row = pack(trees(3))
+    plain, checkpointed = build("llama", "tree_cpu"), build("llama", "tree_cpu").train()
+    checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    checkpointed.enable_input_require_grads()
+    expected = gradients(plain, tree_scores(plain, row))
+    torch.testing.assert_close(gradients(checkpointed, tree_scores(checkpointed, row)), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("keep", [0, 20_000])
+def test_recomputed_probabilities_give_the_same_gradients(keep, monkeypatch):
+    row = pack(trees(3))
+    model = build("llama", "tree_cpu")
+    expected = gradients(model, tree_scores(model, row))
+    monkeypatch.setattr(cpu, "KEEP_BYTES", keep)
+    again = build("llama", "tree_cpu")
+    torch.testing.assert_close(gradients(again, tree_scores(again, row)), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_gradcheck():
+    layout = TreeLayout((TreeSpan(0, 3, (2, 1)), TreeSpan(6, 1, (2,))))
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, 9, 4, dtype=torch.float64, generator=generator, requires_grad=True) for heads in (4, 2, 2)
+    )
+    assert torch.autograd.gradcheck(lambda q, k, v: cpu.tree_cpu(q, k, v, layout, 0.5), (query, key, value))
+
+
+def test_wrong_branch_mask_is_caught(monkeypatch):
+    """Branches that also see the branches before them: the first stays right, the others must be far off."""
+    forest = trees(3)[:1]
+    right = cpu._Segment.keys
+
+    def leaky(self, tensor):
+        if self.prefix and self.start > self.origin + self.prefix:
+            own = right(self, tensor)
+            own[:, self.prefix - 1] = tensor[:, self.start - 1]  # one key of the branch before, in place of the prefix's last
+            return own
+        return right(self, tensor)
+
+    with torch.no_grad():
+        expected = separate_scores(build("llama", "eager"), forest)
+        monkeypatch.setattr(cpu._Segment, "keys", leaky)
+        difference = (tree_scores(build("llama", "tree_cpu"), pack(forest)) - expected).abs()
+    assert difference[0] < 1e-5
+    assert difference[1:].min() > 1e-3
+
+
+def test_dense_mask_is_the_definition():
+    mask = dense_mask(TreeLayout((TreeSpan(0, 2, (1, 2)), TreeSpan(5, 1, (1,)))))
+    expected = ["1......", "11.....", "111....", "11.1...", "11.11..", ".....1.", ".....11"]
+    assert ["".join("1" if seen else "." for seen in row) for row in mask.tolist()] == expected

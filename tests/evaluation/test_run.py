@@ -1,0 +1,43 @@
+import hashlib
+import json
+
+import pytest
+
+from polar_rm.errors import PolarError
+from polar_rm.evaluation import ComparisonFiles, evaluate
+from polar_rm.evaluation.baselines import Length
+from polar_rm.records import OnBadRow
+
+
+def write(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def row(i, **extra):
+    good = {"prompt": f"p{i}", "reference": f"r{i}", "chosen": f"same r{i}", "rejected": "something longer " * i}
+    return good | extra
+
+
+def test_files_can_be_read_twice_and_are_described(tmp_path):
+    first = write(tmp_path / "a.jsonl", [row(i, subset="x", meta={"language": "en"}) for i in range(1, 4)])
+    second = write(tmp_path / "b.jsonl", [row(i, subset="y", meta={"language": "de"}) for i in range(4, 6)])
+    files = ComparisonFiles([first, str(second)])
+    result = evaluate(Length(), files, by="meta.language")
+    assert result.report["n_pairs"] == 5
+    assert {name: group["n_pairs"] for name, group in result.report["by"].items()} == {"en": 3, "de": 2}
+    assert files.describe() == [
+        {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "rows": rows}
+        for path, rows in ((first, 3), (second, 2))
+    ]
+
+
+def test_bad_rows_stop_or_are_set_aside_once(tmp_path):
+    path = write(tmp_path / "a.jsonl", [row(1), {"prompt": "p"}, row(3), "{not json"])
+    with pytest.raises(PolarError, match="row 2"):
+        evaluate(Length(), ComparisonFiles([path]))
+    side = tmp_path / "rejected.jsonl"
+    bad = OnBadRow("skip", side)
+    assert evaluate(Length(), ComparisonFiles([path], bad)).report["n_pairs"] == 2
+    assert len(side.read_text().splitlines()) == 2
+    assert bad.count == 2

@@ -1,0 +1,66 @@
+"""An interrupted run, resumed, is the uninterrupted run (OpenRLHF 1067, prime-rl 745)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import runs
+import torch
+
+
+@pytest.fixture
+def whole(tmp_path):
+    done = runs.run("pretrain", runs.config(tmp_path), f"output={tmp_path / 'whole'}")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "whole"
+
+
+def losses(output):
+    return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_interrupted_run_ends_with_the_same_weights(tmp_path, whole, signal_number):
+    config = runs.config(tmp_path)
+    process = subprocess.Popen(runs.polar("pretrain", config, "checkpoint_every=1"), stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "run/checkpoints").glob("step-0000000[3-9]")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    process.send_signal(signal_number)
+    error = process.communicate()[1]
+    assert process.returncode != 0
+    assert not (tmp_path / "run/model").exists()
+    if signal_number == signal.SIGTERM:
+        assert "the same command continues" in error
+    resumed = runs.run("pretrain", config, "checkpoint_every=1")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming" in resumed.stderr
+    assert losses(tmp_path / "run") == losses(whole)
+    expected = runs.final_weights(whole)
+    for name, tensor in runs.final_weights(tmp_path / "run").items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+@pytest.mark.slow
+def test_other_settings_are_refused_and_half_written_checkpoints_ignored(tmp_path):
+    config = runs.config(tmp_path, max_steps=4)
+    assert runs.run("pretrain", config, "checkpoint_every=2").returncode == 0
+    checkpoints = tmp_path / "run/checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-00000002", "step-00000004"]
+    changed = runs.run("pretrain", config, "optim.lr=1e-5")
+    assert changed.returncode == 2
+    assert "started with another optim" in changed.stderr
+    assert "Traceback" not in changed.stderr
+    # What a kill leaves in the middle of a save: a folder under the temporary name, or one without its last file.
+    shutil.copytree(checkpoints / "step-00000002", checkpoints / ".step-00000006.partial")
+    shutil.copytree(checkpoints / "step-00000002", checkpoints / "step-00000008")
+    (checkpoints / "step-00000008/meta.json").unlink()
+    again = runs.run("pretrain", config)
+    assert again.returncode == 0, again.stderr
+    assert "behind step 4" in again.stderr
