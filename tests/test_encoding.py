@@ -61,7 +61,14 @@ def test_empty_response_gets_no_newline():
 
 @pytest.mark.parametrize(
     "hostile",
-    ["a<|reward|>b", "a[UNUSED_TOKEN_130]b", "<|rew<|rew<|rew<|reward|>ard|>ard|>ard|>x", "[UNUSED_[UNUSED_TOKEN_130]TOKEN_130]x", "<s>x</s>", "<|im_<s>end|>"],
+    [
+        "a<|reward|>b",
+        "a[UNUSED_TOKEN_130]b",
+        "<|rew<|rew<|rew<|reward|>ard|>ard|>ard|>x",
+        "[UNUSED_[UNUSED_TOKEN_130]TOKEN_130]x",
+        "<s>x</s>",
+        "<|im_<s>end|>",
+    ],
 )
 @pytest.mark.parametrize("field", ["prompt", "reference", "candidates"])
 def test_special_tokens_in_user_text_are_dropped_to_a_fixed_point(hostile, field):

@@ -52,7 +52,9 @@ def test_listwise_is_each_winner_against_all_it_beats():
 
 def test_listwise_of_two_is_bradley_terry():
     scores, ranks = torch.tensor([0.3, -0.4]), [(0, 1)]
-    assert loss_sum(scores, ranks, LossConfig(objective="listwise")) == pytest.approx(float(loss_sum(scores, ranks, LossConfig())))
+    assert loss_sum(scores, ranks, LossConfig(objective="listwise")) == pytest.approx(
+        float(loss_sum(scores, ranks, LossConfig()))
+    )
 
 
 def test_penalties():

@@ -36,7 +36,8 @@ def tokenizer(bos: bool = False) -> Tokenizer:
     specials = [AddedToken(t, special=True, normalized=False) for t in ("<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>")]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     built.train_from_iterator(
-        [_TEXT] * 4, trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+        [_TEXT] * 4,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
     )
     template = [processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])] if bos else []
     built.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), *template])
@@ -75,7 +76,9 @@ def causal_lm(folder: Path, family: str = "llama", *, bos: bool = False, **chang
     return folder
 
 
-def reward_model(folder: Path, family: str = "llama", *, head: bool = True, settings: EncoderSettings | None = None) -> RewardModel:
+def reward_model(
+    folder: Path, family: str = "llama", *, head: bool = True, settings: EncoderSettings | None = None
+) -> RewardModel:
     """A reward model on a random language model; with ``head`` its scores are random instead of zero."""
     model = RewardModel.from_causal_lm(causal_lm(folder, family), settings=settings or EncoderSettings())
     if head:

@@ -13,7 +13,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from polar_rm.errors import PolarError
 
@@ -27,14 +26,21 @@ console = Console()
 messages = Console(stderr=True, soft_wrap=True)
 
 Arguments = Annotated[
-    list[str], typer.Argument(help="YAML files, layered left to right, then dotted overrides such as `optim.lr=1e-4`.", metavar="CONFIG.yaml... [KEY=VALUE...]")
+    list[str],
+    typer.Argument(
+        help="YAML files, layered left to right, then dotted overrides such as `optim.lr=1e-4`.",
+        metavar="CONFIG.yaml... [KEY=VALUE...]",
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then exit.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.", dir_okay=False)]
 ModelDir = Annotated[Path, typer.Option("--model", help="Folder of a reward model saved by polar.")]
 Dtype = Annotated[str, typer.Option(help="Compute type of the backbone: float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
-BadRows = Annotated[str, typer.Option("--on-bad-row", help="`error` stops at a bad row; `skip` writes it to a side file, counts it and goes on.")]
+BadRows = Annotated[
+    str,
+    typer.Option("--on-bad-row", help="`error` stops at a bad row; `skip` writes it to a side file, counts it and goes on."),
+]
 Budget = Annotated[int, typer.Option("--token-budget", help="Most tokens of one packed row; decides memory, not results.", min=1)]
 
 
@@ -111,7 +117,12 @@ def score(
 
     reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=_device(device))
     bad = OnBadRow(on_bad_row, target.with_name(target.name + ".rejected.jsonl"))
-    identity = {"model": sha256(model), "encoder_hash": reward_model.encoder.hash, "input": sha256(source), "dtype": dtype}
+    identity = {
+        "model": sha256(model),
+        "encoder_hash": reward_model.encoder.hash,
+        "input": sha256(source),
+        "dtype": dtype,
+    }
     rows = 0
     with messages.status("scoring") as status:
         for rows in score_file(reward_model, source, target, identity=identity, token_budget=token_budget, on_bad_row=bad):
@@ -124,10 +135,14 @@ def score(
 def evaluate(
     files: Annotated[list[Path], typer.Argument(help="Comparisons: ranked rows or {prompt, reference, chosen, rejected}.")],
     model: ModelDir,
-    by: Annotated[str | None, typer.Option(help="Also per value of this metadata field, e.g. `subset` or `meta.language`.")] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Also per value of this metadata field, e.g. `subset` or `meta.language`.")
+    ] = None,
     json: JsonFile = None,
     plot: Annotated[Path | None, typer.Option(help="Draw accuracies with intervals into this PNG or SVG.")] = None,
-    reference: Annotated[str, typer.Option(help="`given`, or the diagnostics `empty` and `shuffled` (another prompt's).")] = "given",
+    reference: Annotated[
+        str, typer.Option(help="`given`, or the diagnostics `empty` and `shuffled` (another prompt's).")
+    ] = "given",
     dtype: Dtype = "float32",
     device: Device = "auto",
     token_budget: Budget = 8192,

@@ -1,21 +1,130 @@
+"""Configuration: YAML files layered left to right, then dotted overrides, checked by pydantic models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from polar_rm.errors import ConfigError
+
+C = TypeVar("C", bound="Config")
+
+
 class Config(BaseModel):
+    """A group of settings: unknown keys are errors, values never change after the check."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
-def load_config(cls, files, overrides=()):
-    d={}
-    def merge(a,b):
-        for k,v in b.items():
-            if isinstance(v,dict) and isinstance(a.get(k),dict): merge(a[k],v)
-            else: a[k]=v
-    for f in files: merge(d, yaml.safe_load(open(f)) or {})
-    for o in overrides:
-        k,v=o.split("=",1); x={}; y=x
-        *p,l=k.split(".")
-        for q in p: y[q]={}; y=y[q]
-        y[l]=yaml.safe_load(v)
-        try: y[l]=float(v) if "e" in v and not isinstance(y[l],(int,float)) else y[l]
-        except ValueError: pass
-        merge(d,x)
-    return cls(**d)
-def to_yaml(c): return yaml.safe_dump(c.model_dump(mode="json"))
+
+
+def load_config(kind: type[C], files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C:
+    """Settings out of YAML files, later ones over earlier ones, then overrides such as ``optim.lr=1e-4``.
+
+    The value of an override is YAML too: ``data.train=[a.jsonl, b.jsonl]``, ``lora=null``.
+
+    Raises:
+        ConfigError: names the file or the override, the key and what is wrong; for an unknown key, the nearest known one.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for file in files:
+        _layer(merged, _read(Path(file)), str(file), origins)
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not all(key.split(".")):
+            raise ConfigError(f"{override!r}: an override looks like key=value or group.key=value")
+        layer = _parse(value, override)
+        for part in reversed(key.split(".")):
+            layer = {part: layer}
+        _layer(merged, layer, override, origins)
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(kind, error, origins)) from None
+
+
+def to_yaml(config: Config) -> str:
+    """As a file that :func:`load_config` takes."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads ``1e-3`` as a string, for want of a dot; every user means a number."""
+
+
+_Loader.yaml_implicit_resolvers = {first: list(rules) for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = _parse(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a UTF-8 text file") from None
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"{path}: expected keys with values, not a {type(content).__name__}")
+    return content or {}
+
+
+def _layer(merged: dict[str, Any], layer: dict[str, Any], origin: str, origins: dict[str, str], above: str = "") -> None:
+    for key, value in layer.items():
+        path = f"{above}{key}"
+        origins[path] = origin
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            _layer(merged[key], value, origin, origins, f"{path}.")
+        else:
+            # A copy: a later layer writes into it.
+            merged[key] = {}
+            if isinstance(value, dict):
+                _layer(merged[key], value, origin, origins, f"{path}.")
+            else:
+                merged[key] = value
+
+
+def _explain(kind: type[Config], error: ValidationError, origins: dict[str, str]) -> str:
+    first = error.errors(include_url=False)[0]
+    keys = [str(part) for part in first["loc"] if not _is_branch(part)]
+    key = ".".join(keys)
+    origin = next((origins[".".join(keys[:n])] for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in origins), None)
+    where = f"{origin}: " if origin else ""
+    if first["type"] == "extra_forbidden":
+        near = get_close_matches(keys[-1], _known(kind, keys[:-1]), n=1)
+        return f"{where}unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    if first["type"] == "missing":
+        return f"{where}the key {key!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+    return f"{where}{key or kind.__name__}: {message[0].lower()}{message[1:]}{got}"
+
+
+def _is_branch(part: int | str) -> bool:
+    """Pydantic adds the name of a union's member to the place of an error; it is no key of the user's."""
+    return isinstance(part, str) and (not part.isidentifier() or part in ("int", "float", "str", "path", "bool"))
+
+
+def _known(kind: type[Config], path: Sequence[str]) -> list[str]:
+    """The keys of the group at ``path``."""
+    for key in path:
+        annotation = kind.model_fields[key].annotation
+        members = [annotation, *get_args(annotation)]
+        kind = next(member for member in members if isinstance(member, type) and issubclass(member, Config))
+    return list(kind.model_fields)

@@ -37,11 +37,22 @@ RESERVED_TOKENS = 4
 _MERGE_SLACK = 32
 
 # What Hugging Face's slow tokenizers do to decoded text (``clean_up_tokenization``). The official client decodes after cutting.
-_CLEAN_UP = [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s")]
+_CLEAN_UP = [
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+]
 _CLEAN_UP += [(" 've", "'ve"), (" 're", "'re")]
 
 # Every kind of thing that a tokenizer can treat differently; its ids are part of the tokenizer's fingerprint.
-_PROBE = "It's 12,345.6 tabs\t and  spaces\r\n\n```py\ndef f(x): return x**2```  naïve Ünïcode 中文 日本 한국어 🙂👩‍💻 <|x|> </s>."
+_PROBE = (
+    "It's 12,345.6 tabs\t and  spaces\r\n\n```py\ndef f(x): return x**2```  naïve Ünïcode 中文 日本 한국어 🙂👩‍💻 <|x|> </s>."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +289,7 @@ class Encoder:
         length_limit = self.settings.max_length - RESERVED_TOKENS - _MERGE_SLACK
         return max(len(reference_ids), longest) <= response_limit and len(reference_ids) + longest <= length_limit
 
-    def _encode_cut(
-        self, field: _Fields, ranks: tuple[int, ...], *, shared_cut: bool
-    ) -> list[tuple[list[int], PrefixTree]]:
+    def _encode_cut(self, field: _Fields, ranks: tuple[int, ...], *, shared_cut: bool) -> list[tuple[list[int], PrefixTree]]:
         """The general case: cut each response to its limit, then the prompt to what the two leave."""
         n_bos = len(self.bos_ids)  # the official client counts a BOS in every field
         reference, n_reference, reference_cut = self._cut_response(field.reference)
@@ -307,7 +316,9 @@ class Encoder:
                 if excess <= 0:
                     break
                 if kept == 0:
-                    raise PolarError(f"a sequence is {excess} tokens over max_length {self.settings.max_length} without its prompt")
+                    raise PolarError(
+                        f"a sequence is {excess} tokens over max_length {self.settings.max_length} without its prompt"
+                    )
                 kept = max(0, kept - (excess + 1) // 2)
             trees.append((indices, tree))
         return trees

@@ -8,10 +8,15 @@ class PolarError(Exception):
 
 
 class BadRow(PolarError):
-    """A row of a data file is not what it should be. ``row`` counts from 1."""
+    """A row of a data file is not what it should be.
+
+    path: the file, or the kind of the object that rows came from. row: counted from 1; in JSONL it is the line.
+    field: the column at fault, ``""`` when the row as a whole can't be read.
+    """
 
     def __init__(self, path: str, row: int, field: str, expected: str) -> None:
-        super().__init__(f"{path}: row {row}: field {field!r}: expected {expected}")
+        where = f"{path}: row {row}: field {field!r}" if field else f"{path}: row {row}"
+        super().__init__(f"{where}: expected {expected}")
         self.path, self.row, self.field, self.expected = path, row, field, expected
 
 

@@ -148,7 +148,12 @@ class RewardModel(nn.Module):
 
     @classmethod
     def _build(
-        cls, backbone: PreTrainedModel, tokenizer: Tokenizer, specials: dict[str, str], settings: EncoderSettings | None, seed: int
+        cls,
+        backbone: PreTrainedModel,
+        tokenizer: Tokenizer,
+        specials: dict[str, str],
+        settings: EncoderSettings | None,
+        seed: int,
     ) -> Self:
         tokenizer = add_role_tokens(tokenizer)
         _add_embeddings(backbone, tokenizer.get_vocab_size(), seed)
@@ -181,9 +186,7 @@ class RewardModel(nn.Module):
         return scores
 
     @torch.inference_mode()
-    def score(
-        self, *, prompt: Text, reference: Text, outputs: Sequence[Text], wrapper: str = "sft"
-    ) -> list[float]:
+    def score(self, *, prompt: Text, reference: Text, outputs: Sequence[Text], wrapper: str = "sft") -> list[float]:
         """One raw reward per output. Only differences mean something (design: scores are unbounded).
 
         Raises:
@@ -318,7 +321,9 @@ def equality_error(model: RewardModel) -> float:
         sequences = [torch.tensor([tree.sequence(i)], device=model.device) for i in range(len(candidates))]
         alone = torch.cat([decoder(ids, use_cache=False).last_hidden_state[:, -1] for ids in sequences])
     except (TypeError, ValueError) as error:
-        raise UnsupportedModel(f"{model.backbone.config.model_type!r} does not take tree attention: {_first_line(error)}") from error
+        raise UnsupportedModel(
+            f"{model.backbone.config.model_type!r} does not take tree attention: {_first_line(error)}"
+        ) from error
     finally:
         model.backbone.set_attn_implementation(implementation)
     return float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))

@@ -21,7 +21,7 @@ from polar_rm.encoding import PrefixTree
 from polar_rm.errors import PolarError, ScoreError
 from polar_rm.modeling import RewardModel
 from polar_rm.packing import first_fit, pack
-from polar_rm.records import Comparison, OnBadRow, ScoreItem, read_items
+from polar_rm.records import Comparison, OnBadRow, ScoreItem, read_numbered_items
 
 T = TypeVar("T")
 
@@ -130,13 +130,18 @@ def score_file(
     state.write_text(json.dumps(identity))
     done = _complete_rows(partial)
     scorer = Scorer(model, token_budget=token_budget)
-    items = islice(read_items(source, on_bad_row), done, None)
+    items = islice(read_numbered_items(source, on_bad_row), done, None)
     with partial.open("a", encoding="utf-8") as file:
         yield done
         for window in windows(items, scorer.window):
-            for item, scored in zip(window, scorer.score(window), strict=True):
+            for (number, item), scored in zip(window, scorer.score(item for _, item in window), strict=True):
                 done += 1
-                row = {"row": done, "reward": scored.reward, "n_tokens": scored.n_tokens, "truncated": scored.truncated}
+                row = {
+                    "row": number,
+                    "reward": scored.reward,
+                    "n_tokens": scored.n_tokens,
+                    "truncated": scored.truncated,
+                }
                 file.write(json.dumps(row | {"metadata": item.metadata}, ensure_ascii=False, default=str) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -56,9 +56,7 @@ def corpus(n=60, seed=0):
         candidates = tuple(f"candidate {generator.random()} " * generator.randint(1, 4) for _ in range(k))
         ranks = (0, *(generator.randint(0, 2) for _ in range(k - 2)), 1)
         metadata = {"prompt_id": f"p{i // 2}", "subset": f"s{i % 3}"}
-        items.append(
-            Comparison(f"prompt {i // 2}", f"reference {generator.random()}", candidates, ranks, "sft", metadata)
-        )
+        items.append(Comparison(f"prompt {i // 2}", f"reference {generator.random()}", candidates, ranks, "sft", metadata))
     return items
 
 
@@ -154,9 +152,7 @@ def test_non_finite_scores_are_never_counted():
     for bad in (math.nan, math.inf, -math.inf):
         with pytest.raises(ScoreError, match="model: comparison 7 has the scores"):
             items = corpus()
-            evaluate(
-                FakeScorer(lambda text, bad=bad, items=items: bad if text == items[6].candidates[1] else 0.0), items
-            )
+            evaluate(FakeScorer(lambda text, bad=bad, items=items: bad if text == items[6].candidates[1] else 0.0), items)
 
 
 def test_a_scorer_must_answer_for_every_candidate():
@@ -241,9 +237,7 @@ def test_only_a_window_of_comparisons_is_held():
             peak = max(peak, alive)
             yield Counted(item.prompt, item.reference, item.candidates, item.ranks, item.wrapper, item.metadata)
 
-    pairs = score_pairs(
-        {"model": FakeScorer(noisy, window=20), "length": make_baselines(["length"])["length"]}, stream()
-    )
+    pairs = score_pairs({"model": FakeScorer(noisy, window=20), "length": make_baselines(["length"])["length"]}, stream())
     assert drawn == 400 and peak <= 100
     assert all(len(values) == len(pairs.prompts) for values in pairs.differences.values())
 

@@ -30,9 +30,7 @@ def test_shuffled_gives_another_prompts_reference(monkeypatch, window):
     items = [make(f"p{i // 3}", f"r{i // 3}.{i % 3}") for i in range(31)]
     shuffled = list(apply_reference_protocol(items, "shuffled", seed=2))
     assert [item.prompt for item in shuffled] == [item.prompt for item in items]
-    assert all(
-        new.reference.split(".")[0] != old.reference.split(".")[0] for new, old in zip(shuffled, items, strict=True)
-    )
+    assert all(new.reference.split(".")[0] != old.reference.split(".")[0] for new, old in zip(shuffled, items, strict=True))
     assert shuffled == list(apply_reference_protocol(items, "shuffled", seed=2))
 
 
@@ -45,9 +43,7 @@ def test_a_last_window_of_one_prompt_takes_the_windows_before(monkeypatch):
 
 def test_shuffling_uses_all_donors():
     items = [make(f"p{i}", f"r{i}") for i in range(50)]
-    assert Counter(item.reference for item in apply_reference_protocol(items, "shuffled")) == Counter(
-        f"r{i}" for i in range(50)
-    )
+    assert Counter(item.reference for item in apply_reference_protocol(items, "shuffled")) == Counter(f"r{i}" for i in range(50))
 
 
 def test_one_prompt_can_not_be_shuffled():
@@ -61,8 +57,6 @@ def test_unknown_mode():
 
 
 def test_prompt_identity():
-    assert (
-        prompt_key(make("p", "r", prompt_id=7)) == prompt_key(make("q", "r", prompt_id=7)) != prompt_key(make("p", "r"))
-    )
+    assert prompt_key(make("p", "r", prompt_id=7)) == prompt_key(make("q", "r", prompt_id=7)) != prompt_key(make("p", "r"))
     listed = [{"role": "user", "content": "p"}]
     assert prompt_key(make(listed, "r")) == prompt_key(make("p", "r")) != prompt_key(make("q", "r"))

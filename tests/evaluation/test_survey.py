@@ -28,9 +28,7 @@ def test_counts():
 
 def test_missing_references_are_counted_and_the_first_named():
     items = [make(), make(None), make(), make(None)]
-    with pytest.raises(
-        PolarError, match="2 of 4 comparisons have no reference, the first is comparison 2; --reference empty"
-    ):
+    with pytest.raises(PolarError, match="2 of 4 comparisons have no reference, the first is comparison 2; --reference empty"):
         look(items)
     assert look(items, reference="empty").n_comparisons == 4
     assert look([make(""), make("")]).n_comparisons == 2  # an empty reference is a reference

@@ -12,7 +12,22 @@ import tiny
 import yaml
 from safetensors.torch import load_file
 
-WORDS = "fox dog turtle river bank capital country metre measured lazy quick brown green slow".split()
+WORDS = [
+    "fox",
+    "dog",
+    "turtle",
+    "river",
+    "bank",
+    "capital",
+    "country",
+    "metre",
+    "measured",
+    "lazy",
+    "quick",
+    "brown",
+    "green",
+    "slow",
+]
 
 
 def comparisons(path: Path, n: int, *, seed: int = 0) -> Path:
@@ -23,7 +38,14 @@ def comparisons(path: Path, n: int, *, seed: int = 0) -> Path:
         reference = [rng.choice(WORDS) for _ in range(rng.randint(2, 12))]
         good = " ".join(rng.sample(reference, len(reference))) + "!"
         bad = [" ".join(str(rng.randint(0, 99)) for _ in range(rng.randint(1, 15))) for _ in range(rng.randint(1, 3))]
-        rows.append({"prompt": f"Question {number}?", "reference": " ".join(reference), "candidates": [good, *bad], "ranks": [0] + [1] * len(bad)})
+        rows.append(
+            {
+                "prompt": f"Question {number}?",
+                "reference": " ".join(reference),
+                "candidates": [good, *bad],
+                "ranks": [0] + [1] * len(bad),
+            }
+        )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

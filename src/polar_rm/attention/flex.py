@@ -43,6 +43,11 @@ def tree_flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layou
         query, key = query.to(value.dtype), key.to(value.dtype)
     function = _compiled() if query.device.type == "cuda" else flex_attention
     output: torch.Tensor = function(
-        query, key, value, block_mask=block_mask(layout, query.device), scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        query,
+        key,
+        value,
+        block_mask=block_mask(layout, query.device),
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
     return output

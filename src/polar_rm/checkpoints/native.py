@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -60,12 +59,21 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
 
 def is_disk_error(error: BaseException) -> bool:
     """Whether this is the file system's refusal (full, read-only, quota), under whichever type a library raises it."""
-    reasons = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EROFS), os.strerror(errno.EACCES))
+    reasons = (
+        os.strerror(errno.ENOSPC),
+        os.strerror(errno.EDQUOT),
+        os.strerror(errno.EROFS),
+        os.strerror(errno.EACCES),
+    )
     return isinstance(error, OSError) or any(reason in str(error) for reason in reasons)
 
 
 def save_native(
-    directory: str | Path, config: PretrainedConfig, weights: Mapping[str, torch.Tensor], encoder: Encoder, specials: Mapping[str, str]
+    directory: str | Path,
+    config: PretrainedConfig,
+    weights: Mapping[str, torch.Tensor],
+    encoder: Encoder,
+    specials: Mapping[str, str],
 ) -> None:
     """Write a complete checkpoint. ``weights`` are named as in the transformers model; ``specials`` as in :func:`read_specials`."""
     with atomic_directory(directory) as folder:

@@ -36,9 +36,7 @@ def prompt_key(comparison: Comparison) -> str:
     return hashlib.sha256(flatten(comparison.prompt).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def apply_reference_protocol(
-    comparisons: Iterable[Comparison], mode: ReferenceMode, *, seed: int = 0
-) -> Iterator[Comparison]:
+def apply_reference_protocol(comparisons: Iterable[Comparison], mode: ReferenceMode, *, seed: int = 0) -> Iterator[Comparison]:
     """Comparisons with their references as given, all empty, or exchanged between prompts.
 
     ``empty`` and ``shuffled`` (another prompt's reference) are diagnostics: with both the accuracy of a model that uses

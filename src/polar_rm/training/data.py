@@ -147,7 +147,8 @@ def _encode(
 
 def _batch(trees: Sequence[PrefixTree]) -> pa.RecordBatch:
     rows = [
-        {"prefix": tree.prefix, "branches": tree.branches, "ranks": tree.ranks, "truncated": bool(tree.truncation)} for tree in trees
+        {"prefix": tree.prefix, "branches": tree.branches, "ranks": tree.ranks, "truncated": bool(tree.truncation)}
+        for tree in trees
     ]
     return pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
 

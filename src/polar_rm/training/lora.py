@@ -22,7 +22,9 @@ def add_lora(model: RewardModel, config: LoraConfig) -> None:
         import peft
     except ImportError as error:
         raise PolarError("lora needs PEFT: pip install 'polar-rm[peft]'") from error
-    linear = sorted({name.rsplit(".", 1)[-1] for name, m in model.backbone.base_model.named_modules() if isinstance(m, torch.nn.Linear)})
+    linear = sorted(
+        {name.rsplit(".", 1)[-1] for name, m in model.backbone.base_model.named_modules() if isinstance(m, torch.nn.Linear)}
+    )
     settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=linear)
     peft.inject_adapter_in_model(settings, model.backbone.base_model, _ADAPTER)
     for name, parameter in model.backbone.named_parameters():

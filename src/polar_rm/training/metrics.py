@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from transformers import PretrainedConfig
 
 from polar_rm.attention.layout import TreeLayout
@@ -18,7 +26,16 @@ from polar_rm.errors import PolarError
 from polar_rm.training.config import TrainConfig
 
 # Dense bf16 peaks of common accelerators, FLOP/s (vendors' data sheets, without sparsity).
-_PEAKS = {"H200": 989e12, "H100": 989e12, "H800": 989e12, "A100": 312e12, "A800": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
+_PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "4090": 165e12,
+}
 
 
 class Sink(Protocol):

@@ -23,7 +23,15 @@ from polar_rm.training.parallel import Weights, World
 _PREFIX = "step-"
 
 
-def save(folder: Path, step: int, weights: Weights, optimizer: torch.optim.Optimizer, meta: dict[str, Any], where: World, keep: int) -> None:
+def save(
+    folder: Path,
+    step: int,
+    weights: Weights,
+    optimizer: torch.optim.Optimizer,
+    meta: dict[str, Any],
+    where: World,
+    keep: int,
+) -> None:
     """Write ``folder/step-N`` and drop all but the newest ``keep``. Atomic: the name appears when everything is on disk.
 
     Raises:

@@ -60,7 +60,10 @@ class Plan:
         yield "tokens", f"{self.tokens:,} an epoch (as separate sequences {self.separate_tokens:,}, {saving:.2f}x)"
         yield "steps", f"{self.steps:,} of {self.batch_size:,} comparisons, peak learning rate {self.peak_lr:.3g}"
         # Weights, gradients and two moments in float32, and a compute copy; activations depend on row_tokens.
-        yield "memory", f"{self.parameters * 18 / 2**30:.1f} GiB for weights, gradients and optimiser, besides activations"
+        yield (
+            "memory",
+            f"{self.parameters * 18 / 2**30:.1f} GiB for weights, gradients and optimiser, besides activations",
+        )
         yield "compute", f"about {6 * self.parameters * self.tokens * self.epochs:.2g} FLOPs"
         for note in self.notes:
             yield "note", note
@@ -116,14 +119,14 @@ class Trainer:
                 self.step += 1
                 self.results |= {"steps": self.step, "train": dict(values)}
                 last = self.step == plan.steps
-                if self.eval_set and (last or config.eval_every and self.step % config.eval_every == 0):
+                if self.eval_set and (last or (config.eval_every and self.step % config.eval_every == 0)):
                     self.results["eval"] = self.evaluate(self.eval_set)
                     values |= {f"eval_{name}": value for name, value in self.results["eval"].items()}
                 for sink in sinks:
                     sink.write(self.step, values)
                 bar.update(task, completed=self.step, status=f"loss {values['loss']:.3f} acc {values['accuracy']:.3f}")
                 stopping = any(self.where.sum([float(stop.requested)]))
-                if config.checkpoint_every and self.step % config.checkpoint_every == 0 or last or stopping:
+                if (config.checkpoint_every and self.step % config.checkpoint_every == 0) or last or stopping:
                     self.save()
                 if stopping and not last:
                     raise StopRequested(f"stopped at step {self.step} of {plan.steps}; the same command continues")
@@ -212,7 +215,11 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What must not change between the parts of a run. World size, row budget and logging may."""
         config = self.config.model_dump(mode="json", include={"model", "optim", "loss", "lora", "epochs", "max_steps", "seed"})
-        return config | {"batch_size": self.plan.batch_size, "data": self.train_set.digest, "encoder": self.model.encoder.hash}
+        return config | {
+            "batch_size": self.plan.batch_size,
+            "data": self.train_set.digest,
+            "encoder": self.model.encoder.hash,
+        }
 
     def _own_rows(self, corpus: EncodedCorpus, indices: Sequence[int]) -> Iterator[list[int]]:
         """This rank's row of every micro-step, as indices into the corpus; empty where other ranks still have one."""
@@ -349,10 +356,14 @@ def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) ->
             raise ConfigError("optim.lr=paper needs optim.base_tokens, the tokens that the base language model saw")
         lr = paper_learning_rate(parameters, config.optim.base_tokens, rm_tokens)
     if "paper" in (config.batch_size, config.optim.lr) and not 100e6 <= parameters <= 7.5e9:
-        notes.append(f"the paper's rules were fitted from 100M to 7B parameters; for {parameters / 1e6:.0f}M they are extrapolation")
+        notes.append(
+            f"the paper's rules were fitted from 100M to 7B parameters; for {parameters / 1e6:.0f}M they are extrapolation"
+        )
     larger = int((corpus.lengths > config.row_tokens).sum())
     if larger:
-        notes.append(f"{larger} comparisons are longer than row_tokens and get a row of their own (longest: {stats.longest} tokens)")
+        notes.append(
+            f"{larger} comparisons are longer than row_tokens and get a row of their own (longest: {stats.longest} tokens)"
+        )
     if stats.truncated:
         notes.append(f"{stats.truncated} of {stats.comparisons} comparisons are truncated to the encoder's limits")
     steps = steps_per_epoch(stats.comparisons, batch_size) * config.epochs

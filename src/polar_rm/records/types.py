@@ -1,0 +1,75 @@
+"""The records themselves. Both training stages share one: they differ in data alone (paper, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Message = dict[str, Any]
+"""A chat message: ``role`` and ``content`` are strings; further keys are kept but never encoded."""
+
+Text = str | list[Message]
+"""A string, or the messages of a conversation."""
+
+Wrapper = Literal["sft", "pretrain"]
+"""``sft``: the response answers the prompt. ``pretrain``: it continues the prompt's text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A prompt, a reference trajectory and K >= 2 different candidates with ranks, 0 the best; equal ranks are not compared.
+
+    A pre-training example has a second sample of the reference's policy at rank 0 and other policies' samples at rank 1; a
+    fine-tuning example has chosen 0 and rejected 1; a human ranking of n has 0 to n - 1.
+    reference: None means that none was given, ``""`` is an empty one.
+    """
+
+    prompt: Text
+    reference: Text | None
+    candidates: tuple[Text, ...]
+    ranks: tuple[int, ...]
+    wrapper: Wrapper = "sft"
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """All ordered pairs (better, worse) of candidate indices with ``ranks[better] < ranks[worse]``."""
+        ranks = list(enumerate(self.ranks))
+        return [(better, worse) for better, rank in ranks for worse, other in ranks if rank < other]
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One sample of one policy, and how it was sampled. None stands for unknown."""
+
+    source: str
+    prompt_id: str
+    prompt: Text
+    policy: str
+    sample_id: int
+    text: str
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    finish_reason: str | None = None
+    n_tokens: int | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreItem:
+    """One candidate (``output``) to score against a reference; an empty reference scores without one."""
+
+    prompt: Text
+    reference: Text
+    output: Text
+    wrapper: Wrapper = "sft"
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+Record = Comparison | Trajectory | ScoreItem
+
+
+def flatten(text: Text) -> str:
+    """The text as one string: a string as it is, of messages the contents joined by newlines (official template)."""
+    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)

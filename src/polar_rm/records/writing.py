@@ -1,0 +1,113 @@
+"""Records into files, atomically: a reader sees the whole file or none."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polar_rm.errors import BadRow, PolarError
+from polar_rm.records.reading import SUFFIXES
+from polar_rm.records.rows import Refused, dump_json, to_cells, to_row
+from polar_rm.records.types import Comparison, Record, ScoreItem, Trajectory
+
+_ROW_GROUP = 4096
+
+_SCHEMAS: dict[type, pa.Schema] = {
+    Comparison: pa.schema(
+        {
+            "prompt": pa.string(),
+            "reference": pa.string(),
+            "candidates": pa.list_(pa.string()),
+            "ranks": pa.list_(pa.int64()),
+            "wrapper": pa.string(),
+            "metadata": pa.string(),
+        }
+    ),
+    ScoreItem: pa.schema(dict.fromkeys(["prompt", "reference", "output", "wrapper", "metadata"], pa.string())),
+    Trajectory: pa.schema(
+        {
+            "source": pa.string(),
+            "prompt_id": pa.string(),
+            "prompt": pa.string(),
+            "policy": pa.string(),
+            "sample_id": pa.int64(),
+            "text": pa.string(),
+            "temperature": pa.float64(),
+            "top_p": pa.float64(),
+            "top_k": pa.int64(),
+            "seed": pa.int64(),
+            "finish_reason": pa.string(),
+            "n_tokens": pa.int64(),
+            "metadata": pa.string(),
+        }
+    ),
+}
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> int:
+    """Write records of one kind as JSONL (also ``.jsonl.gz``) or Parquet, by the suffix; returns how many.
+
+    Read back, they are equal. In Parquet messages and metadata are JSON text.
+
+    Raises:
+        BadRow: a record that its reader would refuse. PolarError: no records, two kinds, an unknown suffix, a full disk.
+    """
+    path = Path(path)
+    if not path.name.endswith(SUFFIXES):
+        raise PolarError(f"{path}: unknown kind of file; known: {', '.join(SUFFIXES)}")
+    iterator = iter(records)
+    first = next(iterator, None)
+    if first is None:
+        raise PolarError(f"{path}: there are no records to write")
+    rows = _rows(path, type(first), chain([first], iterator))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            count = (
+                _write_table(file, rows, _SCHEMAS[type(first)]) if path.suffix == ".parquet" else _write_lines(file, rows, path)
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise PolarError(f"{path}: could not be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def _rows(path: Path, kind: type, records: Iterable[Record]) -> Iterator[dict[str, object]]:
+    for number, record in enumerate(records, 1):
+        if type(record) is not kind:
+            raise PolarError(f"{path}: record {number} is a {type(record).__name__}, those before are {kind.__name__}")
+        try:
+            yield to_row(record)
+        except Refused as error:
+            raise BadRow(str(path), number, error.field, error.expected) from None
+
+
+def _write_lines(file: IO[bytes], rows: Iterator[dict[str, object]], path: Path) -> int:
+    count = 0
+    # Neither the time nor the name goes into a gzip header: equal records make equal files.
+    with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else nullcontext(file) as sink:
+        for count, row in enumerate(rows, 1):
+            sink.write(dump_json(row).encode() + b"\n")
+    return count
+
+
+def _write_table(file: IO[bytes], rows: Iterator[dict[str, object]], schema: pa.Schema) -> int:
+    count = 0
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        while group := [to_cells(row) for row in islice(rows, _ROW_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            count += len(group)
+    return count

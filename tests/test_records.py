@@ -1,0 +1,232 @@
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polar_rm.errors import BadRow, PolarError
+from polar_rm.records import (
+    Comparison,
+    OnBadRow,
+    ScoreItem,
+    Trajectory,
+    flatten,
+    read_comparisons,
+    read_items,
+    read_numbered_items,
+    read_trajectories,
+    write_records,
+)
+
+GOOD = {"prompt": "p", "reference": "r", "candidates": ["a", "b", "c"], "ranks": [0, 1, 1]}
+MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def lines(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_pairs_are_all_ordered_pairs():
+    assert Comparison("p", "r", ("a", "b", "c", "d"), (0, 1, 1, 2)).pairs() == [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
+
+
+def test_official_rows_are_accepted_as_they_are(tmp_path):
+    pair = {"prompt": MESSAGES[:1], "reference": MESSAGES[1:], "chosen": "a", "rejected": "b", "wrapper": "pretrain"}
+    [comparison] = read_comparisons(lines(tmp_path / "pairs.jsonl", pair))
+    assert comparison == Comparison(MESSAGES[:1], MESSAGES[1:], ("a", "b"), (0, 1), "pretrain")
+    [item] = read_items(lines(tmp_path / "items.jsonl", {"prompt": "p", "reference": "", "output": "o"}))
+    assert item == ScoreItem("p", "", "o")
+    assert flatten(MESSAGES) == "Hi\nHello"
+
+
+def test_preference_tables_keep_extra_columns_and_parse_meta(tmp_path):
+    row = {
+        "prompt": json.dumps(MESSAGES[:1]),
+        "chosen": "a",
+        "rejected": "b",
+        "subset": "chat",
+        "meta": '{"language": "en"}',
+    }
+    pq.write_table(pa.Table.from_pylist([row | {"reference": None}]), tmp_path / "pref.parquet")
+    [comparison] = read_comparisons(tmp_path / "pref.parquet")
+    assert comparison.prompt == MESSAGES[:1]
+    assert comparison.reference is None
+    assert comparison.metadata == {"subset": "chat", "meta": {"language": "en"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [{"role": "user"}]}, "prompt[0].content"),
+        ({"candidates": ["a"], "ranks": [0]}, "candidates"),
+        ({"candidates": ["a", "b", "a"]}, "candidates[2]"),
+        ({"candidates": ["a", None, "b"]}, "candidates[1]"),
+        ({"ranks": [0, 1]}, "ranks"),
+        ({"ranks": [0, 1, -1]}, "ranks"),
+        ({"ranks": [0, 1, 1.5]}, "ranks"),
+        ({"ranks": [True, 1, 2]}, "ranks"),
+        ({"ranks": [1, 1, 1]}, "ranks"),
+        ({"wrapper": "chat"}, "wrapper"),
+        ({"reference": "half \ud800"}, "reference"),
+        ({"candidates": None, "ranks": None}, "candidates"),
+    ],
+)
+def test_bad_rows_name_file_row_and_field(tmp_path, change, field):
+    path = lines(tmp_path / "data.jsonl", GOOD, GOOD | change)
+    with pytest.raises(BadRow) as caught:
+        list(read_comparisons(path))
+    assert (caught.value.path, caught.value.row, caught.value.field) == (str(path), 2, field)
+    assert str(caught.value).startswith(f"{path}: row 2: field {field!r}: expected ")
+
+
+def test_broken_lines_name_the_column(tmp_path):
+    with pytest.raises(BadRow, match="row 2: expected one JSON object a line, but at column"):
+        list(read_comparisons(lines(tmp_path / "data.jsonl", GOOD, '{"prompt": ')))
+    with pytest.raises(BadRow, match="row 1: expected an object"):
+        list(read_comparisons(lines(tmp_path / "list.jsonl", "[1, 2]")))
+    (tmp_path / "latin.jsonl").write_bytes(json.dumps(GOOD).encode() + b'\n{"prompt": "\xe9"}\n')
+    with pytest.raises(BadRow, match="row 2: expected UTF-8 text"):
+        list(read_comparisons(tmp_path / "latin.jsonl"))
+
+
+def test_skipped_rows_are_counted_and_kept(tmp_path):
+    path = lines(tmp_path / "data.jsonl", GOOD, "", '{"prompt"', GOOD | {"ranks": [0]}, GOOD)
+    bad = OnBadRow("skip", tmp_path / "rejected.jsonl")
+    assert len(list(read_comparisons(path, bad))) == 2
+    kept = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    assert bad.count == 2
+    assert [row["row"] for row in kept] == [3, 4]
+    assert kept[0]["content"] == '{"prompt"'
+    assert kept[1]["content"] == GOOD | {"ranks": [0]}
+    with pytest.raises(PolarError, match="side file"):
+        OnBadRow("skip")
+
+
+def test_row_numbers_of_items_have_gaps_where_rows_were_skipped(tmp_path):
+    item = {"prompt": "p", "reference": "r", "output": "o"}
+    path = lines(tmp_path / "items.jsonl", item, {"prompt": "p"}, item)
+    assert [row for row, _ in read_numbered_items(path, OnBadRow("skip", tmp_path / "side.jsonl"))] == [1, 3]
+
+
+def test_files_that_are_no_files(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "data.csv").touch()
+    (tmp_path / "folder").mkdir()
+    for name, message in [
+        ("empty.jsonl", "is empty"),
+        ("data.csv", "unknown kind of file"),
+        ("missing.jsonl", "no such file"),
+        ("folder", "holds no"),
+    ]:
+        with pytest.raises(PolarError, match=message) as caught:
+            list(read_comparisons(tmp_path / name))
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl.gz"])
+def test_truncated_files_are_refused(tmp_path, suffix):
+    whole = tmp_path / f"whole{suffix}"
+    write_records(whole, (Comparison(f"p{i}" * 50, "r", (f"a{i}", "b"), (0, 1)) for i in range(2000)))
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(whole.read_bytes()[:-200])
+    with pytest.raises(PolarError, match="cut"):
+        list(read_comparisons(cut))
+
+
+def test_folders_patterns_lists_and_iterables(tmp_path):
+    first, second = lines(tmp_path / "a.jsonl", GOOD), lines(tmp_path / "b.jsonl", GOOD, GOOD)
+    for source, count in [
+        (tmp_path, 3),
+        (str(tmp_path / "*.jsonl"), 3),
+        ([first, second, first], 4),
+        ([GOOD], 1),
+        (iter([GOOD]), 1),
+    ]:
+        assert len(list(read_comparisons(source))) == count
+    with pytest.raises(PolarError, match="pass one of them"):
+        list(read_comparisons({"train": [GOOD]}))
+
+
+def test_datasets_objects(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    row = {"prompt": json.dumps(MESSAGES[:1]), "reference": "r", "chosen": "a", "rejected": "b"}
+    dataset = datasets.Dataset.from_list([row, row | {"chosen": "b"}])
+    assert next(iter(read_comparisons(dataset))).prompt == MESSAGES[:1]
+    with pytest.raises(BadRow, match="Dataset: row 2: field 'rejected'"):
+        list(read_comparisons(dataset))
+
+
+characters = st.characters(exclude_categories=["Cs"])
+texts = st.text(characters, max_size=8) | st.sampled_from(['[{"role": "user", "content": "x"}]', '[{"role', '["[{', '["a"]'])
+messages = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": texts}), min_size=1, max_size=3
+)
+either = texts | messages
+metadata = st.dictionaries(
+    st.text(characters, min_size=1, max_size=5).filter(lambda key: key != "meta"),
+    st.none() | st.integers() | texts,
+    max_size=3,
+)
+
+
+@st.composite
+def comparisons(draw):
+    candidates = draw(st.lists(either, min_size=2, max_size=4, unique_by=flatten))
+    ranks = draw(
+        st.lists(st.integers(0, 5), min_size=len(candidates), max_size=len(candidates)).filter(lambda r: len(set(r)) > 1)
+    )
+    wrapper = draw(st.sampled_from(["sft", "pretrain"]))
+    return Comparison(draw(either), draw(st.none() | either), tuple(candidates), tuple(ranks), wrapper, {"note": draw(texts)})
+
+
+trajectories = st.builds(
+    Trajectory,
+    texts,
+    texts,
+    either,
+    texts,
+    st.integers(0, 9),
+    texts,
+    st.none() | st.floats(0, 2),
+    seed=st.none() | st.integers(0, 2**40),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([".jsonl", ".jsonl.gz", ".parquet"]),
+    st.lists(comparisons(), min_size=1, max_size=4),
+    st.lists(trajectories, min_size=1, max_size=3),
+)
+def test_what_is_written_reads_back_equal(tmp_path_factory, suffix, some_comparisons, some_trajectories):
+    folder = tmp_path_factory.mktemp("round")
+    for read, records in [(read_comparisons, some_comparisons), (read_trajectories, some_trajectories)]:
+        path = folder / f"{read.__name__}{suffix}"
+        assert write_records(path, records) == len(records)
+        assert list(read(path)) == records
+
+
+def test_failed_writing_leaves_nothing(tmp_path):
+    good = Comparison("p", "r", ("a", "b"), (0, 1))
+    path = tmp_path / "out.parquet"
+    with pytest.raises(BadRow, match="row 2"):
+        write_records(path, [good, Comparison("p", "r", ("a", "a"), (0, 1))])
+    with pytest.raises(PolarError, match="ScoreItem"):
+        write_records(path, [good, ScoreItem("p", "r", "o")])
+    with pytest.raises(PolarError, match="no records"):
+        write_records(path, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gzip_files_are_reproducible(tmp_path):
+    for name in ("a.jsonl.gz", "b.jsonl.gz"):
+        write_records(tmp_path / name, [ScoreItem("p", "r", "o")])
+    assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
+    assert json.loads(gzip.open(tmp_path / "a.jsonl.gz").read())["output"] == "o"
