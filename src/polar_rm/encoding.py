@@ -197,7 +197,11 @@ class Encoder:
     def fingerprint(self) -> str:
         """Of the tokenizer's behaviour, not of its file: libraries rewrite ``tokenizer.json`` without changing any id."""
         vocabulary = sorted(self.tokenizer.get_vocab(with_added_tokens=True).items())
-        return _digest([vocabulary, self._ids([_PROBE])[0], self.bos_ids])
+        model = json.loads(self.tokenizer.to_str())["model"]
+        # Merges are written as "a b" or ["a", "b"], by the library's version; the pieces of a unigram model have scores.
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
+        scores = model["vocab"] if isinstance(model["vocab"], list) else []
+        return _digest([vocabulary, merges, scores, self._ids([_PROBE])[0], self.bos_ids])
 
     @cached_property
     def hash(self) -> str:

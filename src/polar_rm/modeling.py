@@ -21,6 +21,7 @@ from transformers import (
 
 from polar_rm import attention
 from polar_rm.checkpoints.native import add_role_tokens, read_specials, save_native
+from polar_rm.checkpoints.sources import gguf_in, gguf_options, model_folder
 from polar_rm.encoding import Encoder, EncoderSettings, load_tokenizer
 from polar_rm.errors import PolarError, UnsupportedModel
 from polar_rm.packing import PackedRow, pack
@@ -76,7 +77,7 @@ class RewardModel(nn.Module):
         if not (config.architectures or [""])[0].endswith("ForSequenceClassification") or config.num_labels != 1:
             raise UnsupportedModel(
                 f"{directory}: a reward model is a *ForSequenceClassification checkpoint with one label, this is "
-                f"{config.architectures} with {config.num_labels}; to build one from a language model use --init"
+                f"{config.architectures} with {config.num_labels}; for a language model use model.init"
             )
         encoder = Encoder.from_pretrained(directory)
         backbone = _load_backbone(directory, config, dtype, device, implementation, new_head=False)
@@ -99,9 +100,12 @@ class RewardModel(nn.Module):
     ) -> Self:
         """A reward model on a language model's backbone: zero-initialised head (the first loss is ln 2), role tokens added.
 
-        n_layers: keep only the first layers (a small model of a pre-trained one's lower half). gguf_file: a GGUF in the folder.
-        seed: of the embeddings of added tokens.
+        directory: a folder or ``package:NAME`` (see :func:`model_folder`). gguf_file: which GGUF in it, where there are several.
+        n_layers: keep only the first layers (a small model of a pre-trained one's lower half). seed: of the embeddings of added
+        tokens.
         """
+        directory = model_folder(directory)
+        gguf_file = gguf_in(directory, gguf_file)
         config = _read_config(directory, gguf_file)
         config.num_labels = 1
         if n_layers is not None:
@@ -129,7 +133,8 @@ class RewardModel(nn.Module):
         if preset not in PRESETS:
             raise PolarError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
         hidden, layers, heads, key_value_heads, feed_forward = PRESETS[preset]
-        tokenizer, specials = _read_tokenizer(tokenizer_directory, gguf_file)
+        tokenizer_directory = model_folder(tokenizer_directory)
+        tokenizer, specials = _read_tokenizer(tokenizer_directory, gguf_in(tokenizer_directory, gguf_file))
         config = LlamaConfig(
             vocab_size=tokenizer.get_vocab_size(),
             hidden_size=hidden,
@@ -234,8 +239,7 @@ def _load_backbone(
     gguf_file: str | None = None,
 ) -> PreTrainedModel:
     options: dict[str, Any] = {"config": config, "dtype": _dtype(dtype), "trust_remote_code": False}
-    if gguf_file:
-        options["gguf_file"] = gguf_file
+    options |= gguf_options(gguf_file)
     try:
         backbone, loading = AutoModelForSequenceClassification.from_pretrained(
             directory, attn_implementation=_implementation(implementation, device), output_loading_info=True, **options
@@ -247,9 +251,8 @@ def _load_backbone(
     if missing:
         raise UnsupportedModel(f"{directory}: {len(missing)} tensors are missing, first {min(missing)!r}")
     for name, tensor in backbone.state_dict().items():
-        if name != "score.weight" or not new_head:
-            if not torch.isfinite(tensor).all():
-                raise UnsupportedModel(f"{directory}: tensor {name!r} holds NaN or infinite values")
+        if not (new_head and name == "score.weight") and not torch.isfinite(tensor).all():
+            raise UnsupportedModel(f"{directory}: tensor {name!r} holds NaN or infinite values")
     return backbone
 
 

@@ -25,12 +25,6 @@ def versions() -> dict[str, Any]:
     }
 
 
-def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware; emulation is several times slower than float32."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-
-
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

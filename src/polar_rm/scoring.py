@@ -155,7 +155,7 @@ def _check_identity(state: Path, identity: dict[str, Any]) -> None:
     changed = [key for key in identity if saved.get(key) != identity[key]]
     if changed:
         raise PolarError(
-            f"{state.with_suffix('')}: an unfinished run with another {', '.join(changed)} stands here; remove it or use another output"
+            f"{state.with_suffix('')}: unfinished, but with another {', '.join(changed)}; remove it or use another output"
         )
 
 

@@ -12,22 +12,7 @@ import tiny
 import yaml
 from safetensors.torch import load_file
 
-WORDS = [
-    "fox",
-    "dog",
-    "turtle",
-    "river",
-    "bank",
-    "capital",
-    "country",
-    "metre",
-    "measured",
-    "lazy",
-    "quick",
-    "brown",
-    "green",
-    "slow",
-]
+WORDS = "fox dog turtle river bank capital country metre measured lazy quick brown green slow".split()
 
 
 def comparisons(path: Path, n: int, *, seed: int = 0) -> Path:

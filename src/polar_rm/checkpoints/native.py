@@ -75,7 +75,7 @@ def save_native(
     encoder: Encoder,
     specials: Mapping[str, str],
 ) -> None:
-    """Write a complete checkpoint. ``weights`` are named as in the transformers model; ``specials`` as in :func:`read_specials`."""
+    """Write a complete checkpoint. weights: named as in the transformers model. specials: as of :func:`read_specials`."""
     with atomic_directory(directory) as folder:
         _write_weights(folder, weights)
         dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")

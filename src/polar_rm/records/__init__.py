@@ -7,6 +7,7 @@ from polar_rm.records.reading import (
     read_comparisons,
     read_items,
     read_numbered_items,
+    read_prompts,
     read_trajectories,
 )
 from polar_rm.records.types import Comparison, Message, Record, ScoreItem, Text, Trajectory, Wrapper, flatten
@@ -27,6 +28,7 @@ __all__ = [
     "read_comparisons",
     "read_items",
     "read_numbered_items",
+    "read_prompts",
     "read_trajectories",
     "write_records",
 ]

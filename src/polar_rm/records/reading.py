@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_rm.errors import BadRow, PolarError
-from polar_rm.records.rows import Refused, to_comparison, to_item, to_trajectory
-from polar_rm.records.types import Comparison, ScoreItem, Trajectory
+from polar_rm.records.rows import Refused, to_comparison, to_item, to_prompt, to_trajectory
+from polar_rm.records.types import Comparison, ScoreItem, Text, Trajectory
 
 T = TypeVar("T")
 
@@ -79,6 +79,20 @@ def read_numbered_items(source: Source, on_bad_row: OnBadRow | None = None) -> I
 def read_trajectories(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[Trajectory]:
     """Trajectories; errors as in :func:`read_comparisons`."""
     return (record for _, record in _read(source, to_trajectory, on_bad_row))
+
+
+def read_prompts(source: Source) -> Iterator[tuple[str, Text]]:
+    """Prompt ids and prompts, from rows {prompt_id, prompt}; an id that comes twice is refused, further columns are left out."""
+    seen: set[str] = set()
+
+    def convert(row: Mapping[str, Any], is_cell: bool) -> tuple[str, Text]:
+        prompt_id, prompt = to_prompt(row, is_cell)
+        if prompt_id in seen:
+            raise Refused("prompt_id", f"an id of its own, but a row before has {prompt_id!r}")
+        seen.add(prompt_id)
+        return prompt_id, prompt
+
+    return (record for _, record in _read(source, convert, None))
 
 
 def find_files(source: str | Path) -> list[Path]:

@@ -196,6 +196,16 @@ def to_trajectory(row: Mapping[str, Any], is_cell: bool = False) -> Trajectory:
     )
 
 
+def to_prompt(row: Mapping[str, Any], is_cell: bool = False) -> tuple[str, Text]:
+    """{prompt_id, prompt}.
+
+    Raises:
+        Refused: it is not one.
+    """
+    take = _Fields(row, is_cell)
+    return take.string("prompt_id"), take.text("prompt")
+
+
 def to_row(record: Record) -> dict[str, Any]:
     """The row that reads back as this record, for JSONL. Checked: what is written can be read.
 

@@ -96,12 +96,9 @@ def _rows(path: Path, kind: type, records: Iterable[Record]) -> Iterator[dict[st
 
 
 def _write_lines(file: IO[bytes], rows: Iterator[dict[str, object]], path: Path) -> int:
-    count = 0
     # Neither the time nor the name goes into a gzip header: equal records make equal files.
     with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else nullcontext(file) as sink:
-        for count, row in enumerate(rows, 1):
-            sink.write(dump_json(row).encode() + b"\n")
-    return count
+        return sum(1 for row in rows if sink.write(dump_json(row).encode() + b"\n"))
 
 
 def _write_table(file: IO[bytes], rows: Iterator[dict[str, object]], schema: pa.Schema) -> int:

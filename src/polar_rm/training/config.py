@@ -55,7 +55,7 @@ class DataConfig(Config):
     """Files of comparisons (JSONL, Parquet). eval: evaluated during training. on_bad_row: refuse, or skip into a side file."""
 
     train: list[Path] = Field(min_length=1)
-    eval: list[Path] = []
+    eval: list[Path] = Field(default_factory=list)
     on_bad_row: Literal["error", "skip"] = "error"
     reference: Literal["given", "empty"] = "given"
 

@@ -1,24 +1,14 @@
-"""One line a step, to every place that a person looks: ``metrics.jsonl``, TensorBoard, W&B and the terminal."""
+"""One line a step, to every place that a person looks: ``metrics.jsonl``, TensorBoard and W&B."""
 
 from __future__ import annotations
 
 import json
 import resource
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from transformers import PretrainedConfig
 
 from polar_rm.attention.layout import TreeLayout
@@ -139,17 +129,3 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def progress_bar(description: str, enabled: bool) -> Progress:
-    """Rich progress with the time left; the caller's ``status`` field ends the line."""
-    columns: Sequence[ProgressColumn] = (
-        TextColumn(description),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-    )
-    return Progress(*columns, disable=not enabled)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from polar_rm.errors import PolarError
+from polar_rm.devices import pick_device
 from polar_rm.modeling import RewardModel
 
 
@@ -45,10 +45,7 @@ class World:
 @contextmanager
 def world(device: str) -> Iterator[World]:
     """Joins the process group that ``torchrun`` describes in the environment, and leaves it at the end."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise PolarError("device=cuda, but torch sees no CUDA device here; use device=cpu or auto")
+    device = pick_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(0, 1, torch.device(device))

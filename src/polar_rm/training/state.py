@@ -44,7 +44,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
     where.barrier()
     try:
-        with _quiet():
+        with _Quiet():
             dcp.save(_state(weights, optimizer), checkpoint_id=partial, no_dist=where.size == 1)
         if where.main:
             (partial / "meta.json").write_text(json.dumps(meta | {"step": step}))
@@ -83,7 +83,7 @@ def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, where: 
     for group, rate in zip(optimizer.param_groups, saved_rates, strict=True):
         group["lr"] = rate
     state = _state(weights, optimizer)
-    with _quiet():
+    with _Quiet():
         dcp.load(state, checkpoint_id=path, no_dist=where.size == 1)
     for name, tensor in weights.named.items():
         optimizer.state[tensor]["step"].fill_(float(meta["step"]))
@@ -102,7 +102,7 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / "meta.json").is_file())
 
 
-class _quiet:
+class _Quiet:
     """DCP warns on every call that a single process does not need a process group, and logs its planner."""
 
     def __enter__(self) -> None:

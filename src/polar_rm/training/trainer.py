@@ -16,57 +16,25 @@ import torch
 from rich.console import Console
 
 from polar_rm import provenance
+from polar_rm.devices import compute_dtype
 from polar_rm.encoding import PrefixTree
 from polar_rm.errors import ConfigError, NonFinite, PolarError
 from polar_rm.files import sha256, write_json
 from polar_rm.losses import count_units, loss_sum, pair_indices, penalty_sum
 from polar_rm.modeling import RewardModel
-from polar_rm.packing import PackedRow, batches, deal, first_fit, pack, steps_per_epoch
+from polar_rm.packing import PackedRow, batches, deal, first_fit, pack
+from polar_rm.progress import progress_bar
 from polar_rm.records import OnBadRow
 from polar_rm.training import metrics, state
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.data import EncodedCorpus, encode_corpus
 from polar_rm.training.lora import add_lora, merge_lora
 from polar_rm.training.parallel import Weights, World, world
-from polar_rm.training.schedule import learning_rate, paper_batch_size, paper_learning_rate
+from polar_rm.training.plan import Plan, make_plan
+from polar_rm.training.schedule import learning_rate
 
 # A rank without a row in a micro-step still takes part in FSDP's collectives, with this tree and a loss of zero.
 _IDLE = PrefixTree([0], [[0], [0]], (0, 1))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be run; ``--dry-run`` prints it. Tokens are those computed; ``separate_tokens`` those without shared prefixes."""
-
-    comparisons: int
-    pairs: int
-    tokens: int
-    separate_tokens: int
-    truncated: int
-    longest: int
-    larger_than_row: int
-    batch_size: int
-    epochs: float
-    steps: int
-    peak_lr: float
-    parameters: int
-    notes: tuple[str, ...]
-
-    def describe(self) -> Iterator[tuple[str, str]]:
-        """Name and value of every line that a person wants to read before anything is spent."""
-        yield "parameters", f"{self.parameters / 1e6:.1f}M in the backbone"
-        yield "data", f"{self.comparisons:,} comparisons, {self.pairs:,} pairs, longest {self.longest:,} tokens"
-        saving = self.separate_tokens / self.tokens
-        yield "tokens", f"{self.tokens:,} an epoch (as separate sequences {self.separate_tokens:,}, {saving:.2f}x)"
-        yield "steps", f"{self.steps:,} of {self.batch_size:,} comparisons, peak learning rate {self.peak_lr:.3g}"
-        # Weights, gradients and two moments in float32, and a compute copy; activations depend on row_tokens.
-        yield (
-            "memory",
-            f"{self.parameters * 18 / 2**30:.1f} GiB for weights, gradients and optimiser, besides activations",
-        )
-        yield "compute", f"about {6 * self.parameters * self.tokens * self.epochs:.2g} FLOPs"
-        for note in self.notes:
-            yield "note", note
 
 
 class StopRequested(PolarError):
@@ -79,7 +47,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, where: World, *, console: Console | None = None) -> None:
         self.config, self.where = config, where
         self.console = console or Console(stderr=True, soft_wrap=True)
-        self.compute = _compute_dtype(config.precision, where.device)
+        self.compute = compute_dtype(config.precision, where.device.type)
         self.model = build_model(config, where)
         self.train_set = self._encode(config.data.train, "train")
         self.eval_set = self._encode(config.data.eval, "eval") if config.data.eval else None
@@ -110,8 +78,8 @@ class Trainer:
         sinks = metrics.open_sinks(config, self.step) if self.where.main else []
         steps = batches(len(self.train_set), plan.batch_size, seed=config.seed, start_step=self.step)
         peak = metrics.peak_flops(self.where.device, self.compute)
-        with metrics.progress_bar(config.output.name, self.where.main) as bar, _stop_signals() as stop:
-            task = bar.add_task("train", total=plan.steps, completed=self.step, status="")
+        with progress_bar(self.console, enabled=self.where.main) as bar, _stop_signals() as stop:
+            task = bar.add_task(config.output.name, total=plan.steps, completed=self.step, status="")
             while self.step < plan.steps:
                 began = time.perf_counter()
                 values = self._step(next(steps).tolist())
@@ -338,58 +306,9 @@ def build_model(config: TrainConfig, where: World) -> RewardModel:
     options |= {"settings": source.encoder.settings(), "gguf_file": source.gguf_file, "seed": config.seed}
     if source.init:
         return RewardModel.from_causal_lm(source.init, n_layers=source.n_layers, **options)
-    assert source.preset and source.tokenizer
+    assert source.preset is not None  # checked by the config
+    assert source.tokenizer is not None
     return RewardModel.from_preset(source.preset, source.tokenizer, **options)
-
-
-def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) -> Plan:
-    """Steps, batch and learning rate; the paper's rules where the config asks for them."""
-    stats, notes = corpus.stats, []
-    parameters = sum(p.numel() for p in model.backbone.base_model.parameters())
-    rm_tokens = float(stats.separate_tokens * config.epochs)  # the paper counts every sequence whole
-    batch_size = config.batch_size
-    if batch_size == "paper":
-        batch_size = min(paper_batch_size(parameters, rm_tokens), stats.comparisons)
-    lr = config.optim.lr
-    if lr == "paper":
-        if config.optim.base_tokens is None:
-            raise ConfigError("optim.lr=paper needs optim.base_tokens, the tokens that the base language model saw")
-        lr = paper_learning_rate(parameters, config.optim.base_tokens, rm_tokens)
-    if "paper" in (config.batch_size, config.optim.lr) and not 100e6 <= parameters <= 7.5e9:
-        notes.append(
-            f"the paper's rules were fitted from 100M to 7B parameters; for {parameters / 1e6:.0f}M they are extrapolation"
-        )
-    larger = int((corpus.lengths > config.row_tokens).sum())
-    if larger:
-        notes.append(
-            f"{larger} comparisons are longer than row_tokens and get a row of their own (longest: {stats.longest} tokens)"
-        )
-    if stats.truncated:
-        notes.append(f"{stats.truncated} of {stats.comparisons} comparisons are truncated to the encoder's limits")
-    steps = steps_per_epoch(stats.comparisons, batch_size) * config.epochs
-    return Plan(
-        comparisons=stats.comparisons,
-        pairs=stats.pairs,
-        tokens=stats.tokens,
-        separate_tokens=stats.separate_tokens,
-        truncated=stats.truncated,
-        longest=stats.longest,
-        larger_than_row=larger,
-        batch_size=batch_size,
-        epochs=min(steps, config.max_steps or steps) * batch_size / stats.comparisons,
-        steps=min(steps, config.max_steps or steps),
-        peak_lr=lr,
-        parameters=parameters,
-        notes=tuple(notes),
-    )
-
-
-def _compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision == "auto":
-        # Without hardware support bfloat16 on a CPU is emulated and several times slower than float32.
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else provenance.cpu_has_bf16()
-        precision = "bf16" if native else "fp32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 @dataclass

@@ -1,0 +1,58 @@
+"""Policy discrimination on real data: pre-train on trajectories of 100 policies, test on unseen prompts and unseen policies.
+
+python benchmarks/oasst.py build --data traj_oasst_sampling.parquet --output runs/oasst
+polar pretrain benchmarks/oasst.yaml output=runs/oasst/rm data.train='[runs/oasst/train.jsonl]' data.eval='[runs/oasst/watch.jsonl]'
+polar evaluate runs/oasst/unseen_prompts.jsonl --model runs/oasst/rm/model
+polar evaluate runs/oasst/unseen_policies.jsonl --model runs/oasst/rm/model
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+from polar_rm.corpus import build_comparisons, is_held_out
+from polar_rm.records import read_trajectories, write_records
+
+HELD_OUT_POLICIES = 12
+HELD_OUT_PROMPTS = 0.15
+
+
+def build(data: Path, output: Path) -> None:
+    """Training: eight candidates (two of the reference's policy, six others); tests: pairs."""
+    rows = list(read_trajectories(data))
+    policies = sorted({row.policy for row in rows})
+    unseen = set(random.Random(0).sample(policies, HELD_OUT_POLICIES))
+    seen = set(policies) - unseen
+    held = {row.prompt_id for row in rows if is_held_out(row.prompt_id, HELD_OUT_PROMPTS)}
+
+    def comparisons(policies: set[str], in_held_prompts: bool, **options: int) -> list:
+        chosen = [row for row in rows if row.policy in policies and (row.prompt_id in held) == in_held_prompts]
+        built = list(build_comparisons(chosen, **options))
+        random.Random(0).shuffle(built)
+        return built
+
+    tests = comparisons(seen, True, per_prompt=24)
+    files = {
+        "train": comparisons(seen, False, positives=2, negatives=6),
+        "unseen_prompts": tests,
+        "unseen_policies": comparisons(unseen, True),
+        "watch": tests[:200],
+    }
+    for name, built in files.items():
+        write_records(output / f"{name}.jsonl", built)
+        print(f"{name}: {len(built):,} comparisons, {len({c.metadata['prompt_id'] for c in built}):,} prompts")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["build"])
+    parser.add_argument("--data", type=Path, required=True, help="Parquet of trajectories")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    build(arguments.data, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Scoring speed next to plain transformers: candidates/s for 2, 8, 16 and 64 candidates per reference, same ids, same precision.
+
+Plain transformers is tried one by one, in padded batches sorted by length, and in padded batches as they come.
+
+    python benchmarks/scoring.py --layers 6 --candidates 2 8 16 64 --output scoring.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import LANGUAGE_MODEL, comparisons, paired, report, timed
+from transformers import AutoModelForSequenceClassification
+
+from polar_rm.devices import compute_dtype
+from polar_rm.encoding import PrefixTree
+from polar_rm.modeling import RewardModel
+from polar_rm.scoring import Scorer
+
+
+class Peer:
+    """``AutoModelForSequenceClassification`` on whole sequences. batch 1 needs no padding."""
+
+    def __init__(self, model: Path, dtype: torch.dtype) -> None:
+        self.model = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype).eval()
+
+    @torch.inference_mode()
+    def score(self, sequences: list[list[int]], batch: int, *, by_length: bool) -> torch.Tensor:
+        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i])) if by_length else list(range(len(sequences)))
+        scores = torch.zeros(len(sequences))
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            width = max(len(sequences[i]) for i in chosen)
+            padding = self.model.config.pad_token_id
+            # Right padding: the head reads the last token that is no padding.
+            ids = torch.tensor([sequences[i] + [padding] * (width - len(sequences[i])) for i in chosen])
+            mask = torch.tensor([[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in chosen])
+            logits = self.model(ids, attention_mask=mask if len(chosen) > 1 else None, use_cache=False).logits
+            scores[chosen] = logits.squeeze(-1).float()
+        return scores
+
+
+def measure(ours: Scorer, peer: Peer, trees: list[PrefixTree], rounds: int) -> dict[str, Any]:
+    sequences = [tree.sequence(i) for tree in trees for i in range(len(tree.branches))]
+    settings: dict[str, Callable[[], torch.Tensor]] = {
+        "one by one": lambda: peer.score(sequences, 1, by_length=False),
+        **{f"sorted {n}": lambda n=n: peer.score(sequences, n, by_length=True) for n in (4, 8, 16)},
+        "padded 16": lambda: peer.score(sequences, 16, by_length=False),
+    }
+    mine = torch.tensor([score for row in ours.score_trees(trees) for score in row])
+    largest = max(float((setting() - mine).abs().max()) for setting in settings.values())
+    trials = {name: timed(setting)[0] for name, setting in settings.items()}
+    best = min(trials, key=lambda name: trials[name])
+    against_best = paired(lambda: ours.score_trees(trees), settings[best], rounds)
+    against_padded = paired(lambda: ours.score_trees(trees), settings["padded 16"], rounds)
+    return {
+        "best_peer": best,
+        "ratio_best": against_best["ratio"],
+        "ratio_best_cpu": against_best["cpu_ratio"],
+        "ratio_padded": against_padded["ratio"],
+        "ratio_padded_cpu": against_padded["cpu_ratio"],
+        "our_candidates_per_second": len(sequences) / timed(lambda: ours.score_trees(trees))[0],
+        "token_count_prediction": sum(map(len, sequences)) / sum(tree.n_tokens for tree in trees),
+        "largest_difference": largest,
+        "peer_candidates_per_second": {name: round(len(sequences) / seconds, 2) for name, seconds in trials.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--length", type=int, default=200, help="mean tokens of prompt, reference and candidate")
+    parser.add_argument("--candidates", type=int, nargs="+", default=[2, 8, 16, 64])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"])
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    dtype = compute_dtype(arguments.precision, "cpu")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        built = RewardModel.from_causal_lm(LANGUAGE_MODEL, n_layers=arguments.layers)
+        torch.nn.init.normal_(built.backbone.score.weight)
+        built.save(Path(folder) / "model")
+        name = str(dtype).removeprefix("torch.")
+        ours = Scorer(RewardModel.from_pretrained(Path(folder) / "model", dtype=name))
+        peer = Peer(Path(folder) / "model", dtype)
+        for count in arguments.candidates:
+            trees = ours.model.encoder.encode_many(comparisons(max(1, 64 // count), count, arguments.length, seed=count))
+            rows.append({"candidates": count, "dtype": name, **measure(ours, peer, trees, arguments.rounds)})
+            report(rows[-1:], None)
+    if arguments.output:
+        report(rows, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

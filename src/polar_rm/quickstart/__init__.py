@@ -1,0 +1,1 @@
+"""The whole job at toy size, on packaged data."""

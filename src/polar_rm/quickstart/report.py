@@ -1,0 +1,77 @@
+"""The quickstart's report as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from polar_rm.errors import PolarError
+from polar_rm.evaluation.plots import plot_accuracy, plot_loss_curves, plot_score_distributions
+
+
+def write_html(path: Path, report: dict[str, Any]) -> None:
+    """Tables, loss curves, score distributions and the example.
+
+    Raises:
+        PolarError: the file can't be written.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["interval"] = _interval
+    template = environment.from_string((files("polar_rm.quickstart") / "report.html.j2").read_text(encoding="utf-8"))
+    page = template.render(report=report, plots={name: Markup(svg) for name, svg in _plots(report).items()})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise PolarError(f"{path}: could not be written: {error.strerror}") from error
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """The findings in a few lines, for the terminal."""
+    lines = []
+    for name, title in (("unseen-prompts", "unseen prompts"), ("unseen-policy", "unseen policy")):
+        found = report["evaluate"][name]
+        baselines = ", ".join(f"{key} {value['accuracy']:.3f}" for key, value in found["baselines"].items())
+        lines.append(f"{title}: accuracy {found['accuracy']:.3f} {_interval(found['ci95'])}; baselines: {baselines}")
+    ranked = report["evaluate"]["ranked"]
+    with_it, without = ranked["with pre-training"], ranked["without pre-training"]
+    lines.append(
+        f"ranked data: {with_it['accuracy']:.3f} with pre-training, {without['accuracy']:.3f} without; "
+        f"difference {ranked['difference']['accuracy']:+.3f} {_interval(ranked['difference']['ci95'], '+.3f')}"
+    )
+    rewards = ", ".join(f"{row['candidate']} {row['reward']:+.2f}" for row in report["example"]["candidates"])
+    lines.append(f"one example: {rewards}")
+    return lines
+
+
+def _plots(report: dict[str, Any]) -> dict[str, str]:
+    results = report["evaluate"]
+    histories = {
+        "pre-training": report["pretrain"]["history"],
+        "fine-tuning": report["finetune"]["history"],
+        "fine-tuning without pre-training": report["finetune-alone"]["history"],
+    }
+    accuracies = {
+        name: {"model": found, **found["baselines"]}
+        for name, found in results.items()
+        if name in ("unseen-prompts", "unseen-policy")
+    }
+    ranked = results["ranked"]
+    accuracies["ranked (fine-tuned)"] = {"model": ranked["with pre-training"], **ranked["with pre-training"]["baselines"]}
+    return {
+        "loss": plot_loss_curves({name: [(step, loss) for step, loss, _ in rows] for name, rows in histories.items()}),
+        "accuracy": plot_accuracy(accuracies),
+        "unseen-prompts": plot_score_distributions(results["unseen-prompts"]["scores"], title="unseen prompts"),
+        "unseen-policy": plot_score_distributions(results["unseen-policy"]["scores"], title="unseen policy"),
+    }
+
+
+def _interval(interval: list[float] | None, form: str = ".3f") -> str:
+    return "" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"

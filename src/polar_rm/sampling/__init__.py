@@ -1,0 +1,1 @@
+"""Sampling trajectories from a zoo of policies."""

@@ -1,0 +1,90 @@
+"""What a run will do, worked out before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from polar_rm.errors import ConfigError
+from polar_rm.modeling import RewardModel
+from polar_rm.packing import steps_per_epoch
+from polar_rm.training.config import TrainConfig
+from polar_rm.training.data import EncodedCorpus
+from polar_rm.training.schedule import paper_batch_size, paper_learning_rate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run; ``--dry-run`` prints it. Tokens are those computed; ``separate_tokens`` those without shared prefixes."""
+
+    comparisons: int
+    pairs: int
+    tokens: int
+    separate_tokens: int
+    truncated: int
+    longest: int
+    larger_than_row: int
+    batch_size: int
+    epochs: float
+    steps: int
+    peak_lr: float
+    parameters: int
+    notes: tuple[str, ...]
+
+    def describe(self) -> Iterator[tuple[str, str]]:
+        """Name and value of every line that a person wants to read before anything is spent."""
+        yield "parameters", f"{self.parameters / 1e6:.1f}M in the backbone"
+        yield "data", f"{self.comparisons:,} comparisons, {self.pairs:,} pairs, longest {self.longest:,} tokens"
+        saving = self.separate_tokens / self.tokens
+        yield "tokens", f"{self.tokens:,} an epoch (as separate sequences {self.separate_tokens:,}, {saving:.2f}x)"
+        yield "steps", f"{self.steps:,} of {self.batch_size:,} comparisons, peak learning rate {self.peak_lr:.3g}"
+        # Weights, gradients and two moments in float32, and a compute copy; activations depend on row_tokens.
+        yield (
+            "memory",
+            f"{self.parameters * 18 / 2**30:.1f} GiB for weights, gradients and optimiser, besides activations",
+        )
+        yield "compute", f"about {6 * self.parameters * self.tokens * self.epochs:.2g} FLOPs"
+        for note in self.notes:
+            yield "note", note
+
+
+def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) -> Plan:
+    """Steps, batch and learning rate; the paper's rules where the config asks for them."""
+    stats, notes = corpus.stats, []
+    parameters = sum(p.numel() for p in model.backbone.base_model.parameters())
+    rm_tokens = float(stats.separate_tokens * config.epochs)  # the paper counts every sequence whole
+    batch_size = config.batch_size
+    if batch_size == "paper":
+        batch_size = min(paper_batch_size(parameters, rm_tokens), stats.comparisons)
+    lr = config.optim.lr
+    if lr == "paper":
+        if config.optim.base_tokens is None:
+            raise ConfigError("optim.lr=paper needs optim.base_tokens, the tokens that the base language model saw")
+        lr = paper_learning_rate(parameters, config.optim.base_tokens, rm_tokens)
+    if "paper" in (config.batch_size, config.optim.lr) and not 100e6 <= parameters <= 7.5e9:
+        notes.append(
+            f"the paper's rules were fitted from 100M to 7B parameters; for {parameters / 1e6:.0f}M they are extrapolation"
+        )
+    larger = int((corpus.lengths > config.row_tokens).sum())
+    if larger:
+        notes.append(
+            f"{larger} comparisons are longer than row_tokens and get a row of their own (longest: {stats.longest} tokens)"
+        )
+    if stats.truncated:
+        notes.append(f"{stats.truncated} of {stats.comparisons} comparisons are truncated to the encoder's limits")
+    steps = steps_per_epoch(stats.comparisons, batch_size) * config.epochs
+    return Plan(
+        comparisons=stats.comparisons,
+        pairs=stats.pairs,
+        tokens=stats.tokens,
+        separate_tokens=stats.separate_tokens,
+        truncated=stats.truncated,
+        longest=stats.longest,
+        larger_than_row=larger,
+        batch_size=batch_size,
+        epochs=min(steps, config.max_steps or steps) * batch_size / stats.comparisons,
+        steps=min(steps, config.max_steps or steps),
+        peak_lr=lr,
+        parameters=parameters,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,149 @@
+import json
+import shutil
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BloomConfig, BloomForCausalLM
+
+from polar_rm import modeling
+from polar_rm.encoding import EncoderSettings
+from polar_rm.errors import EncoderMismatch, PolarError, UnsupportedModel
+from polar_rm.modeling import RewardModel
+
+OUTPUTS = ["the quick brown fox", "a slow green turtle", "", "the quick brown dog", "7 and 8"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rm")
+    tiny.reward_model(folder / "lm").save(folder / "model")
+    return folder / "model"
+
+
+def copy(saved, target, **config):
+    shutil.copytree(saved, target)
+    path = target / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return target
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_the_saved_folder_scores_equally_in_plain_transformers(tmp_path, family):
+    model = tiny.reward_model(tmp_path / "lm", family)
+    model.save(tmp_path / "model")
+    ours = RewardModel.from_pretrained(tmp_path / "model").score(prompt="What?", reference="a fox", outputs=OUTPUTS)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert type(plain).__name__.lower() == f"{family}forsequenceclassification"
+    encoder = model.encoder
+    trees = encoder.encode_outputs("What?", "a fox", OUTPUTS, "sft")
+    sequences = {i: tree.sequence(branch) for part, tree in trees for branch, i in enumerate(part)}
+    with torch.no_grad():
+        theirs = [float(plain(torch.tensor([sequences[i]])).logits) for i in range(len(OUTPUTS))]
+    assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    assert len({round(score, 4) for score in ours}) == len(OUTPUTS)
+    # The tokenizer in the folder makes the same ids as our encoder.
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    text = "What?\na fox<|reward|>What?\n" + OUTPUTS[0] + encoder.settings.reward_token
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == sequences[0]
+
+
+def test_a_new_model_scores_zero_everywhere(tmp_path):
+    model = tiny.reward_model(tmp_path / "lm", head=False)
+    assert model.score(prompt="p", reference="r", outputs=["a", "b"]) == [0.0, 0.0]
+    assert model.backbone.score.weight.dtype == torch.float32
+    assert model.backbone.score.bias is None
+
+
+def test_bf16_backbones_keep_a_float32_head(saved):
+    model = RewardModel.from_pretrained(saved, dtype="bfloat16")
+    assert model.backbone.score.weight.dtype == torch.float32
+    assert next(model.backbone.model.parameters()).dtype == torch.bfloat16
+    full = RewardModel.from_pretrained(saved).score(prompt="p", reference="r", outputs=OUTPUTS)
+    assert model.score(prompt="p", reference="r", outputs=OUTPUTS) == pytest.approx(full, rel=0.05, abs=0.1)
+
+
+def test_only_the_first_layers_are_kept(tmp_path):
+    folder = tiny.causal_lm(tmp_path / "lm")
+    assert len(RewardModel.from_causal_lm(folder, n_layers=1).backbone.model.layers) == 1
+    with pytest.raises(PolarError, match="1 to 2, not 3"):
+        RewardModel.from_causal_lm(folder, n_layers=3)
+
+
+def test_presets_build_from_a_tokenizer_alone(tmp_path):
+    folder = tiny.causal_lm(tmp_path / "lm")
+    first, again = (RewardModel.from_preset("1m", folder, seed=3) for _ in range(2))
+    weights = sum(p.numel() for name, p in first.backbone.named_parameters() if "embed" not in name)
+    assert 0.5e6 < weights < 1.5e6
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    with pytest.raises(PolarError, match="unknown preset 'huge'; known: 1m"):
+        RewardModel.from_preset("huge", folder)
+
+
+def test_weights_that_are_nan_or_missing_are_refused(saved, tmp_path):
+    broken = copy(saved, tmp_path / "nan")
+    change_weights(broken, lambda weights: weights["model.norm.weight"].fill_(float("nan")))
+    with pytest.raises(UnsupportedModel, match=r"'model.norm.weight' holds NaN"):
+        RewardModel.from_pretrained(broken)
+    headless = copy(saved, tmp_path / "headless")
+    change_weights(headless, lambda weights: weights.pop("score.weight"))
+    with pytest.raises(UnsupportedModel, match=r"1 tensors are missing, first 'score.weight'"):
+        RewardModel.from_pretrained(headless)
+
+
+def test_another_encoder_is_refused(saved, tmp_path):
+    config = json.loads((saved / "config.json").read_text())
+    config["polar"]["encoder"]["settings"]["max_length"] = 9999
+    with pytest.raises(EncoderMismatch, match="hash"):
+        RewardModel.from_pretrained(copy(saved, tmp_path / "settings", polar=config["polar"]))
+    other = copy(saved, tmp_path / "tokenizer")
+    changed = json.loads((other / "tokenizer.json").read_text())
+    changed["model"]["merges"] = changed["model"]["merges"][:-5]
+    (other / "tokenizer.json").write_text(json.dumps(changed))
+    with pytest.raises(EncoderMismatch):
+        RewardModel.from_pretrained(other)
+
+
+def test_what_is_no_reward_model_is_refused(tmp_path):
+    lm = tiny.causal_lm(tmp_path / "lm")
+    with pytest.raises(UnsupportedModel, match=r"LlamaForCausalLM.*use model.init"):
+        RewardModel.from_pretrained(lm)
+    with pytest.raises(PolarError, match="nowhere"):
+        RewardModel.from_pretrained(tmp_path / "nowhere")
+    windowed = tiny.causal_lm(tmp_path / "windowed", "mistral", sliding_window=16)
+    with pytest.raises(UnsupportedModel, match="sliding window"):
+        RewardModel.from_causal_lm(windowed)
+
+
+def test_families_that_do_not_pass_the_equality_check_are_refused_by_name(tmp_path):
+    lm = tiny.causal_lm(tmp_path / "bloom")
+    BloomForCausalLM(BloomConfig(vocab_size=400, hidden_size=32, n_layer=1, n_head=2)).save_pretrained(lm)
+    with pytest.raises(UnsupportedModel, match="bloom"):
+        RewardModel.from_causal_lm(lm)
+
+
+def test_the_equality_check_admits_exact_families_and_sees_wrong_ones(tmp_path, monkeypatch):
+    model = tiny.reward_model(tmp_path / "lm")
+    assert modeling.equality_error(model) < 1e-5
+    monkeypatch.setattr(modeling, "SUPPORTED", ())
+    with pytest.warns(UserWarning, match="passed the equality check"):
+        RewardModel.from_causal_lm(tmp_path / "lm")
+    from polar_rm.attention.layout import TreeLayout
+
+    positions = TreeLayout.position_ids
+    monkeypatch.setattr(TreeLayout, "position_ids", lambda self: positions(self).clamp(max=12))
+    with pytest.raises(UnsupportedModel, match="differs from separate sequences"):
+        RewardModel.from_causal_lm(tmp_path / "lm")
+
+
+def test_settings_travel_with_the_checkpoint(tmp_path):
+    settings = EncoderSettings(template="polar-chat", max_length=300, max_response_length=50)
+    tiny.reward_model(tmp_path / "lm", settings=settings).save(tmp_path / "model")
+    assert RewardModel.from_pretrained(tmp_path / "model").encoder.settings == settings
