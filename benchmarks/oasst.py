@@ -1,9 +1,10 @@
 """Policy discrimination on real data: pre-train on trajectories of 100 policies, test on unseen prompts and unseen policies.
 
-python benchmarks/oasst.py build --data traj_oasst_sampling.parquet --output runs/oasst
-polar pretrain benchmarks/oasst.yaml output=runs/oasst/rm data.train='[runs/oasst/train.jsonl]' data.eval='[runs/oasst/watch.jsonl]'
-polar evaluate runs/oasst/unseen_prompts.jsonl --model runs/oasst/rm/model
-polar evaluate runs/oasst/unseen_policies.jsonl --model runs/oasst/rm/model
+python benchmarks/oasst.py --data traj_oasst_sampling.parquet --output runs/oasst
+cd runs/oasst
+polar pretrain ../../benchmarks/oasst.yaml
+polar evaluate unseen_prompts.jsonl --model rm/model
+polar evaluate unseen_policies.jsonl --model rm/model
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ def build(data: Path, output: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["build"])
     parser.add_argument("--data", type=Path, required=True, help="Parquet of trajectories")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()

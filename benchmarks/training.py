@@ -1,7 +1,7 @@
 """Training speed and memory next to TRL's RewardTrainer: same model, same token ids, same machine.
 
-TRL gets its best setting, found here by trying batch sizes and precisions (no gradient checkpointing, batches added up to the same
-pairs a step), and a padded batch of 8 besides. Both sides take turns; the ratio of every round is seconds a pair of TRL over ours.
+TRL gets its best setting, found here by trying batch sizes and precisions (no gradient checkpointing, batches added up to the
+same pairs a step), and a padded batch of 8 besides. Both take turns; the ratio of a round is TRL's seconds a pair over ours.
 
     python benchmarks/training.py --layers 6 --k 2 8 --rounds 5 --output training.jsonl
 """
@@ -42,8 +42,16 @@ class Ours:
     """The loop of ``polar pretrain``; a block is some optimiser steps."""
 
     def __init__(self, work: Path, k: int, row_tokens: int) -> None:
-        overrides = [f"model.resume_from={work / 'model'}", f"data.train=[{work / f'k{k}.jsonl'}]", f"output={work / f'ours{k}'}"]
-        overrides += [f"batch_size={PAIRS_PER_STEP}", f"row_tokens={row_tokens}", "log.tensorboard=false", "device=cpu", "optim.lr=1e-6"]
+        overrides = [
+            f"model.resume_from={work / 'model'}",
+            f"data.train=[{work / f'k{k}.jsonl'}]",
+            f"output={work / f'ours{k}'}",
+            f"batch_size={PAIRS_PER_STEP}",
+            f"row_tokens={row_tokens}",
+            "optim.lr=1e-6",
+            "log.tensorboard=false",
+            "device=cpu",
+        ]
         config = load_config(TrainConfig, [], overrides)
         self.trainer = Trainer(config, World(0, 1, torch.device("cpu")))
         self.trainer.model.train()
@@ -164,7 +172,18 @@ def memory(work: Path, k: int, best: str, row_tokens: int) -> dict[str, Any]:
     sides = {"ours": "ours", "trl": best}
     peaks = {}
     for name, setting in sides.items():
-        command = [sys.executable, __file__, "--work", str(work), "--k", str(k), "--side", setting, "--row-tokens", str(row_tokens)]
+        command = [
+            sys.executable,
+            __file__,
+            "--work",
+            str(work),
+            "--k",
+            str(k),
+            "--side",
+            setting,
+            "--row-tokens",
+            str(row_tokens),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks[f"{name}_peak_mib"] = float(done.stdout.splitlines()[-1])
     return peaks

@@ -229,4 +229,4 @@ def test_gzip_files_are_reproducible(tmp_path):
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
         write_records(tmp_path / name, [ScoreItem("p", "r", "o")])
     assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
-    assert json.loads(gzip.open(tmp_path / "a.jsonl.gz").read())["output"] == "o"
+    assert json.loads(gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()))["output"] == "o"

@@ -91,9 +91,9 @@ def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = Non
 
     Examples:
 
-        polar pretrain recipes/pretrain_tiny.yaml data.train='[corpus.parquet]' output=runs/rm
+        polar pretrain recipes/pretrain_small.yaml data.train='[corpus.parquet]' output=runs/rm
 
-        polar pretrain recipes/pretrain_tiny.yaml --dry-run
+        polar pretrain recipes/pretrain_small.yaml --dry-run
     """
     _train(arguments, dry_run, json)
 

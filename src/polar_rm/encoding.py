@@ -338,7 +338,7 @@ class Encoder:
     def _tree(
         self, reference_ids: list[int], candidate_ids: list[list[int]], ranks: tuple[int, ...], truncation: Truncation
     ) -> PrefixTree:
-        shared: list[int] = commonprefix(candidate_ids)
+        shared = commonprefix(candidate_ids)
         prefix = [*self.bos_ids, *reference_ids, self.separator_id, *shared]
         branches = [[*ids[len(shared) :], self.reward_id] for ids in candidate_ids]
         return PrefixTree(prefix, branches, ranks, truncation)

@@ -9,6 +9,14 @@ from rich.text import Text as RichText
 from polar_rm.encoding import Encoder, PrefixTree
 from polar_rm.records import Comparison
 
+_LEGEND = [
+    ("prompt and reference", "cyan"),
+    ("separator", "bold black on magenta"),
+    ("shared part of the candidates", "blue"),
+    ("a candidate's own branch", "green"),
+    ("score", "bold white on red"),
+]
+
 
 def render(comparison: Comparison, encoder: Encoder, *, ids: bool = False) -> RenderableType:
     """Prefix, branches, score positions and truncation; with ``ids`` every token's id behind it."""
@@ -26,10 +34,7 @@ def render(comparison: Comparison, encoder: Encoder, *, ids: bool = False) -> Re
         position = len(tree.prefix) + len(branch) - 1
         cut = tree.truncation.candidates[number]
         table.add_row(str(number), str(tree.ranks[number]), str(position), str(len(branch)), str(cut or "-"), text)
-    legend = RichText.assemble(
-        ("prompt and reference", "cyan"), "  ", ("separator", "bold black on magenta"), "  ", ("shared part of the candidates", "blue"),
-        "  ", ("a candidate's own branch", "green"), "  ", ("score", "bold white on red"),
-    )  # fmt: skip
+    legend = RichText.assemble(*[part for name, style in _LEGEND for part in ((name, style), "  ")])
     return Group(legend, "", prefix, table, RichText(_summary(tree, encoder)))
 
 

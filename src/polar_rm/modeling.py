@@ -25,7 +25,7 @@ from polar_rm.checkpoints.sources import gguf_in, gguf_options, model_folder
 from polar_rm.encoding import Encoder, EncoderSettings, load_tokenizer
 from polar_rm.errors import PolarError, UnsupportedModel
 from polar_rm.packing import PackedRow, pack
-from polar_rm.records import Comparison, Text
+from polar_rm.records import Comparison, Text, Wrapper
 
 SUPPORTED = ("llama", "qwen2", "qwen3", "mistral")
 
@@ -191,7 +191,7 @@ class RewardModel(nn.Module):
         return scores
 
     @torch.inference_mode()
-    def score(self, *, prompt: Text, reference: Text, outputs: Sequence[Text], wrapper: str = "sft") -> list[float]:
+    def score(self, *, prompt: Text, reference: Text, outputs: Sequence[Text], wrapper: Wrapper = "sft") -> list[float]:
         """One raw reward per output. Only differences mean something (design: scores are unbounded).
 
         Raises:
@@ -210,7 +210,8 @@ class RewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.backbone.score.weight.device
+        weight: torch.Tensor = self.backbone.score.weight
+        return weight.device
 
 
 def _read_config(directory: str | Path, gguf_file: str | None = None) -> PretrainedConfig:

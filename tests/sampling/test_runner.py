@@ -28,9 +28,10 @@ def config(folder, language_model, **changes):
         prompts.write_text("".join(json.dumps({"prompt_id": f"p{i}", "prompt": "fox " * (i + 1)}) + "\n" for i in range(5)))
     decoding = {"max_new_tokens": 6}
     policies = [
-        {"name": "chat", "family": "t", "kind": "chat", "model": str(language_model), "system": "Be brief.", "decoding": decoding},
-        {"name": "base", "family": "t", "kind": "base", "model": str(language_model), "template": "Q: {prompt}\nA:", "decoding": decoding},
+        {"name": "chat", "kind": "chat", "system": "Be brief."},
+        {"name": "base", "kind": "base", "template": "Q: {prompt}\nA:"},
     ]
+    policies = [policy | {"family": "t", "model": str(language_model), "decoding": decoding} for policy in policies]
     values = {"output": folder / "out", "prompts": prompts, "source": "test", "policies": policies, "precision": "fp32"}
     return SamplingConfig.model_validate(values | changes)
 
@@ -120,6 +121,7 @@ def test_errors(tmp_path, language_model):
     with pytest.raises(PolarError, match="not installed; install it with"):
         policies = [{"name": "x", "family": "t", "kind": "base", "model": "package:no_such_weights"}]
         sample(config(tmp_path, language_model, policies=policies, output=tmp_path / "third"))
-    (tmp_path / "c.yaml").write_text("output: o\nprompts: p\nsource: s\npolicies: [{name: x, family: f, kind: base, model: m, system: s}]")
+    policy = "{name: x, family: f, kind: base, model: m, system: s}"
+    (tmp_path / "c.yaml").write_text(f"{{output: o, prompts: p, source: s, policies: [{policy}]}}")
     with pytest.raises(ConfigError, match="has no system prompt"):
         load_config(SamplingConfig, [tmp_path / "c.yaml"])

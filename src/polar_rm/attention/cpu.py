@@ -108,7 +108,7 @@ class _TreeAttention(torch.autograd.Function):
         return output.view(heads, n_tokens, dim)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         scaled, key, value, *kept = ctx.saved_tensors
         kv_heads, groups, n_tokens, dim = scaled.shape
         gradient = gradient.view(kv_heads, groups, n_tokens, dim)
@@ -142,5 +142,5 @@ def tree_cpu(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout
     """query [1, heads, T, dim], key and value [1, kv_heads, T, dim] -> [1, heads, T, dim], differentiable."""
     if query.dtype != value.dtype:
         query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves what RoPE touched in float32
-    output: torch.Tensor = _TreeAttention.apply(query[0], key[0], value[0], layout, scale)
+    output: torch.Tensor = _TreeAttention.apply(query[0], key[0], value[0], layout, scale)  # type: ignore[no-untyped-call]
     return output[None]

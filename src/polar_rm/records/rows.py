@@ -108,8 +108,8 @@ class _Fields:
     def metadata(self) -> dict[str, Any]:
         """The column ``metadata`` with all columns left. ``meta`` may be JSON text (so may ``metadata``); other text stays."""
         left = self._left
-        if isinstance(left.get("meta"), str):
-            left["meta"] = _parsed(left["meta"])
+        if isinstance(meta := left.get("meta"), str):
+            left["meta"] = _parsed(meta)
         own = left.pop("metadata", None)
         own = _parsed(own) if isinstance(own, str) else own
         if not isinstance(own, dict):
@@ -129,10 +129,10 @@ class _Fields:
     def _text(self, name: str, value: Any) -> Text:
         if self._is_cell and isinstance(value, str):
             value = _from_cell(value)
+        if not isinstance(value, (str, list)):
+            raise Refused(name, f"{_TEXT}, not {_kind(value)}")
         if isinstance(value, list):
             _check_messages(name, value)
-        elif not isinstance(value, str):
-            raise Refused(name, f"{_TEXT}, not {_kind(value)}")
         _check_unicode(name, value)
         return value
 

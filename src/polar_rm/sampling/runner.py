@@ -74,7 +74,7 @@ def _sample_policy(config: SamplingConfig, policy: Policy, requests: list[Reques
             batch = missing[start : start + config.batch_size]
             for request, answer in zip(batch, engine.sample(batch), strict=True):
                 tokens += answer.n_tokens
-                row = {"source": config.source, "prompt_id": request.prompt_id, "prompt": request.prompt}
+                row: dict[str, Any] = {"source": config.source, "prompt_id": request.prompt_id, "prompt": request.prompt}
                 row |= {"policy": policy.name, "sample_id": request.sample_id, "text": answer.text}
                 row |= policy.decoding.model_dump(include={"temperature", "top_p", "top_k"})
                 row |= {"seed": request.seed, "finish_reason": answer.finish_reason, "n_tokens": answer.n_tokens}

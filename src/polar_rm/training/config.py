@@ -78,10 +78,10 @@ class OptimConfig(Config):
 
 
 class LoraConfig(Config):
-    """Low-rank adapters by PEFT on every linear layer; the head and added tokens' embeddings are trained in full."""
+    """Low-rank adapters by PEFT on the backbone's linear layers; the head is trained in full, embeddings stay."""
 
     rank: PositiveInt = 16
-    alpha: float = 32.0
+    alpha: PositiveInt = 32
     dropout: float = Field(0.0, ge=0, lt=1)
 
 

@@ -54,7 +54,8 @@ class EncodedCorpus:
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
         columns = [self._columns(self._reader.get_batch(i)) for i in range(self._reader.num_record_batches)]
         self.lengths: np.ndarray = np.concatenate([lengths for lengths, _ in columns])
-        self.stats = CorpusStats(*np.sum([totals for _, totals in columns], axis=0)[:-1].tolist(), int(self.lengths.max()))
+        comparisons, pairs, candidates, tokens, separate, truncated = np.sum([totals for _, totals in columns], axis=0).tolist()
+        self.stats = CorpusStats(comparisons, pairs, candidates, tokens, separate, truncated, int(self.lengths.max()))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -80,7 +81,7 @@ class EncodedCorpus:
         lengths = prefix + own
         separate = int((prefix * np.diff(per_tree)).sum() + own.sum())
         truncated = batch["truncated"].to_numpy(zero_copy_only=False).sum()
-        return lengths, [len(lengths), pairs, len(ranks), int(lengths.sum()), separate, int(truncated), 0]
+        return lengths, [len(lengths), pairs, len(ranks), int(lengths.sum()), separate, int(truncated)]
 
 
 def encode_corpus(

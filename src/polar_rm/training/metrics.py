@@ -105,7 +105,7 @@ def training_flops(config: PretrainedConfig, layout: TreeLayout) -> float:
     projections = config.hidden_size * head * 2 * (config.num_attention_heads + config.num_key_value_heads)
     weights = config.num_hidden_layers * (projections + 3 * config.hidden_size * config.intermediate_size)
     attention = 12 * layout.attention_pairs * config.num_hidden_layers * config.num_attention_heads * head
-    return 6.0 * weights * layout.n_tokens + attention
+    return float(6 * weights * layout.n_tokens + attention)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -53,9 +53,10 @@ def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) ->
     stats, notes = corpus.stats, []
     parameters = sum(p.numel() for p in model.backbone.base_model.parameters())
     rm_tokens = float(stats.separate_tokens * config.epochs)  # the paper counts every sequence whole
-    batch_size = config.batch_size
-    if batch_size == "paper":
+    if config.batch_size == "paper":
         batch_size = min(paper_batch_size(parameters, rm_tokens), stats.comparisons)
+    else:
+        batch_size = config.batch_size
     lr = config.optim.lr
     if lr == "paper":
         if config.optim.base_tokens is None:

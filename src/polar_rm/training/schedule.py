@@ -25,9 +25,11 @@ def paper_learning_rate(parameters: float, base_tokens: float, rm_tokens: float)
     Fitted on 100M to 924M parameters; everything outside is extrapolation.
     """
     n, dp, drm = parameters / _MEBI, base_tokens / _GIBI, rm_tokens / _GIBI
-    return 0.0002306 * n**0.01125 * dp**-0.66587 * drm**0.33916
+    rate: float = 0.0002306 * n**0.01125 * dp**-0.66587 * drm**0.33916
+    return rate
 
 
 def paper_batch_size(parameters: float, rm_tokens: float) -> int:
     """Triples per step for pre-training: ``31.9032 N^0.06944 Drm^0.52997`` (paper, App. F.1), at least 1."""
-    return max(1, round(31.9032 * (parameters / _MEBI) ** 0.06944 * (rm_tokens / _GIBI) ** 0.52997))
+    batch: float = 31.9032 * (parameters / _MEBI) ** 0.06944 * (rm_tokens / _GIBI) ** 0.52997
+    return max(1, round(batch))

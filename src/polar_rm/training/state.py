@@ -45,7 +45,7 @@ def save(
     where.barrier()
     try:
         with _Quiet():
-            dcp.save(_state(weights, optimizer), checkpoint_id=partial, no_dist=where.size == 1)
+            dcp.save(_state(weights, optimizer), checkpoint_id=partial, no_dist=where.size == 1)  # type: ignore[attr-defined]
         if where.main:
             (partial / "meta.json").write_text(json.dumps(meta | {"step": step}))
     except Exception as error:
@@ -84,7 +84,7 @@ def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, where: 
         group["lr"] = rate
     state = _state(weights, optimizer)
     with _Quiet():
-        dcp.load(state, checkpoint_id=path, no_dist=where.size == 1)
+        dcp.load(state, checkpoint_id=path, no_dist=where.size == 1)  # type: ignore[attr-defined]
     for name, tensor in weights.named.items():
         optimizer.state[tensor]["step"].fill_(float(meta["step"]))
         optimizer.state[tensor]["exp_avg"].copy_(state["exp_avg"][name])

@@ -55,7 +55,9 @@ class Trainer:
         if config.lora:
             add_lora(self.model, config.lora)
         if config.activation_checkpointing:
-            self.model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            backbone = self.model.backbone  # transformers 5 renames the method, 4 has only the old name
+            enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         if config.compile:
             for layer in self.model.backbone.base_model.layers:
                 layer.mlp.compile(dynamic=True)

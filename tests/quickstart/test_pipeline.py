@@ -1,0 +1,45 @@
+import io
+import json
+
+import pytest
+import tiny
+from rich.console import Console
+
+from polar_rm.modeling import RewardModel
+from polar_rm.quickstart.pipeline import HELD_OUT_POLICY, Quickstart, run
+from polar_rm.quickstart.report import summary
+from polar_rm.records import read_comparisons
+
+
+@pytest.mark.slow
+def test_the_whole_job_on_a_tiny_model_and_a_second_run_that_reuses_it(tmp_path):
+    base = tiny.causal_lm(tmp_path / "lm")
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+    (base / "chat_template.jinja").write_text(template)
+    said = io.StringIO()
+    overrides = ("model.n_layers=1", "max_steps=3", "batch_size=4", "model.encoder.max_response_length=16")
+    quickstart = Quickstart(tmp_path / "run", str(base), overrides, Console(file=said))
+    report = run(quickstart)
+
+    assert report == json.loads((tmp_path / "run/report.json").read_text())
+    assert len(report["comparisons"]["policies"]) >= 4
+    assert len(report["pretrain"]["history"]) == 3
+    assert report["evaluate"]["unseen-prompts"]["n_prompts"] > 30
+    assert {"length", "tfidf"} == set(report["evaluate"]["unseen-policy"]["baselines"])
+    assert [row["candidate"] for row in report["example"]["candidates"]] == ["identical", "same policy", "other policy"]
+    page = (tmp_path / "run/report.html").read_text()
+    assert page.count("<svg") == 4
+    assert all(word in page for word in ("Who wrote it?", "cannot do", "without pre-training", HELD_OUT_POLICY))
+    assert len(summary(report)) == 4
+    assert RewardModel.from_pretrained(tmp_path / "run/pretrain/model").score(prompt="p", reference="r", outputs=["o"])
+
+    # Prompts and policy that are held out really are.
+    prompts = {c.metadata["prompt_id"] for c in read_comparisons(tmp_path / "run/data/pretrain.jsonl")}
+    for name in ("unseen-prompts", "unseen-policy", "ranked-test"):
+        assert not prompts & {c.metadata["prompt_id"] for c in read_comparisons(tmp_path / f"run/data/{name}.jsonl")}
+    for comparison in read_comparisons(tmp_path / "run/data/pretrain.jsonl"):
+        assert HELD_OUT_POLICY not in comparison.metadata["candidate_policies"]
+
+    said.truncate(0)
+    assert run(quickstart)["seconds"] == report["seconds"]
+    assert said.getvalue().count("reused") == 7

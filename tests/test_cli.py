@@ -1,0 +1,195 @@
+"""Every verb as a user calls it. A mistake is one line on stderr and exit code 2, never a traceback."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from polar_rm import cli
+from polar_rm.checkpoints import native
+
+PAIR = {"prompt": "p", "reference": "the fox", "chosen": "the quick fox", "rejected": "12 34", "subset": "x"}
+RANKED = {"prompt": "p", "reference": "r", "candidates": ["a", "b"], "ranks": [0, 1]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rm")
+    settings = tiny.EncoderSettings(max_length=128, max_response_length=32)
+    tiny.reward_model(folder / "lm", settings=settings).save(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def polar(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["polar", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+def write(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def refused(result, *wanted):
+    code, _, error = result
+    lines = [line for line in error.splitlines() if line.startswith("polar: error: ")]
+    assert code == 2, error
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    for word in wanted:
+        assert str(word) in lines[0], lines[0]
+
+
+def changed(model, target, change):
+    shutil.copytree(model, target)
+    change(target)
+    return target
+
+
+def test_score_then_evaluate_then_inspect(polar, model, tmp_path):
+    items = write(tmp_path / "items.jsonl", *[{"prompt": "p", "reference": "r", "output": f"fox {i}"} for i in range(5)])
+    code, _, error = polar("score", "--model", model, "--input", items, "--output", tmp_path / "scores.jsonl")
+    assert code == 0, error
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == [1, 2, 3, 4, 5]
+    assert len({row["reward"] for row in rows}) == 5
+
+    pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR | {"prompt": "q", "subset": "y"})
+    result = tmp_path / "out.json"
+    code, table, error = polar(
+        "evaluate", pairs, "--model", model, "--by", "subset", "--json", result, "--plot", tmp_path / "plot.png"
+    )
+    assert code == 0, error
+    assert "accuracy" in table
+    report = json.loads(result.read_text())
+    wanted = "schema n_pairs n_prompts accuracy ci95 loss by baselines encoder_hash model data".split()
+    assert set(wanted) <= report.keys()
+    assert (report["n_pairs"], set(report["by"]), set(report["baselines"])) == (2, {"x", "y"}, {"length", "tfidf"})
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+    code, shown, _ = polar("inspect", pairs, "--row", 2, "--model", model)
+    assert code == 0
+    for wanted in ("the fox", "<|reward|>", "[UNUSED_TOKEN_130]", "truncated", "position of the score"):
+        assert wanted in shown
+
+
+def test_rows_without_a_reference_need_the_option(polar, model, tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", {key: PAIR[key] for key in ("prompt", "chosen", "rejected")})
+    refused(polar("evaluate", pairs, "--model", model), "have no reference", "comparison 1", "--reference empty")
+    assert polar("evaluate", pairs, "--model", model, "--reference", "empty")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        (RANKED | {"candidates": ["a"], "ranks": [0]}, "row 2: field 'candidates': expected a list of at least"),
+        (RANKED | {"candidates": ["a", "a"]}, "row 2: field 'candidates[1]'"),
+        (RANKED | {"ranks": [0]}, "row 2: field 'ranks': expected 2 ranks"),
+        ('{"prompt"', "row 2: expected one JSON object a line"),
+    ],
+)
+def test_bad_rows(polar, model, tmp_path, row, wanted):
+    pairs = write(tmp_path / "pairs.jsonl", PAIR, row)
+    refused(polar("evaluate", pairs, "--model", model), pairs, wanted)
+    refused(polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run"), pairs, wanted)
+    code, _, error = polar("evaluate", pairs, "--model", model, "--on-bad-row", "skip")
+    assert code == 0
+    assert "1 bad rows were skipped" in error
+    assert json.loads((tmp_path / "pairs.jsonl.rejected.jsonl").read_text())["row"] == 2
+
+
+def test_bad_files(polar, model, tmp_path):
+    empty = write(tmp_path / "empty.jsonl")
+    refused(polar("evaluate", empty, "--model", model), empty, "is empty")
+    refused(polar("score", "--model", model, "--input", empty, "--output", tmp_path / "o.jsonl"), empty, "is empty")
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(b"PAR1" + b"\0" * 50)
+    refused(polar("evaluate", cut, "--model", model), cut, "not a complete Parquet file")
+    refused(polar("evaluate", tmp_path / "none.jsonl", "--model", model), "none.jsonl", "no such file")
+    refused(polar("inspect", write(tmp_path / "one.jsonl", PAIR), "--row", 7, "--model", model), "there is no row 7")
+
+
+def test_bad_models(polar, model, tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", PAIR)
+
+    def poison(folder):
+        weights = load_file(folder / "model.safetensors")
+        weights["score.weight"].fill_(float("nan"))
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def another_encoder(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["polar"]["encoder"]["settings"]["max_length"] += 1
+        (folder / "config.json").write_text(json.dumps(config))
+
+    refused(polar("evaluate", pairs, "--model", changed(model, tmp_path / "nan", poison)), "'score.weight' holds NaN")
+    other = changed(model, tmp_path / "other", another_encoder)
+    refused(polar("evaluate", pairs, "--model", other), other, "the encoder's settings changed")
+    refused(polar("evaluate", pairs, "--model", tmp_path / "missing"), "missing")
+
+
+def test_bad_options(polar, model, tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", PAIR)
+    base = ("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run")
+    refused(polar(*base, "optim.learning_rate=1"), "unknown key 'optim.learning_rate'")
+    refused(polar(*base, "batchsize=1"), "unknown key 'batchsize'; did you mean 'batch_size'?")
+    refused(polar(*base, "optim.lr=high"), "optim.lr=high: optim.lr")
+    refused(polar("pretrain", "missing.yaml"), "missing.yaml: No such file")
+    if not torch.cuda.is_available():
+        refused(polar(*base, "device=cuda"), "no CUDA device")
+        refused(polar("evaluate", pairs, "--model", model, "--device", "cuda"), "no CUDA device")
+        refused(polar(*base, "attention=tree_flex"), "tree_flex")
+
+
+def test_long_prompts_and_special_tokens_are_handled_and_reported(polar, model, tmp_path):
+    item = {"prompt": "fox " * 500, "reference": "a <|reward|> b", "output": "c [UNUSED_TOKEN_130] d"}
+    items = write(tmp_path / "items.jsonl", item)
+    assert polar("score", "--model", model, "--input", items, "--output", tmp_path / "scores.jsonl")[0] == 0
+    row = json.loads((tmp_path / "scores.jsonl").read_text())
+    assert row["truncated"] is True
+    assert row["n_tokens"] <= 128
+
+
+def test_a_disk_that_is_full_while_saving(polar, model, tmp_path, monkeypatch):
+    pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(native, "save_file", full)
+    arguments = (f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run", "batch_size=2", "log.tensorboard=false")
+    refused(polar("finetune", *arguments), "run/model", "No space left on device")
+    assert not (tmp_path / "run/model").exists()
+    monkeypatch.undo()
+
+
+def test_dry_run_shows_config_and_plan_and_trains_nothing(polar, model, tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR)
+    code, shown, error = polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run", "--dry-run")
+    assert code == 0, error
+    for wanted in ("betas:", "steps", "tokens", "memory", "2 comparisons, 2 pairs"):
+        assert wanted in shown
+    assert not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.parametrize("verb", ["sample", "pretrain", "finetune", "score", "evaluate", "inspect", "quickstart"])
+def test_every_verb_explains_itself_with_an_example(polar, verb):
+    code, shown, _ = polar(verb, "--help")
+    assert code == 0
+    assert f"polar {verb}" in shown

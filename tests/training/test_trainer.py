@@ -1,0 +1,147 @@
+import json
+import math
+
+import pytest
+import runs
+import torch
+
+from polar_rm.config import load_config
+from polar_rm.errors import NonFinite, PolarError
+from polar_rm.modeling import RewardModel
+from polar_rm.records import read_comparisons
+from polar_rm.scoring import Scorer
+from polar_rm.training.config import TrainConfig
+from polar_rm.training.parallel import World
+from polar_rm.training.plan import make_plan
+from polar_rm.training.trainer import Trainer, train
+
+
+def trainer(folder, *overrides, **changes):
+    config = load_config(TrainConfig, [runs.config(folder, **changes)], overrides)
+    built = Trainer(config, World(0, 1, torch.device("cpu")))
+    built.model.train()
+    return built
+
+
+def gradients(built):
+    values = built.accumulate(list(range(16)))
+    return values, {name: tensor.grad.float() for name, tensor in built.weights.named.items() if tensor.grad is not None}
+
+
+def test_the_first_loss_is_ln_2_and_the_gradient_that_of_the_mean_over_all_pairs(tmp_path):
+    built = trainer(tmp_path)
+    values, found = gradients(built)
+    assert values["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert values["pairs"] > 16
+    # The oracle: every pair alone through plain transformers, no trees, no rows.
+    plain = RewardModel.from_causal_lm(
+        tmp_path / "lm", settings=built.config.model.encoder.settings(), implementation="eager"
+    ).backbone
+    losses = []
+    for index in range(16):
+        tree = built.train_set[index]
+        scores = [plain(torch.tensor([tree.sequence(i)]), use_cache=False).logits[0, 0] for i in range(len(tree.ranks))]
+        better = [(i, j) for i, a in enumerate(tree.ranks) for j, b in enumerate(tree.ranks) if a < b]
+        losses += [-torch.nn.functional.logsigmoid(scores[i] - scores[j]) for i, j in better]
+    torch.stack(losses).mean().backward()
+    expected = plain.score.weight.grad
+    assert (found["score.weight"] - expected).norm() / expected.norm() < 1e-5
+
+
+@pytest.mark.parametrize("option", ["activation_checkpointing=true", "row_tokens=10000", "attention=tree_dense"])
+def test_options_that_save_time_or_memory_do_not_change_gradients(tmp_path, option):
+    expected, plain = gradients(trainer(tmp_path))
+    values, found = gradients(trainer(tmp_path, option, "output=" + str(tmp_path / "other")))
+    assert values["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    for name, gradient in plain.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_gradients(tmp_path):
+    _, plain = gradients(trainer(tmp_path))
+    _, found = gradients(trainer(tmp_path, "compile=true", "output=" + str(tmp_path / "other")))
+    for name, gradient in plain.items():
+        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-9, name
+
+
+def test_a_run_learns_and_writes_what_it_promises(tmp_path):
+    config = load_config(
+        TrainConfig,
+        [runs.config(tmp_path, epochs=12)],
+        [f"data.eval=[{tmp_path / 'eval.jsonl'}]", "eval_every=30", "precision=bf16", "log.tensorboard=true"],
+    )
+    results = train(config)
+    output = tmp_path / "run"
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    wanted = "loss accuracy margin reward_mean reward_std grad_norm lr tokens_per_second pairs_per_second mfu memory_gib".split()
+    assert set(wanted) <= rows[0].keys()
+    assert [row["step"] for row in rows if "eval_accuracy" in row] == [30, 60]
+    assert sum(row["loss"] for row in rows[-5:]) / 5 < 0.35
+    assert results["eval"]["accuracy"] > 0.8
+    assert list((output / "tensorboard").iterdir())
+    run = json.loads((output / "run.json").read_text())
+    assert {"config", "plan", "data", "encoder_hash", "seed", "versions", "git", "results"} <= run.keys()
+    comparisons = list(read_comparisons(tmp_path / "eval.jsonl"))
+    scores = list(Scorer(RewardModel.from_pretrained(output / "model")).score_comparisons(comparisons))
+    right = [s[i] > s[j] for s, c in zip(scores, comparisons, strict=True) for i, j in c.pairs()]
+    assert sum(right) / len(right) > 0.8
+
+
+def test_lora_trains_adapters_and_exports_what_they_add_up_to(tmp_path):
+    pytest.importorskip("peft")
+    before = RewardModel.from_causal_lm(runs.config(tmp_path).parent / "lm").backbone.state_dict()
+    config = load_config(TrainConfig, [runs.config(tmp_path, epochs=8, lora={"rank": 4}, optim={"lr": 2e-2})])
+    results = train(config)
+    assert results["train"]["loss"] < 0.5
+    model = RewardModel.from_pretrained(tmp_path / "run/model")
+    after = model.backbone.state_dict()
+    assert after.keys() == before.keys()
+    assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+    change = after["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]
+    assert torch.linalg.matrix_rank(change, rtol=1e-3) == 4
+    # The exported model scores like the adapted one did.
+    comparisons = list(read_comparisons(tmp_path / "train.jsonl"))[:8]
+    resumed = trainer(tmp_path, epochs=8, lora={"rank": 4}, optim={"lr": 2e-2})
+    resumed._resume()
+    adapted = list(Scorer(resumed.model).score_comparisons(comparisons))
+    exported = list(Scorer(model).score_comparisons(comparisons))
+    assert sum(exported, []) == pytest.approx(sum(adapted, []), rel=1e-3, abs=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tmp_path):
+    built = trainer(tmp_path)
+    built.model.backbone.score.weight.data.fill_(float("nan"))
+    with pytest.raises(NonFinite, match=r"step 1: the loss is nan on .*train.jsonl: comparison \d+"):
+        built._step(list(range(8)))
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    import torch.distributed.checkpoint as dcp
+
+    built = trainer(tmp_path)
+    built._step(list(range(8)))
+    built.step = 1
+    built.save()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(dcp, "save", full)
+    built.step = 2
+    with pytest.raises(PolarError, match="No space left on device"):
+        built.save()
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_plans_say_what_will_happen(tmp_path):
+    built = trainer(tmp_path, "optim.lr=paper", "optim.base_tokens=2e12", "batch_size=paper", "row_tokens=30")
+    plan = make_plan(built.config, built.model, built.train_set)
+    assert plan.comparisons == 40
+    assert plan.separate_tokens > plan.tokens
+    text = "\n".join(f"{name}: {value}" for name, value in plan.describe())
+    assert "extrapolation" in text
+    assert "longer than row_tokens" in text
+    with pytest.raises(PolarError, match="needs optim.base_tokens"):
+        trainer(tmp_path, "optim.lr=paper", f"output={tmp_path / 'other'}")
