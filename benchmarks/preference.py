@@ -1,0 +1,77 @@
+"""Does pre-training help? The same fine-tuning on preference data, from a pre-trained model and from its language model alone.
+
+    python benchmarks/preference.py --data pref_train_verifiable.parquet pref_train_rmb.parquet pref_train_chat_judge.parquet \
+        --model runs/oasst/rm/model --layers 6 --output runs/preference
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+from common import LANGUAGE_MODEL, report
+from rich.console import Console
+
+from polar_rm.config import load_config
+from polar_rm.corpus import is_held_out
+from polar_rm.encoding import Encoder
+from polar_rm.evaluation import EvaluationResult, evaluate_files
+from polar_rm.records import Comparison, read_comparisons, write_records
+from polar_rm.training.config import TrainConfig
+from polar_rm.training.trainer import train
+
+HELD_OUT = 0.2
+
+
+def build(files: list[Path], output: Path, train_pairs: int, test_pairs: int) -> None:
+    """Pairs with a reference, equal shares of every file, split by prompt."""
+    parts: dict[str, list[Comparison]] = {"train": [], "test": []}
+    for file in files:
+        rows = [row for row in read_comparisons(file) if row.reference]
+        random.Random(0).shuffle(rows)
+        for name, count in (("train", train_pairs), ("test", test_pairs)):
+            chosen = [row for row in rows if is_held_out(str(row.metadata["prompt_id"]), HELD_OUT) == (name == "test")]
+            parts[name] += chosen[: count // len(files)]
+    for name, rows in parts.items():
+        random.Random(0).shuffle(rows)
+        print(f"{name}: {write_records(output / f'{name}.jsonl', rows):,} pairs")
+
+
+def run(name: str, start: list[str], output: Path) -> EvaluationResult:
+    common = ["batch_size=32", "epochs=2", "row_tokens=8192", "log.tensorboard=false", "optim.lr=1e-4", "checkpoint_every=50"]
+    files = [f"data.train=[{output / 'train.jsonl'}]", f"output={output / name}"]
+    train(load_config(TrainConfig, [], [*start, *common, *files]), console=Console(stderr=True))
+    return evaluate_files(output / name / "model", [output / "test.jsonl"], by="source")
+
+
+def line(name: str, result: EvaluationResult) -> dict[str, Any]:
+    found = result.report
+    by = {source: round(group["accuracy"], 3) for source, group in found["by"].items()}
+    baselines = {key: round(value["accuracy"], 3) for key, value in found["baselines"].items()}
+    return {"run": name, "pairs": found["n_pairs"], "accuracy": found["accuracy"], "ci95": found["ci95"], "by": by, **baselines}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--model", type=Path, required=True, help="pre-trained reward model")
+    parser.add_argument("--layers", type=int, required=True, help="its number of layers, for the run without pre-training")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--train-pairs", type=int, default=2400)
+    parser.add_argument("--test-pairs", type=int, default=900)
+    arguments = parser.parse_args()
+    build(arguments.data, arguments.output, arguments.train_pairs, arguments.test_pairs)
+    limits = Encoder.from_pretrained(arguments.model).settings
+    alone = [f"model.init={LANGUAGE_MODEL}", f"model.n_layers={arguments.layers}"]
+    alone += [f"model.encoder.{key}={getattr(limits, key)}" for key in ("max_length", "max_response_length")]
+    with_it = run("with", [f"model.resume_from={arguments.model}"], arguments.output)
+    without = run("without", alone, arguments.output)
+    difference = with_it.minus(without)
+    rows = [line("with pre-training", with_it), line("without pre-training", without), {"difference": str(difference)}]
+    report(rows, arguments.output / "result.jsonl")
+
+
+if __name__ == "__main__":
+    main()
