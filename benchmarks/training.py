@@ -61,7 +61,7 @@ class Ours:
         """Seconds a pair."""
         wall, cpu = time.perf_counter(), time.process_time()
         for start in range(0, len(indices), PAIRS_PER_STEP):
-            self.trainer._step(indices[start : start + PAIRS_PER_STEP])
+            self.trainer.optimize(indices[start : start + PAIRS_PER_STEP])
         pairs = len(indices) * self.pairs_per_tree
         return (time.perf_counter() - wall) / pairs, (time.process_time() - cpu) / pairs
 

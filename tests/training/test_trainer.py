@@ -114,14 +114,14 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tmp_path):
     built = trainer(tmp_path)
     built.model.backbone.score.weight.data.fill_(float("nan"))
     with pytest.raises(NonFinite, match=r"step 1: the loss is nan on .*train.jsonl: comparison \d+"):
-        built._step(list(range(8)))
+        built.optimize(list(range(8)))
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     import torch.distributed.checkpoint as dcp
 
     built = trainer(tmp_path)
-    built._step(list(range(8)))
+    built.optimize(list(range(8)))
     built.step = 1
     built.save()
 

@@ -42,7 +42,7 @@ class StopRequested(PolarError):
 
 
 class Trainer:
-    """Everything that a run holds. ``fit`` is the loop; one optimiser step is ``_step``."""
+    """Everything that a run holds. ``fit`` is the loop; one optimiser step is ``optimize``."""
 
     def __init__(self, config: TrainConfig, where: World, *, console: Console | None = None) -> None:
         self.config, self.where = config, where
@@ -84,7 +84,7 @@ class Trainer:
             task = bar.add_task(config.output.name, total=plan.steps, completed=self.step, status="")
             while self.step < plan.steps:
                 began = time.perf_counter()
-                values = self._step(next(steps).tolist())
+                values = self.optimize(next(steps).tolist())
                 values["mfu"] = values.pop("flops") / (time.perf_counter() - began) / peak / self.where.size
                 self.step += 1
                 self.results |= {"steps": self.step, "train": dict(values)}
@@ -105,7 +105,7 @@ class Trainer:
         self._finish()
         return self.results
 
-    def _step(self, indices: list[int]) -> dict[str, float]:
+    def optimize(self, indices: list[int]) -> dict[str, float]:
         """One optimiser step on one global batch of comparisons."""
         began = time.perf_counter()
         torch.manual_seed(hash((self.config.seed, self.step, self.where.rank)) % 2**63)  # for dropout; nothing else is random

@@ -1,0 +1,56 @@
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from polar_rm.attention.layout import TreeLayout, TreeSpan
+from polar_rm.config import load_config
+from polar_rm.errors import PolarError
+from polar_rm.training import metrics
+from polar_rm.training.config import TrainConfig
+
+
+def config(tmp_path, *overrides):
+    return load_config(TrainConfig, [], ["model.init=x", "data.train=[x]", f"output={tmp_path}", *overrides])
+
+
+def test_resumed_logs_drop_the_steps_that_are_taken_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    sink = metrics.JsonlSink(path, 2)
+    sink.write(3, {"loss": 0.5})
+    sink.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
+
+
+def test_wandb_runs_are_resumed_under_the_run_folders_name(tmp_path, monkeypatch):
+    calls = []
+    run = SimpleNamespace(log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finish"))
+    fake = SimpleNamespace(init=lambda **options: calls.append(options) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    (tmp_path / "rm").mkdir()
+    *_, sink = metrics.open_sinks(config(tmp_path / "rm", "log.wandb_project=p", "log.tensorboard=false"), 0)
+    sink.write(1, {"loss": 0.5})
+    sink.close()
+    assert calls[0]["project"] == "p"
+    assert (calls[0]["id"], calls[0]["resume"]) == ("rm", "allow")
+    assert calls[1:] == [(1, {"loss": 0.5}), "finish"]
+
+
+def test_a_missing_wandb_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(PolarError, match="pip install"):
+        metrics.open_sinks(config(tmp_path, "log.wandb_project=p", "log.tensorboard=false"), 0)
+
+
+def test_flops_are_those_of_the_tree():
+    shape = SimpleNamespace(
+        hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, num_hidden_layers=3
+    )
+    layout = TreeLayout((TreeSpan(0, 5, (2, 3)),))
+    weights = 3 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96)  # q and o, k and v, the MLP; three layers
+    pairs = (1 + 2 + 3 + 4 + 5) + (6 + 7) + (6 + 7 + 8)
+    assert metrics.training_flops(shape, layout) == 6 * weights * 10 + 12 * pairs * 3 * 64
+    assert metrics.peak_flops(torch.device("cpu"), torch.float32) > 1e8
