@@ -179,6 +179,12 @@ def test_a_disk_that_is_full_while_saving(polar, model, tmp_path, monkeypatch):
     monkeypatch.undo()
 
 
+def test_folders_that_can_not_be_written(polar, model, tmp_path):
+    (tmp_path / "file").touch()
+    items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
+    refused(polar("score", "--model", model, "--input", items, "--output", tmp_path / "file/scores.jsonl"), tmp_path / "file")
+
+
 def test_dry_run_shows_config_and_plan_and_trains_nothing(polar, model, tmp_path):
     pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR)
     code, shown, error = polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run", "--dry-run")

@@ -6,7 +6,7 @@ import os
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeVar
 
 # Tokenizers warn on every fork otherwise; batches are tokenised on all threads before any process is forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -295,5 +295,11 @@ def main() -> None:
     try:
         app()
     except PolarError as error:
-        print(f"polar: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except OSError as error:  # a full disk, a folder that is not writable
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"polar: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

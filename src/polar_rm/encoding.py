@@ -22,7 +22,7 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from polar_rm.errors import EncoderMismatch, PolarError
 from polar_rm.records import Comparison, Text, flatten
@@ -296,13 +296,16 @@ class Encoder:
     def _encode_cut(self, field: _Fields, ranks: tuple[int, ...], *, shared_cut: bool) -> list[tuple[list[int], PrefixTree]]:
         """The general case: cut each response to its limit, then the prompt to what the two leave."""
         n_bos = len(self.bos_ids)  # the official client counts a BOS in every field
-        reference, n_reference, reference_cut = self._cut_response(field.reference)
-        cut_candidates = [self._cut_response(candidate) for candidate in field.candidates]
+        prompt, *responses = self.tokenizer.encode_batch(
+            [field.prompt, field.reference, *field.candidates], add_special_tokens=False
+        )
+        (reference, n_reference, reference_cut), *cut_candidates = map(
+            self._cut_response, [field.reference, *field.candidates], responses
+        )
         budgets = [
             (self.settings.max_length - RESERVED_TOKENS - n_reference - n_candidate - 2 * n_bos) // 2
             for _, n_candidate, _ in cut_candidates
         ]
-        prompt = self.tokenizer.encode(field.prompt, add_special_tokens=False)
         keeps = [max(0, min(len(prompt.ids), min(budgets) if shared_cut else budget)) for budget in budgets]
         trees = []
         for keep in dict.fromkeys(keeps):
@@ -327,9 +330,8 @@ class Encoder:
             trees.append((indices, tree))
         return trees
 
-    def _cut_response(self, text: str) -> tuple[str, int, int]:
+    def _cut_response(self, text: str, encoding: Encoding) -> tuple[str, int, int]:
         """The text within ``max_response_length`` tokens, the tokens kept and the tokens cut."""
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
         n_tokens = len(encoding.ids)
         keep = min(n_tokens, self.settings.max_response_length - len(self.bos_ids))
         side = _first_tokens if self.settings.response_cut_side == "right" else _last_tokens

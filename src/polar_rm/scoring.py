@@ -125,6 +125,7 @@ def score_file(
     target = Path(target)
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
+    target.parent.mkdir(parents=True, exist_ok=True)
     if partial.exists():
         _check_identity(state, identity)
     state.write_text(json.dumps(identity))

@@ -51,21 +51,22 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
         temporary.rename(target)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException as error:
+        refusal = disk_refusal(error, temporary)
         shutil.rmtree(temporary, ignore_errors=True)
-        if is_disk_error(error):
-            raise PolarError(f"{target}: could not be saved: {error}") from error
+        if refusal:
+            raise PolarError(f"{target}: could not be saved: {refusal}") from error
         raise
 
 
-def is_disk_error(error: BaseException) -> bool:
-    """Whether this is the file system's refusal (full, read-only, quota), under whichever type a library raises it."""
-    reasons = (
-        os.strerror(errno.ENOSPC),
-        os.strerror(errno.EDQUOT),
-        os.strerror(errno.EROFS),
-        os.strerror(errno.EACCES),
-    )
-    return isinstance(error, OSError) or any(reason in str(error) for reason in reasons)
+def disk_refusal(error: BaseException, folder: Path) -> str | None:
+    """What the file system refused (full, read-only, quota), under whichever type a library raises it; None for other errors."""
+    reasons = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)]
+    # On a full disk torch's writer says only that its file is not as long as it should be.
+    reasons.append("inline_container")
+    if not isinstance(error, OSError) and not any(reason in str(error) for reason in reasons):
+        return None
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    return f"{str(error).strip().splitlines()[-1]} ({shutil.disk_usage(existing).free / 2**20:,.0f} MiB are free)"
 
 
 def save_native(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 
-from polar_rm.checkpoints.native import is_disk_error
+from polar_rm.checkpoints.native import disk_refusal
 from polar_rm.errors import PolarError
 from polar_rm.training.parallel import Weights, World
 
@@ -48,11 +48,12 @@ def save(
             dcp.save(_state(weights, optimizer), checkpoint_id=partial, no_dist=where.size == 1)  # type: ignore[attr-defined]
         if where.main:
             (partial / "meta.json").write_text(json.dumps(meta | {"step": step}))
-    except Exception as error:
+    except BaseException as error:  # DCP's own errors are no Exceptions
+        refusal = disk_refusal(error, partial)
         if where.main:
             shutil.rmtree(partial, ignore_errors=True)
-        if is_disk_error(error):
-            raise PolarError(f"{target}: checkpoint could not be saved: {str(error).strip().splitlines()[-1]}") from error
+        if refusal:
+            raise PolarError(f"{target}: checkpoint could not be saved: {refusal}") from error
         raise
     where.barrier()
     if where.main:

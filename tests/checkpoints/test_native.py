@@ -1,0 +1,65 @@
+import json
+import stat
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from polar_rm.checkpoints import native, sources
+from polar_rm.errors import PolarError
+from polar_rm.modeling import RewardModel
+
+
+def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
+    model = tiny.reward_model(tmp_path / "lm")
+    model.save(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(native, "_write_tokenizer", fail)
+    with pytest.raises(PolarError, match="could not be saved: .*No space left on device"):
+        model.save(tmp_path / "model")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lm", "model"]
+
+
+def test_large_models_are_written_in_shards_that_transformers_reads(tmp_path, monkeypatch):
+    model = tiny.reward_model(tmp_path / "lm")
+    monkeypatch.setattr(native, "_SHARD_BYTES", 50_000)
+    model.save(tmp_path / "model")
+    assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 2
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    ours = RewardModel.from_pretrained(tmp_path / "model").backbone.state_dict()
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(plain.state_dict()[name], tensor)
+        assert torch.equal(ours[name], tensor)
+
+
+def test_folders_are_readable_by_other_users_and_by_transformers_4(tmp_path):
+    tiny.reward_model(tmp_path / "lm").save(tmp_path / "model")
+    for path in (tmp_path / "model").iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == "float32"
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert config["problem_type"] == "regression"
+    assert json.loads((tmp_path / "model/tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_where_a_language_model_is(tmp_path):
+    assert sources.model_folder(tmp_path) == tmp_path
+    assert sources.model_folder("package:polar_rm").name == "polar_rm"
+    with pytest.raises(PolarError, match="no such folder"):
+        sources.model_folder(tmp_path / "missing")
+    assert sources.gguf_in(tmp_path) is None
+    (tmp_path / "a.gguf").touch()
+    assert sources.gguf_in(tmp_path) == "a.gguf"
+    (tmp_path / "b.gguf").touch()
+    with pytest.raises(PolarError, match=r"several GGUF files.*a.gguf, b.gguf"):
+        sources.gguf_in(tmp_path)
+    assert sources.gguf_in(tmp_path, "b.gguf") == "b.gguf"
+    with pytest.raises(PolarError, match="no such file"):
+        sources.gguf_in(tmp_path, "c.gguf")
