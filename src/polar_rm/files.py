@@ -25,7 +25,12 @@ def sha256(path: str | Path) -> str:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Atomically: a reader sees the old file or the new one, never half of it.
+    """Indented, atomically; errors as in :func:`write_file`."""
+    write_file(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def write_file(path: str | Path, content: str | bytes) -> None:
+    """Atomically: a reader sees the old file or the new one, never half of it. Folders are made.
 
     Raises:
         PolarError: the disk is full or not writable.
@@ -34,8 +39,9 @@ def write_json(path: str | Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
         raise PolarError(f"{path}: could not be written: {error.strerror}") from error

@@ -26,11 +26,12 @@ def test_the_whole_job_on_a_tiny_model_and_a_second_run_that_reuses_it(tmp_path)
     assert len(report["pretrain"]["history"]) == 3
     assert report["evaluate"]["unseen-prompts"]["n_prompts"] > 30
     assert {"length", "tfidf"} == set(report["evaluate"]["unseen-policy"]["baselines"])
-    assert [row["candidate"] for row in report["example"]["candidates"]] == ["identical", "same policy", "other policy"]
+    for example in report["examples"]["examples"]:
+        assert [row["candidate"] for row in example["candidates"]] == ["identical", "same policy", "other policy"]
     page = (tmp_path / "run/report.html").read_text()
     assert page.count("<svg") == 4
     assert all(word in page for word in ("Who wrote it?", "cannot do", "without pre-training", HELD_OUT_POLICY))
-    assert len(summary(report)) == 4
+    assert len(summary(report)) == 3 + 4
     assert RewardModel.from_pretrained(tmp_path / "run/pretrain/model").score(prompt="p", reference="r", outputs=["o"])
 
     # Prompts and policy that are held out really are.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polar_rm.errors import PolarError
+from polar_rm.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,15 +115,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     suffix = path.suffix.lower().removeprefix(".")
     if suffix not in ("png", "svg"):
         raise PolarError(f"{path}: a plot is written as .png or .svg")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(_render(figure, suffix))
-        temporary.replace(path)
-    except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
-        raise PolarError(f"{path}: could not be written: {error.strerror}") from error
+    write_file(path, _render(figure, suffix))
 
 
 def _figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:

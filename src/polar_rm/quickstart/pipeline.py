@@ -65,7 +65,7 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
         stages.run("finetune", lambda: _train(quickstart, data, "finetune", "ranked", *fine, *start))
         stages.run("finetune-alone", lambda: _train(quickstart, data, "finetune-alone", "ranked", *fine))
         stages.run("evaluate", lambda: _evaluate(quickstart.output))
-        stages.run("example", lambda: _example(quickstart.output))
+        stages.run("examples", lambda: _examples(quickstart.output))
     report = {"schema": SCHEMA, **stages.results, "seconds": stages.seconds, **versions()}
     write_json(quickstart.output / "report.json", report)
     write_html(quickstart.output / "report.html", report)
@@ -188,16 +188,15 @@ def _measure(scorer: _Recorder, path: Path) -> EvaluationResult:
     return evaluate(scorer, ComparisonFiles([path]), model=path.stem, encoder_hash=scorer.model.encoder.hash)
 
 
-def _example(output: Path) -> dict[str, Any]:
-    """An identical, a same-policy and an other-policy candidate, from the live samples."""
+def _examples(output: Path) -> dict[str, Any]:
+    """For every live prompt an identical, a same-policy and an other-policy candidate."""
     rows = json.loads((output / "stages/sample.json").read_text())["result"]["trajectories"]
-    prompt = rows[0]["prompt"]
-    first, second = ([row["text"] for row in rows if row["prompt"] == prompt and row["policy"] == p] for p in LIVE_POLICIES)
-    candidates = {"identical": first[0], "same policy": first[1], "other policy": second[0]}
     model = RewardModel.from_pretrained(output / "pretrain/model")
-    rewards = model.score(prompt=prompt, reference=first[0], outputs=list(candidates.values()))
-    scored = [
-        {"candidate": name, "text": text, "reward": reward}
-        for (name, text), reward in zip(candidates.items(), rewards, strict=True)
-    ]
-    return {"prompt": prompt, "reference": first[0], "candidates": scored}
+    examples = []
+    for prompt in dict.fromkeys(row["prompt"] for row in rows):
+        own, other = ([row["text"] for row in rows if row["prompt"] == prompt and row["policy"] == p] for p in LIVE_POLICIES)
+        candidates = {"identical": own[0], "same policy": own[1], "other policy": other[0]}
+        rewards = model.score(prompt=prompt, reference=own[0], outputs=list(candidates.values()))
+        scored = [{"candidate": c, "text": t, "reward": r} for (c, t), r in zip(candidates.items(), rewards, strict=True)]
+        examples.append({"prompt": prompt, "reference": own[0], "candidates": scored})
+    return {"policies": list(LIVE_POLICIES), "examples": examples}

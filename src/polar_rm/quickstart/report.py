@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from polar_rm.errors import PolarError
 from polar_rm.evaluation.plots import plot_accuracy, plot_loss_curves, plot_score_distributions
+from polar_rm.files import write_file
 
 
 def write_html(path: Path, report: dict[str, Any]) -> None:
-    """Tables, loss curves, score distributions and the example.
+    """Tables, loss curves, score distributions and examples.
 
     Raises:
         PolarError: the file can't be written.
@@ -23,14 +22,8 @@ def write_html(path: Path, report: dict[str, Any]) -> None:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["interval"] = _interval
     template = environment.from_string((files("polar_rm.quickstart") / "report.html.j2").read_text(encoding="utf-8"))
-    page = template.render(report=report, plots={name: Markup(svg) for name, svg in _plots(report).items()})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise PolarError(f"{path}: could not be written: {error.strerror}") from error
+    plots = {name: Markup(svg) for name, svg in _plots(report).items()}
+    write_file(path, template.render(report=report, plots=plots))
 
 
 def summary(report: dict[str, Any]) -> list[str]:
@@ -46,8 +39,9 @@ def summary(report: dict[str, Any]) -> list[str]:
         f"ranked data: {with_it['accuracy']:.3f} with pre-training, {without['accuracy']:.3f} without; "
         f"difference {ranked['difference']['accuracy']:+.3f} {_interval(ranked['difference']['ci95'], '+.3f')}"
     )
-    rewards = ", ".join(f"{row['candidate']} {row['reward']:+.2f}" for row in report["example"]["candidates"])
-    lines.append(f"one example: {rewards}")
+    for example in report["examples"]["examples"]:
+        rewards = ", ".join(f"{row['candidate']} {row['reward']:+.2f}" for row in example["candidates"])
+        lines.append(f"{example['prompt']!r}: {rewards}")
     return lines
 
 
