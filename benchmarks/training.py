@@ -40,7 +40,7 @@ Seconds = tuple[float, float]  # wall, CPU
 class Ours:
     """The loop of ``polar pretrain``; a block is some optimiser steps."""
 
-    def __init__(self, work: Path, k: int, row_tokens: int) -> None:
+    def __init__(self, work: Path, k: int, row_tokens: int, compiled: bool) -> None:
         overrides = [
             f"model.resume_from={work / 'model'}",
             f"data.train=[{work / f'k{k}.jsonl'}]",
@@ -48,6 +48,7 @@ class Ours:
             f"batch_size={PAIRS_PER_STEP}",
             f"row_tokens={row_tokens}",
             "optim.lr=1e-6",
+            f"compile={compiled}",
             "log.tensorboard=false",
             "device=cpu",
         ]
@@ -126,8 +127,10 @@ def prepare(work: Path, layers: int, length: int, ks: list[int], count: int) -> 
 
 
 def measure(work: Path, k: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    ours = Ours(work, k, arguments.row_tokens)
+    ours = Ours(work, k, arguments.row_tokens, arguments.compile)
     data = ours.trainer.train_set
+    first = [(tree.prefix, tree.branches, tree.ranks) for tree in map(data.__getitem__, range(2 * PAIRS_PER_STEP))]
+    (work / f"k{k}.trees.json").write_text(json.dumps(first))  # what memory() gives the peer
     block = 2 * PAIRS_PER_STEP
     trees = [data[i] for i in range(len(data))]
     peers = {(b, precision): Peer(work, b, precision) for b in arguments.batches for precision in arguments.precisions}
@@ -152,6 +155,7 @@ def measure(work: Path, k: int, arguments: argparse.Namespace) -> dict[str, Any]
     pair_tokens = statistics.mean(len(t.sequence(0)) + len(t.sequence(1)) for t in trees)
     return {
         "k": k,
+        "compile": arguments.compile,
         "best_setting": f"batch {best[0]}, {best[1]}",
         "ratio_best": statistics.median(ratios["best"]),
         "ratio_best_range": [min(ratios["best"]), max(ratios["best"])],
@@ -165,32 +169,23 @@ def measure(work: Path, k: int, arguments: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def memory(work: Path, k: int, best: str, row_tokens: int) -> dict[str, Any]:
-    """Peak resident memory of a process of its own for each side."""
-    sides = {"ours": "ours", "trl": best}
+def memory(work: Path, k: int, row: dict[str, Any], arguments: argparse.Namespace) -> dict[str, float]:
+    """Peak resident memory (MiB) of a process of its own, for ours at two row budgets and TRL at two settings."""
+    sides = {f"rows of {n}": f"rows {n}" for n in (arguments.row_tokens, 2048)}
+    sides |= {"TRL best": row["best_setting"], "TRL padded 8": row["padded_setting"]}
     peaks = {}
     for name, setting in sides.items():
-        command = [
-            sys.executable,
-            __file__,
-            "--work",
-            str(work),
-            "--k",
-            str(k),
-            "--side",
-            setting,
-            "--row-tokens",
-            str(row_tokens),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks[f"{name}_peak_mib"] = float(done.stdout.splitlines()[-1])
+        command = [sys.executable, __file__, "--work", str(work), "--k", str(k), "--side", setting]
+        command += ["--compile"] if arguments.compile else []
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        peaks[name] = round(float(done.stdout.splitlines()[-1]))
     return peaks
 
 
-def one_side(work: Path, k: int, setting: str, row_tokens: int) -> None:
-    """What :func:`memory` starts: two blocks of one side, then the peak."""
-    if setting == "ours":
-        Ours(work, k, row_tokens).block(list(range(16)))
+def one_side(work: Path, k: int, setting: str, compiled: bool) -> None:
+    """What :func:`memory` starts: one block of one side, then the peak."""
+    if setting.startswith("rows "):
+        Ours(work, k, int(setting.removeprefix("rows ")), compiled).block(list(range(16)))
     else:
         batch, precision = setting.removeprefix("batch ").split(", ")
         trees = [PrefixTree(*row) for row in json.loads((work / f"k{k}.trees.json").read_text())]
@@ -206,27 +201,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="of TRL; 8 must be among them")
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS, help="of TRL")
+    parser.add_argument("--compile", action="store_true", help="our side with compile=true")
     parser.add_argument("--row-tokens", type=int, default=8192)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        one_side(arguments.work, arguments.k[0], arguments.side, arguments.row_tokens)
+        one_side(arguments.work, arguments.k[0], arguments.side, arguments.compile)
         return
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        prepare(work, arguments.layers, arguments.length, arguments.k, 3 * 2 * PAIRS_PER_STEP)
-        rows = []
+        prepare(Path(folder), arguments.layers, arguments.length, arguments.k, 3 * 2 * PAIRS_PER_STEP)
         for k in arguments.k:
-            row = measure(work, k, arguments)
-            trees = Ours(work, k, arguments.row_tokens).trainer.train_set
-            first = [(trees[i].prefix, trees[i].branches, trees[i].ranks) for i in range(16)]
-            (work / f"k{k}.trees.json").write_text(json.dumps(first))
-            rows.append(row | memory(work, k, row["best_setting"], arguments.row_tokens))
+            row = measure(Path(folder), k, arguments)
+            rows.append(row | {"peak_mib": memory(Path(folder), k, row, arguments)})
             report(rows[-1:], None)
-        if arguments.output:
-            arguments.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if arguments.output:
+        report(rows, arguments.output)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,10 @@ class Trainer:
             enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         if config.compile:
+            # Whole layers would compile again for every layout; these parts hold nearly all element-wise work.
             for layer in self.model.backbone.base_model.layers:
-                layer.mlp.compile(dynamic=True)
+                for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
+                    part.compile(dynamic=True)
         self.weights = Weights(self.model, where, self.compute)
         self.optimizer = torch.optim.AdamW(
             self.weights.named.values(),
