@@ -1,12 +1,13 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import runs
 import torch
 
 from polar_rm.config import load_config
-from polar_rm.errors import NonFinite, PolarError
+from polar_rm.errors import ConfigError, NonFinite, PolarError
 from polar_rm.modeling import RewardModel
 from polar_rm.records import read_comparisons
 from polar_rm.scoring import Scorer
@@ -35,7 +36,7 @@ def test_the_first_loss_is_ln_2_and_the_gradient_that_of_the_mean_over_all_pairs
     assert values["pairs"] > 16
     # The oracle: every pair alone through plain transformers, no trees, no rows.
     plain = RewardModel.from_causal_lm(
-        tmp_path / "lm", settings=built.config.model.encoder.settings(), implementation="eager"
+        tmp_path / "lm", settings=built.model.encoder.settings, implementation="eager"
     ).backbone
     losses = []
     for index in range(16):
@@ -145,3 +146,17 @@ def test_plans_say_what_will_happen(tmp_path):
     assert "longer than row_tokens" in text
     with pytest.raises(PolarError, match="needs optim.base_tokens"):
         trainer(tmp_path, "optim.lr=paper", f"output={tmp_path / 'other'}")
+
+
+def test_a_reward_model_goes_on_with_its_own_encoder_or_with_new_lengths(tmp_path):
+    first = trainer(tmp_path)
+    first.model.save(tmp_path / "rm")
+
+    def settings(**encoder):
+        model = {"init": None, "resume_from": str(tmp_path / "rm"), "encoder": encoder or None}
+        return trainer(tmp_path, model=model).model.encoder.settings
+
+    assert settings() == first.model.encoder.settings
+    assert settings(max_response_length=32) == replace(first.model.encoder.settings, max_response_length=32)
+    with pytest.raises(ConfigError, match=r"model\.encoder\.template: .*rm was trained with 'polar', not 'polar-chat'"):
+        settings(template="polar-chat")

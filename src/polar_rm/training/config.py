@@ -13,7 +13,7 @@ from polar_rm.losses import LossConfig
 
 
 class EncoderConfig(Config):
-    """Encoder settings of a new reward model; one that exists keeps its own. Lengths in tokens."""
+    """Encoder settings. Lengths in tokens; those of an existing reward model change only when they are given here."""
 
     template: Literal["polar", "polar-chat"] = "polar"
     max_length: PositiveInt = 16384
@@ -28,6 +28,8 @@ class ModelConfig(Config):
 
     init: folder of a causal language model whose backbone is taken. n_layers: keep only its first layers.
     resume_from: folder of a reward model saved by polar (fine-tuning starts from the pre-trained one).
+    encoder: template and lengths of a new model. An existing one keeps its own where this is left out; given, the run goes on
+    with these lengths (from short responses to long ones, say).
     preset: size of a randomly initialised Llama (polar_rm.modeling.PRESETS), with the tokenizer of the folder ``tokenizer``.
     gguf_file: name of a GGUF inside the ``init`` (or ``tokenizer``) folder.
     """
@@ -38,7 +40,7 @@ class ModelConfig(Config):
     tokenizer: Path | None = None
     n_layers: PositiveInt | None = None
     gguf_file: str | None = None
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: EncoderConfig | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:

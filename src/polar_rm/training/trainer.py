@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from polar_rm import provenance
 from polar_rm.devices import compute_dtype
-from polar_rm.encoding import PrefixTree
+from polar_rm.encoding import Encoder, PrefixTree
 from polar_rm.errors import ConfigError, NonFinite, PolarError
 from polar_rm.files import sha256, write_json
 from polar_rm.losses import count_units, loss_sum, pair_indices, penalty_sum
@@ -26,7 +26,7 @@ from polar_rm.packing import PackedRow, batches, deal, first_fit, pack
 from polar_rm.progress import progress_bar
 from polar_rm.records import OnBadRow
 from polar_rm.training import metrics, state
-from polar_rm.training.config import TrainConfig
+from polar_rm.training.config import EncoderConfig, TrainConfig
 from polar_rm.training.data import EncodedCorpus, encode_corpus
 from polar_rm.training.lora import add_lora, merge_lora
 from polar_rm.training.parallel import Weights, World, world
@@ -306,13 +306,27 @@ def build_model(config: TrainConfig, where: World) -> RewardModel:
     implementation = None if config.attention == "auto" else config.attention
     options: dict[str, Any] = {"device": str(where.device), "implementation": implementation}
     if source.resume_from:
-        return RewardModel.from_pretrained(source.resume_from, **options)
-    options |= {"settings": source.encoder.settings(), "gguf_file": source.gguf_file, "seed": config.seed}
+        model = RewardModel.from_pretrained(source.resume_from, **options)
+        if source.encoder:
+            model.encoder = _with_lengths(model.encoder, source.encoder, source.resume_from)
+        return model
+    settings = source.encoder.settings() if source.encoder else None
+    options |= {"settings": settings, "gguf_file": source.gguf_file, "seed": config.seed}
     if source.init:
         return RewardModel.from_causal_lm(source.init, n_layers=source.n_layers, **options)
     assert source.preset is not None  # checked by the config
     assert source.tokenizer is not None
     return RewardModel.from_preset(source.preset, source.tokenizer, **options)
+
+
+def _with_lengths(encoder: Encoder, wanted: EncoderConfig, source: Path) -> Encoder:
+    """The same encoder with other limits; the template must stay what the model was trained with."""
+    settings = replace(encoder.settings, **wanted.model_dump(exclude_unset=True))
+    if settings.template != encoder.settings.template:
+        raise ConfigError(
+            f"model.encoder.template: {source} was trained with {encoder.settings.template!r}, not {settings.template!r}"
+        )
+    return Encoder(encoder.source, settings)
 
 
 @dataclass
