@@ -19,7 +19,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(native, "_write_tokenizer", fail)
+    monkeypatch.setattr(native, "write_file", fail)
     with pytest.raises(PolarError, match="could not be saved: .*No space left on device"):
         model.save(tmp_path / "model")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before

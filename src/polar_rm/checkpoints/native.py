@@ -8,6 +8,7 @@ finished.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -76,8 +77,9 @@ def save_native(
     specials: Mapping[str, str],
 ) -> None:
     """Write a complete checkpoint. weights: named as in the transformers model. specials: as of :func:`read_specials`."""
-    lazy = {name: LazyTensor.of(tensor) for name, tensor in weights.items()}
-    write_native(directory, native_config(config.to_dict(), lazy, encoder), lazy, encoder, specials)
+    tensors = {name: LazyTensor.of(tensor) for name, tensor in weights.items()}
+    values = native_config(config.to_dict(), tensors, encoder)
+    write_checkpoint(directory, values, tensors, tokenizer_files(encoder, specials))
 
 
 def native_config(values: Mapping[str, Any], tensors: Mapping[str, LazyTensor], encoder: Encoder) -> dict[str, Any]:
@@ -93,20 +95,14 @@ def native_config(values: Mapping[str, Any], tensors: Mapping[str, LazyTensor], 
     return {key: value for key, value in values.items() if not key.startswith("_")}
 
 
-def write_native(
-    directory: str | Path,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, LazyTensor],
-    encoder: Encoder,
-    specials: Mapping[str, str],
-    extras: Mapping[str, bytes] | None = None,
+def write_checkpoint(
+    directory: str | Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor], files: Mapping[str, bytes]
 ) -> None:
-    """Like :func:`save_native`, a shard at a time. config: as of :func:`native_config`. extras: further files by relative path."""
+    """A whole folder, atomically and a shard at a time. config: of ``config.json``. files: contents by relative path."""
     with atomic_directory(directory) as folder:
         write_shards(folder, tensors)
         write_json(folder / "config.json", config)
-        _write_tokenizer(folder, encoder, specials)
-        for name, content in (extras or {}).items():
+        for name, content in files.items():
             write_file(folder / name, content)
 
 
@@ -128,21 +124,41 @@ def add_role_tokens(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _write_tokenizer(folder: Path, encoder: Encoder, specials: Mapping[str, str]) -> None:
+def new_embeddings(known: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """Rows for added tokens, [count, width]: the mean embedding plus a little noise, so that the two roles start apart."""
+    table = known.float()
+    noise = torch.randn(count, table.shape[1], generator=torch.Generator().manual_seed(seed))
+    return (table.mean(0) + noise.to(table.device) * table.std(0)).to(known.dtype)
+
+
+def padding_token(specials: Mapping[str, str]) -> str:
+    """Readers pool at the last token that is not padding, so padding must never be the reward token.
+
+    Raises:
+        PolarError: none of the special tokens can serve.
+    """
+    for key in ("pad_token", "eos_token", "unk_token", "bos_token"):
+        if key in specials:
+            return specials[key]
+    raise PolarError("the tokenizer names no padding, EOS, unknown or BOS token; one is needed as padding")
+
+
+def tokenizer_files(encoder: Encoder, specials: Mapping[str, str]) -> dict[str, bytes]:
+    """Contents of the tokenizer's two files by name."""
+    settings = json.dumps(tokenizer_config(encoder, specials), indent=2, ensure_ascii=False)
+    return {"tokenizer.json": encoder.source.to_str(pretty=True).encode(), "tokenizer_config.json": settings.encode()}
+
+
+def tokenizer_config(encoder: Encoder, specials: Mapping[str, str]) -> dict[str, Any]:
     """Written by hand so that transformers 4 and 5 both read it: what 5 writes (``TokenizersBackend``) breaks 4."""
-    tokenizer = encoder.source
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **specials,
-            "additional_special_tokens": [encoder.settings.separator_token, encoder.settings.reward_token],
-            "model_max_length": encoder.settings.max_length,
-            "padding_side": "left",
-            "clean_up_tokenization_spaces": False,
-        },
-    )
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **specials,
+        "additional_special_tokens": [encoder.settings.separator_token, encoder.settings.reward_token],
+        "model_max_length": encoder.settings.max_length,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }
 
 
 def _sync(path: Path) -> None:

@@ -8,7 +8,7 @@ form different is what is repeated here: pieces marked as user-defined are never
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ _BPE = 2
 
 @dataclass(frozen=True, slots=True)
 class SentencePieces:
-    """pieces: (text, score, type) in the order of their ids. rest: why ids could differ, empty where they can't."""
+    """pieces: (text, score, type) in the order of their ids. trainer, normalizer: values by field number of the two specs."""
 
     pieces: list[tuple[str, float, int]]
     trainer: dict[int, Any]
@@ -52,37 +52,51 @@ class SentencePieces:
             raise UnsupportedModel(f"{path}: a fast tokenizer can't repeat this SentencePiece model exactly: {found[0]}")
 
 
-def fast_tokenizer(path: Path, special: dict[int, str], *, add_bos: bool = True) -> Tokenizer:
-    """The tokenizer of ``tokenizer.model``. special: texts that take the place of the pieces with these ids and are atomic.
+def fast_tokenizer(path: Path, added: Mapping[int, AddedToken], reward_id: int, bos: str | None) -> tuple[Tokenizer, str]:
+    """The tokenizer of ``tokenizer.model``, and the text of its scoring token.
 
-    Text that spells a replaced piece (``[UNUSED_TOKEN_0]`` where ``<|reward|>`` stands) becomes the same id, as in the slow
+    added: tokens that take the place of the pieces with these ids and are atomic (``added_tokens_decoder``). reward_id: of the
+    scoring token, made special too. bos: text of the token before every text.
+
+    A text that spells a replaced piece (``[UNUSED_TOKEN_0]`` where ``<|reward|>`` stands) becomes the same id, as in the slow
     tokenizer, which never forgets its pieces.
+
+    Raises:
+        UnsupportedModel: a fast tokenizer could give other ids.
     """
     model = read_sentencepieces(path)
     model.check(path)
-    wrong = [index for index in special if not 0 <= index < len(model.pieces)]
-    if wrong:
-        raise UnsupportedModel(f"{path}: {special[wrong[0]]!r} has the id {wrong[0]}, the model only {len(model.pieces)} pieces")
-    texts = [special.get(index, text) for index, (text, _, _) in enumerate(model.pieces)]
-    if len(set(texts)) != len(texts):
-        twice = next(text for text in texts if texts.count(text) > 1)
+    pieces = model.pieces
+    beyond = [index for index in (*added, reward_id) if not 0 <= index < len(pieces)]
+    if beyond:
+        raise UnsupportedModel(f"{path}: vocabulary mismatch: there are {len(pieces)} pieces, but a token has the id {beyond[0]}")
+    texts = [added[index].content if index in added else text for index, (text, _, _) in enumerate(pieces)]
+    ids = {text: index for index, text in enumerate(texts)}
+    if len(ids) != len(texts):
+        twice = next(text for index, text in enumerate(texts) if ids[text] != index)
         raise UnsupportedModel(f"{path}: {twice!r} would stand for two ids")
-    vocabulary = {text: index for index, text in enumerate(texts)}
-    unknown = next(texts[index] for index, (_, _, kind) in enumerate(model.pieces) if kind == _UNKNOWN)
-    tokenizer = Tokenizer(models.BPE(vocabulary, _merges(model.pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    aliases = [(model.pieces[i][0], text) for i, text in special.items() if model.pieces[i][2] == _USER_DEFINED]
+    if bos is not None and bos not in ids:
+        raise UnsupportedModel(f"{path}: the BOS {bos!r} is no piece")
+    unknown = next(text for text, (_, _, kind) in zip(texts, pieces, strict=True) if kind == _UNKNOWN)
+    tokenizer = Tokenizer(models.BPE(ids, _merges(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    aliases = [(pieces[index][0], token.content) for index, token in added.items() if pieces[index][2] == _USER_DEFINED]
     tokenizer.normalizer = normalizers.Sequence(
         [*(normalizers.Replace(piece, text) for piece, text in aliases if piece != text), normalizers.Replace(" ", _SPACE)]
     )
     tokenizer.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    # Matched after normalisation, so that the aliases above are found too.
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=True) for text in special.values()])
-    own = [text for i, (text, _, kind) in enumerate(model.pieces) if kind == _USER_DEFINED and i not in special]
-    tokenizer.add_tokens([AddedToken(text, special=False, normalized=True) for text in own])
-    bos = next((i for i in (1,) if model.pieces[i][2] == _CONTROL), None)
-    if add_bos and bos is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{texts[bos]} $A", special_tokens=[(texts[bos], bos)])
-    return tokenizer
+    own = {index: AddedToken(text) for index, (text, _, kind) in enumerate(pieces) if kind == _USER_DEFINED or index == reward_id}
+    atomic = [_atomic(token, token.special or index == reward_id) for index, token in (own | dict(added)).items()]
+    tokenizer.add_special_tokens([token for token in atomic if token.special])
+    tokenizer.add_tokens([token for token in atomic if not token.special])
+    if bos is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, ids[bos])])
+    return tokenizer, texts[reward_id]
+
+
+def _atomic(token: AddedToken, special: bool) -> AddedToken:
+    """Looked for after normalisation, so that aliases are found too."""
+    sides = {"lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
+    return AddedToken(token.content, special=special, normalized=True, **sides)
 
 
 def _merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:

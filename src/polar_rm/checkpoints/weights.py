@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
@@ -101,20 +101,14 @@ def write_shards(folder: Path, tensors: Mapping[str, LazyTensor]) -> None:
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
 
 
-def check_names(folder: Path, tensors: Iterable[str], expected: Iterable[str]) -> None:
-    """Raises UnsupportedModel with the first tensor that is missing or that the architecture has no place for."""
-    found, wanted = set(tensors), set(expected)
-    for problem, names in (("missing", wanted - found), ("unexpected", found - wanted)):
+def check_tensors(folder: Path, tensors: Mapping[str, LazyTensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises UnsupportedModel with the first tensor that is missing, has no place in the architecture or another shape."""
+    for problem, names in (("missing", expected.keys() - tensors.keys()), ("unexpected", tensors.keys() - expected.keys())):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UnsupportedModel(f"{folder}: {problem} tensor {min(names)!r}{more}")
-
-
-def check_shapes(folder: Path, tensors: Mapping[str, LazyTensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Names as in :func:`check_names`, and every shape."""
-    check_names(folder, tensors, expected)
     for name, shape in expected.items():
-        if tensors[name].shape != tuple(shape):
+        if tensors[name].shape != shape:
             raise UnsupportedModel(f"{folder}: tensor {name!r} is {list(tensors[name].shape)}, its config says {list(shape)}")
 
 
