@@ -271,6 +271,9 @@ class Encoder:
 
     def _clean(self, text: str) -> str:
         if self.settings.clean_up:
+            text = text.replace(
+                "▁", " "
+            )  # which is how SentencePiece writes a space, and what its decoder makes of a literal one
             for spaced, closed in _CLEAN_UP:
                 text = text.replace(spaced, closed)
         return text
@@ -379,8 +382,10 @@ def _saved_section(directory: Path) -> dict[str, Any]:
 
 
 def _aliases(tokenizer: Tokenizer, special: set[str]) -> set[str]:
-    """Texts that the normaliser turns into a special token: converted POLAR models read ``[UNUSED_TOKEN_0]`` as ``<|reward|>``."""
-    normalizer = json.loads(tokenizer.to_str())["normalizer"] or {}
+    """Texts that the normaliser turns into a special token: official models read ``[UNUSED_TOKEN_0]`` as ``<|reward|>``."""
+    if tokenizer.normalizer is None:
+        return set()
+    normalizer = json.loads(tokenizer.normalizer.__getstate__())  # its JSON; that of the whole tokenizer takes a second
     steps = normalizer.get("normalizers", [normalizer])
     replaced = [step for step in steps if step.get("type") == "Replace" and step["content"] in special]
     return {step["pattern"]["String"] for step in replaced if "String" in step["pattern"]}

@@ -115,5 +115,3 @@ def _cast(conversion: Conversion, dtype: str) -> Conversion:
     tensors = {name: tensor.to(wanted) for name, tensor in conversion.tensors.items()}
     config = {**conversion.config, **{key: dtype for key in ("dtype", "torch_dtype") if key in conversion.config}}
     return replace(conversion, tensors=tensors, config=config, notes=tuple(notes))
-
-

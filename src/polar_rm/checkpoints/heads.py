@@ -33,11 +33,15 @@ def from_stock(folder: Path) -> Conversion:
     tensors = _with_stock_names(folder, read_weights(folder))
     rows = tensors["model.embed_tokens.weight"].shape[0] if "model.embed_tokens.weight" in tensors else 0
     if rows != config.vocab_size:
-        raise UnsupportedModel(f"{folder}: vocabulary mismatch: {rows} rows of the embedding, but vocab_size is {config.vocab_size}")
+        raise UnsupportedModel(
+            f"{folder}: vocabulary mismatch: {rows} rows of the embedding, but vocab_size is {config.vocab_size}"
+        )
     tokenizer, reward_token, notes = _role_tokens(folder, config)
     if tokenizer.get_vocab_size() > rows:
         if load_tokenizer(folder).get_vocab_size() > rows:
-            raise UnsupportedModel(f"{folder}: vocabulary mismatch: the tokenizer has ids beyond the {rows} rows of the embedding")
+            raise UnsupportedModel(
+                f"{folder}: vocabulary mismatch: the tokenizer has ids beyond the {rows} rows of the embedding"
+            )
         config.vocab_size = tokenizer.get_vocab_size()
         table = tensors["model.embed_tokens.weight"]
         grown = (config.vocab_size, table.shape[1])

@@ -7,7 +7,7 @@ one matrix ``wqkv``: per key/value head the rows of its group of q heads, then t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,11 +46,17 @@ _LAYER = {
     "input_layernorm": "attention_norm",
     "post_attention_layernorm": "ffn_norm",
 }
-_OUTER = {"model.embed_tokens.weight": "model.tok_embeddings.weight", "model.norm.weight": "model.norm.weight", "score.weight": HEAD}
+_OUTER = {
+    "model.embed_tokens.weight": "model.tok_embeddings.weight",
+    "model.norm.weight": "model.norm.weight",
+    "score.weight": HEAD,
+}
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
+class Shape:
+    """Sizes of a model, and with them the names and shapes of its tensors in both layouts."""
+
     layers: int
     heads: int
     kv_heads: int
@@ -60,7 +66,7 @@ class _Shape:
     vocabulary: int
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> _Shape:
+    def of(cls, config: Mapping[str, Any]) -> Shape:
         heads = config["num_attention_heads"]
         return cls(
             config["num_hidden_layers"],
@@ -95,7 +101,11 @@ class _Shape:
             "ffn_norm": (hidden,),
         }
         inner = {f"model.layers.{i}.{name}.weight": shape for i in range(self.layers) for name, shape in shapes.items()}
-        return inner | {"model.tok_embeddings.weight": (self.vocabulary, hidden), "model.norm.weight": (hidden,), HEAD: (1, hidden)}
+        return inner | {
+            "model.tok_embeddings.weight": (self.vocabulary, hidden),
+            "model.norm.weight": (hidden,),
+            HEAD: (1, hidden),
+        }
 
     def llama(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of a native checkpoint with its shape."""
@@ -125,7 +135,7 @@ def from_internlm2(folder: Path) -> Conversion:
     """
     config = read_json(folder / "config.json")
     _check_official(folder, config)
-    shape = _Shape.of(config)
+    shape = Shape.of(config)
     tensors = read_weights(folder)
     if HEAD not in tensors:
         raise UnsupportedModel(f"{folder}: no reward head: tensor {HEAD!r} is missing")
@@ -157,7 +167,7 @@ def to_internlm2(folder: Path) -> Conversion:
     config = read_json(folder / "config.json")
     _check_llama(folder, config)
     encoder = Encoder.from_pretrained(folder)
-    shape = _Shape.of(config)
+    shape = Shape.of(config)
     tensors = read_weights(folder)
     check_tensors(folder, tensors, shape.llama())
     official = {name: tensors[llama] for llama, name in shape.names().items()}
@@ -165,7 +175,9 @@ def to_internlm2(folder: Path) -> Conversion:
         if name not in official:
             attention = name.removesuffix("attention.wqkv.weight") + "self_attn."
             parts = [tensors[f"{attention}{part}_proj.weight"] for part in "qkv"]
-            official[name] = LazyTensor(rows, parts[0].dtype, partial(lambda parts: shape.pack(*(p.load() for p in parts)), parts))
+            official[name] = LazyTensor(
+                rows, parts[0].dtype, partial(lambda parts: shape.pack(*(p.load() for p in parts)), parts)
+            )
     official = {name: official[name] for name in shape.internlm2()}
     files, kept, notes = _official_files(folder, encoder)
     scaling = kept.get("rope_scaling")
@@ -211,7 +223,9 @@ def _check_official(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _check_llama(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("architectures") != ["LlamaForSequenceClassification"]:
-        raise UnsupportedModel(f"{folder}: only LlamaForSequenceClassification has a place in it, this is {config.get('architectures')}")
+        raise UnsupportedModel(
+            f"{folder}: only LlamaForSequenceClassification has a place in it, this is {config.get('architectures')}"
+        )
     missing = [key for key in _SAME_KEYS if config.get(key) is None]
     if missing:
         raise UnsupportedModel(f"{folder / 'config.json'}: has no {missing[0]!r}")
@@ -240,7 +254,7 @@ def _plain_theta(config: Mapping[str, Any]) -> float | None:
     return None if theta is None else float(theta)
 
 
-def _llama_config(config: Mapping[str, Any], shape: _Shape) -> dict[str, Any]:
+def _llama_config(config: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
     theta = float(config["rope_theta"])
     return {
         "architectures": ["LlamaForSequenceClassification"],

@@ -20,8 +20,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from transformers import PretrainedConfig
 
-from polar_rm.encoding import REWARD_TOKEN, SEPARATOR_TOKEN, Encoder
 from polar_rm.checkpoints.weights import LazyTensor, write_shards
+from polar_rm.encoding import REWARD_TOKEN, SEPARATOR_TOKEN, Encoder
 from polar_rm.errors import PolarError
 from polar_rm.files import read_json, write_file, write_json
 

@@ -35,7 +35,11 @@ class SentencePieces:
     def check(self, path: Path) -> None:
         """Raises UnsupportedModel unless a fast tokenizer can give exactly the ids that SentencePiece gives."""
         texts = {text for text, _, kind in self.pieces if kind == _NORMAL}
-        lone = {character for text in texts for character in text} - texts - {t for t, _, kind in self.pieces if kind == _USER_DEFINED}
+        lone = (
+            {character for text in texts for character in text}
+            - texts
+            - {t for t, _, kind in self.pieces if kind == _USER_DEFINED}
+        )
         reasons = [
             (self.trainer.get(3, 1) != _BPE, "it is no BPE model"),
             (not self.trainer.get(35, 0), "it has no byte fallback"),
