@@ -4,12 +4,13 @@ import json
 import shutil
 import sys
 
+import official
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from polar_rm import cli
+from polar_rm import cli, parity
 from polar_rm.checkpoints import weights
 
 PAIR = {"prompt": "p", "reference": "the fox", "chosen": "the quick fox", "rejected": "12 34", "subset": "x"}
@@ -185,6 +186,35 @@ def test_folders_that_can_not_be_written(polar, model, tmp_path):
     refused(polar("score", "--model", model, "--input", items, "--output", tmp_path / "file/scores.jsonl"), tmp_path / "file")
 
 
+def test_convert_there_and_back(polar, tmp_path):
+    source = official.checkpoint(tmp_path / "official")
+    code, shown, error = polar("convert", source, tmp_path / "native", "--dry-run")
+    assert code == 0, error
+    for wanted in ("InternLM2ForRewardModel -> LlamaForSequenceClassification", "[UNUSED_TOKEN_130] = ", "float16", "plain RoPE"):
+        assert wanted in shown
+    assert not (tmp_path / "native").exists()
+    assert polar("convert", source, tmp_path / "native", "--dtype", "float32")[0] == 0
+    assert polar("convert", tmp_path / "native", tmp_path / "back", "--to", "internlm2")[0] == 0
+    refused(polar("convert", source, tmp_path / "native"), tmp_path / "native", "exists already")
+    refused(polar("convert", official.checkpoint(tmp_path / "biased", bias=True), tmp_path / "new"), "biased", "biases")
+    refused(polar("convert", tmp_path / "nowhere", tmp_path / "new"), "nowhere")
+    assert not (tmp_path / "new").exists()
+
+
+def test_parity_passes_and_fails_by_its_exit_code(polar, model, tmp_path, monkeypatch):
+    items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "the fox", "output": "a dog"})
+    code, shown, error = polar("parity", model, items, "--json", tmp_path / "parity.json")
+    assert code == 0, error
+    for wanted in ("transformers", "trainer, packed trees", "scorer", "1 of 1 texts"):
+        assert wanted in shown
+    assert json.loads((tmp_path / "parity.json").read_text())["ok"] is True
+    refused(polar("parity", model, items, "--against", "somewhere"), "somewhere", "URL")
+    monkeypatch.setattr(parity, "_trainer", lambda model, items: [float("nan")] * len(items))
+    code, shown, _ = polar("parity", model, items)
+    assert code == 1
+    assert "DIFFERS" in shown
+
+
 def test_dry_run_shows_config_and_plan_and_trains_nothing(polar, model, tmp_path):
     pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR)
     code, shown, error = polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run", "--dry-run")
@@ -194,7 +224,9 @@ def test_dry_run_shows_config_and_plan_and_trains_nothing(polar, model, tmp_path
     assert not (tmp_path / "run/model").exists()
 
 
-@pytest.mark.parametrize("verb", ["sample", "pretrain", "finetune", "score", "evaluate", "inspect", "quickstart"])
+@pytest.mark.parametrize(
+    "verb", ["sample", "pretrain", "finetune", "score", "evaluate", "inspect", "convert", "parity", "quickstart"]
+)
 def test_every_verb_explains_itself_with_an_example(polar, verb):
     code, shown, _ = polar(verb, "--help")
     assert code == 0
