@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeVar
@@ -52,34 +53,55 @@ Budget = Annotated[int, typer.Option("--token-budget", help="Most tokens of one 
 
 
 @app.command()
-def sample(arguments: Arguments, dry_run: DryRun = False) -> None:
-    """Sample trajectories from a list of policies.
+def sample(
+    arguments: Arguments,
+    dry_run: DryRun = False,
+    json: JsonFile = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again for samples that came back empty, too long or refused.")
+    ] = False,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Assumed by --dry-run of policies whose speed is not measured yet.", min=0.001)
+    ] = None,
+) -> None:
+    """Sample trajectories from a zoo of policies.
 
-    Run again with the same config, it draws what is missing.
+    Run again with the same config, it draws what is missing. Exit code 2: a policy is not through; what arrived is kept.
 
     Examples:
 
         polar sample policies.yaml prompts=prompts.jsonl output=runs/corpus limit=10
+
+        polar sample policies.yaml --dry-run --tokens-per-second 500
     """
+    from polar_rm.files import write_json
     from polar_rm.sampling.policies import SamplingConfig
-    from polar_rm.sampling.runner import make_plan
-    from polar_rm.sampling.runner import sample as run
+    from polar_rm.sampling.runner import PolicyStatus, run_sampling
 
     config = _load(SamplingConfig, arguments)
     if dry_run:
         from polar_rm.config import to_yaml
+        from polar_rm.sampling.estimate import describe, estimate
 
         console.print(to_yaml(config), highlight=False)
-        plan = make_plan(config)
-        for policy in config.policies:
-            requests = len(plan.requests[policy.name])
-            most = requests * policy.decoding.max_new_tokens
-            console.print(f"{policy.name:>18}: {requests:,} samples, at most {most:,} tokens", highlight=False)
+        estimates = estimate(config, tokens_per_second)
+        console.print(describe(estimates), highlight=False, soft_wrap=True)
+        if json:
+            write_json(json, [asdict(each) for each in estimates])
         return
     with progress_bar(messages) as bar:
         tasks = {policy.name: bar.add_task(policy.name, total=None, status="") for policy in config.policies}
-        target = run(config, lambda name, done, total, tokens: bar.update(tasks[name], completed=done, total=total))
-    messages.print(f"trajectories saved in {target}")
+
+        def show(status: PolicyStatus) -> None:
+            failed = f", {status.failures.total():,} failed" if status.failures else ""
+            said = f"{status.tokens_per_s:,.0f} tokens/s{failed}" + (" [red]down" if status.error else "")
+            bar.update(tasks[status.policy], completed=status.sampled, total=status.planned, status=said)
+
+        report = run_sampling(config, show, retry_failed=retry_failed)
+    if json:
+        write_json(json, report.to_json())
+    messages.print(report.describe(), soft_wrap=True)
+    report.check()
 
 
 @app.command()

@@ -8,6 +8,7 @@ from polar_rm.records.reading import (
     read_items,
     read_numbered_items,
     read_prompts,
+    read_texts,
     read_trajectories,
 )
 from polar_rm.records.types import Comparison, Message, Record, ScoreItem, Text, Trajectory, Wrapper, flatten
@@ -29,6 +30,7 @@ __all__ = [
     "read_items",
     "read_numbered_items",
     "read_prompts",
+    "read_texts",
     "read_trajectories",
     "write_records",
 ]

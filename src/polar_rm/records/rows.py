@@ -200,10 +200,22 @@ def to_prompt(row: Mapping[str, Any], is_cell: bool = False) -> tuple[str, Text]
     """{prompt_id, prompt}.
 
     Raises:
-        Refused: it is not one.
+        Refused: it is not one, or the prompt is empty.
     """
     take = _Fields(row, is_cell)
-    return take.string("prompt_id"), take.text("prompt")
+    prompt_id, prompt = take.string("prompt_id"), take.text("prompt")
+    if not flatten(prompt).strip():
+        raise Refused("prompt", "a prompt, but it is empty")
+    return prompt_id, prompt
+
+
+def to_string(row: Mapping[str, Any], column: str) -> str:
+    """One string.
+
+    Raises:
+        Refused: the column holds something else.
+    """
+    return _Fields(row, is_cell=True).string(column)
 
 
 def to_row(record: Record) -> dict[str, Any]:
