@@ -47,17 +47,6 @@ class TransformersBackend:
         self.policy, self.batch_size = policy, batch_size
         self.tokenizer, self.model = _load(policy.model, policy.gguf_file, policy.n_layers, dtype, device)
         check_chat_template(policy, self.tokenizer)
-        ends = _listed(self.model.generation_config.eos_token_id) or _listed(self.tokenizer.eos_token_id)
-        padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        self.ends = {*ends, *_listed(self.tokenizer.eos_token_id)}
-        # Not the model's own: it may hold penalties and warpers that are no part of the policy's decoding.
-        self.generation = GenerationConfig(
-            max_new_tokens=policy.decoding.max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted(self.ends) or None,
-            pad_token_id=padding or 0,
-            bos_token_id=self.model.generation_config.bos_token_id,
-        )
 
     def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
         """See :class:`Backend`. PolicyDown: a batch does not fit the device's memory."""
@@ -83,14 +72,15 @@ class TransformersBackend:
     @torch.inference_mode()
     def _generate(self, ids: Sequence[list[int]], seeds: Sequence[int], stop: Event) -> list[Outcome]:
         """One batch, padded on the left."""
-        width, padding, device = max(map(len, ids)), self.generation.pad_token_id, self.model.device
+        width, padding, device = max(map(len, ids)), self.model.generation_config.pad_token_id, self.model.device
         batch = torch.tensor([[padding] * (width - len(prompt)) + prompt for prompt in ids], device=device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in ids], device=device)
         try:
             output = self.model.generate(
                 batch,
                 attention_mask=mask,
-                generation_config=self.generation,
+                max_new_tokens=self.policy.decoding.max_new_tokens,
+                do_sample=False,  # Draw leaves one token to choose
                 logits_processor=LogitsProcessorList([Draw(self.policy.decoding, seeds)]),
                 stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
                 stop_strings=list(self.policy.stop) or None,
@@ -101,7 +91,7 @@ class TransformersBackend:
         return [self._decode(row.tolist()) for row in output[:, width:]]
 
     def _decode(self, ids: list[int]) -> Outcome:
-        ends = {*self.ends, self.generation.pad_token_id}
+        ends = {*_listed(self.model.generation_config.eos_token_id), self.model.generation_config.pad_token_id}
         length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
         is_done = length < len(ids) or length < self.policy.decoding.max_new_tokens
         text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
@@ -144,6 +134,13 @@ def _listed(value: int | list[int] | None) -> list[int]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
+def _plain(own: GenerationConfig, tokenizer: Any) -> GenerationConfig:
+    """Special tokens alone: a model's own settings may hold penalties and warpers, which are no part of a policy's decoding."""
+    ends = sorted({*_listed(own.eos_token_id), *_listed(tokenizer.eos_token_id)})
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
+    return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=ends or None, pad_token_id=padding)
+
+
 _loaded: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # the last model: policies often share one and differ in prompts only
 
 
@@ -160,5 +157,6 @@ def _load(source: str, named: str | None, n_layers: int | None, dtype: torch.dty
             raise PolarError(f"{folder}: {str(error).splitlines()[0]}") from error
         if n_layers is not None:
             model.model.layers = model.model.layers[:n_layers]
+        model.generation_config = _plain(model.generation_config, tokenizer)
         _loaded[key] = tokenizer, model.to(device).eval()
     return _loaded[key]
