@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeVar
 
 # Tokenizers warn on every fork otherwise; batches are tokenised on all threads before any process is forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# Libraries draw bars of their own while they load weights, across ours. Read when they are imported.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 import typer
 from rich.console import Console
