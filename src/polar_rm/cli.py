@@ -250,6 +250,81 @@ def inspect(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of a reward model: official, or of xtuner, TRL or OpenRLHF.")],
+    target: Annotated[Path, typer.Argument(help="New folder.")],
+    to: Annotated[
+        Literal["native", "internlm2"], typer.Option(help="`internlm2` writes a native folder in the official layout.")
+    ] = "native",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Of the written weights; by default as they are.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, then exit.")] = False,
+) -> None:
+    """Convert a checkpoint, exactly and without running its code; refuse what can't be exact.
+
+    A shard is in memory at a time: a 7B model needs less than 4 GB.
+
+    Examples:
+
+        polar convert internlm/POLAR-7B models/polar-7b
+
+        polar convert models/polar-7b models/polar-7b-lmdeploy --to internlm2
+    """
+    from polar_rm.checkpoints import conversion
+
+    if dry_run:
+        done = conversion.plan(source, to=to, dtype=dtype)
+    else:
+        with messages.status("converting"):
+            done = conversion.convert(source, target, to=to, dtype=dtype)
+    for name, value in done.describe():
+        console.print(f"{name:>18}: {value}", highlight=False, markup=False, soft_wrap=True)
+    if not dry_run:
+        messages.print(f"model saved in {target}")
+
+
+@app.command()
+def parity(
+    model: Annotated[Path, typer.Argument(help="Folder of a reward model saved by polar.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="Items {prompt, reference, output}; by default a set of awkward ones.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="URL of a running server, or `vllm` for the one of this environment.", metavar="URL|vllm")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference that passes. Half precision on another engine needs about 0.05.", min=0)
+    ] = 1e-3,
+    json: JsonFile = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+) -> None:
+    """Same ids and same scores in trainer, scorer, transformers, vLLM and any server? Exit code 1 where not.
+
+    Every protocol that the server speaks is tried, with token ids and with text.
+
+    Examples:
+
+        polar parity runs/rm/model
+
+        polar parity runs/rm/model items.jsonl --against http://127.0.0.1:30000 --json parity.json
+    """
+    from polar_rm import parity as routes
+    from polar_rm.devices import pick_device
+    from polar_rm.files import write_json
+    from polar_rm.records import read_items
+
+    items = list(read_items(file)) if file else []
+    result = routes.check(model, items, against=against, dtype=dtype, device=pick_device(device), tolerance=tolerance)
+    console.print(routes.render(result))
+    if json:
+        write_json(json, result.to_json())
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
 def quickstart(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Of the training config, e.g. `max_steps=20`.", metavar="[KEY=VALUE]...")

@@ -24,6 +24,24 @@ def sha256(path: str | Path) -> str:
         raise PolarError(f"{path}: {error.strerror}") from error
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        PolarError: not readable, not JSON or not an object.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PolarError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise PolarError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise PolarError(f"{path}: not a JSON object")
+    return value
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Indented, atomically; errors as in :func:`write_file`."""
     write_file(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
