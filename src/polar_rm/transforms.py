@@ -80,9 +80,7 @@ class Calibration:
         return (above - 1 + (reward - low) / (high - low)) / (len(values) - 1)
 
 
-def transform(
-    name: str, groups: Sequence[Sequence[float]], calibration: Calibration | None = None
-) -> list[list[float]]:
+def transform(name: str, groups: Sequence[Sequence[float]], calibration: Calibration | None = None) -> list[list[float]]:
     """Finite raw rewards, one list per group (the outputs of one prompt and reference), in the same shape.
 
     raw: unchanged. group_zscore: zero mean, unit deviation within each group (as in GRPO). whiten: the same over all groups

@@ -107,9 +107,7 @@ def create_app(
         return _all_rewards(outcomes), single
 
     @app.post("/classify", summary="SGLang and vLLM")
-    async def classify(
-        request: Request, body: Annotated[wire.ClassifyRequest, Body(openapi_examples=examples.CLASSIFY)]
-    ) -> Any:
+    async def classify(request: Request, body: Annotated[wire.ClassifyRequest, Body(openapi_examples=examples.CLASSIFY)]) -> Any:
         """SGLang's body (`text` or `input_ids`) gets SGLang's reply, vLLM's (`input`) gets vLLM's."""
         if isinstance(body, wire.SglangClassify):
             results, single = await score_inputs(request, wire.sglang_input(body))
@@ -118,9 +116,7 @@ def create_app(
         return wire.classify_reply(results, service.name, body.use_activation)
 
     @app.post("/pooling", summary="vLLM and LMDeploy")
-    async def pooling(
-        request: Request, body: Annotated[wire.PoolingRequest, Body(openapi_examples=examples.INPUTS)]
-    ) -> Any:
+    async def pooling(request: Request, body: Annotated[wire.PoolingRequest, Body(openapi_examples=examples.INPUTS)]) -> Any:
         """The same body from both; the shape of the reply is the server's `--pooling-flavour`."""
         results, _ = await score_inputs(request, body.input, body.add_special_tokens)
         return wire.pooling_reply(results, service.name, flavour, body)

@@ -1,7 +1,7 @@
 """Sequences of many requests, merged into prefix-shared batches for one model thread.
 
-The queue is keyed by head, ``[bos] prompt reference separator``: whoever asks about the same prompt and reference while an earlier
-request is still waiting joins its tree, from whatever connection. Heads are served first come, first served.
+The queue is keyed by head, ``[bos] prompt reference separator``: whoever asks about the same prompt and reference while an
+earlier request is still waiting joins its tree, from whatever connection. Heads are served first come, first served.
 """
 
 from __future__ import annotations

@@ -7,14 +7,13 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 DESCRIPTION = """\
-Scores how much a candidate looks as if the reference's author had written it. Scores are raw and unbounded: only differences under
-one prompt and reference mean something. `/v1/score` takes texts as they are. The other routes speak the protocols of other engines and
-take rendered text (`prompt`, newline, `reference`, `<|reward|>`, `prompt`, newline, `candidate`, `[UNUSED_TOKEN_130]`) or its token ids.
+Scores how much a candidate looks as if the reference's author had written it. Scores are raw and unbounded: only differences
+under one prompt and reference mean something. `/v1/score` takes texts as they are. The other routes speak the protocols of
+other engines and take rendered text (`prompt`, newline, `reference`, `<|reward|>`, `prompt`, newline, `candidate`,
+`[UNUSED_TOKEN_130]`) or its token ids.
 """
 
-_RENDERED = (
-    "What is the capital of China?\nBeijing.<|reward|>What is the capital of China?\nIt is Beijing.[UNUSED_TOKEN_130]"
-)
+_RENDERED = "What is the capital of China?\nBeijing.<|reward|>What is the capital of China?\nIt is Beijing.[UNUSED_TOKEN_130]"
 
 
 def _example(summary: str, value: dict[str, Any]) -> Any:

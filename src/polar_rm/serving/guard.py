@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import logging
 import time
 import uuid
@@ -53,7 +52,9 @@ class Metrics:
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
             registry=self.registry,
         )
-        self.items = Counter("polar_items", "Items by what became of them: ok or a failure's code.", ["outcome"], registry=self.registry)
+        self.items = Counter(
+            "polar_items", "Items by what became of them: ok or a failure's code.", ["outcome"], registry=self.registry
+        )
         self._batches = Counter("polar_batches", "Calls of the model.", registry=self.registry)
         self._scored = Counter("polar_batched_sequences", "Sequences in those calls.", registry=self.registry)
         self._tree_tokens = Counter("polar_computed_tokens", "Tokens that the model computed.", registry=self.registry)
@@ -146,8 +147,7 @@ class Guard:
         seconds = time.perf_counter() - record.started
         self.metrics.requests.labels(route, record.status).inc()
         self.metrics.seconds.labels(route).observe(seconds)
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        fields: dict[str, Any] = {
             "request": record.id,
             "method": record.scope["method"],
             "route": route,
@@ -157,8 +157,8 @@ class Guard:
             **record.scope.get("state", {}).get("log", {}),
         }
         if self._log_texts:
-            line["body"] = body.content.decode(errors="replace")
-        _log.info(json.dumps(line, ensure_ascii=False))
+            fields["body"] = body.content.decode(errors="replace")
+        _log.info("request", extra={"fields": fields})
 
 
 class _Record:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,7 +22,7 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class _Encoded:
     sequence: TokenSequence
-    cut: Cut = Cut()
+    cut: Cut
 
 
 @dataclass
@@ -39,12 +39,12 @@ class Service:
 
     async def score_inputs(self, inputs: Sequence[str] | Sequence[list[int]], *, add_bos: bool = True) -> list[Outcome]:
         """Rendered texts or token ids: one outcome each, in order."""
-        return await self._score(await self._off_loop(_encode_inputs, inputs, self.encoder, add_bos))
+        return await self._score(await self._off_loop(lambda: _encode_inputs(inputs, self.encoder, add_bos)))
 
     async def score_groups(self, groups: Sequence[Sequence[ScoreItem] | Failure]) -> list[list[Outcome] | Failure]:
         """Groups of items with one prompt, reference and wrapper. A group that is a failure already, or that can't be encoded,
         stays one."""
-        encoded = await self._off_loop(_encode_groups, groups, self.encoder)
+        encoded = await self._off_loop(lambda: _encode_groups(groups, self.encoder))
         outcomes = iter(await self._score([row for group in encoded if not isinstance(group, Failure) for row in group]))
         return [group if isinstance(group, Failure) else [next(outcomes) for _ in group] for group in encoded]
 
@@ -52,19 +52,17 @@ class Service:
         await self.batcher.stop()
         self._thread.shutdown()
 
-    async def _off_loop(self, work, *arguments):  # type: ignore[no-untyped-def]
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _score(self, encoded: Sequence[_Encoded | Failure]) -> list[Outcome]:
         good = [row for row in encoded if isinstance(row, _Encoded)]
         scores = iter(await self.batcher.submit([row.sequence for row in good]))
-        outcomes: list[Outcome] = []
-        for row in encoded:
-            result = row if isinstance(row, Failure) else next(scores)
-            if isinstance(row, _Encoded) and not isinstance(result, Failure):
-                result = Reward(result, len(row.sequence), row.cut)
-            outcomes.append(result)
-        return outcomes
+        return [row if isinstance(row, Failure) else _outcome(row, next(scores)) for row in encoded]
+
+
+def _outcome(encoded: _Encoded, score: float | Failure) -> Outcome:
+    return score if isinstance(score, Failure) else Reward(score, len(encoded.sequence), encoded.cut)
 
 
 def _encode_inputs(inputs: Sequence[str] | Sequence[list[int]], encoder: Encoder, add_bos: bool) -> list[_Encoded | Failure]:
@@ -72,7 +70,7 @@ def _encode_inputs(inputs: Sequence[str] | Sequence[list[int]], encoder: Encoder
     for value in inputs:
         try:
             ids = tokenize(value, encoder, add_bos=add_bos) if isinstance(value, str) else value
-            encoded.append(_Encoded(TokenSequence.from_ids(ids, encoder)))
+            encoded.append(_Encoded(TokenSequence.from_ids(ids, encoder), Cut()))
         except PolarError as error:
             encoded.append(Failure("invalid_item", str(error)))
     return encoded

@@ -154,7 +154,7 @@ def inputs_of(value: Input) -> tuple[list[str] | list[list[int]], bool]:
     if isinstance(value, str):
         return [value], True
     if value and isinstance(value[0], int):
-        return [value], True  # type: ignore[list-item]
+        return [value], True
     if not value:
         raise PolarError("the list of inputs is empty")
     return value, False  # type: ignore[return-value]
@@ -192,9 +192,7 @@ def pooling_reply(results: Sequence[Reward], model: str, flavour: PoolingFlavour
     for index, result in enumerate(results):
         score = _activated(result.reward, body.use_activation)
         shaped: Any = {"vllm": [[score]], "lmdeploy": score, "vllm-classify": [score]}[flavour]
-        rows.append(
-            {"index": index, "object": "pooling", "data": _base64(score) if body.encoding_format == "base64" else shaped}
-        )
+        rows.append({"index": index, "object": "pooling", "data": _base64(score) if body.encoding_format == "base64" else shaped})
     return _openai_list("pool", model, rows, results)
 
 
@@ -218,7 +216,7 @@ def openrlhf_reply(results: Sequence[Reward], scores: Sequence[float]) -> dict[s
 
 
 # Ends of turn and of text that policies' templates put behind an answer.
-_END_TOKENS = re.compile(r"(?:\s*(?:<\|[^<>|\s]{1,40}\|>|</s>|<eos>|<end_of_turn>|<｜end▁of▁sentence｜>))+\s*$")
+_END_TOKENS = re.compile(r"(?:\s*(?:<\|[^<>|\s]{1,40}\|>|</s>|<eos>|<end_of_turn>|<\uff5cend\u2581of\u2581sentence\uff5c>))+\s*$")
 
 
 def openrlhf_item(query: str, prompt: str, label: Any) -> ScoreItem:
