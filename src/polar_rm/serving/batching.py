@@ -148,21 +148,14 @@ class Batcher:
     def _take(self) -> list[list[_Entry]]:
         """Entries of the next batch, one list per tree, taken out of the queue."""
         batch: list[list[_Entry]] = []
-        used = 0
+        room = self.batch_tokens
         while self._queue:
             head, entries = next(iter(self._queue.items()))
-            taken: list[_Entry] = []
-            used += len(head)
-            while entries:
-                tail = entries[0].sequence.tail
-                cost = len(tail) - (shared_length(tail[:-1], taken[0].sequence.tail[:-1]) if taken else 0)
-                if (batch or taken) and used + cost > self.batch_tokens:
-                    break
-                used += cost
-                taken.append(entries.popleft())
+            taken, used = _fitting(entries, room, at_least_one=not batch)
             if taken:
                 self._count([entry.sequence for entry in taken], -1)
                 batch.append(taken)
+                room -= used
             if entries:
                 break
             del self._queue[head]
@@ -182,6 +175,23 @@ class Batcher:
         if self.on_batch:
             lengths = [len(entry.sequence) for entries in batch for entry in entries]
             self.on_batch(Batch(len(lengths), len(trees), sum(lengths), sum(tree.n_tokens for tree in trees), seconds))
+
+
+def _fitting(entries: deque[_Entry], room: int, *, at_least_one: bool) -> tuple[list[_Entry], int]:
+    """Entries of one head, taken from the left as long as their tree has at most ``room`` tokens, and that tree's tokens."""
+    taken: list[_Entry] = []
+    shared = lengths = used = 0
+    while entries:
+        sequence = entries[0].sequence
+        tail = sequence.tail[:-1]
+        # A later tail can only make the common prefix shorter, and with it the branches before longer.
+        common = min(shared, shared_length(taken[0].sequence.tail, tail)) if taken else len(tail)
+        total = len(sequence.head) + common + lengths + len(sequence.tail) - (len(taken) + 1) * common
+        if total > room and (taken or not at_least_one):
+            break
+        shared, lengths, used = common, lengths + len(sequence.tail), total
+        taken.append(entries.popleft())
+    return taken, used
 
 
 def _isolated(score: ScoreTrees, trees: list[PrefixTree]) -> list[list[float | Failure]]:
