@@ -85,6 +85,50 @@ def sample(arguments: Arguments, dry_run: DryRun = False) -> None:
 
 
 @app.command()
+def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRows = "error") -> None:
+    """Turn trajectories into clean contrastive comparisons, with a report of how easily they are seen through.
+
+    Inputs are files and folders of `polar sample`, or any Parquet or JSONL of {source, prompt_id, prompt, policy, sample_id, text}.
+    The output folder gets `train/`, `unseen_prompts/`, `unseen_policies/` (Parquet), `report.html`, `report.json`,
+    `manifest.json`, `refused.jsonl` and `contaminated.jsonl`. Interrupted, the same command continues.
+
+    Examples:
+
+        polar corpus recipes/corpus.yaml inputs='[runs/samples]' output=runs/corpus
+
+        polar corpus recipes/corpus.yaml inputs='[a.parquet, b.parquet]' output=runs/triples pairing='{kind: triples}'
+
+        polar corpus recipes/corpus.yaml inputs='[runs/samples]' output=runs/corpus splits.policies=2 --dry-run
+    """
+    from polar_rm.config import to_yaml
+    from polar_rm.corpus.build import build, describe, make_plan
+    from polar_rm.corpus.config import CorpusConfig
+    from polar_rm.corpus.report import summary
+    from polar_rm.files import write_json
+
+    config = _load(CorpusConfig, arguments)
+    if dry_run:
+        console.print(to_yaml(config), highlight=False)
+        for name, value in describe(config, make_plan(config)):
+            console.print(f"{name:>18}: {value}", highlight=False)
+        return
+    with progress_bar(messages) as bar:
+        tasks = {name: bar.add_task(name, total=None, status="") for name in ("parts", "buckets", "report")}
+
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=None, status="")
+            bar.update(tasks[name], completed=done, total=total)
+
+        report = build(config, on_bad_row=on_bad_row, progress=progress)
+    for line in summary(report):
+        console.print(line, highlight=False, soft_wrap=True)
+    if json:
+        write_json(json, report)
+    messages.print(f"corpus in {config.output}, report in {config.output / 'report.html'}")
+
+
+@app.command()
 def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
     """Pre-train a reward model as a policy discriminator (paper, Eq. 7).
 

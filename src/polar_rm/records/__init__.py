@@ -7,6 +7,8 @@ from polar_rm.records.reading import (
     read_comparisons,
     read_items,
     read_numbered_items,
+    read_numbered_trajectories,
+    read_prompt_texts,
     read_prompts,
     read_trajectories,
 )
@@ -28,6 +30,8 @@ __all__ = [
     "read_comparisons",
     "read_items",
     "read_numbered_items",
+    "read_numbered_trajectories",
+    "read_prompt_texts",
     "read_prompts",
     "read_trajectories",
     "write_records",
