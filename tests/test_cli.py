@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from polar_rm import cli
-from polar_rm.checkpoints import native
+from polar_rm.checkpoints import weights
 
 PAIR = {"prompt": "p", "reference": "the fox", "chosen": "the quick fox", "rejected": "12 34", "subset": "x"}
 RANKED = {"prompt": "p", "reference": "r", "candidates": ["a", "b"], "ranks": [0, 1]}
@@ -172,7 +172,7 @@ def test_a_disk_that_is_full_while_saving(polar, model, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(native, "save_file", full)
+    monkeypatch.setattr(weights, "save_file", full)
     arguments = (f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run", "batch_size=2", "log.tensorboard=false")
     refused(polar("finetune", *arguments), "run/model", "No space left on device")
     assert not (tmp_path / "run/model").exists()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeVar
 
 # Tokenizers warn on every fork otherwise; batches are tokenised on all threads before any process is forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# Libraries draw bars of their own while they load weights, across ours. Read when they are imported.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 import typer
 from rich.console import Console
@@ -102,6 +104,50 @@ def sample(
         write_json(json, report.to_json())
     messages.print(report.describe(), soft_wrap=True)
     report.check()
+
+
+@app.command()
+def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRows = "error") -> None:
+    """Turn trajectories into clean contrastive comparisons, with a report of how easily they are seen through.
+
+    Inputs are files and folders of `polar sample`, or any Parquet or JSONL of {source, prompt_id, prompt, policy, sample_id, text}.
+    The output folder gets `train/`, `unseen_prompts/`, `unseen_policies/` (Parquet), `report.html`, `report.json`,
+    `manifest.json`, `refused.jsonl` and `contaminated.jsonl`. Interrupted, the same command continues.
+
+    Examples:
+
+        polar corpus recipes/corpus.yaml inputs='[runs/samples]' output=runs/corpus
+
+        polar corpus recipes/corpus.yaml inputs='[a.parquet, b.parquet]' output=runs/triples pairing='{kind: triples}'
+
+        polar corpus recipes/corpus.yaml inputs='[runs/samples]' output=runs/corpus splits.policies=2 --dry-run
+    """
+    from polar_rm.config import to_yaml
+    from polar_rm.corpus.build import build, describe, make_plan
+    from polar_rm.corpus.config import CorpusConfig
+    from polar_rm.corpus.report import summary
+    from polar_rm.files import write_json
+
+    config = _load(CorpusConfig, arguments)
+    if dry_run:
+        console.print(to_yaml(config), highlight=False)
+        for name, value in describe(config, make_plan(config)):
+            console.print(f"{name:>18}: {value}", highlight=False)
+        return
+    with progress_bar(messages) as bar:
+        tasks = {name: bar.add_task(name, total=None, status="") for name in ("parts", "buckets", "report")}
+
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=None, status="")
+            bar.update(tasks[name], completed=done, total=total)
+
+        report = build(config, on_bad_row=on_bad_row, progress=progress)
+    for line in summary(report):
+        console.print(line, highlight=False, soft_wrap=True)
+    if json:
+        write_json(json, report)
+    messages.print(f"corpus in {config.output}, report in {config.output / 'report.html'}")
 
 
 @app.command()
@@ -247,6 +293,97 @@ def evaluate(
 
 
 @app.command()
+def serve(
+    model: ModelDir,
+    engine_arguments: Annotated[
+        list[str] | None, typer.Argument(help="Further options of vLLM, behind `--`.", metavar="[-- VLLM_OPTION...]")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to bind. Others than loopback need a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 30000,
+    engine: Annotated[Literal["polar", "vllm"], typer.Option(help="`vllm` starts the vLLM of this environment.")] = "polar",
+    pooling_flavour: Annotated[
+        Literal["vllm", "lmdeploy", "vllm-classify"] | None,
+        typer.Option(
+            help="Shape of /pooling replies: `[[s]]` (default), `s` or `[s]` (default with vLLM). The official client needs "
+            "`vllm` or `lmdeploy`, by its server_type."
+        ),
+    ] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the key to ask for.")] = None,
+    allow_open: Annotated[bool, typer.Option("--allow-open", help="Let other machines in without a key.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    token_budget: Budget = 8192,
+    max_items: Annotated[int, typer.Option(help="Sequences in one request.", min=1)] = 4096,
+    max_body_mib: Annotated[int, typer.Option(help="Size of one request's body.", min=1)] = 32,
+    max_queue_tokens: Annotated[int, typer.Option(help="Waiting tokens beyond which requests get 429.", min=1)] = 2_000_000,
+    max_seconds: Annotated[float, typer.Option(help="Longest time to an answer; later it is 503.", min=0.1)] = 300.0,
+    log_texts: Annotated[bool, typer.Option("--log-texts", help="Write request bodies into the log.")] = False,
+) -> None:
+    """Serve rewards over HTTP, with a page to try them on at `/`.
+
+    Speaks the protocols of SGLang (`/classify`, `/v1/embeddings`), vLLM (`/classify`, `/pooling`), LMDeploy (`/pooling`) and
+    OpenRLHF (`/get_reward`), and its own (`/v1/score`); `/openapi.json` describes them. SIGTERM answers what was accepted.
+
+    Examples:
+
+        polar serve --model runs/rm/model
+
+        polar serve --model DIR --host 0.0.0.0 --api-key-env REWARD_KEY --pooling-flavour lmdeploy
+
+        polar serve --model DIR --engine vllm --dtype float16 -- --enforce-eager
+    """
+    if engine == "vllm":
+        _serve_with_vllm(model, host, port, pooling_flavour, api_key_env, allow_open, dtype, engine_arguments or [])
+    if engine_arguments:
+        raise PolarError(f"unexpected argument {engine_arguments[0]!r}: options behind -- are for --engine vllm")
+    try:
+        from polar_rm.serving import launch
+    except ModuleNotFoundError as error:
+        raise PolarError(f"the package {error.name} is missing; install the server's: pip install 'polar-rm[serve]'") from error
+    from polar_rm.devices import pick_device
+    from polar_rm.serving.address import api_key
+    from polar_rm.serving.guard import Limits
+
+    launch.serve(
+        launch.Options(
+            model,
+            host,
+            port,
+            pooling_flavour or "vllm",
+            api_key(host, api_key_env, allow_open=allow_open),
+            dtype=dtype,
+            device=pick_device(device),
+            token_budget=token_budget,
+            max_waiting_tokens=max_queue_tokens,
+            limits=Limits(max_body_mib << 20, max_items, max_seconds),
+            log_texts=log_texts,
+        )
+    )
+
+
+def _serve_with_vllm(
+    model: Path,
+    host: str,
+    port: int,
+    flavour: Literal["vllm", "lmdeploy", "vllm-classify"] | None,
+    api_key_env: str | None,
+    allow_open: bool,
+    dtype: str,
+    further: list[str],
+) -> NoReturn:
+    """Becomes the vLLM process."""
+    from polar_rm.serving import vllm
+    from polar_rm.serving.address import api_key
+
+    key = api_key(host, api_key_env, allow_open=allow_open)
+    installed = vllm.probe()
+    command = vllm.command(installed, model, host=host, port=port, dtype=dtype, flavour=flavour or "vllm-classify")
+    messages.print(f"vLLM {installed.version}: {' '.join([*command, *further])}", highlight=False)
+    # The key goes by the environment: a command line can be read by everybody on the machine.
+    os.execve(command[0], [*command, *further], {**os.environ, **({"VLLM_API_KEY": key} if key else {})})
+
+
+@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="Comparisons, JSONL or Parquet.")],
     model: ModelDir,
@@ -267,6 +404,81 @@ def inspect(
     if comparison is None:
         raise PolarError(f"{file}: there is no row {row}")
     console.print(render(comparison, Encoder.from_pretrained(model), ids=ids))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of a reward model: official, or of xtuner, TRL or OpenRLHF.")],
+    target: Annotated[Path, typer.Argument(help="New folder.")],
+    to: Annotated[
+        Literal["native", "internlm2"], typer.Option(help="`internlm2` writes a native folder in the official layout.")
+    ] = "native",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Of the written weights; by default as they are.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, then exit.")] = False,
+) -> None:
+    """Convert a checkpoint, exactly and without running its code; refuse what can't be exact.
+
+    A shard is in memory at a time: a 7B model needs less than 4 GB.
+
+    Examples:
+
+        polar convert internlm/POLAR-7B models/polar-7b
+
+        polar convert models/polar-7b models/polar-7b-lmdeploy --to internlm2
+    """
+    from polar_rm.checkpoints import conversion
+
+    if dry_run:
+        done = conversion.plan(source, to=to, dtype=dtype)
+    else:
+        with messages.status("converting"):
+            done = conversion.convert(source, target, to=to, dtype=dtype)
+    for name, value in done.describe():
+        console.print(f"{name:>18}: {value}", highlight=False, markup=False, soft_wrap=True)
+    if not dry_run:
+        messages.print(f"model saved in {target}")
+
+
+@app.command()
+def parity(
+    model: Annotated[Path, typer.Argument(help="Folder of a reward model saved by polar.")],
+    file: Annotated[
+        Path | None, typer.Argument(help="Items {prompt, reference, output}; by default a set of awkward ones.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="URL of a running server, or `vllm` for the one of this environment.", metavar="URL|vllm")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference that passes. Half precision on another engine needs about 0.05.", min=0)
+    ] = 1e-3,
+    json: JsonFile = None,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+) -> None:
+    """Same ids and same scores in trainer, scorer, transformers, vLLM and any server? Exit code 1 where not.
+
+    Every protocol that the server speaks is tried, with token ids and with text.
+
+    Examples:
+
+        polar parity runs/rm/model
+
+        polar parity runs/rm/model items.jsonl --against http://127.0.0.1:30000 --json parity.json
+    """
+    from polar_rm import parity as routes
+    from polar_rm.devices import pick_device
+    from polar_rm.files import write_json
+    from polar_rm.records import read_items
+
+    items = list(read_items(file)) if file else []
+    result = routes.check(model, items, against=against, dtype=dtype, device=pick_device(device), tolerance=tolerance)
+    console.print(routes.render(result))
+    if json:
+        write_json(json, result.to_json())
+    if not result.ok:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -166,6 +166,7 @@ class Encoder:
         self.reward_id = self._role_id(self.settings.reward_token)
         special = {added.content for added in self.tokenizer.get_added_tokens_decoder().values() if added.special}
         special |= {self.settings.separator_token, self.settings.reward_token}
+        special |= _aliases(self.tokenizer, special)
         self._special = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
 
     @classmethod
@@ -207,6 +208,19 @@ class Encoder:
     def hash(self) -> str:
         """Names the function from text to ids; equal hashes mean equal ids for every text."""
         return _digest([asdict(self.settings), self.fingerprint])
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def ids(self, text: str) -> list[int]:
+        """Of a text as it is: special tokens in it become their ids, and no BOS is added.
+
+        Raises:
+            PolarError: the text is not valid Unicode.
+        """
+        return self._ids([text])[0]
 
     def encode(self, comparison: Comparison) -> PrefixTree:
         """One comparison; all its candidates share one prompt cut, which the longest of them decides."""
@@ -270,6 +284,9 @@ class Encoder:
 
     def _clean(self, text: str) -> str:
         if self.settings.clean_up:
+            text = text.replace(
+                "▁", " "
+            )  # which is how SentencePiece writes a space, and what its decoder makes of a literal one
             for spaced, closed in _CLEAN_UP:
                 text = text.replace(spaced, closed)
         return text
@@ -295,7 +312,6 @@ class Encoder:
 
     def _encode_cut(self, field: _Fields, ranks: tuple[int, ...], *, shared_cut: bool) -> list[tuple[list[int], PrefixTree]]:
         """The general case: cut each response to its limit, then the prompt to what the two leave."""
-        n_bos = len(self.bos_ids)  # the official client counts a BOS in every field
         prompt, *responses = self.tokenizer.encode_batch(
             [field.prompt, field.reference, *field.candidates], add_special_tokens=False
         )
@@ -303,8 +319,7 @@ class Encoder:
             self._cut_response, [field.reference, *field.candidates], responses
         )
         budgets = [
-            (self.settings.max_length - RESERVED_TOKENS - n_reference - n_candidate - 2 * n_bos) // 2
-            for _, n_candidate, _ in cut_candidates
+            (self.settings.max_length - RESERVED_TOKENS - n_reference - n_candidate) // 2 for _, n_candidate, _ in cut_candidates
         ]
         keeps = [max(0, min(len(prompt.ids), min(budgets) if shared_cut else budget)) for budget in budgets]
         trees = []
@@ -331,11 +346,16 @@ class Encoder:
         return trees
 
     def _cut_response(self, text: str, encoding: Encoding) -> tuple[str, int, int]:
-        """The text within ``max_response_length`` tokens, the tokens kept and the tokens cut."""
-        n_tokens = len(encoding.ids)
-        keep = min(n_tokens, self.settings.max_response_length - len(self.bos_ids))
-        side = _first_tokens if self.settings.response_cut_side == "right" else _last_tokens
-        return side(text, encoding.offsets, keep), keep, n_tokens - keep
+        """The text within ``max_response_length`` tokens, its length in tokens and the tokens cut.
+
+        The official client counts a BOS in every field; a cut from the left takes that BOS away first.
+        """
+        n_tokens, n_bos, limit = len(encoding.ids), len(self.bos_ids), self.settings.max_response_length
+        if n_tokens + n_bos <= limit:
+            return text, n_tokens + n_bos, 0
+        if self.settings.response_cut_side == "right":
+            return _first_tokens(text, encoding.offsets, limit - n_bos), limit, n_tokens + n_bos - limit
+        return _last_tokens(text, encoding.offsets, min(n_tokens, limit)), limit, max(0, n_tokens - limit)
 
     def _tree(
         self, reference_ids: list[int], candidate_ids: list[list[int]], ranks: tuple[int, ...], truncation: Truncation
@@ -372,6 +392,16 @@ def _saved_section(directory: Path) -> dict[str, Any]:
     except (KeyError, TypeError):
         raise PolarError(f"{path}: no encoder settings; is this a reward model saved by polar?") from None
     return dict(section)
+
+
+def _aliases(tokenizer: Tokenizer, special: set[str]) -> set[str]:
+    """Texts that the normaliser turns into a special token: official models read ``[UNUSED_TOKEN_0]`` as ``<|reward|>``."""
+    if tokenizer.normalizer is None:
+        return set()
+    normalizer = json.loads(tokenizer.normalizer.__getstate__())  # its JSON; that of the whole tokenizer takes a second
+    steps = normalizer.get("normalizers", [normalizer])
+    replaced = [step for step in steps if step.get("type") == "Replace" and step["content"] in special]
+    return {step["pattern"]["String"] for step in replaced if "String" in step["pattern"]}
 
 
 def _leading_ids(tokenizer: Tokenizer) -> list[int]:

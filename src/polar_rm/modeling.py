@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from polar_rm import attention
-from polar_rm.checkpoints.native import add_role_tokens, read_specials, save_native
+from polar_rm.checkpoints.native import add_role_tokens, new_embeddings, padding_token, read_specials, save_native
 from polar_rm.checkpoints.sources import gguf_in, gguf_options, model_folder
 from polar_rm.encoding import Encoder, EncoderSettings, load_tokenizer
 from polar_rm.errors import PolarError, UnsupportedModel
@@ -164,11 +164,7 @@ class RewardModel(nn.Module):
         _add_embeddings(backbone, tokenizer.get_vocab_size(), seed)
         nn.init.zeros_(backbone.score.weight)
         model = cls(backbone, Encoder(tokenizer, settings), specials)
-        # Readers pool at the last token that is not padding, so padding must never be the reward token.
-        pad = next((specials[key] for key in ("pad_token", "eos_token", "unk_token", "bos_token") if key in specials), None)
-        if pad is None:
-            raise PolarError("the tokenizer names no padding, EOS, unknown or BOS token; one is needed as padding")
-        model.specials["pad_token"] = pad
+        model.specials["pad_token"] = pad = padding_token(specials)
         backbone.config.pad_token_id = tokenizer.token_to_id(pad)
         # vLLM applies a sigmoid to one-label heads unless the config says regression.
         backbone.config.problem_type = "regression"
@@ -272,16 +268,13 @@ def _truncate(config: PretrainedConfig, n_layers: int) -> None:
 
 
 def _add_embeddings(backbone: PreTrainedModel, vocabulary: int, seed: int) -> None:
-    """Rows for added tokens: the mean embedding plus a little noise, so that the two roles start apart."""
     old = backbone.get_input_embeddings().weight.shape[0]
     if vocabulary <= old:
         return
     backbone.resize_token_embeddings(vocabulary, mean_resizing=False)
     with torch.no_grad():
         table = backbone.get_input_embeddings().weight
-        known = table[:old].float()
-        noise = torch.randn(vocabulary - old, table.shape[1], generator=torch.Generator().manual_seed(seed))
-        table[old:] = (known.mean(0) + noise.to(table.device) * known.std(0)).to(table.dtype)
+        table[old:] = new_embeddings(table[:old], vocabulary - old, seed)
 
 
 def _implementation(name: str | None, device: str) -> str:

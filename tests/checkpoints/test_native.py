@@ -6,7 +6,7 @@ import tiny
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from polar_rm.checkpoints import native, sources
+from polar_rm.checkpoints import native, sources, weights
 from polar_rm.errors import PolarError
 from polar_rm.modeling import RewardModel
 
@@ -19,7 +19,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(native, "_write_tokenizer", fail)
+    monkeypatch.setattr(native, "write_file", fail)
     with pytest.raises(PolarError, match="could not be saved: .*No space left on device"):
         model.save(tmp_path / "model")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
@@ -28,7 +28,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
 
 def test_large_models_are_written_in_shards_that_transformers_reads(tmp_path, monkeypatch):
     model = tiny.reward_model(tmp_path / "lm")
-    monkeypatch.setattr(native, "_SHARD_BYTES", 50_000)
+    monkeypatch.setattr(weights, "SHARD_BYTES", 50_000)
     model.save(tmp_path / "model")
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 2
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")

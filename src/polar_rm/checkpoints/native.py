@@ -14,16 +14,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 from transformers import PretrainedConfig
 
+from polar_rm.checkpoints.weights import LazyTensor, write_shards
 from polar_rm.encoding import REWARD_TOKEN, SEPARATOR_TOKEN, Encoder
 from polar_rm.errors import PolarError
-
-_SHARD_BYTES = 4 << 30
+from polar_rm.files import read_json, write_file, write_json
 
 # What other loaders need to know of the tokenizer; everything else in tokenizer_config.json is about chat, which an RM has not.
 _TOKENIZER_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -77,13 +77,33 @@ def save_native(
     specials: Mapping[str, str],
 ) -> None:
     """Write a complete checkpoint. weights: named as in the transformers model. specials: as of :func:`read_specials`."""
+    tensors = {name: LazyTensor.of(tensor) for name, tensor in weights.items()}
+    values = native_config(config.to_dict(), tensors, encoder)
+    write_checkpoint(directory, values, tensors, tokenizer_files(encoder, specials))
+
+
+def native_config(values: Mapping[str, Any], tensors: Mapping[str, LazyTensor], encoder: Encoder) -> dict[str, Any]:
+    """What ``config.json`` says: a transformers config's values, readable by transformers 4 and 5, with our section."""
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    # transformers 4 reads torch_dtype, transformers 5 reads dtype.
+    values = {**values, "dtype": dtype, "torch_dtype": dtype, "polar": {"encoder": encoder.to_config()}}
+    if rope := values.get("rope_parameters"):
+        # Without its own two keys, transformers 4 would compute with a theta of 10000 and not say a word.
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        plain = scaling.get("rope_type", "default") == "default"
+        values |= {"rope_theta": rope["rope_theta"], "rope_scaling": None if plain else scaling}
+    return {key: value for key, value in values.items() if not key.startswith("_")}
+
+
+def write_checkpoint(
+    directory: str | Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor], files: Mapping[str, bytes]
+) -> None:
+    """A whole folder, atomically and a shard at a time. config: of ``config.json``. files: contents by relative path."""
     with atomic_directory(directory) as folder:
-        _write_weights(folder, weights)
-        dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-        # transformers 4 reads torch_dtype, transformers 5 reads dtype.
-        values = config.to_dict() | {"dtype": dtype, "torch_dtype": dtype, "polar": {"encoder": encoder.to_config()}}
-        _write_json(folder / "config.json", {key: value for key, value in values.items() if not key.startswith("_")})
-        _write_tokenizer(folder, encoder, specials)
+        write_shards(folder, tensors)
+        write_json(folder / "config.json", config)
+        for name, content in files.items():
+            write_file(folder / name, content)
 
 
 def read_specials(directory: str | Path) -> dict[str, str]:
@@ -91,7 +111,7 @@ def read_specials(directory: str | Path) -> dict[str, str]:
     path = Path(directory) / "tokenizer_config.json"
     if not path.is_file():
         return {}
-    values = json.loads(path.read_text())
+    values = read_json(path)
     contents = {key: values.get(key) for key in _TOKENIZER_KEYS}
     texts = {key: token["content"] if isinstance(token, dict) else token for key, token in contents.items()}
     return {key: text for key, text in texts.items() if text}
@@ -104,46 +124,41 @@ def add_role_tokens(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _write_weights(folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, tensor in weights.items():
-        if shards[-1] and size + tensor.nbytes > _SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor.detach().cpu().contiguous()
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    names = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        names.update(dict.fromkeys(shard, file))
-    total = sum(tensor.nbytes for tensor in weights.values())
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": names})
+def new_embeddings(known: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """Rows for added tokens, [count, width]: the mean embedding plus a little noise, so that the two roles start apart."""
+    table = known.float()
+    noise = torch.randn(count, table.shape[1], generator=torch.Generator().manual_seed(seed))
+    return (table.mean(0) + noise.to(table.device) * table.std(0)).to(known.dtype)
 
 
-def _write_tokenizer(folder: Path, encoder: Encoder, specials: Mapping[str, str]) -> None:
+def padding_token(specials: Mapping[str, str]) -> str:
+    """Readers pool at the last token that is not padding, so padding must never be the reward token.
+
+    Raises:
+        PolarError: none of the special tokens can serve.
+    """
+    for key in ("pad_token", "eos_token", "unk_token", "bos_token"):
+        if key in specials:
+            return specials[key]
+    raise PolarError("the tokenizer names no padding, EOS, unknown or BOS token; one is needed as padding")
+
+
+def tokenizer_files(encoder: Encoder, specials: Mapping[str, str]) -> dict[str, bytes]:
+    """Contents of the tokenizer's two files by name."""
+    settings = json.dumps(tokenizer_config(encoder, specials), indent=2, ensure_ascii=False)
+    return {"tokenizer.json": encoder.source.to_str(pretty=True).encode(), "tokenizer_config.json": settings.encode()}
+
+
+def tokenizer_config(encoder: Encoder, specials: Mapping[str, str]) -> dict[str, Any]:
     """Written by hand so that transformers 4 and 5 both read it: what 5 writes (``TokenizersBackend``) breaks 4."""
-    tokenizer = encoder.source
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **specials,
-            "additional_special_tokens": [encoder.settings.separator_token, encoder.settings.reward_token],
-            "model_max_length": encoder.settings.max_length,
-            "padding_side": "left",
-            "clean_up_tokenization_spaces": False,
-        },
-    )
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **specials,
+        "additional_special_tokens": [encoder.settings.separator_token, encoder.settings.reward_token],
+        "model_max_length": encoder.settings.max_length,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }
 
 
 def _sync(path: Path) -> None:

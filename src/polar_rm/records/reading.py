@@ -15,7 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_rm.errors import BadRow, PolarError
-from polar_rm.records.rows import Refused, to_comparison, to_item, to_prompt, to_string, to_trajectory
+from polar_rm.records.rows import (
+    Refused,
+    to_comparison,
+    to_item,
+    to_prompt,
+    to_prompt_text,
+    to_string,
+    to_trajectory,
+)
 from polar_rm.records.types import Comparison, ScoreItem, Text, Trajectory
 
 T = TypeVar("T")
@@ -79,6 +87,16 @@ def read_numbered_items(source: Source, on_bad_row: OnBadRow | None = None) -> I
 def read_trajectories(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[Trajectory]:
     """Trajectories; errors as in :func:`read_comparisons`."""
     return (record for _, record in _read(source, to_trajectory, on_bad_row))
+
+
+def read_numbered_trajectories(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, Trajectory]]:
+    """Trajectories with their row numbers, which have gaps where bad rows were skipped."""
+    return _read(source, to_trajectory, on_bad_row)
+
+
+def read_prompt_texts(source: Source) -> Iterator[Text]:
+    """The prompts of any rows that have one, such as comparisons or items."""
+    return (prompt for _, prompt in _read(source, to_prompt_text, None))
 
 
 def read_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[str, Text]]:

@@ -1,0 +1,96 @@
+"""Memory of ``polar convert``: a synthetic official checkpoint of several shards, converted there and back in fresh processes.
+
+The default has POLAR-7B's widths, so its largest tensor (the embedding, 0.76 GB in half precision) and its layers are the real
+ones; only layers are fewer. Memory is decided by shards and single tensors, not by the number of layers: ``--layers 4 8``
+shows two sizes, the peak should be the same. The tokenizer is that of an official folder (``--official``), which is not ours to
+ship.
+
+    python benchmarks/convert.py --official DIR --layers 4 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import peak_rss_mib, report
+
+from polar_rm.checkpoints import weights
+from polar_rm.checkpoints.conversion import convert
+from polar_rm.checkpoints.internlm2 import Shape
+from polar_rm.checkpoints.weights import LazyTensor
+from polar_rm.files import write_json
+
+WIDTHS = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}  # POLAR-7B
+
+
+def synthetic(folder: Path, official: Path, layers: int) -> None:
+    """An official folder with random half-precision weights, in shards of about 2 GB."""
+    folder.mkdir()
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        shutil.copy(official / name, folder / name)
+    config = json.loads((official / "config.json").read_text()) | WIDTHS | {"num_hidden_layers": layers}
+    write_json(folder / "config.json", config)
+
+    def random(shape: tuple[int, ...]) -> LazyTensor:
+        return LazyTensor(shape, torch.float16, lambda: torch.empty(shape, dtype=torch.float16).normal_(std=0.02))
+
+    weights.SHARD_BYTES = 2 << 30
+    weights.write_shards(folder, {name: random(shape) for name, shape in Shape.of(config).internlm2().items()})
+
+
+def measured(source: Path, target: Path, to: str) -> dict[str, float]:
+    """Seconds and peak MiB of one conversion, in a process of its own."""
+    command = [sys.executable, __file__, "--child", str(source), str(target), to]
+    return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+
+
+def child(source: str, target: str, to: str) -> None:
+    before, start = peak_rss_mib(), time.perf_counter()
+    convert(source, target, to=to)  # type: ignore[arg-type]
+    print(json.dumps({"seconds": time.perf_counter() - start, "before_mib": before, "peak_mib": peak_rss_mib()}))
+
+
+def equal(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same tensors, bit by bit."""
+    found = [weights.read_weights(folder) for folder in (one, other)]
+    return found[0].keys() == found[1].keys() and all(torch.equal(found[0][n].load(), found[1][n].load()) for n in found[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--official", type=Path, help="folder with an official tokenizer.model and its two configs")
+    parser.add_argument("--layers", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(*arguments.child)
+        return
+    if arguments.official is None:
+        parser.error("--official is needed")
+    rows: list[dict[str, Any]] = []
+    for layers in arguments.layers:
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as temporary:
+            folder = Path(temporary)
+            synthetic(folder / "official", arguments.official, layers)
+            shards = list((folder / "official").glob("*.safetensors"))
+            size = sum(path.stat().st_size for path in shards) / 2**20
+            there = measured(folder / "official", folder / "native", "native")
+            back = measured(folder / "native", folder / "back", "internlm2")
+            exact = equal(folder / "official", folder / "back")
+            for way, result in (("to native", there), ("back", back)):
+                rows.append({"layers": layers, "file_mib": size, "shards": len(shards), "way": way, **result, "bit_exact": exact})
+    report(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""Same ids and same score everywhere: one set of items through every route by which a reward is computed.
+
+Routes share the encoder's token ids and nothing else: packed prefix trees as in training, the Scorer with its own grouping,
+stock transformers on each sequence alone, vLLM in this process, and each protocol that a running server speaks. Stock
+transformers is what the others are compared with. Apart from the scores, transformers' own tokenizer of the checkpoint has to
+find the same ids in the rendered text, which is what a server that is sent text will do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from polar_rm.encoding import Encoder, EncoderSettings, PrefixTree
+from polar_rm.errors import PolarError
+from polar_rm.modeling import RewardModel
+from polar_rm.packing import first_fit, pack
+from polar_rm.records import ScoreItem
+from polar_rm.scoring import Scorer
+
+BASELINE = "transformers"
+_ROW_TOKENS = 16384
+_TIMEOUT_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An item, its tree of one branch, and the rendered text that a server would be sent (which adds BOS itself)."""
+
+    item: ScoreItem
+    tree: PrefixTree
+    text: str
+
+    @property
+    def ids(self) -> list[int]:
+        return self.tree.sequence(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """difference: the largest to the baseline's scores. refused: the first reason for which an item has no score, or none."""
+
+    name: str
+    scores: list[float]
+    difference: float
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """ids_differ: items, counted from 1, in whose text transformers' tokenizer finds other ids."""
+
+    model: str
+    n_items: int
+    n_cut: int
+    n_tokens: int
+    tolerance: float
+    ids_differ: list[int]
+    routes: list[Route]
+
+    @property
+    def ok(self) -> bool:
+        within = all(not route.refused and route.difference <= self.tolerance for route in self.routes)
+        return within and not self.ids_differ
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.ok}
+
+
+def check(
+    directory: str | Path,
+    items: Sequence[ScoreItem] = (),
+    *,
+    against: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    tolerance: float = 1e-3,
+) -> Parity:
+    """Score ``items`` (none: :func:`awkward_items`) by every route. against: a server's URL, or ``vllm`` for this process.
+
+    Raises:
+        PolarError: the server does not answer or speaks no known protocol, or vLLM is not installed.
+    """
+    model = RewardModel.from_pretrained(directory, dtype=dtype, device=device)
+    items = items or awkward_items(model.encoder.settings)
+    encoded = [_encode(model.encoder, item) for item in items]
+    ours = {"trainer, packed trees": _trainer(model, items), "scorer": [scored.reward for scored in Scorer(model).score(items)]}
+    del model  # the other routes load the weights again
+    baseline = _transformers(directory, encoded, dtype, device)
+    routes = [Route(BASELINE, baseline, 0.0)] + [_route(name, scores, baseline) for name, scores in ours.items()]
+    if against == "vllm":
+        routes.append(_route("vllm", _vllm(directory, encoded, dtype), baseline))
+    elif against is not None and against != BASELINE:
+        routes += _server(against, encoded, baseline)
+    return Parity(
+        str(directory),
+        len(encoded),
+        sum(bool(one.tree.truncation) for one in encoded),
+        sum(len(one.ids) for one in encoded),
+        tolerance,
+        _ids_differ(directory, encoded),
+        routes,
+    )
+
+
+def render(result: Parity) -> RenderableType:
+    """The table for a person, and below it what is wrong."""
+    table = Table("route", "items", "largest difference", "")
+    for route in result.routes:
+        n_scored = sum(map(math.isfinite, route.scores))
+        within = not route.refused and route.difference <= result.tolerance
+        table.add_row(route.name, str(n_scored), f"{route.difference:.1e}", "ok" if within else "DIFFERS")
+    equal = result.n_items - len(result.ids_differ)
+    lines = [
+        f"{result.n_items} items, {result.n_cut} of them cut, {result.n_tokens:,} tokens; tolerance {result.tolerance:g}",
+        f"ids: transformers' tokenizer finds the same ones in {equal} of {result.n_items} texts",
+        *(f"ids differ: item {number}" for number in result.ids_differ),
+        *(f"{route.name}: {route.refused}" for route in result.routes if route.refused),
+    ]
+    return Group(table, Text("\n".join(lines)))
+
+
+def awkward_items(settings: EncoderSettings) -> list[ScoreItem]:
+    """What encoders and servers have been seen to get wrong; the long ones are longer than the checkpoint's limits."""
+    long = "The river bank was quiet and the old fox slept, but 17 clocks did not. "
+    response = long * (settings.max_response_length // 12)
+    prompt = long * (settings.max_length // 20)
+    chat = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "Name a prime above 10."}]
+    return [
+        ScoreItem("What is the capital of China?", "Beijing.", "Beijing."),
+        ScoreItem("What is the capital of China?", "Beijing.", "Shanghai, isn't it ?"),
+        ScoreItem(chat, [{"role": "assistant", "content": "11"}], [{"role": "assistant", "content": "13, of course"}]),
+        ScoreItem("Once upon a time there was a", " dragon who sold umbrellas.", " king.", "pretrain"),
+        ScoreItem("Tell me a joke.", "", "No."),
+        ScoreItem("Say nothing.", "", ""),
+        ScoreItem("  leading and trailing  ", "\n\nnewlines first\r\n", "tab\tand  double  spaces "),
+        ScoreItem("用Python写一个函数 🙂", "```python\ndef f(x):\n    return x**2\n```", "好的：`lambda x: x*x` ✅"),
+        ScoreItem("naïve e\u0301 \u00e9 ﬁ Ａ ①", "\u202eright to left\u202c עברית العربية", "👩‍💻🏳️‍🌈 \u200b\ufeff \U0010ffff"),
+        ScoreItem("Ignore <|im_end|> and <|reward|> please </s>", "<s>ok<|endoftext|>", "ok [UNUSED_TOKEN_130] [UNUSED_TOKEN_0]"),
+        ScoreItem("<|rew<|reward|>ard|> " + "a" * 70, "-" * 50 + " " * 50, "....." * 20 + "\n" * 20),
+        ScoreItem("Summarise.", response, "A short one."),
+        ScoreItem("Summarise.", "A short one.", response + "!"),
+        ScoreItem(prompt, "A short one.", "Another."),
+    ]
+
+
+def _encode(encoder: Encoder, item: ScoreItem) -> Encoded:
+    [(_, tree)] = encoder.encode_outputs(item.prompt, item.reference, [item.output], item.wrapper)
+    ids = tree.sequence(0)[len(encoder.bos_ids) :]
+    return Encoded(item, tree, encoder.tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def _ids_differ(directory: str | Path, encoded: Sequence[Encoded]) -> list[int]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    return [number for number, one in enumerate(encoded, 1) if tokenizer(one.text)["input_ids"] != one.ids]
+
+
+@torch.inference_mode()
+def _trainer(model: RewardModel, items: Sequence[ScoreItem]) -> list[float]:
+    """Rows of several trees, each with all outputs of one prompt and reference, as a training step computes them."""
+    groups: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault(json.dumps([item.prompt, item.reference, item.wrapper]), []).append(index)
+    trees, places = [], []
+    for indices in groups.values():
+        first, outputs = items[indices[0]], [items[i].output for i in indices]
+        for part, tree in model.encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper):
+            trees.append(tree)
+            places.append([indices[i] for i in part])
+    scores = [math.nan] * len(items)
+    for row in first_fit([tree.n_tokens for tree in trees], _ROW_TOKENS):
+        values = iter(model.eval()(pack([trees[i] for i in row]).to(model.device)).tolist())
+        for place in (index for i in row for index in places[i]):
+            scores[place] = next(values)
+    return scores
+
+
+@torch.inference_mode()
+def _transformers(directory: str | Path, encoded: Sequence[Encoded], dtype: str, device: str) -> list[float]:
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=getattr(torch, dtype), trust_remote_code=False)
+    model = model.to(device).eval()
+    return [float(model(torch.tensor([one.ids], device=device), use_cache=False).logits) for one in encoded]
+
+
+def _vllm(directory: str | Path, encoded: Sequence[Encoded], dtype: str) -> list[float]:
+    try:
+        from vllm import LLM, PoolingParams
+    except ImportError as error:
+        raise PolarError(f"vLLM is not installed here ({error}): run this in its environment, or give a server's URL") from error
+    longest = max(len(one.ids) for one in encoded)
+    engine = LLM(str(directory), runner="pooling", convert="classify", dtype=dtype, max_model_len=longest, enforce_eager=True)
+    prompts = [{"prompt_token_ids": one.ids} for one in encoded]
+    outputs = engine.classify(prompts, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
+    return [float(output.outputs.probs[0]) for output in outputs]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wire:
+    """One protocol: where to post, the body for one item, and the score in the reply."""
+
+    name: str
+    path: str
+    body: Callable[[Encoded], dict[str, Any]]
+    score: Callable[[Any], Any]
+
+
+def _wires(name: str | None) -> list[_Wire]:
+    model = {"model": name} if name else {}
+    raw = {**model, "use_activation": False}
+    return [
+        _Wire("/v1/score", "/v1/score", _structured, lambda reply: reply["results"][0]["outputs"][0]["reward"]),
+        _Wire(
+            "vLLM /classify, ids", "/classify", lambda one: {**raw, "input": [one.ids]}, lambda reply: reply["data"][0]["probs"]
+        ),
+        _Wire(
+            "vLLM /classify, text", "/classify", lambda one: {**raw, "input": [one.text]}, lambda reply: reply["data"][0]["probs"]
+        ),
+        _Wire("/pooling, ids", "/pooling", lambda one: {**raw, "input": [one.ids]}, lambda reply: reply["data"][0]["data"]),
+        _Wire("SGLang /classify, ids", "/classify", lambda one: {"input_ids": [one.ids]}, lambda reply: reply[0]["embedding"]),
+        _Wire("SGLang /classify, text", "/classify", lambda one: {"text": [one.text]}, lambda reply: reply[0]["embedding"]),
+        _Wire(
+            "/v1/embeddings, ids",
+            "/v1/embeddings",
+            lambda one: {**model, "input": [one.ids], "encoding_format": "float"},
+            lambda reply: reply["data"][0]["embedding"],
+        ),
+    ]
+
+
+def _structured(one: Encoded) -> dict[str, Any]:
+    item = one.item
+    group = {"prompt": item.prompt, "reference": item.reference, "outputs": [item.output], "wrapper": item.wrapper}
+    return {"items": [group]}
+
+
+class _Refused(Exception):
+    """An HTTP error or a reply without a score; the message is what the server said."""
+
+
+def _server(url: str, encoded: Sequence[Encoded], baseline: Sequence[float]) -> list[Route]:
+    """A route for each protocol in which the server can score the shortest item."""
+    url = url.rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise PolarError(f"{url}: expected transformers, vllm or a server's URL such as http://127.0.0.1:8000")
+    shortest = min(encoded, key=lambda one: len(one.ids))
+    try:
+        name = _http(f"{url}/v1/models")["data"][0]["id"]
+    except (_Refused, LookupError, TypeError):
+        name = None  # LightLLM and old SGLang servers have no such route; one model needs no name
+    routes, refusals = [], []
+    for wire in _wires(name):
+        try:
+            _ask(url, wire, shortest)
+        except _Refused as refusal:
+            refusals.append(f"{wire.name}: {refusal}")
+            continue
+        scores, refused = [], ""
+        for number, one in enumerate(encoded, 1):
+            try:
+                scores.append(_ask(url, wire, one))
+            except _Refused as refusal:
+                scores.append(math.nan)
+                refused = refused or f"item {number}: {refusal}"
+        routes.append(_route(wire.name, scores, baseline, refused))
+    if not routes:
+        raise PolarError(f"{url}: speaks none of the known protocols ({'; '.join(refusals)})")
+    return routes
+
+
+def _ask(url: str, wire: _Wire, one: Encoded) -> float:
+    reply = _http(url + wire.path, wire.body(one))
+    try:
+        score = wire.score(reply)
+        while isinstance(score, list):  # [s], or a list for every token, of which the last counts
+            score = score[-1]
+        return float(score)
+    except (LookupError, TypeError, ValueError) as error:
+        raise _Refused(f"no score in the reply {json.dumps(reply)[:200]}") from error
+
+
+def _http(url: str, body: dict[str, Any] | None = None) -> Any:
+    """GET, or POST of a JSON body; no proxy, as the servers stand next door."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_TIMEOUT_S) as response:
+            return json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace").strip()
+        raise _Refused(f"HTTP {error.code} {said[:200]}") from error
+    except ValueError as error:
+        raise _Refused("the reply is not JSON") from error
+    except OSError as error:
+        raise PolarError(f"{url}: no answer: {getattr(error, 'reason', error)}") from error
+
+
+def _route(name: str, scores: list[float], baseline: Sequence[float], refused: str = "") -> Route:
+    pairs = [(score, other) for score, other in zip(scores, baseline, strict=True) if not (refused and math.isnan(score))]
+    differences = [abs(score - other) for score, other in pairs]
+    # max() would pass over a NaN, which must never look like agreement.
+    return Route(name, scores, math.nan if any(map(math.isnan, differences)) else max(differences, default=math.nan), refused)

@@ -1,0 +1,180 @@
+"""Routes agree, and each way in which one can be wrong shows. The server is a stub that speaks vLLM's or SGLang's protocol."""
+
+import json
+import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import tiny
+import torch
+
+from polar_rm import parity
+from polar_rm.errors import PolarError
+from polar_rm.records import ScoreItem
+
+SETTINGS = tiny.EncoderSettings(max_length=160, max_response_length=60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    target = tmp_path_factory.mktemp("rm")
+    tiny.reward_model(target / "lm", settings=SETTINGS).save(target / "model")
+    return target / "model"
+
+
+@pytest.fixture(scope="module")
+def score(folder):
+    """Ids or text -> score, by transformers."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+    def of(given):
+        ids = tokenizer(given)["input_ids"] if isinstance(given, str) else given
+        with torch.no_grad():
+            return float(model(torch.tensor([ids])).logits)
+
+    return of
+
+
+@pytest.fixture
+def serve():
+    """Start a stub: ``answer(path, body)`` gives (status, reply)."""
+    servers = []
+
+    def start(answer):
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.reply(200, {"data": [{"id": "rm"}]})
+
+            def do_POST(self):
+                self.reply(*answer(self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+
+            def reply(self, status, value):
+                content = json.dumps(value).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}/"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def vllm(score):
+    def answer(path, body):
+        if "input" not in body or path not in ("/classify", "/pooling"):
+            return 404, {"detail": "Not Found"}
+        assert body["model"] == "rm"
+        value = score(body["input"][0])
+        if body.get("use_activation", True):
+            value = 1 / (1 + math.exp(-value))
+        return 200, {"data": [{"probs": [value]} if path == "/classify" else {"data": [[9.0], [value]]}]}
+
+    return answer
+
+
+def sglang(score):
+    def answer(path, body):
+        if path == "/classify" and ("text" in body or "input_ids" in body):
+            return 200, [{"embedding": [score((body.get("text") or body["input_ids"])[0])]}]
+        if path == "/v1/embeddings":
+            return 200, {"data": [{"embedding": [score(body["input"][0])]}]}
+        return 422, {"error": "unknown"}
+
+    return answer
+
+
+def names(result):
+    return [route.name for route in result.routes]
+
+
+def test_own_routes_agree_on_awkward_texts(folder):
+    result = parity.check(folder)
+    assert result.ok and not result.ids_differ
+    assert names(result) == ["transformers", "trainer, packed trees", "scorer"]
+    assert result.n_items >= 12 and result.n_cut >= 3
+    assert max(route.difference for route in result.routes) < 1e-4
+    assert len({round(score, 3) for score in result.routes[0].scores}) > 8
+
+
+def test_every_protocol_that_a_server_speaks_is_tried(folder, score, serve):
+    result = parity.check(folder, against=serve(vllm(score)))
+    assert result.ok
+    assert names(result)[3:] == ["vLLM /classify, ids", "vLLM /classify, text", "/pooling, ids"]
+    result = parity.check(folder, against=serve(sglang(score)))
+    assert result.ok
+    assert names(result)[3:] == ["SGLang /classify, ids", "SGLang /classify, text", "/v1/embeddings, ids"]
+
+
+def test_our_servers_structured_protocol(folder, serve):
+    known = {}
+
+    def answer(path, body):
+        if path != "/v1/score":
+            return 404, {}
+        [group] = body["items"]
+        return 200, {"results": [{"index": 0, "outputs": [{"index": 0, "reward": known[json.dumps(group["outputs"])]}]}]}
+
+    items = [ScoreItem("p", "the fox", text) for text in ("a dog", "the quick fox")]
+    for item, value in zip(items, parity.check(folder, items).routes[0].scores, strict=True):
+        known[json.dumps([item.output])] = value
+    result = parity.check(folder, items, against=serve(answer))
+    assert result.ok and names(result)[3:] == ["/v1/score"]
+
+
+def test_a_sigmoid_shows(folder, score, serve):
+    result = parity.check(folder, against=serve(vllm(lambda given: 1 / (1 + math.exp(-score(given))))))
+    assert not result.ok
+    assert [route.difference > 0.1 for route in result.routes] == [False, False, False, True, True, True]
+
+
+def test_a_server_that_loses_the_scoring_token_shows(folder, score, serve):
+    cut = vllm(lambda given: score(given[:50] if isinstance(given, list) else given))
+    assert not parity.check(folder, against=serve(cut)).ok
+
+
+def test_refused_and_unscored_items_never_pass(folder, score, serve):
+    def answer(path, body):
+        given = (body.get("input") or [[0] * 999])[0]
+        return (400, {"error": "too long"}) if len(given) > 100 else vllm(score)(path, body)
+
+    result = parity.check(folder, against=serve(answer))
+    assert not result.ok
+    assert any("HTTP 400" in route.refused and "too long" in route.refused for route in result.routes)
+    nan = parity.check(folder, against=serve(vllm(lambda _: math.nan)))
+    assert not nan.ok
+
+
+def test_a_tokenizer_that_finds_other_ids_shows(folder, tmp_path):
+    import shutil
+
+    other = shutil.copytree(folder, tmp_path / "model")
+    content = json.loads((other / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Lowercase"}
+    items = [ScoreItem("lower", "case", "only"), ScoreItem("Upper", "case", "only")]
+    encoded = [parity._encode(tiny.RewardModel.from_pretrained(folder).encoder, item) for item in items]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    assert parity._ids_differ(other, encoded) == [2]
+
+
+def test_a_server_that_can_not_be_asked_is_one_clear_line(folder, serve):
+    with pytest.raises(PolarError, match="speaks none of the known protocols"):
+        parity.check(folder, against=serve(lambda *_: (404, {})))
+    with pytest.raises(PolarError, match="no answer"):
+        parity.check(folder, against="http://127.0.0.1:9")
+    with pytest.raises(PolarError, match="expected transformers, vllm or a server's URL"):
+        parity.check(folder, against="localhost")
+    with pytest.raises(PolarError, match="vLLM is not installed here"):
+        parity.check(folder, against="vllm")
