@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+import httpx
 import tiny
 import uvicorn
 
@@ -16,6 +17,8 @@ from polar_rm.records import ScoreItem
 from polar_rm.serving.app import create_app
 from polar_rm.serving.batching import Batcher
 from polar_rm.serving.service import Service
+
+HTTP = httpx.Client(timeout=60)  # one for all: each would load the system's certificates
 
 WORDS = "the quick brown fox jumps over a lazy dog near the river bank".split()
 
@@ -30,10 +33,10 @@ def fake_score(ids) -> float:
 
 
 class FakeModel:
-    """Scores trees by :func:`fake_score`; ``delay`` seconds a call, ``fail`` may raise, ``wrong`` may change a score."""
+    """Scores trees by :func:`fake_score`: ``delay`` seconds a call, not before ``gate`` is set; ``fail(ids)`` may raise."""
 
-    def __init__(self, delay=0.0, fail=None):
-        self.delay, self.fail = delay, fail
+    def __init__(self, delay=0.0, fail=None, gate=None):
+        self.delay, self.fail, self.gate = delay, fail, gate
         self.calls = []
         self.threads = set()
 
@@ -41,6 +44,8 @@ class FakeModel:
         self.threads.add(threading.current_thread().name)
         self.calls.append(trees)
         time.sleep(self.delay)
+        if self.gate:
+            assert self.gate.wait(120)
         sequences = [[tree.sequence(i) for i in range(len(tree.branches))] for tree in trees]
         if self.fail:
             for ids in (ids for group in sequences for ids in group):

@@ -6,7 +6,6 @@ import math
 import struct
 
 import fakes
-import httpx
 import pytest
 import tiny
 
@@ -28,9 +27,9 @@ SCORES = [fakes.fake_score(ids) for ids in IDS]
 def official_request(server_type, address, texts):
     """The three request methods of the official client: what they post and how they read the reply."""
     if server_type == "sglang":
-        reply = httpx.post(f"http://{address}/classify", json={"model": "POLAR-7B", "text": texts}, timeout=30).json()
+        reply = fakes.HTTP.post(f"http://{address}/classify", json={"model": "POLAR-7B", "text": texts}, timeout=30).json()
         return [row["embedding"][0] for row in reply]
-    reply = httpx.post(f"http://{address}/pooling", json={"input": texts}, timeout=30).json()
+    reply = fakes.HTTP.post(f"http://{address}/pooling", json={"input": texts}, timeout=30).json()
     if server_type == "vllm":
         return [row["data"][-1][0] for row in reply["data"]]
     return [row["data"] for row in reply["data"]]
@@ -45,7 +44,7 @@ def url():
 @pytest.fixture
 def post(url):
     def send(path, body, status=200):
-        reply = httpx.post(url + path, json=body, timeout=60)
+        reply = fakes.HTTP.post(url + path, json=body, timeout=60)
         assert reply.status_code == status, reply.text
         return reply.json()
 
@@ -61,7 +60,7 @@ def test_official_client_of_lmdeploy_and_the_third_flavour():
     with fakes.running(fakes.make(encode=ENCODER, flavour="lmdeploy")) as url:
         assert official_request("lmdeploy", url.removeprefix("http://"), TEXTS) == SCORES
     with fakes.running(fakes.make(encode=ENCODER, flavour="vllm-classify")) as url:
-        reply = httpx.post(f"{url}/pooling", json={"input": TEXTS}).json()
+        reply = fakes.HTTP.post(f"{url}/pooling", json={"input": TEXTS}).json()
         assert [row["data"] for row in reply["data"]] == [[score] for score in SCORES]
 
 
@@ -176,9 +175,9 @@ def test_percentiles_with_a_card():
     app = create_app(Service("rm", ENCODER, Batcher(fakes.FakeModel()), card))
     with fakes.running(app) as url:
         body = {"items": [{"prompt": "over", "reference": "the dog", "outputs": ["the fox"], "wrapper": "pretrain"}]}
-        reply = httpx.post(f"{url}/v1/score", json={**body, "transform": "percentile"}).json()
+        reply = fakes.HTTP.post(f"{url}/v1/score", json={**body, "transform": "percentile"}).json()
         assert reply["results"][0]["outputs"][0]["score"] == card.percentile(SCORES[3])
-        assert "percentile" in httpx.get(f"{url}/v1/models").json()["data"][0]["transforms"]
+        assert "percentile" in fakes.HTTP.get(f"{url}/v1/models").json()["data"][0]["transforms"]
 
 
 def test_cuts_are_reported(post):
@@ -209,12 +208,12 @@ def test_failures_are_typed():
     model = fakes.FakeModel(fail=lambda ids: 1 / (len(ids) - len(IDS[1])))
     with fakes.running(fakes.make(model, ENCODER)) as url:
         items = [{"prompt": i.prompt, "reference": i.reference, "outputs": [i.output], "wrapper": i.wrapper} for i in ITEMS[1::2]]
-        failed, good = httpx.post(f"{url}/v1/score", json={"items": items}).json()["results"]
+        failed, good = fakes.HTTP.post(f"{url}/v1/score", json={"items": items}).json()["results"]
         assert failed["outputs"][0]["error"]["code"] == "model_error" and good["outputs"][0]["reward"] == SCORES[3]
-        reply = httpx.post(f"{url}/classify", json={"text": TEXTS[:2]})
+        reply = fakes.HTTP.post(f"{url}/classify", json={"text": TEXTS[:2]})
         assert reply.status_code == 500 and reply.json()["error"]["type"] == "model_error"
     with fakes.running(fakes.make(lambda trees: [[math.nan] * len(tree.branches) for tree in trees], ENCODER)) as url:
-        reply = httpx.post(f"{url}/classify", json={"text": TEXTS[:1]})
+        reply = fakes.HTTP.post(f"{url}/classify", json={"text": TEXTS[:1]})
         assert reply.status_code == 500 and reply.json()["error"]["type"] == "non_finite"
 
 
@@ -245,14 +244,14 @@ def test_bad_bodies_get_a_reason_without_the_users_text(post, path, body, reason
 
 def test_texts_with_half_characters_are_refused(url):
     body = json.dumps({"items": [{"prompt": "\ud800", "reference": "r", "outputs": ["o"]}]})
-    reply = httpx.post(f"{url}/v1/score", content=body, headers={"content-type": "application/json"})
+    reply = fakes.HTTP.post(f"{url}/v1/score", content=body, headers={"content-type": "application/json"})
     assert reply.status_code == 200 and reply.json()["results"][0]["error"]["code"] == "invalid_item"
-    reply = httpx.post(f"{url}/classify", content='{"text": ["\\ud800"]}', headers={"content-type": "application/json"})
+    reply = fakes.HTTP.post(f"{url}/classify", content='{"text": ["\\ud800"]}', headers={"content-type": "application/json"})
     assert reply.status_code == 400
 
 
 def test_the_document_describes_every_route_with_a_working_example(url, post):
-    document = httpx.get(f"{url}/openapi.json").json()
+    document = fakes.HTTP.get(f"{url}/openapi.json").json()
     posts = {path: row["post"] for path, row in document["paths"].items() if "post" in row}
     assert set(posts) == {"/classify", "/pooling", "/v1/embeddings", "/get_reward", "/v1/score"}
     for path, operation in posts.items():

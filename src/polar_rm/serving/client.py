@@ -292,10 +292,9 @@ class RewardModelClient:
         changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         settings: EncoderSettings = replace(saved.settings, **changes)
         self.encoder = Encoder(load_tokenizer(path), settings)
-        self.server_type = server_type
-        self._clients = {
-            engine: RewardClient(f"http://{server_address}", engine=engine) for engine in ("sglang", "vllm", "lmdeploy")
-        }
+        self.server_type: Engine = server_type
+        self._url = f"http://{server_address}"
+        self._clients: dict[Engine, RewardClient] = {}
 
     def __call__(self, data: Any) -> list[float]:
         """Raw rewards of items ``{prompt, reference, output[, wrapper]}`` or rendered texts.
@@ -324,9 +323,12 @@ class RewardModelClient:
         """From LMDeploy, or ours with ``--pooling-flavour lmdeploy``."""
         return self._request(data, "lmdeploy")
 
-    def _request(self, data: Any, engine: str) -> list[float]:
+    def _request(self, data: Any, engine: Engine) -> list[float]:
         items = data if isinstance(data, list) else [data]
-        return rewards(self._clients[engine].score_ids([self._ids(item) for item in items]))
+        sequences = [self._ids(item) for item in items]
+        if engine not in self._clients:
+            self._clients[engine] = RewardClient(self._url, engine=engine)
+        return rewards(self._clients[engine].score_ids(sequences))
 
     def _ids(self, item: Any) -> list[int]:
         if isinstance(item, str):
