@@ -86,7 +86,7 @@ def sample(arguments: Arguments, dry_run: DryRun = False) -> None:
 def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRows = "error") -> None:
     """Turn trajectories into clean contrastive comparisons, with a report of how easily they are seen through.
 
-    Inputs are files and folders of `polar sample`, or any Parquet or JSONL of {source, prompt_id, prompt, policy, sample_id, text}.
+    Inputs are what `polar sample` wrote, or Parquet or JSONL of {source, prompt_id, prompt, policy, sample_id, text}.
     The output folder gets `train/`, `unseen_prompts/`, `unseen_policies/` (Parquet), `report.html`, `report.json`,
     `manifest.json`, `refused.jsonl` and `contaminated.jsonl`. Interrupted, the same command continues.
 

@@ -36,8 +36,8 @@ LEDGER = pa.schema(
         "tokens": pa.int64(),
     }
 )
-"""What is counted of every comparison, in the order of the shard. Policies are places in the job's sorted list of them; ``key`` is a
-hash that says which comparisons stay when a policy has too many; sizes are those of prompt, reference and candidates, once each."""
+"""What is counted of every comparison, in the order of the shard. Policies are places in the job's sorted list of them. ``key`` is
+a hash that says which comparisons stay when a policy has too many. Sizes: of prompt, reference and candidates, once each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +154,16 @@ def _entry(job: Job, split: str, prompt: Prompt, group: Group, measure: Measure)
 def _prompts(job: Job, number: int, tally: Tally, measure: Measure) -> Iterator[Prompt]:
     """The bucket's prompts in the order of their hashes, with cleaned texts."""
     table = _read(job, number)
-    order = sorted(range(len(table)), key=list(zip(table["hash"].to_pylist(), table["prompt_id"].to_pylist(), strict=True)).__getitem__)
+    order = sorted(
+        range(len(table)), key=list(zip(table["hash"].to_pylist(), table["prompt_id"].to_pylist(), strict=True)).__getitem__
+    )
     rows = table.take(order).to_pydict()
     starts = [i for i in range(len(order)) if i == 0 or rows["prompt_id"][i] != rows["prompt_id"][i - 1]]
-    kept = [place for start, end in zip(starts, [*starts[1:], len(order)], strict=True) for place in _of_one_prompt(job, rows, start, end, tally)]
+    kept = [
+        place
+        for start, end in zip(starts, [*starts[1:], len(order)], strict=True)
+        for place in _of_one_prompt(job, rows, start, end, tally)
+    ]
     kept = _distinct(rows, kept, tally)
     cleaned = clean_all([rows["text"][i] for i in kept], [rows["finish_reason"][i] for i in kept], job.config.cleaning)
     texts: dict[str, dict[str, set[str]]] = {}
@@ -201,15 +207,17 @@ def _of_one_prompt(job: Job, rows: dict[str, list[Any]], start: int, end: int, t
     prompt_id = rows["prompt_id"][start]
     chosen = min(prompts, key=lambda prompt: (-prompts[prompt], prompt))
     others = [place for place in range(start, end) if rows["prompt"][place] != chosen]
-    where = [f"{job.parts[rows['part'][i]].path}: row {rows['row'][i]}" for i in others]
     if not job.skip_bad_rows:
-        same = next(i for i in range(start, end) if rows["prompt"][i] == chosen)
-        raise PolarError(f"{where[0]}: prompt_id {prompt_id!r} names another prompt than in row {rows['row'][same]} of {job.parts[rows['part'][same]].path}")
+        same = next(place for place in range(start, end) if rows["prompt"][place] == chosen)
+        here, there = (f"{job.parts[rows['part'][i]].path}: row {rows['row'][i]}" for i in (others[0], same))
+        raise PolarError(f"{here}: prompt_id {prompt_id!r} names another prompt than in {there}")
     for place in others:
         content = {name: rows[name][place] for name in ("source", "prompt_id", "prompt", "policy", "text")}
         expected = f"the prompt that most rows of {prompt_id!r} have"
         path = str(job.parts[rows["part"][place]].path)
-        tally.refused.append({"path": path, "row": rows["row"][place], "field": "prompt", "expected": expected, "content": content})
+        tally.refused.append(
+            {"path": path, "row": rows["row"][place], "field": "prompt", "expected": expected, "content": content}
+        )
     return [place for place in range(start, end) if rows["prompt"][place] == chosen]
 
 

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -135,7 +134,9 @@ def _add_parquet(file: Path, parts: list[Part]) -> int:
         with pq.ParquetFile(file) as opened:
             parquet_columns(file, opened.schema_arrow)
             metadata = opened.metadata
-            sizes = [(metadata.row_group(i).num_rows, metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups)]
+            sizes = [
+                (metadata.row_group(i).num_rows, metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups)
+            ]
     except (OSError, pa.ArrowException) as error:
         raise PolarError(f"{file}: not a complete Parquet file: {str(error).splitlines()[0]}") from error
     if not sum(rows for rows, _ in sizes):
@@ -176,8 +177,8 @@ def _stage(job: Job, name: str, work: Callable[[Job, int], None], count: int, pr
     results = [job.path(name, number, ".json") for number in range(count)]
     missing = [number for number, path in enumerate(results) if not path.exists()]
     progress(name, count - len(missing), count)
-    done = count - len(missing)
-    for done, _ in enumerate(run_tasks(partial(work, job), missing, engine=job.config.engine, workers=job.config.workers), done + 1):
+    finished = run_tasks(partial(work, job), missing, engine=job.config.engine, workers=job.config.workers)
+    for done, _ in enumerate(finished, count - len(missing) + 1):
         progress(name, done, count)
     return [json.loads(path.read_text()) for path in results]
 
@@ -189,8 +190,12 @@ def _informed(job: Job, plan: CorpusPlan, parts: list[dict[str, Any]]) -> Job:
     if len(policies) < 2:
         raise PolarError(f"there is nothing to compare: {_why(parts, [])}")
     sampled = list(_sampled_policies(plan.files))
-    families = _gathered(policies, "families", config.families, [part["families"] for part in parts] + [each["family"] for each in sampled])
-    models = _gathered(policies, "models", config.models, [part["models"] for part in parts] + [each["model"] for each in sampled])
+    families = _gathered(
+        policies, "families", config.families, [part["families"] for part in parts] + [each["family"] for each in sampled]
+    )
+    models = _gathered(
+        policies, "models", config.models, [part["models"] for part in parts] + [each["model"] for each in sampled]
+    )
     evaluations = config.decontamination.files
     job = replace(
         job,
@@ -207,12 +212,13 @@ def _informed(job: Job, plan: CorpusPlan, parts: list[dict[str, Any]]) -> Job:
 def _gathered(policies: Iterable[str], key: str, settings: dict[str, str], sources: Iterable[dict[str, str]]) -> dict[str, str]:
     """What is known of each policy: by the settings, or else by the data, where they agree."""
     found: dict[str, str] = {}
-    for source in sources:
-        for policy, value in source.items():
-            if found.setdefault(policy, value) != value and by_pattern(policy, settings) is None:
-                raise PolarError(f"policy {policy!r} is of {found[policy]!r} in one input and of {value!r} in another; say which in {key}")
-    found |= {policy: value for policy in policies if (value := by_pattern(policy, settings)) is not None}
-    return {policy: found[policy] for policy in policies if policy in found}
+    for policy, value in (item for source in sources for item in source.items()):
+        if found.setdefault(policy, value) != value and by_pattern(policy, settings) is None:
+            raise PolarError(
+                f"policy {policy!r} is of {found[policy]!r} in one input and of {value!r} in another; say it in {key}"
+            )
+    known = {policy: by_pattern(policy, settings) or found.get(policy) for policy in policies}
+    return {policy: value for policy, value in known.items() if value is not None}
 
 
 def _sampled_policies(files: Iterable[Path]) -> Iterator[dict[str, dict[str, str]]]:
@@ -298,7 +304,10 @@ def _manifest(job: Job, inputs: list[dict[str, Any]], report: dict[str, Any], sh
         "counts": report["counts"],
         "policies": report["policies"],
         "shards": {
-            f"{split}/{number:05d}.parquet": each[split] for split in SPLITS for number, each in enumerate(shards) if split in each
+            f"{split}/{number:05d}.parquet": each[split]
+            for split in SPLITS
+            for number, each in enumerate(shards)
+            if split in each
         },
         **versions(),
     }

@@ -64,40 +64,35 @@ def clean(text: str, finish_reason: str | None = None, rules: Cleaning | None = 
 
     finish_reason: as the policy's engine reported it; None where nobody knows. rules: by default all.
     """
-    rules = rules or Cleaning()
-    removed: dict[str, int] = {}
-    for _ in range(_ROUNDS):
-        before = text
-        for name in LOOPS:
-            if getattr(rules, name):
-                text = _shortened(text, _cut_loops(text, name), name, removed)
-        if rules.unfinished_endings:
-            text = _shortened(text, _trim_ending(text, finish_reason, rules.guess_unfinished), "unfinished_endings", removed)
-        if text == before:
-            break
-    return Cleaned(text, removed)
+    [cleaned] = clean_all([text], [finish_reason], rules or Cleaning())
+    return cleaned
 
 
 def clean_all(texts: Sequence[str], finish_reasons: Sequence[str | None], rules: Cleaning) -> list[Cleaned]:
     """:func:`clean` of many texts. Most have nothing to clean, which is found out for many at a time."""
-    suspects: set[int] = set()
-    for start, end in _slices(texts):
-        for name in LOOPS:
-            if getattr(rules, name):
-                suspects.update(start + place for place in _with_loops(texts[start:end], name))
-    return [
-        clean(text, reason, rules)
-        if place in suspects
-        or (rules.unfinished_endings and _trim_ending(text, reason, rules.guess_unfinished) is not text)
-        else Cleaned(text, {})
-        for place, (text, reason) in enumerate(zip(texts, finish_reasons, strict=True))
-    ]
+    now, removed = list(texts), [dict[str, int]() for _ in texts]
+    left = list(range(len(texts)))
+    for _ in range(_ROUNDS):
+        changed: set[int] = set()
 
+        def shorten(place: int, text: str, rule: str, changed: set[int] = changed) -> None:
+            if gone := len(now[place]) - len(text):
+                removed[place][rule] = removed[place].get(rule, 0) + gone
+                now[place] = text
+                changed.add(place)
 
-def _shortened(before: str, after: str, rule: str, removed: dict[str, int]) -> str:
-    if len(after) < len(before):
-        removed[rule] = removed.get(rule, 0) + len(before) - len(after)
-    return after
+        for rule in LOOPS:
+            if getattr(rules, rule):
+                for places in _slices(now, left):
+                    for number in _with_loops([now[place] for place in places], rule):
+                        shorten(places[number], _cut_loops(now[places[number]], rule), rule)
+        if rules.unfinished_endings:
+            for place in left:
+                shorten(place, _trim_ending(now[place], finish_reasons[place], rules.guess_unfinished), "unfinished_endings")
+        left = sorted(changed)
+        if not left:
+            break
+    return [Cleaned(text, each) for text, each in zip(now, removed, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- loops
@@ -147,15 +142,16 @@ def _repeats(ids: Ids, loop: Loop) -> Iterator[tuple[int, Ids]]:
     """Periods at which there may be loops, and tokens inside them: a test that misses none, and lets little else through.
 
     A loop is a run of equalities ``ids[i] == ids[i - period]``, and covers a whole block where the tokens are divided into blocks
-    of half its least length. So it is enough to look at blocks, and most differ at one of their first four tokens.
+    of half its least length. So it is enough to look at blocks, and most of them differ at one of their first four tokens.
     """
     for period in range(1, loop.longest + 1):
         length = (loop.copies(period) - 1) * period
         if length + period > len(ids):
             continue
         block = (length + 1) // 2
-        at = np.arange(-(-period // block) * block, len(ids) - block + 1, block)
-        for ahead in range(4):
+        first, last = -(-period // block) * block, len(ids) - block + 1
+        at = first + block * np.flatnonzero(ids[first:last:block] == ids[first - period : last - period : block])
+        for ahead in range(1, min(4, block)):
             at = at[ids[at + ahead] == ids[at + ahead - period]]
         if at.size:
             inside = at[:, None] + np.arange(block)
@@ -166,23 +162,27 @@ def _repeats(ids: Ids, loop: Loop) -> Iterator[tuple[int, Ids]]:
 
 def _with_loops(texts: Sequence[str], rule: str) -> set[int]:
     """Places of the texts that may have a loop."""
-    parts, ends = [], []
+    parts: list[Ids] = []
     for place, text in enumerate(texts):
         # After each text a token of its own: no run crosses from one into the next.
         parts += [_HASHES[rule](text), np.array([-1 - place])]
-        ends.append(len(parts[-2]) + 1)
+    ends = np.cumsum([len(part) + 1 for part in parts[::2]])
     repeats = _repeats(np.concatenate(parts), LOOPS[rule])
-    ends = np.cumsum(ends)
     return {int(place) for _, at in repeats for place in np.searchsorted(ends, at, side="right")}
 
 
-def _slices(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
-    start = size = 0
-    for place, text in enumerate(texts):
-        size += len(text)
-        if size >= _SLICE or place == len(texts) - 1:
-            yield start, place + 1
-            start, size = place + 1, 0
+def _slices(texts: Sequence[str], places: Sequence[int]) -> Iterator[list[int]]:
+    """The places in groups whose texts have about a million characters."""
+    held: list[int] = []
+    size = 0
+    for place in places:
+        held.append(place)
+        size += len(texts[place])
+        if size >= _SLICE:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
 
 
 Tokens = tuple[Ids, Ids]
@@ -234,8 +234,11 @@ _HASHES: dict[str, Callable[[str], Ids]] = {
 # -------------------------------------------------------------------------------------------------------------- endings
 
 # A full stop after a single letter or a digit is more often an initial, an abbreviation or a number of a list.
-_SENTENCE_END = re.compile(r"""(?:[!?…]|(?<!\d)(?<!\b\w)\.)["'”’»)\]*_`]*(?=\s)|[。！？][”’」』）]*""")
-_CLOSING, _ENDING = """"'”’»)]*_`」』）""", ".!?…。！？"
+# The escapes are curly quotes and guillemets, and the closing brackets, full stop, exclamation and question mark of Chinese and
+# Japanese.
+_CLOSING = "\"')*_`]\u201d\u2019\u00bb\u300d\u300f\uff09"
+_WIDE = "\u3002\uff01\uff1f"
+_SENTENCE_END = re.compile(rf"(?:[!?\u2026]|(?<!\d)(?<!\b\w)\.)[{re.escape(_CLOSING)}]*(?=\s)|[{_WIDE}][{re.escape(_CLOSING)}]*")
 _NEXT = re.compile(r"\s*(\S?)")
 
 
@@ -248,18 +251,17 @@ def _trim_ending(text: str, finish_reason: str | None, guess: bool) -> str:
     """
     stripped = text.rstrip()
     if finish_reason is None:
-        if not guess or not stripped or not (stripped[-1].isalpha() or stripped[-1] in ",，、"):
+        if not guess or not stripped or not (stripped[-1].isalpha() or stripped[-1] in ",\uff0c\u3001"):
             return text
     elif finish_reason not in CUT_BY_LIMIT:
         return text
-    if text.endswith("\n") or stripped.endswith("```") or stripped.rstrip(_CLOSING).endswith(tuple(_ENDING)):
+    if text.endswith("\n") or stripped.endswith("```") or stripped.rstrip(_CLOSING).endswith((".", "!", "?", "\u2026", *_WIDE)):
         return text
     line = text.rfind("\n") + 1
     cut = next((end for end in _sentence_ends(text, line)), 0)
-    if finish_reason is None:
-        # An odd number of fences: the text ends inside a block of code.
-        if not cut or len(text[cut:].split()) < 4 or text.count("```") % 2:
-            return text
+    # An odd number of fences: the text ends inside a block of code.
+    if finish_reason is None and (not cut or len(text[cut:].split()) < 4 or text.count("```") % 2):
+        return text
     cut = cut or line
     return text[:cut] if 2 * cut >= len(text) and text[:cut].strip() else text
 

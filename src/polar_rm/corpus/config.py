@@ -74,7 +74,7 @@ class Decontamination(Config):
 
 
 class Reporting(Config):
-    """pairs: how many are drawn for the baselines. tokenizer: a folder; without one texts are measured in characters and words."""
+    """pairs: how many are drawn for the baselines. tokenizer: a folder; without one there are characters and words only."""
 
     pairs: PositiveInt = 2000
     tokenizer: Path | None = None
@@ -93,10 +93,10 @@ class CorpusConfig(Config):
 
     output: Path
     inputs: tuple[str, ...] = Field(min_length=1)
-    families: dict[str, str] = {}
-    models: dict[str, str] = {}
+    families: dict[str, str] = Field({})
+    models: dict[str, str] = Field({})
     wrapper: Wrapper = "sft"
-    licences: dict[str, str] = {}
+    licences: dict[str, str] = Field({})
     cleaning: Cleaning = Cleaning()
     pairing: Pairing = Pairing()
     splits: Splits = Splits()

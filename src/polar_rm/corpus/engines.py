@@ -75,14 +75,16 @@ def _on_processes(
                 deaths += 1
                 if deaths == _MOST_DEATHS:
                     raise PolarError(
-                        f"worker processes died {deaths} times in a row, perhaps for want of memory; try fewer workers or more buckets"
+                        f"worker processes died {deaths} times in a row, perhaps for want of memory; try fewer workers"
                     ) from error
             finally:
                 for future in futures:
                     future.cancel()
 
 
-def _on_ray(work: Callable[[int], tuple[int, str | None]], tasks: Sequence[int], workers: int | None) -> Iterator[tuple[int, str | None]]:
+def _on_ray(
+    work: Callable[[int], tuple[int, str | None]], tasks: Sequence[int], workers: int | None
+) -> Iterator[tuple[int, str | None]]:
     """One row a task. All nodes must see the output folder. Ray itself runs the tasks of a dead worker again."""
     try:
         import ray.data

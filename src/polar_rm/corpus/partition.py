@@ -147,7 +147,9 @@ def _parquet_tables(part: Part, bad: OnBadRow, seen: _Seen) -> Iterator[pa.Table
                 row += len(table)
                 yield _checked(part.path, table, bad, seen)
     except (OSError, pa.ArrowException) as error:
-        raise PolarError(f"{part.path}: not a complete Parquet file (after row {row - 1}): {str(error).splitlines()[0]}") from error
+        raise PolarError(
+            f"{part.path}: not a complete Parquet file (after row {row - 1}): {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _checked(path: Path, table: pa.Table, bad: OnBadRow, seen: _Seen) -> pa.Table:

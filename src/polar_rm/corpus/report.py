@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -44,7 +43,9 @@ def make_report(
         rows = ledger.to_pydict()
         for place, split in enumerate(rows["split"]):
             pairs = rows["positives"][place] * len(rows["negatives"][place])
-            splits[split].update(comparisons=1, pairs=pairs, **{name: rows[name][place] for name in ("characters", "words", "tokens")})
+            splits[split].update(
+                comparisons=1, pairs=pairs, **{name: rows[name][place] for name in ("characters", "words", "tokens")}
+            )
             met.update({(rows["policy"][place], other): rows["positives"][place] for other in rows["negatives"][place]})
         sample.add(number, rows)
     for each in shards:
@@ -71,14 +72,16 @@ def _policy(job: Job, policy: str, counts: Counts, met: Counter[tuple[int, int]]
     lengths = counts.get(f"lengths:{policy}", {})
     bins = sorted((int(number), count) for number, count in lengths.items())
     cumulated = np.cumsum([count for _, count in bins])
-    quantiles = [
-        length_of(bins[int(np.searchsorted(cumulated, share * cumulated[-1]))][0]) for share in (0.05, 0.25, 0.5, 0.75, 0.95)
-    ] if bins else None
+    quantiles = (
+        [length_of(bins[int(np.searchsorted(cumulated, share * cumulated[-1]))][0]) for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
+        if bins
+        else None
+    )
     return {
         "family": job.lineage.families.get(policy),
         "model": job.lineage.models.get(policy),
         "held_out": policy in job.unseen,
-        **{name: 0 for name in ("texts", "empty", "cleaned", "characters", "words", "tokens", "reported_tokens")},
+        **dict.fromkeys(("texts", "empty", "cleaned", "characters", "words", "tokens", "reported_tokens"), 0),
         **counts.get(f"policy:{policy}", {}),
         "length_quantiles": quantiles,
         "positive_pairs": sum(pairs for (mine, _), pairs in met.items() if mine == code),
@@ -157,7 +160,11 @@ def _baselines(pairs: list[Comparison]) -> dict[str, Any]:
         correct = np.column_stack([scores.correct(name)[rows] for name in fitted])
         intervals = bootstrap_intervals(correct, scores.prompts[rows])
         return {
-            name: {"accuracy": float(correct[:, place].mean()), "ci95": intervals[place] and list(intervals[place] or ()), "pairs": len(correct)}
+            name: {
+                "accuracy": float(correct[:, place].mean()),
+                "ci95": intervals[place] and list(intervals[place] or ()),
+                "pairs": len(correct),
+            }
             for place, name in enumerate(fitted)
         }
 
@@ -190,7 +197,9 @@ def summary(report: dict[str, Any]) -> list[str]:
     lines += [f"cleaned by {rule}: {found['texts']:,} texts" for rule, found in cleaning.items()]
     if contaminated := report["counts"]["prompts"].get("contaminated"):
         lines.append(f"{contaminated:,} prompts are in the evaluation files and were dropped, see contaminated.jsonl")
-    lines += [f"{split}: {found['comparisons']:,} comparisons, {found['pairs']:,} pairs" for split, found in report["splits"].items()]
+    lines += [
+        f"{split}: {found['comparisons']:,} comparisons, {found['pairs']:,} pairs" for split, found in report["splits"].items()
+    ]
     for name, found in {"all pairs": report["baselines"]["overall"], **report["baselines"]["by_distance"]}.items():
         lines.append(f"baselines on {name}: " + ", ".join(f"{key} {_measure(value)}" for key, value in found.items()))
     return lines

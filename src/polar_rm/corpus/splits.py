@@ -41,7 +41,9 @@ def held_out_policies(policies: Iterable[str], splits: Splits, *, seed: int = 0)
     return frozenset(order[: splits.policies])
 
 
-def layout(held_prompt: bool, policies: Collection[str], unseen: frozenset[str], splits: Splits) -> dict[str, tuple[set[str], set[str]]]:
+def layout(
+    held_prompt: bool, policies: Collection[str], unseen: frozenset[str], splits: Splits
+) -> dict[str, tuple[set[str], set[str]]]:
     """The splits that a prompt is in: which of its policies may be a reference there, and which may be in it at all.
 
     Unseen policies are tested on held-out prompts where there are any, among themselves if there are at least two of them, and
