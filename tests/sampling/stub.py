@@ -14,8 +14,8 @@ from typing import Any
 
 @dataclass
 class Stub:
-    """url: the base URL. bodies, headers: of the requests so far, with their arrival times. respond: (body, number of the request,
-    from 1) to (status, headers, content); None breaks the connection off."""
+    """url: the base URL. bodies, headers, times: of the requests so far. respond: from a body and the request's number, counted
+    from 1, to (status, headers, content); None breaks the connection off."""
 
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -50,7 +50,7 @@ def served(port: int = 0) -> Iterator[Stub]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 stub.bodies.append(body | {"path": self.path})
