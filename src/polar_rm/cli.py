@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from polar_rm.errors import PolarError
-from polar_rm.progress import progress_bar
+from polar_rm.progress import progress_bar, progress_lines
 
 if TYPE_CHECKING:
     from polar_rm.config import Config
@@ -91,13 +91,15 @@ def sample(
         if json:
             write_json(json, [asdict(each) for each in estimates])
         return
-    with progress_bar(messages) as bar:
+    log = progress_lines(messages)
+    with progress_bar(messages, enabled=messages.is_terminal) as bar:
         tasks = {policy.name: bar.add_task(policy.name, total=None, status="") for policy in config.policies}
 
         def show(status: PolicyStatus) -> None:
             failed = f", {status.failures.total():,} failed" if status.failures else ""
             said = f"{status.tokens_per_s:,.0f} tokens/s{failed}" + (" [red]down" if status.error else "")
             bar.update(tasks[status.policy], completed=status.sampled, total=status.planned, status=said)
+            log(status.policy, f"{status.sampled}/{status.planned} samples, {said}")
 
         report = run_sampling(config, show, retry_failed=retry_failed)
     if json:

@@ -15,9 +15,9 @@ from polar_rm.config import load_config, to_yaml
 from polar_rm.errors import BadRow, ConfigError, PolarError
 from polar_rm.records import read_trajectories
 from polar_rm.sampling.backends import openai
-from polar_rm.sampling.backends.transformers import Draw
 from polar_rm.sampling.base import Decoding, Machine, Request
 from polar_rm.sampling.estimate import describe, estimate
+from polar_rm.sampling.generation import Draw
 from polar_rm.sampling.plan import make_plan
 from polar_rm.sampling.policies import SamplingConfig
 from polar_rm.sampling.rendering import encode, load_tokenizer

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from polar_rm.checkpoints.sources import gguf_in, model_folder
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Failure, Policy, Request
@@ -17,6 +15,8 @@ def load_tokenizer(source: str, gguf_file: str | None = None) -> Any:
     Raises:
         PolarError: there is no tokenizer, or it has no offsets (a slow one).
     """
+    from transformers import AutoTokenizer
+
     folder = model_folder(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_in(folder, gguf_file), trust_remote_code=False)
