@@ -1,5 +1,6 @@
-"""Policy discrimination on real data: pre-train on trajectories of 100 policies, test on unseen prompts and unseen policies.
+"""Policy discrimination on real data: pre-train on trajectories of 103 policies, test on unseen prompts and unseen policies.
 
+polar quickstart
 python benchmarks/oasst.py --data traj_oasst_sampling.parquet --output runs/oasst
 cd runs/oasst
 polar pretrain ../../benchmarks/oasst.yaml

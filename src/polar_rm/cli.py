@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeVar
 
 # Tokenizers warn on every fork otherwise; batches are tokenised on all threads before any process is forked.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# Libraries draw bars of their own while they load weights, across ours. Read when they are imported.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 import typer
 from rich.console import Console
 
 from polar_rm.errors import PolarError
-from polar_rm.progress import progress_bar
+from polar_rm.progress import progress_bar, progress_lines
 
 if TYPE_CHECKING:
     from polar_rm.config import Config
@@ -52,34 +55,101 @@ Budget = Annotated[int, typer.Option("--token-budget", help="Most tokens of one 
 
 
 @app.command()
-def sample(arguments: Arguments, dry_run: DryRun = False) -> None:
-    """Sample trajectories from a list of policies.
+def sample(
+    arguments: Arguments,
+    dry_run: DryRun = False,
+    json: JsonFile = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again for samples that came back empty, too long or refused.")
+    ] = False,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Assumed by --dry-run of policies whose speed is not measured yet.", min=0.001)
+    ] = None,
+) -> None:
+    """Sample trajectories from a zoo of policies.
 
-    Run again with the same config, it draws what is missing.
+    Run again with the same config, it draws what is missing. Exit code 2: a policy is not through; what arrived is kept.
 
     Examples:
 
         polar sample policies.yaml prompts=prompts.jsonl output=runs/corpus limit=10
+
+        polar sample policies.yaml --dry-run --tokens-per-second 500
     """
+    from polar_rm.files import write_json
     from polar_rm.sampling.policies import SamplingConfig
-    from polar_rm.sampling.runner import make_plan
-    from polar_rm.sampling.runner import sample as run
+    from polar_rm.sampling.runner import PolicyStatus, run_sampling
 
     config = _load(SamplingConfig, arguments)
     if dry_run:
         from polar_rm.config import to_yaml
+        from polar_rm.sampling.estimate import describe, estimate
 
         console.print(to_yaml(config), highlight=False)
-        plan = make_plan(config)
-        for policy in config.policies:
-            requests = len(plan.requests[policy.name])
-            most = requests * policy.decoding.max_new_tokens
-            console.print(f"{policy.name:>18}: {requests:,} samples, at most {most:,} tokens", highlight=False)
+        estimates = estimate(config, tokens_per_second)
+        console.print(describe(estimates), highlight=False, soft_wrap=True)
+        if json:
+            write_json(json, [asdict(each) for each in estimates])
+        return
+    log = progress_lines(messages)
+    with progress_bar(messages, enabled=messages.is_terminal) as bar:
+        tasks = {policy.name: bar.add_task(policy.name, total=None, status="") for policy in config.policies}
+
+        def show(status: PolicyStatus) -> None:
+            failed = f", {status.failures.total():,} failed" if status.failures else ""
+            said = f"{status.tokens_per_s:,.0f} tokens/s{failed}" + (" [red]down" if status.error else "")
+            bar.update(tasks[status.policy], completed=status.sampled, total=status.planned, status=said)
+            log(status.policy, f"{status.sampled}/{status.planned} samples, {said}")
+
+        report = run_sampling(config, show, retry_failed=retry_failed)
+    if json:
+        write_json(json, report.to_json())
+    messages.print(report.describe(), soft_wrap=True)
+    report.check()
+
+
+@app.command()
+def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRows = "error") -> None:
+    """Turn trajectories into clean contrastive comparisons, with a report of how easily they are seen through.
+
+    Inputs are what `polar sample` wrote, or Parquet or JSONL of {source, prompt_id, prompt, policy, sample_id, text}.
+    The output folder gets `train/`, `unseen_prompts/`, `unseen_policies/` (Parquet), `report.html`, `report.json`,
+    `manifest.json`, `refused.jsonl` and `contaminated.jsonl`. Interrupted, the same command continues.
+
+    Examples:
+
+        polar corpus recipes/corpus.yaml inputs='[runs/samples]' output=runs/corpus
+
+        polar corpus recipes/corpus.yaml inputs='[a.parquet, b.parquet]' output=runs/triples pairing='{kind: triples}'
+
+        polar corpus recipes/corpus.yaml inputs='[runs/samples]' output=runs/corpus splits.policies=2 --dry-run
+    """
+    from polar_rm.config import to_yaml
+    from polar_rm.corpus.build import build, describe, make_plan
+    from polar_rm.corpus.config import CorpusConfig
+    from polar_rm.corpus.report import summary
+    from polar_rm.files import write_json
+
+    config = _load(CorpusConfig, arguments)
+    if dry_run:
+        console.print(to_yaml(config), highlight=False)
+        for name, value in describe(config, make_plan(config)):
+            console.print(f"{name:>18}: {value}", highlight=False)
         return
     with progress_bar(messages) as bar:
-        tasks = {policy.name: bar.add_task(policy.name, total=None, status="") for policy in config.policies}
-        target = run(config, lambda name, done, total, tokens: bar.update(tasks[name], completed=done, total=total))
-    messages.print(f"trajectories saved in {target}")
+        tasks = {name: bar.add_task(name, total=None, status="") for name in ("parts", "buckets", "report")}
+
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=None, status="")
+            bar.update(tasks[name], completed=done, total=total)
+
+        report = build(config, on_bad_row=on_bad_row, progress=progress)
+    for line in summary(report):
+        console.print(line, highlight=False, soft_wrap=True)
+    if json:
+        write_json(json, report)
+    messages.print(f"corpus in {config.output}, report in {config.output / 'report.html'}")
 
 
 @app.command()
@@ -222,6 +292,97 @@ def evaluate(
     if plot:
         report.write_plot(plot, result.report)
     _report_bad(bad)
+
+
+@app.command()
+def serve(
+    model: ModelDir,
+    engine_arguments: Annotated[
+        list[str] | None, typer.Argument(help="Further options of vLLM, behind `--`.", metavar="[-- VLLM_OPTION...]")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to bind. Others than loopback need a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 30000,
+    engine: Annotated[Literal["polar", "vllm"], typer.Option(help="`vllm` starts the vLLM of this environment.")] = "polar",
+    pooling_flavour: Annotated[
+        Literal["vllm", "lmdeploy", "vllm-classify"] | None,
+        typer.Option(
+            help="Shape of /pooling replies: `[[s]]` (default), `s` or `[s]` (default with vLLM). The official client needs "
+            "`vllm` or `lmdeploy`, by its server_type."
+        ),
+    ] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the key to ask for.")] = None,
+    allow_open: Annotated[bool, typer.Option("--allow-open", help="Let other machines in without a key.")] = False,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    token_budget: Budget = 8192,
+    max_items: Annotated[int, typer.Option(help="Sequences in one request.", min=1)] = 4096,
+    max_body_mib: Annotated[int, typer.Option(help="Size of one request's body.", min=1)] = 32,
+    max_queue_tokens: Annotated[int, typer.Option(help="Waiting tokens beyond which requests get 429.", min=1)] = 2_000_000,
+    max_seconds: Annotated[float, typer.Option(help="Longest time to an answer; later it is 503.", min=0.1)] = 300.0,
+    log_texts: Annotated[bool, typer.Option("--log-texts", help="Write request bodies into the log.")] = False,
+) -> None:
+    """Serve rewards over HTTP, with a page to try them on at `/`.
+
+    Speaks the protocols of SGLang (`/classify`, `/v1/embeddings`), vLLM (`/classify`, `/pooling`), LMDeploy (`/pooling`) and
+    OpenRLHF (`/get_reward`), and its own (`/v1/score`); `/openapi.json` describes them. SIGTERM answers what was accepted.
+
+    Examples:
+
+        polar serve --model runs/rm/model
+
+        polar serve --model DIR --host 0.0.0.0 --api-key-env REWARD_KEY --pooling-flavour lmdeploy
+
+        polar serve --model DIR --engine vllm --dtype float16 -- --enforce-eager
+    """
+    if engine == "vllm":
+        _serve_with_vllm(model, host, port, pooling_flavour, api_key_env, allow_open, dtype, engine_arguments or [])
+    if engine_arguments:
+        raise PolarError(f"unexpected argument {engine_arguments[0]!r}: options behind -- are for --engine vllm")
+    try:
+        from polar_rm.serving import launch
+    except ModuleNotFoundError as error:
+        raise PolarError(f"the package {error.name} is missing; install the server's: pip install 'polar-rm[serve]'") from error
+    from polar_rm.devices import pick_device
+    from polar_rm.serving.address import api_key
+    from polar_rm.serving.guard import Limits
+
+    launch.serve(
+        launch.Options(
+            model,
+            host,
+            port,
+            pooling_flavour or "vllm",
+            api_key(host, api_key_env, allow_open=allow_open),
+            dtype=dtype,
+            device=pick_device(device),
+            token_budget=token_budget,
+            max_waiting_tokens=max_queue_tokens,
+            limits=Limits(max_body_mib << 20, max_items, max_seconds),
+            log_texts=log_texts,
+        )
+    )
+
+
+def _serve_with_vllm(
+    model: Path,
+    host: str,
+    port: int,
+    flavour: Literal["vllm", "lmdeploy", "vllm-classify"] | None,
+    api_key_env: str | None,
+    allow_open: bool,
+    dtype: str,
+    further: list[str],
+) -> NoReturn:
+    """Becomes the vLLM process."""
+    from polar_rm.serving import vllm
+    from polar_rm.serving.address import api_key
+
+    key = api_key(host, api_key_env, allow_open=allow_open)
+    installed = vllm.probe()
+    command = vllm.command(installed, model, host=host, port=port, dtype=dtype, flavour=flavour or "vllm-classify")
+    messages.print(f"vLLM {installed.version}: {' '.join([*command, *further])}", highlight=False)
+    # The key goes by the environment: a command line can be read by everybody on the machine.
+    os.execve(command[0], [*command, *further], {**os.environ, **({"VLLM_API_KEY": key} if key else {})})
 
 
 @app.command()

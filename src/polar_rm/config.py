@@ -101,7 +101,9 @@ def _layer(merged: dict[str, Any], layer: dict[str, Any], origin: str, origins: 
 
 
 def _explain(kind: type[Config], error: ValidationError, origins: dict[str, str]) -> str:
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    # A mistyped key is often reported twice, first as the one that is missing.
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
     keys = [str(part) for part in first["loc"] if not _is_branch(part)]
     key = ".".join(keys)
     origin = next((origins[".".join(keys[:n])] for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in origins), None)
@@ -112,7 +114,7 @@ def _explain(kind: type[Config], error: ValidationError, origins: dict[str, str]
     if first["type"] == "missing":
         return f"{where}the key {key!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+    got = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
     return f"{where}{key or kind.__name__}: {message[0].lower()}{message[1:]}{got}"
 
 
@@ -122,9 +124,18 @@ def _is_branch(part: int | str) -> bool:
 
 
 def _known(kind: type[Config], path: Sequence[str]) -> list[str]:
-    """The keys of the group at ``path``."""
+    """The keys of the group at ``path``, in which numbers are places in a list."""
+    kinds = [kind]
     for key in path:
-        annotation = kind.model_fields[key].annotation
-        members = [annotation, *get_args(annotation)]
-        kind = next(member for member in members if isinstance(member, type) and issubclass(member, Config))
-    return list(kind.model_fields)
+        if not key.isdigit():
+            kinds = [
+                inner for outer in kinds if key in outer.model_fields for inner in _groups(outer.model_fields[key].annotation)
+            ]
+    return list(dict.fromkeys(name for each in kinds for name in each.model_fields))
+
+
+def _groups(annotation: Any) -> list[type[Config]]:
+    """The groups of settings that a type mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return [group for member in get_args(annotation) for group in _groups(member)]

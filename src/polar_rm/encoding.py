@@ -209,6 +209,19 @@ class Encoder:
         """Names the function from text to ids; equal hashes mean equal ids for every text."""
         return _digest([asdict(self.settings), self.fingerprint])
 
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def ids(self, text: str) -> list[int]:
+        """Of a text as it is: special tokens in it become their ids, and no BOS is added.
+
+        Raises:
+            PolarError: the text is not valid Unicode.
+        """
+        return self._ids([text])[0]
+
     def encode(self, comparison: Comparison) -> PrefixTree:
         """One comparison; all its candidates share one prompt cut, which the longest of them decides."""
         return self.encode_many([comparison])[0]

@@ -63,3 +63,37 @@ def write_file(path: str | Path, content: str | bytes) -> None:
         if temporary.exists():
             temporary.unlink()
         raise PolarError(f"{path}: could not be written: {error.strerror}") from error
+
+
+def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> None:
+    """Mark a folder, in ``settings.json``, as that of one set of settings; results of others would be mixed without a trace.
+
+    holds: what is in it, for the message.
+
+    Raises:
+        PolarError: it is another's, and what differs; or it holds files that nobody claimed.
+    """
+    folder = Path(folder)
+    path = folder / "settings.json"
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise PolarError(f"{folder}: it is not empty and holds no {holds}; use another output folder")
+        write_json(path, identity)
+        return
+    saved, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(identity, default=str)))
+    changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    if changed:
+        differences = "; ".join(f"{key}: {_short(saved.get(key))} there, {_short(now.get(key))} now" for key in changed[:5])
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise PolarError(f"{folder}: it holds {holds} of other settings ({differences}{more}); use another output folder")
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    return {key: each for inner, item in value.items() for key, each in _flat(item, f"{name}.{inner}" if name else inner).items()}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:40]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from typing import Any
-
-import torch
 
 _PACKAGES = ("polar-rm", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "peft")
 
 
 def versions() -> dict[str, Any]:
-    """Library versions, the git commit of the working directory (None outside a checkout) and the machine's kind."""
+    """Library versions, the git commit of the working directory (None outside a checkout) and the machine's kind.
+
+    torch is asked only where it is in use: verbs that do without it need not load it for this.
+    """
+    torch = sys.modules.get("torch")
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "git": _git(),
         "machine": {
             "system": platform.platform(),
-            "threads": torch.get_num_threads(),
-            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "threads": torch.get_num_threads() if torch else os.cpu_count(),
+            "accelerator": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
         },
     }
 

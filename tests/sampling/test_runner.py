@@ -1,16 +1,28 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
+import stub
 import tiny
 import torch
-from transformers import TopPLogitsWarper
+from transformers import AutoModelForCausalLM, TopPLogitsWarper
 
-from polar_rm.config import load_config
+from polar_rm.config import load_config, to_yaml
 from polar_rm.errors import BadRow, ConfigError, PolarError
 from polar_rm.records import read_trajectories
-from polar_rm.sampling.backends.transformers import TransformersPolicy, _Draw
-from polar_rm.sampling.policies import Decoding, SamplingConfig, requests_of
-from polar_rm.sampling.runner import make_plan, sample
+from polar_rm.sampling.backends import openai
+from polar_rm.sampling.base import Decoding, Machine, Request
+from polar_rm.sampling.estimate import describe, estimate
+from polar_rm.sampling.generation import Draw
+from polar_rm.sampling.plan import make_plan
+from polar_rm.sampling.policies import SamplingConfig
+from polar_rm.sampling.rendering import encode, load_tokenizer
+from polar_rm.sampling.runner import run_sampling, sample
+from polar_rm.sampling.store import Store
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant"
 
@@ -22,60 +34,227 @@ def language_model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(openai, "BACKOFF_S", 0.01)
+
+
+@pytest.fixture
+def server():
+    with stub.served() as running:
+        yield running
+
+
+def write_prompts(folder, count=5):
+    rows = [{"prompt_id": f"p{i}", "prompt": "fox " * (i + 1)} for i in range(count)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "prompts.jsonl"
+
+
 def config(folder, language_model, **changes):
     prompts = folder / "prompts.jsonl"
     if not prompts.exists():
-        prompts.write_text("".join(json.dumps({"prompt_id": f"p{i}", "prompt": "fox " * (i + 1)}) + "\n" for i in range(5)))
+        write_prompts(folder)
     decoding = {"max_new_tokens": 6}
     policies = [
         {"name": "chat", "kind": "chat", "system": "Be brief."},
         {"name": "base", "kind": "base", "template": "Q: {prompt}\nA:"},
     ]
     policies = [policy | {"family": "t", "model": str(language_model), "decoding": decoding} for policy in policies]
-    values = {"output": folder / "out", "prompts": prompts, "source": "test", "policies": policies, "precision": "fp32"}
+    values = {"output": folder / "out", "prompts": str(prompts), "source": "test", "policies": policies, "precision": "fp32"}
     return SamplingConfig.model_validate(values | changes)
+
+
+def served(folder, *urls, prompts=5, changes=None, **top):
+    """A config of chat policies ``a``, ``b`` ... behind servers."""
+    policies = [
+        {"name": name, "family": f"f{name}", "kind": "chat", "backend": "openai", "model": "m", "base_url": url, "retries": 1}
+        | {"decoding": {"max_new_tokens": 6}, "concurrency": 2}
+        | (changes or {})
+        for name, url in zip("abcdef", urls, strict=False)
+    ]
+    values = {"output": folder / "out", "prompts": str(write_prompts(folder, prompts)), "source": "test", "policies": policies}
+    return SamplingConfig.model_validate(values | top)
 
 
 def rows(path):
     return {(row.policy, row.prompt_id, row.sample_id): row.text for row in read_trajectories(path)}
 
 
+def manifest(settings):
+    return json.loads((settings.output / "manifest.json").read_text())
+
+
 def test_a_sample_does_not_depend_on_what_it_was_batched_with(tmp_path, language_model):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    together = rows(sample(config(tmp_path / "a", language_model, batch_size=10)))
-    alone = rows(sample(config(tmp_path / "b", language_model, batch_size=1)))
+    together = rows(sample(config(tmp_path, language_model, batch_size=10)))
+    alone = rows(sample(config(tmp_path, language_model, batch_size=1, output=tmp_path / "alone")))
     assert together == alone
     assert len(together) == 2 * 5 * 2
     assert len(set(together.values())) > 10
-    assert rows(sample(config(tmp_path / "a", language_model, seed=1, output=tmp_path / "c"))) != together
+    assert rows(sample(config(tmp_path, language_model, seed=1, output=tmp_path / "c"))) != together
+
+
+def test_penalties_of_the_models_own_generation_config_are_no_part_of_the_decoding(tmp_path, language_model):
+    before = rows(sample(config(tmp_path, language_model)))
+    other = tiny.causal_lm(tmp_path / "other")
+    (other / "chat_template.jinja").write_text(TEMPLATE)
+    model = AutoModelForCausalLM.from_pretrained(other)
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.save_pretrained(other)
+    assert rows(sample(config(tmp_path, other, output=tmp_path / "penalised"))) == before
 
 
 def test_an_interrupted_run_loses_and_repeats_nothing(tmp_path, language_model):
     settings = config(tmp_path, language_model, batch_size=2)
-    seen = []
 
-    def interrupt(policy, done, total, tokens):
-        seen.append(done)
-        if len(seen) == 4:
+    def interrupt(status):
+        if status.asked >= 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         sample(settings, interrupt)
-    store = settings.output / "store/chat.jsonl"
-    before = store.read_text()
-    store.write_text(before + '{"cut')  # the kill came in the middle of a line
-    path = sample(settings)
-    assert store.read_text().startswith(before)
+    with Store.open(settings.output) as store:
+        kept = store.counts().total()
+    assert 4 <= kept < 20
+    report = run_sampling(settings)
+    assert sum(status.asked for status in report.policies) == 20 - kept
     whole = config(tmp_path, language_model, output=tmp_path / "whole")
-    assert rows(path) == rows(sample(whole))
-    assert json.loads((settings.output / "manifest.json").read_text())["n_trajectories"] == 20
+    assert rows(report.path) == rows(sample(whole))
+    assert manifest(settings)["n_trajectories"] == 20
+    assert (settings.output / "trajectories.parquet").read_bytes() == (whole.output / "trajectories.parquet").read_bytes()
 
 
-def test_other_settings_in_the_same_folder_are_refused(tmp_path, language_model):
-    sample(config(tmp_path, language_model, limit=1))
-    with pytest.raises(PolarError, match="seed: 0 there, 3 now"):
-        sample(config(tmp_path, language_model, limit=1, seed=3))
+@pytest.mark.slow
+def test_after_two_kills_the_same_command_continues(tmp_path, server):
+    settings = served(tmp_path, server.url, server.url, prompts=20)
+    (tmp_path / "config.yaml").write_text(to_yaml(settings))
+    command = [sys.executable, "-m", "polar_rm", "sample", str(tmp_path / "config.yaml"), "--json", str(tmp_path / "result.json")]
+    running = None
+    due = threading.Event()
+
+    def kill_twice(body, number):
+        if number in (20, 45):
+            due.set()
+        return stub.good(body)
+
+    server.respond = kill_twice
+    for _ in range(2):
+        running = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        assert due.wait(120)
+        os.kill(running.pid, signal.SIGKILL)
+        assert running.wait() == -signal.SIGKILL
+        due.clear()
+    assert subprocess.run(command, check=False).returncode == 0
+    found = rows(settings.output / "trajectories.parquet")
+    assert len(found) == 2 * 20 * 2
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["complete"] and 0 < sum(policy["asked"] for policy in result["policies"]) < 80
+    assert len(server.bodies) <= 80 + 2 * 2 * 2  # what was under way when the kills came is asked twice, nothing else
+
+
+def test_more_policies_and_prompts_ask_only_for_what_is_missing(tmp_path, server):
+    sample(served(tmp_path, server.url, prompts=3))
+    assert len(server.bodies) == 6
+    sample(served(tmp_path, server.url, server.url, prompts=4))
+    assert len(server.bodies) == 6 + 2 + 8
+    assert len(rows(tmp_path / "out/trajectories.parquet")) == 16
+    moved = served(tmp_path, "http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1", prompts=4)  # another address, all there
+    assert run_sampling(moved).n_trajectories == 16
+    report = run_sampling(served(tmp_path, server.url, prompts=4))
+    assert (report.n_trajectories, report.unplanned) == (8, 8)
+    assert "8 more samples that this config does not ask for" in report.describe()
+
+
+def test_other_settings_or_prompts_in_the_same_folder_are_refused(tmp_path, server):
+    sample(served(tmp_path, server.url))
+    with pytest.raises(PolarError, match=r"policy 'a' with other settings \(seed: 0 there, 3 now\)"):
+        sample(served(tmp_path, server.url, seed=3))
+    with pytest.raises(PolarError, match=r"\(system: null there, \"Rhyme.\" now\)"):
+        sample(served(tmp_path, server.url, changes={"system": "Rhyme."}))
+    settings = served(tmp_path, server.url)
+    settings.prompts[0].rows.write_text('{"prompt_id": "p0", "prompt": "wolf"}\n')
+    with pytest.raises(PolarError, match="policy 'a' answered another prompt under the id 'p0'"):
+        sample(settings)
+    assert len(server.bodies) == 10
+
+
+def test_a_policy_that_is_down_does_not_stop_the_others_and_is_asked_again(tmp_path, server, language_model):
+    with stub.served() as broken:
+        broken.respond = lambda *_: (200, {"Content-Type": "text/html"}, b"<html>maintenance</html>")
+        settings = served(tmp_path, server.url, broken.url)
+        lost = config(tmp_path, "/no/such/model").policies[1]
+        settings = settings.model_copy(update={"policies": [*settings.policies, lost]})
+        with pytest.raises(
+            PolarError, match=r"b: 10 of 10 missing, .*<html>maintenance.*; base: 10 of 10 missing, /no/such/model"
+        ):
+            sample(settings)
+        assert {policy for policy, _, _ in rows(tmp_path / "out/trajectories.parquet")} == {"a"}
+        found = {policy["policy"]: policy for policy in manifest(settings)["policies"]}
+        assert (found["a"]["sampled"], found["b"]["sampled"], found["b"]["missing"]) == (10, 0, 10)
+        assert found["b"]["failures"]["garbled"] >= 3 and "maintenance" in found["b"]["error"]
+        broken.respond = lambda body, _: stub.good(body)
+        healthy = settings.model_copy(update={"policies": settings.policies[:2]})
+        assert len(rows(sample(healthy))) == 20
+    assert len(server.bodies) == 10
+    assert manifest(healthy)["policies"][1]["failures"] == {}
+
+
+def test_failures_that_are_final_are_counted_and_asked_again_only_on_demand(tmp_path, server):
+    def respond(body, _):
+        text = body["messages"][-1]["content"]
+        if text == "fox ":
+            return stub.good(body, "")
+        return stub.error(400, "maximum context length is 8") if text == "fox fox " else stub.good(body)
+
+    server.respond = respond
+    settings = served(tmp_path, server.url)
+    assert len(rows(sample(settings))) == 6
+    [found] = manifest(settings)["policies"]
+    assert (found["failures"], found["missing"]) == ({"empty": 2, "too_long": 2}, 0)
+    assert run_sampling(settings).policies[0].asked == 0
+    server.respond = lambda body, _: stub.good(body)
+    assert run_sampling(settings, retry_failed=True).n_trajectories == 10
+
+
+def test_a_policy_that_only_fails_is_not_through(tmp_path, server):
+    server.respond = lambda body, _: stub.good(body, "")
+    settings = served(tmp_path, server.url)
+    with pytest.raises(PolarError, match="a: 10 of 10 missing, 10 empty"):
+        sample(settings)
+    assert not (tmp_path / "out/trajectories.parquet").exists()
+    server.respond = lambda body, _: stub.good(body)
+    assert len(rows(sample(settings))) == 10
+
+
+def test_prompts_longer_than_the_context(tmp_path, language_model):
+    write_prompts(tmp_path, 3)
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt_id": "long", "prompt": "fox " * 3000}) + "\n")
+    settings = config(tmp_path, language_model)
+    assert len(rows(sample(settings))) == 12
+    assert [policy["failures"] for policy in manifest(settings)["policies"]] == [{"too_long": 2}] * 2
+
+
+def test_buckets_hold_whole_prompts_and_the_same_rows(tmp_path, server):
+    one = rows(sample(served(tmp_path, server.url, prompts=20)))
+    folder = sample(served(tmp_path, server.url, prompts=20, buckets=4))
+    assert not (tmp_path / "out/trajectories.parquet").exists()
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == [f"0000{i}-of-00004.parquet" for i in range(4)]
+    prompts = [{row.prompt_id for row in read_trajectories(file)} for file in files]
+    assert sum(map(len, prompts)) == len(set().union(*prompts)) == 20
+    assert rows(folder) == one
+    assert len(list(sample(served(tmp_path, server.url, prompts=20, buckets=2)).iterdir())) == 2
+    assert len(server.bodies) == 40
+
+
+def test_rows_say_what_a_corpus_needs_to_know(tmp_path, server):
+    checkpoint = {"checkpoint_of": "m-run", "step": 100, "licence": "Apache-2.0"}
+    settings = served(tmp_path, server.url, prompts=1, changes=checkpoint)
+    row = next(iter(read_trajectories(sample(settings))))
+    assert row.metadata == {"family": "fa", "wrapper": "sft", "checkpoint_of": "m-run", "step": 100}
+    assert (row.temperature, row.top_p, row.top_k, row.n_tokens, row.finish_reason) == (1.0, 0.9, 50, 3, "stop")
+    assert manifest(settings)["policies"][0]["licence"] == "Apache-2.0"
 
 
 def test_draws_follow_the_softmax_of_the_nucleus():
@@ -83,7 +262,7 @@ def test_draws_follow_the_softmax_of_the_nucleus():
     logits = torch.randn(30) * 2
     decoding = Decoding(temperature=0.7, top_p=0.9, top_k=8)
     count = 20_000
-    drawn = _Draw(decoding, range(count))(None, logits.expand(count, -1)).argmax(-1)
+    drawn = Draw(decoding, range(count))(None, logits.expand(count, -1)).argmax(-1)
     kept = (logits / 0.7).topk(8)
     nucleus = TopPLogitsWarper(0.9)(None, kept.values[None])[0].softmax(-1)
     expected = torch.zeros(30).scatter(0, kept.indices, nucleus)
@@ -93,35 +272,69 @@ def test_draws_follow_the_softmax_of_the_nucleus():
 
 
 def test_prompts_are_rendered_by_kind(tmp_path, language_model):
-    settings = config(tmp_path, language_model)
-    chat, base = (TransformersPolicy(policy, dtype=torch.float32, device="cpu") for policy in settings.policies)
-    [request] = requests_of(settings.policies[0], [("p", "fox")], 0)[:1]
-    text = chat.tokenizer.decode(chat._encode(request))
+    chat, base = config(tmp_path, language_model).policies
+    tokenizer = load_tokenizer(str(language_model))
+    request = Request("p", "fox", 0, 0)
+    text = tokenizer.decode(encode(chat, tokenizer, request))
     assert text == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nfox<|im_end|>\n<|im_start|>assistant"
-    assert base.tokenizer.decode(base._encode(request)) == "Q: fox\nA:"
+    assert tokenizer.decode(encode(base, tokenizer, request)) == "Q: fox\nA:"
 
 
-def test_seeds_never_collide(tmp_path, language_model):
-    plan = make_plan(config(tmp_path, language_model))
-    seeds = [request.seed for requests in plan.requests.values() for request in requests]
-    assert len(set(seeds)) == len(seeds) == 20
+def test_a_dry_run_writes_nothing_and_uses_measured_speed(tmp_path, server):
+    settings = served(tmp_path, server.url, server.url)
+    first, _ = estimate(settings, tokens_per_s=20)
+    assert (first.requests, first.new_tokens, first.seconds, first.basis) == (10, 60, 3.0, "assumed")
+    assert estimate(settings)[0].seconds is None
+    assert not settings.output.exists() and not server.bodies
+    sample(served(tmp_path, server.url))
+    done, other = estimate(served(tmp_path, server.url, server.url, prompts=6))
+    assert (done.planned, done.requests, done.new_tokens, done.basis) == (12, 2, 2 * 3, "measured")
+    assert (other.requests, other.basis) == (12, "unknown")
+    assert "all: 14 samples" in describe([done, other])
 
 
 def test_errors(tmp_path, language_model):
-    with pytest.raises(PolarError, match="exceed the context of 2048"):
+    with pytest.raises(PolarError, match=r"x: 10 of 10 missing, 10 too_long"):
         policies = [{"name": "x", "family": "t", "kind": "base", "model": str(language_model)}]
         sample(config(tmp_path, language_model, policies=policies))
     bare = tiny.causal_lm(tmp_path / "bare")
     with pytest.raises(PolarError, match="no chat template"):
         policies = [{"name": "x", "family": "t", "kind": "chat", "model": str(bare)}]
         sample(config(tmp_path, language_model, policies=policies, output=tmp_path / "other"))
-    (tmp_path / "twice.jsonl").write_text('{"prompt_id": "a", "prompt": "x"}\n' * 2)
-    with pytest.raises(BadRow, match="row 2: field 'prompt_id'"):
-        make_plan(config(tmp_path, language_model, prompts=tmp_path / "twice.jsonl"))
     with pytest.raises(PolarError, match="not installed; install it with"):
         policies = [{"name": "x", "family": "t", "kind": "base", "model": "package:no_such_weights"}]
         sample(config(tmp_path, language_model, policies=policies, output=tmp_path / "third"))
-    policy = "{name: x, family: f, kind: base, model: m, system: s}"
+    with pytest.raises(PolarError, match="backend vllm needs vLLM: pip install"):
+        policies = [{"name": "x", "family": "t", "kind": "base", "model": str(language_model), "backend": "vllm"}]
+        sample(config(tmp_path, language_model, policies=policies, output=tmp_path / "fourth"))
+    (tmp_path / "twice.jsonl").write_text('{"prompt_id": "a", "prompt": "x"}\n' * 2)
+    with pytest.raises(BadRow, match="row 2: field 'prompt_id'"):
+        make_plan(config(tmp_path, language_model, prompts=str(tmp_path / "twice.jsonl")))
+
+
+def test_a_bug_is_no_policy_that_is_down(tmp_path, server, monkeypatch):
+    monkeypatch.setattr("polar_rm.sampling.backends.openai.read_answer", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample(served(tmp_path, server.url))
+
+
+def test_the_machine_decides_about_policies_in_process_only(tmp_path, language_model):
+    local, remote = config(tmp_path, language_model).policies[0], served(tmp_path, "http://h/v1").policies[0]
+    assert local.settings(Machine("fp32")) != local.settings(Machine("bf16"))
+    assert remote.settings(Machine("fp32")) == remote.settings(Machine("bf16"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("{name: x, family: f, kind: base, model: m, system: s}", "has no system prompt"),
+        ("{name: x, family: f, kind: base, model: m, weight: 2}", "a weight has no effect"),
+        ("{name: x, famly: f, kind: base, model: m}", r"unknown key 'policies.0.famly'; did you mean 'family'"),
+        ("{name: x, family: f, kind: base, model: m, backend: vlm}", "unknown backend 'vlm'; known: transformers, openai, vllm"),
+        ("{name: x, family: f, kind: base, model: m, base_url: u}", "base_url is a key of backend openai, but .* transformers"),
+    ],
+)
+def test_settings_that_are_refused(tmp_path, policy, message):
     (tmp_path / "c.yaml").write_text(f"{{output: o, prompts: p, source: s, policies: [{policy}]}}")
-    with pytest.raises(ConfigError, match="has no system prompt"):
+    with pytest.raises(ConfigError, match=message):
         load_config(SamplingConfig, [tmp_path / "c.yaml"])

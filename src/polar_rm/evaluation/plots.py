@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from polar_rm.errors import PolarError
 from polar_rm.files import write_file
@@ -103,6 +104,43 @@ def accuracy_figure(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "
     axes.grid(axis="x", alpha=0.3)
     _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def plot_lengths(quantiles: Mapping[str, Sequence[float]], *, title: str = "") -> str:
+    """Lengths of texts on a logarithmic axis, as SVG. quantiles: label -> the 5th, 25th, 50th, 75th and 95th percentile."""
+    shown = dict(list(quantiles.items())[:_MOST_ROWS])
+    if len(shown) < len(quantiles):
+        title = f"{title} (the first {len(shown)} of {len(quantiles)})".strip()
+    figure, axes = _figure(7.0, 1.2 + 0.22 * len(shown), title)
+    rows = np.arange(len(shown))
+    low, lower, middle, upper, high = np.maximum(np.array(list(shown.values()), np.float64).T, 1)
+    axes.hlines(rows, low, high, color="grey", linewidth=1, label="5% to 95%")
+    axes.hlines(rows, lower, upper, color=_COLOURS[0], linewidth=6, alpha=0.6, label="25% to 75%")
+    axes.plot(middle, rows, "|", color="black", markersize=9, label="median")
+    axes.set_xscale("log")
+    axes.set_yticks(rows, labels=[_shorten(label) for label in shown], fontsize="small", parse_math=False)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlabel("length in characters")
+    axes.grid(axis="x", alpha=0.3)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure)
+
+
+def plot_matrix(labels: Sequence[str], matrix: NDArray[np.float64], *, x: str, y: str, title: str = "") -> str:
+    """A heat map on a logarithmic scale, as SVG. matrix: numbers >= 0 [n, n], rows along ``y``; zeros stay white."""
+    from matplotlib.colors import LogNorm
+
+    side = 3.0 + 0.16 * len(labels)
+    figure, axes = _figure(side + 0.8, side, title)
+    seen = np.ma.masked_less_equal(matrix, 0)
+    image = axes.imshow(seen, cmap="viridis", norm=LogNorm(1, max(2.0, float(matrix.max(initial=0)))))
+    names = [_shorten(label, 28) for label in labels]
+    axes.set_xticks(range(len(labels)), labels=names, rotation=90, fontsize="x-small", parse_math=False)
+    axes.set_yticks(range(len(labels)), labels=names, fontsize="x-small", parse_math=False)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="pairs")
+    return _svg(figure)
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -60,7 +60,7 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
         stages.run("sample", lambda: _sample(quickstart, data, corpus))
         stages.run("comparisons", lambda: _comparisons(quickstart.output / "data", corpus))
         stages.run("pretrain", lambda: _train(quickstart, data, "pretrain", "pretrain"))
-        fine = ("epochs=2", "optim.lr=2e-4", "max_steps=null")
+        fine = ("epochs=1", "optim.lr=4e-4", "max_steps=null")
         start = (f"model.resume_from={quickstart.output / 'pretrain/model'}", "model.init=null", "model.n_layers=null")
         stages.run("finetune", lambda: _train(quickstart, data, "finetune", "ranked", *fine, *start))
         stages.run("finetune-alone", lambda: _train(quickstart, data, "finetune-alone", "ranked", *fine))

@@ -7,7 +7,10 @@ from polar_rm.records.reading import (
     read_comparisons,
     read_items,
     read_numbered_items,
+    read_numbered_trajectories,
+    read_prompt_texts,
     read_prompts,
+    read_texts,
     read_trajectories,
 )
 from polar_rm.records.types import Comparison, Message, Record, ScoreItem, Text, Trajectory, Wrapper, flatten
@@ -28,7 +31,10 @@ __all__ = [
     "read_comparisons",
     "read_items",
     "read_numbered_items",
+    "read_numbered_trajectories",
+    "read_prompt_texts",
     "read_prompts",
+    "read_texts",
     "read_trajectories",
     "write_records",
 ]

@@ -15,7 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_rm.errors import BadRow, PolarError
-from polar_rm.records.rows import Refused, to_comparison, to_item, to_prompt, to_trajectory
+from polar_rm.records.rows import (
+    Refused,
+    to_comparison,
+    to_item,
+    to_prompt,
+    to_prompt_text,
+    to_string,
+    to_trajectory,
+)
 from polar_rm.records.types import Comparison, ScoreItem, Text, Trajectory
 
 T = TypeVar("T")
@@ -81,7 +89,17 @@ def read_trajectories(source: Source, on_bad_row: OnBadRow | None = None) -> Ite
     return (record for _, record in _read(source, to_trajectory, on_bad_row))
 
 
-def read_prompts(source: Source) -> Iterator[tuple[str, Text]]:
+def read_numbered_trajectories(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, Trajectory]]:
+    """Trajectories with their row numbers, which have gaps where bad rows were skipped."""
+    return _read(source, to_trajectory, on_bad_row)
+
+
+def read_prompt_texts(source: Source) -> Iterator[Text]:
+    """The prompts of any rows that have one, such as comparisons or items."""
+    return (prompt for _, prompt in _read(source, to_prompt_text, None))
+
+
+def read_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[str, Text]]:
     """Prompt ids and prompts, from rows {prompt_id, prompt}; an id that comes twice is refused, further columns are left out."""
     seen: set[str] = set()
 
@@ -92,7 +110,12 @@ def read_prompts(source: Source) -> Iterator[tuple[str, Text]]:
         seen.add(prompt_id)
         return prompt_id, prompt
 
-    return (record for _, record in _read(source, convert, None))
+    return (record for _, record in _read(source, convert, on_bad_row))
+
+
+def read_texts(source: Source, column: str, on_bad_row: OnBadRow | None = None) -> Iterator[str]:
+    """The strings of one column; errors as in :func:`read_comparisons`."""
+    return (text for _, text in _read(source, lambda row, _: to_string(row, column), on_bad_row))
 
 
 def find_files(source: str | Path) -> list[Path]:

@@ -109,9 +109,9 @@ class _Fields:
         """The column ``metadata`` with all columns left. ``meta`` may be JSON text (so may ``metadata``); other text stays."""
         left = self._left
         if isinstance(meta := left.get("meta"), str):
-            left["meta"] = _parsed(meta)
+            left["meta"] = parsed(meta)
         own = left.pop("metadata", None)
-        own = _parsed(own) if isinstance(own, str) else own
+        own = parsed(own) if isinstance(own, str) else own
         if not isinstance(own, dict):
             own = {} if own is None else {"metadata": own}
         metadata = {**own, **left}
@@ -128,7 +128,7 @@ class _Fields:
 
     def _text(self, name: str, value: Any) -> Text:
         if self._is_cell and isinstance(value, str):
-            value = _from_cell(value)
+            value = from_cell(value)
         if not isinstance(value, (str, list)):
             raise Refused(name, f"{_TEXT}, not {_kind(value)}")
         if isinstance(value, list):
@@ -200,10 +200,31 @@ def to_prompt(row: Mapping[str, Any], is_cell: bool = False) -> tuple[str, Text]
     """{prompt_id, prompt}.
 
     Raises:
-        Refused: it is not one.
+        Refused: it is not one, or the prompt is empty.
     """
     take = _Fields(row, is_cell)
-    return take.string("prompt_id"), take.text("prompt")
+    prompt_id, prompt = take.string("prompt_id"), take.text("prompt")
+    if not flatten(prompt).strip():
+        raise Refused("prompt", "a prompt, but it is empty")
+    return prompt_id, prompt
+
+
+def to_string(row: Mapping[str, Any], column: str) -> str:
+    """One string.
+
+    Raises:
+        Refused: the column holds something else.
+    """
+    return _Fields(row, is_cell=True).string(column)
+
+
+def to_prompt_text(row: Mapping[str, Any], is_cell: bool = False) -> Text:
+    """{prompt}.
+
+    Raises:
+        Refused: it is not one.
+    """
+    return _Fields(row, is_cell).text("prompt")
 
 
 def to_row(record: Record) -> dict[str, Any]:
@@ -223,9 +244,9 @@ def to_cells(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of :func:`to_row` for a table: texts and metadata as strings."""
     cells = dict(row)
     for name in cells.keys() & {"prompt", "reference", "output"}:
-        cells[name] = _to_cell(cells[name])
+        cells[name] = to_cell(cells[name])
     if "candidates" in cells:
-        cells["candidates"] = [_to_cell(candidate) for candidate in cells["candidates"]]
+        cells["candidates"] = [to_cell(candidate) for candidate in cells["candidates"]]
     cells["metadata"] = dump_json(cells["metadata"])
     return cells
 
@@ -245,7 +266,8 @@ def _as_text(value: Any) -> str:
     raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
-def _to_cell(text: Text | None) -> str | None:
+def to_cell(text: Text | None) -> str | None:
+    """A text as a table holds it: messages, and strings that look like them, as JSON."""
     if isinstance(text, list):
         return dump_json([{"role": message["role"], **message} for message in text])
     if isinstance(text, str) and text.startswith((_MESSAGES, _QUOTED)):
@@ -253,10 +275,11 @@ def _to_cell(text: Text | None) -> str | None:
     return text
 
 
-def _from_cell(cell: str) -> Text:
+def from_cell(cell: str) -> Text:
+    """The text that a cell of a table stands for."""
     if not cell.startswith((_MESSAGES, _QUOTED)):
         return cell
-    value = _parsed(cell)
+    value = parsed(cell)
     if isinstance(value, list) and cell.startswith(_MESSAGES):
         return value
     match value:
@@ -265,7 +288,7 @@ def _from_cell(cell: str) -> Text:
     return cell
 
 
-def _parsed(text: str) -> Any:
+def parsed(text: str) -> Any:
     """The JSON value, or the text itself where it is not JSON."""
     try:
         return json.loads(text)
@@ -317,6 +340,8 @@ def _kind(value: Any) -> str:
             return str(value)
         case str():
             return "a string"
+        case bytes():
+            return "bytes that are no UTF-8 text"
         case list() | tuple():
             return "a list"
         case dict():

@@ -1,111 +1,95 @@
-"""What is sampled: policies, their decoding, and the requests that a plan is made of."""
+"""The settings of ``polar sample``."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from polar_rm.config import Config
-from polar_rm.records import Message, Text, flatten
+from polar_rm.sampling.backends import DEFAULT, AnyPolicy, check_keys
+from polar_rm.sampling.base import Machine, Policy, Precision
+from polar_rm.sampling.prompts import Prefixes, PromptRows
+
+PromptSource = Annotated[
+    Annotated[PromptRows, Tag("prompt rows")] | Annotated[Prefixes, Tag("prompt prefixes")],
+    Discriminator(lambda value: "prompt prefixes" if "texts" in _keys(value) else "prompt rows"),
+]
 
 
-class Decoding(Config):
-    """How the next token is drawn; the defaults are the published ones (paper, App. D.1.1). top_k 0: all tokens."""
+class Assignment(Config):
+    """Who is asked for what. ``grid``: every policy of the prompt's pool, ``samples`` times. ``draw`` (paper, App. D.1.1): so
+    many policies at random by their weights; the first answers ``samples`` times, the others once."""
 
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(0.9, gt=0, le=1)
-    top_k: int = Field(50, ge=0)
-    max_new_tokens: PositiveInt = 4096
-
-
-class Policy(Config):
-    """A way to answer: a model, what is put around the prompt, and a decoding.
-
-    kind: ``chat`` renders the model's chat template, with ``system`` in front; ``base`` continues ``template``, plain text in
-    which ``{prompt}`` stands for the prompt, and ends at the first of ``stop``.
-    model: a folder or ``package:NAME``. n_layers: run only its first layers. samples: per prompt.
-    """
-
-    name: str
-    family: str
-    kind: Literal["chat", "base"]
-    model: str
-    gguf_file: str | None = None
-    n_layers: PositiveInt | None = None
-    system: str | None = None
-    template: str = "{prompt}"
-    stop: tuple[str, ...] = ()
-    decoding: Decoding = Decoding()
-    samples: PositiveInt = 2
-
-    @model_validator(mode="after")
-    def _fits_kind(self) -> Policy:
-        if self.kind == "base" and self.system is not None:
-            raise ValueError(f"policy {self.name!r}: a base policy has no system prompt; write it into the template")
-        if "{prompt}" not in self.template:
-            raise ValueError(f"policy {self.name!r}: the template must contain {{prompt}}")
-        return self
-
-    def messages(self, prompt: Text) -> list[Message]:
-        """The conversation that a chat policy answers."""
-        system = [{"role": "system", "content": self.system}] if self.system is not None else []
-        return [*system, *([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)]
-
-    def text(self, prompt: Text) -> str:
-        """The text that a base policy continues."""
-        return self.template.replace("{prompt}", flatten(prompt))
+    method: Literal["grid", "draw"] = "grid"
+    policies: PositiveInt = 2
 
 
 class SamplingConfig(Config):
     """One run of ``polar sample``.
 
-    output: folder of ``trajectories.parquet``, ``manifest.json`` and the samples that have arrived (``store/``).
-    prompts: rows {prompt_id, prompt} as JSONL or Parquet. limit: use only the first prompts.
-    source: the name of the corpus, written into every row. batch_size: sequences generated together.
+    output: folder of the trajectories, ``manifest.json`` and ``store.sqlite`` with the samples that have arrived.
+    prompts: a file of rows {prompt_id, prompt}, or a list of :class:`PromptRows` and :class:`Prefixes`.
+    source: the name of the corpus, written into every row. limit: use only the first prompts of each of them. buckets: Parquet
+    files that prompts are spread over. engine: ``ray`` runs on Ray. batch_size, precision, device: of policies in process.
     """
 
     output: Path
-    prompts: Path
+    prompts: list[PromptSource] = Field(min_length=1)
     source: str
-    policies: list[Policy] = Field(min_length=1)
+    policies: list[AnyPolicy] = Field(min_length=1)
+    assignment: Assignment = Assignment()
     limit: PositiveInt | None = None
     seed: int = 0
+    on_bad_row: Literal["error", "skip"] = "error"
+    buckets: PositiveInt = 1
+    engine: Literal["local", "ray"] = "local"
     batch_size: PositiveInt = 64
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        if isinstance(value, str | Path):
+            return [{"rows": value}]
+        return [value] if isinstance(value, dict) else value
+
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _have_known_backends(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        for policy in value:
+            check_keys(policy)
+        return [{"backend": DEFAULT, **policy} if isinstance(policy, dict) else policy for policy in value]
+
     @model_validator(mode="after")
-    def _names_differ(self) -> SamplingConfig:
+    def _fits_together(self) -> SamplingConfig:
         names = [policy.name for policy in self.policies]
         if len(set(names)) < len(names):
             raise ValueError(f"policies need different names, not {', '.join(names)}")
+        pools = {source.pool for source in self.prompts}
+        for policy in self.policies:
+            if not pools & {policy.kind, "any"}:
+                raise ValueError(f"policy {policy.name!r}: no prompts are for {policy.kind} policies; see their key pool")
+            if self.assignment.method == "grid" and policy.weight != 1:
+                raise ValueError(f"policy {policy.name!r}: a weight has no effect with assignment.method grid")
+        need = self.assignment.policies if self.assignment.method == "draw" else 1
+        for pool in sorted(pools):
+            if (there := len(self.pool(pool))) < need:
+                raise ValueError(f"prompts of pool {pool} need at least {need} such policies, there are {there}")
         return self
 
+    @property
+    def machine(self) -> Machine:
+        return Machine(self.precision, self.device, self.batch_size)
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One sample to draw. seed: its own, so that a sample does not depend on what it was batched with."""
-
-    prompt_id: str
-    prompt: Text
-    sample_id: int
-    seed: int
+    def pool(self, name: str) -> list[Policy]:
+        """The policies that prompts of this pool may ask."""
+        return [policy for policy in self.policies if name in ("any", policy.kind)]
 
 
-def requests_of(policy: Policy, prompts: Sequence[tuple[str, Text]], seed: int) -> list[Request]:
-    """All requests of a policy. Seeds are hashes of what names a sample: no two samples or prompts share one."""
-    return [
-        Request(prompt_id, prompt, sample_id, _seed(seed, policy.name, prompt_id, sample_id))
-        for prompt_id, prompt in prompts
-        for sample_id in range(policy.samples)
-    ]
-
-
-def _seed(*names: str | int) -> int:
-    return int.from_bytes(hashlib.sha256(json.dumps(names).encode()).digest()[:6])
+def _keys(value: Any) -> Any:
+    return value if isinstance(value, dict) else type(value).model_fields if isinstance(value, Config) else ()

@@ -2,143 +2,208 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polar_rm.devices import compute_dtype, pick_device
 from polar_rm.errors import PolarError
-from polar_rm.files import sha256, write_json
-from polar_rm.provenance import versions
-from polar_rm.records import Text, Trajectory, read_prompts, read_trajectories, write_records
-from polar_rm.sampling.policies import Policy, Request, SamplingConfig, requests_of
-
-Progress = Callable[[str, int, int, int], None]
-"""Called with policy, its samples done, its total, and tokens generated in this run."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingPlan:
-    """What a run will ask for: prompts and, policy by policy, requests."""
-
-    prompts: list[tuple[str, Text]]
-    requests: dict[str, list[Request]]
+from polar_rm.sampling.base import Policy, Request, Sample
+from polar_rm.sampling.engines import Answered, Died, Events, Started, local, ray
+from polar_rm.sampling.output import trajectories_path, write_manifest, write_trajectories
+from polar_rm.sampling.plan import Plan, make_plan
+from polar_rm.sampling.policies import SamplingConfig
+from polar_rm.sampling.store import Arrived, Store
 
 
-def make_plan(config: SamplingConfig) -> SamplingPlan:
-    """Read the prompts and lay out all requests.
+@dataclass(slots=True)
+class PolicyStatus:
+    """Where a policy stands.
+
+    planned, sampled: numbers of samples, of all runs. failures: numbers of requests without a sample by their last failure.
+    final: failures that asking again would not change. asked, tokens, seconds: of this run; seconds count from the loaded model.
+    """
+
+    policy: str
+    planned: int
+    sampled: int
+    failures: Counter[str] = field(default_factory=Counter)
+    final: int = 0
+    error: str | None = None
+    asked: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def missing(self) -> int:
+        """Samples that the same command would ask for again."""
+        # Where nothing came at all, the cause is the policy and not its requests.
+        return self.planned - self.sampled - (self.final if self.sampled else 0)
+
+
+@dataclass(frozen=True)
+class SamplingReport:
+    """The outcome of a run. path: the trajectories. unplanned: samples in the store that this config does not ask for."""
+
+    path: Path
+    n_trajectories: int
+    policies: list[PolicyStatus]
+    unplanned: int
+
+    def to_json(self) -> dict[str, Any]:
+        policies = [asdict(status) | {"missing": status.missing, "tokens_per_s": status.tokens_per_s} for status in self.policies]
+        values = {"trajectories": str(self.path), "n_trajectories": self.n_trajectories, "unplanned": self.unplanned}
+        return values | {"complete": all(status.missing == 0 for status in self.policies), "policies": policies}
+
+    def describe(self) -> str:
+        """For the terminal: what is there, and whatever is not as planned."""
+        lines = [f"{self.n_trajectories:,} trajectories in {self.path}"]
+        for s in self.policies:
+            if s.failures:
+                lines.append(f"{s.policy}: no sample from {_counted(s.failures)} requests, see manifest.json")
+        if self.unplanned:
+            lines.append(f"the store holds {self.unplanned:,} more samples that this config does not ask for")
+        return "\n".join(lines)
+
+    def check(self) -> None:
+        """Raises PolarError with one line that lists the policies which are not through."""
+        left = [status for status in self.policies if status.missing]
+        if left:
+            found = "; ".join(f"{s.policy}: {s.missing} of {s.planned} missing, {_cause(s)}" for s in left)
+            raise PolarError(f"{found}. What arrived is kept; the same command asks for the rest")
+
+
+Progress = Callable[[PolicyStatus], None]
+
+
+def sample(config: SamplingConfig, progress: Progress = lambda _: None) -> Path:
+    """Draw what is missing and write trajectories and manifest; returns the Parquet file, or the folder with several.
 
     Raises:
-        BadRow: a prompt is not one, or its id came before.
+        PolarError: the folder holds samples of other settings, prompts are bad, or a policy is not through. In the last case
+            everything that arrived is stored and written.
     """
-    chosen = list(read_prompts(config.prompts))[: config.limit]
-    return SamplingPlan(chosen, {p.name: requests_of(p, chosen, config.seed) for p in config.policies})
+    report = run_sampling(config, progress)
+    report.check()
+    return report.path
 
 
-def sample(config: SamplingConfig, progress: Progress = lambda *_: None) -> Path:
-    """Draw what is missing and write ``trajectories.parquet`` and ``manifest.json``; returns the Parquet file.
+def run_sampling(config: SamplingConfig, progress: Progress = lambda _: None, *, retry_failed: bool = False) -> SamplingReport:
+    """As :func:`sample`, but policies that are not through are only reported.
 
-    Raises:
-        PolarError: the folder holds samples of other settings, a model can't be loaded, a prompt does not fit its context.
+    retry_failed: ask again where asking again should change nothing: no text, a prompt too long, a request refused.
     """
-    plan = make_plan(config)
-    store = config.output / "store"
-    store.mkdir(parents=True, exist_ok=True)
-    _claim(config)
-    for policy in config.policies:
-        _sample_policy(config, policy, plan.requests[policy.name], store / f"{policy.name}.jsonl", progress)
-    target = config.output / "trajectories.parquet"
-    count = write_records(target, _in_order(config, plan, store))
-    write_json(config.output / "manifest.json", _manifest(config, plan, target, count))
-    return target
+    plan = make_plan(config, cache=config.output)
+    with Store.open(config.output) as store:
+        store.claim({policy.name: policy.settings(config.machine) | {"seed": config.seed} for policy in config.policies})
+        statuses = {policy.name: _status(plan, store, policy.name) for policy in config.policies}
+        work = [(policy, missing_requests(plan, store, policy.name, retry_failed)) for policy in config.policies]
+        for status in statuses.values():
+            progress(status)
+        run = ray.run if config.engine == "ray" else local.run
+        with closing(run([(policy, requests) for policy, requests in work if requests], config.machine)) as events:
+            _collect(events, store, {p.prompt_id: p.hash for p in plan.prompts}, statuses, progress)
+        final = {policy.name: _status(plan, store, policy.name) for policy in config.policies}
+        for name, status in final.items():
+            seen = statuses[name]
+            status.error, status.asked, status.tokens, status.seconds = seen.error, seen.asked, seen.tokens, seen.seconds
+        files = write_trajectories(config, plan, store)
+        write_manifest(config, plan, files, [_described(config, policy, final[policy.name]) for policy in config.policies])
+        unplanned = store.counts().total() - sum(status.sampled for status in final.values())
+    return SamplingReport(trajectories_path(config), sum(file["rows"] for file in files), list(final.values()), unplanned)
 
 
-def _sample_policy(config: SamplingConfig, policy: Policy, requests: list[Request], path: Path, progress: Progress) -> None:
-    done = set(_stored(path))
-    missing = [request for request in requests if (request.prompt_id, request.sample_id) not in done]
-    progress(policy.name, len(done), len(requests), 0)
-    if not missing:
-        return
-    from polar_rm.sampling.backends.transformers import TransformersPolicy
-
-    device = pick_device(config.device)
-    engine = TransformersPolicy(policy, dtype=compute_dtype(config.precision, device), device=device)
-    missing.sort(key=lambda request: len(str(request.prompt)))  # little padding
-    tokens = 0
-    with path.open("a", encoding="utf-8") as file:
-        for start in range(0, len(missing), config.batch_size):
-            batch = missing[start : start + config.batch_size]
-            for request, answer in zip(batch, engine.sample(batch), strict=True):
-                tokens += answer.n_tokens
-                row: dict[str, Any] = {"source": config.source, "prompt_id": request.prompt_id, "prompt": request.prompt}
-                row |= {"policy": policy.name, "sample_id": request.sample_id, "text": answer.text}
-                row |= policy.decoding.model_dump(include={"temperature", "top_p", "top_k"})
-                row |= {"seed": request.seed, "finish_reason": answer.finish_reason, "n_tokens": answer.n_tokens}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            progress(policy.name, len(done) + start + len(batch), len(requests), tokens)
-
-
-def _stored(path: Path) -> Iterator[tuple[str, int]]:
-    """Samples that have arrived; a last line that an interruption cut is removed."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        end = 0
-        for line in file:
-            if not line.endswith(b"\n"):
-                file.truncate(end)
-                break
-            end += len(line)
-            row = json.loads(line)
-            yield row["prompt_id"], row["sample_id"]
+def _collect(
+    events: Iterable[list[Events]],
+    store: Store,
+    hashes: dict[str, str],
+    statuses: dict[str, PolicyStatus],
+    progress: Progress,
+) -> None:
+    """Store what arrives; each commit also notes tokens and seconds, for the next dry run."""
+    since: dict[str, float] = {}
+    for batch in events:
+        now = time.monotonic()
+        arrived, spent = [], {}
+        for event in batch:
+            status = statuses[event.policy]
+            if isinstance(event, Started):
+                since[event.policy] = now
+            elif isinstance(event, Died):
+                status.error = event.error
+            else:
+                r = event.request
+                arrived.append(Arrived(event.policy, r.prompt_id, hashes[r.prompt_id], r.sample_id, r.seed, event.outcome))
+                _count(status, event)
+        for name in {a.policy for a in arrived}:
+            tokens = sum(a.outcome.n_tokens or 0 for a in arrived if a.policy == name and isinstance(a.outcome, Sample))
+            spent[name] = (tokens, now - since[name])
+            since[name] = now
+            statuses[name].tokens += tokens
+            statuses[name].seconds += spent[name][1]
+        store.add(arrived, spent)
+        for name in {event.policy for event in batch}:
+            progress(statuses[name])
 
 
-def _in_order(config: SamplingConfig, plan: SamplingPlan, store: Path) -> Iterator[Trajectory]:
-    """By prompt, then policy, then sample, whatever order they arrived in."""
-    rows = {
-        (row.prompt_id, row.policy, row.sample_id): row
-        for policy in config.policies
-        for row in read_trajectories(store / f"{policy.name}.jsonl")
-    }
-    for prompt_id, _ in plan.prompts:
-        for policy in config.policies:
-            yield from (rows[prompt_id, policy.name, sample_id] for sample_id in range(policy.samples))
+def _count(status: PolicyStatus, event: Answered) -> None:
+    status.asked += 1
+    if isinstance(event.outcome, Sample):
+        status.sampled += 1
+    else:
+        status.failures[event.outcome.kind] += 1
 
 
-def _identity(config: SamplingConfig) -> dict[str, Any]:
-    """What the samples depend on."""
-    return {"prompts": sha256(config.prompts), **config.model_dump(mode="json", exclude={"output", "prompts", "batch_size"})}
+def _status(plan: Plan, store: Store, policy: str) -> PolicyStatus:
+    """What the store says of the samples that are planned."""
+    sampled, failures = store.sampled(policy), store.failures(policy)
+    prompts = {plan.prompts[index].prompt_id: (plan.prompts[index], count) for index, count in plan.shares[policy]}
+    done = 0
+    for (prompt_id, sample_id), digest in sampled.items():
+        if prompt_id in prompts and sample_id < prompts[prompt_id][1]:
+            if prompts[prompt_id][0].hash != digest:
+                raise PolarError(
+                    f"{store.path}: policy {policy!r} answered another prompt under the id {prompt_id!r}; "
+                    "use other prompt ids or another output folder"
+                )
+            done += 1
+    left = [f for (key, number), f in failures.items() if key in prompts and number < prompts[key][1]]
+    return PolicyStatus(
+        policy, plan.size(policy), done, Counter(failure.kind for failure in left), sum(failure.is_final for failure in left)
+    )
 
 
-def _claim(config: SamplingConfig) -> None:
-    """Refuses a folder that holds samples of other settings: they would be mixed without a trace."""
-    path, identity = config.output / "settings.json", _identity(config)
-    if not path.exists():
-        write_json(path, identity)
-        return
-    saved = json.loads(path.read_text())
-    changed = [key for key in identity if saved.get(key) != identity[key]]
-    if changed:
-        differences = "; ".join(f"{key}: {_short(saved.get(key))} there, {_short(identity[key])} now" for key in changed)
-        raise PolarError(f"{config.output} holds samples of other settings ({differences}); use another output folder")
+def missing_requests(plan: Plan, store: Store, policy: str, retry_failed: bool = False) -> list[Request]:
+    """What a run would ask a policy. What failed before comes last: a request that always fails must not keep others waiting."""
+    sampled, failures = store.sampled(policy), store.failures(policy)
+    fresh, again = [], []
+    for request in plan.requests(policy):
+        key = request.prompt_id, request.sample_id
+        if key in failures and (retry_failed or not sampled or not failures[key].is_final):
+            again.append(request)
+        elif key not in sampled and key not in failures:
+            fresh.append(request)
+    return fresh + again
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:40]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
+def _cause(status: PolicyStatus) -> str:
+    return status.error or _counted(status.failures) or "interrupted"
 
 
-def _manifest(config: SamplingConfig, plan: SamplingPlan, target: Path, count: int) -> dict[str, Any]:
-    return {
-        "settings": _identity(config),
-        "versions": versions(),
-        "n_prompts": len(plan.prompts),
-        "n_trajectories": count,
-        "sha256": sha256(target),
-    }
+def _counted(failures: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in failures.items())
+
+
+def _described(config: SamplingConfig, policy: Policy, status: PolicyStatus) -> dict[str, Any]:
+    """A policy's entry in the manifest."""
+    labels = {"family": policy.family, "kind": policy.kind, "model": policy.model, "licence": policy.licence}
+    counts = {"planned": status.planned, "sampled": status.sampled, "missing": status.missing, "failures": dict(status.failures)}
+    settings = policy.settings(config.machine) | {"seed": config.seed}
+    return {"policy": policy.name, **labels, **counts, "error": status.error, "settings": settings}

@@ -1,0 +1,252 @@
+"""Second pass: the prompts of one bucket, from their rows to comparisons in shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polar_rm.corpus.cleaning import clean_all
+from polar_rm.corpus.counts import Measure, Tally, excerpt
+from polar_rm.corpus.job import Job
+from polar_rm.corpus.pairing import Cells, Group, MayMeet, generator, groups
+from polar_rm.corpus.partition import SCHEMA
+from polar_rm.corpus.splits import SPLITS, is_held_out, layout, prompt_key
+from polar_rm.errors import PolarError
+from polar_rm.files import sha256, write_json
+from polar_rm.records import Comparison, Text, flatten, write_records
+from polar_rm.records.rows import from_cell
+
+LEDGER = pa.schema(
+    {
+        "split": pa.string(),
+        "key": pa.uint64(),
+        "policy": pa.int32(),
+        "positives": pa.int32(),
+        "negatives": pa.list_(pa.int32()),
+        "characters": pa.int64(),
+        "words": pa.int64(),
+        "tokens": pa.int64(),
+    }
+)
+"""What is counted of every comparison, in the order of the shard. Policies are places in the job's sorted list of them. ``key``
+is a hash that says which comparisons stay when a policy has too many. Sizes: of prompt, reference and candidates, once each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt's different texts. cells: after cleaning. source: the first of them that its rows name."""
+
+    prompt_id: str
+    prompt: Text
+    source: str
+    cells: Cells
+
+
+def build_bucket(job: Job, number: int) -> None:
+    """Write a shard for every split, ``ledgers/NUMBER.parquet`` and, when all is complete, ``buckets/NUMBER.json`` with counts.
+
+    Raises:
+        PolarError: a prompt_id names two prompts, and bad rows are not skipped.
+    """
+    tally = Tally()
+    measure = Measure.load(job.config.report.tokenizer)
+    shards: dict[str, list[Comparison]] = {split: [] for split in SPLITS}
+    ledger: list[dict[str, Any]] = []
+    contaminated: list[dict[str, Any]] = []
+    may_meet = job.may_meet()
+    for prompt in _prompts(job, number, tally, measure):
+        if job.evaluations and (match := job.evaluations.match(prompt.prompt)):
+            contaminated.append({"prompt_id": prompt.prompt_id, "prompt": prompt.prompt, "match": match})
+            continue
+        for split, group in _pairs(job, prompt, may_meet):
+            shards[split].append(_comparison(job, prompt, group))
+            ledger.append(_entry(job, split, prompt, group, measure))
+    written = {split: _write_shard(job, split, number, rows) for split, rows in shards.items() if rows}
+    # In the order of the shards: those of one split come together.
+    ledger.sort(key=lambda row: SPLITS.index(row["split"]))
+    path = job.path("ledgers", number, ".parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(ledger, LEDGER), path)
+    tally.add("prompts", "contaminated", len(contaminated))
+    result = {"counts": tally.counts, "examples": tally.examples, "contaminated": contaminated, "refused": tally.refused}
+    write_json(job.path("buckets", number, ".json"), {**result, "shards": written})
+
+
+def thin_bucket(job: Job, number: int) -> None:
+    """Keep of every capped policy the comparisons with the smallest keys; writes ``thinned/NUMBER.json``."""
+    written = {}
+    ledger = pq.read_table(job.path("ledgers", number, ".parquet"))
+    keep = kept_rows(job, ledger)
+    splits = np.array(ledger["split"].to_pylist(), object)
+    for split in sorted(set(splits)):
+        table = pq.read_table(job.path(f"shards/{split}", number, ".parquet"))
+        if (mask := keep[splits == split]).any():
+            target = job.path(f"thin/{split}", number, ".parquet")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table.filter(pa.array(mask)), target, compression="zstd")
+            written[split] = {"rows": int(mask.sum()), "sha256": sha256(target)}
+    write_json(job.path("thinned", number, ".json"), {"shards": written})
+
+
+def kept_rows(job: Job, ledger: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which comparisons stay under the job's thresholds: bool [rows]."""
+    keep = np.ones(len(ledger), bool)
+    keys, policies = ledger["key"].to_numpy(), ledger["policy"].to_numpy()
+    splits = np.array(ledger["split"].to_pylist(), object)
+    for split, thresholds in job.thresholds.items():
+        for policy, most in thresholds.items():
+            keep &= ~((splits == split) & (policies == job.policies.index(policy)) & (keys > np.uint64(most)))
+    return keep
+
+
+def _write_shard(job: Job, split: str, number: int, comparisons: list[Comparison]) -> dict[str, Any]:
+    path = job.path(f"shards/{split}", number, ".parquet")
+    return {"rows": write_records(path, comparisons), "sha256": sha256(path)}
+
+
+def _pairs(job: Job, prompt: Prompt, may_meet: MayMeet) -> Iterator[tuple[str, Group]]:
+    splits, seed = job.config.splits, job.config.seed
+    held = is_held_out(prompt_key(prompt.prompt), splits.prompts, seed=seed)
+    for split, (references, members) in layout(held, prompt.cells, job.unseen, splits).items():
+        cells = {policy: texts for policy, texts in prompt.cells.items() if policy in members}
+        rng = generator(seed, prompt.prompt_id)
+        for group in groups(cells, job.config.pairing, rng, references=references, may_meet=may_meet):
+            yield split, group
+
+
+def _comparison(job: Job, prompt: Prompt, group: Group) -> Comparison:
+    policy, *others = group.policies
+    distances = {job.lineage.distance(policy, other) for other in others}
+    metadata: dict[str, object] = {"source": prompt.source, "prompt_id": prompt.prompt_id}
+    if distances != {"unknown"}:
+        metadata["distance"] = distances.pop() if len(distances) == 1 else "mixed"
+    return group.comparison(prompt.prompt, metadata, job.config.wrapper)
+
+
+def _entry(job: Job, split: str, prompt: Prompt, group: Group, measure: Measure) -> dict[str, Any]:
+    codes = [job.policies.index(policy) for policy in group.policies]
+    digest = hashlib.blake2b(json.dumps([job.config.seed, prompt.prompt_id, group.policies[0]]).encode(), digest_size=8)
+    sizes = [measure(text) for text in (flatten(prompt.prompt), group.reference, *group.positives, *group.negatives)]
+    characters, words, tokens = map(sum, zip(*sizes, strict=True))
+    return {
+        "split": split,
+        "key": int.from_bytes(digest.digest()),
+        "policy": codes[0],
+        "positives": len(group.positives),
+        "negatives": codes[1:],
+        "characters": characters,
+        "words": words,
+        "tokens": tokens,
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- rows to prompts
+
+
+def _prompts(job: Job, number: int, tally: Tally, measure: Measure) -> Iterator[Prompt]:
+    """The bucket's prompts in the order of their hashes, with cleaned texts."""
+    table = _read(job, number)
+    order = sorted(
+        range(len(table)), key=list(zip(table["hash"].to_pylist(), table["prompt_id"].to_pylist(), strict=True)).__getitem__
+    )
+    rows = table.take(order).to_pydict()
+    starts = [i for i in range(len(order)) if i == 0 or rows["prompt_id"][i] != rows["prompt_id"][i - 1]]
+    kept = [
+        place
+        for start, end in zip(starts, [*starts[1:], len(order)], strict=True)
+        for place in _of_one_prompt(job, rows, start, end, tally)
+    ]
+    kept = _distinct(rows, kept, tally)
+    cleaned = clean_all([rows["text"][i] for i in kept], [rows["finish_reason"][i] for i in kept], job.config.cleaning)
+    texts: dict[str, dict[str, set[str]]] = {}
+    first: dict[str, int] = {}
+    for place, result in zip(kept, cleaned, strict=True):
+        policy, prompt_id = rows["policy"][place], rows["prompt_id"][place]
+        _note_cleaning(tally, rows["text"][place], result.text, result.removed, prompt_id, policy)
+        cell = texts.setdefault(prompt_id, defaultdict(set))[policy]
+        if result.text in cell:
+            tally.add("trajectories", "equal_after_cleaning")
+        else:
+            cell.add(result.text)
+            tally.add_text(policy, measure(result.text), rows["n_tokens"][place])
+        previous = first.setdefault(prompt_id, place)
+        if rows["source"][place] < rows["source"][previous]:
+            first[prompt_id] = place
+    for prompt_id, cells in texts.items():
+        place = first[prompt_id]
+        tally.add("prompts", "with_texts")
+        sorted_cells = {policy: sorted(cell) for policy, cell in sorted(cells.items())}
+        yield Prompt(prompt_id, from_cell(rows["prompt"][place]), rows["source"][place], sorted_cells)
+
+
+def _read(job: Job, number: int) -> pa.Table:
+    """The bucket's batches out of every part."""
+    batches = []
+    for part in range(len(job.parts)):
+        path = job.path("parts", part, ".json")
+        wanted = json.loads(path.read_text())["batches"].get(str(number), [])
+        if wanted:
+            with pa.OSFile(str(path.with_suffix(".arrow"))) as file, pa.ipc.open_file(file) as reader:
+                batches += [reader.get_batch(batch) for batch in wanted]
+    return pa.Table.from_batches(batches, SCHEMA)
+
+
+def _of_one_prompt(job: Job, rows: dict[str, list[Any]], start: int, end: int, tally: Tally) -> list[int]:
+    """The rows from ``start`` to ``end``, less those that mean another prompt by the same id than most."""
+    prompts = Counter(rows["prompt"][start:end])
+    if len(prompts) == 1:
+        return list(range(start, end))
+    prompt_id = rows["prompt_id"][start]
+    chosen = min(prompts, key=lambda prompt: (-prompts[prompt], prompt))
+    others = [place for place in range(start, end) if rows["prompt"][place] != chosen]
+    if not job.skip_bad_rows:
+        same = next(place for place in range(start, end) if rows["prompt"][place] == chosen)
+        here, there = (f"{job.parts[rows['part'][i]].path}: row {rows['row'][i]}" for i in (others[0], same))
+        raise PolarError(f"{here}: prompt_id {prompt_id!r} names another prompt than in {there}")
+    for place in others:
+        content = {name: rows[name][place] for name in ("source", "prompt_id", "prompt", "policy", "text")}
+        expected = f"the prompt that most rows of {prompt_id!r} have"
+        path = str(job.parts[rows["part"][place]].path)
+        tally.refused.append(
+            {"path": path, "row": rows["row"][place], "field": "prompt", "expected": expected, "content": content}
+        )
+    return [place for place in range(start, end) if rows["prompt"][place] == chosen]
+
+
+def _distinct(rows: dict[str, list[Any]], places: list[int], tally: Tally) -> list[int]:
+    """Without empty texts, which no comparison can use, and without exact duplicates; both are counted."""
+    seen: dict[tuple[str, str, str], int] = {}
+    for place in places:
+        policy, text = rows["policy"][place], rows["text"][place]
+        tally.add("trajectories", "rows")
+        tally.add("trajectories", "samples", rows["dup_count"][place] or 1)
+        if not text or text.isspace():
+            tally.add("trajectories", "empty")
+            tally.add_policy(policy, "empty")
+            continue
+        name = rows["prompt_id"][place], policy, text
+        other = seen.setdefault(name, place)
+        if other != place:
+            tally.add("trajectories", "duplicates")
+            # Which copy stays must not depend on the order of rows, and why it ended decides how it is cleaned.
+            if (rows["finish_reason"][place] or "") < (rows["finish_reason"][other] or ""):
+                seen[name] = place
+    return list(seen.values())
+
+
+def _note_cleaning(tally: Tally, before: str, after: str, removed: dict[str, int], prompt_id: str, policy: str) -> None:
+    if removed:
+        tally.add_policy(policy, "cleaned")
+    for rule, characters in removed.items():
+        tally.add("cleaning", f"{rule}.texts")
+        tally.add("cleaning", f"{rule}.characters", characters)
+        if len(removed) == 1:
+            tally.add_example(rule, {"prompt_id": prompt_id, "policy": policy, **excerpt(before, after)})

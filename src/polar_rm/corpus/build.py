@@ -1,0 +1,313 @@
+"""Runs a build: parts, buckets, caps, then all files into place; an interrupted one continues with the tasks that are missing.
+
+Everything is made under ``work/`` in the output folder. The manifest is written last: a folder without one is not finished.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polar_rm.corpus.buckets import build_bucket, kept_rows, thin_bucket
+from polar_rm.corpus.config import CorpusConfig
+from polar_rm.corpus.contamination import index_evaluations
+from polar_rm.corpus.counts import EXAMPLES, Measure, add_up
+from polar_rm.corpus.engines import run_tasks
+from polar_rm.corpus.job import Job, Lineage, Part, by_pattern
+from polar_rm.corpus.partition import parquet_columns, partition
+from polar_rm.corpus.report import make_report, write_html
+from polar_rm.corpus.splits import SPLITS, held_out_policies
+from polar_rm.errors import PolarError
+from polar_rm.files import claim_folder, sha256, write_file, write_json
+from polar_rm.provenance import versions
+from polar_rm.records import find_files
+
+SCHEMA = "polar-rm/corpus/1"
+
+_PART_BYTES = 64 << 20
+_BUCKET_BYTES = 16 << 20
+_MOST_BUCKETS = 4096
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, its tasks done and their total."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusPlan:
+    """What a build will do. rows: None where a file must be read to count them."""
+
+    files: tuple[Path, ...]
+    rows: int | None
+    n_bytes: int
+    parts: tuple[Part, ...]
+    n_buckets: int
+
+
+def make_plan(config: CorpusConfig) -> CorpusPlan:
+    """Look at the inputs' metadata and lay out all tasks; nothing is written.
+
+    Raises:
+        PolarError: a file is missing, unreadable, or its columns are not those of trajectories.
+    """
+    files = tuple(dict.fromkeys(file for source in config.inputs for file in _files(source)))
+    parts: list[Part] = []
+    rows: int | None = 0
+    for file in files:
+        if file.name.endswith(".parquet"):
+            count = _add_parquet(file, parts)
+            rows = None if rows is None else rows + count
+        else:
+            parts.append(Part(file, None, 1, file.stat().st_size))
+            rows = None
+    n_bytes = sum(part.n_bytes for part in parts)
+    return CorpusPlan(files, rows, n_bytes, tuple(parts), config.buckets or min(_MOST_BUCKETS, 1 + n_bytes // _BUCKET_BYTES))
+
+
+def describe(config: CorpusConfig, plan: CorpusPlan) -> list[tuple[str, str]]:
+    """The plan in words."""
+    rows = "an unknown number of" if plan.rows is None else f"{plan.rows:,}"
+    workers = f"{config.workers or 'all'} {'cores' if config.engine == 'local' else 'tasks of a Ray cluster'}"
+    return [
+        ("inputs", f"{len(plan.files):,} files, {rows} rows, {plan.n_bytes / 2**20:,.1f} MiB uncompressed"),
+        ("first pass", f"{len(plan.parts):,} parts on {workers}"),
+        ("second pass", f"{plan.n_buckets:,} buckets of about {plan.n_bytes / plan.n_buckets / 2**20:,.1f} MiB, a shard each"),
+        ("disk", f"about {2 * plan.n_bytes / 2**20:,.0f} MiB in {config.output} at most, while it runs"),
+    ]
+
+
+def build(
+    config: CorpusConfig, *, on_bad_row: Literal["error", "skip"] = "error", progress: Progress = lambda *_: None
+) -> dict[str, Any]:
+    """Build the corpus, or what is missing of it, and return its report.
+
+    Raises:
+        PolarError: bad input, an output folder of other settings, or nothing to compare.
+    """
+    plan = make_plan(config)
+    job = Job(config, on_bad_row == "skip", plan.parts, plan.n_buckets)
+    inputs = [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} for file in plan.files]
+    claim_folder(config.output, _identity(job, inputs), "a corpus")
+    if (config.output / "manifest.json").exists():
+        report: dict[str, Any] = json.loads((config.output / "report.json").read_text())
+        return report
+    parts = _stage(job, "parts", partition, len(plan.parts), progress)
+    job = _informed(job, plan, parts)
+    buckets = _stage(job, "buckets", build_bucket, plan.n_buckets, progress)
+    shards = [bucket["shards"] for bucket in buckets]
+    if not any(shards):
+        raise PolarError(f"there is nothing to compare: {_why(parts, buckets)}")
+    if config.pairing.per_policy is not None:
+        job = replace(job, thresholds=_thresholds(job))
+        shards = [each["shards"] for each in _stage(job, "thinned", thin_bucket, plan.n_buckets, progress)]
+    progress("report", 0, 1)
+    _publish(job, plan)
+    _write_lines(config.output / "refused.jsonl", _refused(job, buckets))
+    _write_lines(config.output / "contaminated.jsonl", (row for bucket in buckets for row in bucket["contaminated"]))
+    report = _report(job, parts, buckets, shards)
+    write_json(config.output / "report.json", report)
+    write_html(config.output / "report.html", report)
+    write_json(config.output / "manifest.json", _manifest(job, inputs, report, shards))
+    shutil.rmtree(job.work)
+    progress("report", 1, 1)
+    return report
+
+
+def _files(source: str) -> list[Path]:
+    """The files that an input means. A folder of ``polar sample`` also holds its store and lists of errors, as JSON lines: where
+    there are Parquet files, they are the trajectories."""
+    found = find_files(source)
+    tables = [file for file in found if file.name.endswith(".parquet")]
+    return tables if tables and Path(source).is_dir() else found
+
+
+def _add_parquet(file: Path, parts: list[Part]) -> int:
+    """Divide a file into parts of whole row groups; returns its rows."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            parquet_columns(file, opened.schema_arrow)
+            metadata = opened.metadata
+            sizes = [
+                (metadata.row_group(i).num_rows, metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups)
+            ]
+    except (OSError, pa.ArrowException) as error:
+        raise PolarError(f"{file}: not a complete Parquet file: {str(error).splitlines()[0]}") from error
+    if not sum(rows for rows, _ in sizes):
+        raise PolarError(f"{file}: it is empty: there are no rows")
+    first = row = 1
+    held: list[int] = []
+    held_bytes = 0
+    for group, (rows, n_bytes) in enumerate(sizes):
+        held.append(group)
+        held_bytes += n_bytes
+        row += rows
+        if held_bytes >= _PART_BYTES or group == len(sizes) - 1:
+            parts.append(Part(file, tuple(held), first, held_bytes))
+            held, held_bytes, first = [], 0, row
+    return row - 1
+
+
+def _identity(job: Job, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the shards depend on."""
+    config = job.config
+    settings = config.model_dump(mode="json", exclude={"output", "inputs", "engine", "workers", "report", "decontamination"})
+    evaluations = sorted(sha256(file) for source in config.decontamination.files for file in find_files(source))
+    hashes: dict[str, list[str]] = {}
+    for each in inputs:
+        hashes.setdefault(each["name"], []).append(each["sha256"])
+    return {
+        "inputs": hashes,
+        **settings,
+        "decontamination": {"n": config.decontamination.n, "files": evaluations},
+        "report": config.report.model_dump(mode="json"),
+        "n_buckets": job.n_buckets,
+        "on_bad_row": "skip" if job.skip_bad_rows else "error",
+    }
+
+
+def _stage(job: Job, name: str, work: Callable[[Job, int], None], count: int, progress: Progress) -> list[dict[str, Any]]:
+    """Run the tasks that left no ``work/NAME/NUMBER.json`` yet; returns all of these, in order."""
+    results = [job.path(name, number, ".json") for number in range(count)]
+    missing = [number for number, path in enumerate(results) if not path.exists()]
+    progress(name, count - len(missing), count)
+    finished = run_tasks(partial(work, job), missing, engine=job.config.engine, workers=job.config.workers)
+    for done, _ in enumerate(finished, count - len(missing) + 1):
+        progress(name, done, count)
+    return [json.loads(path.read_text()) for path in results]
+
+
+def _informed(job: Job, plan: CorpusPlan, parts: list[dict[str, Any]]) -> Job:
+    """The job with what the first pass found out about policies."""
+    config = job.config
+    policies = tuple(sorted({policy for part in parts for policy in part["policies"]}))
+    if len(policies) < 2:
+        raise PolarError(f"there is nothing to compare: {_why(parts, [])}")
+    sampled = list(_sampled_policies(plan.files))
+    families = _gathered(
+        policies, "families", config.families, [part["families"] for part in parts] + [each["family"] for each in sampled]
+    )
+    models = _gathered(
+        policies, "models", config.models, [part["models"] for part in parts] + [each["model"] for each in sampled]
+    )
+    evaluations = config.decontamination.files
+    job = replace(
+        job,
+        policies=policies,
+        lineage=Lineage(families, models),
+        unseen=held_out_policies(policies, config.splits, seed=config.seed),
+        evaluations=index_evaluations(evaluations, config.decontamination.n) if evaluations else None,
+    )
+    job.may_meet()
+    Measure.load(config.report.tokenizer)
+    return job
+
+
+def _gathered(policies: Iterable[str], key: str, settings: dict[str, str], sources: Iterable[dict[str, str]]) -> dict[str, str]:
+    """What is known of each policy: by the settings, or else by the data, where they agree."""
+    found: dict[str, str] = {}
+    for policy, value in (item for source in sources for item in source.items()):
+        if found.setdefault(policy, value) != value and by_pattern(policy, settings) is None:
+            raise PolarError(
+                f"policy {policy!r} is of {found[policy]!r} in one input and of {value!r} in another; say it in {key}"
+            )
+    known = {policy: by_pattern(policy, settings) or found.get(policy) for policy in policies}
+    return {policy: value for policy, value in known.items() if value is not None}
+
+
+def _sampled_policies(files: Iterable[Path]) -> Iterator[dict[str, dict[str, str]]]:
+    """Family and model of policies, by the manifests of ``polar sample`` beside the files or a folder above."""
+    for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
+        path = folder / "manifest.json"
+        manifest = json.loads(path.read_text()) if path.is_file() else {}
+        policies = manifest.get("settings", {}).get("policies", []) if isinstance(manifest, dict) else []
+        yield {key: {each["name"]: each[key] for each in policies if each.get(key)} for key in ("family", "model")}
+
+
+def _why(parts: list[dict[str, Any]], buckets: list[dict[str, Any]]) -> str:
+    policies = sorted({policy for part in parts for policy in part["policies"]})
+    if not policies:
+        return "no row of the inputs is a trajectory"
+    if len(policies) == 1:
+        return f"all trajectories are of one policy, {policies[0]!r}"
+    counts = add_up(bucket["counts"] for bucket in buckets)
+    if counts["prompts"]["contaminated"] and counts["prompts"]["contaminated"] == counts["prompts"].get("with_texts"):
+        return f"all {counts['prompts']['contaminated']:,} prompts are in the evaluation files"
+    return "no prompt has two different texts of one policy and another's that the settings allow"
+
+
+def _thresholds(job: Job) -> dict[str, dict[str, int]]:
+    """Split -> policy -> its largest key that stays; only for policies with more comparisons than ``per_policy``."""
+    keys: dict[tuple[str, int], list[int]] = {}
+    for number in range(job.n_buckets):
+        ledger = pq.read_table(job.path("ledgers", number, ".parquet"), columns=["split", "policy", "key"])
+        for split, policy, key in zip(*(ledger[name].to_pylist() for name in ("split", "policy", "key")), strict=True):
+            keys.setdefault((split, policy), []).append(key)
+    most = job.config.pairing.per_policy or 0
+    found: dict[str, dict[str, int]] = {}
+    for (split, policy), each in keys.items():
+        if len(each) > most:
+            found.setdefault(split, {})[job.policies[policy]] = sorted(each)[most - 1]
+    return found
+
+
+def _publish(job: Job, plan: CorpusPlan) -> None:
+    """Move finished shards into place, a split at a time."""
+    made = job.work / ("shards" if job.config.pairing.per_policy is None else "thin")
+    for split in SPLITS:
+        if (made / split).exists():
+            (made / split).replace(job.config.output / split)
+
+
+def _refused(job: Job, buckets: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for number in range(len(job.parts)):
+        path = job.path("parts", number, ".refused.jsonl")
+        if path.exists():
+            with path.open(encoding="utf-8") as lines:
+                yield from map(json.loads, lines)
+    yield from sorted((row for bucket in buckets for row in bucket["refused"]), key=lambda row: (row["path"], row["row"]))
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _report(job: Job, parts: list[dict[str, Any]], buckets: list[dict[str, Any]], shards: list[dict[str, Any]]) -> dict[str, Any]:
+    counts = add_up(bucket["counts"] for bucket in buckets)
+    counts["trajectories"]["read"] = sum(part["rows"] + part["refused"] for part in parts)
+    counts["trajectories"]["refused"] = sum(part["refused"] for part in parts) + sum(len(bucket["refused"]) for bucket in buckets)
+    examples: dict[str, list[dict[str, Any]]] = {}
+    for bucket in buckets:
+        for rule, each in bucket["examples"].items():
+            examples[rule] = sorted(examples.get(rule, []) + each, key=lambda one: one["key"])[:EXAMPLES]
+    return {"schema": SCHEMA, **make_report(job, counts, examples, _ledgers(job), shards)}
+
+
+def _ledgers(job: Job) -> Iterator[tuple[int, pa.Table]]:
+    for number in range(job.n_buckets):
+        ledger = pq.read_table(job.path("ledgers", number, ".parquet"))
+        yield number, ledger.filter(pa.array(kept_rows(job, ledger))) if job.thresholds else ledger
+
+
+def _manifest(job: Job, inputs: list[dict[str, Any]], report: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "settings": _identity(job, inputs),
+        "inputs": inputs,
+        "licences": job.config.licences,
+        "counts": report["counts"],
+        "policies": report["policies"],
+        "shards": {
+            f"{split}/{number:05d}.parquet": each[split]
+            for split in SPLITS
+            for number, each in enumerate(shards)
+            if split in each
+        },
+        **versions(),
+    }

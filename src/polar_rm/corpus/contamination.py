@@ -1,0 +1,100 @@
+"""Prompts that evaluation data hold too must not be trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polar_rm.corpus.splits import prompt_key
+from polar_rm.records import Text, find_files, flatten, read_prompt_texts
+
+Hashes = NDArray[np.uint64]
+
+# Chinese and Japanese write no spaces: there a character counts as a word.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+_BASE = 0x9E3779B97F4A7C15  # odd: multiplication by it loses no bits modulo 2^64
+
+
+def words(text: str) -> list[str]:
+    """Normalised words: small letters and digits, no punctuation."""
+    return _WORD.findall(text.casefold())
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationIndex:
+    """n-grams of evaluation prompts by their 64-bit hashes, sorted; ``places[i]`` says whose ``hashes[i]`` is: (file, row).
+
+    Prompts of fewer than n words are in ``short``, by their whole text: a few words in a row prove nothing, so these match only a
+    prompt that is equal but for case and white space.
+    """
+
+    n: int
+    hashes: Hashes
+    places: NDArray[np.int64]  # [n_grams, 2]
+    short: dict[str, tuple[int, int]]
+    files: tuple[str, ...]
+
+    def match(self, prompt: Text) -> dict[str, Any] | None:
+        """The first shared n-gram and the evaluation prompt that has it, or None."""
+        text = flatten(prompt)
+        if place := self.short.get(prompt_key(text)):
+            return {"words": text, "file": self.files[place[0]], "row": place[1]}
+        found = words(text)
+        grams = _hashes(found, self.n)
+        if not len(self.hashes) or not len(grams):
+            return None
+        at = np.minimum(np.searchsorted(self.hashes, grams), len(self.hashes) - 1)
+        hits = np.flatnonzero(self.hashes[at] == grams)
+        if not len(hits):
+            return None
+        file, row = self.places[at[hits[0]]]
+        return {"words": " ".join(found[hits[0] : hits[0] + self.n]), "file": self.files[file], "row": int(row)}
+
+
+def index_evaluations(sources: Sequence[str], n: int) -> EvaluationIndex:
+    """Read the prompts of evaluation files: any rows with a column ``prompt``.
+
+    Raises:
+        PolarError: as reading does.
+    """
+    files = [file for source in sources for file in find_files(source)]
+    hashes, places = [np.empty(0, np.uint64)], [np.empty((0, 2), np.int64)]
+    short: dict[str, tuple[int, int]] = {}
+    for number, file in enumerate(files):
+        seen: set[str] = set()
+        for row, prompt in enumerate(read_prompt_texts(file), 1):
+            text = flatten(prompt)
+            if text in seen:
+                continue
+            seen.add(text)
+            grams = _hashes(words(text), n)
+            hashes.append(grams)
+            places.append(np.tile(np.array([[number, row]]), (len(grams), 1)))
+            if not len(grams):
+                short.setdefault(prompt_key(text), (number, row))
+    unique, first = np.unique(np.concatenate(hashes), return_index=True)
+    return EvaluationIndex(n, unique, np.concatenate(places)[first], short, tuple(map(str, files)))
+
+
+def _hashes(found: Sequence[str], n: int) -> Hashes:
+    """Polynomial hashes of all n-grams: [max(0, len - n + 1)]."""
+    count = len(found) - n + 1
+    if count < 1:
+        return np.empty(0, np.uint64)
+    each = np.array([_word_hash(word) for word in found], np.uint64)
+    total = np.zeros(count, np.uint64)
+    for place in range(n):
+        total = total * np.uint64(_BASE) + each[place : place + count]
+    return total
+
+
+@lru_cache(1 << 16)
+def _word_hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())

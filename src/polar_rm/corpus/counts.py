@@ -1,0 +1,116 @@
+"""Counts that tasks make and the report adds up."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polar_rm.errors import PolarError
+
+Counts = dict[str, dict[str, int]]
+
+EXAMPLES = 3  # of each rule of cleaning
+_SHOWN = 160  # characters either side of a cut
+
+
+@dataclass
+class Tally:
+    """counts: group -> name -> number; a policy's numbers are in the group ``policy:NAME``, its histogram of lengths in
+    ``lengths:NAME``. examples: rule -> texts before and after, those of the smallest hashes, so that which are shown is fixed."""
+
+    counts: Counts = field(default_factory=dict)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, group: str, name: str, number: int = 1) -> None:
+        values = self.counts.setdefault(group, {})
+        values[name] = values.get(name, 0) + number
+
+    def add_policy(self, policy: str, name: str, number: int = 1) -> None:
+        self.add(f"policy:{policy}", name, number)
+
+    def add_text(self, policy: str, size: Size, n_tokens: int | None) -> None:
+        """A text that may enter comparisons. n_tokens: as its policy counted them."""
+        for group in ("trajectories", f"policy:{policy}"):
+            self.add(group, "texts")
+            for name, number in zip(("characters", "words", "tokens"), size, strict=True):
+                self.add(group, name, number)
+            self.add(group, "reported_tokens", n_tokens or 0)
+        self.add(f"lengths:{policy}", str(length_bin(size[0])))
+
+    def add_example(self, rule: str, example: dict[str, Any]) -> None:
+        shown = self.examples.setdefault(rule, [])
+        key = hashlib.blake2b(repr(example).encode(errors="backslashreplace"), digest_size=8).hexdigest()
+        shown.append({"key": key, **example})
+        shown.sort(key=lambda each: each["key"])
+        del shown[EXAMPLES:]
+
+
+def add_up(tallies: Iterable[Counts]) -> Counts:
+    """The sum of counts."""
+    total = Tally()
+    for counts in tallies:
+        for group, values in counts.items():
+            for name, number in values.items():
+                total.add(group, name, number)
+    return total.counts
+
+
+def length_bin(characters: int) -> int:
+    """Eight bins an octave: lengths of one bin differ by less than a tenth."""
+    return round(8 * math.log2(1 + characters))
+
+
+def length_of(number: float) -> float:
+    """The length in the middle of a bin, in characters."""
+    return 2 ** (number / 8) - 1
+
+
+Size = tuple[int, int, int]
+"""Characters, words, tokens (0 without a tokenizer)."""
+
+
+class Measure:
+    """Measures texts, with a tokenizer's tokens if there is one. Remembers them: a text is often in several comparisons."""
+
+    def __init__(self, tokenizer: Any = None) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[str, Size] = {}
+
+    @classmethod
+    def load(cls, folder: Path | None) -> Measure:
+        """With the tokenizer in a folder (``tokenizer.json``).
+
+        Raises:
+            PolarError: there is none.
+        """
+        if folder is None:
+            return cls()
+        from tokenizers import Tokenizer
+
+        path = folder / "tokenizer.json"
+        try:
+            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        except Exception as error:  # the library raises bare ones
+            raise PolarError(f"{path}: not a tokenizer: {error}") from error
+
+    def __call__(self, text: str) -> Size:
+        if text not in self._known:
+            tokens = len(self._tokenizer.encode(text, add_special_tokens=False).ids) if self._tokenizer else 0
+            self._known[text] = len(text), len(text.split()), tokens
+        return self._known[text]
+
+
+def excerpt(before: str, after: str) -> dict[str, str]:
+    """Both texts around the first place where they differ."""
+    same = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
+    start = max(0, same - _SHOWN)
+    lead = "…" if start else ""
+    return {
+        name: f"{lead}{text[start : same + _SHOWN]}{'…' if len(text) > same + _SHOWN else ''}"
+        for name, text in (("before", before), ("after", after))
+    }

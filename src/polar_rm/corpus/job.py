@@ -1,0 +1,89 @@
+"""What all tasks of one build know: settings, inputs, and where things lie. Built once, sent to every worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from polar_rm.corpus.config import CorpusConfig, Distance
+from polar_rm.corpus.contamination import EvaluationIndex
+from polar_rm.errors import PolarError
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A share of the input: some row groups of a Parquet file, or a whole JSONL file. first_row: of the file, counted from 1."""
+
+    path: Path
+    row_groups: tuple[int, ...] | None
+    first_row: int
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where policies come from: policy -> name of its family and of its model, as far as known."""
+
+    families: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    def distance(self, policy: str, other: str) -> Distance | Literal["unknown"]:
+        """How near two policies are."""
+        model, family = self.models.get(policy), self.families.get(policy)
+        if model is not None and model == self.models.get(other):
+            return "same_model"
+        if family is None or other not in self.families:
+            return "unknown"
+        return "same_family" if family == self.families[other] else "other_family"
+
+
+def by_pattern(policy: str, patterns: Mapping[str, str]) -> str | None:
+    """What a mapping says about a policy: by its name, or else by the first pattern that it matches."""
+    if policy in patterns:
+        return patterns[policy]
+    return next((value for pattern, value in patterns.items() if fnmatchcase(policy, pattern)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """policies, lineage, unseen, evaluations: known once the input is partitioned; empty before.
+
+    thresholds: split -> policy -> the largest key that a comparison with its reference may have, where policies are capped.
+    """
+
+    config: CorpusConfig
+    skip_bad_rows: bool
+    parts: tuple[Part, ...]
+    n_buckets: int
+    policies: tuple[str, ...] = ()
+    lineage: Lineage = field(default_factory=Lineage)
+    unseen: frozenset[str] = frozenset()
+    evaluations: EvaluationIndex | None = None
+    thresholds: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def work(self) -> Path:
+        """Folder of what is removed when the corpus is finished."""
+        return self.config.output / "work"
+
+    def path(self, kind: str, number: int, suffix: str) -> Path:
+        """A file of one task's, such as ``work/parts/00003.arrow``."""
+        return self.work / kind / f"{number:05d}{suffix}"
+
+    def may_meet(self) -> Callable[[str, str], bool]:
+        """Whether a policy may have a negative against another's reference.
+
+        Raises:
+            PolarError: distances are asked for and a policy's family is not known.
+        """
+        wanted = self.config.pairing.distance
+        if wanted is None:
+            return lambda *_: True
+        unknown = [policy for policy in self.policies if policy not in self.lineage.families]
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise PolarError(f"pairing.distance: the family of {unknown[0]!r}{more} is not known; say it in families")
+        return lambda policy, other: self.lineage.distance(policy, other) in wanted

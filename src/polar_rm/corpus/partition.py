@@ -1,0 +1,263 @@
+"""First pass: every part of the input is dealt to buckets by a hash of the prompt id, so that a prompt's rows come together.
+
+A part becomes one Arrow file with a record batch for every bucket and 32 MiB of input, so a bucket reads only its own batches.
+Whole columns are checked and moved; only rows that look bad are looked at one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from polar_rm.corpus.job import Job, Part
+from polar_rm.errors import BadRow, PolarError
+from polar_rm.files import write_json
+from polar_rm.records import OnBadRow, read_numbered_trajectories
+from polar_rm.records.rows import Refused, parsed, to_cell, to_prompt_text, to_trajectory
+
+_TEXTS = ("source", "prompt_id", "prompt", "policy", "text")
+_OPTIONAL = {"finish_reason": pa.string(), "n_tokens": pa.int64(), "dup_count": pa.int64()}
+_LINEAGE = ("family", "model", "metadata")
+
+SCHEMA = pa.schema(
+    {"part": pa.int32(), "row": pa.int64(), "hash": pa.uint64(), **dict.fromkeys(_TEXTS, pa.string()), **_OPTIONAL}
+)
+
+_BATCH_ROWS = 2048
+_CHUNK = 32 << 20  # bytes
+
+
+@dataclass
+class _Seen:
+    """What a part learns on the way. batches: bucket -> record batches of the part's file."""
+
+    rows: int = 0
+    policies: dict[str, int] = field(default_factory=dict)
+    families: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
+    batches: dict[int, list[int]] = field(default_factory=dict)
+
+
+def partition(job: Job, number: int) -> None:
+    """Write ``parts/NUMBER.arrow`` and, when it is complete, ``parts/NUMBER.json`` with counts and policies.
+
+    Raises:
+        PolarError: the file holds no trajectories. BadRow: a row is none, and bad rows are not skipped.
+    """
+    part, target = job.parts[number], job.path("parts", number, ".arrow")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    bad = OnBadRow("skip" if job.skip_bad_rows else "error", job.path("parts", number, ".refused.jsonl"))
+    seen, written = _Seen(), 0
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, SCHEMA, options=options) as writer:
+        for chunk in _chunks(_tables(part, number, bad, seen)):
+            for bucket, batch in _deal(chunk, job.n_buckets):
+                writer.write_batch(batch)
+                seen.batches.setdefault(bucket, []).append(written)
+                written += 1
+    write_json(target.with_suffix(".json"), {**vars(seen), "refused": bad.count})
+
+
+def bucket_of(hashes: np.ndarray[Any, np.dtype[np.uint64]], n_buckets: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Buckets are ranges of hashes: one after the other they hold the prompts in the same order, however many there are."""
+    return ((hashes >> np.uint64(32)) * np.uint64(n_buckets) >> np.uint64(32)).astype(np.int64)
+
+
+def _deal(table: pa.Table, n_buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    buckets = bucket_of(table["hash"].to_numpy(), n_buckets)
+    order = np.argsort(buckets, kind="stable")
+    table = table.take(order)
+    present, starts = np.unique(buckets[order], return_index=True)
+    for bucket, start, end in zip(present, starts, [*starts[1:], len(order)], strict=True):
+        [batch] = table.slice(start, end - start).combine_chunks().to_batches()
+        yield int(bucket), batch
+
+
+def _chunks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(each.nbytes for each in held) >= _CHUNK:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _tables(part: Part, number: int, bad: OnBadRow, seen: _Seen) -> Iterator[pa.Table]:
+    rows = _json_tables(part.path, bad, seen) if part.row_groups is None else _parquet_tables(part, bad, seen)
+    for table in rows:
+        if table.num_rows:
+            seen.rows += table.num_rows
+            for count in pc.value_counts(table["policy"]).to_pylist():
+                seen.policies[count["values"]] = seen.policies.get(count["values"], 0) + count["counts"]
+            table = table.append_column("part", pa.repeat(pa.scalar(number, pa.int32()), table.num_rows))
+            yield table.append_column("hash", _hash(table["prompt_id"])).select(SCHEMA.names).cast(SCHEMA)
+
+
+def _hash(ids: pa.ChunkedArray) -> pa.Array:
+    """The first eight bytes of a hash of each id, which neighbours often share."""
+    encoded = ids.combine_chunks().dictionary_encode()
+    each = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) for name in encoded.dictionary.to_pylist()]
+    return pa.array(np.array(each, np.uint64)[encoded.indices.to_numpy()])
+
+
+# ------------------------------------------------------------------------------------------------------------- Parquet
+
+
+def parquet_columns(path: Path, schema: pa.Schema) -> list[str]:
+    """The columns to read of a table of trajectories.
+
+    Raises:
+        PolarError: it is none: a column is missing or of another type.
+    """
+    wanted = [*_TEXTS, "sample_id"]
+    if missing := [name for name in wanted if name not in schema.names]:
+        columns = f"the column {missing[0]} is" if len(missing) == 1 else f"the columns {', '.join(missing)} are"
+        raise PolarError(f"{path}: it holds no trajectories: {columns} missing")
+    for name in wanted:
+        kind = schema.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_integer(kind) if name == "sample_id" else _is_text(kind)):
+            raise PolarError(f"{path}: the column {name} holds {kind}, not {'integers' if name == 'sample_id' else 'text'}")
+    return [*wanted, *(name for name in (*_OPTIONAL, *_LINEAGE) if name in schema.names)]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _parquet_tables(part: Part, bad: OnBadRow, seen: _Seen) -> Iterator[pa.Table]:
+    row = part.first_row
+    try:
+        # Read in a stream, not whole row groups: some writers put a million rows into one.
+        with pq.ParquetFile(part.path, pre_buffer=False, buffer_size=1 << 20) as file:
+            columns = parquet_columns(part.path, file.schema_arrow)
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=list(part.row_groups or ()), columns=columns):
+                table = pa.Table.from_batches([batch])
+                table = table.append_column("row", pa.array(np.arange(row, row + len(table))))
+                row += len(table)
+                yield _checked(part.path, table, bad, seen)
+    except (OSError, pa.ArrowException) as error:
+        raise PolarError(
+            f"{part.path}: not a complete Parquet file (after row {row - 1}): {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _checked(path: Path, table: pa.Table, bad: OnBadRow, seen: _Seen) -> pa.Table:
+    """Without the rows that are no trajectories, with columns of the types wanted."""
+    suspicious = np.zeros(len(table), bool)
+    for name in (*_TEXTS, "sample_id"):
+        suspicious |= table[name].is_null().to_numpy()
+        if name != "sample_id":
+            suspicious |= _broken(table[name])
+    for place in np.flatnonzero(suspicious).tolist():
+        content = {name: _value(table[name][place]) for name in table.column_names if name != "row"}
+        try:
+            to_trajectory(content, is_cell=True)
+        except Refused as error:
+            bad.refuse(BadRow(str(path), table["row"][place].as_py(), error.field, error.expected), content)
+    if suspicious.any():
+        table = table.filter(pa.array(~suspicious))
+    columns = {name: table[name].cast(pa.string()) for name in _TEXTS} | {"row": table["row"]}
+    for name, kind in _OPTIONAL.items():
+        column = table[name] if name in table.column_names else pa.nulls(len(table), kind)
+        columns[name] = _converted(column, kind)
+    _note_lineage(table, seen)
+    return _with_prompts(path, pa.table(columns), bad)
+
+
+def _broken(column: pa.ChunkedArray) -> Any:
+    """Which strings are not UTF-8; a Parquet file may hold any bytes."""
+    try:
+        column.validate(full=True)
+        return np.zeros(len(column), bool)
+    except pa.ArrowInvalid:
+        return np.array([isinstance(_value(value), bytes) for value in column])
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return bytes(scalar.as_buffer())
+
+
+def _converted(column: pa.ChunkedArray | pa.Array, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
+    """Numbers are whole ones; data frames write missing ones as NaN."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_finite(column), column, None)
+    return column.cast(kind, safe=False)
+
+
+def _with_prompts(path: Path, table: pa.Table, bad: OnBadRow) -> pa.Table:
+    """Prompts that are messages, or look so, in the form in which they are written again."""
+    special = pc.or_(pc.starts_with(table["prompt"], '[{"role"'), pc.starts_with(table["prompt"], '["['))
+    if not pc.any(special).as_py():
+        return table
+    written: dict[str, str | Refused] = {}
+    for cell in table["prompt"].filter(special).unique().to_pylist():
+        try:
+            written[cell] = str(to_cell(to_prompt_text({"prompt": cell}, is_cell=True)))
+        except Refused as error:
+            written[cell] = error
+    prompts: list[str] = []
+    kept = np.ones(len(table), bool)
+    for place, cell in enumerate(table["prompt"].to_pylist()):
+        value = written.get(cell, cell)
+        if isinstance(value, Refused):
+            row = table.slice(place, 1).to_pylist()[0]
+            bad.refuse(BadRow(str(path), row.pop("row"), value.field, value.expected), row)
+            kept[place], value = False, ""
+        prompts.append(value)
+    table = table.set_column(table.column_names.index("prompt"), "prompt", pa.array(prompts, pa.string()))
+    return table.filter(pa.array(kept))
+
+
+def _note_lineage(table: pa.Table, seen: _Seen) -> None:
+    """Family and model of policies not met before, from their first row."""
+    if not any(name in table.column_names for name in _LINEAGE):
+        return
+    for policy in table["policy"].unique().to_pylist():
+        if policy not in seen.policies:
+            place = pc.index(table["policy"], policy).as_py()
+            row = {name: table[name][place].as_py() for name in _LINEAGE if name in table.column_names}
+            metadata = parsed(row.pop("metadata", None) or "{}")
+            _note(policy, {**(metadata if isinstance(metadata, dict) else {}), **row}, seen)
+
+
+def _note(policy: str, row: dict[str, Any], seen: _Seen) -> None:
+    for name, known in (("family", seen.families), ("model", seen.models)):
+        if isinstance(row.get(name), str):
+            known[policy] = row[name]
+
+
+# --------------------------------------------------------------------------------------------------------------- JSONL
+
+
+def _json_tables(path: Path, bad: OnBadRow, seen: _Seen) -> Iterator[pa.Table]:
+    rows: list[dict[str, Any]] = []
+    for number, record in read_numbered_trajectories(path, bad):
+        if record.policy not in seen.policies and record.policy not in seen.families:
+            _note(record.policy, record.metadata, seen)
+        row: dict[str, Any] = {name: getattr(record, name) for name in (*_TEXTS, "finish_reason", "n_tokens")}
+        copies = record.metadata.get("dup_count")
+        row |= {"row": number, "prompt": to_cell(record.prompt), "dup_count": copies if isinstance(copies, int) else None}
+        rows.append(row)
+        if len(rows) == _BATCH_ROWS:
+            yield _from_rows(rows)
+            rows = []
+    if rows:
+        yield _from_rows(rows)
+
+
+def _from_rows(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, pa.schema([SCHEMA.field(name) for name in SCHEMA.names if name not in ("part", "hash")]))

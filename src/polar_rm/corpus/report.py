@@ -1,0 +1,229 @@
+"""What a corpus holds and how easily it is seen through, as JSON and as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from polar_rm.corpus.counts import Counts, length_of
+from polar_rm.corpus.job import Job
+from polar_rm.corpus.splits import SPLITS
+from polar_rm.evaluation.accuracy import score_pairs
+from polar_rm.evaluation.baselines import BASELINES, make_baselines
+from polar_rm.evaluation.plots import plot_accuracy, plot_lengths, plot_matrix
+from polar_rm.evaluation.statistics import bootstrap_intervals
+from polar_rm.evaluation.survey import NO_GROUP
+from polar_rm.files import write_file
+from polar_rm.records import Comparison, read_comparisons
+
+_SHOWN_POLICIES = 40  # of the heat map
+_SAMPLED_BUCKETS = 64  # prompts are dealt to buckets by a hash, so some of many buckets are as good as all
+
+
+def make_report(
+    job: Job,
+    counts: Counts,
+    examples: dict[str, list[dict[str, Any]]],
+    ledgers: Iterable[tuple[int, pa.Table]],
+    shards: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """All numbers of the page. ledgers: of every bucket; the shards are in place."""
+    splits: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    met: Counter[tuple[int, int]] = Counter()
+    sample = _Sample(job)
+    for number, ledger in ledgers:
+        rows = ledger.to_pydict()
+        for place, split in enumerate(rows["split"]):
+            pairs = rows["positives"][place] * len(rows["negatives"][place])
+            splits[split].update(
+                comparisons=1, pairs=pairs, **{name: rows[name][place] for name in ("characters", "words", "tokens")}
+            )
+            met.update({(rows["policy"][place], other): rows["positives"][place] for other in rows["negatives"][place]})
+        sample.add(number, rows)
+    for each in shards:
+        for split in each:
+            splits[split]["shards"] += 1
+    distances: Counter[str] = Counter()
+    for (policy, other), pairs in met.items():
+        distances[job.lineage.distance(job.policies[policy], job.policies[other])] += pairs
+    return {
+        "settings": job.config.model_dump(mode="json"),
+        "counts": {name: counts.get(name, {}) for name in ("trajectories", "prompts")},
+        "splits": {split: dict(found) for split, found in splits.items() if found},
+        "policies": {policy: _policy(job, policy, counts, met) for policy in job.policies},
+        "pairs_by_distance": dict(sorted(distances.items())),
+        "pairs_by_policies": [[policy, other, pairs] for (policy, other), pairs in sorted(met.items())],
+        "baselines": _baselines(list(sample.pairs())),
+        "cleaning": _cleaning(counts.get("cleaning", {}), examples),
+    }
+
+
+def _policy(job: Job, policy: str, counts: Counts, met: Counter[tuple[int, int]]) -> dict[str, Any]:
+    """A policy's numbers. positive_pairs, negative_pairs: in how many its text is the better one, the worse one."""
+    code = job.policies.index(policy)
+    lengths = counts.get(f"lengths:{policy}", {})
+    bins = sorted((int(number), count) for number, count in lengths.items())
+    cumulated = np.cumsum([count for _, count in bins])
+    quantiles = (
+        [length_of(bins[int(np.searchsorted(cumulated, share * cumulated[-1]))][0]) for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
+        if bins
+        else None
+    )
+    return {
+        "family": job.lineage.families.get(policy),
+        "model": job.lineage.models.get(policy),
+        "held_out": policy in job.unseen,
+        **dict.fromkeys(("texts", "empty", "cleaned", "characters", "words", "tokens", "reported_tokens"), 0),
+        **counts.get(f"policy:{policy}", {}),
+        "length_quantiles": quantiles,
+        "positive_pairs": sum(pairs for (mine, _), pairs in met.items() if mine == code),
+        "negative_pairs": sum(pairs for (_, other), pairs in met.items() if other == code),
+    }
+
+
+def _cleaning(counts: dict[str, int], examples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    rules = sorted({name.partition(".")[0] for name in counts})
+    return {
+        rule: {
+            "texts": counts[f"{rule}.texts"],
+            "characters": counts[f"{rule}.characters"],
+            "examples": [{key: value for key, value in each.items() if key != "key"} for each in examples.get(rule, [])],
+        }
+        for rule in rules
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ baselines
+
+
+class _Sample:
+    """The comparisons of the smallest keys: a sample that depends on neither order nor number of buckets."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._chosen: list[tuple[int, int, str, int]] = []  # mixed key, bucket, split, row of the shard
+        self._split: str | None = None
+
+    def add(self, number: int, rows: dict[str, list[Any]]) -> None:
+        if number >= _SAMPLED_BUCKETS:
+            return
+        starts = {split: rows["split"].index(split) for split in set(rows["split"])}
+        # Mixed anew, because caps keep small keys: those of capped policies would all be chosen.
+        found = [
+            (key * 0x9E3779B97F4A7C15 % 2**64, number, split, place - starts[split])
+            for place, (key, split) in enumerate(zip(rows["key"], rows["split"], strict=True))
+        ]
+        self._chosen = sorted(self._chosen + found)
+        if any(split == SPLITS[0] for _, _, split, _ in self._chosen):
+            self._chosen = [each for each in self._chosen if each[2] == SPLITS[0]]
+        del self._chosen[self._job.config.report.pairs :]
+
+    def pairs(self) -> Iterator[Comparison]:
+        """Of every chosen comparison one positive and one negative, with their distance in the metadata."""
+        by_shard: dict[tuple[int, str], dict[int, int]] = {}
+        for key, number, split, row in self._chosen:
+            by_shard.setdefault((number, split), {})[row] = key
+        for (number, split), wanted in sorted(by_shard.items()):
+            for row, comparison in enumerate(read_comparisons(self._job.config.output / split / f"{number:05d}.parquet")):
+                if row in wanted:
+                    yield self._pair(comparison, wanted[row])
+
+    def _pair(self, comparison: Comparison, key: int) -> Comparison:
+        pairs = comparison.pairs()
+        chosen = pairs[key % len(pairs)]
+        authors = comparison.metadata["candidate_policies"]
+        distance = self._job.lineage.distance(*(authors[place] for place in chosen))
+        metadata = {**comparison.metadata, "distance": None if distance == "unknown" else distance}
+        texts = tuple(comparison.candidates[place] for place in chosen)
+        return Comparison(comparison.prompt, comparison.reference, texts, (0, 1), comparison.wrapper, metadata)
+
+
+def _baselines(pairs: list[Comparison]) -> dict[str, Any]:
+    """Accuracy of scorers that know nothing of policies, ties half, with 95% intervals by bootstrap over prompts."""
+    fitted = make_baselines(BASELINES)
+    stream: Iterator[Comparison] = iter(pairs)
+    for baseline in fitted.values():
+        stream = baseline.fit(stream)
+    for _ in stream:
+        pass
+    scores = score_pairs(fitted, pairs, by="distance")
+
+    def measured(rows: Any) -> dict[str, Any]:
+        correct = np.column_stack([scores.correct(name)[rows] for name in fitted])
+        intervals = bootstrap_intervals(correct, scores.prompts[rows])
+        return {
+            name: {
+                "accuracy": float(correct[:, place].mean()),
+                "ci95": intervals[place] and list(intervals[place] or ()),
+                "pairs": len(correct),
+            }
+            for place, name in enumerate(fitted)
+        }
+
+    groups = {name: np.flatnonzero(scores.groups == code) for code, name in enumerate(scores.group_names) if name != NO_GROUP}
+    by_distance = {name: measured(rows) for name, rows in sorted(groups.items())}
+    return {"overall": measured(np.arange(len(pairs))), "by_distance": by_distance}
+
+
+# ----------------------------------------------------------------------------------------------------------------- page
+
+
+def write_html(path: Path, report: dict[str, Any]) -> None:
+    """The page.
+
+    Raises:
+        PolarError: the file can't be written.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = lambda value: f"{value:,}"
+    environment.filters["measure"] = _measure
+    template = environment.from_string((files("polar_rm.corpus") / "report.html.j2").read_text(encoding="utf-8"))
+    write_file(path, template.render(report=report, plots={name: Markup(svg) for name, svg in _plots(report).items()}))
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """The findings in a few lines, for the terminal."""
+    rows, cleaning = report["counts"]["trajectories"], report["cleaning"]
+    left_out = ", ".join(f"{rows.get(name, 0):,} {name}" for name in ("refused", "empty", "duplicates"))
+    lines = [f"{rows['read']:,} trajectories of {len(report['policies'])} policies read; left out: {left_out}"]
+    lines += [f"cleaned by {rule}: {found['texts']:,} texts" for rule, found in cleaning.items()]
+    if contaminated := report["counts"]["prompts"].get("contaminated"):
+        lines.append(f"{contaminated:,} prompts are in the evaluation files and were dropped, see contaminated.jsonl")
+    lines += [
+        f"{split}: {found['comparisons']:,} comparisons, {found['pairs']:,} pairs" for split, found in report["splits"].items()
+    ]
+    for name, found in {"all pairs": report["baselines"]["overall"], **report["baselines"]["by_distance"]}.items():
+        lines.append(f"baselines on {name}: " + ", ".join(f"{key} {_measure(value)}" for key, value in found.items()))
+    return lines
+
+
+def _plots(report: dict[str, Any]) -> dict[str, str]:
+    policies = sorted(report["policies"].items(), key=lambda item: (-item[1]["texts"], item[0]))
+    lengths = {name: found["length_quantiles"] for name, found in policies if found["length_quantiles"]}
+    names = list(report["policies"])
+    shown = sorted(name for name, _ in policies[:_SHOWN_POLICIES])
+    place = {names.index(name): number for number, name in enumerate(shown)}
+    matrix = np.zeros((len(shown), len(shown)))
+    for policy, other, pairs in report["pairs_by_policies"]:
+        if policy in place and other in place:
+            matrix[place[policy], place[other]] += pairs
+    title = f"the {len(shown)} policies with most texts, of {len(names)}" if len(shown) < len(names) else ""
+    baselines = {"all pairs": report["baselines"]["overall"], **report["baselines"]["by_distance"]}
+    return {
+        "lengths": plot_lengths(lengths),
+        "matrix": plot_matrix(shown, matrix, x="policy of the negative", y="policy of the reference", title=title),
+        "baselines": plot_accuracy(baselines),
+    }
+
+
+def _measure(found: dict[str, Any]) -> str:
+    interval = found["ci95"]
+    return f"{found['accuracy']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")

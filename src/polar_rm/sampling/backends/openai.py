@@ -1,0 +1,249 @@
+"""Policies behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama or a hosted one.
+
+httpx rather than the ``openai`` package: every bad answer must become a typed outcome, and retries are counted and paced here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from threading import Event
+from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from polar_rm.errors import PolarError
+from polar_rm.sampling.base import Emit, Failure, Machine, Outcome, Policy, PolicyDown, Request, Sample
+
+BACKOFF_S = 1.0  # before the first retry; doubles, with jitter
+LONGEST_BACKOFF_S = 60.0
+GIVE_UP_AFTER = 3  # requests in a row that failed in all their attempts: the policy is down
+
+# vLLM and OpenAI ("maximum context length"), SGLang ("longer than the model's context length"), llama.cpp ("context size").
+_TOO_LONG = re.compile(r"context.{0,3}(length|size|window)|(prompt|input) is too long", re.IGNORECASE)
+_POLICY_WIDE = {401: "the key was refused", 402: "payment is required", 403: "access was refused", 404: "no such model or URL"}
+
+
+class OpenAIPolicy(Policy):
+    """Base policies use ``/completions``, chat policies ``/chat/completions``; one sample a request, with its own seed.
+
+    base_url: with the version, such as ``http://localhost:8000/v1``. api_key_env: NAME of the environment variable with the key.
+    timeout: seconds. retries: after 429, 5xx, timeouts, lost connections and answers that are none.
+    unsupported: body fields that the server refuses; they are not sent. extra_body: further ones. vLLM takes defaults from the
+    model's generation_config.json: serve with ``--generation-config vllm``, or name its repetition_penalty here.
+    """
+
+    backend: Literal["openai"] = "openai"
+    base_url: str
+    api_key_env: str | None = None
+    concurrency: PositiveInt = 16
+    requests_per_minute: float | None = Field(None, gt=0)
+    timeout: float = Field(600.0, gt=0)
+    retries: NonNegativeInt = 6
+    unsupported: tuple[Literal["top_k", "seed"], ...] = ()
+    extra_body: dict[str, Any] = Field({})
+
+    FREE: ClassVar[frozenset[str]] = Policy.FREE | {
+        "base_url",
+        "api_key_env",
+        "concurrency",
+        "requests_per_minute",
+        "timeout",
+        "retries",
+    }
+    IN_PROCESS: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> OpenAIPolicy:
+        # The messages must not repeat what was written.
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise ValueError(f"policy {self.name!r}: api_key_env is the NAME of an environment variable, never the key")
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"policy {self.name!r}: base_url looks like http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(f"policy {self.name!r}: base_url must hold no credentials; name a variable as api_key_env")
+        if "top_k" in self.unsupported and self.decoding.top_k:
+            raise ValueError(f"policy {self.name!r}: the server takes no top_k; say decoding.top_k: 0, which is how it samples")
+        return self
+
+    def open(self, machine: Machine) -> OpenAIBackend:
+        return OpenAIBackend(self)
+
+    def url(self) -> str:
+        return f"{self.base_url.rstrip('/')}/{'chat/completions' if self.kind == 'chat' else 'completions'}"
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is posted for a request."""
+        decoding = self.decoding
+        asked = {"messages": self.messages(request.prompt)} if self.kind == "chat" else {"prompt": self.text(request.prompt)}
+        drawn = {
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "top_k": decoding.top_k or -1,
+            "seed": request.seed,
+        }
+        body = {"model": self.model, **asked, "n": 1, "max_tokens": decoding.max_new_tokens}
+        body |= {name: value for name, value in drawn.items() if name not in self.unsupported}
+        return body | ({"stop": list(self.stop)} if self.stop else {}) | self.extra_body
+
+
+class OpenAIBackend:
+    """Asks one server. Raises PolarError when the key's variable is not set."""
+
+    def __init__(self, policy: OpenAIPolicy) -> None:
+        self.policy = policy
+        self.key = os.environ.get(policy.api_key_env) if policy.api_key_env else None
+        if policy.api_key_env and not self.key:
+            raise PolarError(f"policy {policy.name!r}: the environment variable {policy.api_key_env} is not set")
+
+    def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
+        """See :class:`Backend`. PolicyDown: the key or the model is refused, or no request succeeds any more."""
+        asyncio.run(self._run(iter(requests), emit, stop))
+
+    async def _run(self, requests: Iterator[Request], emit: Emit, stop: Event) -> None:
+        concurrency = self.policy.concurrency
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        self.pace, self.failed_in_a_row, self.has_sample = _Pace(self.policy.requests_per_minute), 0, False
+        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=self.policy.timeout) as client:
+            workers = [asyncio.create_task(self._work(client, requests, emit)) for _ in range(concurrency)]
+            pending = set(workers)
+            try:
+                while pending and not stop.is_set():
+                    done, pending = await asyncio.wait(pending, timeout=0.2, return_when=asyncio.FIRST_EXCEPTION)
+                    for worker in done:
+                        worker.result()
+            finally:
+                for worker in pending:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _work(self, client: httpx.AsyncClient, requests: Iterator[Request], emit: Emit) -> None:
+        for request in requests:  # shared by all workers; they only take turns at an await
+            outcome = await self._ask(client, request)
+            emit(request, outcome)
+            self._judge(outcome)
+
+    def _judge(self, outcome: Outcome) -> None:
+        """A request may have its own trouble; several in a row mean that the policy is down."""
+        if isinstance(outcome, Sample):
+            self.failed_in_a_row, self.has_sample = 0, True
+        elif outcome.kind in ("empty", "too_long") or (outcome.kind == "refused" and self.has_sample):
+            return
+        else:
+            self.failed_in_a_row += 1
+            if self.failed_in_a_row >= GIVE_UP_AFTER:
+                raise PolicyDown(f"{self.policy.url()}: {outcome.message} ({GIVE_UP_AFTER} requests in a row failed)")
+
+    async def _ask(self, client: httpx.AsyncClient, request: Request) -> Outcome:
+        """One sample, or the failure of the last attempt."""
+        body = json.dumps(self.policy.body(request)).encode()  # escapes: no character can break the request
+        attempt = 0
+        while True:
+            attempt += 1
+            await self.pace.turn()
+            outcome, patience = await self._attempt(client, body)
+            if isinstance(outcome, Sample) or outcome.is_final or attempt > self.policy.retries:
+                break
+            if patience is not None:
+                self.pace.pause(patience)  # for all workers: the server asked for it
+            backoff = min(LONGEST_BACKOFF_S, BACKOFF_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+            await asyncio.sleep(backoff)
+        if isinstance(outcome, Failure):
+            return Failure(outcome.kind, self._without_key(outcome.message), attempt)
+        return outcome
+
+    async def _attempt(self, client: httpx.AsyncClient, body: bytes) -> tuple[Outcome, float | None]:
+        """The outcome, and the seconds that the server asked to wait."""
+        try:
+            answer = await client.post(self.policy.url(), content=body, headers={"Content-Type": "application/json"})
+        except httpx.TimeoutException:
+            return Failure("timeout", f"no answer within {self.policy.timeout:g} s"), None
+        except httpx.RemoteProtocolError as error:
+            return Failure("garbled", f"the server broke off: {error}"), None
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            return Failure("connection", f"no connection: {error or type(error).__name__}"), None
+        if answer.status_code in _POLICY_WIDE:
+            reason = f"{_POLICY_WIDE[answer.status_code]} (HTTP {answer.status_code}: {_said(answer)})"
+            raise PolicyDown(f"{self.policy.url()}: model {self.policy.model!r}: {self._without_key(reason)}")
+        return read_answer(self.policy, answer), _retry_after(answer)
+
+    def _without_key(self, message: str) -> str:
+        return message.replace(self.key, "***") if self.key else message
+
+
+def read_answer(policy: Policy, answer: httpx.Response) -> Outcome:
+    """The outcome that a server's answer stands for."""
+    status = answer.status_code
+    if status == 429:
+        return Failure("rate_limited", f"HTTP 429: {_said(answer)}")
+    if status in (408, 425) or status >= 500:
+        return Failure("server_error", f"HTTP {status}: {_said(answer)}")
+    if status == 413 or (400 <= status < 500 and _TOO_LONG.search(answer.text)):
+        return Failure("too_long", f"HTTP {status}: {_said(answer)}")
+    if status >= 300:
+        where = f" to {answer.headers['location']}" if "location" in answer.headers else ""
+        return Failure("refused", f"HTTP {status}{where}: {_said(answer)}")
+    try:
+        content = json.loads(answer.content)
+        choice = content["choices"][0]
+        text = choice["message"]["content"] if policy.kind == "chat" else choice["text"]
+        tokens = (content.get("usage") or {}).get("completion_tokens")
+        reason = choice.get("finish_reason")
+        if not (isinstance(text, str | None) and isinstance(tokens, int | None) and isinstance(reason, str | None)):
+            raise TypeError
+        (text or "").encode()
+    except (ValueError, LookupError, TypeError, AttributeError):  # no JSON, other JSON, half a surrogate pair
+        return Failure("garbled", f"HTTP {status} with an answer that is no completion: {_said(answer)}")
+    return policy.answer(text or "", reason, tokens)
+
+
+def _said(answer: httpx.Response) -> str:
+    """The server's message, or the beginning of what it sent instead."""
+    try:
+        content = json.loads(answer.content)
+        error = content.get("error", content)
+        message = error if isinstance(error, str) else error["message"]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        message = answer.text
+    kind = answer.headers.get("content-type", "").partition(";")[0]
+    return " ".join(str(message).split())[:200] or f"an empty answer ({kind or 'no content type'})"
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    """Seconds; the header holds seconds or a date."""
+    value = answer.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # absent, or neither
+        return None
+
+
+class _Pace:
+    """Spaces requests evenly below a rate, and holds all of them back when a server asks for it."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self.gap = 60 / per_minute if per_minute else 0.0
+        self.free_at = 0.0
+
+    async def turn(self) -> None:
+        at = max(time.monotonic(), self.free_at)
+        self.free_at = at + self.gap
+        await asyncio.sleep(at - time.monotonic())
+
+    def pause(self, seconds: float) -> None:
+        self.free_at = max(self.free_at, time.monotonic() + seconds)

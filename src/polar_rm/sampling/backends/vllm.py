@@ -1,0 +1,74 @@
+"""Policies on a GPU machine with vLLM in this process, for throughput without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from threading import Event
+from typing import Any, Literal
+
+from pydantic import Field
+
+from polar_rm.checkpoints.sources import model_folder
+from polar_rm.errors import PolarError
+from polar_rm.sampling.base import Emit, Machine, Policy, Request
+from polar_rm.sampling.rendering import check_chat_template, encode, too_long
+
+_WINDOW = 8  # batches handed over at once: vLLM schedules them itself, and results are stored after each window
+
+
+class VLLMPolicy(Policy):
+    """model: a folder. engine: further arguments of ``vllm.LLM``, such as ``{tensor_parallel_size: 2, max_model_len: 8192}``."""
+
+    backend: Literal["vllm"] = "vllm"
+    engine: dict[str, Any] = Field({})
+
+    def open(self, machine: Machine) -> VLLMBackend:
+        return VLLMBackend(self, machine)
+
+
+class VLLMBackend:
+    """A loaded policy. Raises PolarError when vLLM is missing or can't load the model."""
+
+    def __init__(self, policy: VLLMPolicy, machine: Machine) -> None:
+        try:
+            import vllm
+        except ImportError as error:
+            raise PolarError(f"policy {policy.name!r}: backend vllm needs vLLM: pip install 'polar-rm[vllm]'") from error
+        self.policy, self.batch_size, self.parameters = policy, machine.batch_size, vllm.SamplingParams
+        dtype = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}[machine.precision]
+        try:
+            self.llm = vllm.LLM(str(model_folder(policy.model)), revision=policy.revision, dtype=dtype, **policy.engine)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise PolarError(f"policy {policy.name!r}: vLLM can't load {policy.model}: {str(error).splitlines()[0]}") from error
+        self.tokenizer = self.llm.get_tokenizer()
+        check_chat_template(policy, self.tokenizer)
+
+    def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
+        """See :class:`Backend`."""
+        context = self.llm.llm_engine.model_config.max_model_len
+        requests = iter(requests)
+        while (window := list(islice(requests, _WINDOW * self.batch_size))) and not stop.is_set():
+            fitting: list[tuple[Request, list[int]]] = []
+            for request in window:
+                ids = encode(self.policy, self.tokenizer, request)
+                if failure := too_long(self.policy, ids, context):
+                    emit(request, failure)
+                else:
+                    fitting.append((request, ids))
+            prompts = [{"prompt_token_ids": ids} for _, ids in fitting]
+            outputs = self.llm.generate(prompts, [self._parameters(request) for request, _ in fitting], use_tqdm=False)
+            for (request, _), output in zip(fitting, outputs, strict=True):
+                [sample] = output.outputs
+                emit(request, self.policy.answer(sample.text, sample.finish_reason, len(sample.token_ids)))
+
+    def _parameters(self, request: Request) -> Any:
+        decoding = self.policy.decoding
+        return self.parameters(
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            top_k=decoding.top_k or -1,
+            max_tokens=decoding.max_new_tokens,
+            seed=request.seed,
+            stop=list(self.policy.stop) or None,
+        )

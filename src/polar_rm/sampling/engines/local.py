@@ -1,0 +1,72 @@
+"""Threads of this process: one for each policy behind a server, and one for all that compute here, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+
+from polar_rm.errors import PolarError
+from polar_rm.sampling.base import Machine
+from polar_rm.sampling.engines import Answered, Died, Events, Started, Work
+
+_PATIENCE_S = 10.0  # for threads to notice that they should stop
+
+_Queue = SimpleQueue[Events | BaseException | None]
+
+
+def run(work: Work, machine: Machine) -> Generator[list[Events], None, None]:
+    """Whatever has arrived, again and again until every policy is through. Closing the iterator stops all threads.
+
+    Raises: an error that is no user's mistake, as it is.
+    """
+    queue: _Queue = SimpleQueue()
+    stop = Event()
+    here = [item for item in work if item[0].IN_PROCESS]
+    here.sort(key=lambda item: item[0].model)  # policies of one model follow each other: it is loaded once
+    groups = [here, *([item] for item in work if not item[0].IN_PROCESS)]
+    threads = [Thread(target=_run_group, args=(group, machine, queue, stop), daemon=True) for group in groups if group]
+    for thread in threads:
+        thread.start()
+    running = len(threads)
+    try:
+        while running:
+            events: list[Events] = []
+            for event in _waiting(queue):
+                if isinstance(event, BaseException):
+                    raise event
+                if event is None:
+                    running -= 1
+                else:
+                    events.append(event)
+            yield events
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(_PATIENCE_S)
+
+
+def _waiting(queue: _Queue) -> Iterator[Events | BaseException | None]:
+    """The next event, and all that have arrived meanwhile: they share a commit."""
+    yield queue.get()
+    try:
+        while True:
+            yield queue.get_nowait()
+    except Empty:
+        return
+
+
+def _run_group(group: Work, machine: Machine, queue: _Queue, stop: Event) -> None:
+    try:
+        for policy, requests in group:
+            if stop.is_set():
+                break
+            try:
+                backend = policy.open(machine)
+                queue.put(Started(policy.name))
+                backend.run(requests, lambda *answer, name=policy.name: queue.put(Answered(name, *answer)), stop)
+            except PolarError as error:
+                queue.put(Died(policy.name, str(error)))
+    except BaseException as error:  # the main thread raises it: a bug must not look like a policy that is down
+        queue.put(error)
+    queue.put(None)

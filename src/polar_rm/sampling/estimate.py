@@ -1,0 +1,74 @@
+"""What a run would cost, before anything is spent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from polar_rm.records import flatten
+from polar_rm.sampling.plan import make_plan
+from polar_rm.sampling.policies import SamplingConfig
+from polar_rm.sampling.runner import missing_requests
+from polar_rm.sampling.store import Store
+
+CHARACTERS_PER_TOKEN = 4  # of a prompt, roughly, in English
+
+
+Basis = Literal["measured", "assumed", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Of one policy. requests: still to ask. prompt_tokens: roughly. new_tokens: by the measured mean length, or the most there
+    can be. seconds: None without a speed. basis: where length and speed come from."""
+
+    policy: str
+    planned: int
+    requests: int
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float | None
+    basis: Basis
+
+
+def estimate(config: SamplingConfig, tokens_per_s: float | None = None) -> list[Estimate]:
+    """One estimate for each policy; nothing is asked or written.
+
+    tokens_per_s: assumed of policies whose speed the output folder's store has not measured.
+
+    Raises:
+        PolarError: as :func:`sample`.
+    """
+    plan, estimates = make_plan(config), []
+    with Store.open(config.output, read_only=True) as store:
+        for policy in config.policies:
+            requests = missing_requests(plan, store, policy.name)
+            characters = sum(len(flatten(request.prompt)) + len(policy.system or policy.template) for request in requests)
+            tokens, seconds = store.throughput(policy.name)
+            sampled = len(store.sampled(policy.name))
+            most = policy.decoding.max_new_tokens
+            new_tokens = len(requests) * min(most, round(tokens / sampled) if tokens and sampled else most)
+            speed = tokens / seconds if seconds and tokens else tokens_per_s
+            basis: Basis = "measured" if tokens and seconds else "assumed" if tokens_per_s else "unknown"
+            needed = new_tokens / speed if speed else None
+            prompt_tokens = characters // CHARACTERS_PER_TOKEN
+            estimates.append(
+                Estimate(policy.name, plan.size(policy.name), len(requests), prompt_tokens, new_tokens, needed, basis)
+            )
+    return estimates
+
+
+def describe(estimates: list[Estimate]) -> str:
+    """A line for each policy, and the sums."""
+    lines = []
+    for each in estimates:
+        time = (
+            "time unknown, see --tokens-per-second" if each.seconds is None else f"about {timedelta(seconds=round(each.seconds))}"
+        )
+        lines.append(
+            f"{each.policy:>18}: {each.requests:,} of {each.planned:,} samples to draw, {each.prompt_tokens:,} prompt tokens, "
+            f"{'about' if each.basis == 'measured' else 'at most'} {each.new_tokens:,} new ones, {time} ({each.basis} speed)"
+        )
+    requests, tokens = sum(each.requests for each in estimates), sum(each.new_tokens for each in estimates)
+    return "\n".join([*lines, f"{'all':>18}: {requests:,} samples, {tokens:,} new tokens"])

@@ -1,0 +1,151 @@
+"""Text out of a transformers model: batches in which every sample has a random generator of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TopPLogitsWarper,
+)
+
+from polar_rm.checkpoints.sources import gguf_in, gguf_options, model_folder
+from polar_rm.errors import PolarError
+from polar_rm.sampling.base import Decoding, Emit, Outcome, PolicyDown, Request
+from polar_rm.sampling.rendering import check_chat_template, encode, load_tokenizer, too_long
+
+if TYPE_CHECKING:
+    from polar_rm.sampling.backends.transformers import TransformersPolicy
+
+_WINDOW = 16  # batches whose requests are sorted by length, against padding
+
+
+class TransformersBackend:
+    """A loaded policy. Raises PolarError when its model can't be loaded or has no chat template that it needs."""
+
+    def __init__(self, policy: TransformersPolicy, dtype: torch.dtype, device: str, batch_size: int) -> None:
+        self.policy, self.batch_size = policy, batch_size
+        self.tokenizer, self.model = _load(policy.model, policy.gguf_file, policy.n_layers, dtype, device)
+        check_chat_template(policy, self.tokenizer)
+
+    def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
+        """See :class:`Backend`. PolicyDown: a batch does not fit the device's memory."""
+        context = self.model.config.get_text_config().max_position_embeddings
+        requests = iter(requests)
+        while window := list(islice(requests, _WINDOW * self.batch_size)):
+            encoded = [(encode(self.policy, self.tokenizer, request), request) for request in window]
+            fitting = []
+            for ids, request in encoded:
+                if failure := too_long(self.policy, ids, context):
+                    emit(request, failure)
+                else:
+                    fitting.append((ids, request))
+            fitting.sort(key=lambda pair: len(pair[0]))
+            for start in range(0, len(fitting), self.batch_size):
+                batch = fitting[start : start + self.batch_size]
+                outcomes = self._generate([ids for ids, _ in batch], [request.seed for _, request in batch], stop)
+                if stop.is_set():
+                    return
+                for (_, request), outcome in zip(batch, outcomes, strict=True):
+                    emit(request, outcome)
+
+    @torch.inference_mode()
+    def _generate(self, ids: Sequence[list[int]], seeds: Sequence[int], stop: Event) -> list[Outcome]:
+        """One batch, padded on the left."""
+        width, padding, device = max(map(len, ids)), self.model.generation_config.pad_token_id, self.model.device
+        batch = torch.tensor([[padding] * (width - len(prompt)) + prompt for prompt in ids], device=device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in ids], device=device)
+        try:
+            output = self.model.generate(
+                batch,
+                attention_mask=mask,
+                max_new_tokens=self.policy.decoding.max_new_tokens,
+                do_sample=False,  # Draw leaves one token to choose
+                logits_processor=LogitsProcessorList([Draw(self.policy.decoding, seeds)]),
+                stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
+                stop_strings=list(self.policy.stop) or None,
+                tokenizer=self.tokenizer,
+            )
+        except torch.OutOfMemoryError as error:
+            raise PolicyDown(f"out of memory with batch_size {self.batch_size}; try a smaller one") from error
+        return [self._decode(row.tolist()) for row in output[:, width:]]
+
+    def _decode(self, ids: list[int]) -> Outcome:
+        ends = {*_listed(self.model.generation_config.eos_token_id), self.model.generation_config.pad_token_id}
+        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        is_done = length < len(ids) or length < self.policy.decoding.max_new_tokens
+        text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+        return self.policy.answer(text, "stop" if is_done else "length", length)
+
+
+class Draw(LogitsProcessor):  # type: ignore[misc]
+    """Leaves one token a sequence, drawn by the Gumbel trick: the argmax of logits plus Gumbel noise is a softmax sample.
+
+    Every sequence has a generator of its own. ``generate(do_sample=True)`` has one for the batch: there a sample depends on
+    what it was batched with.
+    """
+
+    def __init__(self, decoding: Decoding, seeds: Sequence[int]) -> None:
+        self.decoding = decoding
+        self.nucleus = TopPLogitsWarper(decoding.top_p)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # scores: [batch, vocabulary]. The nucleus is looked for among the top k alone, as everywhere: sorting them is cheap.
+        values, ids = scores.float().topk(min(self.decoding.top_k or scores.shape[-1], scores.shape[-1]), dim=-1)
+        values = self.nucleus(input_ids, values / self.decoding.temperature)
+        uniform = torch.stack([torch.rand(values.shape[-1], generator=generator) for generator in self.generators])
+        noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7))).to(values.device)
+        drawn = ids.gather(-1, (values + noise).argmax(-1, keepdim=True))
+        return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
+
+
+class _Stop(StoppingCriteria):  # type: ignore[misc]
+    """Ends a batch of thousands of tokens within one token."""
+
+    def __init__(self, stop: Event) -> None:
+        self.stop = stop
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self.stop.is_set(), device=input_ids.device)
+
+
+def _listed(value: int | list[int] | None) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _plain(own: GenerationConfig, tokenizer: Any) -> GenerationConfig:
+    """Special tokens alone: a model's own settings may hold penalties and warpers, which are no part of a policy's decoding."""
+    ends = sorted({*_listed(own.eos_token_id), *_listed(tokenizer.eos_token_id)})
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
+    return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=ends or None, pad_token_id=padding)
+
+
+_loaded: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # the last model: policies often share one and differ in prompts only
+
+
+def _load(source: str, named: str | None, n_layers: int | None, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
+    key = (source, named, n_layers, dtype, device)
+    if key not in _loaded:
+        _loaded.clear()  # before the next one comes: two need not fit into memory
+        folder = model_folder(source)
+        tokenizer = load_tokenizer(source, named)
+        try:
+            options = gguf_options(gguf_in(folder, named))
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise PolarError(f"{folder}: {str(error).splitlines()[0]}") from error
+        if n_layers is not None:
+            model.model.layers = model.model.layers[:n_layers]
+        model.generation_config = _plain(model.generation_config, tokenizer)
+        _loaded[key] = tokenizer, model.to(device).eval()
+    return _loaded[key]

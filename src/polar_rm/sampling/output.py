@@ -1,0 +1,122 @@
+"""Parquet files and the manifest out of a store."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from polar_rm.files import sha256, write_json
+from polar_rm.provenance import versions
+from polar_rm.records import Trajectory, write_records
+from polar_rm.sampling.base import Policy
+from polar_rm.sampling.plan import Plan
+from polar_rm.sampling.policies import SamplingConfig
+from polar_rm.sampling.prompts import Prompt
+from polar_rm.sampling.store import Store
+
+SCHEMA = "polar-rm/trajectories/1"
+
+
+def trajectories_path(config: SamplingConfig) -> Path:
+    """A file, or with several buckets a folder of them."""
+    return config.output / ("trajectories.parquet" if config.buckets == 1 else "trajectories")
+
+
+def write_trajectories(config: SamplingConfig, plan: Plan, store: Store) -> list[dict[str, Any]]:
+    """All planned samples that have arrived; returns {file, rows, sha256} of each file.
+
+    Rows are sorted by prompt, policy and sample, whatever order they arrived in. A prompt's bucket is a hash of its id, so files
+    can be read side by side with all samples of a prompt in one of them. An empty bucket has no file.
+    """
+    wanted = _wanted(config, plan)
+    target, n = trajectories_path(config), config.buckets
+    members: list[list[Prompt]] = [[] for _ in range(n)]
+    for prompt in plan.prompts:
+        members[int.from_bytes(hashlib.sha256(prompt.prompt_id.encode()).digest()[:8]) % n].append(prompt)
+    stale = config.output / ("trajectories" if n == 1 else "trajectories.parquet")
+    shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
+    if target.is_dir():  # of another number of buckets
+        for old in target.glob(f"[0-9]*-of-{'[0-9]' * 5}.parquet"):
+            old.unlink()
+    files = []
+    for number, prompts in enumerate(members):
+        rows = _trajectories(config, store, prompts, wanted)
+        if (first := next(rows, None)) is None:
+            target.unlink(missing_ok=True) if n == 1 else None
+            continue
+        path = target if n == 1 else target / f"{number:05d}-of-{n:05d}.parquet"
+        count = write_records(path, _chained(first, rows))
+        files.append({"file": str(path.relative_to(config.output)), "rows": count, "sha256": sha256(path)})
+    return files
+
+
+def write_manifest(config: SamplingConfig, plan: Plan, files: list[dict[str, Any]], policies: list[dict[str, Any]]) -> None:
+    """``manifest.json``: what the files hold and what they were made with."""
+    settings = config.model_dump(mode="json")
+    content = {
+        "schema": SCHEMA,
+        "settings": settings,
+        "inputs": {str(source.rows): sha256(source.rows) for source in config.prompts if hasattr(source, "rows")},
+        **versions(),
+        "n_prompts": len(plan.prompts),
+        "n_trajectories": sum(file["rows"] for file in files),
+        "prefixes": plan.counts,
+        "bad_rows": plan.bad_rows,
+        "policies": policies,
+        "files": files,
+    }
+    write_json(config.output / "manifest.json", content)
+
+
+def _wanted(config: SamplingConfig, plan: Plan) -> dict[str, list[tuple[Policy, int]]]:
+    """For every prompt its policies in the order of the config, and their numbers of samples."""
+    wanted: dict[str, list[tuple[Policy, int]]] = {prompt.prompt_id: [] for prompt in plan.prompts}
+    for policy in config.policies:
+        for index, count in plan.shares[policy.name]:
+            wanted[plan.prompts[index].prompt_id].append((policy, count))
+    return wanted
+
+
+def _trajectories(
+    config: SamplingConfig, store: Store, prompts: list[Prompt], wanted: dict[str, list[tuple[Policy, int]]]
+) -> Iterator[Trajectory]:
+    for prompt in prompts:
+        samples = store.samples_of(prompt.prompt_id)
+        for policy, count in wanted[prompt.prompt_id]:
+            for sample_id in range(count):
+                if (policy.name, sample_id) not in samples:
+                    continue
+                seed, sample = samples[policy.name, sample_id]
+                yield Trajectory(
+                    source=config.source,
+                    prompt_id=prompt.prompt_id,
+                    prompt=prompt.prompt,
+                    policy=policy.name,
+                    sample_id=sample_id,
+                    text=sample.text,
+                    temperature=policy.decoding.temperature,
+                    top_p=policy.decoding.top_p,
+                    top_k=policy.decoding.top_k,
+                    seed=seed,
+                    finish_reason=sample.finish_reason,
+                    n_tokens=sample.n_tokens,
+                    metadata=_metadata(policy),
+                )
+
+
+def _metadata(policy: Policy) -> dict[str, Any]:
+    """How near a policy is to others, and how its text joins the prompt (see ``wrapper`` of a comparison)."""
+    metadata: dict[str, Any] = {"family": policy.family, "wrapper": "pretrain" if policy.continues() else "sft"}
+    if policy.checkpoint_of is not None:
+        metadata["checkpoint_of"] = policy.checkpoint_of
+    if policy.step is not None:
+        metadata["step"] = policy.step
+    return metadata
+
+
+def _chained(first: Trajectory, rest: Iterator[Trajectory]) -> Iterator[Trajectory]:
+    yield first
+    yield from rest

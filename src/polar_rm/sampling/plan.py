@@ -1,0 +1,100 @@
+"""Which policy answers which prompt how often, with which seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from polar_rm.errors import PolarError
+from polar_rm.records import OnBadRow
+from polar_rm.sampling.base import Policy, Request
+from polar_rm.sampling.policies import SamplingConfig
+from polar_rm.sampling.prompts import Prefixes, Prompt, make_prefixes, read_rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """shares: for every policy, (index of a prompt, number of samples), in the order of prompts.
+
+    counts: of the texts behind prefixes, see :func:`make_prefixes`. bad_rows: prompts and texts that were skipped.
+    """
+
+    prompts: list[Prompt]
+    shares: dict[str, list[tuple[int, int]]]
+    seed: int
+    counts: list[dict[str, int]] = field(default_factory=list)
+    bad_rows: int = 0
+
+    def size(self, policy: str) -> int:
+        """Number of samples planned."""
+        return sum(count for _, count in self.shares[policy])
+
+    def requests(self, policy: str) -> Iterator[Request]:
+        """All requests of a policy."""
+        for index, count in self.shares[policy]:
+            prompt = self.prompts[index]
+            for sample_id in range(count):
+                seed = sample_seed(self.seed, policy, prompt.prompt_id, sample_id)
+                yield Request(prompt.prompt_id, prompt.prompt, sample_id, seed)
+
+
+def make_plan(config: SamplingConfig, cache: Path | None = None) -> Plan:
+    """Read the prompts and deal them out. cache: a folder for prefixes that took time to make.
+
+    Raises:
+        BadRow: a prompt is not one, or its id came before. PolarError: see :func:`make_prefixes`.
+    """
+    if config.on_bad_row == "skip":
+        config.output.mkdir(parents=True, exist_ok=True)
+    bad = OnBadRow(config.on_bad_row, config.output / "rejected.jsonl")
+    prompts: list[Prompt] = []
+    counts = []
+    for number, source in enumerate(config.prompts):
+        if isinstance(source, Prefixes):
+            made, found = make_prefixes(source, config.seed, cache and cache / f"prefixes-{number}.json", bad)
+            counts.append(found)
+            prompts += made[: config.limit]
+        else:
+            prompts += islice(read_rows(source, bad), config.limit)
+    _check_ids(prompts)
+    shares: dict[str, list[tuple[int, int]]] = {policy.name: [] for policy in config.policies}
+    pools = {source.pool: config.pool(source.pool) for source in config.prompts}
+    for index, prompt in enumerate(prompts):
+        for policy, count in _assigned(config, pools[prompt.pool], prompt):
+            shares[policy.name].append((index, count))
+    return Plan(prompts, shares, config.seed, counts, bad.count)
+
+
+def sample_seed(*names: str | int) -> int:
+    """A hash of what names a sample. With 63 bits, two of 100 million samples share a seed with probability 0.0005."""
+    return int.from_bytes(hashlib.sha256(json.dumps(names).encode()).digest()[:8]) >> 1
+
+
+def _assigned(config: SamplingConfig, pool: list[Policy], prompt: Prompt) -> list[tuple[Policy, int]]:
+    if config.assignment.method == "grid":
+        return [(policy, policy.samples) for policy in pool]
+    drawn = sorted(pool, key=lambda policy: _arrival(config.seed, prompt.prompt_id, policy))[: config.assignment.policies]
+    return [(policy, policy.samples if place == 0 else 1) for place, policy in enumerate(drawn)]
+
+
+def _arrival(seed: int, prompt_id: str, policy: Policy) -> float:
+    """An exponential variable of rate ``weight``: the first k to arrive are a weighted draw without replacement.
+
+    It depends on prompt and policy alone (rendezvous hashing). A policy that joins the pool displaces others on some prompts, and
+    nobody who was in is asked for more than before.
+    """
+    uniform = (sample_seed(seed, "draw", prompt_id, policy.name) + 1) / 2**63
+    return -math.log(uniform) / policy.weight
+
+
+def _check_ids(prompts: list[Prompt]) -> None:
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.prompt_id in seen:
+            raise PolarError(f"prompts: the id {prompt.prompt_id!r} comes from two sources")
+        seen.add(prompt.prompt_id)

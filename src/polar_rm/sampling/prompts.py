@@ -1,0 +1,201 @@
+"""What policies are asked: rows with instructions, and random prefixes of ordinary text."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import PositiveInt, model_validator
+
+from polar_rm.config import Config
+from polar_rm.errors import BadRow, PolarError
+from polar_rm.files import sha256, write_file
+from polar_rm.records import OnBadRow, Text, find_files, read_prompts, read_texts
+
+Pool = Literal["base", "chat", "any"]
+
+_PLAIN = (".txt", ".md")
+_CHARACTERS = 64  # of a text are tokenised for each token that may be needed; more can't matter
+_PASSAGE = 5  # characters of a plain file's passage for each token of the longest prefix
+
+
+class PromptRows(Config):
+    """Rows {prompt_id, prompt} as JSONL or Parquet. pool: the kind of policies that are asked."""
+
+    rows: Path
+    pool: Pool = "any"
+
+
+class Prefixes(Config):
+    """The first min_tokens to max_tokens tokens of ordinary texts, the number drawn evenly (paper, App. D.1.1).
+
+    texts: .txt and .md files, JSONL or Parquet with a text in ``column``, a folder of these or one saved by ``datasets``, a
+    glob pattern. Plain files are cut at blank lines into passages that are long enough. tokenizer: a model's folder or
+    ``package:NAME``. count: how many, chosen at random; a larger count keeps those of a smaller one. Default: every text.
+    """
+
+    texts: tuple[Path, ...]
+    tokenizer: str
+    column: str = "text"
+    count: PositiveInt | None = None
+    min_tokens: PositiveInt = 1
+    max_tokens: PositiveInt = 1024
+    pool: Pool = "base"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return value | {"texts": [value["texts"]]} if isinstance(value, dict) and isinstance(value.get("texts"), str) else value
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Prefixes:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """pool: the kind of policies that are asked. hash: of the prompt, 16 hexadecimal digits."""
+
+    prompt_id: str
+    prompt: Text
+    pool: Pool
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.prompt).encode()).hexdigest()[:16]
+
+
+def read_rows(source: PromptRows, on_bad_row: OnBadRow) -> Iterator[Prompt]:
+    """Raises BadRow: a row is no prompt, is empty, or its id came before (unless bad rows are skipped)."""
+    return (Prompt(prompt_id, prompt, source.pool) for prompt_id, prompt in read_prompts(source.rows, on_bad_row))
+
+
+def make_prefixes(source: Prefixes, seed: int, cache: Path | None, on_bad_row: OnBadRow) -> tuple[list[Prompt], dict[str, int]]:
+    """Prefixes in an order that depends on seed and texts alone, and counts of texts read, empty, repeated and bad.
+
+    cache: a JSON file for the result, as tokenising millions of texts takes time; None does without.
+
+    Raises:
+        PolarError: there are fewer texts than asked for. BadRow: broken Unicode, unless it is skipped.
+    """
+    files = [file for path in source.texts for file in _files(path)]
+    settings = source.model_dump(mode="json", exclude={"texts"})
+    identity = {"texts": [sha256(file) for file in files], "seed": seed, "on_bad_row": on_bad_row.mode, **settings}
+    if cache is not None and cache.exists():
+        saved = json.loads(cache.read_text(encoding="utf-8"))
+        if saved["identity"] == identity:
+            return [Prompt(**row) for row in saved["prompts"]], saved["counts"]
+    refused = on_bad_row.count
+    chosen, counts = _choose(source, seed, _texts(source, files, on_bad_row))
+    counts["bad"] = on_bad_row.count - refused
+    prompts = _cut(source, seed, chosen)
+    counts["too_short"] = len(chosen) - len(prompts)
+    if source.count is not None and len(prompts) < source.count:
+        found = ", ".join(f"{value} {name}" for name, value in counts.items())
+        raise PolarError(f"{source.texts[0]}: count asks for {source.count} prefixes, its texts give {len(prompts)} ({found})")
+    if cache is not None:
+        rows = [asdict(prompt) for prompt in prompts]
+        write_file(cache, json.dumps({"identity": identity, "counts": counts, "prompts": rows}, ensure_ascii=False))
+    return prompts, counts
+
+
+def _choose(source: Prefixes, seed: int, texts: Iterator[str]) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """(key, text): those with the smallest hashes, a sample that memory holds even where the texts do not fit."""
+    counts = dict.fromkeys(["texts", "empty", "repeated"], 0)
+    kept: list[tuple[int, str, str]] = []  # a heap with the largest hash first
+    seen: set[bytes] = set()
+    for text in texts:
+        counts["texts"] += 1
+        text = text[: _CHARACTERS * source.max_tokens]
+        digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+        if not text.strip():
+            counts["empty"] += 1
+        elif digest[:16] in seen:
+            counts["repeated"] += 1
+        else:
+            seen.add(digest[:16])
+            entry = (-int.from_bytes(digest), digest.hex()[:16], text)
+            if source.count is None or len(kept) < source.count:
+                heapq.heappush(kept, entry)
+            else:
+                heapq.heappushpop(kept, entry)
+    return [(key, text) for _, key, text in sorted(kept, reverse=True)], counts
+
+
+def _cut(source: Prefixes, seed: int, chosen: list[tuple[str, str]]) -> list[Prompt]:
+    """Prefixes are substrings of their texts: a cut never falls inside a character."""
+    from polar_rm.sampling.rendering import load_tokenizer
+
+    tokenizer, prompts = load_tokenizer(source.tokenizer), []
+    for start in range(0, len(chosen), 256):
+        batch = chosen[start : start + 256]
+        encoded = tokenizer([text for _, text in batch], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        for (key, text), offsets in zip(batch, encoded["offset_mapping"], strict=True):
+            if len(offsets) < source.min_tokens:
+                continue
+            length = random.Random(f"{seed} {key}").randint(source.min_tokens, min(source.max_tokens, len(offsets)))
+            prompts.append(Prompt(f"prefix-{key}", text[: offsets[length - 1][1]], source.pool))
+    return prompts
+
+
+def _files(path: Path) -> list[Path]:
+    if (path / "dataset_info.json").exists():
+        return [path]
+    if path.is_dir():
+        plain = sorted(file for file in path.rglob("*") if file.suffix in _PLAIN and file.is_file())
+        return plain or find_files(path)
+    return [path] if path.suffix in _PLAIN and path.exists() else _matching(path)
+
+
+def _matching(path: Path) -> list[Path]:
+    plain = sorted(path.parent.glob(path.name)) if path.suffix in _PLAIN else []
+    return plain or find_files(path)
+
+
+def _texts(source: Prefixes, files: list[Path], on_bad_row: OnBadRow) -> Iterator[str]:
+    for file in files:
+        if file.suffix in _PLAIN:
+            yield from _passages(file, _PASSAGE * source.max_tokens, on_bad_row)
+        elif file.is_dir():
+            yield from read_texts(_dataset(file), source.column, on_bad_row)
+        else:
+            yield from read_texts(file, source.column, on_bad_row)
+
+
+def _dataset(folder: Path) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise PolarError(f"{folder}: reading it needs datasets: pip install 'polar-rm[datasets]'") from error
+    return datasets.load_from_disk(str(folder))
+
+
+def _passages(path: Path, characters: int, on_bad_row: OnBadRow) -> Iterator[str]:
+    """Runs of paragraphs of at least so many characters; a file without blank lines is cut at twice that. Rows are lines."""
+    lines: list[str] = []
+    size = 0
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").replace("\r\n", "\n")
+            except UnicodeDecodeError as error:
+                expected = f"UTF-8 text, but byte {error.start + 1} of the line is not"
+                on_bad_row.refuse(BadRow(str(path), number, "", expected), raw.decode("utf-8", "backslashreplace"))
+                continue
+            if not lines and not line.strip():
+                continue
+            lines.append(line)
+            size += len(line)
+            if (size >= characters and not line.strip()) or size >= 2 * characters:
+                yield "".join(lines).rstrip()
+                lines, size = [], 0
+    if lines:
+        yield "".join(lines).rstrip()

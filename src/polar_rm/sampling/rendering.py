@@ -1,0 +1,51 @@
+"""Prompts to token ids, for backends that hold the tokenizer themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polar_rm.checkpoints.sources import gguf_in, model_folder
+from polar_rm.errors import PolarError
+from polar_rm.sampling.base import Failure, Policy, Request
+
+
+def load_tokenizer(source: str, gguf_file: str | None = None) -> Any:
+    """source: a model's folder or ``package:NAME``.
+
+    Raises:
+        PolarError: there is no tokenizer, or it has no offsets (a slow one).
+    """
+    from transformers import AutoTokenizer
+
+    folder = model_folder(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_in(folder, gguf_file), trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PolarError(f"{folder}: no tokenizer could be loaded: {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise PolarError(f"{folder}: its tokenizer has no fast version (tokenizer.json)")
+    return tokenizer
+
+
+def check_chat_template(policy: Policy, tokenizer: Any) -> None:
+    """Raises PolarError where a chat policy's tokenizer can't render a conversation."""
+    if policy.kind == "chat" and not tokenizer.chat_template:
+        raise PolarError(f"policy {policy.name!r}: {policy.model} has no chat template; a base policy needs none")
+
+
+def encode(policy: Policy, tokenizer: Any, request: Request) -> list[int]:
+    """The ids that the policy continues."""
+    if policy.kind == "base":
+        ids: list[int] = tokenizer(policy.text(request.prompt))["input_ids"]
+        return ids
+    text = tokenizer.apply_chat_template(policy.messages(request.prompt), tokenize=False, add_generation_prompt=True)
+    rendered: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return rendered
+
+
+def too_long(policy: Policy, ids: list[int], context: int) -> Failure | None:
+    """The failure of a request that does not fit the model's context of so many tokens."""
+    new = policy.decoding.max_new_tokens
+    if len(ids) + new <= context:
+        return None
+    return Failure("too_long", f"{len(ids)} tokens and {new} new ones exceed the context of {context}")

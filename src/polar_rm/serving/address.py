@@ -1,0 +1,53 @@
+"""Where a server listens, and who may ask it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+
+from polar_rm.errors import PolarError
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def api_key(host: str, variable: str | None, *, allow_open: bool) -> str | None:
+    """The key in the environment variable, None where none is asked for.
+
+    Raises:
+        PolarError: the variable is empty, or others could reach the server without a key.
+    """
+    if variable:
+        if key := os.environ.get(variable):
+            return key
+        raise PolarError(f"--api-key-env {variable}: this environment variable is not set")
+    if not is_loopback(host) and not allow_open:
+        raise PolarError(
+            f"--host {host} lets other machines in: name a key's environment variable by --api-key-env, or say --allow-open"
+        )
+    return None
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket, before the model is loaded: a port in use should be told at once.
+
+    Raises:
+        PolarError: it can't be bound.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise PolarError(f"{host}:{port} can't be bound: {error.strerror or error}") from error
+    return listener

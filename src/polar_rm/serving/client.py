@@ -1,0 +1,377 @@
+"""Clients for reward servers: ours, vLLM, SGLang and LMDeploy. Needs neither torch nor transformers.
+
+    with RewardClient("http://127.0.0.1:30000") as client:
+        outcomes = client.score([ScoreItem("What is the capital of China?", "Beijing.", "Shanghai.")])
+        values = rewards(outcomes)  # raises if an item has none
+
+Every item gets one outcome, a Reward or a Failure with its reason. Mistakes in the set-up (a wrong URL, an unknown server, an
+encoder that is not the server's) raise a PolarError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import httpx
+
+from polar_rm.encoding import Encoder, EncoderSettings, load_tokenizer
+from polar_rm.errors import EncoderMismatch, PolarError
+from polar_rm.records import ScoreItem
+from polar_rm.sequences import TokenSequence, render, tokenize
+from polar_rm.serving import protocols
+from polar_rm.serving.jobs import Ids, Job, Jobs, by_group, encode
+from polar_rm.serving.protocols import BadReply, Engine
+from polar_rm.serving.results import Cut, Failure, FailureCode, Outcome, Reward, rewards
+
+__all__ = ["AsyncRewardClient", "Cut", "Failure", "Outcome", "Reward", "RewardClient", "RewardModelClient", "rewards"]
+
+T = TypeVar("T")
+
+# Worth another try: the server is busy, starting or stopping, or a proxy lost it.
+_TRANSIENT = {408, 425, 429, 502, 503, 504}
+# The same for every item: splitting the request can't help.
+_GENERAL = {401, 403, 404, 405}
+
+
+class _Refused(Exception):
+    """The server will not answer this request, however often it is sent."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"HTTP {status}: {message}")
+        self.status = status
+
+
+class _Unavailable(Exception):
+    """No answer before the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    engine: Engine
+    model: str | None  # the name it serves under
+
+
+class AsyncRewardClient:
+    """Scores items concurrently over a pool of connections; use it within one event loop.
+
+    url: of the server, with scheme and port. model: checkpoint folder (or its Encoder); needed for foreign engines, which are
+    sent token ids, and checked against our own server's encoder. engine: skips the question which server it is.
+    timeout: seconds of one try. deadline: seconds of one call with all its tries; transient errors are retried until then, with
+    exponential back-off and jitter or as the server's Retry-After says. max_concurrency: requests in flight.
+    items_per_request: at most; small requests spread over replicas, the server merges them again.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | Path | Encoder | None = None,
+        engine: Engine | None = None,
+        api_key: str | None = None,
+        timeout: float = 120.0,
+        deadline: float = 600.0,
+        max_concurrency: int = 32,
+        items_per_request: int = 64,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        if engine is not None and engine not in protocols.ENGINES:
+            raise PolarError(f"unknown engine {engine!r}; known: {', '.join(protocols.ENGINES)}")
+        self.encoder = Encoder.from_pretrained(model) if isinstance(model, (str, Path)) else model
+        self._timeout, self._deadline = timeout, deadline
+        self._items_per_request = items_per_request
+        self._server = _Server(engine, None) if engine else None
+        self._probing = asyncio.Lock()
+        self._slots = asyncio.Semaphore(max_concurrency)
+        try:
+            # Rewards come from a named host: a proxy of the environment would only get in the way (the official client agrees).
+            self._http = httpx.AsyncClient(
+                base_url=url,
+                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+                limits=httpx.Limits(max_connections=max_concurrency, max_keepalive_connections=max_concurrency),
+                trust_env=False,
+                transport=transport,
+            )
+        except httpx.InvalidURL as error:
+            raise PolarError(f"{url!r} is not a URL: {error}") from None
+        if self._http.base_url.scheme not in ("http", "https"):
+            raise PolarError(f"{url!r} is not a URL: it must begin with http:// or https://")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        """One outcome per item, in order.
+
+        Raises:
+            PolarError: the server is none that we know, or a foreign one and ``model`` was not given.
+            EncoderMismatch: ``model`` does not encode as our server does.
+        """
+        until = time.monotonic() + self._deadline
+        server = await self._probe(until)
+        if isinstance(server, Failure):
+            return [server] * len(items)
+        if server.engine == "polar":
+            return await self._in_requests(by_group(items), lambda part: self._post_items(part, until))
+        if self.encoder is None:
+            raise PolarError(
+                f"{self._http.base_url} is a {server.engine} server: give model=, the checkpoint folder to encode with"
+            )
+        encoded = await asyncio.get_running_loop().run_in_executor(None, encode, items, self.encoder)
+        return await self._in_requests(encoded, lambda part: self._post_ids(server, part, until))
+
+    async def score_ids(self, sequences: Sequence[list[int]]) -> list[Outcome]:
+        """One outcome per sequence of token ids as :mod:`polar_rm.encoding` makes them, in order."""
+        until = time.monotonic() + self._deadline
+        server = await self._probe(until)
+        if isinstance(server, Failure):
+            return [server] * len(sequences)
+        jobs = Jobs([Ids(ids, Cut()) for ids in sequences], list(range(len(sequences))), {})
+        return await self._in_requests(jobs, lambda part: self._post_ids(server, part, until))
+
+    async def _probe(self, until: float) -> _Server | Failure:
+        """Which server this is, asked once; a failure where it can't be reached."""
+        async with self._probing:
+            if self._server is None:
+                try:
+                    self._server = self._recognised(await self._send("GET", "/v1/models", None, until))
+                except _Unavailable as error:
+                    return Failure("unavailable", str(error))
+                except _Refused as error:
+                    return Failure("refused", str(error))
+                except BadReply as error:
+                    raise PolarError(f"{self._http.base_url}: {error}") from None
+            return self._server
+
+    def _recognised(self, models: Any) -> _Server:
+        engine, card = protocols.recognise(models)
+        theirs = card.get("encoder_hash")
+        if self.encoder and theirs not in (None, self.encoder.hash):
+            raise EncoderMismatch(
+                f"{self._http.base_url}: the server encodes otherwise than the model folder (its encoder's hash is {theirs}, "
+                f"the folder's {self.encoder.hash})"
+            )
+        return _Server(engine, card.get("id"))
+
+    async def _in_requests(self, jobs: Jobs[Job], post: Callable[[Sequence[Job]], Awaitable[list[Outcome]]]) -> list[Outcome]:
+        """Outcomes of all items, each at its place."""
+        size = self._items_per_request
+        parts = [jobs.todo[start : start + size] for start in range(0, len(jobs.todo), size)]
+        answers = await asyncio.gather(*(_split_on_refusal(part, post) for part in parts))
+        outcomes = dict(zip(jobs.places, (outcome for answer in answers for outcome in answer), strict=True)) | jobs.failed
+        return [outcomes[place] for place in range(len(outcomes))]
+
+    async def _post_items(self, items: Sequence[ScoreItem], until: float) -> list[Outcome]:
+        path, body = protocols.score_request(items)
+        return protocols.score_outcomes(body, await self._send("POST", path, body, until))
+
+    async def _post_ids(self, server: _Server, jobs: Sequence[Ids], until: float) -> list[Outcome]:
+        sequences = [job.ids for job in jobs]
+        path, body = protocols.ids_request(server.engine, server.model, sequences)
+        try:
+            reply = await self._send("POST", path, body, until)
+        except _Refused as error:
+            if server.engine != "vllm" or error.status != 404:
+                raise
+            path, body = protocols.pooling_request(server.model, sequences)
+            reply = await self._send("POST", path, body, until)
+        scores = protocols.ids_scores(reply, len(jobs))
+        return [
+            score if isinstance(score, Failure) else Reward(score, len(job.ids), job.cut)
+            for job, score in zip(jobs, scores, strict=True)
+        ]
+
+    async def _send(self, method: str, path: str, body: dict[str, Any] | None, until: float) -> Any:
+        """The JSON of a good reply; transient errors are retried until the deadline."""
+        attempt = 0
+        while True:
+            reason, pause = await self._try(method, path, body, until)
+            if pause is None:
+                return reason
+            attempt += 1
+            # Full jitter: clients that failed together don't come back together.
+            pause = pause or random.uniform(0, min(10.0, 0.2 * 2**attempt))
+            if time.monotonic() + pause > until:
+                raise _Unavailable(f"{reason} ({attempt} tries)")
+            await asyncio.sleep(pause)
+
+    async def _try(self, method: str, path: str, body: dict[str, Any] | None, until: float) -> tuple[Any, float | None]:
+        """(JSON, None), or a transient error's reason and the pause that the server wishes (0: no wish)."""
+        async with self._slots:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise _Unavailable("the deadline passed while waiting for a connection")
+            try:
+                reply = await self._http.request(method, path, json=body, timeout=min(self._timeout, left))
+            except httpx.TransportError as error:
+                return f"{type(error).__name__} {error}".strip(), 0.0
+        if reply.status_code in _TRANSIENT:
+            return f"HTTP {reply.status_code}: {_message(reply)}", _retry_after(reply)
+        if reply.status_code >= 400:
+            raise _Refused(reply.status_code, _message(reply))
+        try:
+            return json.loads(reply.content), None
+        except ValueError:
+            raise BadReply("the reply is not JSON") from None
+
+
+class RewardClient:
+    """:class:`AsyncRewardClient` for ordinary code, with the same options. Threads may share one client."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._client = AsyncRewardClient(url, **options)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="reward-client", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def encoder(self) -> Encoder | None:
+        return self._client.encoder
+
+    def close(self) -> None:
+        """Close all connections; the client can't be used again."""
+        if self._thread.is_alive():
+            self._run(self._client.close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        """See :meth:`AsyncRewardClient.score`."""
+        return self._run(self._client.score(items))
+
+    def score_ids(self, sequences: Sequence[list[int]]) -> list[Outcome]:
+        """See :meth:`AsyncRewardClient.score_ids`."""
+        return self._run(self._client.score_ids(sequences))
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+class RewardModelClient:
+    """Drop-in for POLAR's and XTuner's client: the same constructor and calls, so that a script changes one import.
+
+    It differs where the official one goes wrong: a failure raises instead of giving None, token ids are sent instead of text
+    (fast tokenizers split the scoring token in text), tokenizers need no remote code. path: a native checkpoint folder, whose
+    own limits are the default.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        max_length: int | None = None,
+        max_response_length: int | None = None,
+        response_cut_side: Literal["right", "left"] | None = None,
+        server_type: Literal["sglang", "vllm", "lmdeploy"] = "sglang",
+        server_address: str = "127.0.0.1:30000",
+    ) -> None:
+        if server_type not in ("sglang", "vllm", "lmdeploy"):
+            raise PolarError(f"unknown server_type {server_type!r}; known: sglang, vllm, lmdeploy")
+        saved = Encoder.from_pretrained(path)
+        given = {"max_length": max_length, "max_response_length": max_response_length, "response_cut_side": response_cut_side}
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        settings: EncoderSettings = replace(saved.settings, **changes)
+        self.encoder = Encoder(load_tokenizer(path), settings)
+        self.server_type: Engine = server_type
+        self._url = f"http://{server_address}"
+        self._clients: dict[Engine, RewardClient] = {}
+
+    def __call__(self, data: Any) -> list[float]:
+        """Raw rewards of items ``{prompt, reference, output[, wrapper]}`` or rendered texts.
+
+        Raises:
+            PolarError: an item can't be encoded.
+            ScoreError: an item got no reward.
+        """
+        return self._request(data, self.server_type)
+
+    def encode(self, data: Any) -> str | list[str]:
+        """The rendered text of one item, or of each in a list; texts pass through."""
+        if isinstance(data, list):
+            return [text if isinstance(text, str) else render(self._ids(text), self.encoder) for text in data]
+        return data if isinstance(data, str) else render(self._ids(data), self.encoder)
+
+    def sglang_request_reward(self, data: Any) -> list[float]:
+        """From SGLang, or ours."""
+        return self._request(data, "sglang")
+
+    def vllm_request_reward(self, data: Any) -> list[float]:
+        """From vLLM with either pooling task, or ours."""
+        return self._request(data, "vllm")
+
+    def lmdeploy_request_reward(self, data: Any) -> list[float]:
+        """From LMDeploy, or ours with ``--pooling-flavour lmdeploy``."""
+        return self._request(data, "lmdeploy")
+
+    def _request(self, data: Any, engine: Engine) -> list[float]:
+        items = data if isinstance(data, list) else [data]
+        sequences = [self._ids(item) for item in items]
+        if engine not in self._clients:
+            self._clients[engine] = RewardClient(self._url, engine=engine)
+        return rewards(self._clients[engine].score_ids(sequences))
+
+    def _ids(self, item: Any) -> list[int]:
+        if isinstance(item, str):
+            ids = tokenize(item, self.encoder)
+            TokenSequence.from_ids(ids, self.encoder)  # refuses what is no rendered item
+            return ids
+        try:
+            [(_, tree)] = self.encoder.encode_outputs(
+                item["prompt"], item["reference"], [item["output"]], item.get("wrapper", "sft")
+            )
+        except (TypeError, KeyError) as error:
+            raise PolarError(f"expected an item with prompt, reference and output, or a rendered text: {error!r}") from None
+        return tree.sequence(0)
+
+
+async def _split_on_refusal(jobs: Sequence[Job], post: Callable[[Sequence[Job]], Awaitable[list[Outcome]]]) -> list[Outcome]:
+    """Foreign engines refuse a whole request for one bad item: halves are tried until only the culprits fail."""
+    try:
+        return await post(jobs)
+    except _Unavailable as error:
+        return [Failure("unavailable", str(error))] * len(jobs)
+    except BadReply as error:
+        return [Failure("bad_reply", str(error))] * len(jobs)
+    except _Refused as error:
+        if len(jobs) == 1 or error.status in _GENERAL:
+            code: FailureCode = "model_error" if error.status == 500 else "refused"
+            return [Failure(code, str(error))] * len(jobs)
+        half = len(jobs) // 2
+        answers = await asyncio.gather(_split_on_refusal(jobs[:half], post), _split_on_refusal(jobs[half:], post))
+        return [outcome for answer in answers for outcome in answer]
+
+
+def _message(reply: httpx.Response) -> str:
+    """vLLM, SGLang and ours put it in ``error.message``, others in ``message`` or ``detail``."""
+    try:
+        body = json.loads(reply.content)
+        error = body.get("error", body)
+        text = error if isinstance(error, str) else error.get("message") or error.get("detail")
+    except (ValueError, AttributeError):
+        text = None
+    return str(text or reply.reason_phrase)[:300]
+
+
+def _retry_after(reply: httpx.Response) -> float:
+    value = reply.headers.get("retry-after", "")
+    return float(value) if value.isdigit() else 0.0

@@ -1,0 +1,110 @@
+"""What the OpenAPI document says beyond the routes: the reply of ``/v1/score`` and an example of every body."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+DESCRIPTION = """\
+Scores how much a candidate looks as if the reference's author had written it. Scores are raw and unbounded: only differences
+under one prompt and reference mean something. `/v1/score` takes texts as they are. The other routes speak the protocols of
+other engines and take rendered text (`prompt`, newline, `reference`, `<|reward|>`, `prompt`, newline, `candidate`,
+`[UNUSED_TOKEN_130]`) or its token ids.
+"""
+
+_RENDERED = "What is the capital of China?\nBeijing.<|reward|>What is the capital of China?\nIt is Beijing.[UNUSED_TOKEN_130]"
+
+
+def _example(summary: str, value: dict[str, Any]) -> Any:
+    return {"summary": summary, "value": value}
+
+
+CLASSIFY = {
+    "sglang": _example("SGLang, texts", {"text": [_RENDERED]}),
+    "vllm": _example("vLLM, texts", {"model": "rm", "input": [_RENDERED], "use_activation": False}),
+}
+INPUTS = {"texts": _example("Rendered texts", {"model": "rm", "input": [_RENDERED]})}
+GET_REWARD = {
+    "openrlhf": _example(
+        "Templated prompts and answers",
+        {
+            "query": ["<|im_start|>user\nWhat is the capital of China?<|im_end|>\n<|im_start|>assistant\nBeijing.<|im_end|>"],
+            "prompts": ["<|im_start|>user\nWhat is the capital of China?<|im_end|>\n<|im_start|>assistant\n"],
+            "labels": [{"reference": "It is Beijing.", "prompt": "What is the capital of China?"}],
+        },
+    )
+}
+SCORE = {
+    "texts": _example(
+        "Two candidates",
+        {
+            "items": [
+                {
+                    "prompt": "What is the capital of China?",
+                    "reference": "Beijing.",
+                    "outputs": ["It is Beijing.", "Shanghai."],
+                }
+            ],
+            "transform": "group_zscore",
+        },
+    ),
+    "messages": _example(
+        "Messages",
+        {
+            "items": [
+                {
+                    "prompt": [{"role": "user", "content": "What is the capital of China?"}],
+                    "reference": [{"role": "assistant", "content": "Beijing."}],
+                    "outputs": [[{"role": "assistant", "content": "Shanghai."}]],
+                }
+            ]
+        },
+    ),
+}
+
+
+class CutReply(BaseModel):
+    """Tokens cut away: from the prompt's beginning and from the end of reference and output."""
+
+    prompt: int
+    reference: int
+    output: int
+
+
+class ScoredOutput(BaseModel):
+    """reward: raw. score: after the transform. n_tokens: of the whole sequence."""
+
+    index: int
+    reward: float
+    score: float
+    n_tokens: int
+    cut: CutReply
+
+
+class ItemError(BaseModel):
+    code: Literal["invalid_item", "non_finite", "model_error"]
+    message: str
+
+
+class FailedOutput(BaseModel):
+    index: int
+    error: ItemError
+
+
+class ScoredItem(BaseModel):
+    index: int
+    outputs: list[ScoredOutput | FailedOutput]
+
+
+class FailedItem(BaseModel):
+    index: int
+    error: ItemError
+
+
+class ScoreReply(BaseModel):
+    """Results in the order of the request."""
+
+    model: str
+    transform: str
+    results: list[ScoredItem | FailedItem]

@@ -1,0 +1,220 @@
+"""What stands before every route: the key, limits on the body, time and memory, draining, one log line and the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from polar_rm.serving.batching import Batch, Batcher
+
+_log = logging.getLogger("polar_rm.serving.requests")
+
+# Readable without the key: the page, its document, and what load balancers ask.
+_OPEN = {"/", "/health", "/ready", "/openapi.json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """body_bytes: of one request. items: sequences to score in one request. seconds: from the first byte to the answer, and the
+    longest drain. Bodies held at the same time may have eight times ``body_bytes`` together."""
+
+    body_bytes: int = 32 << 20
+    items: int = 4096
+    seconds: float = 300.0
+
+
+def error_reply(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The body that vLLM and OpenAI send for errors."""
+    content = {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return JSONResponse(content, status, headers)
+
+
+class Metrics:
+    """Prometheus metrics of one server, in a registry of its own."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("polar_requests", "Requests answered.", ["route", "status"], registry=self.registry)
+        self.seconds = Histogram(
+            "polar_request_seconds",
+            "From the request to its answer.",
+            ["route"],
+            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+            registry=self.registry,
+        )
+        self.items = Counter(
+            "polar_items", "Items by what became of them: ok or a failure's code.", ["outcome"], registry=self.registry
+        )
+        self._batches = Counter("polar_batches", "Calls of the model.", registry=self.registry)
+        self._scored = Counter("polar_batched_sequences", "Sequences in those calls.", registry=self.registry)
+        self._tree_tokens = Counter("polar_computed_tokens", "Tokens that the model computed.", registry=self.registry)
+        self._tokens = Counter("polar_sequence_tokens", "The same without sharing prefixes.", registry=self.registry)
+        self._model_seconds = Counter("polar_model_seconds", "Time in the model.", registry=self.registry)
+        waiting = Gauge("polar_waiting_sequences", "Sequences in the queue.", registry=self.registry)
+        waiting.set_function(lambda: batcher.waiting_sequences)
+        tokens = Gauge("polar_waiting_tokens", "Their tokens.", registry=self.registry)
+        tokens.set_function(lambda: batcher.waiting_tokens)
+
+    def batch(self, batch: Batch) -> None:
+        self._batches.inc()
+        self._scored.inc(batch.sequences)
+        self._tree_tokens.inc(batch.tree_tokens)
+        self._tokens.inc(batch.sequence_tokens)
+        self._model_seconds.inc(batch.seconds)
+
+
+class Guard:
+    """ASGI middleware. A request that was accepted is answered, also while the server drains; ``active`` counts them."""
+
+    def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics, api_key: str | None, log_texts: bool) -> None:
+        self.app = app
+        self.limits = limits
+        self.metrics = metrics
+        self._key = api_key.encode() if api_key else None
+        self._log_texts = log_texts
+        self.draining = False
+        self.active = 0
+        self._held_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = _Record(scope, send)
+        self.active += 1
+        body = _Body(receive, self.limits.body_bytes)
+        try:
+            refusal = self._refusal(scope, record.headers)
+            if refusal is None and scope["method"] == "POST":
+                refusal = await self._read(body)
+            if refusal is not None:
+                await refusal(scope, receive, record.send)
+            else:
+                await self._answer(scope, body, record)
+        finally:
+            self.active -= 1
+            self._held_bytes -= body.held
+            self._finish(record, body)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> JSONResponse | None:
+        if scope["path"] in _OPEN:
+            return None
+        if self._key is not None:
+            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+            if not hmac.compare_digest(given, self._key):
+                message = "give the server's key: Authorization: Bearer KEY"
+                return error_reply(401, "authentication_error", message, {"WWW-Authenticate": "Bearer"})
+        if self.draining and scope["method"] == "POST":
+            return error_reply(503, "unavailable", "the server is shutting down", {"Connection": "close"})
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > self.limits.body_bytes:
+            return _too_large(self.limits.body_bytes)
+        return None
+
+    async def _read(self, body: _Body) -> JSONResponse | None:
+        def hold(n_bytes: int) -> bool:
+            self._held_bytes += n_bytes
+            return self._held_bytes <= 8 * self.limits.body_bytes
+
+        try:
+            async with asyncio.timeout(min(30.0, self.limits.seconds)):
+                return await body.read(hold)
+        except TimeoutError:
+            return error_reply(408, "timeout", "the request's body did not arrive in time", {"Connection": "close"})
+
+    async def _answer(self, scope: Scope, body: _Body, record: _Record) -> None:
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                await self.app(scope, body.replay, record.send)
+        except TimeoutError:
+            if not record.status:
+                message = f"no answer within {self.limits.seconds:g} s; the server is overloaded or the request too large"
+                await error_reply(503, "timeout", message, {"Retry-After": "5"})(scope, body.replay, record.send)
+
+    def _finish(self, record: _Record, body: _Body) -> None:
+        # An unknown path is not a label: anybody could make a new time series.
+        route = getattr(record.scope.get("route"), "path", "other")
+        seconds = time.perf_counter() - record.started
+        self.metrics.requests.labels(route, record.status).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
+        fields: dict[str, Any] = {
+            "request": record.id,
+            "method": record.scope["method"],
+            "route": route,
+            "status": record.status,
+            "seconds": round(seconds, 4),
+            "bytes": len(body.content),
+            **record.scope.get("state", {}).get("log", {}),
+        }
+        if self._log_texts:
+            fields["body"] = body.content.decode(errors="replace")
+        _log.info("request", extra={"fields": fields})
+
+
+class _Record:
+    """Watches what is sent: the status, and a request id for the client."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.scope = scope
+        self._send = send
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.id = uuid.uuid4().hex[:16]
+        self.status = 0
+        self.started = time.perf_counter()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = _with_header(message, (b"x-request-id", self.id.encode()))
+        await self._send(message)
+
+
+class _Body:
+    """A request's body, read whole before anything else is done with it."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._limit = limit
+        self.content = b""
+        self.held = 0
+        self._replayed = False
+
+    async def read(self, hold: Any) -> JSONResponse | None:
+        chunks: list[bytes] = []
+        while True:
+            message = await self._receive()
+            chunk = message.get("body", b"")
+            chunks.append(chunk)
+            self.held += len(chunk)
+            enough_memory = hold(len(chunk))
+            if self.held > self._limit:
+                return _too_large(self._limit)
+            if not enough_memory:
+                return error_reply(503, "unavailable", "too many bytes of requests are held already", {"Retry-After": "1"})
+            if not message.get("more_body", False):
+                self.content = b"".join(chunks)
+                return None
+
+    async def replay(self) -> Message:
+        if self._replayed:
+            return await self._receive()  # then it says when the client has gone
+        self._replayed = True
+        return {"type": "http.request", "body": self.content, "more_body": False}
+
+
+def _too_large(limit: int) -> JSONResponse:
+    return error_reply(413, "too_large", f"the body is larger than {limit:,} bytes", {"Connection": "close"})
+
+
+def _with_header(message: Message, header: tuple[bytes, bytes]) -> MutableMapping[str, Any]:
+    return {**message, "headers": [*message.get("headers", []), header]}

@@ -1,0 +1,64 @@
+"""What a client sends: items in an order in which neighbours share prefixes, and the place that each outcome goes back to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from polar_rm.encoding import Encoder
+from polar_rm.errors import PolarError
+from polar_rm.records import ScoreItem
+from polar_rm.serving.results import Cut, Failure, Outcome
+
+Job = TypeVar("Job")
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """One encoded item."""
+
+    ids: list[int]
+    cut: Cut
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs(Generic[Job]):
+    """todo: what to send. places: the index of the item that each job belongs to. failed: items that can't be sent."""
+
+    todo: list[Job]
+    places: list[int]
+    failed: dict[int, Outcome]
+
+
+def by_group(items: Sequence[ScoreItem]) -> Jobs[ScoreItem]:
+    """Items as they are, those with one prompt, reference and wrapper next to each other."""
+    places = [index for group in _groups(items) for index in group]
+    return Jobs([items[index] for index in places], places, {})
+
+
+def encode(items: Sequence[ScoreItem], encoder: Encoder) -> Jobs[Ids]:
+    """The same as token ids; an item that can't be encoded has failed."""
+    jobs: Jobs[Ids] = Jobs([], [], {})
+    for group in _groups(items):
+        first = items[group[0]]
+        try:
+            outputs = [items[index].output for index in group]
+            trees = encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper)
+        except PolarError as error:
+            jobs.failed.update(dict.fromkeys(group, Failure("invalid_item", str(error))))
+            continue
+        for part, tree in trees:
+            for branch, index in enumerate(part):
+                jobs.todo.append(Ids(tree.sequence(branch), Cut.of(tree, branch)))
+                jobs.places.append(group[index])
+    return jobs
+
+
+def _groups(items: Sequence[ScoreItem]) -> list[list[int]]:
+    """Indices of items with one prompt, reference and wrapper, in order of appearance."""
+    groups: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault(json.dumps([item.prompt, item.reference, item.wrapper], default=str), []).append(index)
+    return list(groups.values())

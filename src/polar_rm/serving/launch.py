@@ -1,0 +1,118 @@
+"""``polar serve``: bind, load the model, run until a signal, then drain."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from polar_rm.modeling import RewardModel
+from polar_rm.scoring import Scorer
+from polar_rm.serving.address import bind
+from polar_rm.serving.app import create_app
+from polar_rm.serving.batching import Batcher
+from polar_rm.serving.guard import Guard, Limits
+from polar_rm.serving.service import Service
+from polar_rm.serving.wire import PoolingFlavour
+from polar_rm.transforms import Calibration
+
+_log = logging.getLogger("polar_rm.serving")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to serve a checkpoint. window: seconds that an idle model waits for further requests to batch."""
+
+    model: Path
+    host: str = "127.0.0.1"
+    port: int = 30000
+    flavour: PoolingFlavour = "vllm"
+    api_key: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    token_budget: int = 8192
+    window: float = 0.005
+    max_waiting_tokens: int = 2_000_000
+    limits: Limits = field(default_factory=Limits)
+    log_texts: bool = False
+
+
+def serve(options: Options) -> None:
+    """Returns after a signal, when every accepted request has been answered; a second signal does not wait for that.
+
+    Raises:
+        PolarError: the address can't be bound, or the model can't be loaded.
+    """
+    log_to_stderr()
+    with bind(options.host, options.port) as listener:
+        model = RewardModel.from_pretrained(options.model, dtype=options.dtype, device=options.device)
+        scorer = Scorer(model, token_budget=options.token_budget)
+        batcher = Batcher(
+            scorer.score_trees,
+            batch_tokens=options.token_budget,
+            window=options.window,
+            max_waiting_tokens=options.max_waiting_tokens,
+        )
+        service = Service(options.model.resolve().name, model.encoder, batcher, Calibration.load(options.model))
+        guard = create_app(
+            service, limits=options.limits, flavour=options.flavour, api_key=options.api_key, log_texts=options.log_texts
+        )
+        config = uvicorn.Config(guard, log_config=None, access_log=False, server_header=False)
+        DrainingServer(config, guard).run(sockets=[listener])
+
+
+class DrainingServer(uvicorn.Server):
+    """On the first signal new work gets 503 over the open port, and the server stops when the accepted work is done."""
+
+    def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
+        super().__init__(config)
+        self._guard = guard
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            _log.info("ready", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._guard.draining:
+            self.should_exit = self.force_exit = True
+        self._guard.draining = True
+        name = signal.Signals(sig).name
+        _log.info("draining", extra={"fields": {"signal": name, "requests": self._guard.active}})
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._guard.draining and not self._guard.active:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def log_to_stderr() -> None:
+    """One JSON object a line: our own messages, and the server's warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines())
+    for name, level in (("polar_rm", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False

@@ -1,0 +1,93 @@
+"""From requests to outcomes: encode in one thread, score in another, so that the event loop only passes work on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from polar_rm.encoding import Encoder
+from polar_rm.errors import PolarError
+from polar_rm.records import ScoreItem
+from polar_rm.sequences import TokenSequence, tokenize
+from polar_rm.serving.batching import Batcher
+from polar_rm.serving.results import Cut, Failure, Outcome, Reward
+from polar_rm.transforms import Calibration
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    sequence: TokenSequence
+    cut: Cut
+
+
+@dataclass
+class Service:
+    """What the routes need: one encoder, one queue in front of the model, and the checkpoint's calibration card."""
+
+    name: str
+    encoder: Encoder
+    batcher: Batcher
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "encoder")
+
+    async def score_inputs(self, inputs: Sequence[str] | Sequence[list[int]], *, add_bos: bool = True) -> list[Outcome]:
+        """Rendered texts or token ids: one outcome each, in order."""
+        return await self._score(await self._off_loop(lambda: _encode_inputs(inputs, self.encoder, add_bos)))
+
+    async def score_groups(self, groups: Sequence[Sequence[ScoreItem] | Failure]) -> list[list[Outcome] | Failure]:
+        """Groups of items with one prompt, reference and wrapper. A group that is a failure already, or that can't be encoded,
+        stays one."""
+        encoded = await self._off_loop(lambda: _encode_groups(groups, self.encoder))
+        outcomes = iter(await self._score([row for group in encoded if not isinstance(group, Failure) for row in group]))
+        return [group if isinstance(group, Failure) else [next(outcomes) for _ in group] for group in encoded]
+
+    async def close(self) -> None:
+        await self.batcher.stop()
+        self._thread.shutdown()
+
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def _score(self, encoded: Sequence[_Encoded | Failure]) -> list[Outcome]:
+        good = [row for row in encoded if isinstance(row, _Encoded)]
+        scores = iter(await self.batcher.submit([row.sequence for row in good]))
+        return [row if isinstance(row, Failure) else _outcome(row, next(scores)) for row in encoded]
+
+
+def _outcome(encoded: _Encoded, score: float | Failure) -> Outcome:
+    return score if isinstance(score, Failure) else Reward(score, len(encoded.sequence), encoded.cut)
+
+
+def _encode_inputs(inputs: Sequence[str] | Sequence[list[int]], encoder: Encoder, add_bos: bool) -> list[_Encoded | Failure]:
+    encoded: list[_Encoded | Failure] = []
+    for value in inputs:
+        try:
+            ids = tokenize(value, encoder, add_bos=add_bos) if isinstance(value, str) else value
+            encoded.append(_Encoded(TokenSequence.from_ids(ids, encoder), Cut()))
+        except PolarError as error:
+            encoded.append(Failure("invalid_item", str(error)))
+    return encoded
+
+
+def _encode_groups(groups: Sequence[Sequence[ScoreItem] | Failure], encoder: Encoder) -> list[list[_Encoded] | Failure]:
+    return [group if isinstance(group, Failure) else _encode_group(group, encoder) for group in groups]
+
+
+def _encode_group(items: Sequence[ScoreItem], encoder: Encoder) -> list[_Encoded] | Failure:
+    first = items[0]
+    try:
+        trees = encoder.encode_outputs(first.prompt, first.reference, [item.output for item in items], first.wrapper)
+    except PolarError as error:
+        return Failure("invalid_item", str(error))
+    encoded: dict[int, _Encoded] = {}
+    for part, tree in trees:
+        for branch, index in enumerate(part):
+            encoded[index] = _Encoded(TokenSequence.from_ids(tree.sequence(branch), encoder), Cut.of(tree, branch))
+    return [encoded[index] for index in range(len(items))]

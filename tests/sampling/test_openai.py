@@ -1,0 +1,187 @@
+import json
+import threading
+import time
+
+import pytest
+import stub
+from pydantic import ValidationError
+
+from polar_rm.errors import PolarError
+from polar_rm.sampling.backends import openai
+from polar_rm.sampling.backends.openai import OpenAIPolicy
+from polar_rm.sampling.base import Failure, Machine, PolicyDown, Request, Sample
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(openai, "BACKOFF_S", 0.01)
+
+
+@pytest.fixture
+def server():
+    with stub.served() as running:
+        yield running
+
+
+def policy(server, **changes):
+    values = {"name": "p", "family": "f", "kind": "chat", "model": "m", "base_url": server.url, "retries": 2, "timeout": 5}
+    return OpenAIPolicy.model_validate(values | {"decoding": {"max_new_tokens": 7}} | changes)
+
+
+def ask(served_policy, count=1, prompt="fox"):
+    """Outcomes by sample_id."""
+    outcomes = {}
+    requests = [Request("p", f"{prompt}{i}", i, 1000 + i) for i in range(count)]
+    served_policy.open(Machine()).run(
+        requests, lambda request, outcome: outcomes.update({request.sample_id: outcome}), threading.Event()
+    )
+    return outcomes
+
+
+def test_chat_and_base_requests_carry_the_decoding_and_their_own_seed(server):
+    chat = policy(server, system="Be brief.", stop=["\n"], extra_body={"repetition_penalty": 1.0})
+    assert ask(chat) == {0: Sample("fox0 0", "stop", 3)}
+    [body] = server.bodies
+    assert body == {
+        "path": "/v1/chat/completions",
+        "model": "m",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "fox0"}],
+        "n": 1,
+        "max_tokens": 7,
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "top_k": 50,
+        "seed": 1000,
+        "stop": ["\n"],
+        "repetition_penalty": 1.0,
+    }
+    base = policy(server, kind="base", template="Q: {prompt}\nA:", unsupported=["top_k", "seed"], decoding={"top_k": 0})
+    ask(base)
+    body = server.bodies[-1]
+    assert (body["path"], body["prompt"]) == ("/v1/completions", "Q: fox0\nA:")
+    assert not {"top_k", "seed", "messages"} & body.keys()
+
+
+def test_text_of_a_plain_continuation_keeps_its_blanks_and_a_template_drops_them(server):
+    server.respond = lambda body, _: stub.good(body, "  jumps ")
+    assert ask(policy(server, kind="base"))[0].text == "  jumps "
+    assert ask(policy(server, kind="base", template="Q: {prompt}"))[0].text == "jumps"
+
+
+def test_the_key_comes_from_the_environment_and_appears_nowhere(server, monkeypatch):
+    with pytest.raises(PolarError, match="variable POLAR_TEST_KEY is not set"):
+        policy(server, api_key_env="POLAR_TEST_KEY").open(Machine())
+    monkeypatch.setenv("POLAR_TEST_KEY", "sk-secret")
+    keyed = policy(server, api_key_env="POLAR_TEST_KEY")
+    ask(keyed)
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in keyed.model_dump_json()
+    server.respond = lambda *_: stub.error(400, "bad key sk-secret in your request")
+    assert ask(keyed)[0] == Failure("refused", "HTTP 400: bad key *** in your request")
+    server.respond = lambda *_: stub.error(401, "bad key sk-secret")
+    with pytest.raises(PolicyDown, match=r"the key was refused \(HTTP 401: bad key \*\*\*\)"):
+        ask(keyed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"api_key_env": "sk-live-123"}, "NAME of an environment variable"),
+        ({"base_url": "http://user:sk-live-123@host/v1"}, "must hold no credentials"),
+        ({"base_url": "localhost:8000"}, "looks like http"),
+        ({"unsupported": ["top_k"]}, "say decoding.top_k: 0"),
+    ],
+)
+def test_settings_that_are_refused(server, change, message):
+    with pytest.raises(ValidationError, match=message):
+        policy(server, **change)
+
+
+GOOD = stub.good({"prompt": "x"})[2]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message", "asked"),
+    [
+        ((200, {"Content-Type": "text/html"}, b"<html>Login</html>"), "garbled", "no completion: <html>Login</html>", 3),
+        ((200, {}, GOOD[: len(GOOD) // 2]), "garbled", "no completion: {", 3),
+        ((200, {}, b""), "garbled", "an empty answer (no content type)", 3),
+        ((200, {}, b"[]"), "garbled", "no completion", 3),
+        ((200, {}, b'{"choices": [{"text": 3}]}'), "garbled", "no completion", 3),
+        ((200, {}, b'{"choices": [{"text": "\\ud83d"}]}'), "garbled", "no completion", 3),
+        ((200, {"Content-Length": "9999", "Connection": "close"}, GOOD), "garbled", "broke off", 3),
+        (None, "garbled", "broke off", 3),
+        (stub.error(503, "starting"), "server_error", "HTTP 503: starting", 3),
+        (stub.error(429, "slow down", Retry_After="0"), "rate_limited", "HTTP 429: slow down", 3),
+        (stub.good({"prompt": "x"}, " \n"), "empty", "returned no text", 1),
+        ((200, {}, b'{"choices": [{"text": null}]}'), "empty", "returned no text", 1),
+        (stub.error(400, "This model's maximum context length is 8 tokens"), "too_long", "maximum context", 1),
+        (stub.error(413, "big"), "too_long", "HTTP 413", 1),
+        (stub.error(400, "content filter"), "refused", "HTTP 400: content filter", 1),
+        ((302, {"Location": "https://elsewhere"}, b""), "refused", "HTTP 302 to https://elsewhere", 1),
+    ],
+)
+def test_every_bad_answer_is_a_failure_with_its_reason(server, answer, kind, message, asked):
+    server.respond = lambda *_: answer
+    failure = ask(policy(server, kind="base"))[0]
+    assert failure.kind == kind
+    assert message in failure.message
+    assert failure.attempts == len(server.bodies) == asked
+
+
+def test_a_silent_server_is_a_timeout(server):
+    server.respond = lambda body, _: time.sleep(0.5) or stub.good(body)
+    assert ask(policy(server, timeout=0.1, retries=1))[0] == Failure("timeout", "no answer within 0.1 s", 2)
+
+
+def test_trouble_that_passes_is_no_trouble(server):
+    answers = [stub.error(503, "starting"), stub.error(429, "slow", Retry_After="0.3"), (200, {}, b"<html>")]
+    server.respond = lambda body, number: answers[number - 1] if number <= 3 else stub.good(body)
+    assert isinstance(ask(policy(server, retries=3))[0], Sample)
+    assert server.times[2] - server.times[1] >= 0.3  # Retry-After was honoured
+
+
+def test_retry_after_may_be_a_date():
+    response = openai.httpx.Response(429, headers={"Retry-After": "Wed, 21 Oct 2065 07:28:00 GMT"})
+    assert openai._retry_after(response) > 1e8
+    assert openai._retry_after(openai.httpx.Response(429, headers={"Retry-After": "soon"})) is None
+
+
+@pytest.mark.parametrize(("status", "message"), [(404, "no such model or URL"), (403, "access was refused")])
+def test_an_unknown_model_stops_the_policy_at_once(server, status, message):
+    server.respond = lambda *_: stub.error(status, "The model `m` does not exist.")
+    with pytest.raises(PolicyDown, match=f"model 'm': {message} .*does not exist"):
+        ask(policy(server, concurrency=1), 20)
+    assert len(server.bodies) == 1
+
+
+def test_a_server_that_is_gone_stops_the_policy_after_three_requests():
+    with stub.served() as gone:
+        url = gone
+    with pytest.raises(PolicyDown, match="no connection.*3 requests in a row failed"):
+        ask(policy(url, concurrency=2), 20)
+
+
+def test_one_request_that_always_fails_does_not_stop_the_policy(server):
+    server.respond = lambda body, _: stub.error(500, "bug") if "fox3" in json.dumps(body) else stub.good(body)
+    outcomes = ask(policy(server, concurrency=2), 12)
+    assert outcomes.pop(3).kind == "server_error"
+    assert len(outcomes) == 11 and all(isinstance(outcome, Sample) for outcome in outcomes.values())
+
+
+def test_connections_and_rate_are_limited(server):
+    server.respond = lambda body, _: time.sleep(0.03) or stub.good(body)
+    ask(policy(server, concurrency=3), 12)
+    assert server.most_at_once == 3
+    server.times.clear()
+    ask(policy(server, concurrency=4, requests_per_minute=1200), 8)
+    assert server.times[-1] - server.times[0] >= 7 * 0.05 * 0.9
+
+
+def test_a_stop_ends_a_run_at_once(server):
+    server.respond = lambda body, _: time.sleep(1) or stub.good(body)
+    stop = threading.Event()
+    threading.Timer(0.1, stop.set).start()
+    began = time.monotonic()
+    policy(server, concurrency=2).open(Machine()).run([Request("p", "x", i, i) for i in range(50)], lambda *_: None, stop)
+    assert time.monotonic() - began < 1.0

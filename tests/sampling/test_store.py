@@ -1,0 +1,90 @@
+import sqlite3
+
+import pytest
+
+from polar_rm.errors import PolarError
+from polar_rm.sampling.base import Failure, Sample
+from polar_rm.sampling.store import Arrived, Store
+
+
+def arrived(number, outcome=None, policy="a"):
+    return Arrived(policy, f"p{number}", "hash", 0, number, outcome or Sample(f"text {number}\n\0🙂", "stop", 3))
+
+
+def test_outcomes_come_back_and_a_sample_replaces_its_failures(tmp_path):
+    with Store.open(tmp_path) as store:
+        store.claim({"a": {}})
+        store.add([arrived(1), arrived(2, Failure("timeout", "slow", 3))], {"a": (3, 0.5)})
+        store.add([arrived(2, Failure("garbled", "<html>", 2))], {"a": (0, 0.5)})
+    with Store.open(tmp_path) as store:
+        assert store.sampled("a") == {("p1", 0): "hash"}
+        assert store.failures("a") == {("p2", 0): Failure("garbled", "<html>", 5)}
+        assert store.samples_of("p1") == {("a", 0): (1, Sample("text 1\n\0🙂", "stop", 3))}
+        assert store.throughput("a") == (3, 1.0)
+        store.add([arrived(2), arrived(2, Sample("another", "stop", 1))], {})
+        assert store.failures("a") == {}
+        assert store.samples_of("p2")["a", 0][1].text.startswith("text 2")  # the first one counts
+        assert store.counts() == {"a": 2}
+
+
+def test_other_settings_of_a_policy_are_refused_once_it_has_samples(tmp_path):
+    before = {"model": "m", "decoding": {"top_k": 50}, "seed": 0}
+    with Store.open(tmp_path) as store:
+        store.claim({"a": before | {"model": "misspelt"}})
+        store.add([arrived(1, Failure("refused", "no", 1))], {})
+        store.claim({"a": before})  # nothing has come of it: it may be put right
+        assert store.failures("a") == {}
+        store.add([arrived(1)], {})
+        store.claim({"a": before, "b": {"model": "other"}})
+        with pytest.raises(
+            PolarError, match=r"policy 'a' with other settings \(decoding.top_k: 50 there, 9 now; seed: 0 there, 1 now\)"
+        ):
+            store.claim({"a": before | {"seed": 1, "decoding": {"top_k": 9}}})
+
+
+def test_a_full_disk_loses_nothing_that_was_stored(tmp_path):
+    with Store.open(tmp_path) as store:
+        store.claim({"a": {}})
+        store.add([arrived(1)], {})
+        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+        store._db.execute(f"PRAGMA max_page_count = {pages + 2}")
+        with pytest.raises(PolarError, match="the disk is full"):
+            store.add([arrived(2, Sample("x" * 100_000, "stop", 1))], {})
+        assert store.counts() == {"a": 1}
+    with Store.open(tmp_path) as store:
+        store.add([arrived(2, Sample("x" * 100_000, "stop", 1))], {})
+        assert store.counts() == {"a": 2}
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    with Store.open(tmp_path), pytest.raises(PolarError, match="another run has it open"), Store.open(tmp_path):
+        pass
+
+
+def test_stores_that_others_wrote_are_refused(tmp_path):
+    with Store.open(tmp_path):
+        pass
+    database = sqlite3.connect(tmp_path / "store.sqlite")
+    database.execute("PRAGMA user_version = 7")
+    database.close()
+    with pytest.raises(PolarError, match="a store of version 7, this release knows 1"), Store.open(tmp_path):
+        pass
+    (tmp_path / "other").mkdir()
+    database = sqlite3.connect(tmp_path / "other/store.sqlite")
+    database.execute("CREATE TABLE things (x)")
+    database.close()
+    with pytest.raises(PolarError, match="not a store of polar sample"), Store.open(tmp_path / "other"):
+        pass
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/store.sqlite").write_text("no database at all, but long enough to be looked at" * 20)
+    with pytest.raises(PolarError, match="file is not a database"), Store.open(tmp_path / "damaged"):
+        pass
+    (tmp_path / "old/store").mkdir(parents=True)
+    with pytest.raises(PolarError, match="samples of an older version"), Store.open(tmp_path / "old"):
+        pass
+
+
+def test_a_dry_run_makes_no_file(tmp_path):
+    with Store.open(tmp_path / "none", read_only=True) as store:
+        assert store.counts() == {}
+    assert not (tmp_path / "none").exists()

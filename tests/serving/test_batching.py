@@ -1,0 +1,146 @@
+import asyncio
+import math
+import random
+
+import fakes
+import pytest
+
+from polar_rm.records import ScoreItem
+from polar_rm.sequences import TokenSequence
+from polar_rm.serving.batching import Batcher, Overloaded
+from polar_rm.serving.results import Failure
+
+ENCODER = fakes.encoder()
+
+
+def sequence(prompt, output, reference="the fox"):
+    return TokenSequence.from_ids(fakes.ids_of(ScoreItem(prompt, reference, output), ENCODER), ENCODER)
+
+
+def expected(sequences):
+    return [fakes.fake_score([*s.head, *s.tail]) for s in sequences]
+
+
+def serve(work, model, **options):
+    async def run():
+        batcher = Batcher(model, **options)
+        batcher.start()
+        try:
+            return await asyncio.wait_for(work(batcher), 120)
+        finally:
+            await batcher.stop()
+
+    return asyncio.run(run())
+
+
+def some(rng, n):
+    return [sequence(rng.choice(fakes.WORDS), " ".join(rng.choices(fakes.WORDS, k=rng.randint(0, 9)))) for _ in range(n)]
+
+
+def test_concurrent_requests_get_their_own_scores_in_order():
+    rng = random.Random(0)
+    requests = [some(rng, rng.randint(0, 12)) for _ in range(200)]
+    model = fakes.FakeModel(delay=0.002)
+
+    async def work(batcher):
+        async def one(request):
+            await asyncio.sleep(rng.random() / 5)
+            return await batcher.submit(request)
+
+        return await asyncio.gather(*map(one, requests)), (batcher.waiting_sequences, batcher.waiting_tokens)
+
+    results, left = serve(work, model, batch_tokens=300)
+    assert results == [expected(request) for request in requests]
+    assert left == (0, 0)
+    assert len(model.threads) == 1 and "MainThread" not in model.threads
+    assert len(model.calls) < len(requests)  # merged
+    assert max(sum(tree.n_tokens for tree in trees) for trees in model.calls) <= 300
+
+
+def test_requests_about_one_prompt_share_a_tree():
+    model = fakes.FakeModel()
+    requests = [[sequence("over a river", word)] for word in fakes.WORDS] + [[sequence("other", "fox")]]
+
+    async def work(batcher):
+        return await asyncio.gather(*map(batcher.submit, requests))
+
+    assert serve(work, model) == [expected(request) for request in requests]
+    [trees] = model.calls
+    assert [len(tree.branches) for tree in trees] == [len(fakes.WORDS), 1]
+
+
+def test_a_group_larger_than_a_batch_is_served_in_parts():
+    model = fakes.FakeModel()
+    request = [sequence("p", " ".join([word] * 9)) for word in fakes.WORDS * 4]
+
+    async def work(batcher):
+        return await batcher.submit(request)
+
+    assert serve(work, model, batch_tokens=60) == expected(request)
+    assert len(model.calls) > 5
+
+
+def test_only_the_culprit_fails():
+    bad = sequence("over", "lazy lazy lazy")
+
+    def fail(ids):
+        if ids == [*bad.head, *bad.tail]:
+            raise RuntimeError("a kernel broke")
+
+    requests = [[sequence("other", "fox")], [bad], [sequence("quick", "dog"), sequence("near", "bank")]]
+
+    async def work(batcher):
+        return await asyncio.gather(*map(batcher.submit, requests))
+
+    first, second, third = serve(work, fakes.FakeModel(fail=fail))
+    assert (first, third) == (expected(requests[0]), expected(requests[2]))
+    assert second == [Failure("model_error", "the model failed: RuntimeError")]
+
+
+def test_numbers_that_are_no_scores_are_failures():
+    def model(trees):
+        return [[math.nan if i == 1 else math.inf if i == 2 else 0.5 for i in range(len(tree.branches))] for tree in trees]
+
+    async def work(batcher):
+        return await batcher.submit([sequence("p", word) for word in ("fox", "dog", "bank")])
+
+    good, *bad = serve(work, model)
+    assert good == 0.5
+    assert [failure.code for failure in bad] == ["non_finite", "non_finite"]
+    assert serve(work, lambda trees: [])[0].code == "model_error"
+
+
+def test_a_full_queue_refuses_and_then_goes_on():
+    model = fakes.FakeModel(delay=0.1)
+    request = [sequence("p", word) for word in fakes.WORDS]
+
+    async def work(batcher):
+        first = asyncio.create_task(batcher.submit([sequence("q", "fox")]))
+        await asyncio.sleep(0.05)  # it is with the model now
+        second = asyncio.create_task(batcher.submit(request))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await batcher.submit(request)
+        return [await first, await second, await batcher.submit(request)]
+
+    limit = sum(map(len, request)) + 1
+    results = serve(work, model, max_waiting_tokens=limit)
+    assert results[1:] == [expected(request), expected(request)]
+
+
+def test_who_leaves_is_taken_out_of_the_queue():
+    model = fakes.FakeModel(delay=0.1)
+
+    async def work(batcher):
+        first = asyncio.create_task(batcher.submit([sequence("q", "fox")]))
+        await asyncio.sleep(0.05)
+        leaving = asyncio.create_task(batcher.submit([sequence("p", word) for word in fakes.WORDS]))
+        staying = asyncio.create_task(batcher.submit([sequence("p", "fox")]))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        return await first, await staying, (batcher.waiting_sequences, batcher.waiting_tokens)
+
+    _, staying, left = serve(work, model)
+    assert staying == expected([sequence("p", "fox")])
+    assert left == (0, 0)
+    assert sum(len(tree.branches) for trees in model.calls for tree in trees) == 2

@@ -1,0 +1,257 @@
+"""What is over a limit, malformed or unauthorised gets a status and a JSON reason: never a hang, never a score."""
+
+import asyncio
+import json
+import logging
+import random
+import socket
+import threading
+import time
+
+import fakes
+import httpx
+import pytest
+
+from polar_rm.errors import PolarError
+from polar_rm.records import ScoreItem
+from polar_rm.sequences import render
+from polar_rm.serving.address import api_key, bind, is_loopback
+from polar_rm.serving.guard import Limits
+
+ENCODER = fakes.encoder(max_length=400, max_response_length=100)
+ROUTES = ["/classify", "/pooling", "/v1/embeddings", "/get_reward", "/v1/score"]
+
+
+def ids(word="fox"):
+    return fakes.ids_of(ScoreItem("p", "r", word), ENCODER)
+
+
+def refused(reply, status, kind):
+    assert reply.status_code == status, reply.text
+    error = reply.json()["error"]
+    assert (error["code"], error["type"]) == (status, kind)
+    assert error["message"]
+
+
+def test_bodies_and_items_have_a_limit():
+    with fakes.running(fakes.make(encode=ENCODER, limits=Limits(body_bytes=5000, items=3))) as url:
+        refused(fakes.HTTP.post(f"{url}/classify", json={"text": ["x" * 6000]}), 413, "too_large")
+
+        def stream():
+            for _ in range(10):
+                yield b" " * 1000
+
+        refused(
+            fakes.HTTP.post(f"{url}/classify", content=stream(), headers={"content-type": "application/json"}), 413, "too_large"
+        )
+        assert fakes.HTTP.post(f"{url}/classify", json={"input_ids": [ids()] * 3}).status_code == 200
+        refused(fakes.HTTP.post(f"{url}/classify", json={"input_ids": [ids()] * 4}), 413, "too_large")
+        item = {"prompt": "p", "reference": "r", "outputs": ["a", "b"]}
+        refused(fakes.HTTP.post(f"{url}/v1/score", json={"items": [item, item]}), 413, "too_large")
+
+
+def test_an_answer_that_takes_too_long_is_503():
+    gate = threading.Event()
+    with fakes.running(fakes.make(fakes.FakeModel(gate=gate), ENCODER, limits=Limits(seconds=2))) as url:
+        refused(fakes.HTTP.post(f"{url}/classify", json={"input_ids": [ids()]}, timeout=60), 503, "timeout")
+        gate.set()
+
+
+def test_a_full_queue_is_429():
+    model = fakes.FakeModel(delay=0.5)
+    app = fakes.make(model, ENCODER, batching={"max_waiting_tokens": 10})
+
+    async def ask(url):
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            return await asyncio.gather(*(client.post("/classify", json={"input_ids": [ids(word)]}) for word in fakes.WORDS * 3))
+
+    with fakes.running(app) as url:
+        replies = asyncio.run(ask(url))
+    statuses = {reply.status_code for reply in replies}
+    assert statuses == {200, 429}
+    for reply in replies:
+        if reply.status_code == 429:
+            refused(reply, 429, "overloaded")
+            assert reply.headers["retry-after"]
+
+
+def waiting(url, count):
+    """Until so many sequences are in the queue."""
+    line = f"polar_waiting_sequences {float(count)}"
+    until = time.monotonic() + 60
+    while line not in fakes.HTTP.get(f"{url}/metrics", timeout=60).text.splitlines():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_client_that_hangs_up_leaves_the_queue():
+    gate = threading.Event()
+    model = fakes.FakeModel(gate=gate)
+    with fakes.running(fakes.make(model, ENCODER)) as url:
+        host, port = url.removeprefix("http://").split(":")
+        bodies = [json.dumps({"input_ids": [ids(word)]}).encode() for word in fakes.WORDS[:4]]
+        connections = []
+        for count, body in enumerate(bodies):
+            connection = socket.create_connection((host, int(port)))
+            head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
+            connections.append(connection)
+            while not model.calls:
+                time.sleep(0.02)
+            waiting(url, count)  # the first is with the model
+        for connection in connections:
+            connection.close()
+        waiting(url, 0)
+        gate.set()
+        assert fakes.HTTP.post(f"{url}/classify", json={"input_ids": [ids("river")]}, timeout=60).status_code == 200
+    assert sum(len(tree.branches) for trees in model.calls for tree in trees) == 2
+
+
+def test_a_body_that_never_comes_is_408():
+    with fakes.running(fakes.make(encode=ENCODER, limits=Limits(seconds=0.5))) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_the_key():
+    with fakes.running(fakes.make(encode=ENCODER, api_key="sécret")) as url:
+        body = {"input_ids": [ids()]}
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}, {"Authorization": "Basic c2VjcmV0"}):
+            for path in [*ROUTES, "/nowhere"]:
+                refused(fakes.HTTP.post(url + path, json=body, headers=headers), 401, "authentication_error")
+            for path in ("/metrics", "/v1/models"):
+                refused(fakes.HTTP.get(url + path, headers=headers), 401, "authentication_error")
+        good = {"Authorization": "Bearer sécret".encode()}
+        assert fakes.HTTP.post(f"{url}/classify", json=body, headers=good).status_code == 200
+        assert {fakes.HTTP.get(url + path).status_code for path in ("/", "/health", "/ready", "/openapi.json")} == {200}
+
+
+def test_draining():
+    app = fakes.make(encode=ENCODER)
+    with fakes.running(app) as url:
+        assert fakes.HTTP.get(f"{url}/ready").status_code == 200
+        app.draining = True
+        refused(fakes.HTTP.post(f"{url}/classify", json={"input_ids": [ids()]}), 503, "unavailable")
+        refused(fakes.HTTP.get(f"{url}/ready"), 503, "unavailable")
+        assert fakes.HTTP.get(f"{url}/health").status_code == 200
+
+
+def test_logs_hold_no_texts_unless_asked(caplog):
+    item = {"prompt": "a secret prompt", "reference": "r", "outputs": ["o"]}
+    for log_texts in (False, True):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "polar_rm"), fakes.running(fakes.make(encode=ENCODER, log_texts=log_texts)) as url:
+            reply = fakes.HTTP.post(f"{url}/v1/score", json={"items": [item]})
+            fakes.HTTP.post(f"{url}/v1/score", json={"items": [{"prompt": "a secret prompt"}], "transform": "a secret"})
+        fields = [record.fields for record in caplog.records if record.message == "request"]
+        assert [row["status"] for row in fields] == [200, 400]
+        assert (fields[0]["route"], fields[0]["items"]) == ("/v1/score", 1)
+        assert fields[0]["request"] == reply.headers["x-request-id"]
+        assert ("secret" in json.dumps(fields)) == log_texts
+
+
+def test_metrics_count_requests_items_and_shared_tokens():
+    with fakes.running(fakes.make(encode=ENCODER)) as url:
+        item = {"prompt": "the quick fox", "reference": "r", "outputs": ["a", "b", "c"]}
+        fakes.HTTP.post(f"{url}/v1/score", json={"items": [item, {}]})
+        fakes.HTTP.get(f"{url}/some/random/path")
+        text = fakes.HTTP.get(f"{url}/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert values['polar_requests_total{route="/v1/score",status="200"}'] == "1.0"
+    assert values['polar_items_total{outcome="ok"}'] == "3.0" and values['polar_items_total{outcome="invalid_item"}'] == "1.0"
+    assert float(values["polar_computed_tokens_total"]) < float(values["polar_sequence_tokens_total"])
+    assert values["polar_waiting_tokens"] == "0.0"
+    assert "random" not in text
+
+
+def malformed(rng: random.Random) -> bytes:
+    """Bodies near to right ones: broken JSON, wrong types, cut and mixed-up bytes, deep nesting, odd numbers."""
+    good = [
+        {"text": [render(ids(), ENCODER)]},
+        {"input_ids": [ids()]},
+        {"input": [render(ids(), ENCODER)], "use_activation": True},
+        {"query": ["ab"], "prompts": ["a"], "labels": ["r"]},
+        {"items": [{"prompt": "p", "reference": "r", "outputs": ["o"]}], "transform": "raw"},
+    ]
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        1e308,
+        2**70,
+        "",
+        "\x00",
+        [],
+        {},
+        [[]],
+        [{}],
+        [[[1]]],
+        {"a": {"a": {}}},
+        "\ud800",
+        ["x", 1],
+        [None],
+        [[None]],
+    ]
+    body = rng.choice(good)
+    key = rng.choice(list(body))
+    match rng.randrange(6):
+        case 0:
+            body = {**body, key: rng.choice(odd)}
+        case 1:
+            body = {rng.choice([*"abc", "input", "text", "items", "labels"]): rng.choice(odd), key: rng.choice(odd)}
+        case 2:
+            body = rng.choice(odd)
+        case 3:
+            text = json.dumps(body)
+            return text[: rng.randrange(len(text))].encode()
+        case 4:
+            text = bytearray(json.dumps(body).encode())
+            for _ in range(rng.randint(1, 5)):
+                text[rng.randrange(len(text))] = rng.randrange(256)
+            return bytes(text)
+        case 5:
+            return rng.choice(
+                [b"[" * 50_000, b'{"a":' * 20_000, b"NaN", b'{"input": NaN}', b"\xff\xfe", b"", b'{"input_ids": [[1e400]]}']
+            )
+    return json.dumps(body).encode()
+
+
+def test_500_malformed_bodies_give_neither_a_5xx_nor_a_hang():
+    rng = random.Random(0)
+    statuses = []
+    with fakes.running(fakes.make(encode=ENCODER)) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for _ in range(500):
+            kind = rng.choice(["application/json"] * 8 + ["text/plain", "application/x-www-form-urlencoded"])
+            reply = client.post(rng.choice(ROUTES), content=malformed(rng), headers={"content-type": kind})
+            statuses.append(reply.status_code)
+            assert reply.status_code < 500, reply.text
+            if reply.status_code >= 400:
+                assert reply.json()["error"]["type"] in ("invalid_request", "invalid_item")
+                assert reply.json()["error"]["message"]
+        assert client.get("/ready").status_code == 200
+    assert statuses.count(400) > 300
+
+
+def test_others_need_a_key(monkeypatch):
+    assert [is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost")] == [True] * 4
+    assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "")] == [False] * 5
+    with pytest.raises(PolarError, match="lets other machines in"):
+        api_key("0.0.0.0", None, allow_open=False)
+    assert api_key("0.0.0.0", None, allow_open=True) is None
+    monkeypatch.setenv("SOME_KEY", "k")
+    assert api_key("0.0.0.0", "SOME_KEY", allow_open=False) == "k"
+    monkeypatch.setenv("SOME_KEY", "")
+    with pytest.raises(PolarError, match="SOME_KEY"):
+        api_key("127.0.0.1", "SOME_KEY", allow_open=False)
+
+
+def test_a_port_in_use_is_told():
+    with bind("127.0.0.1", 0) as first:
+        first.listen()
+        with pytest.raises(PolarError, match="can't be bound"):
+            bind("127.0.0.1", first.getsockname()[1])
+    with pytest.raises(PolarError, match="can't be bound"):
+        bind("no such host", 1)
