@@ -12,7 +12,7 @@ from typing import Any
 
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Policy, Request, Sample
-from polar_rm.sampling.engines import Answered, Died, Events, Started, local, ray
+from polar_rm.sampling.engines import Answered, Died, Events, Started, by_key, local, ray
 from polar_rm.sampling.output import trajectories_path, write_manifest, write_trajectories
 from polar_rm.sampling.plan import Plan, make_plan
 from polar_rm.sampling.policies import SamplingConfig
@@ -44,7 +44,6 @@ class PolicyStatus:
     @property
     def missing(self) -> int:
         """Samples that the same command would ask for again."""
-        # Where nothing came at all, the cause is the policy and not its requests.
         return self.planned - self.sampled - (self.final if self.sampled else 0)
 
 
@@ -183,14 +182,11 @@ def _status(plan: Plan, store: Store, policy: str) -> PolicyStatus:
 def missing_requests(plan: Plan, store: Store, policy: str, retry_failed: bool = False) -> list[Request]:
     """What a run would ask a policy. What failed before comes last: a request that always fails must not keep others waiting."""
     sampled, failures = store.sampled(policy), store.failures(policy)
-    fresh, again = [], []
-    for request in plan.requests(policy):
-        key = request.prompt_id, request.sample_id
-        if key in failures and (retry_failed or not sampled or not failures[key].is_final):
-            again.append(request)
-        elif key not in sampled and key not in failures:
-            fresh.append(request)
-    return fresh + again
+    requests = by_key(plan.requests(policy))
+    # Where nothing came at all, the cause is the policy and not its requests: see PolicyStatus.missing.
+    retry_failed = retry_failed or not requests.keys() & sampled.keys()
+    fresh = [request for key, request in requests.items() if key not in sampled and key not in failures]
+    return fresh + [requests[key] for key in requests if key in failures and (retry_failed or not failures[key].is_final)]
 
 
 def _cause(status: PolicyStatus) -> str:

@@ -42,13 +42,13 @@ def _run_policy(policy: Policy, requests: Sequence[Request], machine: Machine) -
     from ray.data import ActorPoolStrategy, DataContext
 
     DataContext.get_current().enable_progress_bars = False
-    size = machine.batch_size if policy.IN_PROCESS else getattr(policy, "concurrency", machine.batch_size)
-    blocks = max(1, len(requests) // (_BLOCK * size))
+    size = _BLOCK * policy.at_once(machine)
+    blocks = max(1, len(requests) // size)
     rows = [asdict(request) | {"prompt": json.dumps(request.prompt)} for request in requests]
     answers = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
         _Actor,
         fn_constructor_args=(policy, machine),
-        batch_size=_BLOCK * size,
+        batch_size=size,
         compute=ActorPoolStrategy(size=policy.ray.actors),
         num_cpus=policy.ray.cpus,
         num_gpus=policy.ray.gpus,
