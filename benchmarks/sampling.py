@@ -89,6 +89,7 @@ def run(config: SamplingConfig, options: argparse.Namespace, port: int) -> list[
     server.wait()
     rows: list[dict[str, Any]] = [{"event": "server ready", "seconds": time.perf_counter() - began}]
     kept: dict[Any, str] = {}
+    sampler = None
     try:
         for share in KILL_SAMPLER_AT:
             sampler = Sampler(options.output)
@@ -111,9 +112,12 @@ def run(config: SamplingConfig, options: argparse.Namespace, port: int) -> list[
             kept = unchanged(config, kept)
             rows.append({"event": f"sampler ended with code {code}", "stored": len(kept), "planned": planned})
             server.wait()
-            code, runs = Sampler(options.output).process.wait(), runs + 1
+            sampler = Sampler(options.output)
+            code, runs = sampler.process.wait(), runs + 1
     finally:
         server.kill()
+        if sampler:
+            sampler.process.kill()
     rows.append(
         {"event": "finished", **check(config, unchanged(config, kept)), "runs": runs, "seconds": time.perf_counter() - began}
     )

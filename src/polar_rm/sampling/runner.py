@@ -101,10 +101,11 @@ def run_sampling(config: SamplingConfig, progress: Progress = lambda _: None, *,
     """
     plan = make_plan(config, cache=config.output)
     with Store.open(config.output) as store:
-        store.claim({policy.name: policy.settings(config.machine) | {"seed": config.seed} for policy in config.policies})
+        store.claim(config.identities())
         statuses = {policy.name: _status(plan, store, policy.name) for policy in config.policies}
         work = [(policy, missing_requests(plan, store, policy.name, retry_failed)) for policy in config.policies]
         for status in statuses.values():
+            status.failures.clear()  # progress shows those of this run; what the store says comes at the end
             progress(status)
         run = ray.run if config.engine == "ray" else local.run
         with closing(run([(policy, requests) for policy, requests in work if requests], config.machine)) as events:
@@ -114,7 +115,7 @@ def run_sampling(config: SamplingConfig, progress: Progress = lambda _: None, *,
             seen = statuses[name]
             status.error, status.asked, status.tokens, status.seconds = seen.error, seen.asked, seen.tokens, seen.seconds
         files = write_trajectories(config, plan, store)
-        write_manifest(config, plan, files, [_described(config, policy, final[policy.name]) for policy in config.policies])
+        write_manifest(config, plan, files, [_described(policy, final[policy.name]) for policy in config.policies])
         unplanned = store.counts().total() - sum(status.sampled for status in final.values())
     return SamplingReport(trajectories_path(config), sum(file["rows"] for file in files), list(final.values()), unplanned)
 
@@ -197,9 +198,8 @@ def _counted(failures: Counter[str]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in failures.items())
 
 
-def _described(config: SamplingConfig, policy: Policy, status: PolicyStatus) -> dict[str, Any]:
+def _described(policy: Policy, status: PolicyStatus) -> dict[str, Any]:
     """A policy's entry in the manifest."""
     labels = {"family": policy.family, "kind": policy.kind, "model": policy.model, "licence": policy.licence}
     counts = {"planned": status.planned, "sampled": status.sampled, "missing": status.missing, "failures": dict(status.failures)}
-    settings = policy.settings(config.machine) | {"seed": config.seed}
-    return {"policy": policy.name, **labels, **counts, "error": status.error, "settings": settings}
+    return {"policy": policy.name, **labels, **counts, "error": status.error}

@@ -30,7 +30,7 @@ def run(work: Work, machine: Machine) -> Generator[list[Events], None, None]:
         import ray
     except ImportError as error:
         raise PolarError("engine ray needs Ray: pip install 'polar-rm[ray]'") from error
-    if not ray.is_initialized():
+    if work and not ray.is_initialized():
         ray.init()
     for policy, requests in work:
         yield [Started(policy.name)]
