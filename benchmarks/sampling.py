@@ -35,7 +35,8 @@ from polar_rm.sampling.policies import SamplingConfig
 from polar_rm.sampling.store import Store
 
 KILL_SAMPLER_AT, KILL_SERVER_AT = (0.2, 0.45), 0.65  # of all samples
-PATIENCE_S = 600.0
+PATIENCE_S = 900.0
+FORUM = "Posts from an internet forum.\n\nQ: How do I clean a kettle?\nA: lol just chuck some vinegar in there\n\nQ: {prompt}\nA:"
 
 
 def main() -> None:
@@ -71,7 +72,7 @@ def write_config(options: argparse.Namespace, port: int) -> SamplingConfig:
     policies = [
         {"name": "in-process", "kind": "chat", "model": LANGUAGE_MODEL},
         {"name": "served-pirate", "kind": "chat", "system": pirate, **served},
-        {"name": "served-base", "kind": "base", "template": "Question: {prompt}\nAnswer:", "stop": ["\nQuestion:"], **served},
+        {"name": "served-base", "kind": "base", "template": FORUM, "stop": ["\nQ:"], **served},
     ]
     prompts = options.output / "prompts.jsonl"
     prompts.write_text((files("polar_rm.quickstart") / "data/prompts.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
@@ -88,6 +89,7 @@ def run(config: SamplingConfig, options: argparse.Namespace, port: int) -> list[
     server.wait()
     rows: list[dict[str, Any]] = [{"event": "server ready", "seconds": time.perf_counter() - began}]
     kept: dict[Any, str] = {}
+    sampler = None
     try:
         for share in KILL_SAMPLER_AT:
             sampler = Sampler(options.output)
@@ -110,9 +112,12 @@ def run(config: SamplingConfig, options: argparse.Namespace, port: int) -> list[
             kept = unchanged(config, kept)
             rows.append({"event": f"sampler ended with code {code}", "stored": len(kept), "planned": planned})
             server.wait()
-            code, runs = Sampler(options.output).process.wait(), runs + 1
+            sampler = Sampler(options.output)
+            code, runs = sampler.process.wait(), runs + 1
     finally:
         server.kill()
+        if sampler:
+            sampler.process.kill()
     rows.append(
         {"event": "finished", **check(config, unchanged(config, kept)), "runs": runs, "seconds": time.perf_counter() - began}
     )
@@ -194,7 +199,7 @@ def check(config: SamplingConfig, stored: dict[Any, str]) -> dict[str, Any]:
         kinds = Counter(failure.kind for policy in plan.shares for failure in store.failures(policy).values())
     written = [(row.prompt_id, row.policy, row.sample_id) for row in read_trajectories(config.output / "trajectories.parquet")]
     assert sorted(written) == sorted(stored), "the Parquet file is not the store"
-    assert not failed & set(stored), "a sample is stored and failed"
+    assert not failed & set(stored), "a request has a sample and a failure"
     assert failed | set(stored) == planned, "rows are missing, or too many"
     return {"planned": len(planned), "stored": len(stored), "without text": sum(kinds.values()), **kinds}
 

@@ -25,7 +25,7 @@ def progress_bar(console: Console, *, enabled: bool = True) -> Progress:
 
 
 def progress_lines(console: Console, *, every_s: float = 5.0) -> Callable[[str, str], None]:
-    """For logs, where a bar shows nothing: takes a task's name and its state, and prints a line at most so often a task."""
+    """For logs, where a bar shows nothing: takes a task's name and state, and prints a line at most so often for each task."""
     due: dict[str, float] = {}
 
     def show(name: str, state: str) -> None:

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import tiny
@@ -92,3 +93,8 @@ def test_an_id_in_two_sources_is_refused(tmp_path):
     twice = settings.model_copy(update={"prompts": settings.prompts * 2})
     with pytest.raises(PolarError, match="the id 'p0' comes from two sources"):
         make_plan(twice)
+
+
+def test_the_recipe_is_valid():
+    settings = load_config(SamplingConfig, [Path(__file__).parents[2] / "recipes/sampling.yaml"])
+    assert {policy.backend for policy in settings.policies} == {"transformers", "vllm", "openai"}

@@ -169,6 +169,8 @@ def test_other_settings_or_prompts_in_the_same_folder_are_refused(tmp_path, serv
     sample(served(tmp_path, server.url))
     with pytest.raises(PolarError, match=r"policy 'a' with other settings \(seed: 0 there, 3 now\)"):
         sample(served(tmp_path, server.url, seed=3))
+    with pytest.raises(PolarError, match=r"\(seed: 0 there, 3 now\)"):
+        estimate(served(tmp_path, server.url, seed=3))
     with pytest.raises(PolarError, match=r"\(system: null there, \"Rhyme.\" now\)"):
         sample(served(tmp_path, server.url, changes={"system": "Rhyme."}))
     settings = served(tmp_path, server.url)

@@ -79,6 +79,10 @@ class Policy(Config):
         precision = {"precision": machine.precision} if self.IN_PROCESS else {}
         return self.model_dump(mode="json", exclude=set(self.FREE)) | precision
 
+    def at_once(self, machine: Machine) -> int:
+        """Requests that it works on together."""
+        return machine.batch_size
+
     def open(self, machine: Machine) -> Backend:
         """Load the model, or make ready to ask a server.
 

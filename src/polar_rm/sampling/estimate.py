@@ -42,6 +42,7 @@ def estimate(config: SamplingConfig, tokens_per_s: float | None = None) -> list[
     """
     plan, estimates = make_plan(config), []
     with Store.open(config.output, read_only=True) as store:
+        store.check(config.identities())
         for policy in config.policies:
             requests = missing_requests(plan, store, policy.name)
             characters = sum(len(flatten(request.prompt)) + len(policy.system or policy.template) for request in requests)

@@ -86,6 +86,10 @@ class SamplingConfig(Config):
     def machine(self) -> Machine:
         return Machine(self.precision, self.device, self.batch_size)
 
+    def identities(self) -> dict[str, dict[str, Any]]:
+        """What the samples of each policy depend on, beside their prompts."""
+        return {policy.name: policy.settings(self.machine) | {"seed": self.seed} for policy in self.policies}
+
     def pool(self, name: str) -> list[Policy]:
         """The policies that prompts of this pool may ask."""
         return [policy for policy in self.policies if name in ("any", policy.kind)]

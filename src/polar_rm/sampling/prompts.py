@@ -70,7 +70,7 @@ class Prompt:
 
     @property
     def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.prompt).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.prompt, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_rows(source: PromptRows, on_bad_row: OnBadRow) -> Iterator[Prompt]:

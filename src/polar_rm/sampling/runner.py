@@ -12,7 +12,7 @@ from typing import Any
 
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Policy, Request, Sample
-from polar_rm.sampling.engines import Answered, Died, Events, Started, local, ray
+from polar_rm.sampling.engines import Answered, Died, Events, Started, by_key, local, ray
 from polar_rm.sampling.output import trajectories_path, write_manifest, write_trajectories
 from polar_rm.sampling.plan import Plan, make_plan
 from polar_rm.sampling.policies import SamplingConfig
@@ -44,7 +44,6 @@ class PolicyStatus:
     @property
     def missing(self) -> int:
         """Samples that the same command would ask for again."""
-        # Where nothing came at all, the cause is the policy and not its requests.
         return self.planned - self.sampled - (self.final if self.sampled else 0)
 
 
@@ -102,10 +101,11 @@ def run_sampling(config: SamplingConfig, progress: Progress = lambda _: None, *,
     """
     plan = make_plan(config, cache=config.output)
     with Store.open(config.output) as store:
-        store.claim({policy.name: policy.settings(config.machine) | {"seed": config.seed} for policy in config.policies})
+        store.claim(config.identities())
         statuses = {policy.name: _status(plan, store, policy.name) for policy in config.policies}
         work = [(policy, missing_requests(plan, store, policy.name, retry_failed)) for policy in config.policies]
         for status in statuses.values():
+            status.failures.clear()  # progress shows those of this run; what the store says comes at the end
             progress(status)
         run = ray.run if config.engine == "ray" else local.run
         with closing(run([(policy, requests) for policy, requests in work if requests], config.machine)) as events:
@@ -115,7 +115,7 @@ def run_sampling(config: SamplingConfig, progress: Progress = lambda _: None, *,
             seen = statuses[name]
             status.error, status.asked, status.tokens, status.seconds = seen.error, seen.asked, seen.tokens, seen.seconds
         files = write_trajectories(config, plan, store)
-        write_manifest(config, plan, files, [_described(config, policy, final[policy.name]) for policy in config.policies])
+        write_manifest(config, plan, files, [_described(policy, final[policy.name]) for policy in config.policies])
         unplanned = store.counts().total() - sum(status.sampled for status in final.values())
     return SamplingReport(trajectories_path(config), sum(file["rows"] for file in files), list(final.values()), unplanned)
 
@@ -183,14 +183,11 @@ def _status(plan: Plan, store: Store, policy: str) -> PolicyStatus:
 def missing_requests(plan: Plan, store: Store, policy: str, retry_failed: bool = False) -> list[Request]:
     """What a run would ask a policy. What failed before comes last: a request that always fails must not keep others waiting."""
     sampled, failures = store.sampled(policy), store.failures(policy)
-    fresh, again = [], []
-    for request in plan.requests(policy):
-        key = request.prompt_id, request.sample_id
-        if key in failures and (retry_failed or not sampled or not failures[key].is_final):
-            again.append(request)
-        elif key not in sampled and key not in failures:
-            fresh.append(request)
-    return fresh + again
+    requests = by_key(plan.requests(policy))
+    # Where nothing came at all, the cause is the policy and not its requests: see PolicyStatus.missing.
+    retry_failed = retry_failed or not requests.keys() & sampled.keys()
+    fresh = [request for key, request in requests.items() if key not in sampled and key not in failures]
+    return fresh + [requests[key] for key in requests if key in failures and (retry_failed or not failures[key].is_final)]
 
 
 def _cause(status: PolicyStatus) -> str:
@@ -201,9 +198,8 @@ def _counted(failures: Counter[str]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in failures.items())
 
 
-def _described(config: SamplingConfig, policy: Policy, status: PolicyStatus) -> dict[str, Any]:
+def _described(policy: Policy, status: PolicyStatus) -> dict[str, Any]:
     """A policy's entry in the manifest."""
     labels = {"family": policy.family, "kind": policy.kind, "model": policy.model, "licence": policy.licence}
     counts = {"planned": status.planned, "sampled": status.sampled, "missing": status.missing, "failures": dict(status.failures)}
-    settings = policy.settings(config.machine) | {"seed": config.seed}
-    return {"policy": policy.name, **labels, **counts, "error": status.error, "settings": settings}
+    return {"policy": policy.name, **labels, **counts, "error": status.error}

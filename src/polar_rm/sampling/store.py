@@ -106,21 +106,28 @@ class Store:
                 self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
                 self._db.execute(f"PRAGMA user_version = {VERSION}")
 
-    def claim(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
-        """Note what the samples of each policy depend on.
+    def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """settings: of each policy, what its samples depend on.
 
         Raises:
             PolarError: the store holds samples of a policy with other settings. They would be mixed without a trace.
         """
+        for policy, now in settings.items():
+            query = "SELECT settings FROM policies WHERE name = ? AND EXISTS (SELECT 1 FROM samples WHERE policy = name)"
+            for [saved] in self._rows(query, policy):
+                _refuse_differences(self.path, policy, json.loads(saved), dict(now))
+
+    def claim(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
+        """:meth:`check`, and note the settings. Those of a policy of which nothing has come yet may change."""
+        self.check(settings)
         with self._explain(), self._transaction():
             for policy, now in settings.items():
-                row = self._db.execute("SELECT settings FROM policies WHERE name = ?", [policy]).fetchone()
-                if row and self._db.execute("SELECT 1 FROM samples WHERE policy = ? LIMIT 1", [policy]).fetchone():
-                    _refuse_differences(self.path, policy, json.loads(row[0]), dict(now))
-                elif row:
-                    self._db.execute("DELETE FROM failures WHERE policy = ?", [policy])
-                    self._db.execute("DELETE FROM policies WHERE name = ?", [policy])
-                self._db.execute("INSERT OR IGNORE INTO policies (name, settings) VALUES (?, ?)", [policy, json.dumps(now)])
+                changed = "policy = ? AND NOT EXISTS (SELECT 1 FROM policies WHERE name = ? AND settings = ?)"
+                self._db.execute(f"DELETE FROM failures WHERE {changed}", [policy, policy, json.dumps(now)])
+                note = (
+                    "INSERT INTO policies (name, settings) VALUES (?, ?) ON CONFLICT DO UPDATE SET settings = excluded.settings"
+                )
+                self._db.execute(note, [policy, json.dumps(now)])
 
     def add(self, arrived: Iterable[Arrived], throughput: Mapping[str, tuple[int, float]]) -> None:
         """Store outcomes in one transaction. throughput: further (tokens, seconds) of policies."""

@@ -76,6 +76,9 @@ class OpenAIPolicy(Policy):
             raise ValueError(f"policy {self.name!r}: the server takes no top_k; say decoding.top_k: 0, which is how it samples")
         return self
 
+    def at_once(self, machine: Machine) -> int:
+        return self.concurrency
+
     def open(self, machine: Machine) -> OpenAIBackend:
         return OpenAIBackend(self)
 

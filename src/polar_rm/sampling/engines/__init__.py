@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from polar_rm.sampling.base import Outcome, Policy, Request
@@ -37,6 +37,6 @@ Work = Sequence[tuple[Policy, Sequence[Request]]]
 """Policies and what they are still asked."""
 
 
-def by_key(requests: Sequence[Request]) -> Mapping[tuple[str, int], Request]:
-    """Requests of one policy by (prompt_id, sample_id)."""
+def by_key(requests: Iterable[Request]) -> dict[tuple[str, int], Request]:
+    """Requests of one policy by (prompt_id, sample_id), in their order."""
     return {(request.prompt_id, request.sample_id): request for request in requests}

@@ -30,7 +30,7 @@ def run(work: Work, machine: Machine) -> Generator[list[Events], None, None]:
         import ray
     except ImportError as error:
         raise PolarError("engine ray needs Ray: pip install 'polar-rm[ray]'") from error
-    if not ray.is_initialized():
+    if work and not ray.is_initialized():
         ray.init()
     for policy, requests in work:
         yield [Started(policy.name)]
@@ -42,13 +42,13 @@ def _run_policy(policy: Policy, requests: Sequence[Request], machine: Machine) -
     from ray.data import ActorPoolStrategy, DataContext
 
     DataContext.get_current().enable_progress_bars = False
-    size = machine.batch_size if policy.IN_PROCESS else getattr(policy, "concurrency", machine.batch_size)
-    blocks = max(1, len(requests) // (_BLOCK * size))
+    size = _BLOCK * policy.at_once(machine)
+    blocks = max(1, len(requests) // size)
     rows = [asdict(request) | {"prompt": json.dumps(request.prompt)} for request in requests]
     answers = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
         _Actor,
         fn_constructor_args=(policy, machine),
-        batch_size=_BLOCK * size,
+        batch_size=size,
         compute=ActorPoolStrategy(size=policy.ray.actors),
         num_cpus=policy.ray.cpus,
         num_gpus=policy.ray.gpus,

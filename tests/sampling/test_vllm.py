@@ -1,0 +1,69 @@
+"""The adapter against a stand-in for vLLM, which CPU machines seldom have."""
+
+import sys
+from dataclasses import dataclass
+from threading import Event
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import tiny
+
+from polar_rm.errors import PolarError
+from polar_rm.sampling.backends.vllm import VLLMPolicy
+from polar_rm.sampling.base import Machine, Request, Sample
+from polar_rm.sampling.rendering import load_tokenizer
+
+
+@dataclass
+class Parameters:
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    seed: int
+    stop: list[str] | None
+
+
+class LLM:
+    def __init__(self, model, **options):
+        if options.get("max_model_len") == 0:
+            raise ValueError("max_model_len must be positive\nand more")
+        self.model, self.options, self.calls = model, options, []
+        self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64))
+
+    def get_tokenizer(self):
+        return load_tokenizer(self.model)
+
+    def generate(self, prompts, parameters, use_tqdm):
+        self.calls.append((prompts, parameters))
+        samples = [SimpleNamespace(text=f" {p.seed}", finish_reason="length", token_ids=[1, 2]) for p in parameters]
+        return [SimpleNamespace(outputs=[sample]) for sample in samples]
+
+
+@pytest.fixture
+def policy(tmp_path, monkeypatch):
+    module = ModuleType("vllm")
+    module.LLM, module.SamplingParams = LLM, Parameters
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    model = tiny.causal_lm(tmp_path / "lm")
+    values = {"name": "p", "family": "f", "kind": "base", "model": str(model), "engine": {"tensor_parallel_size": 2}}
+    return VLLMPolicy.model_validate(values | {"stop": ["\n"], "decoding": {"max_new_tokens": 9, "top_k": 0}})
+
+
+def test_each_request_has_its_own_seed_and_the_decoding_of_the_policy(policy):
+    backend = policy.open(Machine("bf16", batch_size=2))
+    assert backend.llm.options == {"revision": None, "dtype": "bfloat16", "tensor_parallel_size": 2}
+    outcomes = {}
+    requests = [Request(f"p{i}", "fox " * (100 if i == 3 else 1), 0, 70 + i) for i in range(20)]
+    backend.run(requests, lambda request, outcome: outcomes.update({request.prompt_id: outcome}), Event())
+    assert outcomes.pop("p3").kind == "too_long"
+    assert outcomes == {f"p{i}": Sample(f" {70 + i}", "length", 2) for i in range(20) if i != 3}
+    assert [len(prompts) for prompts, _ in backend.llm.calls] == [15, 4]
+    prompts, parameters = backend.llm.calls[0]
+    assert prompts[0] == {"prompt_token_ids": load_tokenizer(policy.model)("fox ")["input_ids"]}
+    assert parameters[0] == Parameters(1.0, 0.9, -1, 9, 70, ["\n"])
+
+
+def test_a_model_that_does_not_load_is_one_line(policy):
+    with pytest.raises(PolarError, match=r"policy 'p': vLLM can't load .*: max_model_len must be positive$"):
+        policy.model_copy(update={"engine": {"max_model_len": 0}}).open(Machine())
