@@ -36,8 +36,8 @@ LEDGER = pa.schema(
         "tokens": pa.int64(),
     }
 )
-"""What is counted of every comparison, in the order of the shard. Policies are places in the job's sorted list of them. ``key`` is
-a hash that says which comparisons stay when a policy has too many. Sizes: of prompt, reference and candidates, once each."""
+"""What is counted of every comparison, in the order of the shard. Policies are places in the job's sorted list. ``key`` is a hash
+that says which comparisons stay when a policy has too many. Sizes: of prompt, reference and candidates, once each."""
 
 
 @dataclass(frozen=True, slots=True)
