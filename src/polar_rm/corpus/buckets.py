@@ -154,9 +154,8 @@ def _entry(job: Job, split: str, prompt: Prompt, group: Group, measure: Measure)
 def _prompts(job: Job, number: int, tally: Tally, measure: Measure) -> Iterator[Prompt]:
     """The bucket's prompts in the order of their hashes, with cleaned texts."""
     table = _read(job, number)
-    order = sorted(
-        range(len(table)), key=list(zip(table["hash"].to_pylist(), table["prompt_id"].to_pylist(), strict=True)).__getitem__
-    )
+    names = list(zip(table["hash"].to_pylist(), table["prompt_id"].to_pylist(), strict=True))
+    order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
     rows = table.take(order).to_pydict()
     starts = [i for i in range(len(order)) if i == 0 or rows["prompt_id"][i] != rows["prompt_id"][i - 1]]
     kept = [
