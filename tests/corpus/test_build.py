@@ -159,7 +159,7 @@ def test_families_come_from_the_rows_or_the_sampling_manifest(tmp_path):
         row for policy in "abcd" for row in zoo(policies=policy, metadata={"family": FAMILIES[policy], "model": "m" + policy})
     ]
     assert build(config(tmp_path / "rows", rows))["policies"]["c"]["family"] == "y"
-    settings = config(tmp_path / "manifest", zoo())
+    settings = config(tmp_path / "manifest", zoo(20))
     policies = [{"name": policy, "family": "f", "model": "same" if policy in "ab" else policy} for policy in "abcd"]
     (tmp_path / "manifest/manifest.json").write_text(json.dumps({"settings": {"policies": policies}}))
     assert build(settings)["pairs_by_distance"].keys() == {"same_model", "same_family"}
@@ -180,14 +180,15 @@ def test_cleaning_goes_before_pairing_and_is_reported(tmp_path):
 
 
 def test_empty_texts_and_duplicates_are_counted_and_left_out(tmp_path):
-    rows = zoo(metadata={"dup_count": 2})
+    rows = zoo()
     rows += [Trajectory("t", "p0", "prompt 0", "a", 9, " \n"), rows[0], rows[0]]
-    settings = config(tmp_path, rows)
+    pq.write_table(pa.table({**columns(rows), "dup_count": pa.array([2.0] * 74 + [None])}), tmp_path / "rows.parquet")
+    settings = config(tmp_path)
     counts = build(settings)["counts"]["trajectories"]
     assert {name: counts[name] for name in ("read", "rows", "empty", "duplicates", "texts")} == {
         "read": 75, "rows": 75, "empty": 1, "duplicates": 2, "texts": 72,
     }  # fmt: skip
-    assert counts["samples"] == 72 * 2 + 1 + 2 * 2
+    assert counts["samples"] == 74 * 2 + 1
     assert not any(text.isspace() for c in comparisons(settings) for text in (c.reference, *c.candidates))
 
 
