@@ -1,100 +1,367 @@
-"""`polar corpus` as a user runs it: from trajectory files to shards, report and manifest."""
-
-from __future__ import annotations
+"""Whole builds, from files to a finished folder."""
 
 import json
+import random
+import subprocess
+import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
+import trajectories
+from trajectories import FAMILIES, zoo
 
-from polar_rm.cli import app
-from polar_rm.corpus.build import build
+from polar_rm.corpus import build as build_module
+from polar_rm.corpus.build import build, make_plan
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.errors import PolarError
 from polar_rm.records import Trajectory, read_comparisons, write_records
 
 
-@pytest.fixture
-def trajectories(tmp_path):
+def config(folder, rows=None, name="rows.parquet", **changes):
+    folder.mkdir(exist_ok=True)
+    if rows is not None:
+        write_records(folder / name, rows)
+    values = {"inputs": [str(folder / name)], "output": folder / "out", "workers": 1, "buckets": 3, "report": {"pairs": 50}}
+    return CorpusConfig.model_validate(values | changes)
+
+
+def shards(settings):
+    """Every shard's name and bytes."""
+    return {str(path.relative_to(settings.output)): path.read_bytes() for path in sorted(settings.output.glob("*/*.parquet"))}
+
+
+def comparisons(settings, split="train"):
+    return list(read_comparisons(settings.output / split))
+
+
+def test_every_file_of_a_finished_folder(tmp_path):
+    settings = config(tmp_path, zoo(), pairing={"positives": 2, "negatives": 2}, licences={"test": "CC0"}, families=FAMILIES)
+    report = build(settings)
+    built = comparisons(settings)
+    assert len(built) == 6 * 4
+    assert report["splits"]["train"]["comparisons"] == 24
+    assert report["splits"]["train"]["pairs"] == 24 * 4
+    assert {c.ranks for c in built} == {(0, 0, 1, 1)}
+    assert {c.metadata["distance"] for c in built} <= {"same_family", "other_family", "mixed"}
+    for each in built:
+        authors = [text[0] for text in each.candidates]
+        assert [*each.reference[0] * 2] == authors[:2]
+        assert authors == each.metadata["candidate_policies"]
+        assert each.prompt == f"prompt {each.metadata['prompt_id'][1:]}"
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["shards"].keys() == shards(settings).keys()
+    assert manifest["licences"] == {"test": "CC0"}
+    assert manifest["inputs"][0]["name"] == "rows.parquet"
+    assert manifest["policies"]["a"]["family"] == "x"
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("<svg") == 3
+    assert {path.name for path in settings.output.iterdir() if path.is_file()} == {
+        "contaminated.jsonl", "manifest.json", "refused.jsonl", "report.html", "report.json", "settings.json",
+    }  # fmt: skip
+
+
+def test_sizes_and_pairs_in_the_report_are_those_of_the_shards(tmp_path):
+    settings = config(tmp_path, zoo(samples=2), pairing={"negatives": 2})
+    report = build(settings)
+    built = comparisons(settings)
+    texts = [text for c in built for text in (c.prompt, c.reference, *c.candidates)]
+    assert report["splits"]["train"]["characters"] == sum(map(len, texts))
+    assert report["splits"]["train"]["words"] == sum(len(text.split()) for text in texts)
+    assert report["counts"]["trajectories"]["texts"] == 6 * 4 * 2
+    pairs = {(policy, other): number for policy, other, number in report["pairs_by_policies"]}
+    assert sum(pairs.values()) == 2 * len(built)
+    for (policy, other), number in pairs.items():
+        names = "abcd"[policy], "abcd"[other]
+        assert number == sum(names[1] in c.metadata["candidate_policies"] for c in built if c.metadata["policy"] == names[0])
+    assert set(report["baselines"]["overall"]) == {"length", "tfidf"}
+    assert report["baselines"]["overall"]["tfidf"]["accuracy"] > 0.9  # these policies have words of their own
+
+
+def test_the_shards_depend_on_rows_and_seed_alone(tmp_path):
+    rows = zoo()
+    first = config(tmp_path / "a", rows)
+    other_order = config(tmp_path / "b", random.Random(1).sample(rows, len(rows)))
+    jsonl = config(tmp_path / "c", rows, "rows.jsonl")
+    two_files = config(tmp_path / "d", rows[:31])
+    write_records(tmp_path / "d/more.jsonl", rows[31:])
+    two_files = two_files.model_copy(update={"inputs": (*two_files.inputs, str(tmp_path / "d/more.jsonl"))})
+    for each in (first, other_order, jsonl, two_files):
+        build(each)
+    assert len(shards(first)) == 3
+    assert shards(first) == shards(other_order) == shards(jsonl) == shards(two_files)
+    another = config(tmp_path / "e", rows, seed=1)
+    build(another)
+    assert shards(another) != shards(first)
+
+
+def test_comparisons_do_not_depend_on_other_prompts_or_on_buckets(tmp_path):
+    whole, part = config(tmp_path / "a", zoo()), config(tmp_path / "b", zoo(3), buckets=1)
+    build(whole), build(part)
+    assert [c for c in comparisons(whole) if c.metadata["prompt_id"] in ("p0", "p1", "p2")] == comparisons(part)
+
+
+def test_splits_share_no_prompt_and_no_policy(tmp_path):
+    settings = config(tmp_path, zoo(60, "abcdef"), splits={"prompts": 0.3, "policies": ["e", "f"]})
+    build(settings)
+    train, prompts, policies = (comparisons(settings, name) for name in ("train", "unseen_prompts", "unseen_policies"))
+    ids = [{c.metadata["prompt_id"] for c in each} for each in (train, prompts, policies)]
+    assert not ids[0] & (ids[1] | ids[2])
+    assert ids[1] == ids[2]
+    for each, wanted in ((train, "abcd"), (prompts, "abcd"), (policies, "ef")):
+        assert {p for c in each for p in (c.metadata["policy"], *c.metadata["candidate_policies"])} == set(wanted)
+
+
+def test_copies_of_a_prompt_under_two_ids_are_in_one_split(tmp_path):
     rows = [
-        Trajectory("s", f"p{p}", f"Question {p}?", policy, i, f"{policy} says answer {i} to {p}. " * (1 + len(policy)))
-        for p in range(40)
-        for policy in ("a", "bb", "ccc", "dddd")
-        for i in range(3)
+        Trajectory("t", f"{copy}-{p}", f"{prompt} {p}", policy, s, trajectories.text(policy, p, s))
+        for copy, prompt in enumerate(["the prompt", "The  prompt"]) for p in range(20) for policy in "ab" for s in range(2)
+    ]  # fmt: skip
+    settings = config(tmp_path, rows, splits={"prompts": 0.4})
+    build(settings)
+    train, held = ({c.metadata["prompt_id"][2:] for c in comparisons(settings, name)} for name in ("train", "unseen_prompts"))
+    assert train and held and not train & held
+
+
+def test_contaminated_prompts_are_dropped_and_listed(tmp_path):
+    (tmp_path / "eval.jsonl").write_text('{"prompt": "Prompt  2"}\n')
+    settings = config(tmp_path, zoo(), decontamination={"files": [str(tmp_path / "eval.jsonl")]})
+    report = build(settings)
+    assert {c.metadata["prompt_id"] for c in comparisons(settings)} == {"p0", "p1", "p3", "p4", "p5"}
+    [dropped] = map(json.loads, (tmp_path / "out/contaminated.jsonl").read_text().splitlines())
+    assert dropped["prompt_id"] == "p2"
+    assert dropped["match"]["row"] == 1
+    assert report["counts"]["prompts"]["contaminated"] == 1
+
+
+def test_caps_of_a_policy_keep_a_choice_that_order_does_not_change(tmp_path):
+    free, capped = (config(tmp_path / n, zoo(20), pairing={"per_policy": cap}) for n, cap in (("a", None), ("b", 5)))
+    build(free)
+    report = build(capped)
+    kept = comparisons(capped)
+    assert [sum(c.metadata["policy"] == policy for c in kept) for policy in "abcd"] == [5] * 4
+    assert [c for c in comparisons(free) if c in kept] == kept
+    assert report["splits"]["train"]["comparisons"] == 20
+    assert report["baselines"]["overall"]["length"]["pairs"] == 20
+
+
+def test_distances_of_negatives(tmp_path):
+    settings = config(tmp_path, zoo(), families={"[ab]": "x", "*": "y"}, pairing={"negatives": 3, "distance": ["same_family"]})
+    report = build(settings)
+    assert {frozenset(c.metadata["candidate_policies"]) for c in comparisons(settings)} == {frozenset("ab"), frozenset("cd")}
+    assert report["pairs_by_distance"].keys() == {"same_family"} == report["baselines"]["by_distance"].keys()
+    with pytest.raises(PolarError, match=r"family of 'b' and 2 more is not known"):
+        build(config(tmp_path, families={"a": "x"}, pairing={"distance": ["same_family"]}, output=tmp_path / "out2"))
+
+
+def test_families_come_from_the_rows_or_the_sampling_manifest(tmp_path):
+    rows = [
+        row for policy in "abcd" for row in zoo(policies=policy, metadata={"family": FAMILIES[policy], "model": "m" + policy})
     ]
-    write_records(tmp_path / "t.parquet", rows)
-    write_records(tmp_path / "reversed.parquet", rows[::-1])
-    return tmp_path
+    assert build(config(tmp_path / "rows", rows))["policies"]["c"]["family"] == "y"
+    settings = config(tmp_path / "manifest", zoo(20))
+    policies = [{"name": policy, "family": "f", "model": "same" if policy in "ab" else policy} for policy in "abcd"]
+    (tmp_path / "manifest/manifest.json").write_text(json.dumps({"settings": {"policies": policies}}))
+    assert build(settings)["pairs_by_distance"].keys() == {"same_model", "same_family"}
 
 
-def config(folder, name: str, source: str = "t.parquet", **options) -> CorpusConfig:
-    values = {"inputs": [str(folder / source)], "output": folder / name, "buckets": 3, "workers": 1, "report": {"pairs": 50}}
-    return CorpusConfig.model_validate(values | options)
+def test_cleaning_goes_before_pairing_and_is_reported(tmp_path):
+    looped = [Trajectory("t", f"p{p}", f"prompt {p}", "loop", s, "go " * (100 + s)) for p in range(6) for s in range(2)]
+    settings = config(tmp_path, [*zoo(policies="ab"), *looped])
+    report = build(settings)
+    assert report["cleaning"]["repeated_words"]["texts"] == 12
+    [example, *_] = report["cleaning"]["repeated_words"]["examples"]
+    assert len(example["after"]) < len(example["before"])
+    # Both samples are the same text once the loop is cut: the policy is no reference any more.
+    assert report["counts"]["trajectories"]["equal_after_cleaning"] == 6
+    assert {c.metadata["policy"] for c in comparisons(settings)} == {"a", "b"}
+    off = config(tmp_path, cleaning={"repeated_words": False, "repeated_characters": False}, output=tmp_path / "off")
+    assert build(off)["cleaning"] == {}
 
 
-def shards(folder) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
+def test_empty_texts_and_duplicates_are_counted_and_left_out(tmp_path):
+    rows = zoo()
+    rows += [Trajectory("t", "p0", "prompt 0", "a", 9, " \n"), rows[0], rows[0]]
+    pq.write_table(pa.table({**columns(rows), "dup_count": pa.array([2.0] * 74 + [None])}), tmp_path / "rows.parquet")
+    settings = config(tmp_path)
+    counts = build(settings)["counts"]["trajectories"]
+    assert {name: counts[name] for name in ("read", "rows", "empty", "duplicates", "texts")} == {
+        "read": 75, "rows": 75, "empty": 1, "duplicates": 2, "texts": 72,
+    }  # fmt: skip
+    assert counts["samples"] == 74 * 2 + 1
+    assert not any(text.isspace() for c in comparisons(settings) for text in (c.reference, *c.candidates))
 
 
-def test_equal_input_and_seed_give_equal_bytes(trajectories):
-    build(config(trajectories, "one"))
-    build(config(trajectories, "two", workers=2))
-    build(config(trajectories, "other", seed=1))
-    assert shards(trajectories / "one") == shards(trajectories / "two")
-    assert shards(trajectories / "one") != shards(trajectories / "other")
+def test_messages_and_texts_that_look_like_them_come_through(tmp_path):
+    rows = [
+        Trajectory("t", kind, prompt, policy, s, f'[{{"role": {policy}{s}')
+        for kind, prompt in (("m", [{"role": "user", "content": "hi"}]), ("t", '[{"role": nothing'), ("q", '["x"]'))
+        for policy in "ab"
+        for s in range(2)
+    ]
+    for name in ("rows.parquet", "rows.jsonl"):
+        settings = config(tmp_path / name, rows, name)
+        build(settings)
+        prompts = {c.metadata["prompt_id"]: c.prompt for c in comparisons(settings)}
+        assert prompts == {"m": [{"role": "user", "content": "hi"}], "t": '[{"role": nothing', "q": '["x"]'}
 
 
-def test_the_order_of_rows_changes_no_comparison(trajectories):
-    build(config(trajectories, "one"))
-    build(config(trajectories, "two", "reversed.parquet"))
-    found = [sorted(map(repr, read_comparisons(trajectories / name / "train"))) for name in ("one", "two")]
-    assert found[0] == found[1]
+def columns(rows):
+    return {
+        name: [getattr(row, name) for row in rows] for name in ("source", "prompt_id", "prompt", "policy", "sample_id", "text")
+    }
 
 
-def test_pairs_are_of_the_references_policy_and_no_other(trajectories):
-    build(config(trajectories, "out", pairing={"positives": 2, "negatives": 2}, splits={"prompts": 0.3}))
-    trained = list(read_comparisons(trajectories / "out" / "train"))
-    held = list(read_comparisons(trajectories / "out" / "unseen_prompts"))
-    assert trained
-    assert held
-    assert not {c.prompt for c in trained} & {c.prompt for c in held}
-    for comparison in trained + held:
-        author = comparison.reference.split()[0]
-        for candidate, rank in zip(comparison.candidates, comparison.ranks, strict=True):
-            assert (candidate.split()[0] == author) == (rank == 0)
-            assert candidate != comparison.reference
-    report = json.loads((trajectories / "out" / "report.json").read_text())
-    manifest = json.loads((trajectories / "out" / "manifest.json").read_text())
-    assert report
-    assert manifest
-    assert "<html" in (trajectories / "out" / "report.html").read_text()
+def test_bad_rows_stop_or_are_set_aside(tmp_path):
+    values = columns(zoo())
+    values["policy"][3] = None
+    texts = [text.encode() for text in values["text"]]
+    texts[5] = b"\xff\xfe"
+    table = pa.table({**values, "text": pa.array(texts, pa.binary()).view(pa.string())})
+    settings = config(tmp_path)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(PolarError, match=r"rows.parquet: row 4: field 'policy': expected a string, not null"):
+        build(settings)
+    settings = settings.model_copy(update={"output": tmp_path / "skipped"})
+    report = build(settings, on_bad_row="skip")
+    refused = [json.loads(line) for line in (tmp_path / "skipped/refused.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["field"]) for row in refused] == [(4, "policy"), (6, "text")]
+    assert report["counts"]["trajectories"]["refused"] == 2
+    assert report["counts"]["trajectories"]["read"] == 72
 
 
-def test_evaluation_prompts_are_left_out(trajectories):
-    (trajectories / "bench.jsonl").write_text(json.dumps({"prompt": "Question 7?"}) + "\n")
-    build(config(trajectories, "out", decontamination={"files": [str(trajectories / "bench.jsonl")]}))
-    assert "Question 7?" not in {c.prompt for c in read_comparisons(trajectories / "out" / "train")}
-    assert "Question 7?" in (trajectories / "out" / "contaminated.jsonl").read_text()
+def test_an_id_of_two_prompts(tmp_path):
+    settings = config(tmp_path, [*zoo(), Trajectory("t", "p0", "another", "a", 9, "x")])
+    with pytest.raises(PolarError, match=r"row 73: prompt_id 'p0' names another prompt than in .*: row 1$"):
+        build(settings)
+    settings = settings.model_copy(update={"output": tmp_path / "skipped"})
+    assert build(settings, on_bad_row="skip")["counts"]["trajectories"]["refused"] == 1
+    [refused] = map(json.loads, (tmp_path / "skipped/refused.jsonl").read_text().splitlines())
+    assert (refused["row"], refused["content"]["prompt"]) == (73, "another")
 
 
-def test_other_settings_in_the_same_folder_are_refused(trajectories):
-    build(config(trajectories, "out"))
-    with pytest.raises(PolarError, match="seed"):
-        build(config(trajectories, "out", seed=5))
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (zoo(policies="a"), "all trajectories are of one policy, 'a'"),
+        (zoo(samples=1), "no prompt has two different texts of one policy"),
+        (zoo(policies="a") + [Trajectory("t", "x", "x", "b", 0, "x")], "no prompt has two different texts of one policy"),
+    ],
+)
+def test_nothing_to_compare(tmp_path, rows, message):
+    with pytest.raises(PolarError, match=message):
+        build(config(tmp_path, rows))
+    assert not (tmp_path / "out/manifest.json").exists()
 
 
-def test_one_policy_gives_one_clear_line(trajectories):
-    rows = [Trajectory("s", "p", "Q?", "only", i, f"text {i}") for i in range(3)]
-    write_records(trajectories / "single.parquet", rows)
-    with pytest.raises(PolarError) as caught:
-        build(config(trajectories, "out", "single.parquet"))
-    assert "\n" not in str(caught.value)
+def test_files_that_hold_no_trajectories(tmp_path):
+    pq.write_table(pa.table({"prompt": ["x"], "prompt_id": ["y"]}), tmp_path / "other.parquet")
+    with pytest.raises(
+        PolarError, match=r"other.parquet: it holds no trajectories: the columns source, policy, text, sample_id are"
+    ):
+        make_plan(config(tmp_path, name="other.parquet"))
+    values = columns(zoo(1))
+    pq.write_table(pa.table({**values, "text": list(range(12))}), tmp_path / "numbers.parquet")
+    with pytest.raises(PolarError, match="the column text holds int64, not text"):
+        make_plan(config(tmp_path, name="numbers.parquet"))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(PolarError, match=r"broken.parquet: not a complete Parquet file"):
+        make_plan(config(tmp_path, name="broken.parquet"))
+    (tmp_path / "rows.jsonl").write_text('{"source": "x"}\n')
+    with pytest.raises(PolarError, match=r"rows.jsonl: row 1: field 'prompt_id'"):
+        build(config(tmp_path, name="rows.jsonl"))
+    (tmp_path / "rows.jsonl").write_text('{"source": "\\ud800"}\n')
+    with pytest.raises(PolarError, match=r"lone surrogate"):
+        build(config(tmp_path, name="rows.jsonl", output=tmp_path / "out2"))
 
 
-def test_the_verb_plans_and_builds(trajectories):
-    arguments = ["corpus", f"inputs=[{trajectories / 't.parquet'}]", f"output={trajectories / 'cli'}", "workers=1"]
-    assert CliRunner().invoke(app, [*arguments, "--dry-run"]).exit_code == 0
-    assert not (trajectories / "cli" / "train").exists()
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.output
-    assert list(read_comparisons(trajectories / "cli" / "train"))
+def test_many_row_groups_are_numbered_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_module, "_PART_BYTES", 1)
+    values = columns(zoo())
+    values["policy"][40] = None
+    pq.write_table(pa.table(values), tmp_path / "rows.parquet", row_group_size=9)
+    settings = config(tmp_path)
+    assert len(make_plan(settings).parts) == 8
+    with pytest.raises(PolarError, match="row 41: field 'policy'"):
+        build(settings)
+
+
+def test_an_interrupted_build_is_not_finished_and_continues(tmp_path, monkeypatch):
+    whole, broken = config(tmp_path / "a", zoo()), config(tmp_path / "b", zoo())
+    build(whole)
+    real, done = build_module.build_bucket, []
+
+    def fail(job, number):
+        if number == 1:
+            raise KeyboardInterrupt
+        done.append(number)
+        real(job, number)
+
+    monkeypatch.setattr(build_module, "build_bucket", fail)
+    with pytest.raises(KeyboardInterrupt):
+        build(broken)
+    assert not (broken.output / "manifest.json").exists()
+    assert not shards(broken).keys() & shards(whole).keys()
+
+    def count(job, number):
+        done.append(number)
+        real(job, number)
+
+    monkeypatch.setattr(build_module, "build_bucket", count)
+    build(broken)
+    assert done == [0, 1, 2]
+    assert shards(broken) == shards(whole)
+    build(broken)  # finished: nothing is built again
+    assert done == [0, 1, 2]
+
+
+def test_a_folder_of_other_settings_is_refused_with_the_difference(tmp_path):
+    settings = config(tmp_path, zoo())
+    build(settings)
+    with pytest.raises(PolarError, match=r"a corpus of other settings \(pairing.negatives: 1 there, 2 now\)"):
+        build(config(tmp_path, pairing={"negatives": 2}))
+    build(config(tmp_path, workers=2))  # which makes no difference
+    write_records(tmp_path / "rows.parquet", zoo(5))
+    with pytest.raises(PolarError, match=r"other settings \(inputs.rows.parquet"):
+        build(settings)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/thesis.txt").touch()
+    with pytest.raises(PolarError, match="not empty"):
+        build(config(tmp_path, output=tmp_path / "foreign"))
+
+
+def test_folders_are_read_as_polar_sample_leaves_them(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/a.jsonl").write_text('{"error": "timeout"}\n')
+    settings = config(tmp_path, zoo(), inputs=[str(tmp_path)], output=tmp_path.parent / f"{tmp_path.name}-out")
+    assert build(settings)["counts"]["trajectories"]["rows"] == 72
+
+
+def test_tokens_are_counted_with_a_tokenizer(tmp_path):
+    import tiny
+
+    tiny.tokenizer().save(str(tmp_path / "tokenizer.json"))
+    report = build(config(tmp_path, zoo(2), report={"tokenizer": str(tmp_path), "pairs": 10}))
+    assert report["splits"]["train"]["tokens"] > report["splits"]["train"]["words"]
+    with pytest.raises(PolarError, match="not a tokenizer"):
+        build(config(tmp_path, report={"tokenizer": str(tmp_path / "none")}, output=tmp_path / "out2"))
+
+
+def test_no_torch_is_loaded():
+    code = "import sys, polar_rm.corpus.build, polar_rm.corpus.buckets; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
+
+
+@pytest.mark.slow
+def test_processes_and_ray_make_the_same_bytes(tmp_path):
+    ray = pytest.importorskip("ray")
+    rows = zoo(40)
+    settings = {name: config(tmp_path / name, rows, workers=2, engine=engine) for name, engine in (("a", "local"), ("b", "ray"))}
+    one = config(tmp_path / "c", rows)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        for each in (*settings.values(), one):
+            build(each)
+    finally:
+        ray.shutdown()
+    assert shards(settings["a"]) == shards(settings["b"]) == shards(one)

@@ -1,49 +1,151 @@
-"""Cleaning only shortens, never to nothing, and leaves ordinary text alone."""
-
-from __future__ import annotations
-
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polar_rm.corpus.cleaning import clean
+from polar_rm.corpus.cleaning import LOOPS, clean, clean_all
 from polar_rm.corpus.config import Cleaning
 
+SENTENCE = "The cat sat on the mat and looked out."
 
-def is_subsequence(short: str, long: str) -> bool:
+
+def texts():
+    """Ordinary characters, and units that come again and again, also inside one another."""
+    unit = st.text("ab .\n,x?é中", min_size=1, max_size=6)
+    looped = st.tuples(unit, st.integers(1, 120)).map(lambda pair: pair[0] * pair[1])
+    flat = st.lists(st.one_of(unit, looped, st.just(SENTENCE)), max_size=5).map("".join)
+    return st.one_of(st.text(max_size=60), flat, st.tuples(flat, st.integers(1, 12)).map(lambda pair: pair[0][:200] * pair[1]))
+
+
+REASONS = st.sampled_from([None, "length", "stop"])
+
+
+def is_subsequence(short, long):
     rest = iter(long)
     return all(character in rest for character in short)
 
 
-@given(
-    st.text(max_size=40),
-    st.sampled_from(["ha", "the cat sat. ", "- item\n", "\U0001f642"]),
-    st.integers(0, 200),
-    st.sampled_from([None, "length", "stop"]),
+def most_copies(tokens, period):
+    """By brute force: the most repeats in a row of a unit of ``period`` tokens."""
+    most = run = 0
+    for i in range(period, len(tokens)):
+        run = run + 1 if tokens[i] == tokens[i - period] else 0
+        most = max(most, run)
+    return most // period + 1
+
+
+@given(texts(), REASONS)
+@settings(max_examples=60, deadline=None)
+def test_only_shortened_never_emptied_and_stable(text, reason):
+    cleaned = clean(text, reason)
+    assert is_subsequence(cleaned.text, text)
+    assert bool(cleaned.text.strip()) == bool(text.strip())
+    assert sum(cleaned.removed.values()) == len(text) - len(cleaned.text)
+    assert clean(cleaned.text, reason).text == cleaned.text
+
+
+@given(texts())
+@settings(max_examples=60, deadline=None)
+def test_no_loop_is_left(text):
+    cleaned = clean(text, "stop").text
+    tokens = {
+        "repeated_characters": list(cleaned),
+        "repeated_words": cleaned.split(),
+        "repeated_lines": [line.rstrip() for line in cleaned.split("\n") if line.strip()],
+    }
+    for rule, loop in LOOPS.items():
+        for period in range(1, loop.longest + 1):
+            assert most_copies(tokens[rule], period) < loop.copies(period), (rule, period)
+
+
+@given(st.lists(st.tuples(texts(), REASONS), max_size=8))
+@settings(max_examples=25, deadline=None)
+def test_many_are_cleaned_as_each_alone(rows):
+    columns = [text for text, _ in rows], [reason for _, reason in rows]
+    assert clean_all(*columns, Cleaning()) == [clean(text, reason) for text, reason in rows]
+
+
+@pytest.mark.parametrize(
+    ("rule", "unit", "begun"),
+    [
+        ("repeated_characters", "!", ""),
+        ("repeated_characters", "哈嘻", "哈"),
+        ("repeated_words", "I  love it, I do, ", "I  love "),
+        ("repeated_lines", "- travel to Hungary\n- come back\n", "- travel to Hungary\n"),
+    ],
 )
-def test_texts_only_get_shorter_and_never_empty(text, unit, copies, finish_reason):
-    text = text + unit * copies
-    cleaned = clean(text, finish_reason).text
-    assert is_subsequence(cleaned, text)
-    assert bool(cleaned.strip()) == bool(text.strip())
-    assert clean(cleaned, finish_reason).text == cleaned
+def test_a_loop_is_cut_and_still_to_be_seen(rule, unit, begun):
+    before, after = "It began well.\n\n", "\n\nAnd so it ended."
+    after = after.lstrip("\n") if unit.endswith("\n") else after
+    cleaned = clean(before + unit * 200 + after)
+    assert list(cleaned.removed) == [rule]
+    assert 3 <= cleaned.text.count(unit) < 40
+    assert cleaned.text.startswith(before)
+    assert cleaned.text.endswith(after)
+    # At the end of a text the begun repeat goes, too.
+    assert clean(before + unit * 200 + begun, "stop").text.endswith(unit)
 
 
-def test_loops_are_cut_but_stay_recognisable():
-    text = "A list follows.\n" + "I am sorry.\n" * 50
-    cleaned = clean(text, "stop")
-    assert 3 <= cleaned.text.count("I am sorry.") < 10
-    assert cleaned.removed["repeated_lines"] > 0
-    assert clean("no " * 300, "stop").text.split()[:3] == ["no", "no", "no"]
-
-
-def test_unfinished_endings_are_trimmed_where_the_limit_cut():
-    text = "It rains because clouds are full. Rivers carry the wat"
-    assert clean(text, "length").text == "It rains because clouds are full."
+@pytest.mark.parametrize(
+    "text",
+    [
+        "| a | b | c |\n|---|---|---|\n| 1 | 2 | 3 |\n" + "-" * 80,
+        "Row, row, row your boat\n" * 4 + "Merrily, merrily, merrily, merrily\n" * 4,
+        "for i in range(3):\n    x = [0, 0, 0, 0, 0, 0]\n    if x:\n        pass\n    }\n  }\n}\n",
+        "0 1 0 1\n1 0 1 0\n0 1 0 1\n",
+        "no no no no no, never",
+    ],
+)
+def test_what_people_write_stays(text):
     assert clean(text, "stop").text == text
 
 
-def test_rules_can_be_switched_off():
-    text = "ha" * 200
-    off = Cleaning(repeated_lines=False, repeated_words=False, repeated_characters=False, unfinished_endings=False)
-    assert clean(text, "length", off).text == text
-    assert clean(text, "stop").text != text
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f"{SENTENCE} {SENTENCE} Then it", f"{SENTENCE} {SENTENCE}"),
+        (f"- one thing to do here\n{SENTENCE}\n- two thi", f"- one thing to do here\n{SENTENCE}\n"),
+        (f'{SENTENCE} "So it is!" She', f'{SENTENCE} "So it is!"'),
+        (f"{SENTENCE} {SENTENCE} Use fruit, e.g. apples, with Dr. J. Smith, who", f"{SENTENCE} {SENTENCE}"),
+        ("天气很好。我们去公园。然后", "天气很好。我们去公园。"),
+        ("def f(x):\n    y = x + 1\n    return y *", "def f(x):\n    y = x + 1\n"),
+        (SENTENCE, SENTENCE),  # finished
+        ("one sentence that goes on and on and", "one sentence that goes on and on and"),  # no place to cut
+        (f"Sure! {SENTENCE[:-1]}", f"Sure! {SENTENCE[:-1]}"),  # most of it would go
+    ],
+)
+def test_an_unfinished_ending_is_trimmed_where_the_limit_ended_the_text(text, kept):
+    assert clean(text, "length").text == kept
+    assert clean(text, "stop").text == text
+
+
+@pytest.mark.parametrize(
+    ("text", "trimmed"),
+    [
+        (f"{SENTENCE} {SENTENCE} Then it went out and", True),
+        (f"{SENTENCE} {SENTENCE} Good luck", False),  # three words or fewer may be a farewell
+        (f"{SENTENCE}\nKind regards from all of us", False),
+        (f"{SENTENCE} So the answer we get is 42", False),
+        (f"{SENTENCE} ```python\nprint(1). Then we go on and on", False),
+        ("# Title\n- buy a good pair of shoes\n- run", False),
+        ("all small letters. nobody knows where it ends and", False),
+    ],
+)
+def test_unknown_endings_are_trimmed_where_the_line_shows_it(text, trimmed):
+    assert (clean(text, None).text != text) == trimmed
+    assert clean(text, None, Cleaning(guess_unfinished=False)).text == text
+
+
+@pytest.mark.parametrize("rule", [*LOOPS, "unfinished_endings"])
+def test_every_rule_can_be_switched_off(rule):
+    text = {
+        "repeated_characters": "a" * 200 + ".",
+        "repeated_words": "on and off, " * 40,
+        "repeated_lines": "x.\n" * 30,
+        "unfinished_endings": f"{SENTENCE} {SENTENCE} Then it",
+    }[rule]
+    assert list(clean(text, "length").removed) == [rule]
+    others = {name: name == rule for name in (*LOOPS, "unfinished_endings")}
+    assert list(clean(text, "length", Cleaning(**others)).removed) == [rule]
+    assert clean(text, "length", Cleaning(**{name: not on for name, on in others.items()})).removed.keys() <= {
+        "repeated_characters"
+    }

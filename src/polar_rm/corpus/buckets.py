@@ -7,13 +7,14 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_rm.corpus.cleaning import clean_all
+from polar_rm.corpus.cleaning import Cleaned, clean_all
 from polar_rm.corpus.counts import Measure, Tally, excerpt
 from polar_rm.corpus.job import Job
 from polar_rm.corpus.pairing import Cells, Group, MayMeet, generator, groups
@@ -36,8 +37,8 @@ LEDGER = pa.schema(
         "tokens": pa.int64(),
     }
 )
-"""What is counted of every comparison, in the order of the shard. Policies are places in the job's sorted list of them. ``key``
-is a hash that says which comparisons stay when a policy has too many. Sizes: of prompt, reference and candidates, once each."""
+"""What is counted of every comparison, in the order of the shard. Policies are places in the job's sorted list. ``key`` is a hash
+that says which comparisons stay when a policy has too many. Sizes: of prompt, reference and candidates, once each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,44 +152,37 @@ def _entry(job: Job, split: str, prompt: Prompt, group: Group, measure: Measure)
 # -------------------------------------------------------------------------------------------------------- rows to prompts
 
 
+Rows = dict[str, list[Any]]
+"""The bucket's rows, column by column; a row is known by its place."""
+
+
 def _prompts(job: Job, number: int, tally: Tally, measure: Measure) -> Iterator[Prompt]:
     """The bucket's prompts in the order of their hashes, with cleaned texts."""
-    table = _read(job, number)
-    order = sorted(
-        range(len(table)), key=list(zip(table["hash"].to_pylist(), table["prompt_id"].to_pylist(), strict=True)).__getitem__
-    )
-    rows = table.take(order).to_pydict()
-    starts = [i for i in range(len(order)) if i == 0 or rows["prompt_id"][i] != rows["prompt_id"][i - 1]]
-    kept = [
-        place
-        for start, end in zip(starts, [*starts[1:], len(order)], strict=True)
-        for place in _of_one_prompt(job, rows, start, end, tally)
-    ]
+    rows = _read(job, number)
+    kept: list[int] = []
+    for _, places in groupby(range(len(rows["row"])), rows["prompt_id"].__getitem__):
+        kept += _of_one_prompt(job, rows, list(places), tally)
     kept = _distinct(rows, kept, tally)
     cleaned = clean_all([rows["text"][i] for i in kept], [rows["finish_reason"][i] for i in kept], job.config.cleaning)
-    texts: dict[str, dict[str, set[str]]] = {}
-    first: dict[str, int] = {}
-    for place, result in zip(kept, cleaned, strict=True):
-        policy, prompt_id = rows["policy"][place], rows["prompt_id"][place]
-        _note_cleaning(tally, rows["text"][place], result.text, result.removed, prompt_id, policy)
-        cell = texts.setdefault(prompt_id, defaultdict(set))[policy]
-        if result.text in cell:
-            tally.add("trajectories", "equal_after_cleaning")
-        else:
-            cell.add(result.text)
-            tally.add_text(policy, measure(result.text), rows["n_tokens"][place])
-        previous = first.setdefault(prompt_id, place)
-        if rows["source"][place] < rows["source"][previous]:
-            first[prompt_id] = place
-    for prompt_id, cells in texts.items():
-        place = first[prompt_id]
+    for prompt_id, group in groupby(zip(kept, cleaned, strict=True), lambda pair: rows["prompt_id"][pair[0]]):
+        cells: dict[str, set[str]] = defaultdict(set)
+        sources = set()
+        for place, result in group:
+            policy = rows["policy"][place]
+            sources.add(rows["source"][place])
+            _note_cleaning(tally, rows["text"][place], result, prompt_id, policy)
+            if result.text in cells[policy]:
+                tally.add("trajectories", "equal_after_cleaning")
+            else:
+                cells[policy].add(result.text)
+                tally.add_text(policy, measure(result.text), rows["n_tokens"][place])
         tally.add("prompts", "with_texts")
-        sorted_cells = {policy: sorted(cell) for policy, cell in sorted(cells.items())}
-        yield Prompt(prompt_id, from_cell(rows["prompt"][place]), rows["source"][place], sorted_cells)
+        texts = {policy: sorted(cell) for policy, cell in sorted(cells.items())}
+        yield Prompt(prompt_id, from_cell(rows["prompt"][place]), min(sources), texts)
 
 
-def _read(job: Job, number: int) -> pa.Table:
-    """The bucket's batches out of every part."""
+def _read(job: Job, number: int) -> Rows:
+    """The bucket's batches out of every part, sorted by prompt; the order of a prompt's rows is that of the input."""
     batches = []
     for part in range(len(job.parts)):
         path = job.path("parts", part, ".json")
@@ -196,32 +190,33 @@ def _read(job: Job, number: int) -> pa.Table:
         if wanted:
             with pa.OSFile(str(path.with_suffix(".arrow"))) as file, pa.ipc.open_file(file) as reader:
                 batches += [reader.get_batch(batch) for batch in wanted]
-    return pa.Table.from_batches(batches, SCHEMA)
+    table = pa.Table.from_batches(batches, SCHEMA)
+    names = list(zip(table["hash"].to_pylist(), table["prompt_id"].to_pylist(), strict=True))
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return {name: values for name, values in table.take(pa.array(order, pa.int64())).to_pydict().items() if name != "hash"}
 
 
-def _of_one_prompt(job: Job, rows: dict[str, list[Any]], start: int, end: int, tally: Tally) -> list[int]:
-    """The rows from ``start`` to ``end``, less those that mean another prompt by the same id than most."""
-    prompts = Counter(rows["prompt"][start:end])
+def _of_one_prompt(job: Job, rows: Rows, places: list[int], tally: Tally) -> list[int]:
+    """The rows of one prompt_id, less those that mean another prompt by it than most do."""
+    prompts = Counter(rows["prompt"][place] for place in places)
     if len(prompts) == 1:
-        return list(range(start, end))
-    prompt_id = rows["prompt_id"][start]
+        return places
+    prompt_id = rows["prompt_id"][places[0]]
     chosen = min(prompts, key=lambda prompt: (-prompts[prompt], prompt))
-    others = [place for place in range(start, end) if rows["prompt"][place] != chosen]
+    same, others = ([i for i in places if (rows["prompt"][i] == chosen) == wanted] for wanted in (True, False))
+    paths = [str(part.path) for part in job.parts]
     if not job.skip_bad_rows:
-        same = next(place for place in range(start, end) if rows["prompt"][place] == chosen)
-        here, there = (f"{job.parts[rows['part'][i]].path}: row {rows['row'][i]}" for i in (others[0], same))
+        here, there = (f"{paths[rows['part'][i]]}: row {rows['row'][i]}" for i in (others[0], same[0]))
         raise PolarError(f"{here}: prompt_id {prompt_id!r} names another prompt than in {there}")
-    for place in others:
-        content = {name: rows[name][place] for name in ("source", "prompt_id", "prompt", "policy", "text")}
+    for i in others:
+        content = {name: rows[name][i] for name in ("source", "prompt_id", "prompt", "policy", "text")}
         expected = f"the prompt that most rows of {prompt_id!r} have"
-        path = str(job.parts[rows["part"][place]].path)
-        tally.refused.append(
-            {"path": path, "row": rows["row"][place], "field": "prompt", "expected": expected, "content": content}
-        )
-    return [place for place in range(start, end) if rows["prompt"][place] == chosen]
+        row = {"path": paths[rows["part"][i]], "row": rows["row"][i], "field": "prompt", "expected": expected}
+        tally.refused.append(row | {"content": content})
+    return same
 
 
-def _distinct(rows: dict[str, list[Any]], places: list[int], tally: Tally) -> list[int]:
+def _distinct(rows: Rows, places: list[int], tally: Tally) -> list[int]:
     """Without empty texts, which no comparison can use, and without exact duplicates; both are counted."""
     seen: dict[tuple[str, str, str], int] = {}
     for place in places:
@@ -242,11 +237,11 @@ def _distinct(rows: dict[str, list[Any]], places: list[int], tally: Tally) -> li
     return list(seen.values())
 
 
-def _note_cleaning(tally: Tally, before: str, after: str, removed: dict[str, int], prompt_id: str, policy: str) -> None:
-    if removed:
+def _note_cleaning(tally: Tally, before: str, cleaned: Cleaned, prompt_id: str, policy: str) -> None:
+    if cleaned.removed:
         tally.add_policy(policy, "cleaned")
-    for rule, characters in removed.items():
+    for rule, characters in cleaned.removed.items():
         tally.add("cleaning", f"{rule}.texts")
         tally.add("cleaning", f"{rule}.characters", characters)
-        if len(removed) == 1:
-            tally.add_example(rule, {"prompt_id": prompt_id, "policy": policy, **excerpt(before, after)})
+        if len(cleaned.removed) == 1:
+            tally.add_example(rule, {"prompt_id": prompt_id, "policy": policy, **excerpt(before, cleaned.text)})

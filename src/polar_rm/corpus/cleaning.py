@@ -129,12 +129,15 @@ def _first_period(ids: Ids, loop: Loop) -> tuple[int, Ids] | None:
 
 
 def _excess(ids: Ids, period: int, runs: Ids, loop: Loop, *, to_end: bool) -> NDArray[np.bool_]:
-    """Which tokens to delete: whole repeats beyond those kept, and where the loop ends the text also its begun last one."""
+    """Which tokens to delete: whole repeats beyond those kept, from the middle, so that what follows follows the last one; where
+    the loop ends the text also its begun last one."""
     gone = np.zeros(len(ids), bool)
     for start, end in runs[:1] if to_end else runs:
-        ends_text = to_end or end + period == len(ids)
-        whole = start + (end - start) // period * period + period
-        gone[start + loop.keep(period) * period : None if ends_text else whole] = True
+        kept = loop.keep(period) * period
+        if to_end or end + period == len(ids):
+            gone[start + kept :] = True
+        else:
+            gone[start + kept - period : start + (end - start) // period * period] = True
     return gone
 
 
@@ -233,12 +236,13 @@ _HASHES: dict[str, Callable[[str], Ids]] = {
 
 # -------------------------------------------------------------------------------------------------------------- endings
 
-# A full stop after a single letter or a digit is more often an initial, an abbreviation or a number of a list.
+# A full stop after a single letter, a title or a digit is more often one of an abbreviation or of a number in a list.
 # The escapes are curly quotes and guillemets, and the closing brackets, full stop, exclamation and question mark of Chinese and
 # Japanese.
 _CLOSING = "\"')*_`]\u201d\u2019\u00bb\u300d\u300f\uff09"
 _WIDE = "\u3002\uff01\uff1f"
-_SENTENCE_END = re.compile(rf"(?:[!?\u2026]|(?<!\d)(?<!\b\w)\.)[{re.escape(_CLOSING)}]*(?=\s)|[{_WIDE}][{re.escape(_CLOSING)}]*")
+_NO_END = "".join(rf"(?<!\b{title})" for title in (r"\w", "Mr", "Ms", "Mrs", "Dr", "Prof", "St", "vs"))
+_SENTENCE_END = re.compile(rf"(?:[!?\u2026]|(?<!\d){_NO_END}\.)[{re.escape(_CLOSING)}]*(?=\s)|[{_WIDE}][{re.escape(_CLOSING)}]*")
 _NEXT = re.compile(r"\s*(\S?)")
 
 
