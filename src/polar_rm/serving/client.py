@@ -101,8 +101,8 @@ class AsyncRewardClient:
             )
         except httpx.InvalidURL as error:
             raise PolarError(f"{url!r} is not a URL: {error}") from None
-        if self._http.base_url.scheme not in ("http", "https"):
-            raise PolarError(f"{url!r} is not a URL: it must begin with http:// or https://")
+        if self._http.base_url.scheme not in ("http", "https") or not self._http.base_url.host:
+            raise PolarError(f"{url!r} is not a URL: expected http://HOST:PORT")
 
     async def __aenter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from polar_rm.encoding import Encoder
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
+from polar_rm.records.rows import Refused, to_row
 from polar_rm.serving.results import Cut, Failure, Outcome
 
 Job = TypeVar("Job")
@@ -33,9 +34,17 @@ class Jobs(Generic[Job]):
 
 
 def by_group(items: Sequence[ScoreItem]) -> Jobs[ScoreItem]:
-    """Items as they are, those with one prompt, reference and wrapper next to each other."""
-    places = [index for group in _groups(items) for index in group]
-    return Jobs([items[index] for index in places], places, {})
+    """Items as they are, those with one prompt, reference and wrapper next to each other; one that is no item has failed."""
+    jobs: Jobs[ScoreItem] = Jobs([], [], {})
+    for index in (index for group in _groups(items) for index in group):
+        try:
+            to_row(items[index])
+        except Refused as error:
+            jobs.failed[index] = Failure("invalid_item", str(error))
+        else:
+            jobs.todo.append(items[index])
+            jobs.places.append(index)
+    return jobs
 
 
 def encode(items: Sequence[ScoreItem], encoder: Encoder) -> Jobs[Ids]:

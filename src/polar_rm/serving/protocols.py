@@ -111,7 +111,8 @@ def _failure(error: dict[str, Any]) -> Failure:
 
 
 def _sent(text: Text) -> Any:
-    return text if isinstance(text, str) else list(text)
+    """Further keys of messages are never encoded, and may hold anything."""
+    return text if isinstance(text, str) else [{key: message[key] for key in ("role", "content")} for message in text]
 
 
 def _score(row: dict[str, Any]) -> float:

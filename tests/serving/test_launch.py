@@ -1,0 +1,157 @@
+"""``polar serve`` as a process, and the command line that starts vLLM."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import fakes
+import httpx
+import pytest
+import tiny
+
+from polar_rm import cli
+from polar_rm.errors import PolarError
+from polar_rm.records import ScoreItem
+from polar_rm.scoring import Scorer
+from polar_rm.serving import vllm
+from polar_rm.serving.client import RewardClient, rewards
+
+MODERN = vllm.Installed("0.33", frozenset({"--runner", "--convert", "--pooler-config"}), frozenset({"task", "use_activation"}))
+OLDER = vllm.Installed("0.8", frozenset({"--task", "--override-pooler-config"}), frozenset({"normalize", "softmax"}))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rm")
+    settings = tiny.EncoderSettings(max_length=200, max_response_length=60)
+    model = tiny.reward_model(folder / "lm", settings=settings)
+    model.save(folder / "model")
+    return folder / "model", model
+
+
+def test_vllm_gets_the_options_of_its_version(checkpoint):
+    folder, _ = checkpoint
+    where = {"host": "127.0.0.1", "port": 5, "dtype": "float32"}
+    modern = vllm.command(MODERN, folder, **where)
+    assert modern[-7:] == [
+        "pooling",
+        "--convert",
+        "classify",
+        "--max-model-len",
+        "200",
+        "--pooler-config",
+        '{"use_activation": false}',
+    ]
+    official = vllm.command(MODERN, folder, **where, flavour="vllm")
+    assert json.loads(official[-1]) == {"use_activation": False, "task": "token_classify"}
+    older = vllm.command(OLDER, folder, **where)
+    assert older[-6:] == ["--task", "classify", "--max-model-len", "200", "--override-pooler-config", '{"softmax": false}']
+
+
+@pytest.mark.parametrize(
+    ("installed", "flavour", "reason"),
+    [
+        (MODERN, "lmdeploy", "--engine polar"),
+        (OLDER, "vllm", "per-token"),
+        (vllm.Installed("9", frozenset({"--pooler-config"}), frozenset({"use_activation"})), "vllm-classify", "--runner"),
+        (vllm.Installed("9", MODERN.options, frozenset({"dimensions"})), "vllm-classify", "sigmoid"),
+    ],
+)
+def test_a_vllm_that_would_score_otherwise_is_not_started(checkpoint, installed, flavour, reason):
+    with pytest.raises(PolarError, match=reason):
+        vllm.command(installed, checkpoint[0], host="h", port=1, dtype="float32", flavour=flavour)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--host", "0.0.0.0"], "lets other machines in"),
+        (["--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY"),
+        (["--", "--enforce-eager"], "are for --engine vllm"),
+        (["--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(checkpoint, monkeypatch, capsys, arguments, reason):
+    monkeypatch.setattr(sys, "argv", ["polar", "serve", "--model", str(checkpoint[0]), "--port", "0", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and reason in error and "Traceback" not in error
+
+
+class Process:
+    """``polar serve`` on a free port; ``url`` once it is ready. Its log goes to a file: a full pipe would stop it."""
+
+    def __init__(self, model, log):
+        command = [sys.executable, "-m", "polar_rm", "serve", "--model", str(model), "--port", "0"]
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(command, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        until = time.monotonic() + 300
+        while not (ready := [line for line in self.lines() if line["message"] == "ready"]):
+            assert self.process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.1)
+        self.url = ready[0]["url"]
+
+    def lines(self):
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
+
+
+@pytest.mark.slow
+def test_a_signal_under_load_loses_no_accepted_request(checkpoint, tmp_path):
+    folder, model = checkpoint
+    server = Process(folder, tmp_path / "log")
+    words = [" ".join([word] * 9) for word in fakes.WORDS]
+    items = [ScoreItem(f"{word} {i}", "the dog", word) for i in range(4) for word in words]
+    expected = [scored.reward for scored in Scorer(model).score(items)]
+
+    async def load():
+        results = {}
+
+        async def one(client, place):
+            item = items[place % len(items)]
+            body = {"items": [{"prompt": item.prompt, "reference": item.reference, "outputs": [item.output]}]}
+            try:
+                results[place] = await client.post("/v1/score", json=body)
+            except httpx.ConnectError as error:
+                results[place] = error
+
+        async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+            tasks = [asyncio.create_task(one(client, place)) for place in range(400)]
+            while len(results) < 30:
+                await asyncio.sleep(0.01)
+            server.process.send_signal(signal.SIGTERM)
+            await asyncio.gather(*tasks)
+        return results
+
+    results = asyncio.run(load())
+    assert server.process.wait(120) == 0
+    answered = 0
+    for place, reply in results.items():
+        # Not accepted is told: 503 while the server drains, a refused connection afterwards.
+        if isinstance(reply, httpx.ConnectError) or reply.status_code == 503:
+            continue
+        assert reply.status_code == 200, reply.text
+        [output] = reply.json()["results"][0]["outputs"]
+        assert output["reward"] == pytest.approx(expected[place % len(items)], abs=2e-5)
+        answered += 1
+    assert answered >= 30 and len(results) == 400
+    logged = [row["status"] for row in server.lines() if row["message"] == "request"]
+    assert logged.count(200) == answered
+
+
+@pytest.mark.slow
+def test_the_served_model_scores_as_the_scorer(checkpoint, tmp_path):
+    folder, model = checkpoint
+    server = Process(folder, tmp_path / "log")
+    try:
+        items = [ScoreItem("the fox", "the dog", word) for word in fakes.WORDS]
+        with RewardClient(server.url, model=folder) as client:
+            assert rewards(client.score(items)) == pytest.approx([s.reward for s in Scorer(model).score(items)], abs=2e-5)
+    finally:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(120) == 0

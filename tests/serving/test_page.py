@@ -1,0 +1,112 @@
+"""The page at ``/`` in headless Chromium, against a server with a fake model."""
+
+import shutil
+
+import fakes
+import pytest
+
+from polar_rm.records import ScoreItem
+from polar_rm.serving.guard import Limits
+
+ENCODER = fakes.encoder(max_length=200, max_response_length=60)
+CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on(
+        "request",
+        lambda request: errors.append(request.url) if "127.0.0.1" not in request.url and "data:" not in request.url else None,
+    )
+    yield page
+    page.close()
+    assert errors == []
+
+
+def fill(page, prompt, reference, candidates):
+    page.fill("#prompt", prompt)
+    page.fill("#reference", reference)
+    while page.locator(".candidate").count() > len(candidates):
+        page.click(".candidate .remove >> nth=0")
+    while page.locator(".candidate").count() < len(candidates):
+        page.click("#add")
+    for place, text in enumerate(candidates):
+        page.fill(f".candidate textarea >> nth={place}", text)
+
+
+def score(candidate):
+    return fakes.fake_score(fakes.ids_of(ScoreItem("over", "the dog", candidate), ENCODER))
+
+
+def test_candidates_are_ranked_and_transformed(page):
+    candidates = ["the fox", "<b>a river</b>", "bank", "the fox"]
+    with fakes.running(fakes.make(encode=ENCODER)) as url:
+        page.goto(url)
+        page.wait_for_selector("#model:has-text('rm · up to 200 tokens')")
+        fill(page, "over", "the dog", candidates)
+        page.click("#go")
+        page.wait_for_selector("#ranking li")
+        ranked = sorted(candidates, key=score, reverse=True)
+        assert page.locator("#ranking .text").all_text_contents() == ranked
+        assert page.locator("#ranking .score").all_text_contents() == [f"{score(text):.4f}" for text in ranked]
+        places = page.locator("#ranking .rank").all_text_contents()
+        assert places == [f"{1 + sum(score(other) > score(text) for other in candidates)}." for text in ranked]
+        widths = [box.bounding_box()["width"] for box in page.locator("#ranking .bar").all()]
+        assert widths == sorted(widths, reverse=True) and widths[-1] < widths[0] / 10
+        assert "tokens" in page.locator("#ranking .facts").first.text_content()
+        assert page.locator("#transform option").all_text_contents() == ["raw", "group_zscore", "whiten", "tanh"]
+        page.select_option("#transform", "tanh")
+        page.wait_for_selector("#status:has-text('tanh(reward / 10)')")
+        assert page.locator("#ranking .facts").first.text_content().count("raw")
+
+
+def test_cuts_and_errors_are_shown(page):
+    with fakes.running(fakes.make(encode=ENCODER, limits=Limits(items=3))) as url:
+        page.goto(url)
+        fill(page, "fox " * 200, "the dog", ["bank " * 200, "river"])
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector("#ranking li")
+        marks = page.locator("#ranking .mark").all_text_contents()
+        assert any(mark.startswith("output cut by") for mark in marks) and any(mark.startswith("prompt cut by") for mark in marks)
+        fill(page, "p", "r", ["a", "b", "c", "d"])
+        page.click("#go")
+        page.wait_for_selector("#status.bad:has-text('at most 3 are taken')")
+        assert page.locator("#ranking li").count() == 0
+
+
+def test_several_candidates_can_be_pasted_and_a_key_given(page):
+    with fakes.running(fakes.make(encode=ENCODER, api_key="k")) as url:
+        page.goto(url)
+        page.wait_for_selector("#model:has-text('give the server')")
+        fill(page, "over", "the dog", [""])
+        paste = """text => {
+            const data = new DataTransfer();
+            data.setData("text", text);
+            const area = document.querySelector(".candidate textarea");
+            area.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, cancelable: true}));
+        }"""
+        page.evaluate(paste, "the fox\n---\na river\nbank\n----\ndog")
+        texts = [area.input_value() for area in page.locator(".candidate textarea").all()]
+        assert texts == ["the fox", "a river\nbank", "dog"]
+        page.click("summary")
+        page.fill("#key", "k")
+        page.click("#go")
+        page.wait_for_selector("#ranking li")
+        assert page.locator("#ranking li").count() == 3
