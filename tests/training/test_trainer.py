@@ -35,9 +35,7 @@ def test_the_first_loss_is_ln_2_and_the_gradient_that_of_the_mean_over_all_pairs
     assert values["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert values["pairs"] > 16
     # The oracle: every pair alone through plain transformers, no trees, no rows.
-    plain = RewardModel.from_causal_lm(
-        tmp_path / "lm", settings=built.model.encoder.settings, implementation="eager"
-    ).backbone
+    plain = RewardModel.from_causal_lm(tmp_path / "lm", settings=built.model.encoder.settings, implementation="eager").backbone
     losses = []
     for index in range(16):
         tree = built.train_set[index]
