@@ -32,7 +32,8 @@ class Fragile(transformers.TransformersPolicy):
 
 @pytest.fixture(scope="module")
 def cluster():
-    paths = ":".join(os.path.abspath(path) for path in ("src", "tests", "tests/sampling"))
+    root = Path(__file__).parents[2]
+    paths = ":".join(str(root / path) for path in ("src", "tests", "tests/sampling"))
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", runtime_env={"env_vars": {"PYTHONPATH": paths}})
     yield
     ray.shutdown()
