@@ -147,8 +147,9 @@ class Server:
         raise SystemExit(f"the server did not start, see {self.log}")
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 class Sampler:

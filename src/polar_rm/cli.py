@@ -87,7 +87,7 @@ def sample(
 
         console.print(to_yaml(config), highlight=False)
         estimates = estimate(config, tokens_per_second)
-        console.print(describe(estimates), highlight=False, soft_wrap=True)
+        console.print(describe(estimates), highlight=False, markup=False, soft_wrap=True)
         if json:
             write_json(json, [asdict(each) for each in estimates])
         return
@@ -104,7 +104,7 @@ def sample(
         report = run_sampling(config, show, retry_failed=retry_failed)
     if json:
         write_json(json, report.to_json())
-    messages.print(report.describe(), soft_wrap=True)
+    messages.print(report.describe(), markup=False, soft_wrap=True)
     report.check()
 
 
