@@ -3,8 +3,8 @@
     python benchmarks/corpus.py --rows 125000 500000 2000000 --output runs/corpus-speed
     python benchmarks/corpus.py --data traj_*.parquet --output runs/corpus-data
 
-The first makes trajectories (always the same ones) and builds them in a process of its own, whose whole tree is watched. The second
-builds each file as it is, and sets the report's baselines beside those of random triples: for each, two samples of one policy on one
+The first makes trajectories (always the same ones) and builds them in a process of its own, whose whole tree is watched. The
+second builds each file as it is, and sets the report's baselines beside those of random triples: two samples of one policy on one
 prompt and one of another policy, any row as often as its `dup_count` says, equal texts and all.
 """
 
