@@ -4,8 +4,8 @@
     python benchmarks/corpus.py --data traj_*.parquet --output runs/corpus-data
 
 The first makes trajectories (always the same ones) and builds them in a process of its own, whose whole tree is watched. The
-second builds each file as it is, and sets the report's baselines beside those of random triples: for each, two samples of one
-policy on one prompt and one of another policy, any row as often as its `dup_count` says, equal texts and all.
+second builds each file as it is, and sets the report's baselines beside those of random triples: two samples of one policy on one
+prompt and one of another policy, any row as often as its `dup_count` says, equal texts and all.
 """
 
 from __future__ import annotations
@@ -130,16 +130,11 @@ def real(files: list[Path], output: Path, options: list[str], triples: int) -> l
         size = sum(map(len, table["text"].to_pylist())) / 1e6
         row: dict[str, Any] = {"file": file.stem, "rows": len(table)}
         row |= _rates(watched(_command([str(file)], target, options)), len(table), size)
-        # As the report defines them, on the published kind of comparison, and without what the pairs are cleaned of.
-        plain = {
-            "cleaning": dict.fromkeys(("repeated_lines", "repeated_words", "repeated_characters", "unfinished_endings"), False)
-        }
-        for name, settings in (("report", {}), ("uncleaned", plain)):
-            folder = output / f"{file.stem}-{name}"
-            shutil.rmtree(folder, ignore_errors=True)
-            values = {"inputs": [str(file)], "output": folder, "report": {"pairs": triples}, **settings}
-            found = build(CorpusConfig.model_validate(values))["baselines"]["overall"]
-            row |= {f"{name}_{key}": round(value["accuracy"], 3) for key, value in found.items()}
+        folder = output / f"{file.stem}-report"
+        shutil.rmtree(folder, ignore_errors=True)
+        values = {"inputs": [str(file)], "output": folder, "report": {"pairs": triples}}
+        found = build(CorpusConfig.model_validate(values))["baselines"]["overall"]
+        row |= {f"report_{key}": round(value["accuracy"], 3) for key, value in found.items()}
         row |= {f"triples_{key}": round(value, 3) for key, value in random_triples(file, triples).items()}
         results.append(row)
         print(row, flush=True)

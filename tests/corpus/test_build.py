@@ -155,14 +155,31 @@ def test_distances_of_negatives(tmp_path):
 
 
 def test_families_come_from_the_rows_or_the_sampling_manifest(tmp_path):
-    rows = [
-        row for policy in "abcd" for row in zoo(policies=policy, metadata={"family": FAMILIES[policy], "model": "m" + policy})
-    ]
-    assert build(config(tmp_path / "rows", rows))["policies"]["c"]["family"] == "y"
+    rows = [row for policy in "abcd" for row in zoo(20, policy, metadata={"family": FAMILIES[policy], "checkpoint_of": "a"})]
+    report = build(config(tmp_path / "rows", rows, models={"d": "d"}))
+    assert report["policies"]["c"]["family"] == "y"
+    assert report["pairs_by_distance"].keys() == {"same_model", "same_family", "other_family"}
     settings = config(tmp_path / "manifest", zoo(20))
-    policies = [{"name": policy, "family": "f", "model": "same" if policy in "ab" else policy} for policy in "abcd"]
-    (tmp_path / "manifest/manifest.json").write_text(json.dumps({"settings": {"policies": policies}}))
-    assert build(settings)["pairs_by_distance"].keys() == {"same_model", "same_family"}
+    policies = [{"policy": p, "family": "f", "model": "same" if p in "ab" else p, "licence": "MIT"} for p in "abcd"]
+    manifest = {"schema": "polar-rm/trajectories/1", "policies": policies}
+    (tmp_path / "manifest/manifest.json").write_text(json.dumps(manifest))
+    report = build(settings)
+    assert report["pairs_by_distance"].keys() == {"same_model", "same_family"}
+    assert report["policies"]["a"]["licence"] == "MIT"
+
+
+def test_policies_that_continue_and_those_that_answer_never_meet(tmp_path):
+    rows = [
+        row for policy in "abcd" for row in zoo(policies=policy, metadata={"wrapper": "sft" if policy in "ab" else "pretrain"})
+    ]
+    settings = config(tmp_path, rows, pairing={"negatives": 3})
+    build(settings)
+    assert {(c.wrapper, *sorted(set(c.metadata["candidate_policies"]))) for c in comparisons(settings)} == {
+        ("sft", "a", "b"),
+        ("pretrain", "c", "d"),
+    }
+    build(forced := config(tmp_path, wrapper="pretrain", output=tmp_path / "forced"))
+    assert {c.wrapper for c in comparisons(forced)} == {"pretrain"}
 
 
 def test_cleaning_goes_before_pairing_and_is_reported(tmp_path):

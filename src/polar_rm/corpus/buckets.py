@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -129,11 +130,11 @@ def _comparison(job: Job, prompt: Prompt, group: Group) -> Comparison:
     metadata: dict[str, object] = {"source": prompt.source, "prompt_id": prompt.prompt_id}
     if distances != {"unknown"}:
         metadata["distance"] = distances.pop() if len(distances) == 1 else "mixed"
-    return group.comparison(prompt.prompt, metadata, job.config.wrapper)
+    return group.comparison(prompt.prompt, metadata, job.wrapper(policy))
 
 
 def _entry(job: Job, split: str, prompt: Prompt, group: Group, measure: Measure) -> dict[str, Any]:
-    codes = [job.policies.index(policy) for policy in group.policies]
+    codes = [bisect_left(job.policies, policy) for policy in group.policies]
     digest = hashlib.blake2b(json.dumps([job.config.seed, prompt.prompt_id, group.policies[0]]).encode(), digest_size=8)
     sizes = [measure(text) for text in (flatten(prompt.prompt), group.reference, *group.positives, *group.negatives)]
     characters, words, tokens = map(sum, zip(*sizes, strict=True))

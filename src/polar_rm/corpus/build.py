@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -189,18 +189,11 @@ def _informed(job: Job, plan: CorpusPlan, parts: list[dict[str, Any]]) -> Job:
     policies = tuple(sorted({policy for part in parts for policy in part["policies"]}))
     if len(policies) < 2:
         raise PolarError(f"there is nothing to compare: {_why(parts, [])}")
-    sampled = list(_sampled_policies(plan.files))
-    families = _gathered(
-        policies, "families", config.families, [part["families"] for part in parts] + [each["family"] for each in sampled]
-    )
-    models = _gathered(
-        policies, "models", config.models, [part["models"] for part in parts] + [each["model"] for each in sampled]
-    )
     evaluations = config.decontamination.files
     job = replace(
         job,
         policies=policies,
-        lineage=Lineage(families, models),
+        lineage=_lineage(config, plan.files, policies, [part["lineage"] for part in parts]),
         unseen=held_out_policies(policies, config.splits, seed=config.seed),
         evaluations=index_evaluations(evaluations, config.decontamination.n) if evaluations else None,
     )
@@ -209,25 +202,38 @@ def _informed(job: Job, plan: CorpusPlan, parts: list[dict[str, Any]]) -> Job:
     return job
 
 
-def _gathered(policies: Iterable[str], key: str, settings: dict[str, str], sources: Iterable[dict[str, str]]) -> dict[str, str]:
-    """What is known of each policy: by the settings, or else by the data, where they agree."""
-    found: dict[str, str] = {}
-    for policy, value in (item for source in sources for item in source.items()):
-        if found.setdefault(policy, value) != value and by_pattern(policy, settings) is None:
-            raise PolarError(
-                f"policy {policy!r} is of {found[policy]!r} in one input and of {value!r} in another; say it in {key}"
-            )
-    known = {policy: by_pattern(policy, settings) or found.get(policy) for policy in policies}
-    return {policy: value for policy, value in known.items() if value is not None}
+def _lineage(
+    config: CorpusConfig, files: Iterable[Path], policies: Sequence[str], rows: Sequence[dict[str, dict[str, str]]]
+) -> Lineage:
+    """What is known of each policy: by the settings, or else by the rows, where they agree, or else by the sampling manifests."""
+    manifest = {entry["policy"]: entry for entry in _sampled_policies(files)}
+
+    def known(name: str, settings: dict[str, str], column: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for policy, value in (item for part in rows for item in part.get(name, {}).items()):
+            if found.setdefault(policy, value) != value and by_pattern(policy, settings) is None:
+                raise PolarError(f"policy {policy!r} has the {name} {found[policy]!r} in one input and {value!r} in another")
+        each = {
+            policy: by_pattern(policy, settings) or found.get(policy) or manifest.get(policy, {}).get(column)
+            for policy in policies
+        }
+        return {policy: value for policy, value in each.items() if value is not None}
+
+    return Lineage(
+        families=known("family", config.families, "family"),
+        models=known("checkpoint_of", config.models, "model"),
+        wrappers=known("wrapper", {}, "wrapper"),
+        licences=known("licence", {}, "licence"),
+    )
 
 
-def _sampled_policies(files: Iterable[Path]) -> Iterator[dict[str, dict[str, str]]]:
-    """Family and model of policies, by the manifests of ``polar sample`` beside the files or a folder above."""
+def _sampled_policies(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    """The policies in manifests of ``polar sample``, which lie beside the files or a folder above."""
     for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
         path = folder / "manifest.json"
-        manifest = json.loads(path.read_text()) if path.is_file() else {}
-        policies = manifest.get("settings", {}).get("policies", []) if isinstance(manifest, dict) else []
-        yield {key: {each["name"]: each[key] for each in policies if each.get(key)} for key in ("family", "model")}
+        content = json.loads(path.read_text()) if path.is_file() else {}
+        if isinstance(content, dict) and str(content.get("schema", "")).startswith("polar-rm/trajectories/"):
+            yield from content["policies"]
 
 
 def _why(parts: list[dict[str, Any]], buckets: list[dict[str, Any]]) -> str:

@@ -84,9 +84,10 @@ class CorpusConfig(Config):
     """One run of ``polar corpus``.
 
     inputs: files, folders or patterns of trajectories. output: folder of the corpus.
-    families, models: policy, or a pattern such as ``qwen*``, to the name of its family and of its model; what they leave open is
-        taken from the trajectories' columns or metadata ``family`` and ``model``, or from the manifest of ``polar sample``.
-    wrapper: ``pretrain`` where policies continue the prompt's text, ``sft`` where they answer it.
+    families, models: policy, or a pattern such as ``qwen*``, to the name of its family and of its model; what they leave open
+        comes from the trajectories' columns or metadata ``family`` and ``checkpoint_of``, or from the manifest of ``polar sample``.
+    wrapper: ``pretrain`` where policies continue the prompt's text, ``sft`` where they answer it; by default as the trajectories'
+        ``wrapper`` says, or else ``sft``.
     licences: source to licence, copied into the manifest.
     buckets: parts that prompts are dealt to, one shard each; by default one for every 16 MiB. workers: by default one a core.
     """
@@ -95,7 +96,7 @@ class CorpusConfig(Config):
     inputs: tuple[str, ...] = Field(min_length=1)
     families: dict[str, str] = Field({})
     models: dict[str, str] = Field({})
-    wrapper: Wrapper = "sft"
+    wrapper: Wrapper | None = None
     licences: dict[str, str] = Field({})
     cleaning: Cleaning = Cleaning()
     pairing: Pairing = Pairing()

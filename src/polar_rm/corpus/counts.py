@@ -13,6 +13,9 @@ from polar_rm.errors import PolarError
 
 Counts = dict[str, dict[str, int]]
 
+TEXT_COUNTS = ("texts", "characters", "words", "tokens", "reported_tokens")
+"""What is counted of every policy's texts; ``reported_tokens`` are those that its own tokenizer counted."""
+
 EXAMPLES = 3  # of each rule of cleaning
 _SHOWN = 160  # characters either side of a cut
 
@@ -35,11 +38,9 @@ class Tally:
 
     def add_text(self, policy: str, size: Size, n_tokens: int | None) -> None:
         """A text that may enter comparisons. n_tokens: as its policy counted them."""
-        for group in ("trajectories", f"policy:{policy}"):
-            self.add(group, "texts")
-            for name, number in zip(("characters", "words", "tokens"), size, strict=True):
-                self.add(group, name, number)
-            self.add(group, "reported_tokens", n_tokens or 0)
+        values = self.counts.setdefault(f"policy:{policy}", dict.fromkeys(TEXT_COUNTS, 0))
+        for name, number in zip(TEXT_COUNTS, (1, *size, n_tokens or 0), strict=True):
+            values[name] = values.get(name, 0) + number
         self.add(f"lengths:{policy}", str(length_bin(size[0])))
 
     def add_example(self, rule: str, example: dict[str, Any]) -> None:

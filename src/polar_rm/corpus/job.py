@@ -11,6 +11,7 @@ from typing import Literal
 from polar_rm.corpus.config import CorpusConfig, Distance
 from polar_rm.corpus.contamination import EvaluationIndex
 from polar_rm.errors import PolarError
+from polar_rm.records import Wrapper
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +26,19 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Where policies come from: policy -> name of its family and of its model, as far as known."""
+    """What is known of policies, by name: family, model (or the run that it is a checkpoint of), how its texts join the prompt,
+    and under which licence they may be used."""
 
     families: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
+    wrappers: Mapping[str, str] = field(default_factory=dict)
+    licences: Mapping[str, str] = field(default_factory=dict)
 
     def distance(self, policy: str, other: str) -> Distance | Literal["unknown"]:
-        """How near two policies are."""
-        model, family = self.models.get(policy), self.families.get(policy)
-        if model is not None and model == self.models.get(other):
+        """How near two policies are. A policy that names no model is one of its own, which others may be checkpoints of."""
+        if self.models.get(policy, policy) == self.models.get(other, other):
             return "same_model"
+        family = self.families.get(policy)
         if family is None or other not in self.families:
             return "unknown"
         return "same_family" if family == self.families[other] else "other_family"
@@ -73,17 +77,25 @@ class Job:
         """A file of one task's, such as ``work/parts/00003.arrow``."""
         return self.work / kind / f"{number:05d}{suffix}"
 
+    def wrapper(self, policy: str) -> Wrapper:
+        """How a policy's texts join their prompts."""
+        known = self.config.wrapper or self.lineage.wrappers.get(policy)
+        return "pretrain" if known == "pretrain" else "sft"
+
     def may_meet(self) -> Callable[[str, str], bool]:
-        """Whether a policy may have a negative against another's reference.
+        """Whether a policy may have a negative against another's reference: not if one continues prompts and the other answers.
 
         Raises:
             PolarError: distances are asked for and a policy's family is not known.
         """
         wanted = self.config.pairing.distance
-        if wanted is None:
-            return lambda *_: True
         unknown = [policy for policy in self.policies if policy not in self.lineage.families]
-        if unknown:
+        if wanted and unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise PolarError(f"pairing.distance: the family of {unknown[0]!r}{more} is not known; say it in families")
-        return lambda policy, other: self.lineage.distance(policy, other) in wanted
+
+        def allowed(policy: str, other: str) -> bool:
+            near = not wanted or self.lineage.distance(policy, other) in wanted
+            return near and self.wrapper(policy) == self.wrapper(other)
+
+        return allowed

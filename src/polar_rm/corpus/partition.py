@@ -25,7 +25,7 @@ from polar_rm.records.rows import Refused, parsed, to_cell, to_prompt_text, to_t
 
 _TEXTS = ("source", "prompt_id", "prompt", "policy", "text")
 _OPTIONAL = {"finish_reason": pa.string(), "n_tokens": pa.int64(), "dup_count": pa.int64()}
-_LINEAGE = ("family", "model", "metadata")
+_LINEAGE = ("family", "checkpoint_of", "wrapper")
 
 SCHEMA = pa.schema(
     {"part": pa.int32(), "row": pa.int64(), "hash": pa.uint64(), **dict.fromkeys(_TEXTS, pa.string()), **_OPTIONAL}
@@ -37,12 +37,14 @@ _CHUNK = 32 << 20  # bytes
 
 @dataclass
 class _Seen:
-    """What a part learns on the way. batches: bucket -> record batches of the part's file."""
+    """What a part learns on the way. policies: their rows. lineage: what is known -> policy -> value.
+
+    batches: bucket -> record batches of the part's file.
+    """
 
     rows: int = 0
     policies: dict[str, int] = field(default_factory=dict)
-    families: dict[str, str] = field(default_factory=dict)
-    models: dict[str, str] = field(default_factory=dict)
+    lineage: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in _LINEAGE})
     batches: dict[int, list[int]] = field(default_factory=dict)
 
 
@@ -128,7 +130,7 @@ def parquet_columns(path: Path, schema: pa.Schema) -> list[str]:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_integer(kind) if name == "sample_id" else _is_text(kind)):
             raise PolarError(f"{path}: the column {name} holds {kind}, not {'integers' if name == 'sample_id' else 'text'}")
-    return [*wanted, *(name for name in (*_OPTIONAL, *_LINEAGE) if name in schema.names)]
+    return [*wanted, *(name for name in (*_OPTIONAL, *_LINEAGE, "metadata") if name in schema.names)]
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -223,21 +225,21 @@ def _with_prompts(path: Path, table: pa.Table, bad: OnBadRow) -> pa.Table:
 
 
 def _note_lineage(table: pa.Table, seen: _Seen) -> None:
-    """Family and model of policies not met before, from their first row."""
-    if not any(name in table.column_names for name in _LINEAGE):
-        return
-    for policy in table["policy"].unique().to_pylist():
-        if policy not in seen.policies:
-            place = pc.index(table["policy"], policy).as_py()
-            row = {name: table[name][place].as_py() for name in _LINEAGE if name in table.column_names}
-            metadata = parsed(row.pop("metadata", None) or "{}")
-            _note(policy, {**(metadata if isinstance(metadata, dict) else {}), **row}, seen)
+    """What the first row of each policy not met before says of it."""
+    known = [name for name in (*_LINEAGE, "metadata") if name in table.column_names]
+    if known:
+        for policy in table["policy"].unique().to_pylist():
+            if policy not in seen.policies:
+                place = pc.index(table["policy"], policy).as_py()
+                row = {name: table[name][place].as_py() for name in known}
+                metadata = parsed(row.pop("metadata", None) or "{}")
+                _note(policy, {**(metadata if isinstance(metadata, dict) else {}), **row}, seen)
 
 
 def _note(policy: str, row: dict[str, Any], seen: _Seen) -> None:
-    for name, known in (("family", seen.families), ("model", seen.models)):
+    for name, found in seen.lineage.items():
         if isinstance(row.get(name), str):
-            known[policy] = row[name]
+            found[policy] = row[name]
 
 
 # --------------------------------------------------------------------------------------------------------------- JSONL
@@ -246,7 +248,7 @@ def _note(policy: str, row: dict[str, Any], seen: _Seen) -> None:
 def _json_tables(path: Path, bad: OnBadRow, seen: _Seen) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     for number, record in read_numbered_trajectories(path, bad):
-        if record.policy not in seen.policies and record.policy not in seen.families:
+        if record.policy not in seen.policies:
             _note(record.policy, record.metadata, seen)
         row: dict[str, Any] = {name: getattr(record, name) for name in (*_TEXTS, "finish_reason", "n_tokens")}
         copies = record.metadata.get("dup_count")

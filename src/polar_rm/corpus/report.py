@@ -13,7 +13,7 @@ import pyarrow as pa
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from polar_rm.corpus.counts import Counts, length_of
+from polar_rm.corpus.counts import TEXT_COUNTS, Counts, length_of
 from polar_rm.corpus.job import Job
 from polar_rm.corpus.splits import SPLITS
 from polar_rm.evaluation.accuracy import score_pairs
@@ -51,14 +51,16 @@ def make_report(
     for each in shards:
         for split in each:
             splits[split]["shards"] += 1
+    policies = {policy: _policy(job, policy, counts, met) for policy in job.policies}
+    totals = {name: sum(found[name] for found in policies.values()) for name in TEXT_COUNTS}
     distances: Counter[str] = Counter()
     for (policy, other), pairs in met.items():
         distances[job.lineage.distance(job.policies[policy], job.policies[other])] += pairs
     return {
         "settings": job.config.model_dump(mode="json"),
-        "counts": {name: counts.get(name, {}) for name in ("trajectories", "prompts")},
+        "counts": {"trajectories": {**counts["trajectories"], **totals}, "prompts": counts["prompts"]},
         "splits": {split: dict(found) for split, found in splits.items() if found},
-        "policies": {policy: _policy(job, policy, counts, met) for policy in job.policies},
+        "policies": policies,
         "pairs_by_distance": dict(sorted(distances.items())),
         "pairs_by_policies": [[policy, other, pairs] for (policy, other), pairs in sorted(met.items())],
         "baselines": _baselines(list(sample.pairs())),
@@ -69,24 +71,27 @@ def make_report(
 def _policy(job: Job, policy: str, counts: Counts, met: Counter[tuple[int, int]]) -> dict[str, Any]:
     """A policy's numbers. positive_pairs, negative_pairs: in how many its text is the better one, the worse one."""
     code = job.policies.index(policy)
-    lengths = counts.get(f"lengths:{policy}", {})
-    bins = sorted((int(number), count) for number, count in lengths.items())
-    cumulated = np.cumsum([count for _, count in bins])
-    quantiles = (
-        [length_of(bins[int(np.searchsorted(cumulated, share * cumulated[-1]))][0]) for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
-        if bins
-        else None
-    )
     return {
         "family": job.lineage.families.get(policy),
         "model": job.lineage.models.get(policy),
+        "licence": job.lineage.licences.get(policy),
         "held_out": policy in job.unseen,
-        **dict.fromkeys(("texts", "empty", "cleaned", "characters", "words", "tokens", "reported_tokens"), 0),
+        **dict.fromkeys(("empty", "cleaned", *TEXT_COUNTS), 0),
         **counts.get(f"policy:{policy}", {}),
-        "length_quantiles": quantiles,
+        "length_quantiles": _quantiles(counts.get(f"lengths:{policy}", {})),
         "positive_pairs": sum(pairs for (mine, _), pairs in met.items() if mine == code),
         "negative_pairs": sum(pairs for (_, other), pairs in met.items() if other == code),
     }
+
+
+def _quantiles(lengths: dict[str, int]) -> list[float] | None:
+    """The 5th, 25th, 50th, 75th and 95th percentile of a histogram, in characters; None of an empty one."""
+    bins = sorted((int(number), count) for number, count in lengths.items())
+    if not bins:
+        return None
+    numbers, cumulated = [number for number, _ in bins], np.cumsum([count for _, count in bins])
+    places = np.searchsorted(cumulated, np.array([0.05, 0.25, 0.5, 0.75, 0.95]) * cumulated[-1])
+    return [length_of(numbers[place]) for place in places]
 
 
 def _cleaning(counts: dict[str, int], examples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
