@@ -1,4 +1,4 @@
-"""What a client sends: items in an order in which neighbours share prefixes, and the place that each outcome goes back to."""
+"""Items in an order in which neighbours share prefixes, and the place that each outcome goes back to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polar_rm.encoding import Encoder
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
 from polar_rm.records.rows import Refused, to_row
-from polar_rm.serving.results import Cut, Failure, Outcome
+from polar_rm.serving.results import Cut, Failure
 
 Job = TypeVar("Job")
 
@@ -26,11 +26,11 @@ class Ids:
 
 @dataclass(frozen=True, slots=True)
 class Jobs(Generic[Job]):
-    """todo: what to send. places: the index of the item that each job belongs to. failed: items that can't be sent."""
+    """todo: what to score. places: the index of the item that each job belongs to. failed: items that can't be scored."""
 
     todo: list[Job]
     places: list[int]
-    failed: dict[int, Outcome]
+    failed: dict[int, Failure]
 
 
 def by_group(items: Sequence[ScoreItem]) -> Jobs[ScoreItem]:
