@@ -117,7 +117,7 @@ def test_a_signal_under_load_loses_no_accepted_request(checkpoint, tmp_path):
             body = {"items": [{"prompt": item.prompt, "reference": item.reference, "outputs": [item.output]}]}
             try:
                 results[place] = await client.post("/v1/score", json=body)
-            except httpx.ConnectError as error:
+            except httpx.TransportError as error:
                 results[place] = error
 
         async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
@@ -132,8 +132,8 @@ def test_a_signal_under_load_loses_no_accepted_request(checkpoint, tmp_path):
     assert server.process.wait(120) == 0
     answered = 0
     for place, reply in results.items():
-        # Not accepted is told: 503 while the server drains, a refused connection afterwards.
-        if isinstance(reply, httpx.ConnectError) or reply.status_code == 503:
+        # Not accepted is told: 503 while the server drains, no connection afterwards.
+        if isinstance(reply, httpx.TransportError) or reply.status_code == 503:
             continue
         assert reply.status_code == 200, reply.text
         [output] = reply.json()["results"][0]["outputs"]
@@ -141,7 +141,7 @@ def test_a_signal_under_load_loses_no_accepted_request(checkpoint, tmp_path):
         answered += 1
     assert answered >= 30 and len(results) == 400
     logged = [row["status"] for row in server.lines() if row["message"] == "request"]
-    assert logged.count(200) == answered
+    assert set(logged) <= {200, 503} and logged.count(200) == answered
 
 
 @pytest.mark.slow

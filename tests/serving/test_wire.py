@@ -242,11 +242,15 @@ def test_bad_bodies_get_a_reason_without_the_users_text(post, path, body, reason
     assert "capital" not in message
 
 
-def test_texts_with_half_characters_are_refused(url):
-    body = json.dumps({"items": [{"prompt": "\ud800", "reference": "r", "outputs": ["o"]}]})
-    reply = fakes.HTTP.post(f"{url}/v1/score", content=body, headers={"content-type": "application/json"})
-    assert reply.status_code == 200 and reply.json()["results"][0]["error"]["code"] == "invalid_item"
-    reply = fakes.HTTP.post(f"{url}/classify", content='{"text": ["\\ud800"]}', headers={"content-type": "application/json"})
+def test_texts_with_half_characters_fail_alone(url):
+    headers = {"content-type": "application/json"}
+    body = json.dumps(
+        {"items": [{"prompt": "over", "reference": "the dog", "outputs": ["\ud800", "the fox"], "wrapper": "pretrain"}]}
+    )
+    reply = fakes.HTTP.post(f"{url}/v1/score", content=body, headers=headers)
+    bad, good = reply.json()["results"][0]["outputs"]
+    assert bad["error"]["code"] == "invalid_item" and good["reward"] == SCORES[3]
+    reply = fakes.HTTP.post(f"{url}/classify", content='{"text": ["\\ud800"]}', headers=headers)
     assert reply.status_code == 400
 
 

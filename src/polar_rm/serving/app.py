@@ -17,7 +17,6 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from polar_rm.errors import PolarError
-from polar_rm.records import ScoreItem
 from polar_rm.serving import examples, wire
 from polar_rm.serving.batching import Overloaded
 from polar_rm.serving.guard import Guard, Limits, Metrics, error_reply
@@ -88,37 +87,34 @@ def create_app(
     guard = Guard(app, limits=limits, metrics=metrics, api_key=api_key, log_texts=log_texts)
     _add_error_handlers(app)
     _add_status_routes(app, service, guard)
+    _add_engine_routes(app, service, guard, flavour)
+    _add_item_routes(app, service, guard)
+    return guard
 
-    def admit(n_items: int) -> None:
-        if n_items > limits.items:
-            raise _Refused(413, "too_large", f"{n_items:,} items in one request; at most {limits.items:,} are taken")
 
-    def record(request: Request, outcomes: Sequence[Outcome]) -> None:
-        for outcome in outcomes:
-            metrics.items.labels(outcome.code if isinstance(outcome, Failure) else "ok").inc()
-        tokens = sum(outcome.n_tokens for outcome in outcomes if isinstance(outcome, Reward))
-        request.scope.setdefault("state", {})["log"] = {"items": len(outcomes), "tokens": tokens}
+def _add_engine_routes(app: FastAPI, service: Service, guard: Guard, flavour: wire.PoolingFlavour) -> None:
+    """The protocols of other engines, which carry rendered texts or token ids."""
 
-    async def score_inputs(request: Request, value: wire.Input, add_bos: bool = True) -> tuple[list[Reward], bool]:
+    async def score(request: Request, value: wire.Input, add_bos: bool = True) -> tuple[list[Reward], bool]:
         inputs, single = wire.inputs_of(value)
-        admit(len(inputs))
+        _admit(len(inputs), guard.limits)
         outcomes = await _unless_gone(request, service.score_inputs(inputs, add_bos=add_bos))
-        record(request, outcomes)
+        _record(request, guard.metrics, outcomes)
         return _all_rewards(outcomes), single
 
     @app.post("/classify", summary="SGLang and vLLM")
     async def classify(request: Request, body: Annotated[wire.ClassifyRequest, Body(openapi_examples=examples.CLASSIFY)]) -> Any:
         """SGLang's body (`text` or `input_ids`) gets SGLang's reply, vLLM's (`input`) gets vLLM's."""
         if isinstance(body, wire.SglangClassify):
-            results, single = await score_inputs(request, wire.sglang_input(body))
+            results, single = await score(request, wire.sglang_input(body))
             return wire.sglang_reply(results, single)
-        results, _ = await score_inputs(request, body.input, body.add_special_tokens)
+        results, _ = await score(request, body.input, body.add_special_tokens)
         return wire.classify_reply(results, service.name, body.use_activation)
 
     @app.post("/pooling", summary="vLLM and LMDeploy")
     async def pooling(request: Request, body: Annotated[wire.PoolingRequest, Body(openapi_examples=examples.INPUTS)]) -> Any:
         """The same body from both; the shape of the reply is the server's `--pooling-flavour`."""
-        results, _ = await score_inputs(request, body.input, body.add_special_tokens)
+        results, _ = await score(request, body.input, body.add_special_tokens)
         return wire.pooling_reply(results, service.name, flavour, body)
 
     @app.post("/v1/embeddings", summary="SGLang and OpenAI")
@@ -126,19 +122,22 @@ def create_app(
         request: Request, body: Annotated[wire.EmbeddingsRequest, Body(openapi_examples=examples.INPUTS)]
     ) -> Any:
         """One embedding of length one per input: the raw score."""
-        results, _ = await score_inputs(request, body.input)
+        results, _ = await score(request, body.input)
         return wire.embeddings_reply(results, service.name, body.encoding_format)
+
+
+def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
+    """Routes that carry prompts, references and outputs, which are rendered here."""
 
     @app.post("/get_reward", summary="OpenRLHF")
     async def get_reward(request: Request, body: Annotated[wire.GetReward, Body(openapi_examples=examples.GET_REWARD)]) -> Any:
         """The label is the reference, or an object with `reference` and the untemplated `prompt`."""
         if not len(body.query) == len(body.prompts) == len(body.labels):
             raise PolarError("query, prompts and labels must have one length")
-        admit(len(body.query))
+        _admit(len(body.query), guard.limits)
         rows = zip(body.query, body.prompts, body.labels, strict=True)
-        groups = await _unless_gone(request, service.score_groups([[wire.openrlhf_item(*row)] for row in rows]))
-        outcomes = _flat(groups, [1] * len(groups))
-        record(request, outcomes)
+        outcomes = await _unless_gone(request, service.score_items([wire.openrlhf_item(*row) for row in rows]))
+        _record(request, guard.metrics, outcomes)
         results = _all_rewards(outcomes)
         card = service.calibration
         to_unit = card.percentile if card else wire.sigmoid
@@ -147,19 +146,18 @@ def create_app(
     @app.post("/v1/score", summary="Prompts, references and outputs", response_model=examples.ScoreReply)
     async def score(request: Request, body: Annotated[wire.ScoreRequest, Body(openapi_examples=examples.SCORE)]) -> Any:
         """One result per output, or a typed error, in order; texts are rendered, tokenised and cut here."""
-        sizes = [1 if isinstance(item, Failure) else len(item.outputs) for item in body.items]
-        admit(sum(sizes))
-        if body.transform == "percentile":
-            transform("percentile", [], service.calibration)  # refuse before the work, not after
-        items: list[list[ScoreItem] | Failure] = [item if isinstance(item, Failure) else item.items() for item in body.items]
-        groups = await _unless_gone(request, service.score_groups(items))
-        record(request, _flat(groups, sizes))
-        good = [[outcome.reward for outcome in _rewards_in(group)] for group in groups]
-        scores = transform(body.transform, good, service.calibration)
+        items = [item for group in body.items if not isinstance(group, Failure) for item in group.items()]
+        failed = [group for group in body.items if isinstance(group, Failure)]
+        _admit(len(items) + len(failed), guard.limits)
+        transform(body.transform, [], service.calibration)  # what is refused, is refused before the work
+        outcomes = await _unless_gone(request, service.score_items(items))
+        _record(request, guard.metrics, [*outcomes, *failed])
+        left = iter(outcomes)
+        groups = [group if isinstance(group, Failure) else [next(left) for _ in group.outputs] for group in body.items]
+        raw = [[outcome.reward for outcome in _rewards_in(group)] for group in groups]
+        scores = transform(body.transform, raw, service.calibration)
         results = [_group_reply(index, group, scores[index]) for index, group in enumerate(groups)]
         return {"model": service.name, "transform": body.transform, "results": results}
-
-    return guard
 
 
 def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
@@ -225,6 +223,19 @@ def _add_error_handlers(app: FastAPI) -> None:
         return error_reply(500, "internal_error", type(error).__name__)
 
 
+def _admit(n_items: int, limits: Limits) -> None:
+    if n_items > limits.items:
+        raise _Refused(413, "too_large", f"{n_items:,} items in one request; at most {limits.items:,} are taken")
+
+
+def _record(request: Request, metrics: Metrics, outcomes: Sequence[Outcome]) -> None:
+    """Count what became of the items, and leave a note for the request's log line."""
+    for outcome in outcomes:
+        metrics.items.labels(outcome.code if isinstance(outcome, Failure) else "ok").inc()
+    tokens = sum(outcome.n_tokens for outcome in outcomes if isinstance(outcome, Reward))
+    request.scope.setdefault("state", {})["log"] = {"items": len(outcomes), "tokens": tokens}
+
+
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Cancel the work when the client hangs up: clients that time out and try again must not pile up in the queue."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
@@ -244,14 +255,6 @@ def _all_rewards(outcomes: Sequence[Outcome]) -> list[Reward]:
         if isinstance(outcome, Failure):
             raise _Refused(_STATUS[outcome.code], outcome.code, f"item {index}: {outcome.message}")
     return [outcome for outcome in outcomes if isinstance(outcome, Reward)]
-
-
-def _flat(groups: Sequence[list[Outcome] | Failure], sizes: Sequence[int]) -> list[Outcome]:
-    return [
-        outcome
-        for group, size in zip(groups, sizes, strict=True)
-        for outcome in ([group] * size if isinstance(group, Failure) else group)
-    ]
 
 
 def _rewards_in(group: list[Outcome] | Failure) -> list[Reward]:

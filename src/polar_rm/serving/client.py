@@ -172,7 +172,8 @@ class AsyncRewardClient:
         size = self._items_per_request
         parts = [jobs.todo[start : start + size] for start in range(0, len(jobs.todo), size)]
         answers = await asyncio.gather(*(_split_on_refusal(part, post) for part in parts))
-        outcomes = dict(zip(jobs.places, (outcome for answer in answers for outcome in answer), strict=True)) | jobs.failed
+        outcomes: dict[int, Outcome] = dict(jobs.failed)
+        outcomes.update(zip(jobs.places, (outcome for answer in answers for outcome in answer), strict=True))
         return [outcomes[place] for place in range(len(outcomes))]
 
     async def _post_items(self, items: Sequence[ScoreItem], until: float) -> list[Outcome]:

@@ -74,7 +74,8 @@ class Metrics:
 
 
 class Guard:
-    """ASGI middleware. A request that was accepted is answered, also while the server drains; ``active`` counts them."""
+    """ASGI middleware. A request that was accepted is answered, also while the server drains. ``active`` counts requests that are
+    being answered, ``seen`` all that ever came."""
 
     def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics, api_key: str | None, log_texts: bool) -> None:
         self.app = app
@@ -83,7 +84,7 @@ class Guard:
         self._key = api_key.encode() if api_key else None
         self._log_texts = log_texts
         self.draining = False
-        self.active = 0
+        self.active = self.seen = 0
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,6 +93,7 @@ class Guard:
             return
         record = _Record(scope, send)
         self.active += 1
+        self.seen += 1
         body = _Body(receive, self.limits.body_bytes)
         try:
             refusal = self._refusal(scope, record.headers)

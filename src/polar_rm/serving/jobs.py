@@ -1,4 +1,4 @@
-"""What a client sends: items in an order in which neighbours share prefixes, and the place that each outcome goes back to."""
+"""Items in an order in which neighbours share prefixes, and the place that each outcome goes back to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polar_rm.encoding import Encoder
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
 from polar_rm.records.rows import Refused, to_row
-from polar_rm.serving.results import Cut, Failure, Outcome
+from polar_rm.serving.results import Cut, Failure
 
 Job = TypeVar("Job")
 
@@ -26,11 +26,11 @@ class Ids:
 
 @dataclass(frozen=True, slots=True)
 class Jobs(Generic[Job]):
-    """todo: what to send. places: the index of the item that each job belongs to. failed: items that can't be sent."""
+    """todo: what to score. places: the index of the item that each job belongs to. failed: items that can't be scored."""
 
     todo: list[Job]
     places: list[int]
-    failed: dict[int, Outcome]
+    failed: dict[int, Failure]
 
 
 def by_group(items: Sequence[ScoreItem]) -> Jobs[ScoreItem]:
@@ -50,18 +50,23 @@ def by_group(items: Sequence[ScoreItem]) -> Jobs[ScoreItem]:
 def encode(items: Sequence[ScoreItem], encoder: Encoder) -> Jobs[Ids]:
     """The same as token ids; an item that can't be encoded has failed."""
     jobs: Jobs[Ids] = Jobs([], [], {})
-    for group in _groups(items):
+    groups = _groups(items)[::-1]
+    while groups:
+        group = groups.pop()
         first = items[group[0]]
         try:
             outputs = [items[index].output for index in group]
             trees = encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper)
         except PolarError as error:
-            jobs.failed.update(dict.fromkeys(group, Failure("invalid_item", str(error))))
+            if len(group) == 1:
+                jobs.failed[group[0]] = Failure("invalid_item", str(error))
+            else:  # perhaps only one output is at fault
+                groups += [[index] for index in reversed(group)]
             continue
         for part, tree in trees:
-            for branch, index in enumerate(part):
+            for branch, place in enumerate(part):
                 jobs.todo.append(Ids(tree.sequence(branch), Cut.of(tree, branch)))
-                jobs.places.append(group[index])
+                jobs.places.append(group[place])
     return jobs
 
 

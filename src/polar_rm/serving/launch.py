@@ -69,11 +69,14 @@ def serve(options: Options) -> None:
 
 
 class DrainingServer(uvicorn.Server):
-    """On the first signal new work gets 503 over the open port, and the server stops when the accepted work is done."""
+    """On the first signal new work gets 503 over the open port, and the server stops when the accepted work is done and nobody
+    has come for half a second: connections that wait to be accepted are told, too."""
 
     def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
         super().__init__(config)
         self._guard = guard
+        self._quiet_ticks = 0
+        self._seen = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -89,7 +92,10 @@ class DrainingServer(uvicorn.Server):
         _log.info("draining", extra={"fields": {"signal": name, "requests": self._guard.active}})
 
     async def on_tick(self, counter: int) -> bool:
-        if self._guard.draining and not self._guard.active:
+        quiet = self._guard.draining and not self._guard.active and self._guard.seen == self._seen
+        self._quiet_ticks = self._quiet_ticks + 1 if quiet else 0
+        self._seen = self._guard.seen
+        if self._quiet_ticks >= 5:  # tenths of a second
             self.should_exit = True
         return await super().on_tick(counter)
 

@@ -13,6 +13,7 @@ from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
 from polar_rm.sequences import TokenSequence, tokenize
 from polar_rm.serving.batching import Batcher
+from polar_rm.serving.jobs import encode
 from polar_rm.serving.results import Cut, Failure, Outcome, Reward
 from polar_rm.transforms import Calibration
 
@@ -41,12 +42,9 @@ class Service:
         """Rendered texts or token ids: one outcome each, in order."""
         return await self._score(await self._off_loop(lambda: _encode_inputs(inputs, self.encoder, add_bos)))
 
-    async def score_groups(self, groups: Sequence[Sequence[ScoreItem] | Failure]) -> list[list[Outcome] | Failure]:
-        """Groups of items with one prompt, reference and wrapper. A group that is a failure already, or that can't be encoded,
-        stays one."""
-        encoded = await self._off_loop(lambda: _encode_groups(groups, self.encoder))
-        outcomes = iter(await self._score([row for group in encoded if not isinstance(group, Failure) for row in group]))
-        return [group if isinstance(group, Failure) else [next(outcomes) for _ in group] for group in encoded]
+    async def score_items(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        """One outcome each, in order; an item that can't be encoded fails alone."""
+        return await self._score(await self._off_loop(lambda: _encode_items(items, self.encoder)))
 
     async def close(self) -> None:
         await self.batcher.stop()
@@ -76,18 +74,9 @@ def _encode_inputs(inputs: Sequence[str] | Sequence[list[int]], encoder: Encoder
     return encoded
 
 
-def _encode_groups(groups: Sequence[Sequence[ScoreItem] | Failure], encoder: Encoder) -> list[list[_Encoded] | Failure]:
-    return [group if isinstance(group, Failure) else _encode_group(group, encoder) for group in groups]
-
-
-def _encode_group(items: Sequence[ScoreItem], encoder: Encoder) -> list[_Encoded] | Failure:
-    first = items[0]
-    try:
-        trees = encoder.encode_outputs(first.prompt, first.reference, [item.output for item in items], first.wrapper)
-    except PolarError as error:
-        return Failure("invalid_item", str(error))
-    encoded: dict[int, _Encoded] = {}
-    for part, tree in trees:
-        for branch, index in enumerate(part):
-            encoded[index] = _Encoded(TokenSequence.from_ids(tree.sequence(branch), encoder), Cut.of(tree, branch))
-    return [encoded[index] for index in range(len(items))]
+def _encode_items(items: Sequence[ScoreItem], encoder: Encoder) -> list[_Encoded | Failure]:
+    jobs = encode(items, encoder)
+    rows: dict[int, _Encoded | Failure] = dict(jobs.failed)
+    for place, job in zip(jobs.places, jobs.todo, strict=True):
+        rows[place] = _Encoded(TokenSequence.from_ids(job.ids, encoder), job.cut)
+    return [rows[place] for place in range(len(items))]
