@@ -1,16 +1,9 @@
 """The reward server under load: against vLLM on the same checkpoint, and far beyond its capacity.
 
-<<<<<<< HEAD
-``compare``: groups of candidates per reference, sent as the same token ids to ``polar serve`` and to
-``polar serve --engine vllm`` in turns, with new texts every round, so that no prefix cache holds anything of the round before.
-A request holds one group, or with ``--items-per-request 1`` one candidate. cpu_ratio compares the processor time of each
-server's processes. The package must be importable in the peer's environment, too.
-=======
 ``compare``: groups of candidates per reference, sent as the same token ids to ``polar serve`` and to vLLM as ``polar serve
 --engine vllm`` starts it, in turns, with new texts every round, so that no prefix cache holds anything of the round before. A
 request holds one group, or with ``--items-per-request 1`` one candidate. cpu_ratio compares the processor time of each server's
 processes. The package must be importable in the peer's environment, too.
->>>>>>> serving
 
     python benchmarks/serving.py compare --peer-python envs/vllm/bin/python
 
