@@ -21,6 +21,8 @@ from polar_rm.errors import PolarError
 from polar_rm.progress import progress_bar, progress_lines
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from polar_rm.config import Config
     from polar_rm.records import OnBadRow
 
@@ -137,12 +139,12 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
             console.print(f"{name:>18}: {value}", highlight=False)
         return
     with progress_bar(messages) as bar:
-        tasks = {name: bar.add_task(name, total=None, status="") for name in ("parts", "buckets", "report")}
+        tasks: dict[str, TaskID] = {}
 
         def progress(name: str, done: int, total: int) -> None:
             if name not in tasks:
-                tasks[name] = bar.add_task(name, total=None, status="")
-            bar.update(tasks[name], completed=done, total=total)
+                tasks[name] = bar.add_task(name, total=total, status="")
+            bar.update(tasks[name], completed=done)
 
         report = build(config, on_bad_row=on_bad_row, progress=progress)
     for line in summary(report):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -96,8 +97,21 @@ def build(
     inputs = [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} for file in plan.files]
     claim_folder(config.output, _identity(job, inputs), "a corpus")
     if (config.output / "manifest.json").exists():
+        shutil.rmtree(job.work, ignore_errors=True)  # killed at the very end
         report: dict[str, Any] = json.loads((config.output / "report.json").read_text())
         return report
+    try:
+        return _run(job, plan, inputs, progress)
+    except PolarError as error:
+        if not isinstance(error.__cause__, OSError | BrokenProcessPool):
+            # The input or a setting is at fault: the next attempt will have others, and need not find the folder taken.
+            shutil.rmtree(job.work, ignore_errors=True)
+            (config.output / "settings.json").unlink()
+        raise
+
+
+def _run(job: Job, plan: CorpusPlan, inputs: list[dict[str, Any]], progress: Progress) -> dict[str, Any]:
+    config = job.config
     parts = _stage(job, "parts", partition, len(plan.parts), progress)
     job = _informed(job, plan, parts)
     buckets = _stage(job, "buckets", build_bucket, plan.n_buckets, progress)
@@ -108,7 +122,7 @@ def build(
         job = replace(job, thresholds=_thresholds(job))
         shards = [each["shards"] for each in _stage(job, "thinned", thin_bucket, plan.n_buckets, progress)]
     progress("report", 0, 1)
-    _publish(job, plan)
+    _publish(job)
     _write_lines(config.output / "refused.jsonl", _refused(job, buckets))
     _write_lines(config.output / "contaminated.jsonl", (row for bucket in buckets for row in bucket["contaminated"]))
     report = _report(job, parts, buckets, shards)
@@ -263,7 +277,7 @@ def _thresholds(job: Job) -> dict[str, dict[str, int]]:
     return found
 
 
-def _publish(job: Job, plan: CorpusPlan) -> None:
+def _publish(job: Job) -> None:
     """Move finished shards into place, a split at a time."""
     made = job.work / ("shards" if job.config.pairing.per_policy is None else "thin")
     for split in SPLITS:

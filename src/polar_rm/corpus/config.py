@@ -84,9 +84,8 @@ class CorpusConfig(Config):
     """One run of ``polar corpus``.
 
     inputs: files, folders or patterns of trajectories. output: folder of the corpus.
-    families, models: policy, or a pattern such as ``qwen*``, to the name of its family and of its model; what they leave open
-        comes from the trajectories' columns or metadata ``family`` and ``checkpoint_of``, or from the manifest of ``polar
-        sample``.
+    families, models: policy, or a pattern such as ``qwen*``, to the name of its family and of its model. What they leave open
+        comes from the rows (``family`` and ``checkpoint_of``, columns or metadata) or from the manifest of ``polar sample``.
     wrapper: ``pretrain`` where policies continue the prompt's text, ``sft`` where they answer it; by default as the trajectories'
         ``wrapper`` says, or else ``sft``.
     licences: source to licence, copied into the manifest.

@@ -28,32 +28,35 @@ def run_tasks(work: Work, tasks: Sequence[int], *, engine: Engine = "local", wor
     """Yield tasks as they are done, in any order. ``work`` must be picklable.
 
     Raises:
-        PolarError: what a task raised, or workers died again and again.
+        PolarError: what a task raised, or workers died again and again. Its cause is an ``OSError`` or the broken pool where the
+            machine is at fault and not the input: then what is done need not be done again.
     """
     guarded = partial(_guarded, work)
     results = _on_ray(guarded, tasks, workers) if engine == "ray" else _on_processes(guarded, tasks, workers)
-    for task, error in results:
-        if error is not None:
-            raise PolarError(error)
+    for task, error, by_machine in results:
+        if error:
+            raise PolarError(error) from (OSError(error) if by_machine else None)
         yield task
 
 
-def _guarded(work: Work, task: int) -> tuple[int, str | None]:
-    """A user's mistake comes back as text: an exception with fields of its own need not survive the way between processes."""
+Result = tuple[int, str, bool]
+"""The task, what went wrong (an exception with fields of its own need not survive the way between processes) or ``""``, and
+whether the machine is at fault."""
+
+
+def _guarded(work: Work, task: int) -> Result:
     try:
         work(task)
     except PolarError as error:
-        return task, str(error)
+        return task, str(error), isinstance(error.__cause__, OSError)
     except OSError as error:
-        return task, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return task, f"{error.filename}: {error.strerror}" if error.filename else str(error), True
     finally:
         pa.default_memory_pool().release_unused()
-    return task, None
+    return task, "", False
 
 
-def _on_processes(
-    work: Callable[[int], tuple[int, str | None]], tasks: Sequence[int], workers: int | None
-) -> Iterator[tuple[int, str | None]]:
+def _on_processes(work: Callable[[int], Result], tasks: Sequence[int], workers: int | None) -> Iterator[Result]:
     left, deaths = dict.fromkeys(tasks), 0
     workers = min(workers or _cores(), len(tasks))
     if workers <= 1:
@@ -66,10 +69,10 @@ def _on_processes(
             futures = [pool.submit(work, task) for task in left]
             try:
                 for future in as_completed(futures):
-                    task, error = future.result()
-                    del left[task]
+                    result = future.result()
+                    del left[result[0]]
                     deaths = 0
-                    yield task, error
+                    yield result
             except BrokenProcessPool as error:
                 # It breaks the whole pool: the tasks that are left get a new one.
                 deaths += 1
@@ -82,9 +85,7 @@ def _on_processes(
                     future.cancel()
 
 
-def _on_ray(
-    work: Callable[[int], tuple[int, str | None]], tasks: Sequence[int], workers: int | None
-) -> Iterator[tuple[int, str | None]]:
+def _on_ray(work: Callable[[int], Result], tasks: Sequence[int], workers: int | None) -> Iterator[Result]:
     """One row a task. All nodes must see the output folder. Ray itself runs the tasks of a dead worker again."""
     try:
         import ray.data
@@ -92,14 +93,13 @@ def _on_ray(
         raise PolarError("engine: ray needs Ray: pip install 'polar-rm[ray]'") from None
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
-        task, error = work(int(row["task"]))
-        return {"task": task, "error": error or ""}
+        return dict(zip(("task", "error", "by_machine"), work(int(row["task"])), strict=True))
 
     if not tasks:
         return
     dataset = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks))
     for row in dataset.map(run, concurrency=workers).iter_rows():
-        yield int(row["task"]), row["error"] or None
+        yield int(row["task"]), str(row["error"]), bool(row["by_machine"])
 
 
 def _one_thread() -> None:
