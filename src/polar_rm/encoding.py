@@ -25,6 +25,7 @@ from typing import Any, Literal, Self
 from tokenizers import Encoding, Tokenizer
 
 from polar_rm.errors import EncoderMismatch, PolarError
+from polar_rm.files import read_json
 from polar_rm.records import Comparison, Text, flatten
 
 SEPARATOR_TOKEN = "<|reward|>"
@@ -284,9 +285,8 @@ class Encoder:
 
     def _clean(self, text: str) -> str:
         if self.settings.clean_up:
-            text = text.replace(
-                "▁", " "
-            )  # which is how SentencePiece writes a space, and what its decoder makes of a literal one
+            # SentencePiece writes spaces so, and its decoder makes one of a literal sign.
+            text = text.replace("▁", " ")
             for spaced, closed in _CLEAN_UP:
                 text = text.replace(spaced, closed)
         return text
@@ -384,11 +384,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 def _saved_section(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
-        section = json.loads(path.read_text())["polar"]["encoder"]
-    except OSError as error:
-        raise PolarError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise PolarError(f"{path}: not JSON: {error}") from error
+        section = read_json(path)["polar"]["encoder"]
     except (KeyError, TypeError):
         raise PolarError(f"{path}: no encoder settings; is this a reward model saved by polar?") from None
     return dict(section)

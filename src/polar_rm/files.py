@@ -80,12 +80,16 @@ def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> No
             raise PolarError(f"{folder}: it is not empty and holds no {holds}; use another output folder")
         write_json(path, identity)
         return
-    saved, now = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(identity, default=str)))
+    if changed := differences(json.loads(path.read_text()), json.loads(json.dumps(identity, default=str))):
+        raise PolarError(f"{folder}: it holds {holds} of other settings ({changed}); use another output folder")
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two nested settings of JSON values, the first five by name; empty where nothing does."""
+    saved, now = _flat(saved), _flat(now)
     changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
-    if changed:
-        differences = "; ".join(f"{key}: {_short(saved.get(key))} there, {_short(now.get(key))} now" for key in changed[:5])
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise PolarError(f"{folder}: it holds {holds} of other settings ({differences}{more}); use another output folder")
+    shown = "; ".join(f"{key}: {_short(saved.get(key))} there, {_short(now.get(key))} now" for key in changed[:5])
+    return f"{shown} and {len(changed) - 5} more" if len(changed) > 5 else shown
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

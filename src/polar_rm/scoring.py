@@ -21,7 +21,7 @@ from polar_rm.encoding import PrefixTree
 from polar_rm.errors import PolarError, ScoreError
 from polar_rm.modeling import RewardModel
 from polar_rm.packing import first_fit, pack
-from polar_rm.records import Comparison, OnBadRow, ScoreItem, read_numbered_items
+from polar_rm.records import Comparison, OnBadRow, ScoreItem, group_items, read_numbered_items
 
 T = TypeVar("T")
 
@@ -55,11 +55,8 @@ class Scorer:
         """
         done = 0
         for window in windows(items, self.window):
-            groups: dict[str, list[int]] = {}
-            for index, item in enumerate(window):
-                groups.setdefault(json.dumps([item.prompt, item.reference, item.wrapper]), []).append(index)
             trees, places = [], []
-            for indices in groups.values():
+            for indices in group_items(window):
                 first = window[indices[0]]
                 outputs = [window[i].output for i in indices]
                 for part, tree in self.model.encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper):

@@ -33,18 +33,6 @@ ITEMS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return official.checkpoint(tmp_path_factory.mktemp("official") / "model")
-
-
-@pytest.fixture(scope="module")
-def converted(source, tmp_path_factory):
-    target = tmp_path_factory.mktemp("native") / "model"
-    convert(source, target)
-    return target
-
-
 def ids(encoder, item):
     [(_, tree)] = encoder.encode_outputs(item.prompt, item.reference, [item.output], item.wrapper)
     return tree.sequence(0)

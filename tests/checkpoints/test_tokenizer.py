@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
-from polar_rm.checkpoints.conversion import convert
 from polar_rm.checkpoints.tokenizer import fast_tokenizer
 from polar_rm.errors import PolarError, UnsupportedModel
 
@@ -31,20 +30,8 @@ AWKWARD = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return official.checkpoint(tmp_path_factory.mktemp("official") / "model")
-
-
-@pytest.fixture(scope="module")
-def native(folder, tmp_path_factory):
-    target = tmp_path_factory.mktemp("native") / "model"
-    convert(folder, target)
-    return target
-
-
-@pytest.fixture(scope="module")
-def fast(native):
-    return Tokenizer.from_file(str(native / "tokenizer.json"))
+def fast(converted):
+    return Tokenizer.from_file(str(converted / "tokenizer.json"))
 
 
 @pytest.mark.parametrize("text", AWKWARD)
@@ -67,8 +54,8 @@ def test_runs_of_one_character_merge_alike(fast):
         assert fast.encode(text).ids == slow.encode(text)
 
 
-def test_transformers_loads_the_same_ids_and_gives_the_text_back(native, fast):
-    loaded = AutoTokenizer.from_pretrained(native)
+def test_transformers_loads_the_same_ids_and_gives_the_text_back(converted, fast):
+    loaded = AutoTokenizer.from_pretrained(converted)
     for text in AWKWARD:
         assert loaded(text)["input_ids"] == fast.encode(text).ids
     assert loaded.padding_side == "left"

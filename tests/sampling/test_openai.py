@@ -7,20 +7,8 @@ import stub
 from pydantic import ValidationError
 
 from polar_rm.errors import PolarError
-from polar_rm.sampling.backends import openai
 from polar_rm.sampling.backends.openai import OpenAIPolicy
 from polar_rm.sampling.base import Failure, Machine, PolicyDown, Request, Sample
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(openai, "BACKOFF_S", 0.01)
-
-
-@pytest.fixture
-def server():
-    with stub.served() as running:
-        yield running
 
 
 def policy(server, **changes):
@@ -139,12 +127,6 @@ def test_trouble_that_passes_is_no_trouble(server):
     server.respond = lambda body, number: answers[number - 1] if number <= 3 else stub.good(body)
     assert isinstance(ask(policy(server, retries=3))[0], Sample)
     assert server.times[2] - server.times[1] >= 0.3  # Retry-After was honoured
-
-
-def test_retry_after_may_be_a_date():
-    response = openai.httpx.Response(429, headers={"Retry-After": "Wed, 21 Oct 2065 07:28:00 GMT"})
-    assert openai._retry_after(response) > 1e8
-    assert openai._retry_after(openai.httpx.Response(429, headers={"Retry-After": "soon"})) is None
 
 
 @pytest.mark.parametrize(("status", "message"), [(404, "no such model or URL"), (403, "access was refused")])

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, TopPLogitsWarper
 from polar_rm.config import load_config, to_yaml
 from polar_rm.errors import BadRow, ConfigError, PolarError
 from polar_rm.records import read_trajectories
-from polar_rm.sampling.backends import openai
 from polar_rm.sampling.base import Decoding, Machine, Request
 from polar_rm.sampling.estimate import describe, estimate
 from polar_rm.sampling.generation import Draw
@@ -32,17 +31,6 @@ def language_model(tmp_path_factory):
     folder = tiny.causal_lm(tmp_path_factory.mktemp("lm"))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(openai, "BACKOFF_S", 0.01)
-
-
-@pytest.fixture
-def server():
-    with stub.served() as running:
-        yield running
 
 
 def write_prompts(folder, count=5):

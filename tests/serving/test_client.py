@@ -8,7 +8,6 @@ import fakes
 import httpx
 import pytest
 import stubs
-import tiny
 
 from polar_rm.errors import EncoderMismatch, PolarError, ScoreError
 from polar_rm.records import ScoreItem
@@ -194,15 +193,6 @@ def test_mistakes_in_the_set_up_raise():
     for bad in ("127.0.0.1:30000", "ftp://x", "http://", ""):
         with pytest.raises(PolarError, match="not a URL"):
             RewardClient(bad)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rm")
-    settings = tiny.EncoderSettings(max_length=200, max_response_length=60)
-    model = tiny.reward_model(folder / "lm", settings=settings)
-    model.save(folder / "model")
-    return folder / "model", model
 
 
 @pytest.mark.parametrize("server_type", ["sglang", "vllm", "lmdeploy"])

@@ -11,7 +11,6 @@ import time
 import fakes
 import httpx
 import pytest
-import tiny
 
 from polar_rm import cli
 from polar_rm.errors import PolarError
@@ -22,15 +21,6 @@ from polar_rm.serving.client import RewardClient, rewards
 
 MODERN = vllm.Installed("0.33", frozenset({"--runner", "--convert", "--pooler-config"}), frozenset({"task", "use_activation"}))
 OLDER = vllm.Installed("0.8", frozenset({"--task", "--override-pooler-config"}), frozenset({"normalize", "softmax"}))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rm")
-    settings = tiny.EncoderSettings(max_length=200, max_response_length=60)
-    model = tiny.reward_model(folder / "lm", settings=settings)
-    model.save(folder / "model")
-    return folder / "model", model
 
 
 def test_vllm_gets_the_options_of_its_version(checkpoint):

@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
 from polar_rm.checkpoints.conversion import Conversion, encoder_settings
-from polar_rm.checkpoints.native import native_config, new_embeddings, padding_token, read_specials, tokenizer_files
+from polar_rm.checkpoints.native import (
+    add_role_tokens,
+    native_config,
+    new_embeddings,
+    padding_token,
+    read_specials,
+    tokenizer_files,
+)
 from polar_rm.checkpoints.weights import LazyTensor, check_tensors, read_weights
 from polar_rm.encoding import REWARD_TOKEN, SEPARATOR_TOKEN, Encoder, load_tokenizer
 from polar_rm.errors import UnsupportedModel
@@ -103,11 +110,9 @@ def _role_tokens(folder: Path, config: Any) -> tuple[Tokenizer, str, list[str]]:
     reward = REWARD_TOKEN if reward_id is None else source.id_to_token(reward_id)
     if reward is None:
         raise UnsupportedModel(f"{folder}: reward_token_id {reward_id} is no id of its tokenizer")
-    tokenizer = Tokenizer.from_str(source.to_str())
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (SEPARATOR_TOKEN, reward)])
     new = [text for text in (SEPARATOR_TOKEN, reward) if source.token_to_id(text) is None]
     notes = [f"added {' and '.join(new)}, which this model has never seen: fine-tune it on comparisons"] if new else []
-    return tokenizer, reward, notes
+    return add_role_tokens(source, reward), reward, notes
 
 
 def _grow(vocabulary: int, table: torch.Tensor) -> torch.Tensor:

@@ -117,10 +117,10 @@ def read_specials(directory: str | Path) -> dict[str, str]:
     return {key: text for key, text in texts.items() if text}
 
 
-def add_role_tokens(tokenizer: Tokenizer) -> Tokenizer:
+def add_role_tokens(tokenizer: Tokenizer, reward_token: str = REWARD_TOKEN) -> Tokenizer:
     """A copy of the tokenizer in which the separator and the reward token are special and atomic."""
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (SEPARATOR_TOKEN, REWARD_TOKEN)])
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (SEPARATOR_TOKEN, reward_token)])
     return tokenizer
 
 

@@ -13,7 +13,7 @@ from polar_rm.records.reading import (
     read_texts,
     read_trajectories,
 )
-from polar_rm.records.types import Comparison, Message, Record, ScoreItem, Text, Trajectory, Wrapper, flatten
+from polar_rm.records.types import Comparison, Message, Record, ScoreItem, Text, Trajectory, Wrapper, flatten, group_items
 from polar_rm.records.writing import write_records
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Wrapper",
     "find_files",
     "flatten",
+    "group_items",
     "read_comparisons",
     "read_items",
     "read_numbered_items",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +70,15 @@ class ScoreItem:
 
 
 Record = Comparison | Trajectory | ScoreItem
+
+
+def group_items(items: Sequence[ScoreItem]) -> list[list[int]]:
+    """Indices of items with one prompt, reference and wrapper, in order of appearance: they share a prefix."""
+    groups: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        # Items that nobody has checked may hold anything.
+        groups.setdefault(json.dumps([item.prompt, item.reference, item.wrapper], default=str), []).append(index)
+    return list(groups.values())
 
 
 def flatten(text: Text) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from polar_rm.errors import PolarError
+from polar_rm.files import differences
 from polar_rm.sampling.base import Failure, Outcome, Sample
 
 VERSION = 1
@@ -115,7 +116,11 @@ class Store:
         for policy, now in settings.items():
             query = "SELECT settings FROM policies WHERE name = ? AND EXISTS (SELECT 1 FROM samples WHERE policy = name)"
             for [saved] in self._rows(query, policy):
-                _refuse_differences(self.path, policy, json.loads(saved), dict(now))
+                if changed := differences(json.loads(saved), dict(now)):
+                    raise PolarError(
+                        f"{self.path} holds samples of policy {policy!r} with other settings ({changed}); "
+                        "use another name or output folder"
+                    )
 
     def claim(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         """:meth:`check`, and note the settings. Those of a policy of which nothing has come yet may change."""
@@ -217,25 +222,3 @@ def _explained(path: Path | None, error: sqlite3.Error) -> PolarError:
     if "full" in str(error):
         return PolarError(f"{path}: the disk is full; what arrived is kept, the same command goes on")
     return PolarError(f"{path}: {error}")
-
-
-def _refuse_differences(path: Path | None, policy: str, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    saved, now = _flat(saved), _flat(now)
-    changed = [key for key in {**saved, **now} if saved.get(key) != now.get(key)]
-    if changed:
-        pairs = "; ".join(f"{key}: {_short(saved.get(key))} there, {_short(now.get(key))} now" for key in changed)
-        raise PolarError(
-            f"{path} holds samples of policy {policy!r} with other settings ({pairs}); use another name or output folder"
-        )
-
-
-def _flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
-    return flat
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -25,6 +25,7 @@ import httpx
 from polar_rm.encoding import Encoder, EncoderSettings, load_tokenizer
 from polar_rm.errors import EncoderMismatch, PolarError
 from polar_rm.records import ScoreItem
+from polar_rm.replies import message_of, retry_after
 from polar_rm.sequences import TokenSequence, render, tokenize
 from polar_rm.serving import protocols
 from polar_rm.serving.jobs import Ids, Job, Jobs, by_group, encode
@@ -221,7 +222,7 @@ class AsyncRewardClient:
             except httpx.TransportError as error:
                 return f"{type(error).__name__} {error}".strip(), 0.0
         if reply.status_code in _TRANSIENT:
-            return f"HTTP {reply.status_code}: {_message(reply)}", _retry_after(reply)
+            return f"HTTP {reply.status_code}: {_message(reply)}", retry_after(reply) or 0.0
         if reply.status_code >= 400:
             raise _Refused(reply.status_code, _message(reply))
         try:
@@ -363,16 +364,4 @@ async def _split_on_refusal(jobs: Sequence[Job], post: Callable[[Sequence[Job]],
 
 
 def _message(reply: httpx.Response) -> str:
-    """vLLM, SGLang and ours put it in ``error.message``, others in ``message`` or ``detail``."""
-    try:
-        body = json.loads(reply.content)
-        error = body.get("error", body)
-        text = error if isinstance(error, str) else error.get("message") or error.get("detail")
-    except (ValueError, AttributeError):
-        text = None
-    return str(text or reply.reason_phrase)[:300]
-
-
-def _retry_after(reply: httpx.Response) -> float:
-    value = reply.headers.get("retry-after", "")
-    return float(value) if value.isdigit() else 0.0
+    return (message_of(reply) or reply.reason_phrase)[:300]

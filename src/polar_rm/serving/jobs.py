@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from polar_rm.encoding import Encoder
 from polar_rm.errors import PolarError
-from polar_rm.records import ScoreItem
+from polar_rm.records import ScoreItem, group_items
 from polar_rm.records.rows import Refused, to_row
 from polar_rm.serving.results import Cut, Failure
 
@@ -36,7 +35,7 @@ class Jobs(Generic[Job]):
 def by_group(items: Sequence[ScoreItem]) -> Jobs[ScoreItem]:
     """Items as they are, those with one prompt, reference and wrapper next to each other; one that is no item has failed."""
     jobs: Jobs[ScoreItem] = Jobs([], [], {})
-    for index in (index for group in _groups(items) for index in group):
+    for index in (index for group in group_items(items) for index in group):
         try:
             to_row(items[index])
         except Refused as error:
@@ -50,7 +49,7 @@ def by_group(items: Sequence[ScoreItem]) -> Jobs[ScoreItem]:
 def encode(items: Sequence[ScoreItem], encoder: Encoder) -> Jobs[Ids]:
     """The same as token ids; an item that can't be encoded has failed."""
     jobs: Jobs[Ids] = Jobs([], [], {})
-    groups = _groups(items)[::-1]
+    groups = group_items(items)[::-1]
     while groups:
         group = groups.pop()
         first = items[group[0]]
@@ -68,11 +67,3 @@ def encode(items: Sequence[ScoreItem], encoder: Encoder) -> Jobs[Ids]:
                 jobs.todo.append(Ids(tree.sequence(branch), Cut.of(tree, branch)))
                 jobs.places.append(group[place])
     return jobs
-
-
-def _groups(items: Sequence[ScoreItem]) -> list[list[int]]:
-    """Indices of items with one prompt, reference and wrapper, in order of appearance."""
-    groups: dict[str, list[int]] = {}
-    for index, item in enumerate(items):
-        groups.setdefault(json.dumps([item.prompt, item.reference, item.wrapper], default=str), []).append(index)
-    return list(groups.values())

@@ -12,8 +12,6 @@ import random
 import re
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from threading import Event
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -22,6 +20,7 @@ import httpx
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from polar_rm.errors import PolarError
+from polar_rm.replies import message_of, retry_after
 from polar_rm.sampling.base import Emit, Failure, Machine, Outcome, Policy, PolicyDown, Request, Sample
 
 BACKOFF_S = 1.0  # before the first retry; doubles, with jitter
@@ -179,7 +178,7 @@ class OpenAIBackend:
         if answer.status_code in _POLICY_WIDE:
             reason = f"{_POLICY_WIDE[answer.status_code]} (HTTP {answer.status_code}: {_said(answer)})"
             raise PolicyDown(f"{self.policy.url()}: model {self.policy.model!r}: {self._without_key(reason)}")
-        return read_answer(self.policy, answer), _retry_after(answer)
+        return read_answer(self.policy, answer), retry_after(answer)
 
     def _without_key(self, message: str) -> str:
         return message.replace(self.key, "***") if self.key else message
@@ -213,27 +212,8 @@ def read_answer(policy: Policy, answer: httpx.Response) -> Outcome:
 
 def _said(answer: httpx.Response) -> str:
     """The server's message, or the beginning of what it sent instead."""
-    try:
-        content = json.loads(answer.content)
-        error = content.get("error", content)
-        message = error if isinstance(error, str) else error["message"]
-    except (ValueError, LookupError, TypeError, AttributeError):
-        message = answer.text
     kind = answer.headers.get("content-type", "").partition(";")[0]
-    return " ".join(str(message).split())[:200] or f"an empty answer ({kind or 'no content type'})"
-
-
-def _retry_after(answer: httpx.Response) -> float | None:
-    """Seconds; the header holds seconds or a date."""
-    value = answer.headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # absent, or neither
-        return None
+    return " ".join((message_of(answer) or answer.text).split())[:200] or f"an empty answer ({kind or 'no content type'})"
 
 
 class _Pace:

@@ -1,0 +1,16 @@
+import official
+import pytest
+
+from polar_rm.checkpoints.conversion import convert
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return official.checkpoint(tmp_path_factory.mktemp("official") / "model")
+
+
+@pytest.fixture(scope="module")
+def converted(source, tmp_path_factory):
+    target = tmp_path_factory.mktemp("native") / "model"
+    convert(source, target)
+    return target
