@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 
 from polar_rm.errors import PolarError
-from polar_rm.sampling.base import Machine
+from polar_rm.sampling.base import Machine, Outcome, Request
 from polar_rm.sampling.engines import Answered, Died, Events, Started, Work
 
 _PATIENCE_S = 10.0  # for threads to notice that they should stop
 
-_Queue = SimpleQueue[Events | BaseException | None]
+_Queue = SimpleQueue[tuple[Events | BaseException | None, Event]]
+"""What happened, and an event that is set once it is dealt with."""
 
 
 def run(work: Work, machine: Machine) -> Generator[list[Events], None, None]:
     """Whatever has arrived, again and again until every policy is through. Closing the iterator stops all threads.
+
+    Asking for more says that what came before is stored. Until then the thread that sent it asks nothing further, so a kill costs
+    no more than the requests that are under way.
 
     Raises: an error that is no user's mistake, as it is.
     """
@@ -32,7 +37,9 @@ def run(work: Work, machine: Machine) -> Generator[list[Events], None, None]:
     try:
         while running:
             events: list[Events] = []
-            for event in _waiting(queue):
+            dealt_with: list[Event] = []
+            for event, done in _waiting(queue):
+                dealt_with.append(done)
                 if isinstance(event, BaseException):
                     raise event
                 if event is None:
@@ -40,13 +47,15 @@ def run(work: Work, machine: Machine) -> Generator[list[Events], None, None]:
                 else:
                     events.append(event)
             yield events
+            for done in dealt_with:
+                done.set()
     finally:
         stop.set()
         for thread in threads:
             thread.join(_PATIENCE_S)
 
 
-def _waiting(queue: _Queue) -> Iterator[Events | BaseException | None]:
+def _waiting(queue: _Queue) -> Iterator[tuple[Events | BaseException | None, Event]]:
     """The next event, and all that have arrived meanwhile: they share a commit."""
     yield queue.get()
     try:
@@ -57,16 +66,25 @@ def _waiting(queue: _Queue) -> Iterator[Events | BaseException | None]:
 
 
 def _run_group(group: Work, machine: Machine, queue: _Queue, stop: Event) -> None:
+    def tell(event: Events | BaseException | None) -> Event:
+        queue.put((event, done := Event()))
+        return done
+
+    def answered(policy: str, request: Request, outcome: Outcome) -> None:
+        stored = tell(Answered(policy, request, outcome))
+        while not stored.wait(0.2) and not stop.is_set():
+            pass
+
     try:
         for policy, requests in group:
             if stop.is_set():
                 break
             try:
                 backend = policy.open(machine)
-                queue.put(Started(policy.name))
-                backend.run(requests, lambda *answer, name=policy.name: queue.put(Answered(name, *answer)), stop)
+                tell(Started(policy.name))
+                backend.run(requests, partial(answered, policy.name), stop)
             except PolarError as error:
-                queue.put(Died(policy.name, str(error)))
+                tell(Died(policy.name, str(error)))
     except BaseException as error:  # the main thread raises it: a bug must not look like a policy that is down
-        queue.put(error)
-    queue.put(None)
+        tell(error)
+    tell(None)
