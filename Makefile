@@ -4,12 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-TRAINERS := verl openrlhf
-
-.PHONY: help quickstart test lint bench clean test-install $(TRAINERS:%=test-%)
+.PHONY: help quickstart test lint bench clean test-install test-verl test-openrlhf
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## (.*)/  make \1\t\2/' | expand -t 36
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, set PYTHON=...")'
@@ -26,12 +24,14 @@ test: $(READY)  ## all tests; FAST=1 leaves out those that train or start proces
 	$(BIN)/python -m pytest -q $(if $(FAST),-m "not slow")
 
 # One environment per trainer or engine: their pins conflict. tests_rft/NAME.txt lists what it holds, NAME-alone.txt what is
-# installed without its own requirements, because some have no build for CPUs. Installing us must change no version.
+# installed without its own requirements, because some have no build for CPUs, and NAME-not.txt what is taken away again.
+# Installing us must change no version.
 .venv-%/ready: tests_rft/%.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-$*
 	$(call pip,$*) -c constraints.txt torch
 	$(call pip,$*) -c constraints.txt -r $<
 	$(if $(wildcard tests_rft/$*-alone.txt),$(call pip,$*) --no-deps -r tests_rft/$*-alone.txt)
+	$(if $(wildcard tests_rft/$*-not.txt),.venv-$*/bin/python -m pip uninstall -q -y -r tests_rft/$*-not.txt)
 	$(call versions,$*) > .venv-$*/before
 	$(call pip,$*) '.[serve]' pytest
 	$(call versions,$*) > .venv-$*/after
@@ -41,9 +41,13 @@ test: $(READY)  ## all tests; FAST=1 leaves out those that train or start proces
 pip = .venv-$1/bin/python -m pip install -q --disable-pip-version-check
 versions = .venv-$1/bin/python -m pip freeze --disable-pip-version-check | LC_ALL=C sort
 
-$(TRAINERS:%=test-%): test-%: .venv-%/ready
+test-verl test-openrlhf: test-%: .venv-%/ready  ## the reward functions inside the real trainer, in .venv-NAME
 	$(call pip,$*) --no-deps --force-reinstall .
 	.venv-$*/bin/python -m pytest -q tests_rft/test_install.py tests_rft/test_$*.py
+
+test-install: .venv-verl/ready .venv-vllm/ready .venv-trl/ready  ## our installation changes no version of theirs
+	for name in verl vllm trl; do $(call pip,$$name) --no-deps --force-reinstall . && \
+	  .venv-$$name/bin/python -m pytest -q tests_rft/test_install.py || exit 1; done
 
 lint: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""A live ``polar serve`` of a tiny model. These tests run in a trainer's environment (``make test-verl``), not in ``make test``."""
+"""A live ``polar serve`` of a tiny model. These tests run in a trainer's own environment: ``make test-verl``."""
 
 import signal
 from dataclasses import dataclass

@@ -5,12 +5,12 @@ engine that generates is a stand-in; vLLM and deepspeed are empty modules, so th
 """
 
 import asyncio
-import importlib.metadata
 import importlib.util
-import re
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import openrlhf
 import pytest
 import torch
 from openrlhf.datasets.prompts_dataset import PromptDataset
@@ -141,14 +141,11 @@ def test_responses_become_experiences(endpoint, served, tokenizer, monkeypatch):
 
 def test_why_the_clip_has_to_be_widened(monkeypatch):
     """The published model's reward of a wrong answer, -11.03, is cut by the default and not by the range that we name."""
-    files = {
-        file.name: file.locate() for file in importlib.metadata.files("openrlhf") if file.name in ("utils.py", "train_ppo_ray.py")
-    }
-    source = files["train_ppo_ray.py"].read_text()
-    assert re.search(r'"--reward.clip_range", type=float, nargs=2, default=\(-10, 10\)', source)
+    package = Path(openrlhf.__file__).parent
+    options = (package / "cli" / "train_ppo_ray.py").read_text()
+    assert '"--reward.clip_range", type=float, nargs=2, default=(-10, 10)' in options
     monkeypatch.setitem(sys.modules, "deepspeed", module("deepspeed"))
-    path = next(file.locate() for file in importlib.metadata.files("openrlhf") if str(file) == "openrlhf/models/utils.py")
-    spec = importlib.util.spec_from_file_location("openrlhf_models_utils", path)
+    spec = importlib.util.spec_from_file_location("openrlhf_models_utils", package / "models" / "utils.py")
     utils = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(utils)
     mask, kl = torch.ones(1, 3), torch.zeros(1, 3)

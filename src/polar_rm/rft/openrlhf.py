@@ -21,7 +21,7 @@ from polar_rm.serving.wire import openrlhf_item, openrlhf_reply, sigmoid
 
 
 def reward_func(queries: list[str], prompts: list[str], labels: list[Any], **_: Any) -> dict[str, Any]:
-    """``rewards`` (raw), ``scores`` (their sigmoid, for dynamic filtering) and ``extra_logs``, each a list with one value per answer.
+    """``rewards`` (raw), ``scores`` (their sigmoid, for dynamic filtering) and ``extra_logs``: lists with one value per answer.
 
     OpenRLHF calls it with one answer at a time, from many threads; the calls are merged into few requests. queries: prompts with
     their answers. labels: references, texts or messages, or ``{"reference": ..., "prompt": ...}`` with the prompt as it was

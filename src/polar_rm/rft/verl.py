@@ -44,8 +44,8 @@ async def compute_score(
     ``extra_info`` are set under ``reward_kwargs``. url, model, api_key, engine: as of
     :class:`~polar_rm.serving.client.AsyncRewardClient`, and where they are not given POLAR_URL, POLAR_MODEL and POLAR_API_KEY of
     the worker's environment. prompt_key, reference_key: the keys of ``extra_info``; without reference_key the reference is
-    ``ground_truth``. reward_router_address: given by verl where it serves the reward model itself (``reward.reward_model.enable``);
-    that server is asked then, and ``model`` must name its folder. The tokenizer that comes with it is not needed.
+    ``ground_truth``. reward_router_address: given by verl where it serves the reward model itself (``reward_model.enable``); that
+    server is asked then, and ``model`` must name its folder. The tokenizer that comes with it is not needed.
 
     Raises:
         PolarError: prompt, reference or server are not what they should be.
