@@ -37,12 +37,12 @@ def endpoint(request, served, monkeypatch):
     return polar_rm.rft.openrlhf.__file__ if request.param == "file" else f"{served.url}/get_reward"
 
 
-def data_set(tokenizer, labels):
+def data_set(tokenizer, labels, inputs=RAW):
     """Prompts in the policy's chat template with labels, as OpenRLHF reads them with --data.label_key."""
     args = SimpleNamespace(data=SimpleNamespace(input_key="input", label_key="reference", apply_chat_template=True))
     strategy = SimpleNamespace(args=args, is_rank_0=lambda: False)
     return PromptDataset(
-        [{"input": raw, "reference": label} for raw, label in zip(RAW, labels, strict=True)], tokenizer, strategy
+        [{"input": raw, "reference": label} for raw, label in zip(inputs, labels, strict=True)], tokenizer, strategy
     )
 
 
@@ -56,10 +56,10 @@ class Engine:
         return SimpleNamespace(outputs=[SimpleNamespace(token_ids=self.ids, finish_reason="stop", logprobs=None)])
 
 
-def rollouts(endpoint, tokenizer, labels, max_length=1000):
+def rollouts(endpoint, tokenizer, labels, inputs=RAW, max_length=1000):
     """Responses of the real executor, all at once; max_length: tokens of prompt and answer."""
     executor = SingleTurnAgentExecutor([endpoint])
-    data = data_set(tokenizer, labels)
+    data = data_set(tokenizer, labels, inputs)
     params = SimpleNamespace(max_tokens=30, logprobs=None)
 
     async def run():
@@ -93,10 +93,11 @@ def test_labels_can_hold_the_prompt_without_the_template(endpoint, served, token
 
 
 def test_prompts_that_openrlhf_cuts(endpoint, served, tokenizer):
+    """Of a prompt that is too long it drops the beginning before it generates, but names it whole to the reward function."""
+    long = [" ".join(f"It has {i + len(raw)} metres." for i in range(40)) + raw for raw in RAW]
     labels = [{"reference": reference, "prompt": raw} for reference, raw in zip(REFERENCES, RAW, strict=True)]
-    longest = max(len(tokenizer.encode(prompt, add_special_tokens=False)) for prompt in data_set(tokenizer, labels).prompts)
-    responses = rollouts(endpoint, tokenizer, labels, max_length=30 + longest - 3)
-    assert any(len(r["observation_tokens"]) < len(tokenizer.encode(r["prompt"], add_special_tokens=False)) + 3 for r in responses)
+    responses = rollouts(endpoint, tokenizer, labels, long, max_length=100)
+    assert {response["action_ranges"][0][0] for response in responses} == {70}
     items = [ScoreItem(RAW[place], REFERENCES[place], answer) for place, answer in PAIRS]
     assert rewards_of(responses) == pytest.approx(served.rewards(items), abs=2e-5)
 

@@ -1,10 +1,11 @@
-"""A reward function for verl 0.9 (its reward loop, with the managers naive and dapo).
+"""A reward function for verl 0.9: its reward loop with the managers naive and dapo.
 
     reward.custom_reward_function.path=pkg://polar_rm.rft.verl
     +reward.custom_reward_function.reward_kwargs.url=http://HOST:30000
 
 A row of verl's data holds the reference as ``reward_model.ground_truth`` and the prompt as ``extra_info.prompt``, because verl
-does not pass the prompt on; each is a text or a list of messages. ``recipes/verl_ppo.yaml`` is the paper's PPO.
+does not pass the prompt on; each is a text or a list of messages. ``recipes/verl_ppo.yaml`` is the paper's PPO. Not with the
+manager rate_limited: it makes 0 of every failure (and asks for one reward at a time), which for these rewards is a good one.
 """
 
 from __future__ import annotations
