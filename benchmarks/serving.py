@@ -159,7 +159,8 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     with servers(arguments, with_peer=True) as (model, both):
         encoder = Encoder.from_pretrained(model)
         for number in range(arguments.rounds + 1):
-            trees = encoder.encode_many(comparisons(arguments.groups, arguments.candidates, arguments.length, seed=number))
+            n_groups = arguments.groups if number else 1  # both warm up
+            trees = encoder.encode_many(comparisons(n_groups, arguments.candidates, arguments.length, seed=number))
             groups = [[tree.sequence(i) for i in range(len(tree.branches))] for tree in trees]
             found: dict[int, dict[str, Any]] = {}
             for place in (0, 1) if number % 2 else (1, 0):
@@ -174,7 +175,7 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 found[place]["scores"] = scores
             ours, peer = found[0], found[1]
             if number == 0:
-                continue  # both warm up
+                continue
             n_items = len(ours["scores"])
             rows.append(
                 {

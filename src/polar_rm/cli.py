@@ -332,6 +332,8 @@ def serve(
 
         polar serve --model runs/rm/model
 
+        curl http://127.0.0.1:30000/v1/score --json '{"items": [{"prompt": "2 + 2?", "reference": "4", "outputs": ["4", "5"]}]}'
+
         polar serve --model DIR --host 0.0.0.0 --api-key-env REWARD_KEY --pooling-flavour lmdeploy
 
         polar serve --model DIR --engine vllm --dtype float16 -- --enforce-eager

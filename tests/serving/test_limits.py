@@ -48,6 +48,13 @@ def test_bodies_and_items_have_a_limit():
         refused(fakes.HTTP.post(f"{url}/v1/score", json={"items": [item, item]}), 413, "too_large")
 
 
+def test_a_body_that_is_not_sent_as_json_is_told_so():
+    with fakes.running(fakes.make(encode=ENCODER)) as url:
+        reply = fakes.HTTP.post(f"{url}/classify", content=b'{"text": "x"}', headers={"Content-Type": "text/plain"})
+        refused(reply, 400, "invalid_request")
+        assert "application/json" in reply.json()["error"]["message"]
+
+
 def test_an_answer_that_takes_too_long_is_503():
     gate = threading.Event()
     with fakes.running(fakes.make(fakes.FakeModel(gate=gate), ENCODER, limits=Limits(seconds=2))) as url:

@@ -186,7 +186,10 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        kind = request.headers.get("content-type", "")
+        if "json" not in kind:  # what curl -d sends by itself
+            return error_reply(400, "invalid_request", f"Content-Type is {kind!r}; send JSON as application/json")
         return error_reply(400, "invalid_request", wire.explain(error.errors()))
 
     @app.exception_handler(PolarError)
