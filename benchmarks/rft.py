@@ -1,7 +1,7 @@
 """Does GRPO with a served reward model move a policy? `polar rft` on SmolLM2-135M, towards one author of the packaged corpus.
 
-The reward model is the quickstart's; references are one policy's answers. Training: 16 prompts, each of them once in every quarter
-of the run. Test: held-out prompts, sampled before and after with the same seeds and the published decoding.
+The reward model is the quickstart's; references are one policy's answers. Training: 16 prompts, each once in every quarter of the
+run. Test: held-out prompts, sampled before and after with the same seeds and the published decoding.
 
     make quickstart && python benchmarks/rft.py --output runs/rft
 """
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -68,7 +68,7 @@ def build(author: str, output: Path) -> None:
         (output / f"{name}.jsonl").write_text("".join(lines[:TRAIN_PROMPTS] if name == "train" else lines), encoding="utf-8")
 
 
-def held_out(policy: str, tasks: list[tuple[Text, Text]], url: str, max_new_tokens: int) -> tuple[list[str], list[float]]:
+def held_out(policy: str, tasks: Sequence[tuple[Text, Text]], url: str, max_new_tokens: int) -> tuple[list[str], list[float]]:
     """A policy's answer to every prompt, and its raw reward. An empty answer is one, too."""
     settings = TransformersPolicy(
         name="policy", family="policy", kind="chat", model=policy, decoding=Decoding(max_new_tokens=max_new_tokens)
