@@ -1,4 +1,4 @@
-"""The reward function as TRL calls it, and ``polar rft`` as far as it comes without TRL; with it: ``test_trl_real.py``."""
+"""The reward function as TRL calls it, and ``polar rft`` as far as it comes without TRL; with it: ``make test-trl``."""
 
 import asyncio
 import json
