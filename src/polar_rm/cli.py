@@ -486,8 +486,13 @@ def parity(
         Path | None, typer.Argument(help="Items {prompt, reference, output}; by default a set of awkward ones.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="URL of a running server, or `vllm` for the one of this environment.", metavar="URL|vllm")
-    ] = None,
+        str,
+        typer.Option(
+            help="`serve`: our server in this process, over each protocol. URL: a running server. `vllm`: the one of this "
+            "environment. `transformers`: only trainer and scorer.",
+            metavar="serve|URL|vllm|transformers",
+        ),
+    ] = "serve",
     tolerance: Annotated[
         float, typer.Option(help="Largest difference that passes. Half precision on another engine needs about 0.05.", min=0)
     ] = 1e-3,
@@ -495,7 +500,7 @@ def parity(
     dtype: Dtype = "float32",
     device: Device = "auto",
 ) -> None:
-    """Same ids and same scores in trainer, scorer, transformers, vLLM and any server? Exit code 1 where not.
+    """Same ids and same scores in trainer, scorer, transformers, our server, vLLM and any other? Exit code 1 where not.
 
     Every protocol that the server speaks is tried, with token ids and with text.
 
