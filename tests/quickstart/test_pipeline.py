@@ -48,4 +48,4 @@ def test_the_whole_job_on_a_tiny_model_and_a_second_run_that_reuses_it(tmp_path)
 
     said.truncate(0)
     assert run(quickstart)["seconds"] == report["seconds"]
-    assert said.getvalue().count("reused") == 7
+    assert said.getvalue().count("reused") == 8

@@ -6,13 +6,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from polar_rm.checkpoints.sources import unpacked
 from polar_rm.config import load_config
 from polar_rm.corpus import build_ranked
 from polar_rm.corpus.build import build
@@ -62,6 +63,8 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
         places = (f"inputs=[{data / 'trajectories.parquet'}]", f"output={quickstart.output / 'corpus'}")
         corpus = load_config(CorpusConfig, [data / "corpus.yaml"], places)
         train_rows, test_rows = _split(rows, corpus)
+        stages.run("base", lambda: {"folder": unpacked(quickstart.base, quickstart.output / "base")})
+        quickstart = replace(quickstart, base=stages.results["base"]["folder"])
         stages.run("sample", lambda: _sample(quickstart, data, test_rows))
         stages.run("comparisons", lambda: _comparisons(quickstart, corpus, train_rows, test_rows))
         stages.run("pretrain", lambda: _train(quickstart, data, "pretrain", "corpus/train"))
