@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart test lint bench clean test-install test-verl test-openrlhf test-trl
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## (.*)/  make \1\t\2/' | expand -t 44
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, set PYTHON=...")'
@@ -23,6 +23,32 @@ quickstart: $(READY)  ## the main job on packaged data: report in runs/quickstar
 test: $(READY)  ## all tests; FAST=1 leaves out those that train or start processes
 	$(BIN)/python -m pytest -q $(if $(FAST),-m "not slow")
 
+# One environment per trainer or engine: their pins conflict. tests_rft/NAME.txt lists what it holds, NAME-alone.txt what is
+# installed without its own requirements, because some have no build for CPUs, and NAME-not.txt what is taken away again.
+# Installing us must change no version.
+.venv-%/ready: tests_rft/%.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-$*
+	$(call pip,$*) -c constraints.txt torch
+	$(call pip,$*) -c constraints.txt -r $<
+	$(if $(wildcard tests_rft/$*-alone.txt),$(call pip,$*) --no-deps -r tests_rft/$*-alone.txt)
+	$(if $(wildcard tests_rft/$*-not.txt),.venv-$*/bin/python -m pip uninstall -q -y -r tests_rft/$*-not.txt)
+	$(call versions,$*) > .venv-$*/before
+	$(call pip,$*) '.[serve]' pytest
+	$(call versions,$*) > .venv-$*/after
+	@changed=$$(comm -23 .venv-$*/before .venv-$*/after); test -z "$$changed" || { echo "$* had other versions: $$changed"; exit 1; }
+	@echo "polar-rm installed beside $$(wc -l < .venv-$*/before) packages of $*, all as before"
+	touch $@
+pip = .venv-$1/bin/python -m pip install -q --disable-pip-version-check
+versions = .venv-$1/bin/python -m pip freeze --disable-pip-version-check | LC_ALL=C sort
+
+test-verl test-openrlhf test-trl: test-%: .venv-%/ready  ## the reward functions inside the real trainer, in .venv-NAME
+	$(call pip,$*) --no-deps --force-reinstall .
+	.venv-$*/bin/python -m pytest -q tests_rft/test_install.py tests_rft/test_$*.py
+
+test-install: .venv-verl/ready .venv-vllm/ready .venv-trl/ready  ## our installation changes no version of theirs
+	for name in verl vllm trl; do $(call pip,$$name) --no-deps --force-reinstall . && \
+	  .venv-$$name/bin/python -m pytest -q tests_rft/test_install.py || exit 1; done
+
 lint: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -35,5 +61,5 @@ bench: $(READY)  ## the benchmarks of docs/results.md that need no data of your 
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/scaling.py
 
-clean:  ## remove .venv and caches; runs/ stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean:  ## remove environments and caches; runs/ stays
+	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

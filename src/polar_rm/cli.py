@@ -390,6 +390,40 @@ def _serve_with_vllm(
 
 
 @app.command()
+def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
+    """Fine-tune a policy on one machine, by TRL's GRPO or RLOO, with a reward model that compares with references.
+
+    Rows are {prompt, reference}, JSONL or Parquet. The output folder gets `policy/`, `metrics.jsonl` and `run.json`.
+    Interrupted, the same command goes on behind the last checkpoint. Several processes: `accelerate launch -m polar_rm rft ...`
+
+    Examples:
+
+        polar rft recipes/rft.yaml data='[prompts.jsonl]' reward.source=http://127.0.0.1:30000 output=runs/rft
+
+        polar rft recipes/rft.yaml data='[prompts.jsonl]' reward.source=runs/rm/model algorithm=rloo output=runs/rloo --dry-run
+    """
+    from polar_rm.config import to_yaml
+    from polar_rm.files import write_json
+    from polar_rm.rft.run import RftConfig, read_rows, run
+
+    config = _load(RftConfig, arguments)
+    if dry_run:
+        console.print(to_yaml(config), highlight=False)
+        console.print(f"{'prompts':>18}: {len(read_rows(config)):,}", highlight=False)
+        return
+
+    def show(row: dict[str, float]) -> None:
+        if "reward" in row:  # the last row is a summary
+            length = row["completions/mean_length"]
+            messages.print(f"step {row['step']}: reward {row['reward']:+.3f}, {length:.0f} tokens a completion", highlight=False)
+
+    results = run(config, show)
+    if json:
+        write_json(json, results)
+    messages.print(f"policy saved in {config.output / 'policy'}")
+
+
+@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="Comparisons, JSONL or Parquet.")],
     model: ModelDir,

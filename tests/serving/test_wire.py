@@ -117,7 +117,7 @@ def test_openrlhf(post):
     body = {
         "query": [prompt + "Shanghai.<|im_end|>\n", prompt + "fox</s>", prompt],
         "prompts": [prompt] * 3,
-        "labels": ["Beijing.", {"reference": [{"role": "assistant", "content": "Beijing."}], "prompt": raw}, ""],
+        "labels": ["Beijing.", {"reference": [{"role": "assistant", "content": "Beijing."}], "prompt": raw}, {"reference": ""}],
     }
     reply = post("/get_reward", body)
     items = [ScoreItem(prompt, "Beijing.", "Shanghai."), ScoreItem(raw, "Beijing.", "fox"), ScoreItem(prompt, "", "")]
@@ -132,11 +132,18 @@ def test_openrlhf_answers_are_found_behind_prompts_that_decode_otherwise():
     assert item == ScoreItem(prompt, "ref", "the answer")
 
 
+def test_openrlhf_answers_are_found_behind_prompts_that_lost_their_beginning():
+    turns = "".join(f"<|im_start|>user\nAnd how high is mount {i}?<|im_end|>\n<|im_start|>assistant\n" for i in range(9))
+    item = wire.openrlhf_item(turns[-300:] + "Quite high.<|im_end|>", turns, "ref")
+    assert item == ScoreItem(turns, "ref", "Quite high.")
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
         ({"query": ["a"], "prompts": ["b"], "labels": ["r"]}, "does not begin with its prompt"),
         ({"query": ["a"], "prompts": ["a"], "labels": [None]}, "label"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [""]}, "label_key"),
         ({"query": ["a"], "prompts": ["a"], "labels": [{"answer": "r"}]}, "label"),
         ({"query": ["a", "b"], "prompts": ["a"], "labels": ["r"]}, "one length"),
     ],

@@ -219,16 +219,21 @@ def openrlhf_reply(results: Sequence[Reward], scores: Sequence[float]) -> dict[s
 _END_TOKEN = re.compile(r"(?:<\|[^<>|\s]{1,40}\|>|</s>|<eos>|<end_of_turn>|<\uff5cend\u2581of\u2581sentence\uff5c>)\Z")
 _LONGEST_END = 44
 
+_ENOUGH = 40  # characters that mark a place in a prompt
+
 
 def openrlhf_item(query: str, prompt: str, label: Any) -> ScoreItem:
     """OpenRLHF sends the templated prompt and ``query``, the prompt with the answer and its end tokens.
 
     label: the reference (text or messages), or ``{"reference": ..., "prompt": ...}`` with the prompt as it was before the
-    policy's template, which is what the reward model was trained on.
+    policy's template, which is what the reward model was trained on. Scoring without a reference has to be said: an object whose
+    reference is empty.
 
     Raises:
         PolarError: no answer can be told from the prompt, or the label is no reference.
     """
+    if label == "":  # what OpenRLHF sends where no column of labels is named
+        raise PolarError("the label is empty: name the column of references with --data.label_key")
     fields = label if isinstance(label, dict) else {"reference": label}
     answer = _without_end_tokens(_behind(query, prompt))
     try:
@@ -239,10 +244,14 @@ def openrlhf_item(query: str, prompt: str, label: Any) -> ScoreItem:
 
 
 def _behind(query: str, prompt: str) -> str:
-    if query.startswith(prompt):
-        return query[len(prompt) :]
+    # A prompt that is too long has lost its beginning in the query; the first place is that of a whole one.
+    place = 0 if query.startswith(prompt) else prompt.find(query[:_ENOUGH])
+    while place >= 0:
+        if query.startswith(prompt[place:]):
+            return query[len(prompt) - place :]
+        place = prompt.find(query[:_ENOUGH], place + 1)
     # Decoding encoded text need not give the same bytes back; the template's end still marks the place.
-    tail = prompt[-40:]
+    tail = prompt[-_ENOUGH:]
     place = query.find(tail, max(0, len(prompt) - 200)) if tail.strip() else -1
     if place < 0:
         raise PolarError("the query does not begin with its prompt")

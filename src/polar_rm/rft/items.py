@@ -1,0 +1,98 @@
+"""What all adapters share: a framework's texts to items, where the server is, rewards transformed by group.
+
+Needs neither torch nor transformers, so that a trainer's environment need not agree with the reward model's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from polar_rm.errors import PolarError
+from polar_rm.records import ScoreItem, Wrapper, flatten, group_items
+from polar_rm.records.rows import Refused, to_item
+from polar_rm.transforms import Calibration, transform
+
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+
+
+def score_item(
+    prompt: Any, completion: Any, reference: Any, *, wrapper: Wrapper = "sft", strip_thinking: bool = False
+) -> ScoreItem:
+    """The item of one completion; each text is a string or a list (or array) of messages.
+
+    strip_thinking: of the completion and of the reference; a reference from a thinking model would else be compared with what the
+    completion no longer holds.
+
+    Raises:
+        PolarError: one of the three is missing or no text, or the reference is empty. Trainers hand over "" where a data set has
+            no such column, so that scoring without a reference would go unnoticed.
+    """
+    row = {"prompt": _plain(prompt), "output": _plain(completion), "reference": _plain(reference), "wrapper": wrapper}
+    try:
+        item = to_item(row)
+    except Refused as error:
+        field = re.sub(r"^output", "completion", error.field)
+        raise PolarError(f"field {field!r}: expected {error.expected}") from None
+    if not flatten(item.reference).strip():
+        raise PolarError("field 'reference': expected the text that completions are compared with, but it is empty")
+    if not strip_thinking:
+        return item
+    output, given = (_last_without_thinking(text) for text in (item.output, item.reference))
+    return ScoreItem(item.prompt, given, output, wrapper)
+
+
+def without_thinking(text: str) -> str:
+    """The answer alone: what stands in ``<think>...</think>`` is removed. A text without tags stays as it is.
+
+    Chat templates may open the tag in the prompt, so all before a lone ``</think>`` is thinking. An unclosed ``<think>`` means
+    that the answer never came: what is left is the text before it. The official client's expression needs both tags, and so
+    scores the thinking in these two cases.
+    """
+    if "<think>" not in text and "</think>" not in text:
+        return text
+    answer = _THOUGHT.sub("", text).rpartition("</think>")[2]
+    return answer.partition("<think>")[0].strip()
+
+
+def client_options(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:
+    """Arguments of a reward client, for trainers that load a bare file: POLAR_URL, POLAR_MODEL and POLAR_API_KEY.
+
+    Raises:
+        PolarError: POLAR_URL is not set.
+    """
+    url = environment.get("POLAR_URL")
+    if not url:
+        raise PolarError("the environment variable POLAR_URL is not set: the reward server's address, http://HOST:PORT")
+    return {"url": url, "model": environment.get("POLAR_MODEL") or None, "api_key": environment.get("POLAR_API_KEY") or None}
+
+
+def transformed(
+    name: str, items: Sequence[ScoreItem], rewards: Sequence[float], calibration: Calibration | None = None
+) -> list[float]:
+    """The items' rewards after a transform of :mod:`polar_rm.transforms`; items of one prompt and reference are a group.
+
+    Raises:
+        PolarError: an unknown name, or ``percentile`` without a calibration card.
+    """
+    groups = group_items(items)
+    values = transform(name, [[rewards[index] for index in group] for group in groups], calibration)
+    placed = {index: value for group, part in zip(groups, values, strict=True) for index, value in zip(group, part, strict=True)}
+    return [placed[index] for index in range(len(items))]
+
+
+def _plain(value: Any) -> Any:
+    """Parquet readers give arrays where rows had lists."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _last_without_thinking(text: Any) -> Any:
+    """Of messages, those of the assistant can hold thinking."""
+    if isinstance(text, str):
+        return without_thinking(text)
+    return [
+        {**message, "content": without_thinking(message["content"])} if message["role"] == "assistant" else message
+        for message in text
+    ]

@@ -1,0 +1,66 @@
+"""A reward function for verl 0.9: its reward loop with the managers naive and dapo.
+
+    reward.custom_reward_function.path=pkg://polar_rm.rft.verl
+    +reward.custom_reward_function.reward_kwargs.url=http://HOST:30000
+
+A row of verl's data holds the reference as ``reward_model.ground_truth`` and the prompt as ``extra_info.prompt``, because verl
+does not pass the prompt on; each is a text or a list of messages. ``recipes/verl_ppo.yaml`` is the paper's PPO. Not with the
+manager rate_limited: it makes 0 of every failure (and asks for one reward at a time), which for these rewards is a good one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from polar_rm.errors import PolarError
+from polar_rm.records import Wrapper
+from polar_rm.rft.items import client_options, score_item
+from polar_rm.rft.merging import shared_merger
+from polar_rm.serving.protocols import Engine
+
+
+async def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    url: str | None = None,
+    model: str | None = None,
+    api_key: str | None = None,
+    engine: Engine | None = None,
+    prompt_key: str = "prompt",
+    reference_key: str | None = None,
+    wrapper: Wrapper = "sft",
+    strip_thinking: bool = False,
+    reward_router_address: str | None = None,
+    reward_model_tokenizer: Any = None,
+) -> dict[str, float]:
+    """``score``, the raw reward of one response, and ``truncated``, 1 if its texts had to be cut; verl logs both.
+
+    verl calls it for each response, for many at once; the calls of a process are merged into few requests. The options after
+    ``extra_info`` are set under ``reward_kwargs``. url, model, api_key, engine: as of
+    :class:`~polar_rm.serving.client.AsyncRewardClient`, and where they are not given POLAR_URL, POLAR_MODEL and POLAR_API_KEY of
+    the worker's environment. prompt_key, reference_key: the keys of ``extra_info``; without reference_key the reference is
+    ``ground_truth``. reward_router_address: given by verl where it serves the reward model itself (``reward_model.enable``); that
+    server is asked then, and ``model`` must name its folder. The tokenizer that comes with it is not needed.
+
+    Raises:
+        PolarError: prompt, reference or server are not what they should be.
+        ScoreError: this response has no reward. Training stops, instead of learning from a made-up number.
+    """
+    extra = extra_info or {}
+    fields = [prompt_key] if reference_key is None else [prompt_key, reference_key]
+    if missing := [key for key in fields if extra.get(key) is None]:
+        raise PolarError(f"data source {data_source!r}: extra_info has no {missing[0]!r}; it holds {', '.join(map(repr, extra))}")
+    reference = ground_truth if reference_key is None else extra[reference_key]
+    item = score_item(extra[prompt_key], solution_str, reference, wrapper=wrapper, strip_thinking=strip_thinking)
+    if reward_router_address:
+        url = f"http://{reward_router_address}"
+    given = {"POLAR_URL": url, "POLAR_MODEL": model, "POLAR_API_KEY": api_key}
+    options = client_options({**os.environ, **{name: value for name, value in given.items() if value}})
+    reward = await asyncio.wrap_future(shared_merger(**options, engine=engine).submit(item))
+    return {"score": reward.reward, "truncated": float(bool(reward.cut))}

@@ -1,0 +1,79 @@
+"""A framework's texts become the item that was meant, or a clear error."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from polar_rm.errors import PolarError
+from polar_rm.records import ScoreItem
+from polar_rm.rft.items import client_options, score_item, transformed, without_thinking
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("plain text ", "plain text "),
+        ("<think>so\nwell</think>\n\nParis.", "Paris."),
+        ("so well</think>\nParis.", "Paris."),  # the template opened the tag
+        ("<think>never came to an end", ""),
+        ("Paris.\n<think>wait", "Paris."),
+        ("One <think>a</think>two<think>b</think>.", "One two."),
+        ("<think>a <think>b</think> c</think>Paris.", "Paris."),
+        ("<think></think>", ""),
+        ("", ""),
+    ],
+)
+def test_only_the_answer_is_left(text: str, answer: str) -> None:
+    assert without_thinking(text) == answer
+
+
+def test_messages_strings_and_arrays_make_one_item() -> None:
+    prompt, completion = [{"role": "user", "content": "Why?"}], [{"role": "assistant", "content": "<think>hm</think>So."}]
+    assert score_item("Why?", "So.", "Because.") == ScoreItem("Why?", "Because.", "So.")
+    assert score_item("Why", "So.", "?", wrapper="pretrain").wrapper == "pretrain"
+    stripped = score_item(np.array(prompt, dtype=object), completion, "<think>x</think>Because.", strip_thinking=True)
+    assert stripped == ScoreItem(prompt, "Because.", [{"role": "assistant", "content": "So."}])
+    assert score_item(prompt, completion, "Because.").output == completion
+
+
+@pytest.mark.parametrize(
+    ("texts", "field"),
+    [
+        (("p", "c", None), "'reference'"),
+        (("p", "c", ""), "'reference'"),
+        (("p", "c", " \n"), "'reference'"),
+        (("p", "c", []), "'reference'"),
+        (("p", "c", [{"role": "assistant", "content": ""}]), "'reference'"),
+        (("p", "c", 4), "'reference'"),
+        (("p", "c", float("nan")), "'reference'"),
+        (("p", None, "r"), "'completion'"),
+        (("p", [{"role": "assistant"}], "r"), r"'completion\[0\].content'"),
+        (({}, "c", "r"), "'prompt'"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_name(texts: tuple[object, object, object], field: str) -> None:
+    with pytest.raises(PolarError, match=f"field {field}: expected"):
+        score_item(*texts)
+
+
+def test_client_options_come_from_the_environment() -> None:
+    assert client_options({"POLAR_URL": "http://h:1", "POLAR_API_KEY": "k"}) == {
+        "url": "http://h:1",
+        "model": None,
+        "api_key": "k",
+    }
+    with pytest.raises(PolarError, match="POLAR_URL"):
+        client_options({"POLAR_URL": ""})
+
+
+def test_a_group_is_what_shares_prompt_and_reference() -> None:
+    items = [score_item(prompt, output, "r") for prompt, output in [("a", "1"), ("b", "1"), ("a", "2"), ("b", "2")]]
+    assert transformed("group_zscore", items, [1.0, 10.0, 3.0, 10.0]) == [-1.0, 0.0, 1.0, 0.0]
+    assert transformed("raw", items, [1.0, 10.0, 3.0, 11.0]) == [1.0, 10.0, 3.0, 11.0]
+
+
+def test_needs_neither_torch_nor_transformers() -> None:
+    code = "import sys, polar_rm.rft.items; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

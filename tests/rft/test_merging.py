@@ -1,0 +1,141 @@
+"""Calls for single items become few requests, and each caller gets its own answer."""
+
+import asyncio
+import multiprocessing
+import threading
+
+import fakes
+import httpx
+import pytest
+import stubs
+
+from polar_rm.errors import PolarError, ScoreError
+from polar_rm.records import ScoreItem, group_items
+from polar_rm.rft.merging import Merger, shared_merger
+
+ENCODER = fakes.encoder()
+ITEMS = [ScoreItem(f"mount {number % 5}", "the dog", word) for number in range(20) for word in fakes.WORDS[:3]]
+SCORES = [fakes.fake_score(fakes.ids_of(item, ENCODER)) for item in ITEMS]
+
+
+@pytest.fixture
+def merger_of():
+    mergers = []
+
+    def make(engine, **options):
+        mergers.append(Merger("http://rewards:1", model=ENCODER, transport=engine.transport, **options))
+        return mergers[-1]
+
+    yield make
+    for merger in mergers:
+        merger.close()
+
+
+def one_by_one(merger, items):
+    """Each item in a task of its own, as verl asks."""
+
+    async def one(item):
+        return (await asyncio.wrap_future(merger.submit(item))).reward
+
+    async def run():
+        return await asyncio.gather(*map(one, items), return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def test_calls_of_one_window_are_few_requests_with_heads_side_by_side(merger_of):
+    engine = stubs.Engine("sglang")
+    assert one_by_one(merger_of(engine, window=0.2), ITEMS) == SCORES
+    [(_, body)] = engine.requests  # a request holds 64 items
+    by_head = [ITEMS[place] for group in group_items(ITEMS) for place in group]
+    assert by_head != ITEMS and body["input_ids"] == [fakes.ids_of(item, ENCODER) for item in by_head]
+
+
+def test_event_loops_and_threads_share_a_merger(merger_of):
+    engine = stubs.Engine("sglang")
+    merger = merger_of(engine, window=0.2)
+    results = {}
+
+    def loop(part):
+        results[part] = one_by_one(merger, ITEMS[part::6])
+
+    def thread(part):
+        results[part] = [future.result().reward for future in [merger.submit(item) for item in ITEMS[part::6]]]
+
+    threads = [threading.Thread(target=loop if part % 2 else thread, args=(part,)) for part in range(6)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert results == {part: SCORES[part::6] for part in range(6)}
+    assert len(engine.requests) == 1
+    # A later loop, when those are closed.
+    assert one_by_one(merger, ITEMS[:3]) == SCORES[:3]
+
+
+def test_a_full_flight_does_not_wait_for_the_window(merger_of):
+    engine = stubs.Engine("vllm")
+    assert one_by_one(merger_of(engine, window=600, max_items=20), ITEMS) == SCORES
+    assert [len(body["input"]) for _, body in engine.requests] == [20, 20, 20]
+
+
+def test_a_failure_is_its_own_callers_alone(merger_of):
+    bad = ScoreItem(ITEMS[0].prompt, "the dog", "the lazy " * 20)
+    limit = len(fakes.ids_of(bad, ENCODER)) - 1
+    engine = stubs.Engine("vllm", refuses=lambda ids: len(ids) > limit)
+    *good, error = one_by_one(merger_of(engine), [*ITEMS, bad])
+    assert good == SCORES
+    assert isinstance(error, ScoreError) and "refused: HTTP 400: one is too long" in str(error)
+
+
+def test_a_mistake_in_the_set_up_reaches_everybody(merger_of):
+    merger = merger_of(stubs.Engine("somebody"))
+    errors = one_by_one(merger, ITEMS[:4])
+    assert [type(error) for error in errors] == [PolarError] * 4 and "/v1/models" in str(errors[0])
+
+
+def test_who_gives_up_before_the_flight_is_not_sent(merger_of):
+    engine = stubs.Engine("sglang")
+    merger = merger_of(engine, window=0.1)
+    given_up, kept = merger.submit(ITEMS[0]), merger.submit(ITEMS[1])
+    assert given_up.cancel()
+    assert kept.result().reward == SCORES[1]
+    assert len(engine.requests[0][1]["input_ids"]) == 1
+
+
+def test_closing_answers_what_is_under_way(merger_of):
+    merger = merger_of(stubs.Engine("sglang", replies=[httpx.Response(503, headers={"Retry-After": "0"})]), window=600)
+    future = merger.submit(ITEMS[0])
+    merger.close()
+    assert future.result(timeout=0).reward == SCORES[0]
+
+
+def test_a_process_has_one_merger_per_server_even_if_threads_race():
+    made = []
+    start = threading.Barrier(8)
+
+    def get():
+        start.wait()
+        made.append(shared_merger(url="http://rewards:1", model=None))
+
+    threads = [threading.Thread(target=get) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 8 and len(set(made)) == 1
+    assert shared_merger(url="http://rewards:2", model=None) not in made
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_a_merger_that_lives():
+    with fakes.running(fakes.make(encode=ENCODER)) as url:
+        assert shared_merger(url=url).submit(ITEMS[0]).result().reward == SCORES[0]
+        context = multiprocessing.get_context("fork")
+        answers = context.Queue()
+        child = context.Process(target=lambda: answers.put(shared_merger(url=url).submit(ITEMS[1]).result(60).reward))
+        child.start()
+        try:
+            assert answers.get(timeout=60) == SCORES[1]
+        finally:
+            child.kill()

@@ -1,0 +1,65 @@
+"""The reward function as OpenRLHF 0.11 calls it; ``make test-openrlhf`` runs it in OpenRLHF itself."""
+
+import importlib.util
+from concurrent.futures import ThreadPoolExecutor
+
+import fakes
+import pytest
+
+import polar_rm.rft.openrlhf
+from polar_rm.errors import PolarError
+from polar_rm.records import ScoreItem
+
+ENCODER = fakes.encoder(max_length=200, max_response_length=60)
+PROMPT = "<|im_start|>user\nthe quick fox<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture
+def url(monkeypatch):
+    with fakes.running(fakes.make(encode=ENCODER)) as address:
+        monkeypatch.setenv("POLAR_URL", address)
+        yield address
+
+
+@pytest.fixture
+def reward_func():
+    """Loaded by its path, as OpenRLHF does."""
+    spec = importlib.util.spec_from_file_location("reward_func", polar_rm.rft.openrlhf.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.reward_func
+
+
+def expected(*texts):
+    return fakes.fake_score(fakes.ids_of(ScoreItem(*texts), ENCODER))
+
+
+def test_calls_of_many_threads_are_merged(url, reward_func):
+    words = fakes.WORDS
+    with ThreadPoolExecutor(len(words)) as threads:
+        replies = list(threads.map(lambda word: reward_func([f"{PROMPT}{word}<|im_end|>\n"], [PROMPT], ["the dog"]), words))
+    assert [reply["rewards"] for reply in replies] == [[expected(PROMPT, "the dog", word)] for word in words]
+    metrics = dict(line.rsplit(" ", 1) for line in fakes.HTTP.get(f"{url}/metrics").text.splitlines())
+    assert float(metrics['polar_requests_total{route="/v1/score",status="200"}']) < len(words)
+
+
+def test_it_answers_as_the_route_does(url, reward_func):
+    label = {"reference": "the dog", "prompt": "the quick fox"}
+    rows = {"queries": [PROMPT + "jumps</s>", PROMPT + "over " * 99], "prompts": [PROMPT] * 2, "labels": ["the dog", label]}
+    reply = reward_func(**rows)
+    assert reply == fakes.HTTP.post(f"{url}/get_reward", json={**rows, "query": rows["queries"]}).json()
+    assert reply["rewards"][1] == expected("the quick fox", "the dog", "over " * 98 + "over")
+    assert reply["extra_logs"]["truncated"] == [0, 1]
+
+
+def test_thinking_is_stripped_on_request(url, reward_func, monkeypatch):
+    row = [PROMPT + "<think>the bank</think>jumps</s>"], [PROMPT], ["the dog"]
+    assert reward_func(*row)["rewards"] == [expected(PROMPT, "the dog", "<think>the bank</think>jumps")]
+    monkeypatch.setenv("POLAR_STRIP_THINKING", "1")
+    assert reward_func(*row)["rewards"] == [expected(PROMPT, "the dog", "jumps")]
+
+
+@pytest.mark.parametrize(("label", "reason"), [("", "label_key"), (None, "label"), ({"reference": ""}, "'reference'")])
+def test_no_reward_without_a_reference(url, reward_func, label, reason):
+    with pytest.raises(PolarError, match=reason):
+        reward_func([PROMPT + "jumps"], [PROMPT], [label])
