@@ -90,13 +90,16 @@ def test_a_signal_under_load_loses_no_accepted_request(checkpoint, tmp_path):
             except httpx.TransportError as error:
                 results[place] = error
 
-        limits = httpx.Limits(max_connections=400)
+        limits = httpx.Limits(max_connections=500)
         async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
             tasks = [asyncio.create_task(one(client, place)) for place in range(400)]
             while len(results) < 30:
                 await asyncio.sleep(0.01)
             server.process.send_signal(signal.SIGTERM)
-            await asyncio.gather(*tasks)
+            while not any(row["message"] == "draining" for row in server.lines()):
+                await asyncio.sleep(0.01)
+            late = [asyncio.create_task(one(client, place)) for place in range(400, 420)]
+            await asyncio.gather(*tasks, *late)
         return results
 
     results = asyncio.run(load())
@@ -110,8 +113,9 @@ def test_a_signal_under_load_loses_no_accepted_request(checkpoint, tmp_path):
         assert reply.status_code == 200, reply.text
         [output] = reply.json()["results"][0]["outputs"]
         assert output["reward"] == pytest.approx(expected[place % len(items)], abs=2e-5)
+        assert place < 400  # who came late is told to go
         answered += 1
-    assert 30 <= answered < len(results) == 400
+    assert answered >= 30 and len(results) == 420
     with pytest.raises(httpx.ConnectError):
         fakes.HTTP.get(f"{server.url}/health")
     logged = [row["status"] for row in server.lines() if row["message"] == "request"]
