@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from polar_rm.checkpoints.native import atomic_directory
-from polar_rm.checkpoints.sources import gguf_in, gguf_options, model_folder
 from polar_rm.config import Config
 from polar_rm.devices import compute_dtype, pick_device
 from polar_rm.errors import ConfigError, PolarError
@@ -25,7 +24,7 @@ from polar_rm.files import claim_folder, write_json
 from polar_rm.provenance import versions
 from polar_rm.records import Text, Wrapper, read_referenced_prompts
 from polar_rm.rft.trl import PolarReward
-from polar_rm.sampling.rendering import load_tokenizer
+from polar_rm.sampling.generation import load_causal_lm
 from polar_rm.training.config import LoraConfig
 from polar_rm.training.metrics import JsonlSink
 from polar_rm.transforms import Transform
@@ -99,7 +98,10 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
     arguments = _arguments(getattr(trl, f"{name}Config"), config)
     rows = read_rows(config)
     reward = config.reward.open()
-    tokenizer, model = _load(config.policy)
+    # With bf16, TRL computes in copies of these weights.
+    tokenizer, model = load_causal_lm(config.policy.model, config.policy.gguf_file, torch.float32)
+    if config.policy.kind == "chat" and not tokenizer.chat_template:
+        raise PolarError(f"{config.policy.model}: it has no chat template; policy.kind base needs none")
     lora = config.lora and peft.LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
@@ -166,9 +168,12 @@ def _arguments(kind: type, config: RftConfig) -> Any:
     bf16 = compute_dtype("auto", pick_device("auto")) == torch.bfloat16
     defaults = {"bf16": bf16 and not config.trainer.get("fp16"), "report_to": "none", "logging_steps": 1, "disable_tqdm": True}
     try:
-        return kind(**{**defaults, **config.trainer, **ours})
+        arguments = kind(**{**defaults, **config.trainer, **ours})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {error}") from error
+    if arguments.fsdp or arguments.deepspeed:
+        raise ConfigError("trainer: the policy is saved as a whole; for sharded training use verl or OpenRLHF")
+    return arguments
 
 
 def read_rows(config: RftConfig) -> list[dict[str, Any]]:
@@ -190,18 +195,7 @@ def read_rows(config: RftConfig) -> list[dict[str, Any]]:
 
 
 def _messages(prompt: Text) -> Text:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-
-
-def _load(policy: PolicyConfig) -> tuple[Any, Any]:
-    """Tokenizer and model. The weights are float32; with ``bf16`` TRL computes in copies."""
-    folder = model_folder(policy.model)
-    tokenizer = load_tokenizer(policy.model, policy.gguf_file)
-    if policy.kind == "chat" and not tokenizer.chat_template:
-        raise PolarError(f"{folder}: it has no chat template; policy.kind base needs none")
-    options = gguf_options(gguf_in(folder, policy.gguf_file))
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise PolarError(f"{folder}: {str(error).splitlines()[0]}") from error
-    return tokenizer, model
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    # In a table all messages have the keys of all others, and templates would render what is not there.
+    return [{"role": message["role"], "content": message["content"]} for message in prompt]

@@ -154,6 +154,22 @@ def _plain(own: GenerationConfig, tokenizer: Any) -> GenerationConfig:
     return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=ends or None, pad_token_id=padding)
 
 
+def load_causal_lm(source: str, named: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Tokenizer and language model. source: a folder or ``package:NAME``. named: which GGUF file in it.
+
+    Raises:
+        PolarError: it can't be loaded.
+    """
+    folder = model_folder(source)
+    tokenizer = load_tokenizer(source, named)
+    try:
+        options = gguf_options(gguf_in(folder, named))
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PolarError(f"{folder}: {str(error).splitlines()[0]}") from error
+    return tokenizer, model
+
+
 _loaded: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # the last model: policies often share one and differ in prompts only
 
 
@@ -161,13 +177,7 @@ def _load(source: str, named: str | None, n_layers: int | None, dtype: torch.dty
     key = (source, named, n_layers, dtype, device)
     if key not in _loaded:
         _loaded.clear()  # before the next one comes: two need not fit into memory
-        folder = model_folder(source)
-        tokenizer = load_tokenizer(source, named)
-        try:
-            options = gguf_options(gguf_in(folder, named))
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise PolarError(f"{folder}: {str(error).splitlines()[0]}") from error
+        tokenizer, model = load_causal_lm(source, named, dtype)
         if n_layers is not None:
             model.model.layers = model.model.layers[:n_layers]
         model.generation_config = _plain(model.generation_config, tokenizer)
