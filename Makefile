@@ -4,10 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test lint bench clean test-install test-verl test-openrlhf
+.PHONY: help quickstart test lint bench clean test-install test-verl test-openrlhf test-trl
 
 help:  ## show this list
-	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## (.*)/  make \1\t\2/' | expand -t 36
+	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## (.*)/  make \1\t\2/' | expand -t 44
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, set PYTHON=...")'
@@ -41,7 +41,7 @@ test: $(READY)  ## all tests; FAST=1 leaves out those that train or start proces
 pip = .venv-$1/bin/python -m pip install -q --disable-pip-version-check
 versions = .venv-$1/bin/python -m pip freeze --disable-pip-version-check | LC_ALL=C sort
 
-test-verl test-openrlhf: test-%: .venv-%/ready  ## the reward functions inside the real trainer, in .venv-NAME
+test-verl test-openrlhf test-trl: test-%: .venv-%/ready  ## the reward functions inside the real trainer, in .venv-NAME
 	$(call pip,$*) --no-deps --force-reinstall .
 	.venv-$*/bin/python -m pytest -q tests_rft/test_install.py tests_rft/test_$*.py
 

@@ -53,8 +53,9 @@ def measure(ours: Scorer, peer: Peer, trees: list[PrefixTree], rounds: int) -> d
         "padded 16": lambda: peer.score(sequences, 16, by_length=False),
     }
     mine = torch.tensor([score for row in ours.score_trees(trees) for score in row])
-    largest = max(float((setting() - mine).abs().max()) for setting in settings.values())
-    trials = {name: timed(setting)[0] for name, setting in settings.items()}
+    theirs: dict[str, torch.Tensor] = {}
+    trials = {name: timed(lambda n=name: theirs.update({n: settings[n]()}))[0] for name in settings}
+    largest = max(float((scores - mine).abs().max()) for scores in theirs.values())
     best = min(trials, key=lambda name: trials[name])
     against_best = paired(lambda: ours.score_trees(trees), settings[best], rounds)
     against_padded = paired(lambda: ours.score_trees(trees), settings["padded 16"], rounds)

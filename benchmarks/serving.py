@@ -1,14 +1,17 @@
 """The reward server under load: against vLLM on the same checkpoint, and far beyond its capacity.
 
 ``compare``: groups of candidates per reference, sent as the same token ids to ``polar serve`` and to vLLM as ``polar serve
---engine vllm`` starts it, in turns, with new texts every round, so that no prefix cache holds anything of the round before. A
-request holds one group, or with ``--items-per-request 1`` one candidate. cpu_ratio compares the processor time of each server's
-processes. The package must be importable in the peer's environment, too.
+--engine vllm`` starts it, with its prefix cache and on all cores, in turns, with new texts every round, so that no cache holds
+anything of the round before. A request holds one group, or with ``--items-per-request 1`` one candidate. The server whose turn it
+is not is stopped (SIGSTOP), so that it can't spin. cpu_ratio compares the processor time of each server's processes, which says
+more than the clock where other work shares the cores. The package must be importable in the peer's environment, too.
 
     python benchmarks/serving.py compare --peer-python envs/vllm/bin/python
 
-``flood``: a thousand connections ask for ten times what the server can do. Every answer must be the right reward for its item,
-or a 429 or 503 with a reason, and the server's memory must stay bounded.
+``flood``: a thousand connections ask for ten times what the server can do: the requests/s that 32 connections get answered which
+ask as fast as they can. The queue holds little, so that the server refuses early and the rest of the load really comes. Every
+answer must be the right rewards for its items, or a 429 or 503 with a reason, and the server's memory must stay bounded.
+"distinct" counts the requests whose rewards no other request's could be taken for.
 
     python benchmarks/serving.py flood --seconds 60
 """
@@ -42,6 +45,8 @@ from polar_rm.records import ScoreItem
 from polar_rm.scoring import Scorer
 from polar_rm.serving.client import AsyncRewardClient, rewards
 
+TOLERANCE = 1e-3  # float32 in batches of another make-up
+
 
 class Server:
     """One server in a session of its own, so that all its processes can be counted and ended together."""
@@ -55,7 +60,7 @@ class Server:
                 command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **environment}
             )
 
-    def wait(self, seconds: float = 600) -> None:
+    def wait(self, seconds: float = 1200) -> None:
         until = time.monotonic() + seconds
         while True:
             if self.process.poll() is not None or time.monotonic() > until:
@@ -79,6 +84,15 @@ class Server:
                 pages += int(fields[21])
         return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Without processor time."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self.process.pid, signal.SIGCONT)
+
     def stop(self) -> None:
         os.killpg(self.process.pid, signal.SIGTERM)
         try:
@@ -100,12 +114,13 @@ def build(folder: Path, layers: int) -> Path:
 def servers(arguments: argparse.Namespace, with_peer: bool) -> Iterator[tuple[Path, list[Server]]]:
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or build(Path(folder), arguments.layers)
-        started = [Server(sys.executable, model, arguments.port, arguments.ours or [], {})]
+        started = [Server(sys.executable, model, arguments.port, arguments.ours.split(), {})]
         try:
             if with_peer:
                 source = str(Path(__file__).resolve().parents[1] / "src")
                 path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
                 environment = {"PYTHONPATH": path, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+                environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # else it leaves a core to its scheduler, of two or sixty
                 options = ["--engine", "vllm", *(["--", *arguments.peer_options.split()] if arguments.peer_options else [])]
                 started.append(Server(arguments.peer_python, model, arguments.port + 1, options, environment))
             for server in started:
@@ -144,21 +159,23 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     with servers(arguments, with_peer=True) as (model, both):
         encoder = Encoder.from_pretrained(model)
         for number in range(arguments.rounds + 1):
-            trees = encoder.encode_many(comparisons(arguments.groups, arguments.candidates, arguments.length, seed=number))
+            n_groups = arguments.groups if number else 1  # both warm up
+            trees = encoder.encode_many(comparisons(n_groups, arguments.candidates, arguments.length, seed=number))
             groups = [[tree.sequence(i) for i in range(len(tree.branches))] for tree in trees]
             found: dict[int, dict[str, Any]] = {}
             for place in (0, 1) if number % 2 else (1, 0):
                 server = both[place]
                 before = server.stats()[0]
-                scores, latencies, seconds = asyncio.run(
-                    load(server.url, groups, arguments.connections, arguments.items_per_request)
-                )
+                with both[1 - place].paused():
+                    scores, latencies, seconds = asyncio.run(
+                        load(server.url, groups, arguments.connections, arguments.items_per_request)
+                    )
                 cuts = statistics.quantiles(latencies, n=100, method="inclusive")
                 found[place] = {"s": seconds, "cpu_s": server.stats()[0] - before, "p50": cuts[49], "p99": cuts[98]}
                 found[place]["scores"] = scores
             ours, peer = found[0], found[1]
             if number == 0:
-                continue  # both warm up
+                continue
             n_items = len(ours["scores"])
             rows.append(
                 {
@@ -183,15 +200,18 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def flood(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rng = random.Random(0)
-    some = comparisons(200, 2, 8, seed=1)
+    some = comparisons(200, 2, arguments.length, seed=1)
     items = [[ScoreItem(c.prompt, c.reference, text) for text in c.candidates] for c in some]
     with servers(arguments, with_peer=False) as (model, [server]):
         scorer = Scorer(RewardModel.from_pretrained(model))
         flat = [scored.reward for scored in scorer.score([item for group in items for item in group])]
         expected = [flat[2 * place : 2 * place + 2] for place in range(len(items))]
-        capacity, _ = asyncio.run(ask(server.url, items, expected, rng, arguments.connections, seconds=5, rate=None))
+        near = [[all(abs(a - b) < 2 * TOLERANCE for a, b in zip(one, two, strict=True)) for two in expected] for one in expected]
         idle = server.stats()[1]
-        rate = 10 * capacity[200] / 5
+        asyncio.run(ask(server.url, items, expected, rng, arguments.connections, seconds=5, rate=None))  # warm up
+        counted, _ = asyncio.run(ask(server.url, items, expected, rng, arguments.connections, seconds=15, rate=None))
+        before = server.stats()[1]
+        rate = 10 * counted[200] / 15
         peak = 0.0
 
         async def watch() -> None:
@@ -214,14 +234,16 @@ def flood(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             "connections": arguments.connections,
             "seconds": arguments.seconds,
             "asked_per_s": sum(counts.values()) / arguments.seconds,
-            "capacity_per_s": capacity[200] / 5,
+            "capacity_per_s": rate / 10,
             "answered": counts[200],
             "refused": {str(key): value for key, value in counts.items() if key in (429, 503)},
             "wrong": counts["wrong"],
+            "distinct": sum(sum(row) == 1 for row in near) / len(near),
             "lost": counts["lost"],
             "p50_ms": 1000 * statistics.median(latencies),
             "p99_ms": 1000 * statistics.quantiles(latencies, n=100)[98],
             "idle_mib": idle,
+            "before_mib": before,
             "peak_mib": peak,
             "ready_afterwards": alive,
         }
@@ -263,7 +285,7 @@ async def ask(
             if reply.status_code == 200:
                 latencies.append(time.perf_counter() - started)
                 got = [row["reward"] for row in reply.json()["results"][0]["outputs"]]
-                counts["wrong"] += any(abs(a - b) > 1e-3 for a, b in zip(got, expected[place], strict=True))
+                counts["wrong"] += any(abs(a - b) > TOLERANCE for a, b in zip(got, expected[place], strict=True))
             else:
                 counts["wrong"] += not reply.json()["error"]["message"]
 
@@ -280,11 +302,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="checkpoint; by default SmolLM2's first layers with a random head")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--port", type=int, default=30100, help="and the next one for the peer")
-    parser.add_argument("--ours", nargs="*", help="further options of our server, such as --token-budget=4096")
+    parser.add_argument("--ours", default="", help='further options of our server, such as "--token-budget 2048"')
+    parser.add_argument("--queue", type=int, default=20_000, help="flood: tokens that may wait")
     parser.add_argument("--peer-python", help="compare: interpreter of the environment with vLLM")
     parser.add_argument("--peer-options", default="--enforce-eager --max-model-len 2048", help="compare: further options of vLLM")
     parser.add_argument("--candidates", type=int, default=16)
-    parser.add_argument("--length", type=int, default=200, help="compare: mean tokens of prompt, reference and candidate")
+    parser.add_argument("--length", type=int, help="mean tokens of prompt, reference and candidate: 200 (compare), 40 (flood)")
     parser.add_argument("--groups", type=int, default=8, help="compare: groups of one round")
     parser.add_argument("--items-per-request", type=int, default=16)
     parser.add_argument("--connections", type=int, help="in flight: 4 (compare), 1000 (flood)")
@@ -292,8 +315,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="flood: how long")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    arguments.connections = arguments.connections or (4 if arguments.mode == "compare" else 1000)
-    rows = compare(arguments) if arguments.mode == "compare" else flood(arguments)
+    flooded = arguments.mode == "flood"
+    arguments.connections = arguments.connections or (1000 if flooded else 4)
+    arguments.length = arguments.length or (40 if flooded else 200)
+    if flooded:
+        arguments.ours += f" --max-queue-tokens {arguments.queue}"
+    rows = flood(arguments) if flooded else compare(arguments)
     print(json.dumps(rows[-1]))
     if arguments.output:
         report(rows, arguments.output)

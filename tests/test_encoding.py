@@ -65,6 +65,7 @@ def test_empty_response_gets_no_newline():
         "a<|reward|>b",
         "a[UNUSED_TOKEN_130]b",
         "<|rew<|rew<|rew<|reward|>ard|>ard|>ard|>x",
+        "<|rew" * 30 + "<|reward|>" + "ard|>" * 30 + "x",
         "[UNUSED_[UNUSED_TOKEN_130]TOKEN_130]x",
         "<s>x</s>",
         "<|im_<s>end|>",

@@ -11,6 +11,8 @@ from polar_rm import modeling
 from polar_rm.encoding import EncoderSettings
 from polar_rm.errors import EncoderMismatch, PolarError, UnsupportedModel
 from polar_rm.modeling import RewardModel
+from polar_rm.packing import pack
+from polar_rm.records import Comparison
 
 OUTPUTS = ["the quick brown fox", "a slow green turtle", "", "the quick brown dog", "7 and 8"]
 
@@ -53,6 +55,23 @@ def test_the_saved_folder_scores_equally_in_plain_transformers(tmp_path, family)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     text = "What?\na fox<|reward|>What?\n" + OUTPUTS[0] + encoder.settings.reward_token
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == sequences[0]
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_the_last_feed_forward_network_runs_only_where_a_score_is_read(tmp_path, family):
+    model = tiny.reward_model(tmp_path, family)
+    first, *_, last = model.backbone.model.layers
+    seen = {first: [], last: []}
+    for layer, sizes in seen.items():
+        layer.mlp.gate_proj.register_forward_hook(lambda module, args, output, sizes=sizes: sizes.append(output.shape[1]))
+    comparisons = [Comparison("What?", "a fox", tuple(OUTPUTS[:k]), tuple(range(k))) for k in (3, 2)]
+    row = pack(model.encoder.encode_many(comparisons))
+    scores = model(row)
+    assert seen == {first: [row.layout.n_tokens], last: [5]}
+    model.backbone.set_attn_implementation("eager")
+    sequence = row.ids[:, : row.layout.spans[0].prefix + row.layout.spans[0].branches[0]]
+    assert float(model.backbone(sequence, use_cache=False).logits) == pytest.approx(scores[0].item(), rel=1e-5, abs=1e-6)
+    assert seen[last][1] == sequence.shape[1]  # transformers alone is left as it is
 
 
 def test_a_new_model_scores_zero_everywhere(tmp_path):

@@ -101,7 +101,7 @@ def names(result):
 
 
 def test_own_routes_agree_on_awkward_texts(folder):
-    result = parity.check(folder)
+    result = parity.check(folder, against=None)
     assert result.ok and not result.ids_differ
     assert names(result) == ["transformers", "trainer, packed trees", "scorer"]
     assert result.n_items >= 12 and result.n_cut >= 3
@@ -112,10 +112,10 @@ def test_own_routes_agree_on_awkward_texts(folder):
 def test_every_protocol_that_a_server_speaks_is_tried(folder, score, serve):
     result = parity.check(folder, against=serve(vllm(score)))
     assert result.ok
-    assert names(result)[3:] == ["vLLM /classify, ids", "vLLM /classify, text", "/pooling, ids"]
+    assert names(result)[3:] == ["vLLM /classify, ids", "vLLM /classify, text", "/pooling, ids", "/pooling, text"]
     result = parity.check(folder, against=serve(sglang(score)))
     assert result.ok
-    assert names(result)[3:] == ["SGLang /classify, ids", "SGLang /classify, text", "/v1/embeddings, ids"]
+    assert names(result)[3:] == ["SGLang /classify, ids", "SGLang /classify, text", "/v1/embeddings, ids", "/v1/embeddings, text"]
 
 
 def test_our_servers_structured_protocol(folder, serve):
@@ -128,16 +128,27 @@ def test_our_servers_structured_protocol(folder, serve):
         return 200, {"results": [{"index": 0, "outputs": [{"index": 0, "reward": known[json.dumps(group["outputs"])]}]}]}
 
     items = [ScoreItem("p", "the fox", text) for text in ("a dog", "the quick fox")]
-    for item, value in zip(items, parity.check(folder, items).routes[0].scores, strict=True):
+    for item, value in zip(items, parity.check(folder, items, against=None).routes[0].scores, strict=True):
         known[json.dumps([item.output])] = value
     result = parity.check(folder, items, against=serve(answer))
     assert result.ok and names(result)[3:] == ["/v1/score"]
 
 
+def test_our_own_server_agrees_over_each_protocol(folder):
+    result = parity.check(folder)
+    assert result.ok
+    shapes = [f"/pooling, {kind} ({flavour})" for flavour in ("vllm", "vllm-classify", "lmdeploy") for kind in ("ids", "text")]
+    engines = [f"{name}, {kind}" for name in ("vLLM /classify", "SGLang /classify", "/v1/embeddings") for kind in ("ids", "text")]
+    assert names(result)[3:] == ["/v1/score", *engines, "OpenRLHF /get_reward", *shapes]
+    scored = {route.name: len(route.scores) for route in result.routes}
+    assert scored.pop("OpenRLHF /get_reward") == result.n_items - 1  # it has no place for a continued prompt
+    assert set(scored.values()) == {result.n_items}
+
+
 def test_a_sigmoid_shows(folder, score, serve):
     result = parity.check(folder, against=serve(vllm(lambda given: 1 / (1 + math.exp(-score(given))))))
     assert not result.ok
-    assert [route.difference > 0.1 for route in result.routes] == [False, False, False, True, True, True]
+    assert [route.difference > 0.1 for route in result.routes] == [False, False, False, True, True, True, True]
 
 
 def test_a_server_that_loses_the_scoring_token_shows(folder, score, serve):
@@ -174,7 +185,7 @@ def test_a_server_that_can_not_be_asked_is_one_clear_line(folder, serve):
         parity.check(folder, against=serve(lambda *_: (404, {})))
     with pytest.raises(PolarError, match="no answer"):
         parity.check(folder, against="http://127.0.0.1:9")
-    with pytest.raises(PolarError, match="expected transformers, vllm or a server's URL"):
+    with pytest.raises(PolarError, match="expected serve, vllm, transformers or a server's URL"):
         parity.check(folder, against="localhost")
     with pytest.raises(PolarError, match="vLLM is not installed here"):
         parity.check(folder, against="vllm")

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import polar_rm
 
+# `run` is the verb: it drives TRL and holds the policy.
 ADAPTERS = [
-    f"polar_rm.rft.{file.stem}" for file in (Path(polar_rm.__file__).parent / "rft").glob("*.py") if file.stem != "__init__"
+    f"polar_rm.rft.{file.stem}"
+    for file in (Path(polar_rm.__file__).parent / "rft").glob("*.py")
+    if file.stem not in ("__init__", "run")
 ]
 
 

@@ -332,6 +332,8 @@ def serve(
 
         polar serve --model runs/rm/model
 
+        curl http://127.0.0.1:30000/v1/score --json '{"items": [{"prompt": "2 + 2?", "reference": "4", "outputs": ["4", "5"]}]}'
+
         polar serve --model DIR --host 0.0.0.0 --api-key-env REWARD_KEY --pooling-flavour lmdeploy
 
         polar serve --model DIR --engine vllm --dtype float16 -- --enforce-eager
@@ -385,6 +387,40 @@ def _serve_with_vllm(
     messages.print(f"vLLM {installed.version}: {' '.join([*command, *further])}", highlight=False)
     # The key goes by the environment: a command line can be read by everybody on the machine.
     os.execve(command[0], [*command, *further], {**os.environ, **({"VLLM_API_KEY": key} if key else {})})
+
+
+@app.command()
+def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
+    """Fine-tune a policy on one machine, by TRL's GRPO or RLOO, with a reward model that compares with references.
+
+    Rows are {prompt, reference}, JSONL or Parquet. The output folder gets `policy/`, `metrics.jsonl` and `run.json`.
+    Interrupted, the same command goes on behind the last checkpoint. Several processes: `accelerate launch -m polar_rm rft ...`
+
+    Examples:
+
+        polar rft recipes/rft.yaml data='[prompts.jsonl]' reward.source=http://127.0.0.1:30000 output=runs/rft
+
+        polar rft recipes/rft.yaml data='[prompts.jsonl]' reward.source=runs/rm/model algorithm=rloo output=runs/rloo --dry-run
+    """
+    from polar_rm.config import to_yaml
+    from polar_rm.files import write_json
+    from polar_rm.rft.run import RftConfig, read_rows, run
+
+    config = _load(RftConfig, arguments)
+    if dry_run:
+        console.print(to_yaml(config), highlight=False)
+        console.print(f"{'prompts':>18}: {len(read_rows(config)):,}", highlight=False)
+        return
+
+    def show(row: dict[str, float]) -> None:
+        if "reward" in row:  # the last row is a summary
+            length = row["completions/mean_length"]
+            messages.print(f"step {row['step']}: reward {row['reward']:+.3f}, {length:.0f} tokens a completion", highlight=False)
+
+    results = run(config, show)
+    if json:
+        write_json(json, results)
+    messages.print(f"policy saved in {config.output / 'policy'}")
 
 
 @app.command()
@@ -452,8 +488,13 @@ def parity(
         Path | None, typer.Argument(help="Items {prompt, reference, output}; by default a set of awkward ones.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="URL of a running server, or `vllm` for the one of this environment.", metavar="URL|vllm")
-    ] = None,
+        str,
+        typer.Option(
+            help="`serve`: our server in this process, over each protocol. URL: a running server. `vllm`: the one of this "
+            "environment. `transformers`: only trainer and scorer.",
+            metavar="serve|URL|vllm|transformers",
+        ),
+    ] = "serve",
     tolerance: Annotated[
         float, typer.Option(help="Largest difference that passes. Half precision on another engine needs about 0.05.", min=0)
     ] = 1e-3,
@@ -461,7 +502,7 @@ def parity(
     dtype: Dtype = "float32",
     device: Device = "auto",
 ) -> None:
-    """Same ids and same scores in trainer, scorer, transformers, vLLM and any server? Exit code 1 where not.
+    """Same ids and same scores in trainer, scorer, transformers, our server, vLLM and any other? Exit code 1 where not.
 
     Every protocol that the server speaks is tried, with token ids and with text.
 

@@ -36,6 +36,8 @@ RESERVED_TOKENS = 4
 
 # Joint ids may differ from the sum of the parts by a merge at the boundary. Below the limits by this margin nothing can be cut.
 _MERGE_SLACK = 32
+# Passes over a text before tokens that are nested deeper, as only an attacker's are, are dropped otherwise.
+_USUAL_NESTING = 8
 
 # What Hugging Face's slow tokenizers do to decoded text (``clean_up_tokenization``). The official client decodes after cutting.
 _CLEAN_UP = [
@@ -168,7 +170,8 @@ class Encoder:
         special = {added.content for added in self.tokenizer.get_added_tokens_decoder().values() if added.special}
         special |= {self.settings.separator_token, self.settings.reward_token}
         special |= _aliases(self.tokenizer, special)
-        self._special = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
+        self._specials = tuple(sorted(special, key=len, reverse=True))
+        self._special = re.compile("|".join(map(re.escape, self._specials)))
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
@@ -214,6 +217,11 @@ class Encoder:
     def vocabulary_size(self) -> int:
         """One more than the largest id."""
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token; a text of n times as many has more than n tokens."""
+        return max(map(len, self.tokenizer.get_vocab(with_added_tokens=True)))
 
     def ids(self, text: str) -> list[int]:
         """Of a text as it is: special tokens in it become their ids, and no BOS is added.
@@ -279,9 +287,25 @@ class Encoder:
         )
 
     def _drop_special(self, text: str) -> str:
-        while (shorter := self._special.sub("", text)) != text:
+        for _ in range(_USUAL_NESTING):
+            shorter = self._special.sub("", text)
+            if shorter == text:
+                return text
             text = shorter
-        return text
+        return self._drop_nested(text)
+
+    def _drop_nested(self, text: str) -> str:
+        """Each token goes as soon as its last character is there: linear, where one pass a level takes hours for a megabyte."""
+        last = {token[-1] for token in self._specials}
+        longest = len(self._specials[0])
+        kept: list[str] = []
+        for character in text:
+            kept.append(character)
+            if character in last:
+                end = "".join(kept[-longest:])
+                if token := next((token for token in self._specials if end.endswith(token)), None):
+                    del kept[-len(token) :]
+        return "".join(kept)
 
     def _clean(self, text: str) -> str:
         if self.settings.clean_up:

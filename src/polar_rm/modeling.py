@@ -59,6 +59,9 @@ class RewardModel(nn.Module):
         self.encoder = encoder
         self.specials = dict(specials)
         backbone.score.float()
+        if backbone.config.model_type in SUPPORTED:
+            last = backbone.base_model.layers[-1]
+            _ScorePositionsOnly(last, last.mlp)
 
     @classmethod
     def from_pretrained(
@@ -208,6 +211,36 @@ class RewardModel(nn.Module):
     def device(self) -> torch.device:
         weight: torch.Tensor = self.backbone.score.weight
         return weight.device
+
+
+class _ScorePositionsOnly:
+    """The last layer's feed-forward network runs only where a score is read; elsewhere it adds zero.
+
+    Nothing attends to a last layer's output, so scores and gradients stay the same. It saves most of that layer: little in a
+    deep model, an eighth in one of six layers. Hooks of the layer itself, so that activation checkpointing, which calls it again,
+    finds its own row.
+    """
+
+    def __init__(self, layer: nn.Module, mlp: nn.Module) -> None:
+        self._positions: torch.Tensor | None = None
+        layer.register_forward_pre_hook(self._note, with_kwargs=True)
+        mlp.register_forward_pre_hook(self._gather)
+        mlp.register_forward_hook(self._scatter)
+
+    def _note(self, layer: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
+        tree = kwargs.get("tree")  # absent where transformers is called without us
+        self._positions = None if tree is None else tree.score_positions().to(args[0].device)
+
+    def _gather(self, mlp: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if self._positions is None:
+            return None
+        self._n_tokens = args[0].shape[1]
+        return (args[0][:, self._positions],)
+
+    def _scatter(self, mlp: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        if self._positions is None:
+            return output
+        return output.new_zeros(1, self._n_tokens, output.shape[-1]).index_copy(1, self._positions, output)
 
 
 def _read_config(directory: str | Path, gguf_file: str | None = None) -> PretrainedConfig:

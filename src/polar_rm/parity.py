@@ -1,9 +1,9 @@
 """Same ids and same score everywhere: one set of items through every route by which a reward is computed.
 
 Routes share the encoder's token ids and nothing else: packed prefix trees as in training, the Scorer with its own grouping,
-stock transformers on each sequence alone, vLLM in this process, and each protocol that a running server speaks. Stock
-transformers is what the others are compared with. Apart from the scores, transformers' own tokenizer of the checkpoint has to
-find the same ids in the rendered text, which is what a server that is sent text will do.
+stock transformers on each sequence alone, our server over each protocol, vLLM in this process, and each protocol that a running
+server speaks. Stock transformers is what the others are compared with. Apart from the scores, transformers' own tokenizer of the
+checkpoint has to find the same ids in the rendered text, which is what a server that is sent text will do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from polar_rm.encoding import Encoder, EncoderSettings, PrefixTree
 from polar_rm.errors import PolarError
 from polar_rm.modeling import RewardModel
 from polar_rm.packing import first_fit, pack
-from polar_rm.records import ScoreItem
+from polar_rm.records import ScoreItem, flatten
 from polar_rm.scoring import Scorer
 
 BASELINE = "transformers"
+SERVE = "serve"
 _ROW_TOKENS = 16384
 _TIMEOUT_S = 600
 
@@ -49,7 +50,8 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """difference: the largest to the baseline's scores. refused: the first reason for which an item has no score, or none."""
+    """scores: of the items that the route can carry, NaN where it gave none. difference: the largest to the baseline's scores.
+    refused: the first reason for which an item has no score, or none."""
 
     name: str
     scores: list[float]
@@ -82,27 +84,36 @@ def check(
     directory: str | Path,
     items: Sequence[ScoreItem] = (),
     *,
-    against: str | None = None,
+    against: str | None = SERVE,
     dtype: str = "float32",
     device: str = "cpu",
     tolerance: float = 1e-3,
 ) -> Parity:
-    """Score ``items`` (none: :func:`awkward_items`) by every route. against: a server's URL, or ``vllm`` for this process.
+    """Score ``items`` (none: :func:`awkward_items`) by every route.
+
+    against: further routes: ``serve``, our server in this process; a server's URL; ``vllm``, in this process;
+    ``transformers`` or None, no more than trainer and scorer.
 
     Raises:
-        PolarError: the server does not answer or speaks no known protocol, or vLLM is not installed.
+        PolarError: the server does not answer or speaks no known protocol, or what ``against`` names is not installed.
     """
     model = RewardModel.from_pretrained(directory, dtype=dtype, device=device)
     items = items or awkward_items(model.encoder.settings)
     encoded = [_encode(model.encoder, item) for item in items]
-    ours = {"trainer, packed trees": _trainer(model, items), "scorer": [scored.reward for scored in Scorer(model).score(items)]}
-    del model  # the other routes load the weights again
-    baseline = _transformers(directory, encoded, dtype, device)
-    routes = [Route(BASELINE, baseline, 0.0)] + [_route(name, scores, baseline) for name, scores in ours.items()]
+    scorer = Scorer(model)
+    answers = [
+        _Answer("trainer, packed trees", _all(_trainer(model, items))),
+        _Answer("scorer", _all([scored.reward for scored in scorer.score(items)])),
+    ]
+    if against == SERVE:
+        answers += _own_server(scorer, encoded)
+    del model, scorer  # the other routes load the weights again
     if against == "vllm":
-        routes.append(_route("vllm", _vllm(directory, encoded, dtype), baseline))
-    elif against is not None and against != BASELINE:
-        routes += _server(against, encoded, baseline)
+        answers.append(_Answer("vllm", _all(_vllm(directory, encoded, dtype))))
+    elif against not in (None, BASELINE, SERVE):
+        answers += _server(against, encoded)
+    baseline = _transformers(directory, encoded, dtype, device)
+    routes = [Route(BASELINE, baseline, 0.0)] + [_route(answer, baseline) for answer in answers]
     return Parity(
         str(directory),
         len(encoded),
@@ -210,35 +221,48 @@ def _vllm(directory: str | Path, encoded: Sequence[Encoded], dtype: str) -> list
 
 
 @dataclass(frozen=True, slots=True)
+class _Answer:
+    """What one route gave: scores by the item's index, and the first reason for which one has none."""
+
+    name: str
+    scores: dict[int, float]
+    refused: str = ""
+
+
+def _all(scores: Sequence[float]) -> dict[int, float]:
+    return dict(enumerate(scores))
+
+
+@dataclass(frozen=True, slots=True)
 class _Wire:
-    """One protocol: where to post, the body for one item, and the score in the reply."""
+    """One protocol: where to post, the body for one item (None if it can't carry the item), and the score in the reply."""
 
     name: str
     path: str
-    body: Callable[[Encoded], dict[str, Any]]
+    body: Callable[[Encoded], dict[str, Any] | None]
     score: Callable[[Any], Any]
 
 
 def _wires(name: str | None) -> list[_Wire]:
     model = {"model": name} if name else {}
     raw = {**model, "use_activation": False}
+    floats = {**model, "encoding_format": "float"}
+    probs, data, embedding = (
+        lambda reply: reply["data"][0]["probs"],
+        lambda reply: reply["data"][0]["data"],
+        lambda reply: reply["data"][0]["embedding"],
+    )
     return [
         _Wire("/v1/score", "/v1/score", _structured, lambda reply: reply["results"][0]["outputs"][0]["reward"]),
-        _Wire(
-            "vLLM /classify, ids", "/classify", lambda one: {**raw, "input": [one.ids]}, lambda reply: reply["data"][0]["probs"]
-        ),
-        _Wire(
-            "vLLM /classify, text", "/classify", lambda one: {**raw, "input": [one.text]}, lambda reply: reply["data"][0]["probs"]
-        ),
-        _Wire("/pooling, ids", "/pooling", lambda one: {**raw, "input": [one.ids]}, lambda reply: reply["data"][0]["data"]),
+        _Wire("vLLM /classify, ids", "/classify", lambda one: {**raw, "input": [one.ids]}, probs),
+        _Wire("vLLM /classify, text", "/classify", lambda one: {**raw, "input": [one.text]}, probs),
+        _Wire("/pooling, ids", "/pooling", lambda one: {**raw, "input": [one.ids]}, data),
+        _Wire("/pooling, text", "/pooling", lambda one: {**raw, "input": [one.text]}, data),
         _Wire("SGLang /classify, ids", "/classify", lambda one: {"input_ids": [one.ids]}, lambda reply: reply[0]["embedding"]),
         _Wire("SGLang /classify, text", "/classify", lambda one: {"text": [one.text]}, lambda reply: reply[0]["embedding"]),
-        _Wire(
-            "/v1/embeddings, ids",
-            "/v1/embeddings",
-            lambda one: {**model, "input": [one.ids], "encoding_format": "float"},
-            lambda reply: reply["data"][0]["embedding"],
-        ),
+        _Wire("/v1/embeddings, ids", "/v1/embeddings", lambda one: {**floats, "input": [one.ids]}, embedding),
+        _Wire("/v1/embeddings, text", "/v1/embeddings", lambda one: {**floats, "input": [one.text]}, embedding),
+        _Wire("OpenRLHF /get_reward", "/get_reward", _openrlhf, lambda reply: reply["rewards"][0]),
     ]
 
 
@@ -248,42 +272,89 @@ def _structured(one: Encoded) -> dict[str, Any]:
     return {"items": [group]}
 
 
+def _openrlhf(one: Encoded) -> dict[str, Any] | None:
+    """Answers are text behind a templated prompt there, and never continue it."""
+    item = one.item
+    if item.wrapper != "sft" or not (isinstance(item.output, str) or len(item.output) == 1):
+        return None
+    templated = "<|im_start|>user\n...<|im_end|>\n<|im_start|>assistant\n"
+    label = {"reference": item.reference, "prompt": item.prompt}
+    return {"query": [templated + flatten(item.output)], "prompts": [templated], "labels": [label]}
+
+
 class _Refused(Exception):
     """An HTTP error or a reply without a score; the message is what the server said."""
 
 
-def _server(url: str, encoded: Sequence[Encoded], baseline: Sequence[float]) -> list[Route]:
-    """A route for each protocol in which the server can score the shortest item."""
+def _own_server(scorer: Scorer, encoded: Sequence[Encoded]) -> list[_Answer]:
+    """`polar serve`'s application on a free port, once for every shape of `/pooling` replies, each read as its client does."""
+    try:
+        from polar_rm.serving.app import create_app
+        from polar_rm.serving.batching import Batcher
+        from polar_rm.serving.launch import in_thread
+        from polar_rm.serving.service import Service
+    except ModuleNotFoundError as error:
+        raise PolarError(
+            f"the package {error.name} is missing: pip install 'polar-rm[serve]', or leave the server out by --against {BASELINE}"
+        ) from error
+    readings: dict[Any, Callable[[Any], Any]] = {
+        "vllm": lambda reply: float(reply["data"][0]["data"][-1][0]),
+        "vllm-classify": lambda reply: float(reply["data"][0]["data"][0]),
+        "lmdeploy": lambda reply: float(reply["data"][0]["data"]),
+    }
+    answers: list[_Answer] = []
+    for flavour, score in readings.items():
+        service = Service("rm", scorer.model.encoder, Batcher(scorer.score_trees, batch_tokens=scorer.token_budget))
+        with in_thread(create_app(service, flavour=flavour)) as url:
+            if not answers:
+                answers += [_asked(url, wire, encoded) for wire in _wires("rm") if wire.path != "/pooling"]
+            answers += [
+                _asked(url, replace(wire, name=f"{wire.name} ({flavour})", score=score), encoded)
+                for wire in _wires("rm")
+                if wire.path == "/pooling"
+            ]
+    return answers
+
+
+def _server(url: str, encoded: Sequence[Encoded]) -> list[_Answer]:
+    """One for each protocol in which the server can score the shortest item."""
     url = url.rstrip("/")
     if not url.startswith(("http://", "https://")):
-        raise PolarError(f"{url}: expected transformers, vllm or a server's URL such as http://127.0.0.1:8000")
+        raise PolarError(f"{url}: expected serve, vllm, transformers or a server's URL such as http://127.0.0.1:8000")
     shortest = min(encoded, key=lambda one: len(one.ids))
     try:
         name = _http(f"{url}/v1/models")["data"][0]["id"]
     except (_Refused, LookupError, TypeError):
         name = None  # LightLLM and old SGLang servers have no such route; one model needs no name
-    routes, refusals = [], []
+    answers, refusals = [], []
     for wire in _wires(name):
         try:
-            _ask(url, wire, shortest)
+            _ask(url, wire, wire.body(shortest))
         except _Refused as refusal:
             refusals.append(f"{wire.name}: {refusal}")
             continue
-        scores, refused = [], ""
-        for number, one in enumerate(encoded, 1):
-            try:
-                scores.append(_ask(url, wire, one))
-            except _Refused as refusal:
-                scores.append(math.nan)
-                refused = refused or f"item {number}: {refusal}"
-        routes.append(_route(wire.name, scores, baseline, refused))
-    if not routes:
+        answers.append(_asked(url, wire, encoded))
+    if not answers:
         raise PolarError(f"{url}: speaks none of the known protocols ({'; '.join(refusals)})")
-    return routes
+    return answers
 
 
-def _ask(url: str, wire: _Wire, one: Encoded) -> float:
-    reply = _http(url + wire.path, wire.body(one))
+def _asked(url: str, wire: _Wire, encoded: Sequence[Encoded]) -> _Answer:
+    scores, refused = {}, ""
+    for index, one in enumerate(encoded):
+        body = wire.body(one)
+        if body is None:
+            continue
+        try:
+            scores[index] = _ask(url, wire, body)
+        except _Refused as refusal:
+            scores[index] = math.nan
+            refused = refused or f"item {index + 1}: {refusal}"
+    return _Answer(wire.name, scores, refused)
+
+
+def _ask(url: str, wire: _Wire, body: dict[str, Any] | None) -> float:
+    reply = _http(url + wire.path, body)
     try:
         score = wire.score(reply)
         while isinstance(score, list):  # [s], or a list for every token, of which the last counts
@@ -310,8 +381,9 @@ def _http(url: str, body: dict[str, Any] | None = None) -> Any:
         raise PolarError(f"{url}: no answer: {getattr(error, 'reason', error)}") from error
 
 
-def _route(name: str, scores: list[float], baseline: Sequence[float], refused: str = "") -> Route:
-    pairs = [(score, other) for score, other in zip(scores, baseline, strict=True) if not (refused and math.isnan(score))]
+def _route(answer: _Answer, baseline: Sequence[float]) -> Route:
+    pairs = [(score, baseline[index]) for index, score in answer.scores.items() if not (answer.refused and math.isnan(score))]
     differences = [abs(score - other) for score, other in pairs]
     # max() would pass over a NaN, which must never look like agreement.
-    return Route(name, scores, math.nan if any(map(math.isnan, differences)) else max(differences, default=math.nan), refused)
+    largest = math.nan if any(map(math.isnan, differences)) else max(differences, default=math.nan)
+    return Route(answer.name, list(answer.scores.values()), largest, answer.refused)

@@ -56,8 +56,11 @@ def tokenize(text: str, encoder: Encoder, *, add_bos: bool = True) -> list[int]:
     """Ids of one rendered text as an engine gives them: both role tokens atomic, and BOS in front exactly once.
 
     Raises:
-        PolarError: the text is not valid Unicode.
+        PolarError: the text is not valid Unicode, or so long that it needs no counting.
     """
+    limit = encoder.settings.max_length
+    if len(text) > limit * encoder.longest_token:
+        raise PolarError(f"{len(text):,} characters are more than max_length {limit} tokens; cut before sending")
     ids = encoder.ids(text)
     has_bos = not add_bos or ids[: len(encoder.bos_ids)] == encoder.bos_ids
     return ids if has_bos else [*encoder.bos_ids, *ids]

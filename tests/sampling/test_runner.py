@@ -4,12 +4,13 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import wraps
 
 import pytest
 import stub
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, TopPLogitsWarper
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, TopPLogitsWarper
 
 from polar_rm.config import load_config, to_yaml
 from polar_rm.errors import BadRow, ConfigError, PolarError
@@ -80,6 +81,30 @@ def test_a_sample_does_not_depend_on_what_it_was_batched_with(tmp_path, language
     assert len(together) == 2 * 5 * 2
     assert len(set(together.values())) > 10
     assert rows(sample(config(tmp_path, language_model, seed=1, output=tmp_path / "c"))) != together
+
+
+def test_what_all_prompts_begin_with_is_computed_once(tmp_path, language_model, monkeypatch):
+    shapes, forward = [], LlamaForCausalLM.forward
+
+    @wraps(forward)
+    def noted(model, input_ids, **rest):
+        shapes.append(tuple(input_ids.shape))
+        return forward(model, input_ids, **rest)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", noted)
+    settings = config(tmp_path, language_model, batch_size=10)
+    policy = settings.policies[1].model_copy(update={"template": "one two three four five six: {prompt}"})
+    sample(settings.model_copy(update={"policies": [policy]}))
+    (one, beginning), (together, rest) = shapes[:2]
+    assert (one, together) == (1, 10)
+    assert beginning > 6
+    assert rest <= 5 * 2  # tokens of the longest prompt
+
+
+def test_a_model_with_a_sliding_window_shares_nothing(tmp_path):
+    folder = tiny.causal_lm(tmp_path / "lm", "mistral", sliding_window=4)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    assert len(rows(sample(config(tmp_path, folder)))) == 20
 
 
 def test_penalties_of_the_models_own_generation_config_are_no_part_of_the_decoding(tmp_path, language_model):

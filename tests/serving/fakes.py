@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-from contextlib import contextmanager
 
 import httpx
 import tiny
-import uvicorn
 
 from polar_rm.checkpoints.native import add_role_tokens
 from polar_rm.encoding import Encoder, EncoderSettings
 from polar_rm.records import ScoreItem
 from polar_rm.serving.app import create_app
 from polar_rm.serving.batching import Batcher
+from polar_rm.serving.launch import in_thread as running  # noqa: F401
 from polar_rm.serving.service import Service
 
 HTTP = httpx.Client(timeout=60)  # one for all: each would load the system's certificates
@@ -61,19 +59,3 @@ def ids_of(item: ScoreItem, encode: Encoder) -> list[int]:
 def make(model=None, encode=None, *, batching=None, **options):
     service = Service("rm", encode or encoder(), Batcher(model or FakeModel(), **(batching or {})))
     return create_app(service, **options)
-
-
-@contextmanager
-def running(app):
-    """The app behind a real socket, in a thread; yields its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(20)

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from polar_rm.checkpoints.native import atomic_directory
 from polar_rm.errors import PolarError
 
 _PACKAGE = "package:"
@@ -47,6 +48,24 @@ def gguf_in(folder: Path, named: str | None = None) -> str | None:
     if len(found) > 1:
         raise PolarError(f"{folder}: several GGUF files, name one as gguf_file: {', '.join(found)}")
     return found[0] if found else None
+
+
+def unpacked(source: str | Path, target: Path) -> str:
+    """Where to load a language model from that is loaded more than once: ``source`` itself, or a GGUF's weights as an ordinary
+    folder ``target``, written now if it is not there. Reading a GGUF takes some 25 seconds of one core, each time.
+    """
+    folder = model_folder(source)
+    file = gguf_in(folder)
+    if file is None:
+        return str(source)
+    if not target.exists():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        with atomic_directory(target) as partial:
+            AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False).save_pretrained(partial)
+            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **gguf_options(file))
+            model.save_pretrained(partial)
+    return str(target)
 
 
 def gguf_options(file: str | None) -> dict[str, Any]:

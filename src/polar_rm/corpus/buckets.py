@@ -20,7 +20,7 @@ from polar_rm.corpus.counts import Measure, Tally, excerpt
 from polar_rm.corpus.job import Job
 from polar_rm.corpus.pairing import Cells, Group, MayMeet, generator, groups
 from polar_rm.corpus.partition import SCHEMA
-from polar_rm.corpus.splits import SPLITS, is_held_out, layout, prompt_key
+from polar_rm.corpus.splits import SPLITS, is_held_out_prompt, layout
 from polar_rm.errors import PolarError
 from polar_rm.files import sha256, write_json
 from polar_rm.records import Comparison, Text, flatten, write_records
@@ -116,7 +116,7 @@ def _write_shard(job: Job, split: str, number: int, comparisons: list[Comparison
 
 def _pairs(job: Job, prompt: Prompt, may_meet: MayMeet) -> Iterator[tuple[str, Group]]:
     splits, seed = job.config.splits, job.config.seed
-    held = is_held_out(prompt_key(prompt.prompt), splits.prompts, seed=seed)
+    held = is_held_out_prompt(prompt.prompt, splits, seed=seed)
     for split, (references, members) in layout(held, prompt.cells, job.unseen, splits).items():
         cells = {policy: texts for policy, texts in prompt.cells.items() if policy in members}
         rng = generator(seed, prompt.prompt_id)

@@ -24,6 +24,11 @@ def prompt_key(prompt: Text) -> str:
     return " ".join(flatten(prompt).casefold().split())
 
 
+def is_held_out_prompt(prompt: Text, splits: Splits, *, seed: int = 0) -> bool:
+    """Whether a corpus of these settings keeps a prompt from training."""
+    return is_held_out(prompt_key(prompt), splits.prompts, seed=seed)
+
+
 def held_out_policies(policies: Iterable[str], splits: Splits, *, seed: int = 0) -> frozenset[str]:
     """The policies kept from training: those named, or as many as asked for, those of the smallest hashes.
 

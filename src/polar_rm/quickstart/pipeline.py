@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from polar_rm.checkpoints.sources import unpacked
 from polar_rm.config import load_config
-from polar_rm.corpus import build_comparisons, build_ranked, is_held_out
+from polar_rm.corpus import build_ranked
+from polar_rm.corpus.build import build
+from polar_rm.corpus.config import CorpusConfig
+from polar_rm.corpus.splits import is_held_out_prompt
 from polar_rm.evaluation import ComparisonFiles, EvaluationResult, evaluate
 from polar_rm.files import sha256, write_json
 from polar_rm.modeling import RewardModel
@@ -28,14 +33,12 @@ from polar_rm.training.trainer import train
 
 SCHEMA = "polar-rm/quickstart/1"
 
-HELD_OUT_PROMPTS = 0.25  # fraction
-HELD_OUT_POLICY = "base-tale"
+# Splits of the corpus that test the pre-trained model.
+TESTS = {"unseen-prompts": "unseen_prompts", "unseen-policy": "unseen_policies"}
 LIVE_POLICIES = ("chat", "base-casual")
 LIVE_PROMPTS = 4
 # Ranked by construction: the same model, ever further from its likeliest words.
 RANKING = ("chat-cold", "chat", "chat-hot")
-# Near-duplicates of "chat", kept out of pre-training: with them in, the loss left its first plateau later.
-RANKED_ONLY = ("chat-cold", "chat-hot")
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,19 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
     """
     with as_file(files("polar_rm.quickstart") / "data") as data:
         stages = _Stages(quickstart, sha256(data))
-        corpus = list(read_trajectories(data / "trajectories.parquet"))
-        stages.run("sample", lambda: _sample(quickstart, data, corpus))
-        stages.run("comparisons", lambda: _comparisons(quickstart.output / "data", corpus))
-        stages.run("pretrain", lambda: _train(quickstart, data, "pretrain", "pretrain"))
+        rows = list(read_trajectories(data / "trajectories.parquet"))
+        places = (f"inputs=[{data / 'trajectories.parquet'}]", f"output={quickstart.output / 'corpus'}")
+        corpus = load_config(CorpusConfig, [data / "corpus.yaml"], places)
+        train_rows, test_rows = _split(rows, corpus)
+        stages.run("base", lambda: {"folder": unpacked(quickstart.base, quickstart.output / "base")})
+        quickstart = replace(quickstart, base=stages.results["base"]["folder"])
+        stages.run("sample", lambda: _sample(quickstart, data, test_rows))
+        stages.run("comparisons", lambda: _comparisons(quickstart, corpus, train_rows, test_rows))
+        stages.run("pretrain", lambda: _train(quickstart, data, "pretrain", "corpus/train"))
         fine = ("epochs=1", "optim.lr=4e-4", "max_steps=null")
         start = (f"model.resume_from={quickstart.output / 'pretrain/model'}", "model.init=null", "model.n_layers=null")
-        stages.run("finetune", lambda: _train(quickstart, data, "finetune", "ranked", *fine, *start))
-        stages.run("finetune-alone", lambda: _train(quickstart, data, "finetune-alone", "ranked", *fine))
+        stages.run("finetune", lambda: _train(quickstart, data, "finetune", "ranked/train.jsonl", *fine, *start))
+        stages.run("finetune-alone", lambda: _train(quickstart, data, "finetune-alone", "ranked/train.jsonl", *fine))
         stages.run("evaluate", lambda: _evaluate(quickstart.output))
         stages.run("examples", lambda: _examples(quickstart.output))
     report = {"schema": SCHEMA, **stages.results, "seconds": stages.seconds, **versions()}
@@ -96,10 +104,10 @@ class _Stages:
         self.seconds[name] = saved["seconds"]
 
 
-def _sample(quickstart: Quickstart, data: Path, corpus: Sequence[Trajectory]) -> dict[str, Any]:
+def _sample(quickstart: Quickstart, data: Path, test_rows: Iterable[Trajectory]) -> dict[str, Any]:
     """Fresh samples of two policies on held-out prompts, from the model itself."""
     folder = quickstart.output / "live"
-    held = sorted({row.prompt_id: row.prompt for row in corpus if is_held_out(row.prompt_id, HELD_OUT_PROMPTS)}.items())
+    held = sorted({row.prompt_id: row.prompt for row in test_rows}.items())
     prompts = folder / "prompts.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"prompt_id": prompt_id, "prompt": prompt} for prompt_id, prompt in held[:LIVE_PROMPTS]]
@@ -110,29 +118,32 @@ def _sample(quickstart: Quickstart, data: Path, corpus: Sequence[Trajectory]) ->
     return {"trajectories": [{"policy": row.policy, "prompt": row.prompt, "text": row.text} for row in read_trajectories(path)]}
 
 
-def _comparisons(folder: Path, corpus: Sequence[Trajectory]) -> dict[str, Any]:
-    """Pre-training and ranked comparisons, split by prompt and by policy."""
-    held = {row.prompt_id for row in corpus if is_held_out(row.prompt_id, HELD_OUT_PROMPTS)}
-    train_rows = [row for row in corpus if row.prompt_id not in held]
-    test_rows = [row for row in corpus if row.prompt_id in held]
-    kept = {HELD_OUT_POLICY, *RANKED_ONLY}
-    built = {
-        "pretrain": build_comparisons([row for row in train_rows if row.policy not in kept], negatives=3),
-        "unseen-prompts": build_comparisons([row for row in test_rows if row.policy not in kept], negatives=3),
-        "unseen-policy": build_comparisons(
-            [row for row in test_rows if row.policy not in RANKED_ONLY], negatives=3, references={HELD_OUT_POLICY}
-        ),
-        "ranked": build_ranked(train_rows, RANKING),
-        "ranked-test": build_ranked(test_rows, RANKING),
-    }
-    counts = {name: write_records(folder / f"{name}.jsonl", comparisons) for name, comparisons in built.items()}
-    policies = sorted({row.policy for row in corpus} - kept)
-    return {"comparisons": counts, "trajectories": len(corpus), "policies": policies, "held_out_policy": HELD_OUT_POLICY}
+def _split(rows: Iterable[Trajectory], config: CorpusConfig) -> tuple[list[Trajectory], list[Trajectory]]:
+    """Rows of prompts to train on, and of held-out ones, as ``polar corpus`` splits them."""
+    parts: tuple[list[Trajectory], list[Trajectory]] = ([], [])
+    for row in rows:
+        parts[is_held_out_prompt(row.prompt, config.splits, seed=config.seed)].append(row)
+    return parts
+
+
+def _comparisons(
+    quickstart: Quickstart, config: CorpusConfig, train_rows: Sequence[Trajectory], test_rows: Sequence[Trajectory]
+) -> dict[str, Any]:
+    """Contrastive comparisons by ``polar corpus``, and ranked ones under the same split of prompts."""
+    shutil.rmtree(config.output, ignore_errors=True)  # of another release's data or settings
+    report = build(config)
+    counts = {split: found["comparisons"] for split, found in report["splits"].items()}
+    for name, rows in (("train", train_rows), ("test", test_rows)):
+        path = quickstart.output / f"ranked/{name}.jsonl"
+        counts[f"ranked_{name}"] = write_records(path, build_ranked(rows, RANKING))
+    names = {held: [name for name, found in report["policies"].items() if found["held_out"] == held] for held in (False, True)}
+    n_rows = len(train_rows) + len(test_rows)
+    return {"comparisons": counts, "trajectories": n_rows, "policies": names[False], "held_out_policies": names[True]}
 
 
 def _train(quickstart: Quickstart, data: Path, name: str, source: str, *overrides: str) -> dict[str, Any]:
     output = quickstart.output / name
-    base = (f"model.init={quickstart.base}", f"data.train=[{quickstart.output / 'data' / source}.jsonl]", f"output={output}")
+    base = (f"model.init={quickstart.base}", f"data.train=[{quickstart.output / source}]", f"output={output}")
     config = load_config(TrainConfig, [data / "training.yaml"], [*base, *quickstart.overrides, *overrides])
     results = train(config, console=quickstart.console)
     lines = (output / "metrics.jsonl").read_text().splitlines()
@@ -144,14 +155,14 @@ def _evaluate(output: Path) -> dict[str, Any]:
     """The pre-trained model on unseen prompts and an unseen policy; fine-tuning with pre-training and without."""
     pretrained, finetuned, alone = (_Recorder(output / name / "model") for name in ("pretrain", "finetune", "finetune-alone"))
     result: dict[str, Any] = {}
-    for name in ("unseen-prompts", "unseen-policy"):
+    for name, split in TESTS.items():
         pretrained.scores.clear()
-        result[name] = _measure(pretrained, output / f"data/{name}.jsonl").report
+        result[name] = _measure(pretrained, output / "corpus" / split).report
         result[name]["scores"] = {
             "same policy": [score for rank, score in pretrained.scores if rank == 0],
             "other policies": [score for rank, score in pretrained.scores if rank == 1],
         }
-    ranked = output / "data/ranked-test.jsonl"
+    ranked = output / "ranked/test.jsonl"
     with_it, without = _measure(finetuned, ranked), _measure(alone, ranked)
     difference = with_it.minus(without)
     result["ranked"] = {

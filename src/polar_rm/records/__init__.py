@@ -10,6 +10,7 @@ from polar_rm.records.reading import (
     read_numbered_trajectories,
     read_prompt_texts,
     read_prompts,
+    read_referenced_prompts,
     read_texts,
     read_trajectories,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "read_numbered_trajectories",
     "read_prompt_texts",
     "read_prompts",
+    "read_referenced_prompts",
     "read_texts",
     "read_trajectories",
     "write_records",

@@ -21,6 +21,7 @@ from polar_rm.records.rows import (
     to_item,
     to_prompt,
     to_prompt_text,
+    to_referenced_prompt,
     to_string,
     to_trajectory,
 )
@@ -111,6 +112,11 @@ def read_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator
         return prompt_id, prompt
 
     return (record for _, record in _read(source, convert, on_bad_row))
+
+
+def read_referenced_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[Text, Text]]:
+    """Prompts with the reference of each; errors as in :func:`read_comparisons`."""
+    return (pair for _, pair in _read(source, to_referenced_prompt, on_bad_row))
 
 
 def read_texts(source: Source, column: str, on_bad_row: OnBadRow | None = None) -> Iterator[str]:

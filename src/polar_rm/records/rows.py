@@ -49,6 +49,13 @@ class _Fields:
     def text(self, name: str) -> Text:
         return self._text(name, self._pop(name, _TEXT))
 
+    def filled(self, name: str) -> Text:
+        """A text that is not blank."""
+        value = self.text(name)
+        if not flatten(value).strip():
+            raise Refused(name, f"a {name}, but it is empty")
+        return value
+
     def optional(self, take: Callable[[str], T], name: str) -> T | None:
         """``take(name)``, or None where the column is missing or null."""
         if self.has(name):
@@ -203,10 +210,17 @@ def to_prompt(row: Mapping[str, Any], is_cell: bool = False) -> tuple[str, Text]
         Refused: it is not one, or the prompt is empty.
     """
     take = _Fields(row, is_cell)
-    prompt_id, prompt = take.string("prompt_id"), take.text("prompt")
-    if not flatten(prompt).strip():
-        raise Refused("prompt", "a prompt, but it is empty")
-    return prompt_id, prompt
+    return take.string("prompt_id"), take.filled("prompt")
+
+
+def to_referenced_prompt(row: Mapping[str, Any], is_cell: bool = False) -> tuple[Text, Text]:
+    """{prompt, reference}.
+
+    Raises:
+        Refused: it is not one, or one of them is empty.
+    """
+    take = _Fields(row, is_cell)
+    return take.filled("prompt"), take.filled("reference")
 
 
 def to_string(row: Mapping[str, Any], column: str) -> str:

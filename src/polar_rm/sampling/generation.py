@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from inspect import signature
 from itertools import islice
+from os.path import commonprefix
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -17,6 +20,7 @@ from transformers import (
     StoppingCriteriaList,
     TopPLogitsWarper,
 )
+from transformers.cache_utils import DynamicLayer
 
 from polar_rm.checkpoints.sources import gguf_in, gguf_options, model_folder
 from polar_rm.errors import PolarError
@@ -36,6 +40,8 @@ class TransformersBackend:
         self.policy, self.batch_size = policy, batch_size
         self.tokenizer, self.model = _load(policy.model, policy.gguf_file, policy.n_layers, dtype, device)
         check_chat_template(policy, self.tokenizer)
+        # transformers renamed it within its fifth version.
+        self.cache_name = "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
 
     def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
         """See :class:`Backend`. PolicyDown: a batch does not fit the device's memory."""
@@ -60,14 +66,17 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def _generate(self, ids: Sequence[list[int]], seeds: Sequence[int], stop: Event) -> list[Outcome]:
-        """One batch, padded on the left."""
+        """One batch. Padding stands behind what all prompts begin with, and so at the left where that is nothing."""
         width, padding, device = max(map(len, ids)), self.model.generation_config.pad_token_id, self.model.device
-        batch = torch.tensor([[padding] * (width - len(prompt)) + prompt for prompt in ids], device=device)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in ids], device=device)
         try:
+            shared, cache = self._beginning(ids)
+            gaps = [width - len(prompt) for prompt in ids]
+            rows = [p[:shared] + [padding] * gap + p[shared:] for p, gap in zip(ids, gaps, strict=True)]
+            masks = [[1] * shared + [0] * gap + [1] * (width - shared - gap) for gap in gaps]
             output = self.model.generate(
-                batch,
-                attention_mask=mask,
+                torch.tensor(rows, device=device),
+                attention_mask=torch.tensor(masks, device=device),
+                **{self.cache_name: cache},
                 max_new_tokens=self.policy.decoding.max_new_tokens,
                 do_sample=False,  # Draw leaves one token to choose
                 logits_processor=LogitsProcessorList([Draw(self.policy.decoding, seeds)]),
@@ -78,6 +87,21 @@ class TransformersBackend:
         except torch.OutOfMemoryError as error:
             raise PolicyDown(f"out of memory with batch_size {self.batch_size}; try a smaller one") from error
         return [self._decode(row.tolist()) for row in output[:, width:]]
+
+    def _beginning(self, ids: Sequence[list[int]]) -> tuple[int, DynamicCache | None]:
+        """Length of what all prompts begin with, a system prompt or a template, and its keys and values, computed once.
+
+        Models that keep more than keys and values of every token (sliding windows, state spaces) share nothing.
+        """
+        shared = min(len(commonprefix(ids)), min(map(len, ids)) - 1)
+        if len(ids) == 1 or shared < 1:
+            return 0, None
+        beginning = torch.tensor([ids[0][:shared]], device=self.model.device)
+        cache = self.model(beginning, use_cache=True).get(self.cache_name)
+        if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return 0, None
+        cache.batch_repeat_interleave(len(ids))
+        return shared, cache
 
     def _decode(self, ids: list[int]) -> Outcome:
         ends = {*_listed(self.model.generation_config.eos_token_id), self.model.generation_config.pad_token_id}
@@ -130,6 +154,22 @@ def _plain(own: GenerationConfig, tokenizer: Any) -> GenerationConfig:
     return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=ends or None, pad_token_id=padding)
 
 
+def load_causal_lm(source: str, named: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Tokenizer and language model. source: a folder or ``package:NAME``. named: which GGUF file in it.
+
+    Raises:
+        PolarError: it can't be loaded.
+    """
+    folder = model_folder(source)
+    tokenizer = load_tokenizer(source, named)
+    try:
+        options = gguf_options(gguf_in(folder, named))
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PolarError(f"{folder}: {str(error).splitlines()[0]}") from error
+    return tokenizer, model
+
+
 _loaded: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # the last model: policies often share one and differ in prompts only
 
 
@@ -137,13 +177,7 @@ def _load(source: str, named: str | None, n_layers: int | None, dtype: torch.dty
     key = (source, named, n_layers, dtype, device)
     if key not in _loaded:
         _loaded.clear()  # before the next one comes: two need not fit into memory
-        folder = model_folder(source)
-        tokenizer = load_tokenizer(source, named)
-        try:
-            options = gguf_options(gguf_in(folder, named))
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise PolarError(f"{folder}: {str(error).splitlines()[0]}") from error
+        tokenizer, model = load_causal_lm(source, named, dtype)
         if n_layers is not None:
             model.model.layers = model.model.layers[:n_layers]
         model.generation_config = _plain(model.generation_config, tokenizer)

@@ -13,11 +13,10 @@ from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from polar_rm.errors import PolarError
-from polar_rm.serving import examples, wire
+from polar_rm.serving import examples, schema, wire
 from polar_rm.serving.batching import Overloaded
 from polar_rm.serving.guard import Guard, Limits, Metrics, error_reply
 from polar_rm.serving.results import Failure, Outcome, Reward
@@ -30,19 +29,6 @@ T = TypeVar("T")
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 _STATUS = {"invalid_item": 400, "non_finite": 500, "model_error": 500}
-
-
-class ErrorBody(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: int
-
-
-class ErrorReply(BaseModel):
-    """Every error of this server, in the form that vLLM and OpenAI use."""
-
-    error: ErrorBody
 
 
 class _Refused(Exception):
@@ -79,10 +65,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # their pages load scripts from other hosts
         redoc_url=None,
-        responses={
-            "4XX": {"model": ErrorReply, "description": "The request is at fault, or there are too many (429)."},
-            "5XX": {"model": ErrorReply, "description": "No score: the model failed, or the server is overloaded or stopping."},
-        },
+        responses=schema.ERRORS,
     )
     guard = Guard(app, limits=limits, metrics=metrics, api_key=api_key, log_texts=log_texts)
     _add_error_handlers(app)
@@ -102,7 +85,11 @@ def _add_engine_routes(app: FastAPI, service: Service, guard: Guard, flavour: wi
         _record(request, guard.metrics, outcomes)
         return _all_rewards(outcomes), single
 
-    @app.post("/classify", summary="SGLang and vLLM")
+    @app.post(
+        "/classify",
+        summary="SGLang and vLLM",
+        responses=schema.reply(schema.ClassifyReply | list[schema.SglangReply] | schema.SglangReply),
+    )
     async def classify(request: Request, body: Annotated[wire.ClassifyRequest, Body(openapi_examples=examples.CLASSIFY)]) -> Any:
         """SGLang's body (`text` or `input_ids`) gets SGLang's reply, vLLM's (`input`) gets vLLM's."""
         if isinstance(body, wire.SglangClassify):
@@ -111,13 +98,13 @@ def _add_engine_routes(app: FastAPI, service: Service, guard: Guard, flavour: wi
         results, _ = await score(request, body.input, body.add_special_tokens)
         return wire.classify_reply(results, service.name, body.use_activation)
 
-    @app.post("/pooling", summary="vLLM and LMDeploy")
+    @app.post("/pooling", summary="vLLM and LMDeploy", responses=schema.reply(schema.PoolingReply))
     async def pooling(request: Request, body: Annotated[wire.PoolingRequest, Body(openapi_examples=examples.INPUTS)]) -> Any:
         """The same body from both; the shape of the reply is the server's `--pooling-flavour`."""
         results, _ = await score(request, body.input, body.add_special_tokens)
         return wire.pooling_reply(results, service.name, flavour, body)
 
-    @app.post("/v1/embeddings", summary="SGLang and OpenAI")
+    @app.post("/v1/embeddings", summary="SGLang and OpenAI", responses=schema.reply(schema.EmbeddingsReply))
     async def embeddings(
         request: Request, body: Annotated[wire.EmbeddingsRequest, Body(openapi_examples=examples.INPUTS)]
     ) -> Any:
@@ -129,7 +116,7 @@ def _add_engine_routes(app: FastAPI, service: Service, guard: Guard, flavour: wi
 def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     """Routes that carry prompts, references and outputs, which are rendered here."""
 
-    @app.post("/get_reward", summary="OpenRLHF")
+    @app.post("/get_reward", summary="OpenRLHF", responses=schema.reply(schema.RewardsReply))
     async def get_reward(request: Request, body: Annotated[wire.GetReward, Body(openapi_examples=examples.GET_REWARD)]) -> Any:
         """The label is the reference, or an object with `reference` and the untemplated `prompt`."""
         if not len(body.query) == len(body.prompts) == len(body.labels):
@@ -143,7 +130,7 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
         to_unit = card.percentile if card else wire.sigmoid
         return wire.openrlhf_reply(results, [to_unit(result.reward) for result in results])
 
-    @app.post("/v1/score", summary="Prompts, references and outputs", response_model=examples.ScoreReply)
+    @app.post("/v1/score", summary="Prompts, references and outputs", responses=schema.reply(schema.ScoreReply))
     async def score(request: Request, body: Annotated[wire.ScoreRequest, Body(openapi_examples=examples.SCORE)]) -> Any:
         """One result per output, or a typed error, in order; texts are rendered, tokenised and cut here."""
         items = [item for group in body.items if not isinstance(group, Failure) for item in group.items()]
@@ -167,11 +154,11 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     async def index() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
 
-    @app.get("/health", summary="The process lives")
+    @app.get("/health", summary="The process lives", responses=schema.reply(schema.StatusReply))
     async def health() -> Any:
         return {"status": "ok"}
 
-    @app.get("/ready", summary="Requests are taken")
+    @app.get("/ready", summary="Requests are taken", responses=schema.reply(schema.StatusReply))
     async def ready() -> Any:
         if guard.draining or not service.batcher.alive:
             raise _Refused(503, "unavailable", "the server is shutting down" if guard.draining else "the queue has stopped")
@@ -181,7 +168,7 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     async def prometheus() -> Response:
         return Response(generate_latest(guard.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/v1/models", summary="The one model")
+    @app.get("/v1/models", summary="The one model", responses=schema.reply(schema.ModelsReply))
     async def models() -> Any:
         """`owned_by` tells clients which server this is; the encoder's hash, whether they encode as it does."""
         encoder = service.encoder
@@ -199,7 +186,10 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        kind = request.headers.get("content-type", "")
+        if "json" not in kind:  # what curl -d sends by itself
+            return error_reply(400, "invalid_request", f"Content-Type is {kind!r}; send JSON as application/json")
         return error_reply(400, "invalid_request", wire.explain(error.errors()))
 
     @app.exception_handler(PolarError)

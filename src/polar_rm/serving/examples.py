@@ -1,10 +1,8 @@
-"""What the OpenAPI document says beyond the routes: the reply of ``/v1/score`` and an example of every body."""
+"""What the OpenAPI document says beyond routes and replies: a description, and an example of every body."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from pydantic import BaseModel
+from typing import Any
 
 DESCRIPTION = """\
 Scores how much a candidate looks as if the reference's author had written it. Scores are raw and unbounded: only differences
@@ -62,49 +60,3 @@ SCORE = {
         },
     ),
 }
-
-
-class CutReply(BaseModel):
-    """Tokens cut away: from the prompt's beginning and from the end of reference and output."""
-
-    prompt: int
-    reference: int
-    output: int
-
-
-class ScoredOutput(BaseModel):
-    """reward: raw. score: after the transform. n_tokens: of the whole sequence."""
-
-    index: int
-    reward: float
-    score: float
-    n_tokens: int
-    cut: CutReply
-
-
-class ItemError(BaseModel):
-    code: Literal["invalid_item", "non_finite", "model_error"]
-    message: str
-
-
-class FailedOutput(BaseModel):
-    index: int
-    error: ItemError
-
-
-class ScoredItem(BaseModel):
-    index: int
-    outputs: list[ScoredOutput | FailedOutput]
-
-
-class FailedItem(BaseModel):
-    index: int
-    error: ItemError
-
-
-class ScoreReply(BaseModel):
-    """Results in the order of the request."""
-
-    model: str
-    transform: str
-    results: list[ScoredItem | FailedItem]

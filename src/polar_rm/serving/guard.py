@@ -121,6 +121,9 @@ class Guard:
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self.limits.body_bytes:
             return _too_large(self.limits.body_bytes)
+        if (coding := headers.get(b"content-encoding", b"identity")).lower() != b"identity":
+            message = f"Content-Encoding {coding.decode('latin-1')!r} is not supported: send the JSON as it is"
+            return error_reply(415, "invalid_request", message)
         return None
 
     async def _read(self, body: _Body) -> JSONResponse | None:
@@ -195,6 +198,8 @@ class _Body:
         chunks: list[bytes] = []
         while True:
             message = await self._receive()
+            if message["type"] == "http.disconnect":  # half a body must not be read as if it were all of it
+                return error_reply(499, "client_closed_request", "the client closed the connection")
             chunk = message.get("body", b"")
             chunks.append(chunk)
             self.held += len(chunk)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import signal
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
 
+from polar_rm.errors import PolarError
 from polar_rm.modeling import RewardModel
 from polar_rm.scoring import Scorer
 from polar_rm.serving.address import bind
@@ -98,6 +103,24 @@ class DrainingServer(uvicorn.Server):
         if self._quiet_ticks >= 5:  # tenths of a second
             self.should_exit = True
         return await super().on_tick(counter)
+
+
+@contextmanager
+def in_thread(app: Guard) -> Iterator[str]:
+    """The application on a free port of the loopback, in a thread of this process; yields its URL."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise PolarError("the server could not be started in this process")
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
 
 
 class _JsonLines(logging.Formatter):

@@ -216,7 +216,8 @@ def openrlhf_reply(results: Sequence[Reward], scores: Sequence[float]) -> dict[s
 
 
 # Ends of turn and of text that policies' templates put behind an answer.
-_END_TOKENS = re.compile(r"(?:\s*(?:<\|[^<>|\s]{1,40}\|>|</s>|<eos>|<end_of_turn>|<\uff5cend\u2581of\u2581sentence\uff5c>))+\s*$")
+_END_TOKEN = re.compile(r"(?:<\|[^<>|\s]{1,40}\|>|</s>|<eos>|<end_of_turn>|<\uff5cend\u2581of\u2581sentence\uff5c>)\Z")
+_LONGEST_END = 44
 
 _ENOUGH = 40  # characters that mark a place in a prompt
 
@@ -234,7 +235,7 @@ def openrlhf_item(query: str, prompt: str, label: Any) -> ScoreItem:
     if label == "":  # what OpenRLHF sends where no column of labels is named
         raise PolarError("the label is empty: name the column of references with --data.label_key")
     fields = label if isinstance(label, dict) else {"reference": label}
-    answer = _END_TOKENS.sub("", _behind(query, prompt))
+    answer = _without_end_tokens(_behind(query, prompt))
     try:
         body = ItemBody(prompt=fields.get("prompt", prompt), reference=fields.get("reference"), outputs=[answer])
     except ValidationError as error:
@@ -255,6 +256,20 @@ def _behind(query: str, prompt: str) -> str:
     if place < 0:
         raise PolarError("the query does not begin with its prompt")
     return query[place + len(tail) :]
+
+
+def _without_end_tokens(text: str) -> str:
+    """Tokens at the end with the blanks around them; without one the text stays as it is. Looks at every character once: one
+    expression for all of it would take quadratic time on a long run of blanks."""
+    kept = len(text)
+    while True:
+        end = kept
+        while end and text[end - 1].isspace():
+            end -= 1
+        token = _END_TOKEN.search(text, max(0, end - _LONGEST_END), end)
+        if token is None:
+            return text if kept == len(text) else text[:end]
+        kept = token.start()
 
 
 def sigmoid(value: float) -> float:

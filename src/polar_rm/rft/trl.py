@@ -1,0 +1,139 @@
+"""Reward function for TRL's ``GRPOTrainer`` and ``RLOOTrainer``. Imports neither TRL nor, with a server, torch.
+
+    reward = PolarReward("http://127.0.0.1:30000")  # or the folder of a reward model, to score in this process
+    GRPOTrainer(model=..., reward_funcs=reward, train_dataset=...)  # rows {prompt, reference}
+
+A POLAR checkpoint itself is no ``reward_funcs`` entry: TRL would show it prompt and completion, but never the reference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from polar_rm.errors import PolarError
+from polar_rm.records import ScoreItem, Wrapper
+from polar_rm.rft.items import score_item, transformed
+from polar_rm.serving.client import RewardClient
+from polar_rm.serving.results import Reward, rewards
+from polar_rm.transforms import Calibration, Transform
+
+_Score = Callable[[Sequence[ScoreItem]], tuple[list[float], list[bool]]]
+"""Raw rewards, and whether a text of the item was cut."""
+
+
+class PolarReward:
+    """Rewards of completions against a reference that comes from a column of the data set.
+
+    source: a reward server's URL, or a reward model's folder. reference_column: strings or lists of messages. wrapper: how the
+    completion follows the prompt, see :class:`ScoreItem`. strip_thinking: of completion and reference. transform: a name of
+    :mod:`polar_rm.transforms`; GRPO scales groups itself, and with several ranks each sees a part of the batch, so ``raw`` or
+    ``tanh`` is what it needs. calibration: of ``percentile``; a folder brings its own. client: options of
+    :class:`RewardClient`, such as ``api_key``, or ``model`` for servers other than ours.
+
+    TRL also logs ``polar/cut``, the share of items that were too long for the reward model, and under a transform
+    ``polar/raw_reward``.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        reference_column: str = "reference",
+        wrapper: Wrapper = "sft",
+        strip_thinking: bool = False,
+        transform: Transform = "raw",
+        calibration: Calibration | None = None,
+        **client: Any,
+    ) -> None:
+        self.__name__ = "polar"  # TRL's metrics are rewards/polar/mean and so on
+        self.source, self.client = str(source), client
+        self.reference_column, self.wrapper, self.strip_thinking = reference_column, wrapper, strip_thinking
+        self.transform = transform
+        self.calibration = calibration if calibration or self._is_url else Calibration.load(source)
+        transformed(transform, [], [], self.calibration)  # an unknown name is told before the first batch is generated
+        self._score: _Score | None = self._open()
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
+    ) -> list[float]:
+        """One reward per completion; prompts and completions are strings or lists of messages.
+
+        Raises:
+            PolarError: no column of references, or an item that is none.
+            ScoreError: an item has no reward. TRL would take None for "does not apply" and train on.
+        """
+        references = columns.get(self.reference_column)
+        if references is None:
+            raise PolarError(
+                f"the data set has no column {self.reference_column!r} with references (reference_column); it has "
+                f"{', '.join(sorted(columns.keys() - {'trainer_state', 'log_extra', 'log_metric'})) or 'prompts alone'}"
+            )
+        items = [self._item(number, *texts) for number, texts in enumerate(zip(prompts, completions, references, strict=True), 1)]
+        if self._score is None:
+            self._score = self._open()
+        raw, cut = self._score(items)
+        if items and (log := columns.get("log_metric")):
+            log("polar/cut", fmean(cut))
+            if self.transform != "raw":
+                log("polar/raw_reward", fmean(raw))
+        return transformed(self.transform, items, raw, self.calibration)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Trainers that score in another process send this object there: connections and weights stay, and are opened anew."""
+        return {**self.__dict__, "_score": None}
+
+    @property
+    def _is_url(self) -> bool:
+        return self.source.startswith(("http://", "https://"))
+
+    def _open(self) -> _Score:
+        if self._is_url:
+            return _from_server(RewardClient(self.source, **self.client))
+        if self.client:
+            raise PolarError(f"{self.source} is a folder, not a URL: {', '.join(self.client)} can't be used")
+        return _in_process(self.source)
+
+    def _item(self, number: int, prompt: Any, completion: Any, reference: Any) -> ScoreItem:
+        try:
+            return score_item(prompt, completion, reference, wrapper=self.wrapper, strip_thinking=self.strip_thinking)
+        except PolarError as error:
+            raise PolarError(f"completion {number} of the batch: {error}") from None
+
+
+class AsyncPolarReward(PolarReward):
+    """The same for TRL's event loop, where several asynchronous reward functions wait at the same time.
+
+    Every trainer has a loop of its own and a client belongs to one loop, so it is the client's own thread that asks. Releases of
+    TRL that don't see that an object is asynchronous refuse it; :class:`PolarReward` works with all of them.
+    """
+
+    async def __call__(  # type: ignore[override]
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
+    ) -> list[float]:
+        return await asyncio.to_thread(super().__call__, prompts, completions, completion_ids, **columns)
+
+
+def _from_server(client: RewardClient) -> _Score:
+    def score(items: Sequence[ScoreItem]) -> tuple[list[float], list[bool]]:
+        outcomes = client.score(items)
+        return rewards(outcomes), [bool(outcome.cut) for outcome in outcomes if isinstance(outcome, Reward)]
+
+    return score
+
+
+def _in_process(folder: str) -> _Score:
+    from polar_rm.devices import pick_device
+    from polar_rm.modeling import RewardModel
+    from polar_rm.scoring import Scorer
+
+    scorer = Scorer(RewardModel.from_pretrained(folder, device=pick_device("auto")))
+
+    def score(items: Sequence[ScoreItem]) -> tuple[list[float], list[bool]]:
+        scored = list(scorer.score(items))
+        return [each.reward for each in scored], [each.truncated for each in scored]
+
+    return score

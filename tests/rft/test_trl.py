@@ -1,0 +1,155 @@
+"""The reward function as TRL calls it, and ``polar rft`` as far as it comes without TRL; with it: ``make test-trl``."""
+
+import asyncio
+import json
+import pickle
+import subprocess
+import sys
+
+import fakes
+import pytest
+import tiny
+
+from polar_rm import cli
+from polar_rm.config import load_config
+from polar_rm.errors import PolarError, ScoreError
+from polar_rm.records import ScoreItem
+from polar_rm.rft.run import RftConfig, read_rows, run
+from polar_rm.rft.trl import AsyncPolarReward, PolarReward
+
+ENCODER = fakes.encoder(max_length=60, max_response_length=20)
+PROMPTS = ["the dog", "the dog", "a fox"]
+COMPLETIONS = ["jumps", "over the river", "a lazy bank"]
+REFERENCES = ["the fox jumps", "the fox jumps", "near the bank"]
+
+
+def raw():
+    triples = zip(PROMPTS, REFERENCES, COMPLETIONS, strict=True)
+    return [fakes.fake_score(fakes.ids_of(ScoreItem(*triple), ENCODER)) for triple in triples]
+
+
+def conversation(role, texts):
+    return [[{"role": role, "content": text}] for text in texts]
+
+
+@pytest.fixture(scope="module")
+def url():
+    with fakes.running(fakes.make(encode=ENCODER)) as address:
+        yield address
+
+
+def test_a_server_rewards_strings_and_conversations(url):
+    reward = PolarReward(url, strip_thinking=True)
+    assert reward.__name__ == "polar"
+    assert reward(prompts=PROMPTS, completions=COMPLETIONS, completion_ids=[[1]], reference=REFERENCES, other=[1]) == raw()
+    thoughtful = conversation("assistant", [f"<think>hm</think>\n{text}" for text in COMPLETIONS])
+    assert reward(conversation("user", PROMPTS), thoughtful, reference=REFERENCES) == raw()
+    assert reward([], [], reference=[]) == []
+
+
+def test_a_folder_rewards_in_this_process(tmp_path):
+    model = tiny.reward_model(tmp_path / "lm")
+    model.save(tmp_path / "model")
+    rewards = PolarReward(tmp_path / "model", reference_column="answer")(PROMPTS, COMPLETIONS, answer=REFERENCES)
+    triples = zip(PROMPTS, REFERENCES, COMPLETIONS, strict=True)
+    alone = [model.score(prompt=prompt, reference=ref, outputs=[output])[0] for prompt, ref, output in triples]
+    assert rewards == pytest.approx(alone, abs=1e-4)
+    with pytest.raises(PolarError, match="api_key can't be used"):
+        PolarReward(tmp_path / "model", api_key="k")
+
+
+def test_transforms_know_the_groups(url):
+    first, second, _ = raw()
+    high = 1.0 if first > second else -1.0
+    assert PolarReward(url, transform="group_zscore")(PROMPTS, COMPLETIONS, reference=REFERENCES) == [high, -high, 0.0]
+    for name, reason in [("sigmoid", "unknown transform"), ("percentile", "calibration card")]:
+        with pytest.raises(PolarError, match=reason):
+            PolarReward(url, transform=name)
+
+
+def test_what_was_cut_is_logged(url):
+    logged = {}
+    long = " ".join(fakes.WORDS * 3)
+    PolarReward(url)(PROMPTS, [*COMPLETIONS[:2], long], reference=REFERENCES, log_metric=logged.__setitem__)
+    assert logged == {"polar/cut": pytest.approx(1 / 3)}
+    reward = PolarReward(url, transform="tanh")
+    reward(PROMPTS, COMPLETIONS, reference=REFERENCES, log_metric=logged.__setitem__)
+    assert logged == {"polar/cut": 0.0, "polar/raw_reward": pytest.approx(sum(raw()) / 3)}
+
+
+def test_mistakes_name_column_and_completion(url):
+    reward = PolarReward(url)
+    with pytest.raises(PolarError, match="no column 'reference'.*it has answer"):
+        reward(PROMPTS, COMPLETIONS, answer=REFERENCES, trainer_state=None)
+    with pytest.raises(PolarError, match="completion 2 of the batch: field 'reference': .* not null"):
+        reward(PROMPTS, COMPLETIONS, reference=["x", None, "y"])
+
+
+def test_a_failure_raises():
+    def fail(ids):
+        if ids == culprit:
+            raise RuntimeError("no memory")
+
+    culprit = fakes.ids_of(ScoreItem(PROMPTS[2], REFERENCES[2], COMPLETIONS[2]), ENCODER)
+    with (
+        fakes.running(fakes.make(fakes.FakeModel(fail=fail), encode=ENCODER)) as url,
+        pytest.raises(ScoreError, match="1 of 3 items have no reward; first item 3"),
+    ):
+        PolarReward(url)(PROMPTS, COMPLETIONS, reference=REFERENCES)
+    with pytest.raises(ScoreError, match="3 of 3 items have no reward; .*unavailable"):
+        PolarReward(url, deadline=0.1)(PROMPTS, COMPLETIONS, reference=REFERENCES)
+
+
+def test_one_asynchronous_reward_serves_many_loops(url):
+    reward = AsyncPolarReward(url)
+
+    async def twice():
+        return await asyncio.gather(*(reward(PROMPTS, COMPLETIONS, reference=REFERENCES) for _ in range(2)))
+
+    for _ in range(2):  # each trainer has a loop of its own
+        assert asyncio.run(twice()) == [raw(), raw()]
+
+
+def test_another_process_gets_a_reward_without_connections(url):
+    reward = PolarReward(url)
+    reward(PROMPTS, COMPLETIONS, reference=REFERENCES)
+    assert pickle.loads(pickle.dumps(reward))(PROMPTS, COMPLETIONS, reference=REFERENCES) == raw()
+
+
+def test_with_a_server_torch_is_not_needed(url):
+    code = f"from polar_rm.rft.trl import PolarReward; PolarReward({url!r})(['a'], ['b'], reference=['c'])"
+    code += "; import sys; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def config(tmp_path, rows, **changes):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {"policy.model": "lm", "reward.source": "rm", "data": [str(tmp_path / "rows.jsonl")], "output": tmp_path / "run"}
+    return load_config(RftConfig, [], [f"{name}={value}" for name, value in (values | changes).items()])
+
+
+def test_a_chat_policy_gets_messages(tmp_path):
+    rows = [{"prompt": "Why?", "reference": "So."}, {"prompt": [{"role": "user", "content": "How?"}], "reference": "Thus."}]
+    assert read_rows(config(tmp_path, rows)) == [
+        {"prompt": [{"role": "user", "content": "Why?"}], "reference": "So."},
+        {"prompt": [{"role": "user", "content": "How?"}], "reference": "Thus."},
+    ]
+    with pytest.raises(PolarError, match="'prompt' is a string in some rows"):
+        read_rows(config(tmp_path, rows, **{"policy.kind": "base"}))
+    with pytest.raises(PolarError, match=r"rows.jsonl: row 2: field 'reference'"):
+        read_rows(config(tmp_path, [rows[0], {"prompt": "p", "reference": " "}]))
+
+
+def test_without_trl_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(PolarError, match=r"trl is missing; .* pip install 'polar-rm\[rft\]'"):
+        run(config(tmp_path, [{"prompt": "p", "reference": "r"}]))
+
+
+def test_a_dry_run_prints_the_plan(tmp_path, monkeypatch, capsys):
+    config(tmp_path, [{"prompt": "p", "reference": "r"}])
+    base = ["policy.model=lm", "reward.source=rm", f"data=[{tmp_path}/rows.jsonl]", f"output={tmp_path}/run"]
+    monkeypatch.setattr(sys, "argv", ["polar", "rft", "recipes/rft.yaml", *base, "--dry-run"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code and "prompts: 1" in capsys.readouterr().out

@@ -1,0 +1,169 @@
+"""Bodies near to right ones, huge ones, and others than their headers say: a status and a JSON reason, never a hang or a 5xx."""
+
+import gzip
+import json
+import random
+import socket
+import time
+
+import fakes
+import pytest
+
+from polar_rm.records import ScoreItem
+from polar_rm.scoring import Scorer
+from polar_rm.sequences import render
+from polar_rm.serving import wire
+
+ROUTES = ["/classify", "/pooling", "/v1/embeddings", "/get_reward", "/v1/score"]
+KINDS = 16
+ODD = [None, True, -1, 0, 1e308, 2**70, "", "\x00", [], {}, [[]], [{}], [[[1]]], {"a": {"a": {}}}, "\ud800", ["x", 1], [None]]
+
+
+@pytest.fixture(scope="module")
+def served(checkpoint):
+    _, model = checkpoint
+    with fakes.running(fakes.make(Scorer(model).score_trees, model.encoder)) as url:
+        yield url.removeprefix("http://"), model.encoder
+
+
+def good_bodies(encoder):
+    ids = fakes.ids_of(ScoreItem("p", "r", "fox"), encoder)
+    rendered = render(ids, encoder)
+    return [
+        {"text": [rendered]},
+        {"input_ids": [ids]},
+        {"input": [rendered], "use_activation": True},
+        {"query": ["ab"], "prompts": ["a"], "labels": ["r"]},
+        {"items": [{"prompt": "p", "reference": "r", "outputs": ["o"]}], "transform": "raw"},
+    ]
+
+
+def malformed(rng: random.Random, kind: int, good: list[dict]) -> tuple[bytes, dict[str, str]]:
+    """One body of one of ``KINDS`` kinds, and headers that differ from right ones."""
+    body = rng.choice(good)
+    key = rng.choice(list(body))
+    text = json.dumps(body).encode()
+    match kind:
+        case 0:
+            body = {**body, key: rng.choice(ODD)}
+        case 1:
+            body = {rng.choice([*"abc", "\ud800", "\x00", "input", "text", "items", "labels"]): rng.choice(ODD), **body}
+        case 2:
+            body = rng.choice(ODD)
+        case 3:
+            return text[: rng.randrange(len(text))], {}
+        case 4:
+            changed = bytearray(text)
+            for _ in range(rng.randint(1, 5)):
+                changed[rng.randrange(len(text))] = rng.randrange(256)
+            return bytes(changed), {}
+        case 5:
+            deep = [b"[" * 50_000, b'{"a":' * 20_000, b'{"input":' + b"[" * 50_000 + b"]" * 50_000 + b"}", b'{"labels":' * 900]
+            return rng.choice(deep), {}
+        case 6:
+            number = rng.choice(["NaN", "-Infinity", "1e400", "-1", "9" * 5000, "1.5", str(2**31), "0.1e-400", "1" * 30])
+            return text.replace(b'["', f'[{number}, "'.encode()).replace(b"[[", f"[[{number}, ".encode()), {}
+        case 7:  # ids that are none, and ids of other tokens
+            ids = [rng.choice([-1, -(2**40), 10**6, 2**31 - 1, 2**63, rng.randrange(400)]) for _ in range(rng.randint(0, 300))]
+            body = {rng.choice(["input", "input_ids"]): rng.choice([ids, [ids], [ids, ids], [ids, "x"]])}
+        case 8:
+            return rng.choice(
+                [b"\xff\xfe", b'{"text": ["\xc3\x28"]}', b'"\xed\xa0\x80"', text.decode().encode("utf-16"), b""]
+            ), {}
+        case 9:
+            kind = rng.choice(["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "json"])
+            return text, {"Content-Type": kind}
+        case 10:  # a bomb of 16 MiB, or no gzip at all
+            packed = rng.choice([gzip.compress(b" " * (16 << 20)), text])
+            return packed, {"Content-Encoding": rng.choice(["gzip", "deflate", "br", "zstd", "\xe9"])}
+        case 11:  # the connection ends before the body
+            return text, {"Content-Length": str(len(text) + rng.randint(1, 1000))}
+        case 12:  # what is left over is no request
+            return text, {"Content-Length": str(rng.randrange(len(text)))}
+        case 13:
+            return text, {"Content-Length": rng.choice(["-1", "x", "1e3", "", "99999999999999999999", "0x10"])}
+        case 14:  # twice the same key: the last one counts, as everywhere
+            return text[:-1] + b"," + json.dumps({key: rng.choice(ODD)}).encode()[1:], {}
+        case _:
+            return b"%x\r\n%b\r\n0\r\n\r\n" % (rng.choice([len(text), 1, 0, 2**40]), text), {"Transfer-Encoding": "chunked"}
+    return json.dumps(body).encode(), {}
+
+
+def post(address: str, path: str, content: bytes, headers: dict[str, str], *, end: bool = False) -> tuple[int, bytes]:
+    """(status, body) over a bare socket, since a client's library would put such requests right; 0 where the server hangs up.
+    end: close our side after sending."""
+    host, port = address.split(":")
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}
+    if "Transfer-Encoding" in headers:
+        del headers["Content-Length"]
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        try:
+            connection.sendall(head.encode("latin-1") + b"\r\n" + content)
+            if end:
+                connection.shutdown(socket.SHUT_WR)
+            received = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        except (ConnectionResetError, BrokenPipeError):
+            return 0, b""
+    if not received:
+        return 0, b""
+    head, _, body = received.partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+def rewards(served):
+    address, _ = served
+    item = {"prompt": "over", "reference": "the dog", "outputs": ["the fox", "a river"]}
+    status, body = post(address, "/v1/score", json.dumps({"items": [item]}).encode(), {})
+    assert status == 200
+    return [row["reward"] for row in json.loads(body)["results"][0]["outputs"]]
+
+
+def test_600_malformed_requests_get_a_reason_and_change_nothing(served):
+    address, encoder = served
+    rng = random.Random(0)
+    before = rewards(served)
+    good = good_bodies(encoder)
+    statuses = []
+    for number in range(600):
+        kind = number % KINDS
+        content, headers = malformed(rng, kind, good)
+        path = rng.choice(ROUTES)
+        status, body = post(address, path, content, headers, end=kind in (11, 15))
+        statuses.append(status)
+        case = (kind, path, content[:200], headers, status, body[:300])
+        # The HTTP library itself answers what is no HTTP, in plain text; a body cut off by its sender needs no answer.
+        if kind in (11, 15) and status in (0, 499):
+            continue
+        if kind in (12, 13, 15) and status == 400 and b"Invalid HTTP request" in body:
+            continue
+        assert 200 <= status < 500, case
+        if status >= 400:
+            error = json.loads(body)["error"]
+            assert error["code"] == status and error["message"], case
+            assert error["type"] in ("invalid_request", "invalid_item", "too_large"), case
+    assert statuses.count(200) < 150  # odd, and yet right
+    assert rewards(served) == before
+
+
+@pytest.mark.parametrize("text", ["a" * 300_000, "\n" * 300_000, "<|im_" * 50_000 + "end|>" * 50_000, "</s>" * 250_000])
+def test_texts_of_megabytes_are_answered(served, text):
+    address, _ = served
+    bodies = {
+        "/classify": {"text": text * 30},
+        "/pooling": {"input": [text * 30]},
+        "/v1/score": {"items": [{"prompt": "p", "reference": text, "outputs": ["o"]}]},
+        "/get_reward": {"query": ["p" + text], "prompts": ["p"], "labels": ["r"]},
+    }
+    statuses = {path: post(address, path, json.dumps(body).encode(), {})[0] for path, body in bodies.items()}
+    assert statuses == {"/classify": 400, "/pooling": 400, "/v1/score": 200, "/get_reward": 200}
+
+
+def test_ends_of_answers_are_found_at_once():
+    assert wire._without_end_tokens("a b </s> <|im_end|>\n") == "a b"
+    assert wire._without_end_tokens("a b \n") == "a b \n"
+    assert wire._without_end_tokens("</s>") == ""
+    started = time.monotonic()
+    wire._without_end_tokens(" " * 1_000_000 + "x")
+    wire._without_end_tokens("x" + " " * 1_000_000)
+    assert time.monotonic() - started < 10
