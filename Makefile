@@ -35,7 +35,8 @@ test: $(READY)  ## all tests; FAST=1 leaves out those that train or start proces
 	$(call versions,$*) > .venv-$*/before
 	$(call pip,$*) '.[serve]' pytest
 	$(call versions,$*) > .venv-$*/after
-	@changed=$$(comm -23 .venv-$*/before .venv-$*/after); test -z "$$changed" || { echo "$* had other versions: $$changed"; exit 1; }
+	@changed=$$(LC_ALL=C comm -23 .venv-$*/before .venv-$*/after); test -s .venv-$*/before -a -z "$$changed" || \
+	  { echo "$* had other versions: $$changed"; exit 1; }
 	@echo "polar-rm installed beside $$(wc -l < .venv-$*/before) packages of $*, all as before"
 	touch $@
 pip = .venv-$1/bin/python -m pip install -q --disable-pip-version-check
