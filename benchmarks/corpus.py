@@ -27,6 +27,7 @@ from common import report
 
 from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
+from polar_rm.errors import PolarError
 from polar_rm.evaluation.accuracy import score_pairs
 from polar_rm.evaluation.baselines import make_baselines
 from polar_rm.records import Comparison
@@ -121,21 +122,24 @@ def _rates(found: dict[str, float], rows: int, size: float) -> dict[str, float]:
 
 
 def real(files: list[Path], output: Path, options: list[str], triples: int) -> list[dict[str, Any]]:
-    """Speed and baselines of each file."""
+    """Speed and baselines of each file, or why nothing in it can be compared."""
     results = []
     for file in files:
-        target = output / file.stem
-        shutil.rmtree(target, ignore_errors=True)
         table = pq.read_table(file, columns=["text"])
-        size = sum(map(len, table["text"].to_pylist())) / 1e6
         row: dict[str, Any] = {"file": file.stem, "rows": len(table)}
-        row |= _rates(watched(_command([str(file)], target, options)), len(table), size)
-        folder = output / f"{file.stem}-report"
-        shutil.rmtree(folder, ignore_errors=True)
+        target, folder = output / file.stem, output / f"{file.stem}-report"
+        for old in (target, folder):
+            shutil.rmtree(old, ignore_errors=True)
         values = {"inputs": [str(file)], "output": folder, "report": {"pairs": triples}}
-        found = build(CorpusConfig.model_validate(values))["baselines"]["overall"]
-        row |= {f"report_{key}": round(value["accuracy"], 3) for key, value in found.items()}
-        row |= {f"triples_{key}": round(value, 3) for key, value in random_triples(file, triples).items()}
+        try:
+            found = build(CorpusConfig.model_validate(values))["baselines"]["overall"]
+        except PolarError as error:
+            row["refused"] = str(error)
+        else:
+            size = sum(map(len, table["text"].to_pylist())) / 1e6
+            row |= _rates(watched(_command([str(file)], target, options)), len(table), size)
+            row |= {f"report_{key}": round(value["accuracy"], 3) for key, value in found.items()}
+            row |= {f"triples_{key}": round(value, 3) for key, value in random_triples(file, triples).items()}
         results.append(row)
         print(row, flush=True)
     return results

@@ -1,8 +1,8 @@
 """Checkpoints of one model for a zoo of policies: a short fine-tune on what another, prompted policy answered.
 
 The model is asked the bare prompts through its chat template, and learns to answer as the other one did with its own template
-around them (context distillation). Every checkpoint is an ordinary folder that `polar sample` takes as a policy's `model`. The same
-command makes the same weights. Those of the packaged corpus:
+around them (context distillation). Every checkpoint is an ordinary folder that `polar sample` takes as a policy's `model`.
+The same command makes the same weights. Those of the packaged corpus:
 
     python recipes/distill.py --trajectories src/polar_rm/quickstart/data/trajectories.parquet --policy base-casual \\
         --steps 10 30 80 --output runs/quickstart_checkpoints

@@ -226,7 +226,9 @@ def test_failures_that_are_final_are_counted_and_asked_again_only_on_demand(tmp_
     assert len(rows(sample(settings))) == 6
     [found] = manifest(settings)["policies"]
     assert (found["failures"], found["missing"]) == ({"empty": 2, "too_long": 2}, 0)
-    assert run_sampling(settings).policies[0].asked == 0
+    again = run_sampling(settings)
+    assert again.policies[0].asked == 0
+    assert json.loads(json.dumps(again.to_json()))["policies"][0]["failures"] == {"empty": 2, "too_long": 2}
     server.respond = lambda body, _: stub.good(body)
     assert run_sampling(settings, retry_failed=True).n_trajectories == 10
 

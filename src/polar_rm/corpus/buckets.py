@@ -220,10 +220,10 @@ def _of_one_prompt(job: Job, rows: Rows, places: list[int], tally: Tally) -> lis
 def _distinct(rows: Rows, places: list[int], tally: Tally) -> list[int]:
     """Without empty texts, which no comparison can use, and without exact duplicates; both are counted."""
     seen: dict[tuple[str, str, str], int] = {}
+    tally.add("trajectories", "rows", len(places))
+    tally.add("trajectories", "samples", sum(rows["dup_count"][place] or 1 for place in places))
     for place in places:
         policy, text = rows["policy"][place], rows["text"][place]
-        tally.add("trajectories", "rows")
-        tally.add("trajectories", "samples", rows["dup_count"][place] or 1)
         if not text or text.isspace():
             tally.add("trajectories", "empty")
             tally.add_policy(policy, "empty")

@@ -7,9 +7,11 @@ text's characters, and cleaning it again changes nothing. Time is linear in the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from polar_rm.corpus.config import Cleaning
 
 Ids = NDArray[np.int64]
+Hashes = NDArray[np.integer[Any]]
 
 CUT_BY_LIMIT = frozenset({"length", "max_tokens", "max_length"})
 """Values of ``finish_reason`` that say that the limit on new tokens ended a text."""
@@ -141,7 +144,7 @@ def _excess(ids: Ids, period: int, runs: Ids, loop: Loop, *, to_end: bool) -> ND
     return gone
 
 
-def _repeats(ids: Ids, loop: Loop) -> Iterator[tuple[int, Ids]]:
+def _repeats(ids: Hashes, loop: Loop) -> Iterator[tuple[int, Ids]]:
     """Periods at which there may be loops, and tokens inside them: a test that misses none, and lets little else through.
 
     A loop is a run of equalities ``ids[i] == ids[i - period]``, and covers a whole block where the tokens are divided into blocks
@@ -165,13 +168,8 @@ def _repeats(ids: Ids, loop: Loop) -> Iterator[tuple[int, Ids]]:
 
 def _with_loops(texts: Sequence[str], rule: str) -> set[int]:
     """Places of the texts that may have a loop."""
-    parts: list[Ids] = []
-    for place, text in enumerate(texts):
-        # After each text a token of its own: no run crosses from one into the next.
-        parts += [_HASHES[rule](text), np.array([-1 - place])]
-    ends = np.cumsum([len(part) + 1 for part in parts[::2]])
-    repeats = _repeats(np.concatenate(parts), LOOPS[rule])
-    return {int(place) for _, at in repeats for place in np.searchsorted(ends, at, side="right")}
+    ids, ends = _HASHES[rule](texts)
+    return {int(place) for _, at in _repeats(ids, LOOPS[rule]) for place in np.searchsorted(ends, at, side="right")}
 
 
 def _slices(texts: Sequence[str], places: Sequence[int]) -> Iterator[list[int]]:
@@ -226,11 +224,42 @@ _TOKENS: dict[str, Callable[[str], Tokens]] = {
     "repeated_characters": _characters,
 }
 
-# The same tokens by their hashes: quicker, and enough to see which texts need a closer look.
-_HASHES: dict[str, Callable[[str], Ids]] = {
-    "repeated_lines": lambda text: np.array([hash(line) for each in text.split("\n") if (line := each.rstrip())], np.int64),
-    "repeated_words": lambda text: np.fromiter(map(hash, text.split()), np.int64),
-    "repeated_characters": lambda text: _characters(text)[1],
+# The same tokens of many texts by their hashes: quicker, and enough to see which texts need a closer look. Each text ends in a
+# token of its own, so that no run crosses into the next one. Returned are the tokens, and where those of each text end.
+
+
+def _hashed_characters(texts: Sequence[str]) -> tuple[Hashes, Ids]:
+    ids = np.frombuffer("\0".join([*texts, ""]).encode("utf-32-le", "surrogatepass"), np.uint32).copy()
+    ends = np.cumsum([len(text) + 1 for text in texts])
+    ids[ends - 1] = sys.maxunicode + 1 + np.arange(len(texts), dtype=np.uint32)
+    return ids, ends
+
+
+def _hashed_words(texts: Sequence[str]) -> tuple[Hashes, Ids]:
+    least = 2 * LOOPS["repeated_words"].span - 1  # characters that so many words need at least
+    return _hashed(map(hash, text.split()) if len(text) >= least else () for text in texts)
+
+
+def _hashed_lines(texts: Sequence[str]) -> tuple[Hashes, Ids]:
+    least = LOOPS["repeated_lines"].span - 1
+    lines = (text.split("\n") if text.count("\n") >= least else () for text in texts)
+    return _hashed([hash(line) for each in of_text if (line := each.rstrip())] for of_text in lines)
+
+
+def _hashed(hashes: Iterable[Iterable[int]]) -> tuple[Hashes, Ids]:
+    ids: list[int] = []
+    ends = []
+    for place, of_text in enumerate(hashes):
+        ids.extend(of_text)
+        ids.append(-1 - place)
+        ends.append(len(ids))
+    return np.array(ids, np.int64), np.array(ends)
+
+
+_HASHES: dict[str, Callable[[Sequence[str]], tuple[Hashes, Ids]]] = {
+    "repeated_lines": _hashed_lines,
+    "repeated_words": _hashed_words,
+    "repeated_characters": _hashed_characters,
 }
 
 

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def add_up(tallies: Iterable[Counts]) -> Counts:
     return total.counts
 
 
+@lru_cache(1 << 16)
 def length_bin(characters: int) -> int:
     """Eight bins an octave: lengths of one bin differ by less than a tenth."""
     return round(8 * math.log2(1 + characters))

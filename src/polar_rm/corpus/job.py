@@ -89,13 +89,17 @@ class Job:
             PolarError: distances are asked for and a policy's family is not known.
         """
         wanted = self.config.pairing.distance
+        wrappers = {policy: self.wrapper(policy) for policy in self.policies}
         unknown = [policy for policy in self.policies if policy not in self.lineage.families]
         if wanted and unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise PolarError(f"pairing.distance: the family of {unknown[0]!r}{more} is not known; say it in families")
 
+        if not wanted and len(set(wrappers.values())) == 1:
+            return lambda *_: True
+
         def allowed(policy: str, other: str) -> bool:
             near = not wanted or self.lineage.distance(policy, other) in wanted
-            return near and self.wrapper(policy) == self.wrapper(other)
+            return near and wrappers[policy] == wrappers[other]
 
         return allowed

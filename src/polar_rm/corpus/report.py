@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -22,7 +23,8 @@ from polar_rm.evaluation.plots import plot_accuracy, plot_lengths, plot_matrix
 from polar_rm.evaluation.statistics import bootstrap_intervals
 from polar_rm.evaluation.survey import NO_GROUP
 from polar_rm.files import write_file
-from polar_rm.records import Comparison, read_comparisons
+from polar_rm.records import Comparison
+from polar_rm.records.rows import to_comparison
 
 _SHOWN_POLICIES = 40  # of the heat map
 _SAMPLED_BUCKETS = 64  # prompts are dealt to buckets by a hash, so some of many buckets are as good as all
@@ -137,9 +139,9 @@ class _Sample:
         for key, number, split, row in self._chosen:
             by_shard.setdefault((number, split), {})[row] = key
         for (number, split), wanted in sorted(by_shard.items()):
-            for row, comparison in enumerate(read_comparisons(self._job.config.output / split / f"{number:05d}.parquet")):
-                if row in wanted:
-                    yield self._pair(comparison, wanted[row])
+            shard = pq.read_table(self._job.config.output / split / f"{number:05d}.parquet")
+            for place, row in zip(sorted(wanted), shard.take(sorted(wanted)).to_pylist(), strict=True):
+                yield self._pair(to_comparison(row, is_cell=True), wanted[place])
 
     def _pair(self, comparison: Comparison, key: int) -> Comparison:
         pairs = comparison.pairs()

@@ -19,6 +19,7 @@ from polar_rm.records.types import Comparison, Record, ScoreItem, Text, Trajecto
 
 T = TypeVar("T")
 
+_WRAPPERS: tuple[Wrapper, ...] = get_args(Wrapper)
 _TEXT = "text or a list of messages"
 _MESSAGES = '[{"role"'
 # A plain string that would be read as messages is stored in a table as the only element of a JSON list of strings, and so is a
@@ -88,10 +89,10 @@ class _Fields:
 
     def wrapper(self) -> Wrapper:
         value = self.optional(self.string, "wrapper") or "sft"
-        for known in get_args(Wrapper):
+        for known in _WRAPPERS:
             if value == known:
-                return known  # type: ignore[no-any-return]
-        raise Refused("wrapper", f"one of {', '.join(get_args(Wrapper))}, not {value!r}")
+                return known
+        raise Refused("wrapper", f"one of {', '.join(_WRAPPERS)}, not {value!r}")
 
     def string(self, name: str) -> str:
         value = self._pop(name, "a string")
@@ -152,19 +153,20 @@ def to_comparison(row: Mapping[str, Any], is_cell: bool = False) -> Comparison:
     """
     take = _Fields(row, is_cell)
     prompt, reference = take.text("prompt"), take.optional(take.text, "reference")
-    if take.has("candidates"):
+    official = not take.has("candidates")
+    if not official:
         candidates = take.texts("candidates")
         ranks = take.ranks("ranks", len(candidates))
-        names = [f"candidates[{i}]" for i in range(len(candidates))]
     elif take.has("chosen") or take.has("rejected"):
-        candidates, ranks, names = (take.text("chosen"), take.text("rejected")), (0, 1), ["chosen", "rejected"]
+        candidates, ranks = (take.text("chosen"), take.text("rejected")), (0, 1)
     else:
         raise Refused("candidates", "candidates and ranks, or chosen and rejected: the row has neither")
-    first: dict[str, str] = {}
-    for name, candidate in zip(names, candidates, strict=True):
-        same = first.setdefault(flatten(candidate), name)
-        if same != name:
-            raise Refused(name, f"a text other than that of {same}: equal candidates can't be told apart")
+    texts = [flatten(candidate) for candidate in candidates]
+    if len(set(texts)) < len(texts):
+        names = ["chosen", "rejected"] if official else [f"candidates[{i}]" for i in range(len(texts))]
+        second = next(i for i, text in enumerate(texts) if text in texts[:i])
+        same = names[texts.index(texts[second])]
+        raise Refused(names[second], f"a text other than that of {same}: equal candidates can't be told apart")
     return Comparison(prompt, reference, candidates, ranks, take.wrapper(), take.metadata())
 
 
@@ -247,11 +249,16 @@ def to_row(record: Record) -> dict[str, Any]:
     Raises:
         Refused: the record would be refused by its reader.
     """
-    row = {field.name: getattr(record, field.name) for field in fields(record)}
-    check: dict[type, Callable[[Mapping[str, Any]], Record]]
-    check = {Comparison: to_comparison, ScoreItem: to_item, Trajectory: to_trajectory}
-    check[type(record)](row)
+    names, check = _CHECKS[type(record)]
+    row = {name: getattr(record, name) for name in names}
+    check(row)
     return row
+
+
+_CHECKS: dict[type, tuple[list[str], Callable[[Mapping[str, Any]], Record]]] = {
+    kind: ([field.name for field in fields(kind)], check)
+    for kind, check in ((Comparison, to_comparison), (ScoreItem, to_item), (Trajectory, to_trajectory))
+}
 
 
 def to_cells(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,13 +278,16 @@ def dump_json(value: Any) -> str:
     Raises:
         TypeError, ValueError: something else that JSON has no form for, such as bytes or NaN.
     """
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_as_text)
+    return _ENCODER.encode(value)
 
 
 def _as_text(value: Any) -> str:
     if isinstance(value, (date, time, Decimal)):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_as_text)
 
 
 def to_cell(text: Text | None) -> str | None:
@@ -325,6 +335,8 @@ def _check_messages(name: str, messages: list[Any]) -> None:
 
 def _check_unicode(name: str, value: Any) -> None:
     """JSON can spell half a surrogate pair, which is no character: no tokenizer and no UTF-8 file takes it."""
+    if _is_ascii(value):
+        return
     if isinstance(value, str):
         try:
             value.encode()
@@ -333,15 +345,23 @@ def _check_unicode(name: str, value: Any) -> None:
             raise Refused(name, expected) from None
     elif isinstance(value, dict):
         for key, inner in value.items():
-            _check_unicode(f"{name}, a key", key)
-            _check_unicode(f"{name}.{key}", inner)
+            if not _is_ascii(key):
+                _check_unicode(f"{name}, a key", key)
+            if not _is_ascii(inner):
+                _check_unicode(f"{name}.{key}", inner)
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            _check_unicode(f"{name}[{i}]", inner)
+            if not _is_ascii(inner):
+                _check_unicode(f"{name}[{i}]", inner)
+
+
+def _is_ascii(value: Any) -> bool:
+    """A string knows it without a look at its characters, and most are."""
+    return type(value) is str and value.isascii()
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def _kind(value: Any) -> str:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,11 @@ class PolicyStatus:
         """Samples that the same command would ask for again."""
         return self.planned - self.sampled - (self.final if self.sampled else 0)
 
+    def to_json(self) -> dict[str, Any]:
+        # asdict can't copy a Counter before Python 3.12.
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return values | {"failures": dict(self.failures), "missing": self.missing, "tokens_per_s": self.tokens_per_s}
+
 
 @dataclass(frozen=True)
 class SamplingReport:
@@ -57,7 +62,7 @@ class SamplingReport:
     unplanned: int
 
     def to_json(self) -> dict[str, Any]:
-        policies = [asdict(status) | {"missing": status.missing, "tokens_per_s": status.tokens_per_s} for status in self.policies]
+        policies = [status.to_json() for status in self.policies]
         values = {"trajectories": str(self.path), "n_trajectories": self.n_trajectories, "unplanned": self.unplanned}
         return values | {"complete": all(status.missing == 0 for status in self.policies), "policies": policies}
 
