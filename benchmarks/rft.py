@@ -28,10 +28,11 @@ from common import LANGUAGE_MODEL, report, timed
 
 from polar_rm.config import load_config
 from polar_rm.corpus import is_held_out
+from polar_rm.evaluation.baselines import BASELINES
 from polar_rm.evaluation.statistics import paired_difference
 from polar_rm.files import write_json
 from polar_rm.quickstart.pipeline import HELD_OUT_PROMPTS
-from polar_rm.records import ScoreItem, Text, flatten, read_referenced_prompts, read_trajectories
+from polar_rm.records import Comparison, ScoreItem, Text, flatten, read_referenced_prompts, read_trajectories
 from polar_rm.rft.run import RftConfig, run
 from polar_rm.sampling.backends.transformers import TransformersPolicy
 from polar_rm.sampling.base import Decoding, Machine, Outcome, Request, Sample
@@ -106,6 +107,16 @@ def difference(first: list[float], second: list[float]) -> dict[str, Any]:
     return {"from": fmean(first), "to": fmean(second), "difference": found.difference, "ci95": list(found.ci95 or ())}
 
 
+def similarity(
+    tasks: Sequence[tuple[Text, Text]], before: Sequence[str], after: Sequence[str]
+) -> tuple[list[float], list[float]]:
+    """Of the answers to the references, by character TF-IDF: a judge that nobody trained against."""
+    judge = BASELINES["tfidf"]()
+    rows = [Comparison(*task, tuple(texts), (0, 0)) for task, *texts in zip(tasks, before, after, strict=True)]
+    found = list(judge.score_comparisons(list(judge.fit(rows))))
+    return [first for first, _ in found], [second for _, second in found]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("runs/quickstart/pretrain/model"), help="reward model")
@@ -132,6 +143,7 @@ def main() -> None:
     rows = [
         {"what": "training prompts", "prompts": len(prompts), **difference(first, last)},
         {"what": "held-out prompts", "prompts": len(tasks), **difference(was, now)},
+        {"what": "their TF-IDF similarity", "prompts": len(tasks), **difference(*similarity(tasks, before, after))},
         {"what": "training", "wall_s": wall, "cpu_s": cpu},
     ]
     report(rows, output / "report.jsonl")
