@@ -31,7 +31,6 @@ from polar_rm.corpus import is_held_out
 from polar_rm.evaluation.baselines import BASELINES
 from polar_rm.evaluation.statistics import paired_difference
 from polar_rm.files import write_json
-from polar_rm.quickstart.pipeline import HELD_OUT_PROMPTS
 from polar_rm.records import Comparison, ScoreItem, Text, flatten, read_referenced_prompts, read_trajectories
 from polar_rm.rft.run import RftConfig, run
 from polar_rm.sampling.backends.transformers import TransformersPolicy
@@ -39,6 +38,7 @@ from polar_rm.sampling.base import Decoding, Machine, Outcome, Request, Sample
 from polar_rm.serving.client import RewardClient, rewards
 
 TRAIN_PROMPTS = 16
+HELD_OUT_PROMPTS = 0.25  # fraction
 
 
 @contextmanager

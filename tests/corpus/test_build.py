@@ -35,6 +35,21 @@ def comparisons(settings, split="train"):
     return list(read_comparisons(settings.output / split))
 
 
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl"])
+def test_only_selected_policies_take_part(tmp_path, name):
+    policies = sorted({row.policy for row in zoo()})
+    kept = {policies[0], policies[1]}
+    report = build(config(tmp_path, zoo(), name, policies=[policies[0], f"[{policies[1]}]"]))
+    some = [row for row in zoo() if row.policy in kept]
+    build(alone := config(tmp_path / "some", some, name))
+    found = [(c.prompt, c.candidates) for c in read_comparisons(tmp_path / "out/train")]
+    assert found == [(c.prompt, c.candidates) for c in comparisons(alone)] != []
+    assert set(report["policies"]) == kept
+    counts = report["counts"]["trajectories"]
+    assert counts["read"] == len(zoo())
+    assert counts["unselected"] == len(zoo()) - len(some)
+
+
 def test_every_file_of_a_finished_folder(tmp_path):
     settings = config(tmp_path, zoo(), pairing={"positives": 2, "negatives": 2}, licences={"test": "CC0"}, families=FAMILIES)
     report = build(settings)

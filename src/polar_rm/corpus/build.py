@@ -300,7 +300,8 @@ def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def _report(job: Job, parts: list[dict[str, Any]], buckets: list[dict[str, Any]], shards: list[dict[str, Any]]) -> dict[str, Any]:
     counts = add_up(bucket["counts"] for bucket in buckets)
-    counts["trajectories"]["read"] = sum(part["rows"] + part["refused"] for part in parts)
+    counts["trajectories"]["read"] = sum(part["rows"] + part["refused"] + part["unselected"] for part in parts)
+    counts["trajectories"]["unselected"] = sum(part["unselected"] for part in parts)
     counts["trajectories"]["refused"] = sum(part["refused"] for part in parts) + sum(len(bucket["refused"]) for bucket in buckets)
     examples: dict[str, list[dict[str, Any]]] = {}
     for bucket in buckets:

@@ -83,7 +83,8 @@ class Reporting(Config):
 class CorpusConfig(Config):
     """One run of ``polar corpus``.
 
-    inputs: files, folders or patterns of trajectories. output: folder of the corpus.
+    inputs: files, folders or patterns of trajectories. output: folder of the corpus. policies: names or patterns of those that
+        take part.
     families, models: policy, or a pattern such as ``qwen*``, to the name of its family and of its model. What they leave open
         comes from the rows (``family`` and ``checkpoint_of``, columns or metadata) or from the manifest of ``polar sample``.
     wrapper: ``pretrain`` where policies continue the prompt's text, ``sft`` where they answer it; by default as the trajectories'
@@ -94,6 +95,7 @@ class CorpusConfig(Config):
 
     output: Path
     inputs: tuple[str, ...] = Field(min_length=1)
+    policies: tuple[str, ...] = Field(("*",), min_length=1)
     families: dict[str, str] = Field({})
     models: dict[str, str] = Field({})
     wrapper: Wrapper | None = None

@@ -7,8 +7,9 @@ Whole columns are checked and moved; only rows that look bad are looked at one b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ _CHUNK = 32 << 20  # bytes
 class _Seen:
     """What a part learns on the way. policies: their rows. lineage: what is known -> policy -> value.
 
-    batches: bucket -> record batches of the part's file.
+    unselected: rows of policies that the config does not select. batches: bucket -> record batches of the part's file.
     """
 
     rows: int = 0
+    unselected: int = 0
     policies: dict[str, int] = field(default_factory=dict)
     lineage: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in _LINEAGE})
     batches: dict[int, list[int]] = field(default_factory=dict)
@@ -60,7 +62,7 @@ def partition(job: Job, number: int) -> None:
     seen, written = _Seen(), 0
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, SCHEMA, options=options) as writer:
-        for chunk in _chunks(_tables(part, number, bad, seen)):
+        for chunk in _chunks(_tables(part, number, bad, seen, job.config.policies)):
             for bucket, batch in _deal(chunk, job.n_buckets):
                 writer.write_batch(batch)
                 seen.batches.setdefault(bucket, []).append(written)
@@ -94,9 +96,13 @@ def _chunks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _tables(part: Part, number: int, bad: OnBadRow, seen: _Seen) -> Iterator[pa.Table]:
+def _tables(part: Part, number: int, bad: OnBadRow, seen: _Seen, patterns: Sequence[str]) -> Iterator[pa.Table]:
     rows = _json_tables(part.path, bad, seen) if part.row_groups is None else _parquet_tables(part, bad, seen)
     for table in rows:
+        read = table.num_rows
+        asked = [name for name in table["policy"].unique().to_pylist() if any(fnmatchcase(name, each) for each in patterns)]
+        table = table.filter(pc.is_in(table["policy"], pa.array(asked, pa.string())))
+        seen.unselected += read - table.num_rows
         if table.num_rows:
             seen.rows += table.num_rows
             for count in pc.value_counts(table["policy"]).to_pylist():

@@ -199,7 +199,7 @@ def write_html(path: Path, report: dict[str, Any]) -> None:
 def summary(report: dict[str, Any]) -> list[str]:
     """The findings in a few lines, for the terminal."""
     rows, cleaning = report["counts"]["trajectories"], report["cleaning"]
-    left_out = ", ".join(f"{rows.get(name, 0):,} {name}" for name in ("refused", "empty", "duplicates"))
+    left_out = ", ".join(f"{rows.get(name, 0):,} {name}" for name in ("refused", "empty", "duplicates", "unselected"))
     lines = [f"{rows['read']:,} trajectories of {len(report['policies'])} policies read; left out: {left_out}"]
     lines += [f"cleaned by {rule}: {found['texts']:,} texts" for rule, found in cleaning.items()]
     if contaminated := report["counts"]["prompts"].get("contaminated"):
