@@ -279,7 +279,8 @@ async def ask(
             started = time.perf_counter()
             try:
                 reply = await client.post("/v1/score", json=bodies[place])
-            except httpx.TransportError:
+            except httpx.TransportError as error:
+                print(f"lost: {error!r}", file=sys.stderr)
                 counts["lost"] += 1
                 continue
             counts[reply.status_code] += 1
