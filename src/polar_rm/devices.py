@@ -47,8 +47,8 @@ def _cpu_has_bf16() -> bool:
 def keep_freed_memory() -> None:
     """Keep freed memory in this process, for the next batch of about the same size.
 
-    glibc hands buffers beyond 32 MB back to the kernel on every free, which then zeroes their pages anew: a tenth of the time of
-    scoring on a CPU. Other C libraries have no such switch, or need none.
+    glibc hands buffers beyond 32 MB back to the kernel on every free, which then zeroes their pages anew: about a
+    tenth of the time of scoring on a CPU at most. Other C libraries have no such switch, or need none.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "mallopt"):

@@ -295,7 +295,7 @@ class Encoder:
         return self._drop_nested(text)
 
     def _drop_nested(self, text: str) -> str:
-        """Each token goes as soon as its last character is there: linear, where one pass a level takes hours for a megabyte."""
+        """Each token goes as soon as its last character is there: linear, where a pass for each level is quadratic."""
         last = {token[-1] for token in self._specials}
         longest = len(self._specials[0])
         kept: list[str] = []

@@ -31,8 +31,8 @@ from polar_rm.transforms import Calibration
 
 _log = logging.getLogger("polar_rm.serving")
 
-# Longer than clients keep an idle connection (httpx 5 s, aiohttp 15 s): whoever closes second can't have just sent a request on
-# it. With uvicorn's own 5 s, 2 of 1,258 requests of a flood met a closing connection.
+# Longer than clients keep an idle connection (httpx 5 s, aiohttp 15 s): a server that closes first may meet a
+# request that is already on its way.
 KEEP_ALIVE_SECONDS = 75
 
 
