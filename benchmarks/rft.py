@@ -3,7 +3,7 @@
 The reward model is the quickstart's; references are one policy's answers. Training: 16 prompts, each once in every quarter of the
 run. Test: held-out prompts, sampled before and after with the same seeds and the published decoding.
 
-    make quickstart && python benchmarks/rft.py --output runs/rft
+    make quickstart test-trl && .venv-trl/bin/python benchmarks/rft.py --output runs/rft
 """
 
 from __future__ import annotations

@@ -16,22 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from polar_rm.checkpoints.sources import gguf_in, gguf_options, model_folder
+from polar_rm.checkpoints.sources import load_causal_lm
 from polar_rm.errors import PolarError
 from polar_rm.records import Trajectory, flatten, read_trajectories
-from polar_rm.sampling.rendering import load_tokenizer
 
 IGNORED = -100  # the label of tokens that the loss leaves out
-
-
-def load(source: str) -> tuple[Any, Any]:
-    """The tokenizer and, in float32, the language model of a folder or ``package:NAME``."""
-    folder = model_folder(source)
-    options = gguf_options(gguf_in(folder))
-    return load_tokenizer(source), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).train()
 
 
 def encode(tokenizer: Any, row: Trajectory, max_tokens: int) -> tuple[list[int], list[int]]:
@@ -74,7 +65,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     torch.manual_seed(arguments.seed)
-    tokenizer, model = load(arguments.model)
+    tokenizer, model = load_causal_lm(arguments.model, None, torch.float32)
+    model.train()
     rows = [row for row in read_trajectories(arguments.trajectories) if row.policy == arguments.policy]
     if not rows:
         raise SystemExit(f"{arguments.trajectories}: no rows of policy {arguments.policy!r}")

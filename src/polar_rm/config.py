@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -46,6 +46,12 @@ def load_config(kind: type[C], files: Sequence[str | Path], overrides: Sequence[
         return kind.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(_explain(kind, error, origins)) from None
+
+
+def suggestion(key: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown key: the nearest known one, if any is near."""
+    near = get_close_matches(key, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def to_yaml(config: Config) -> str:
@@ -109,8 +115,7 @@ def _explain(kind: type[Config], error: ValidationError, origins: dict[str, str]
     origin = next((origins[".".join(keys[:n])] for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in origins), None)
     where = f"{origin}: " if origin else ""
     if first["type"] == "extra_forbidden":
-        near = get_close_matches(keys[-1], _known(kind, keys[:-1]), n=1)
-        return f"{where}unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        return f"{where}unknown key {key!r}{suggestion(keys[-1], _known(kind, keys[:-1]))}"
     if first["type"] == "missing":
         return f"{where}the key {key!r} is missing"
     message = first["msg"].removeprefix("Value error, ")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +69,46 @@ def write_file(path: str | Path, content: str | bytes) -> None:
         raise PolarError(f"{path}: could not be written: {error.strerror}") from error
 
 
+@contextmanager
+def atomic_directory(target: str | Path) -> Iterator[Path]:
+    """A fresh sibling folder that becomes ``target`` only if the block succeeds; an old ``target`` is replaced.
+
+    Raises:
+        PolarError: the disk is full or not writable; nothing half-written is left.
+    """
+    target = Path(target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # safetensors writes 0600, which other users' servers can't read
+                _sync(path)
+        old = target.with_name(f".{target.name}.{os.getpid()}.old")
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        refusal = disk_refusal(error, temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if refusal:
+            raise PolarError(f"{target}: could not be saved: {refusal}") from error
+        raise
+
+
+def disk_refusal(error: BaseException, folder: Path) -> str | None:
+    """What the file system refused (full, read-only, quota), under whichever type a library raises it; None for other errors."""
+    reasons = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)]
+    # On a full disk torch's writer says only that its file is not as long as it should be.
+    reasons.append("inline_container")
+    if not isinstance(error, OSError) and not any(reason in str(error) for reason in reasons):
+        return None
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    return f"{str(error).strip().splitlines()[-1]} ({shutil.disk_usage(existing).free / 2**20:,.0f} MiB are free)"
+
+
 def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> None:
     """Mark a folder, in ``settings.json``, as that of one set of settings; results of others would be mixed without a trace.
 
@@ -101,3 +145,8 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:40]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -223,6 +223,7 @@ class _ScorePositionsOnly:
 
     def __init__(self, layer: nn.Module, mlp: nn.Module) -> None:
         self._positions: torch.Tensor | None = None
+        self._n_tokens = 0
         layer.register_forward_pre_hook(self._note, with_kwargs=True)
         mlp.register_forward_pre_hook(self._gather)
         mlp.register_forward_hook(self._scatter)
@@ -230,11 +231,11 @@ class _ScorePositionsOnly:
     def _note(self, layer: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
         tree = kwargs.get("tree")  # absent where transformers is called without us
         self._positions = None if tree is None else tree.score_positions().to(args[0].device)
+        self._n_tokens = args[0].shape[1]
 
     def _gather(self, mlp: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         if self._positions is None:
             return None
-        self._n_tokens = args[0].shape[1]
         return (args[0][:, self._positions],)
 
     def _scatter(self, mlp: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

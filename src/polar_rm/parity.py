@@ -84,7 +84,7 @@ def check(
     directory: str | Path,
     items: Sequence[ScoreItem] = (),
     *,
-    against: str | None = SERVE,
+    against: str = SERVE,
     dtype: str = "float32",
     device: str = "cpu",
     tolerance: float = 1e-3,
@@ -92,7 +92,7 @@ def check(
     """Score ``items`` (none: :func:`awkward_items`) by every route.
 
     against: further routes: ``serve``, our server in this process; a server's URL; ``vllm``, in this process;
-    ``transformers`` or None, no more than trainer and scorer.
+    ``transformers``, no more than trainer and scorer.
 
     Raises:
         PolarError: the server does not answer or speaks no known protocol, or what ``against`` names is not installed.
@@ -110,7 +110,7 @@ def check(
     del model, scorer  # the other routes load the weights again
     if against == "vllm":
         answers.append(_Answer("vllm", _all(_vllm(directory, encoded, dtype))))
-    elif against not in (None, BASELINE, SERVE):
+    elif against not in (BASELINE, SERVE):
         answers += _server(against, encoded)
     baseline = _transformers(directory, encoded, dtype, device)
     routes = [Route(BASELINE, baseline, 0.0)] + [_route(answer, baseline) for answer in answers]

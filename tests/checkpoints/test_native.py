@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from polar_rm.checkpoints import native, sources, weights
+from polar_rm.checkpoints.sources import load_auto_tokenizer
 from polar_rm.encoding import EncoderSettings
 from polar_rm.errors import PolarError
 from polar_rm.modeling import RewardModel
-from polar_rm.sampling.rendering import load_tokenizer
 
 
 def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
@@ -75,6 +75,6 @@ def test_a_gguf_unpacked_is_the_same_model(tmp_path):
     assert direct.encoder.hash == unpacked.encoder.hash
     assert direct.specials == unpacked.specials
     assert all(torch.equal(a, b) for a, b in zip(direct.state_dict().values(), unpacked.state_dict().values(), strict=True))
-    assert load_tokenizer(source).chat_template == load_tokenizer(folder).chat_template is not None
+    assert load_auto_tokenizer(source).chat_template == load_auto_tokenizer(folder).chat_template is not None
     assert sources.unpacked(folder, tmp_path / "other") == folder  # nothing to unpack
     assert not (tmp_path / "other").exists()

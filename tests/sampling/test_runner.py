@@ -12,6 +12,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, TopPLogitsWarper
 
+from polar_rm.checkpoints.sources import load_auto_tokenizer
 from polar_rm.config import load_config, to_yaml
 from polar_rm.errors import BadRow, ConfigError, PolarError
 from polar_rm.records import read_trajectories
@@ -20,7 +21,7 @@ from polar_rm.sampling.estimate import describe, estimate
 from polar_rm.sampling.generation import Draw
 from polar_rm.sampling.plan import make_plan
 from polar_rm.sampling.policies import SamplingConfig
-from polar_rm.sampling.rendering import encode, load_tokenizer
+from polar_rm.sampling.rendering import encode
 from polar_rm.sampling.runner import run_sampling, sample
 from polar_rm.sampling.store import Store
 
@@ -290,7 +291,7 @@ def test_draws_follow_the_softmax_of_the_nucleus():
 
 def test_prompts_are_rendered_by_kind(tmp_path, language_model):
     chat, base = config(tmp_path, language_model).policies
-    tokenizer = load_tokenizer(str(language_model))
+    tokenizer = load_auto_tokenizer(str(language_model))
     request = Request("p", "fox", 0, 0)
     text = tokenizer.decode(encode(chat, tokenizer, request))
     assert text == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nfox<|im_end|>\n<|im_start|>assistant"

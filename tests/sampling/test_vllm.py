@@ -8,10 +8,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import tiny
 
+from polar_rm.checkpoints.sources import load_auto_tokenizer
 from polar_rm.errors import PolarError
 from polar_rm.sampling.backends.vllm import VLLMPolicy
 from polar_rm.sampling.base import Machine, Request, Sample
-from polar_rm.sampling.rendering import load_tokenizer
 
 
 @dataclass
@@ -32,7 +32,7 @@ class LLM:
         self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64))
 
     def get_tokenizer(self):
-        return load_tokenizer(self.model)
+        return load_auto_tokenizer(self.model)
 
     def generate(self, prompts, parameters, use_tqdm):
         self.calls.append((prompts, parameters))
@@ -60,7 +60,7 @@ def test_each_request_has_its_own_seed_and_the_decoding_of_the_policy(policy):
     assert outcomes == {f"p{i}": Sample(f" {70 + i}", "length", 2) for i in range(20) if i != 3}
     assert [len(prompts) for prompts, _ in backend.llm.calls] == [15, 4]
     prompts, parameters = backend.llm.calls[0]
-    assert prompts[0] == {"prompt_token_ids": load_tokenizer(policy.model)("fox ")["input_ids"]}
+    assert prompts[0] == {"prompt_token_ids": load_auto_tokenizer(policy.model)("fox ")["input_ids"]}
     assert parameters[0] == Parameters(1.0, 0.9, -1, 9, 70, ["\n"])
 
 

@@ -7,12 +7,8 @@ finished.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,50 +19,10 @@ from transformers import PretrainedConfig
 from polar_rm.checkpoints.weights import LazyTensor, write_shards
 from polar_rm.encoding import REWARD_TOKEN, SEPARATOR_TOKEN, Encoder
 from polar_rm.errors import PolarError
-from polar_rm.files import read_json, write_file, write_json
+from polar_rm.files import atomic_directory, read_json, write_file, write_json
 
 # What other loaders need to know of the tokenizer; everything else in tokenizer_config.json is about chat, which an RM has not.
 _TOKENIZER_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
-
-
-@contextmanager
-def atomic_directory(target: str | Path) -> Iterator[Path]:
-    """A fresh sibling folder that becomes ``target`` only if the block succeeds; an old ``target`` is replaced.
-
-    Raises:
-        PolarError: the disk is full or not writable; nothing half-written is left.
-    """
-    target = Path(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                path.chmod(0o644)  # safetensors writes 0600, which other users' servers can't read
-                _sync(path)
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException as error:
-        refusal = disk_refusal(error, temporary)
-        shutil.rmtree(temporary, ignore_errors=True)
-        if refusal:
-            raise PolarError(f"{target}: could not be saved: {refusal}") from error
-        raise
-
-
-def disk_refusal(error: BaseException, folder: Path) -> str | None:
-    """What the file system refused (full, read-only, quota), under whichever type a library raises it; None for other errors."""
-    reasons = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)]
-    # On a full disk torch's writer says only that its file is not as long as it should be.
-    reasons.append("inline_container")
-    if not isinstance(error, OSError) and not any(reason in str(error) for reason in reasons):
-        return None
-    existing = next((path for path in (folder, *folder.parents) if path.exists()), Path())
-    return f"{str(error).strip().splitlines()[-1]} ({shutil.disk_usage(existing).free / 2**20:,.0f} MiB are free)"
 
 
 def save_native(
@@ -159,8 +115,3 @@ def tokenizer_config(encoder: Encoder, specials: Mapping[str, str]) -> dict[str,
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
     }
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -1,13 +1,19 @@
-"""Where a language model's files are: a folder, or an installed Python package that carries weights."""
+"""Language models by where their files are: in a folder, or in an installed Python package that carries weights.
+
+transformers and torch are imported on use: telling where a model is must not cost their start.
+"""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from polar_rm.checkpoints.native import atomic_directory
 from polar_rm.errors import PolarError
+from polar_rm.files import atomic_directory
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGE = "package:"
 
@@ -50,20 +56,54 @@ def gguf_in(folder: Path, named: str | None = None) -> str | None:
     return found[0] if found else None
 
 
+def load_auto_tokenizer(source: str | Path, gguf_file: str | None = None) -> Any:
+    """transformers' tokenizer of a language model, with its chat template. source: as of :func:`model_folder`.
+
+    Raises:
+        PolarError: there is no tokenizer, or it has no offsets (a slow one).
+    """
+    from transformers import AutoTokenizer
+
+    folder = model_folder(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_in(folder, gguf_file), trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PolarError(f"{folder}: no tokenizer could be loaded: {str(error).splitlines()[0]}") from error
+    if not tokenizer.is_fast:
+        raise PolarError(f"{folder}: its tokenizer has no fast version (tokenizer.json)")
+    return tokenizer
+
+
+def load_causal_lm(source: str | Path, gguf_file: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    """transformers' tokenizer and language model. source: as of :func:`model_folder`. gguf_file: which of its GGUF files.
+
+    Raises:
+        PolarError: one of them can't be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = model_folder(source)
+    tokenizer = load_auto_tokenizer(source, gguf_file)
+    options = gguf_options(gguf_in(folder, gguf_file))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PolarError(f"{folder}: {str(error).splitlines()[0]}") from error
+    return tokenizer, model
+
+
 def unpacked(source: str | Path, target: Path) -> str:
     """Where to load a language model from that is loaded more than once: ``source`` itself, or a GGUF's weights as an ordinary
     folder ``target``, written now if it is not there. Reading a GGUF takes some 25 seconds of one core, each time.
     """
-    folder = model_folder(source)
-    file = gguf_in(folder)
-    if file is None:
+    if gguf_in(model_folder(source)) is None:
         return str(source)
     if not target.exists():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import torch
 
+        tokenizer, model = load_causal_lm(source, None, torch.float32)
         with atomic_directory(target) as partial:
-            AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False).save_pretrained(partial)
-            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **gguf_options(file))
+            tokenizer.save_pretrained(partial)
             model.save_pretrained(partial)
     return str(target)
 

@@ -334,7 +334,10 @@ def _check_messages(name: str, messages: list[Any]) -> None:
 
 
 def _check_unicode(name: str, value: Any) -> None:
-    """JSON can spell half a surrogate pair, which is no character: no tokenizer and no UTF-8 file takes it."""
+    """JSON can spell half a surrogate pair, which is no character: no tokenizer and no UTF-8 file takes it.
+
+    The same question before each call inside keeps names from being put together for texts that need none.
+    """
     if _is_ascii(value):
         return
     if isinstance(value, str):

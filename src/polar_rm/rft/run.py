@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +15,16 @@ import torch
 from pydantic import Field
 from transformers import PrinterCallback, TrainerCallback
 
-from polar_rm.checkpoints.native import atomic_directory
-from polar_rm.config import Config
+from polar_rm.checkpoints.sources import load_causal_lm
+from polar_rm.config import Config, suggestion
 from polar_rm.devices import compute_dtype, pick_device
 from polar_rm.errors import ConfigError, PolarError
-from polar_rm.files import claim_folder, write_json
+from polar_rm.files import atomic_directory, claim_folder, write_json
 from polar_rm.provenance import versions
 from polar_rm.records import Text, Wrapper, read_referenced_prompts
 from polar_rm.rft.trl import PolarReward
-from polar_rm.sampling.generation import load_causal_lm
 from polar_rm.training.config import LoraConfig
+from polar_rm.training.lora import adapter_settings
 from polar_rm.training.metrics import JsonlSink
 from polar_rm.transforms import Transform
 
@@ -89,7 +88,6 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
         PolarError: a package is missing, a wrong key, a bad row, a model that can't be loaded, or an item without a reward.
     """
     try:
-        import peft
         import trl
         from datasets import Dataset
     except ModuleNotFoundError as error:
@@ -102,13 +100,7 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
     tokenizer, model = load_causal_lm(config.policy.model, config.policy.gguf_file, torch.float32)
     if config.policy.kind == "chat" and not tokenizer.chat_template:
         raise PolarError(f"{config.policy.model}: it has no chat template; policy.kind base needs none")
-    lora = config.lora and peft.LoraConfig(
-        r=config.lora.rank,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
+    lora = config.lora and adapter_settings(config.lora, target_modules="all-linear", task_type="CAUSAL_LM")
     if int(os.environ.get("RANK", "0")) == 0:
         claim_folder(config.output, config.model_dump(mode="json"), "a fine-tuned policy")
     trainer = getattr(trl, f"{name}Trainer")(
@@ -162,9 +154,7 @@ def _arguments(kind: type, config: RftConfig) -> Any:
     known = {field.name for field in fields(kind)} - ours.keys()
     for key in config.trainer:
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"trainer.{key}: {kind.__name__} has no such key for you to set{hint}")
+            raise ConfigError(f"trainer.{key}: {kind.__name__} has no such key for you to set{suggestion(key, known)}")
     bf16 = compute_dtype("auto", pick_device("auto")) == torch.bfloat16
     defaults = {"bf16": bf16 and not config.trainer.get("fp16"), "report_to": "none", "logging_steps": 1, "disable_tqdm": True}
     try:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -22,10 +21,9 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from polar_rm.checkpoints.sources import gguf_in, gguf_options, model_folder
-from polar_rm.errors import PolarError
+from polar_rm.checkpoints.sources import load_causal_lm
 from polar_rm.sampling.base import Decoding, Emit, Outcome, PolicyDown, Request
-from polar_rm.sampling.rendering import check_chat_template, encode, load_tokenizer, too_long
+from polar_rm.sampling.rendering import check_chat_template, encode, too_long
 
 if TYPE_CHECKING:
     from polar_rm.sampling.backends.transformers import TransformersPolicy
@@ -152,22 +150,6 @@ def _plain(own: GenerationConfig, tokenizer: Any) -> GenerationConfig:
     ends = sorted({*_listed(own.eos_token_id), *_listed(tokenizer.eos_token_id)})
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=ends or None, pad_token_id=padding)
-
-
-def load_causal_lm(source: str, named: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Tokenizer and language model. source: a folder or ``package:NAME``. named: which GGUF file in it.
-
-    Raises:
-        PolarError: it can't be loaded.
-    """
-    folder = model_folder(source)
-    tokenizer = load_tokenizer(source, named)
-    try:
-        options = gguf_options(gguf_in(folder, named))
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise PolarError(f"{folder}: {str(error).splitlines()[0]}") from error
-    return tokenizer, model
 
 
 _loaded: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # the last model: policies often share one and differ in prompts only

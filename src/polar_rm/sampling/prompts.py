@@ -132,9 +132,9 @@ def _choose(source: Prefixes, seed: int, texts: Iterator[str]) -> tuple[list[tup
 
 def _cut(source: Prefixes, seed: int, chosen: list[tuple[str, str]]) -> list[Prompt]:
     """Prefixes are substrings of their texts: a cut never falls inside a character."""
-    from polar_rm.sampling.rendering import load_tokenizer
+    from polar_rm.checkpoints.sources import load_auto_tokenizer
 
-    tokenizer, prompts = load_tokenizer(source.tokenizer), []
+    tokenizer, prompts = load_auto_tokenizer(source.tokenizer), []
     for start in range(0, len(chosen), 256):
         batch = chosen[start : start + 256]
         encoded = tokenizer([text for _, text in batch], add_special_tokens=False, return_offsets_mapping=True, verbose=False)

@@ -4,27 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from polar_rm.checkpoints.sources import gguf_in, model_folder
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Failure, Policy, Request
-
-
-def load_tokenizer(source: str, gguf_file: str | None = None) -> Any:
-    """source: a model's folder or ``package:NAME``.
-
-    Raises:
-        PolarError: there is no tokenizer, or it has no offsets (a slow one).
-    """
-    from transformers import AutoTokenizer
-
-    folder = model_folder(source)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_in(folder, gguf_file), trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise PolarError(f"{folder}: no tokenizer could be loaded: {str(error).splitlines()[0]}") from error
-    if not tokenizer.is_fast:
-        raise PolarError(f"{folder}: its tokenizer has no fast version (tokenizer.json)")
-    return tokenizer
 
 
 def check_chat_template(policy: Policy, tokenizer: Any) -> None:

@@ -13,20 +13,31 @@ from polar_rm.training.config import LoraConfig
 _ADAPTER = "default"
 
 
-def add_lora(model: RewardModel, config: LoraConfig) -> None:
-    """Freeze the backbone and add adapters to its linear layers; the head stays trainable in full.
+def adapter_settings(config: LoraConfig, **options: Any) -> Any:
+    """PEFT's own settings. options: further ones of its ``LoraConfig``.
 
-    A head left to an adapter would be lost on reload and replaced at random (trl 381, OpenRLHF 1342), so it never is.
+    Raises:
+        PolarError: PEFT is not installed.
     """
     try:
         import peft
     except ImportError as error:
         raise PolarError("lora needs PEFT: pip install 'polar-rm[peft]'") from error
+    return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, **options)
+
+
+def add_lora(model: RewardModel, config: LoraConfig) -> None:
+    """Freeze the backbone and add adapters to its linear layers; the head stays trainable in full.
+
+    A head left to an adapter would be lost on reload and replaced at random (trl 381, OpenRLHF 1342), so it never is.
+    """
     linear = sorted(
         {name.rsplit(".", 1)[-1] for name, m in model.backbone.base_model.named_modules() if isinstance(m, torch.nn.Linear)}
     )
-    settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=linear)
-    peft.inject_adapter_in_model(settings, model.backbone.base_model, _ADAPTER)
+    settings = adapter_settings(config, target_modules=linear)
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(settings, model.backbone.base_model, _ADAPTER)
     for name, parameter in model.backbone.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith("score."))
 

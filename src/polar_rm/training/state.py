@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 
-from polar_rm.checkpoints.native import disk_refusal
 from polar_rm.errors import PolarError
+from polar_rm.files import disk_refusal
 from polar_rm.training.parallel import Weights, World
 
 _PREFIX = "step-"
