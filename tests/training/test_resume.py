@@ -12,6 +12,10 @@ import pytest
 import runs
 import torch
 
+from polar_rm.config import load_config
+from polar_rm.training.config import TrainConfig
+from polar_rm.training.trainer import StopRequested, Trainer, train
+
 
 @pytest.fixture
 def whole(tmp_path):
@@ -45,6 +49,20 @@ def test_interrupted_run_ends_with_the_same_weights(tmp_path, whole, signal_numb
     expected = runs.final_weights(whole)
     for name, tensor in runs.final_weights(tmp_path / "run").items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_stop_in_the_last_step_finishes_the_run_and_reaches_the_caller(tmp_path, monkeypatch):
+    optimize = Trainer.optimize
+
+    def interrupted(trainer, indices):
+        signal.raise_signal(signal.SIGTERM)
+        return optimize(trainer, indices)
+
+    monkeypatch.setattr(Trainer, "optimize", interrupted)
+    config = load_config(TrainConfig, [runs.config(tmp_path, max_steps=1)])
+    with pytest.raises(StopRequested, match="is finished"):
+        train(config)
+    assert runs.final_weights(tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -105,6 +105,8 @@ class Trainer:
         for sink in sinks:
             sink.close()
         self._finish()
+        if any(self.where.sum([float(stop.requested)])):  # in the last step: whoever called must not go on to further work
+            raise StopRequested(f"stopped; {config.output} is finished")
         return self.results
 
     def optimize(self, indices: list[int]) -> dict[str, float]:
