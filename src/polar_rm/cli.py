@@ -220,13 +220,15 @@ def score(
 
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl
     """
-    from polar_rm.devices import pick_device
+    from polar_rm.devices import keep_freed_memory, pick_device
     from polar_rm.files import sha256
     from polar_rm.modeling import RewardModel
     from polar_rm.records import OnBadRow
     from polar_rm.scoring import score_file
 
-    reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=pick_device(device))
+    place = pick_device(device)
+    keep_freed_memory(place)
+    reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=place)
     bad = OnBadRow(on_bad_row, target.with_name(target.name + ".rejected.jsonl"))
     identity = {
         "model": sha256(model),
@@ -269,10 +271,12 @@ def evaluate(
 
         polar evaluate bench.parquet --model runs/rm/model --reference empty
     """
-    from polar_rm.devices import pick_device
+    from polar_rm.devices import keep_freed_memory, pick_device
     from polar_rm.evaluation import evaluate_files, report
     from polar_rm.records import OnBadRow
 
+    place = pick_device(device)
+    keep_freed_memory(place)
     bad = OnBadRow(on_bad_row, Path(f"{files[0].name}.rejected.jsonl"))
     with progress_bar(messages) as bar:
         task = bar.add_task("evaluating", total=None, status="")
@@ -283,7 +287,7 @@ def evaluate(
             reference=reference,
             seed=seed,
             dtype=dtype,
-            device=pick_device(device),
+            device=place,
             token_budget=token_budget,
             on_bad_row=bad,
             progress=lambda done, total: bar.update(task, completed=done, total=total),

@@ -44,12 +44,14 @@ def _cpu_has_bf16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
-def keep_freed_memory() -> None:
-    """Keep freed memory in this process, for the next batch of about the same size.
+def keep_freed_memory(device: str) -> None:
+    """On a CPU, keep freed memory in this process, for the next batch of about the same size.
 
-    glibc hands buffers beyond 32 MB back to the kernel on every free, which then zeroes their pages anew: about a
-    tenth of the time of scoring on a CPU at most. Other C libraries have no such switch, or need none.
+    glibc hands buffers beyond 32 MB back to the kernel on every free, which then zeroes their pages anew. Sampling, whose
+    caches grow with every token, loses most by that. Other C libraries have no such switch, or need none.
     """
+    if device != "cpu":
+        return
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_MAX, 0)

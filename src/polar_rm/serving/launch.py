@@ -61,8 +61,7 @@ def serve(options: Options) -> None:
         PolarError: the address can't be bound, or the model can't be loaded.
     """
     log_to_stderr()
-    if options.device == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(options.device)
     with bind(options.host, options.port) as listener:
         model = RewardModel.from_pretrained(options.model, dtype=options.dtype, device=options.device)
         scorer = Scorer(model, token_budget=options.token_budget)

@@ -17,8 +17,9 @@ class TransformersPolicy(Policy):
     n_layers: PositiveInt | None = None
 
     def open(self, machine: Machine) -> Backend:
-        from polar_rm.devices import compute_dtype, pick_device
+        from polar_rm.devices import compute_dtype, keep_freed_memory, pick_device
         from polar_rm.sampling.generation import TransformersBackend
 
         device = pick_device(machine.device)
+        keep_freed_memory(device)
         return TransformersBackend(self, compute_dtype(machine.precision, device), device, machine.batch_size)
