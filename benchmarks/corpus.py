@@ -6,7 +6,7 @@
 The first makes trajectories (always the same ones) and builds them in a process of its own, whose whole tree is watched. The
 second builds each file as it is, and sets the report's baselines beside those of random triples: two samples of one policy on one
 prompt and one of another policy, any row as often as its `dup_count` says, equal texts and all. `distinct_length` is of triples
-of different texts: in how many the policy's own text is nearer in characters, a tie being none.
+in which every row counts once: in how many the policy's own text is nearer in characters, a tie being none.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def real(files: list[Path], output: Path, options: list[str], triples: int) -> l
 
 
 def random_triples(file: Path, count: int) -> dict[str, float]:
-    """Accuracy of the baselines on random triples of all samples, ties half."""
+    """Accuracy of the baselines on random triples of all samples, ties half; of length also on triples of rows, ties wrong."""
     drawn = _triples(file, count, copies=True)
     fitted = make_baselines(["length", "tfidf"])
     for baseline in fitted.values():
