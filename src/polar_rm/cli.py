@@ -220,15 +220,13 @@ def score(
 
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl
     """
-    from polar_rm.devices import keep_freed_memory, pick_device
+    from polar_rm.devices import claim_device
     from polar_rm.files import sha256
     from polar_rm.modeling import RewardModel
     from polar_rm.records import OnBadRow
     from polar_rm.scoring import score_file
 
-    place = pick_device(device)
-    keep_freed_memory(place)
-    reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=place)
+    reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=claim_device(device))
     bad = OnBadRow(on_bad_row, target.with_name(target.name + ".rejected.jsonl"))
     identity = {
         "model": sha256(model),
@@ -271,12 +269,10 @@ def evaluate(
 
         polar evaluate bench.parquet --model runs/rm/model --reference empty
     """
-    from polar_rm.devices import keep_freed_memory, pick_device
+    from polar_rm.devices import claim_device
     from polar_rm.evaluation import evaluate_files, report
     from polar_rm.records import OnBadRow
 
-    place = pick_device(device)
-    keep_freed_memory(place)
     bad = OnBadRow(on_bad_row, Path(f"{files[0].name}.rejected.jsonl"))
     with progress_bar(messages) as bar:
         task = bar.add_task("evaluating", total=None, status="")
@@ -287,7 +283,7 @@ def evaluate(
             reference=reference,
             seed=seed,
             dtype=dtype,
-            device=place,
+            device=claim_device(device),
             token_budget=token_budget,
             on_bad_row=bad,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
@@ -350,7 +346,7 @@ def serve(
         from polar_rm.serving import launch
     except ModuleNotFoundError as error:
         raise PolarError(f"the package {error.name} is missing; install the server's: pip install 'polar-rm[serve]'") from error
-    from polar_rm.devices import pick_device
+    from polar_rm.devices import claim_device
     from polar_rm.serving.address import api_key
     from polar_rm.serving.guard import Limits
 
@@ -362,7 +358,7 @@ def serve(
             pooling_flavour or "vllm",
             api_key(host, api_key_env, allow_open=allow_open),
             dtype=dtype,
-            device=pick_device(device),
+            device=claim_device(device),
             token_budget=token_budget,
             max_waiting_tokens=max_queue_tokens,
             limits=Limits(max_body_mib << 20, max_items, max_seconds),

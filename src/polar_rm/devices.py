@@ -30,6 +30,21 @@ def pick_device(name: str) -> str:
     return name
 
 
+def claim_device(name: str) -> str:
+    """:func:`pick_device` for a process whose work this is: on a CPU, freed memory is kept for the next batch of about the same
+    size.
+
+    glibc hands buffers beyond 32 MB back to the kernel on every free, which then zeroes their pages anew: about a tenth of the
+    time of scoring at most. Other C libraries have no such switch, or need none.
+    """
+    device = pick_device(name)
+    libc = ctypes.CDLL(None) if device == "cpu" and sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    return device
+
+
 def compute_dtype(precision: str, device: str) -> torch.dtype:
     """Of matrix products: ``bf16``, ``fp32``, or with ``auto`` bf16 where the hardware has it."""
     if precision == "auto":
@@ -42,17 +57,3 @@ def _cpu_has_bf16() -> bool:
     """Emulated bfloat16 is several times slower than float32."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-
-
-def keep_freed_memory(device: str) -> None:
-    """On a CPU, keep freed memory in this process, for the next batch of about the same size.
-
-    glibc hands buffers beyond 32 MB back to the kernel on every free, which then zeroes their pages anew: about a tenth of the
-    time of scoring at most. Other C libraries have no such switch, or need none.
-    """
-    if device != "cpu":
-        return
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is not None and hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -13,7 +13,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -21,7 +20,7 @@ from transformers import (
 
 from polar_rm import attention
 from polar_rm.checkpoints.native import add_role_tokens, new_embeddings, padding_token, read_specials, save_native
-from polar_rm.checkpoints.sources import gguf_in, gguf_options, model_folder
+from polar_rm.checkpoints.sources import gguf_in, gguf_options, load_auto_tokenizer, model_folder
 from polar_rm.encoding import Encoder, EncoderSettings, load_tokenizer
 from polar_rm.errors import PolarError, UnsupportedModel
 from polar_rm.packing import PackedRow, pack
@@ -290,7 +289,7 @@ def _load_backbone(
 def _read_tokenizer(directory: str | Path, gguf_file: str | None) -> tuple[Tokenizer, dict[str, str]]:
     if gguf_file is None:
         return load_tokenizer(directory), read_specials(directory)
-    tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=gguf_file, trust_remote_code=False)
+    tokenizer = load_auto_tokenizer(directory, gguf_file)
     texts = {key: getattr(tokenizer, key, None) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
     return tokenizer.backend_tokenizer, {key: text for key, text in texts.items() if text}
 

@@ -22,6 +22,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from polar_rm.checkpoints.sources import load_auto_tokenizer
 from polar_rm.encoding import Encoder, EncoderSettings, PrefixTree
 from polar_rm.errors import PolarError
 from polar_rm.modeling import RewardModel
@@ -173,9 +174,7 @@ def _encode(encoder: Encoder, item: ScoreItem) -> Encoded:
 
 
 def _ids_differ(directory: str | Path, encoded: Sequence[Encoded]) -> list[int]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    tokenizer = load_auto_tokenizer(directory)
     return [number for number, one in enumerate(encoded, 1) if tokenizer(one.text)["input_ids"] != one.ids]
 
 

@@ -17,7 +17,6 @@ from types import FrameType
 
 import uvicorn
 
-from polar_rm.devices import keep_freed_memory
 from polar_rm.errors import PolarError
 from polar_rm.modeling import RewardModel
 from polar_rm.scoring import Scorer
@@ -61,7 +60,6 @@ def serve(options: Options) -> None:
         PolarError: the address can't be bound, or the model can't be loaded.
     """
     log_to_stderr()
-    keep_freed_memory(options.device)
     with bind(options.host, options.port) as listener:
         model = RewardModel.from_pretrained(options.model, dtype=options.dtype, device=options.device)
         scorer = Scorer(model, token_budget=options.token_budget)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from polar_rm.devices import keep_freed_memory, pick_device
+from polar_rm.devices import claim_device
 from polar_rm.modeling import RewardModel
 
 
@@ -45,8 +45,7 @@ class World:
 @contextmanager
 def world(device: str) -> Iterator[World]:
     """Joins the process group that ``torchrun`` describes in the environment, and leaves it at the end."""
-    device = pick_device(device)
-    keep_freed_memory(device)
+    device = claim_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(0, 1, torch.device(device))

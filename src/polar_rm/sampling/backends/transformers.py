@@ -17,9 +17,8 @@ class TransformersPolicy(Policy):
     n_layers: PositiveInt | None = None
 
     def open(self, machine: Machine) -> Backend:
-        from polar_rm.devices import compute_dtype, keep_freed_memory, pick_device
+        from polar_rm.devices import claim_device, compute_dtype
         from polar_rm.sampling.generation import TransformersBackend
 
-        device = pick_device(machine.device)
-        keep_freed_memory(device)
+        device = claim_device(machine.device)
         return TransformersBackend(self, compute_dtype(machine.precision, device), device, machine.batch_size)
