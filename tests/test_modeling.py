@@ -58,20 +58,22 @@ def test_the_saved_folder_scores_equally_in_plain_transformers(tmp_path, family)
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
-def test_the_last_feed_forward_network_runs_only_where_a_score_is_read(tmp_path, family):
+def test_the_last_layer_but_for_its_keys_and_values_runs_only_where_a_score_is_read(tmp_path, family):
     model = tiny.reward_model(tmp_path, family)
     first, *_, last = model.backbone.model.layers
-    seen = {first: [], last: []}
+    seen = {layer: [] for layer in (first, last)}
     for layer, sizes in seen.items():
-        layer.mlp.gate_proj.register_forward_hook(lambda module, args, output, sizes=sizes: sizes.append(output.shape[1]))
+        for part in (layer.self_attn.k_proj, layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj):
+            part.register_forward_pre_hook(lambda module, args, sizes=sizes: sizes.append(args[0].shape[1]))
     comparisons = [Comparison("What?", "a fox", tuple(OUTPUTS[:k]), tuple(range(k))) for k in (3, 2)]
     row = pack(model.encoder.encode_many(comparisons))
     scores = model(row)
-    assert seen == {first: [row.layout.n_tokens], last: [5]}
+    n_tokens = row.layout.n_tokens
+    assert {layer: sorted(sizes) for layer, sizes in seen.items()} == {first: [n_tokens] * 4, last: [5, 5, 5, n_tokens]}
     model.backbone.set_attn_implementation("eager")
     sequence = row.ids[:, : row.layout.spans[0].prefix + row.layout.spans[0].branches[0]]
     assert float(model.backbone(sequence, use_cache=False).logits) == pytest.approx(scores[0].item(), rel=1e-5, abs=1e-6)
-    assert seen[last][1] == sequence.shape[1]  # transformers alone is left as it is
+    assert seen[last][4:] == [sequence.shape[1]] * 4  # transformers alone is left as it is
 
 
 def test_a_new_model_scores_zero_everywhere(tmp_path):

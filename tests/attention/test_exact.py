@@ -14,6 +14,7 @@ from polar_rm import attention
 from polar_rm.attention import TreeLayout, TreeSpan, cpu
 from polar_rm.attention.dense import dense_mask
 from polar_rm.encoding import PrefixTree
+from polar_rm.modeling import RewardModel
 from polar_rm.packing import PackedRow, pack
 
 attention.register()
@@ -34,15 +35,13 @@ def build(family: str, implementation: str, dtype: torch.dtype = torch.float32) 
 
 
 def tree_scores(model: nn.Module, row: PackedRow) -> torch.Tensor:
-    hidden = model.model(
-        row.ids, position_ids=row.layout.position_ids()[None], use_cache=False, tree=row.layout
-    ).last_hidden_state
-    return model.score(hidden[0, row.layout.score_positions()])[:, 0]
+    return RewardModel(model, None, {})(row)
 
 
 def separate_scores(model: nn.Module, forest: list[PrefixTree]) -> torch.Tensor:
     sequences = [torch.tensor([tree.sequence(i)]) for tree in forest for i in range(len(tree.branches))]
-    return torch.cat([model.score(model.model(ids, use_cache=False).last_hidden_state[:, -1])[:, 0] for ids in sequences])
+    ends = torch.cat([model.model(ids, use_cache=False).last_hidden_state[:, -1] for ids in sequences])
+    return model.score(ends.to(model.score.weight.dtype))[:, 0]
 
 
 def gradients(model: nn.Module, scores: torch.Tensor) -> torch.Tensor:
@@ -82,8 +81,10 @@ def test_bf16_is_no_further_from_fp32_than_ordinary_bf16(family):
     forest = [tree for seed in range(4) for tree in trees(8, seed=seed)]
     with torch.no_grad():
         exact = separate_scores(build(family, "sdpa"), forest)
-        half = separate_scores(build(family, "eager", torch.bfloat16), forest).float()
-        tree = tree_scores(build(family, "tree_cpu", torch.bfloat16), pack(forest)).float()
+        ordinary = build(family, "eager", torch.bfloat16)
+        ordinary.score.float()  # as ours is
+        half = separate_scores(ordinary, forest)
+        tree = tree_scores(build(family, "tree_cpu", torch.bfloat16), pack(forest))
     assert (tree - exact).norm() < 1.05 * (half - exact).norm()
 
 
@@ -107,8 +108,9 @@ def test_recomputed_probabilities_give_the_same_gradients(keep, monkeypatch):
     torch.testing.assert_close(gradients(again, tree_scores(again, row)), expected, rtol=1e-6, atol=1e-9)
 
 
-def test_gradcheck():
-    layout = TreeLayout((TreeSpan(0, 3, (2, 1)), TreeSpan(6, 1, (2,))))
+@pytest.mark.parametrize("last", [False, True])
+def test_gradcheck(last):
+    layout = TreeLayout((TreeSpan(0, 3, (2, 1)), TreeSpan(6, 1, (2,))), scores_only=last)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(1, heads, 9, 4, dtype=torch.float64, generator=generator, requires_grad=True) for heads in (4, 2, 2)

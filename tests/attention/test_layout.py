@@ -19,6 +19,7 @@ def test_positions_and_counts():
     assert LAYOUT.position_ids().tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 2]
     assert LAYOUT.score_positions().tolist() == [4, 5, 8]
     assert LAYOUT.attention_pairs == int(dense_mask(LAYOUT).sum())
+    assert LAYOUT.last.attention_pairs == int(dense_mask(LAYOUT)[LAYOUT.score_positions()].sum())
 
 
 @pytest.mark.parametrize(("prefix", "branches"), [(0, (1,)), (2, ()), (2, (1, 0))])

@@ -50,8 +50,8 @@ def test_flops_are_those_of_the_tree():
         hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, num_hidden_layers=3
     )
     layout = TreeLayout((TreeSpan(0, 5, (2, 3)),))
-    projections, feed_forward = 64 * 64 * 2 + 64 * 32 * 2, 3 * 64 * 96  # q and o, k and v; the MLP
-    weighted = 3 * projections * 10 + feed_forward * (10 + 10 + 2)  # three layers, the last MLP at the two scores only
-    pairs = (1 + 2 + 3 + 4 + 5) + (6 + 7) + (6 + 7 + 8)
-    assert metrics.training_flops(shape, layout) == 6 * weighted + 12 * pairs * 3 * 64
+    keys_and_values, others = 64 * 32 * 2, 64 * 64 * 2 + 3 * 64 * 96  # k and v; q, o and the MLP
+    weighted = 3 * keys_and_values * 10 + others * (10 + 10 + 2)  # three layers, the last at the two scores only
+    pairs = 2 * ((1 + 2 + 3 + 4 + 5) + (6 + 7) + (6 + 7 + 8)) + (7 + 8)
+    assert metrics.training_flops(shape, layout) == 6 * weighted + 12 * pairs * 64
     assert metrics.peak_flops(torch.device("cpu"), torch.float32) > 1e8

@@ -26,12 +26,13 @@ KEEP_BYTES = 64 << 20
 
 
 class _Segment:
-    """Queries ``[start, start + n)``, which see ``prefix`` keys from ``origin`` on (none for a prefix itself) and each other."""
+    """Tokens ``[start, start + n)``, which see ``prefix`` keys from ``origin`` on (none for a prefix itself) and each other.
+    Those from ``first`` on are queries."""
 
-    __slots__ = ("n", "origin", "prefix", "start")
+    __slots__ = ("first", "n", "origin", "prefix", "start")
 
-    def __init__(self, start: int, n: int, origin: int, prefix: int) -> None:
-        self.start, self.n, self.origin, self.prefix = start, n, origin, prefix
+    def __init__(self, start: int, n: int, origin: int, prefix: int, first: int = 0) -> None:
+        self.start, self.n, self.origin, self.prefix, self.first = start, n, origin, prefix, first
 
     def keys(self, tensor: torch.Tensor) -> torch.Tensor:
         """[kv_heads, prefix + n, dim]"""
@@ -48,16 +49,17 @@ class _Segment:
 
     def blocks(self) -> Iterator[tuple[int, int, int]]:
         """(first row, end row, visible keys): rows count in the packed row, keys in :meth:`keys`."""
-        for first in range(0, self.n, BLOCK):
+        for first in range(self.first, self.n, BLOCK):
             end = min(first + BLOCK, self.n)
             yield self.start + first, self.start + end, self.prefix + end
 
 
 def _segments(layout: TreeLayout) -> Iterator[_Segment]:
     for span in layout.spans:
-        yield _Segment(span.start, span.prefix, span.start, 0)
+        if not layout.scores_only:
+            yield _Segment(span.start, span.prefix, span.start, 0)
         for start, length in span.branch_starts():
-            yield _Segment(start, length, span.start, span.prefix)
+            yield _Segment(start, length, span.start, span.prefix, length - 1 if layout.scores_only else 0)
 
 
 @lru_cache(512)
@@ -89,7 +91,7 @@ class _TreeAttention(torch.autograd.Function):
         kv_heads = key.shape[0]
         groups = heads // kv_heads
         scaled = (query * scale).view(kv_heads, groups, n_tokens, dim)
-        output = torch.empty_like(scaled)
+        output = torch.zeros_like(scaled) if layout.scores_only else torch.empty_like(scaled)
         kept: list[torch.Tensor] = []
         room = KEEP_BYTES if any(ctx.needs_input_grad) else 0
         for segment in _segments(layout):
@@ -114,7 +116,7 @@ class _TreeAttention(torch.autograd.Function):
         gradient = gradient.view(kv_heads, groups, n_tokens, dim)
         # A prefix collects the gradients of all branches, so sums are at least float32 whatever the compute type.
         total = torch.promote_types(key.dtype, torch.float32)
-        d_query = torch.empty_like(scaled)
+        d_query = torch.zeros_like(scaled) if ctx.layout.scores_only else torch.empty_like(scaled)
         d_key = torch.zeros(key.shape, dtype=total)
         d_value = torch.zeros(value.shape, dtype=total)
         saved = iter(kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,9 +36,14 @@ class TreeSpan:
 
 @dataclass(frozen=True)
 class TreeLayout:
-    """All trees of a row of T tokens, without padding. A query sees itself, earlier tokens of its own branch, its prefix."""
+    """All trees of a row of T tokens, without padding. A query sees itself, earlier tokens of its own branch, its prefix.
+
+    scores_only: only the queries at score positions matter, as in a last layer; an implementation may leave out the others, and
+    may return anything finite there.
+    """
 
     spans: tuple[TreeSpan, ...]
+    scores_only: bool = False
     # What an implementation derives once and all layers share (the block mask on a GPU).
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -54,8 +59,15 @@ class TreeLayout:
         return sum(span.n_tokens for span in self.spans)
 
     @cached_property
+    def last(self) -> TreeLayout:
+        """The same row for a last layer."""
+        return replace(self, scores_only=True)
+
+    @cached_property
     def attention_pairs(self) -> int:
         """Query-key pairs that are allowed, which is what attention has to compute."""
+        if self.scores_only:
+            return sum(span.prefix + length for span in self.spans for length in span.branches)
         triangle = [n * (n + 1) // 2 for span in self.spans for n in (span.prefix, *span.branches)]
         return sum(triangle) + sum(span.prefix * sum(span.branches) for span in self.spans)
 

@@ -99,17 +99,17 @@ def open_sinks(config: TrainConfig, first_step: int) -> list[Sink]:
 def training_flops(config: PretrainedConfig, layout: TreeLayout) -> float:
     """Model FLOPs of one forward and backward: 6 per weight and token, plus 12 per attended pair, head dimension and layer.
 
-    Only what the tree needs is counted: no recomputation, no padding, shared prefixes once, the last feed-forward network where a
-    score is read; the embedding is a look-up.
+    Only what the tree needs is counted: no recomputation, no padding, shared prefixes once, the last layer but for its keys and
+    values where a score is read; the embedding is a look-up.
     """
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    projections = config.hidden_size * head * 2 * (config.num_attention_heads + config.num_key_value_heads)
-    feed_forward = 3 * config.hidden_size * config.intermediate_size
+    below = config.num_hidden_layers - 1
+    keys_and_values = 2 * config.hidden_size * head * config.num_key_value_heads
+    others = 2 * config.hidden_size * head * config.num_attention_heads + 3 * config.hidden_size * config.intermediate_size
     candidates = sum(len(span.branches) for span in layout.spans)
-    weighted = config.num_hidden_layers * projections * layout.n_tokens
-    weighted += feed_forward * ((config.num_hidden_layers - 1) * layout.n_tokens + candidates)
-    attention = 12 * layout.attention_pairs * config.num_hidden_layers * config.num_attention_heads * head
-    return float(6 * weighted + attention)
+    weighted = keys_and_values * (below + 1) * layout.n_tokens + others * (below * layout.n_tokens + candidates)
+    pairs = layout.attention_pairs * below + layout.last.attention_pairs
+    return float(6 * weighted + 12 * pairs * config.num_attention_heads * head)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
