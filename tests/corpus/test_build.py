@@ -12,6 +12,7 @@ from trajectories import FAMILIES, zoo
 from polar_rm.corpus import build as build_module
 from polar_rm.corpus.build import build, make_plan
 from polar_rm.corpus.config import CorpusConfig
+from polar_rm.corpus.report import summary
 from polar_rm.errors import PolarError
 from polar_rm.records import Trajectory, read_comparisons, write_records
 
@@ -165,6 +166,13 @@ def test_distances_of_negatives(tmp_path):
     assert report["pairs_by_distance"].keys() == {"same_family"} == report["baselines"]["by_distance"].keys()
     with pytest.raises(PolarError, match=r"family of 'b' and 2 more is not known"):
         build(config(tmp_path, families={"a": "x"}, pairing={"distance": ["same_family"]}, output=tmp_path / "out2"))
+
+
+def test_comparisons_with_fewer_negatives_than_asked_are_counted(tmp_path):
+    rows = [*zoo(6), *zoo(2, policies="e")]
+    report = build(config(tmp_path, rows, pairing={"negatives": 4}))
+    assert report["splits"]["train"]["short"] == 4 * 4  # on four prompts there are three others
+    assert "train: 26 comparisons (16 with fewer negatives than asked), 88 pairs" in summary(report)
 
 
 def test_families_come_from_the_rows_or_the_sampling_manifest(tmp_path):

@@ -45,9 +45,9 @@ def make_report(
         rows = ledger.to_pydict()
         for place, split in enumerate(rows["split"]):
             pairs = rows["positives"][place] * len(rows["negatives"][place])
-            splits[split].update(
-                comparisons=1, pairs=pairs, **{name: rows[name][place] for name in ("characters", "words", "tokens")}
-            )
+            short = len(rows["negatives"][place]) < job.config.pairing.negatives
+            sizes = {name: rows[name][place] for name in ("characters", "words", "tokens")}
+            splits[split].update(comparisons=1, short=short, pairs=pairs, **sizes)
             met.update({(rows["policy"][place], other): rows["positives"][place] for other in rows["negatives"][place]})
         sample.add(number, rows)
     for each in shards:
@@ -204,9 +204,9 @@ def summary(report: dict[str, Any]) -> list[str]:
     lines += [f"cleaned by {rule}: {found['texts']:,} texts" for rule, found in cleaning.items()]
     if contaminated := report["counts"]["prompts"].get("contaminated"):
         lines.append(f"{contaminated:,} prompts are in the evaluation files and were dropped, see contaminated.jsonl")
-    lines += [
-        f"{split}: {found['comparisons']:,} comparisons, {found['pairs']:,} pairs" for split, found in report["splits"].items()
-    ]
+    for split, found in report["splits"].items():
+        short = f" ({found['short']:,} with fewer negatives than asked)" if found["short"] else ""
+        lines.append(f"{split}: {found['comparisons']:,} comparisons{short}, {found['pairs']:,} pairs")
     for name, found in {"all pairs": report["baselines"]["overall"], **report["baselines"]["by_distance"]}.items():
         lines.append(f"baselines on {name}: " + ", ".join(f"{key} {_measure(value)}" for key, value in found.items()))
     return lines
