@@ -51,6 +51,24 @@ def test_tree_equals_joint_text_for_any_unicode(prompt, reference, candidates, s
         assert tree.sequence(index) == expected
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.text("ab .🙂", max_size=30), st.text("ab .🙂", max_size=30), st.lists(st.text("ab"), min_size=2, max_size=4))
+def test_a_reference_in_the_place_of_the_best_candidate_is_encoded_as_one(prompt, reference, candidates):
+    encoder = make(bos=True, max_length=256, max_response_length=16)
+    ranks = (2, 0, 0, 1)[: len(candidates)]
+    found = encoder.with_identical(encoder.encode(compare(prompt, reference, candidates, ranks)))
+    candidates[1] = reference
+    expected = encoder.encode(compare(prompt, reference, candidates, ranks))
+    assert (found.prefix, found.branches, found.ranks) == (expected.prefix, expected.branches, expected.ranks)
+
+
+def test_a_reference_that_does_not_fit_twice_is_no_candidate():
+    encoder = make(max_length=64, max_response_length=16)
+    words = " ".join(str(n) for n in range(200))
+    tree = encoder.encode(compare("p " * 40, words, ("1", "2")))
+    assert encoder.with_identical(tree) is tree
+
+
 def test_empty_response_gets_no_newline():
     """The official client's test for it is never true, so it scores another text than it was trained on."""
     encoder = make()

@@ -266,6 +266,21 @@ class Encoder:
             return [(list(range(len(outputs))), self._tree(reference_ids, candidate_ids, ranks, uncut))]
         return self._encode_cut(field, ranks, shared_cut=False)
 
+    def with_identical(self, tree: PrefixTree) -> PrefixTree:
+        """The same comparison with its reference in the place of its best candidate (the first of several).
+
+        The ids are those of encoding it so, under this tree's cut of the prompt. Unchanged where ``max_length`` can't hold the
+        reference twice.
+        """
+        start = len(self.bos_ids)
+        end = tree.prefix.index(self.separator_id, start)
+        reference_ids, shared = tree.prefix[start:end], tree.prefix[end + 1 :]
+        if start + 2 * len(reference_ids) + 2 > self.settings.max_length:
+            return tree
+        candidate_ids = [[*shared, *branch[:-1]] for branch in tree.branches]
+        candidate_ids[tree.ranks.index(min(tree.ranks))] = reference_ids
+        return self._tree(reference_ids, candidate_ids, tree.ranks, tree.truncation)
+
     def _role_id(self, token: str) -> int:
         token_id = self.tokenizer.token_to_id(token)
         if token_id is None:

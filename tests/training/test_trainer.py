@@ -47,6 +47,26 @@ def test_the_first_loss_is_ln_2_and_the_gradient_that_of_the_mean_over_all_pairs
     assert (found["score.weight"] - expected).norm() / expected.norm() < 1e-5
 
 
+def test_references_stand_in_for_the_best_candidate_in_ever_fewer_comparisons(tmp_path):
+    built = trainer(tmp_path, "data.identical_steps=20")
+    indices = list(range(40))
+    found = {}
+    for built.step in (0, 10, 19, 20):
+        trees = built._trees(indices)
+        assert trees == built._trees(indices)
+        found[built.step] = [trees[i] != built.train_set[i] for i in indices]
+        for i, changed in zip(indices, found[built.step], strict=True):
+            expected = built.model.encoder.with_identical(built.train_set[i]) if changed else built.train_set[i]
+            assert trees[i] == expected
+    assert all(found[0])
+    assert 10 < sum(found[10]) < 30
+    assert sum(found[19]) < 8
+    assert not any(found[20])
+    assert built.accumulate(indices)["pairs"] == built.train_set.stats.pairs
+    with pytest.raises(PolarError, match="identical_steps needs references"):
+        trainer(tmp_path, "data.identical_steps=20", "data.reference=empty")
+
+
 @pytest.mark.parametrize("option", ["activation_checkpointing=true", "row_tokens=10000", "attention=tree_dense"])
 def test_options_that_save_time_or_memory_do_not_change_gradients(tmp_path, option):
     expected, plain = gradients(trainer(tmp_path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from polar_rm.config import Config
 from polar_rm.encoding import EncoderSettings
@@ -54,12 +54,23 @@ class ModelConfig(Config):
 
 
 class DataConfig(Config):
-    """Files of comparisons (JSONL, Parquet). eval: evaluated during training. on_bad_row: refuse, or skip into a side file."""
+    """Files of comparisons (JSONL, Parquet). eval: evaluated during training. on_bad_row: refuse, or skip into a side file.
+
+    identical_steps: in all comparisons of the first step, and in ever fewer up to this one, the reference stands in for the best
+    candidate. Pre-training begins on a plateau, as a candidate alone says nothing; from these a model soon learns to compare.
+    """
 
     train: list[Path] = Field(min_length=1)
     eval: list[Path] = Field(default_factory=list)
     on_bad_row: Literal["error", "skip"] = "error"
     reference: Literal["given", "empty"] = "given"
+    identical_steps: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _identical_to_something(self) -> DataConfig:
+        if self.identical_steps and self.reference == "empty":
+            raise ValueError("identical_steps needs references")
+        return self
 
 
 class OptimConfig(Config):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -130,12 +131,12 @@ class Trainer:
 
     def accumulate(self, indices: list[int]) -> dict[str, float]:
         """Add up the gradients of the mean loss over a global batch; every rank computes the same plan for it."""
-        trees = {i: self.train_set[i] for i in indices}
+        trees = self._trees(indices)
         # The loss is divided by what the *whole* batch holds, so rows with many pairs weigh more, as they should.
         units = sum(count_units([tree.ranks], self.config.loss) for tree in trees.values())
         candidates = sum(len(tree.ranks) for tree in trees.values())
         totals = _Totals()
-        for own in self._own_rows(self.train_set, indices):
+        for own in self._own_rows({i: tree.n_tokens for i, tree in trees.items()}):
             row = pack([trees[i] for i in own] or [_IDLE]).to(self.where.device)
             scores = self.model(row)
             loss = loss_sum(scores, row.ranks, self.config.loss) / units + penalty_sum(scores, self.config.loss) / candidates
@@ -155,7 +156,7 @@ class Trainer:
         totals = _Totals()
         chunk = 64 * max(1, self.config.row_tokens // corpus.stats.longest)
         for start in range(0, len(corpus), chunk):
-            for own in self._own_rows(corpus, list(range(start, min(start + chunk, len(corpus))))):
+            for own in self._own_rows({i: int(corpus.lengths[i]) for i in range(start, min(start + chunk, len(corpus)))}):
                 row = pack([corpus[i] for i in own] or [_IDLE]).to(self.where.device)
                 scores = self.model(row)
                 if own:
@@ -192,14 +193,25 @@ class Trainer:
         return config | {
             "batch_size": self.plan.batch_size,
             "data": self.train_set.digest,
+            "identical_steps": self.config.data.identical_steps,
             "encoder": self.model.encoder.hash,
         }
 
-    def _own_rows(self, corpus: EncodedCorpus, indices: Sequence[int]) -> Iterator[list[int]]:
-        """This rank's row of every micro-step, as indices into the corpus; empty where other ranks still have one."""
-        lengths = [int(corpus.lengths[i]) for i in indices]
-        rows = first_fit(lengths, self.config.row_tokens)
-        for ranks in deal(rows, lengths, self.where.size):
+    def _trees(self, indices: Sequence[int]) -> dict[int, PrefixTree]:
+        """The step's comparisons by their index; which of them have an identical candidate is a function of (seed, step)."""
+        trees = {i: self.train_set[i] for i in indices}
+        share = 1 - self.step / self.config.data.identical_steps if self.config.data.identical_steps else 0.0
+        drawn = np.random.default_rng([self.config.seed, self.step]).random(len(trees)) < share
+        return {
+            i: self.model.encoder.with_identical(tree) if chosen else tree
+            for (i, tree), chosen in zip(trees.items(), drawn, strict=True)
+        }
+
+    def _own_rows(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
+        """This rank's row of every micro-step, as keys of ``lengths`` (tokens); empty where other ranks still have one."""
+        indices, sizes = list(lengths), list(lengths.values())
+        rows = first_fit(sizes, self.config.row_tokens)
+        for ranks in deal(rows, sizes, self.where.size):
             yield [indices[i] for i in ranks[self.where.rank]]
 
     def _encode(self, paths: list[Path], name: str) -> EncodedCorpus:
