@@ -68,7 +68,7 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
         stages.run("sample", lambda: _sample(quickstart, data, test_rows))
         stages.run("comparisons", lambda: _comparisons(quickstart, corpus, train_rows, test_rows))
         stages.run("pretrain", lambda: _train(quickstart, data, "pretrain", "corpus/train"))
-        fine = ("epochs=1", "optim.lr=4e-4", "max_steps=null")
+        fine = ("epochs=1", "optim.lr=4e-4", "max_steps=8", "data.identical_steps=0")
         start = (f"model.resume_from={quickstart.output / 'pretrain/model'}", "model.init=null", "model.n_layers=null")
         stages.run("finetune", lambda: _train(quickstart, data, "finetune", "ranked/train.jsonl", *fine, *start))
         stages.run("finetune-alone", lambda: _train(quickstart, data, "finetune-alone", "ranked/train.jsonl", *fine))
