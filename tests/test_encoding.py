@@ -10,6 +10,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polar_rm import encoding
 from polar_rm.checkpoints.native import add_role_tokens
 from polar_rm.encoding import Encoder, EncoderSettings
 from polar_rm.errors import EncoderMismatch, PolarError
@@ -142,6 +143,18 @@ def test_no_sequence_exceeds_the_limit_and_no_character_is_broken(text, limit):
         ids = tree.sequence(index)
         assert len(ids) <= 2 * limit + 20
         assert "�" not in encoder.tokenizer.decode(ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text("ab é🙂\n", max_size=60), st.lists(st.text("ab é🙂\n", max_size=400), min_size=2, max_size=3))
+def test_guessing_that_a_text_is_long_changes_no_id(prompt, responses):
+    encoder = make(max_length=128, max_response_length=48)
+    comparison = compare(prompt, responses[0], responses, range(len(responses)))
+    found = encoder.encode(comparison)
+    for guess in (0, 10**6):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(encoding, "_CHARACTERS_PER_TOKEN", guess)
+            assert encoder.encode(comparison) == found
 
 
 def test_left_cut_keeps_the_end_of_responses():

@@ -36,6 +36,9 @@ RESERVED_TOKENS = 4
 
 # Joint ids may differ from the sum of the parts by a merge at the boundary. Below the limits by this margin nothing can be cut.
 _MERGE_SLACK = 32
+# A response with more characters than this for every token that it may have is hardly ever within the limit: it is tokenised for
+# its cut at once. A wrong guess costs time and changes no id.
+_CHARACTERS_PER_TOKEN = 6
 # Passes over a text before tokens that are nested deeper, as only an attacker's are, are dropped otherwise.
 _USUAL_NESTING = 8
 
@@ -239,12 +242,9 @@ class Encoder:
         """Like :meth:`encode`, tokenised as one batch on all cores."""
         trees: list[PrefixTree] = []
         fields = [self._fields(c.prompt, c.reference, c.candidates, c.wrapper) for c in comparisons]
-        joint = iter(self._ids([text for f in fields for text in self._joint(f, f.prompt, f.reference, f.candidates)]))
-        for comparison, field in zip(comparisons, fields, strict=True):
-            reference_ids, *candidate_ids = [next(joint) for _ in range(1 + len(field.candidates))]
-            if self._surely_fits(reference_ids, candidate_ids):
-                uncut = Truncation(candidates=(0,) * len(candidate_ids))
-                trees.append(self._tree(reference_ids, candidate_ids, comparison.ranks, uncut))
+        for comparison, field, uncut in zip(comparisons, fields, self._uncut_ids(fields), strict=True):
+            if uncut:
+                trees.append(self._uncut_tree(uncut, comparison.ranks))
             else:
                 [(_, tree)] = self._encode_cut(field, comparison.ranks, shared_cut=True)
                 trees.append(tree)
@@ -260,10 +260,9 @@ class Encoder:
         """
         field = self._fields(prompt, reference, outputs, wrapper)
         ranks = (0,) * len(outputs)
-        reference_ids, *candidate_ids = self._ids(self._joint(field, field.prompt, field.reference, field.candidates))
-        if self._surely_fits(reference_ids, candidate_ids):
-            uncut = Truncation(candidates=(0,) * len(outputs))
-            return [(list(range(len(outputs))), self._tree(reference_ids, candidate_ids, ranks, uncut))]
+        [uncut] = self._uncut_ids([field])
+        if uncut:
+            return [(list(range(len(outputs))), self._uncut_tree(uncut, ranks))]
         return self._encode_cut(field, ranks, shared_cut=False)
 
     def with_identical(self, tree: PrefixTree) -> PrefixTree:
@@ -343,7 +342,19 @@ class Encoder:
         except (TypeError, UnicodeError) as error:
             raise PolarError(f"a text is not valid Unicode (a lone surrogate?): {error}") from error
 
-    def _surely_fits(self, reference_ids: list[int], candidate_ids: list[list[int]]) -> bool:
+    def _uncut_ids(self, fields: Sequence[_Fields]) -> list[list[list[int]] | None]:
+        """Joint ids of reference and candidates, tokenised as one batch; None where something may have to be cut."""
+        most = _CHARACTERS_PER_TOKEN * self.settings.max_response_length
+        joint = {
+            number: self._joint(field, field.prompt, field.reference, field.candidates)
+            for number, field in enumerate(fields)
+            if max(map(len, (field.reference, *field.candidates))) <= most
+        }
+        tokenised = iter(self._ids([text for texts in joint.values() for text in texts]))
+        ids = {number: [next(tokenised) for _ in texts] for number, texts in joint.items()}
+        return [ids[number] if number in ids and self._surely_fits(*ids[number]) else None for number in range(len(fields))]
+
+    def _surely_fits(self, reference_ids: list[int], *candidate_ids: list[int]) -> bool:
         longest = max(map(len, candidate_ids))
         response_limit = self.settings.max_response_length - _MERGE_SLACK
         length_limit = self.settings.max_length - RESERVED_TOKENS - _MERGE_SLACK
@@ -395,6 +406,9 @@ class Encoder:
         if self.settings.response_cut_side == "right":
             return _first_tokens(text, encoding.offsets, limit - n_bos), limit, n_tokens + n_bos - limit
         return _last_tokens(text, encoding.offsets, min(n_tokens, limit)), limit, max(0, n_tokens - limit)
+
+    def _uncut_tree(self, ids: list[list[int]], ranks: tuple[int, ...]) -> PrefixTree:
+        return self._tree(ids[0], ids[1:], ranks, Truncation(candidates=(0,) * len(ranks)))
 
     def _tree(
         self, reference_ids: list[int], candidate_ids: list[list[int]], ranks: tuple[int, ...], truncation: Truncation
