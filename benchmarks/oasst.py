@@ -1,6 +1,5 @@
 """Policy discrimination on real data: pre-train on trajectories of 103 policies, test on unseen prompts and unseen policies.
 
-polar quickstart max_steps=130
 python benchmarks/oasst.py --data traj_oasst_sampling.parquet --output runs/oasst
 cd runs/oasst
 polar pretrain ../../benchmarks/oasst.yaml
