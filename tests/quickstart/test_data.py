@@ -30,20 +30,22 @@ def test_files_and_counts_are_those_of_the_provenance(rows, provenance):
     assert {name: sha256(DATA / name) for name in provenance["files"]} == provenance["files"]
     assert provenance["files"].keys() >= {"policies.yaml", "prompts.jsonl", "corpus.yaml", "trajectories.parquet"}
     assert Counter(row.policy for row in rows) == {name: each["sampled"] for name, each in provenance["policies"].items()}
-    assert all(each["failures"] == {} for each in provenance["policies"].values())
     assert len({row.prompt_id for row in rows}) == provenance["n_prompts"]
     assert "Apache-2.0" in provenance["licence"]
     assert (DATA / "trajectories.parquet").stat().st_size < 10e6
     assert (DATA / "provenance.json").stat().st_size < 10e3
 
 
-def test_every_planned_sample_is_there_once_and_has_a_text(rows, provenance):
+def test_every_planned_sample_is_there_once_and_has_a_text_or_is_a_known_failure(rows, provenance):
     zoo = load_config(SamplingConfig, [DATA / "policies.yaml"])
     planned = {(policy.name, number) for policy in zoo.policies for number in range(policy.samples)}
     samples = defaultdict(list)
     for row in rows:
         samples[row.prompt_id].append((row.policy, row.sample_id))
-    assert all(len(found) == len(planned) and set(found) == planned for found in samples.values())
+    assert all(len(found) == len(set(found)) and set(found) <= planned for found in samples.values())
+    missing = Counter(policy for found in samples.values() for policy, _ in planned - set(found))
+    assert missing == Counter({name: sum(each["failures"].values()) for name, each in provenance["policies"].items()})
+    assert missing.total() <= 1
     assert all(row.text.strip() for row in rows)
 
 

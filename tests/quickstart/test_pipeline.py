@@ -25,7 +25,7 @@ def test_the_whole_job_on_a_tiny_model_and_a_second_run_that_reuses_it(tmp_path)
     assert len(report["comparisons"]["policies"]) >= 4
     assert len(report["pretrain"]["history"]) == 3
     assert report["evaluate"]["unseen-prompts"]["n_prompts"] > 30
-    assert {"length", "tfidf"} == set(report["evaluate"]["unseen-policy"]["baselines"])
+    assert {"length", "tfidf"} == set(report["evaluate"]["unseen-policies"]["baselines"])
     for example in report["examples"]["examples"]:
         assert [row["candidate"] for row in example["candidates"]] == ["identical", "same policy", "other policy"]
     page = (tmp_path / "run/report.html").read_text()
@@ -34,15 +34,18 @@ def test_the_whole_job_on_a_tiny_model_and_a_second_run_that_reuses_it(tmp_path)
     assert len(summary(report)) == 3 + 4
     assert RewardModel.from_pretrained(tmp_path / "run/pretrain/model").score(prompt="p", reference="r", outputs=["o"])
 
-    # Prompts and policy that are held out really are, and near duplicates never meet.
+    # Prompts and policies that are held out really are, and near duplicates never meet.
     trained = list(read_comparisons(tmp_path / "run/corpus/train"))
     prompts = {c.metadata["prompt_id"] for c in trained}
     for name in ("corpus/unseen_prompts", "corpus/unseen_policies", "ranked/test.jsonl"):
         assert not prompts & {c.metadata["prompt_id"] for c in read_comparisons(tmp_path / "run" / name)}
-    assert {c.metadata["policy"] for c in read_comparisons(tmp_path / "run/corpus/unseen_policies")} == {"base-tale"}
+    unseen = {"base-tale", "base-advert", "base-verse", "base-steps"}
+    tested = list(read_comparisons(tmp_path / "run/corpus/unseen_policies"))
+    assert {c.metadata["policy"] for c in tested} == unseen == report["evaluate"]["unseen-policies"]["by"].keys()
+    assert all(unseen.issuperset(c.metadata["candidate_policies"]) for c in tested)
     for comparison in trained:
         policies = comparison.metadata["candidate_policies"]
-        assert "base-tale" not in policies
+        assert unseen.isdisjoint(policies)
         assert len({policy for policy in policies if policy.startswith("chat")}) <= 1
         assert len({policy for policy in policies if policy.startswith("casual")}) <= 1
 

@@ -23,7 +23,7 @@ from polar_rm.evaluation import ComparisonFiles, EvaluationResult, evaluate
 from polar_rm.files import sha256, write_json
 from polar_rm.modeling import RewardModel
 from polar_rm.provenance import versions
-from polar_rm.quickstart.report import write_html
+from polar_rm.quickstart.report import TESTS, write_html
 from polar_rm.records import Comparison, Trajectory, read_trajectories, write_records
 from polar_rm.sampling.policies import SamplingConfig
 from polar_rm.sampling.runner import sample
@@ -33,8 +33,6 @@ from polar_rm.training.trainer import train
 
 SCHEMA = "polar-rm/quickstart/1"
 
-# Splits of the corpus that test the pre-trained model.
-TESTS = {"unseen-prompts": "unseen_prompts", "unseen-policy": "unseen_policies"}
 LIVE_POLICIES = ("chat", "base-casual")
 LIVE_PROMPTS = 4
 # Ranked by construction: the same model, ever further from its likeliest words.
@@ -152,12 +150,12 @@ def _train(quickstart: Quickstart, data: Path, name: str, source: str, *override
 
 
 def _evaluate(output: Path) -> dict[str, Any]:
-    """The pre-trained model on unseen prompts and an unseen policy; fine-tuning with pre-training and without."""
+    """The pre-trained model on unseen prompts and unseen policies; fine-tuning with pre-training and without."""
     pretrained, finetuned, alone = (_Recorder(output / name / "model") for name in ("pretrain", "finetune", "finetune-alone"))
     result: dict[str, Any] = {}
-    for name, split in TESTS.items():
+    for name in TESTS:
         pretrained.scores.clear()
-        result[name] = _measure(pretrained, output / "corpus" / split).report
+        result[name] = _measure(pretrained, output / "corpus" / name.replace("-", "_"), by="policy").report
         result[name]["scores"] = {
             "same policy": [score for rank, score in pretrained.scores if rank == 0],
             "other policies": [score for rank, score in pretrained.scores if rank == 1],
@@ -195,8 +193,8 @@ def _noted(comparisons: Iterable[Comparison], seen: list[Comparison]) -> Iterato
         yield comparison
 
 
-def _measure(scorer: _Recorder, path: Path) -> EvaluationResult:
-    return evaluate(scorer, ComparisonFiles([path]), model=path.stem, encoder_hash=scorer.model.encoder.hash)
+def _measure(scorer: _Recorder, path: Path, by: str | None = None) -> EvaluationResult:
+    return evaluate(scorer, ComparisonFiles([path]), by=by, model=path.stem, encoder_hash=scorer.model.encoder.hash)
 
 
 def _examples(output: Path) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from markupsafe import Markup
 from polar_rm.evaluation.plots import plot_accuracy, plot_loss_curves, plot_score_distributions
 from polar_rm.files import write_file
 
+# Splits of the corpus that test the pre-trained model.
+TESTS = ("unseen-prompts", "unseen-policies")
+
 
 def write_html(path: Path, report: dict[str, Any]) -> None:
     """Tables, loss curves, score distributions and examples.
@@ -29,10 +32,10 @@ def write_html(path: Path, report: dict[str, Any]) -> None:
 def summary(report: dict[str, Any]) -> list[str]:
     """The findings in a few lines, for the terminal."""
     lines = []
-    for name, title in (("unseen-prompts", "unseen prompts"), ("unseen-policy", "unseen policy")):
+    for name in TESTS:
         found = report["evaluate"][name]
         baselines = ", ".join(f"{key} {value['accuracy']:.3f}" for key, value in found["baselines"].items())
-        lines.append(f"{title}: accuracy {found['accuracy']:.3f} {_interval(found['ci95'])}; baselines: {baselines}")
+        lines.append(f"{_title(name)}: accuracy {found['accuracy']:.3f} {_interval(found['ci95'])}; baselines: {baselines}")
     ranked = report["evaluate"]["ranked"]
     with_it, without = ranked["with pre-training"], ranked["without pre-training"]
     lines.append(
@@ -52,19 +55,18 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
         "fine-tuning": report["finetune"]["history"],
         "fine-tuning without pre-training": report["finetune-alone"]["history"],
     }
-    accuracies = {
-        name: {"model": found, **found["baselines"]}
-        for name, found in results.items()
-        if name in ("unseen-prompts", "unseen-policy")
-    }
+    tested = {name: results[name] for name in TESTS} | results["unseen-policies"]["by"]
+    accuracies = {name: {"model": found, **found["baselines"]} for name, found in tested.items()}
     ranked = results["ranked"]
     accuracies["ranked (fine-tuned)"] = {"model": ranked["with pre-training"], **ranked["with pre-training"]["baselines"]}
     return {
         "loss": plot_loss_curves({name: [(step, loss) for step, loss, _ in rows] for name, rows in histories.items()}),
         "accuracy": plot_accuracy(accuracies),
-        "unseen-prompts": plot_score_distributions(results["unseen-prompts"]["scores"], title="unseen prompts"),
-        "unseen-policy": plot_score_distributions(results["unseen-policy"]["scores"], title="unseen policy"),
-    }
+    } | {name: plot_score_distributions(results[name]["scores"], title=_title(name)) for name in TESTS}
+
+
+def _title(name: str) -> str:
+    return name.replace("-", " ")
 
 
 def _interval(interval: list[float] | None, form: str = ".3f") -> str:
