@@ -1,5 +1,6 @@
 import json
 import shutil
+from copy import deepcopy
 
 import pytest
 import tiny
@@ -63,17 +64,32 @@ def test_the_last_layer_but_for_its_keys_and_values_runs_only_where_a_score_is_r
     first, *_, last = model.backbone.model.layers
     seen = {layer: [] for layer in (first, last)}
     for layer, sizes in seen.items():
-        for part in (layer.self_attn.k_proj, layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj):
-            part.register_forward_pre_hook(lambda module, args, sizes=sizes: sizes.append(args[0].shape[1]))
+        for part in ("self_attn.k_proj", "self_attn.q_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp.gate_proj"):
+            layer.get_submodule(part).register_forward_pre_hook(lambda module, args, sizes=sizes: sizes.append(args[0].shape[1]))
     comparisons = [Comparison("What?", "a fox", tuple(OUTPUTS[:k]), tuple(range(k))) for k in (3, 2)]
     row = pack(model.encoder.encode_many(comparisons))
     scores = model(row)
     n_tokens = row.layout.n_tokens
-    assert {layer: sorted(sizes) for layer, sizes in seen.items()} == {first: [n_tokens] * 4, last: [5, 5, 5, n_tokens]}
+    assert {layer: sorted(sizes) for layer, sizes in seen.items()} == {first: [n_tokens] * 5, last: [5, 5, 5, 5, n_tokens]}
     model.backbone.set_attn_implementation("eager")
     sequence = row.ids[:, : row.layout.spans[0].prefix + row.layout.spans[0].branches[0]]
     assert float(model.backbone(sequence, use_cache=False).logits) == pytest.approx(scores[0].item(), rel=1e-5, abs=1e-6)
-    assert seen[last][4:] == [sequence.shape[1]] * 4  # transformers alone is left as it is
+    assert seen[last][5:] == [sequence.shape[1]] * 5  # transformers alone is left as it is
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_in_inference_a_row_goes_through_an_mlp_in_chunks_and_scores_the_same(tmp_path, family, monkeypatch):
+    model = deepcopy(tiny.reward_model(tmp_path, family))
+    row = pack(model.encoder.encode_many([Comparison("What?", "a fox", tuple(OUTPUTS), tuple(range(5)))]))
+    expected = model(row).detach()
+    monkeypatch.setattr(modeling._InChunks, "TOKENS", 7)
+    sizes = []
+    model.backbone.model.layers[0].mlp.gate_proj.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[1]))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(row), expected, rtol=1e-5, atol=1e-6)
+    assert len(sizes) > 1
+    assert max(sizes) == 7
+    assert sum(sizes) == row.layout.n_tokens
 
 
 def test_a_new_model_scores_zero_everywhere(tmp_path):

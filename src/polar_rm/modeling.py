@@ -21,7 +21,7 @@ from transformers import (
 from polar_rm import attention
 from polar_rm.attention import TreeLayout
 from polar_rm.checkpoints.native import add_role_tokens, new_embeddings, padding_token, read_specials, save_native
-from polar_rm.checkpoints.sources import gguf_in, gguf_options, load_auto_tokenizer, model_folder
+from polar_rm.checkpoints.sources import gguf_in, gguf_options, gguf_parsed_once, load_auto_tokenizer, model_folder
 from polar_rm.encoding import Encoder, EncoderSettings, load_tokenizer
 from polar_rm.errors import PolarError, UnsupportedModel
 from polar_rm.packing import PackedRow, pack
@@ -49,8 +49,9 @@ _EQUALITY_TOLERANCE = 1e-4
 class RewardModel(nn.Module):
     """r(prompt, reference, candidate) for every candidate of a row of prefix trees.
 
-    ``backbone`` is the transformers ``*ForSequenceClassification`` model itself; nothing in it is replaced but the attention
-    function that its config names. The head and the scores are float32 whatever the backbone computes in (open-instruct 1387).
+    ``backbone`` is the transformers ``*ForSequenceClassification`` model itself; no module of it is replaced. Attention is the
+    function that its config names; hooks and :class:`_InChunks` leave out or divide work without a change to scores. The head and
+    the scores are float32 whatever the backbone computes in (open-instruct 1387).
     """
 
     def __init__(self, backbone: PreTrainedModel, encoder: Encoder, specials: Mapping[str, str]) -> None:
@@ -60,7 +61,9 @@ class RewardModel(nn.Module):
         self.specials = dict(specials)
         backbone.score.float()
         if backbone.config.model_type in SUPPORTED:
-            _ScorePositionsOnly(backbone.base_model.layers[-1])
+            _ScorePositionsOnly(backbone.base_model)
+            for layer in backbone.base_model.layers[:-1]:
+                _InChunks(layer.mlp)
 
     @classmethod
     def from_pretrained(
@@ -88,6 +91,7 @@ class RewardModel(nn.Module):
         return model
 
     @classmethod
+    @gguf_parsed_once()
     def from_causal_lm(
         cls,
         directory: str | Path,
@@ -213,20 +217,26 @@ class RewardModel(nn.Module):
 
 
 class _ScorePositionsOnly:
-    """In the last layer only keys and values are computed for every token; the rest of it runs where a score is read.
+    """In the last layer only keys and values are computed for every token; what comes after runs where a score is read.
 
     Nothing attends to a last layer's output, so scores and gradients stay the same. It saves nearly all of that layer: little in
-    a deep model, a sixth in one of six layers. Hooks of the stock modules: what they are given is gathered, what they return is
+    a deep model, a sixth in one of six layers. Hooks of the stock modules: what goes in is gathered, what comes out is
     scattered into zeros. Those of the layer itself run again where activation checkpointing calls it again, with its own row.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, decoder: Any) -> None:
         self._positions: torch.Tensor | None = None
         self._n_tokens = 0
+        layer = decoder.layers[-1]
         layer.register_forward_pre_hook(self._note, with_kwargs=True)
-        for module in map(layer.get_submodule, ("self_attn.q_proj", "self_attn.o_proj", "mlp")):
-            module.register_forward_pre_hook(self._gather)
-            module.register_forward_hook(self._scatter)
+        for first, last in (
+            (layer.self_attn.q_proj, layer.self_attn.q_proj),
+            (layer.self_attn.o_proj, layer.self_attn.o_proj),
+            (layer.post_attention_layernorm, layer.mlp),
+            (decoder.norm, decoder.norm),
+        ):
+            first.register_forward_pre_hook(self._gather)
+            last.register_forward_hook(self._scatter)
 
     def _note(
         self, layer: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
@@ -248,6 +258,25 @@ class _ScorePositionsOnly:
         if self._positions is None:
             return output
         return output.new_zeros(1, self._n_tokens, output.shape[-1]).index_copy(1, self._positions, output)
+
+
+class _InChunks:
+    """Stands in for the ``forward`` of a module that treats every token alike, and on a CPU in inference mode gives it so many
+    tokens at a time: what it computes in between then stays in the cache. For a whole row these would be the largest tensors of
+    all, each in memory that the system has just handed out page by page.
+    """
+
+    TOKENS = 512
+
+    def __init__(self, module: nn.Module) -> None:
+        self._whole = module.forward
+        module.forward = self
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        if not torch.is_inference_mode_enabled() or hidden.device.type != "cpu":
+            whole: torch.Tensor = self._whole(hidden)
+            return whole
+        return torch.cat([self._whole(part) for part in hidden.split(self.TOKENS, 1)], 1)
 
 
 def _read_config(directory: str | Path, gguf_file: str | None = None) -> PretrainedConfig:

