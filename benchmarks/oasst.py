@@ -3,8 +3,9 @@
 python benchmarks/oasst.py --data traj_oasst_sampling.parquet --output runs/oasst
 cd runs/oasst
 polar pretrain ../../benchmarks/oasst.yaml
-polar evaluate unseen_prompts.jsonl --model rm/model
-polar evaluate unseen_policies.jsonl --model rm/model
+polar pretrain ../../benchmarks/oasst_long.yaml
+polar evaluate unseen_prompts.jsonl --model rm_long/model
+polar evaluate unseen_policies.jsonl --model rm_long/model
 """
 
 from __future__ import annotations

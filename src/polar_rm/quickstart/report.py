@@ -55,7 +55,7 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
         "fine-tuning": report["finetune"]["history"],
         "fine-tuning without pre-training": report["finetune-alone"]["history"],
     }
-    tested = {name: results[name] for name in TESTS} | results["unseen-policies"]["by"]
+    tested = {_title(name): results[name] for name in TESTS} | results["unseen-policies"]["by"]
     accuracies = {name: {"model": found, **found["baselines"]} for name, found in tested.items()}
     ranked = results["ranked"]
     accuracies["ranked (fine-tuned)"] = {"model": ranked["with pre-training"], **ranked["with pre-training"]["baselines"]}
