@@ -263,7 +263,8 @@ class _ScorePositionsOnly:
 class _InChunks:
     """Stands in for the ``forward`` of a module that treats every token alike, and on a CPU in inference mode gives it so many
     tokens at a time: what it computes in between then stays in the cache. For a whole row these would be the largest tensors of
-    all, each in memory that the system has just handed out page by page.
+    all, each in memory that the system has just handed out page by page. Compiled code keeps none of them, and would be compiled
+    again for every number of chunks.
     """
 
     TOKENS = 512
@@ -273,7 +274,7 @@ class _InChunks:
         module.forward = self
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        if not torch.is_inference_mode_enabled() or hidden.device.type != "cpu":
+        if not torch.is_inference_mode_enabled() or hidden.device.type != "cpu" or torch.compiler.is_compiling():
             whole: torch.Tensor = self._whole(hidden)
             return whole
         return torch.cat([self._whole(part) for part in hidden.split(self.TOKENS, 1)], 1)

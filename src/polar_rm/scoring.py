@@ -25,7 +25,7 @@ from polar_rm.records import Comparison, OnBadRow, ScoreItem, group_items, read_
 
 T = TypeVar("T")
 
-# A CPU gains nothing from longer rows, and up to a tenth from values that stay in its cache.
+# On a CPU only a tree that is longer makes a longer row: filling them gains nothing there, and values fall out of the cache.
 _CPU_ROW_TOKENS = 2048
 
 
@@ -41,8 +41,8 @@ class Scored:
 class Scorer:
     """Scores streams with one model.
 
-    token_budget: tokens of one row, which bounds memory; longer trees are split. window: items that are looked at together; it
-    bounds both the memory for texts and how far apart two items may stand to share a prefix.
+    token_budget: most tokens of one row, which bounds memory; longer trees are split. window: items that are looked at together;
+    it bounds both the memory for texts and how far apart two items may stand to share a prefix.
     """
 
     def __init__(self, model: RewardModel, *, token_budget: int = 8192, window: int = 1024) -> None:
@@ -91,8 +91,8 @@ class Scorer:
         """Raw scores of every tree's candidates, finite or not. Trees beyond the budget are split, their prefix repeated."""
         scores = [[math.nan] * len(tree.branches) for tree in trees]
         parts = [(index, part, subtree) for index, tree in enumerate(trees) for part, subtree in tree.split(self.token_budget)]
-        budget = min(self.token_budget, _CPU_ROW_TOKENS) if self.model.device.type == "cpu" else self.token_budget
-        for row in first_fit([subtree.n_tokens for _, _, subtree in parts], budget):
+        row_tokens = min(self.token_budget, _CPU_ROW_TOKENS) if self.model.device.type == "cpu" else self.token_budget
+        for row in first_fit([subtree.n_tokens for _, _, subtree in parts], row_tokens):
             packed = pack([parts[i][2] for i in row]).to(self.model.device)
             flat = iter(self.model(packed).tolist())
             for i in row:

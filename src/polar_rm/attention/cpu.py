@@ -6,7 +6,7 @@ the diagonal is masked. Heads that share a key/value head are folded into rows, 
 
 Against the flash kernel on the same segments this is about 1.4 times faster forwards and backwards (``benchmarks/attention.py``):
 the CPU's flash kernel spends long in its backward. Inference in float32 is left to that kernel, which keeps no probabilities and
-is a quarter faster. A dense mask over a row of many trees is several times slower.
+is faster without a backward. A dense mask over a row of many trees is several times slower.
 """
 
 from __future__ import annotations
@@ -142,28 +142,29 @@ class _TreeAttention(torch.autograd.Function):
 
 
 @lru_cache(4)
-def _mask(width: int, dtype: torch.dtype) -> torch.Tensor:
-    """[BLOCK, width + BLOCK]: zeros, then a square with minus infinity above the diagonal. Every block's mask is a part of it."""
-    return torch.cat([torch.zeros(BLOCK, width, dtype=dtype), _causal(BLOCK, 1, dtype)], 1)
+def _mask(width: int) -> torch.Tensor:
+    """float32 [BLOCK, width + BLOCK]: zeros, then a square with minus infinity above the diagonal. Every mask is a part of it."""
+    return torch.cat([torch.zeros(BLOCK, width, dtype=torch.float32), _causal(BLOCK, 1, torch.float32)], 1)
 
 
 def _in_inference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: TreeLayout, scale: float) -> torch.Tensor:
-    """As ``_TreeAttention.forward``."""
+    """As ``_TreeAttention.forward``, in float32."""
     kv_heads, n_tokens, dim = key.shape
     grouped = query.view(kv_heads, -1, n_tokens, dim)
     output = torch.zeros_like(grouped) if layout.scores_only else torch.empty_like(grouped)
     # A prefix is copied here once, and its branches behind it in turn. Expanded, not repeated: the kernel goes by strides.
     longest = max(span.prefix + max(span.branches) for span in layout.spans)
     keys, values = (tensor.new_empty(kv_heads, 1, longest, dim).expand(-1, grouped.shape[1], -1, -1) for tensor in (key, value))
-    width = 1 << longest.bit_length()
+    width = 1 << longest.bit_length()  # of few sizes, so that masks are made once
+    mask = _mask(width)
     for segment in _segments(layout):
         for held, tensor in ((keys, key), (values, value)):
             held[:, 0, segment.prefix : segment.prefix + segment.n] = tensor[:, segment.start : segment.start + segment.n]
         for first, end, visible in segment.blocks():
             rows = end - first
-            mask = _mask(width, query.dtype)[:rows, width + rows - visible : width + rows]
+            seen = mask[:rows, width + rows - visible : width + rows]
             output[:, :, first:end] = scaled_dot_product_attention(
-                grouped[:, :, first:end], keys[:, :, :visible], values[:, :, :visible], attn_mask=mask, scale=scale
+                grouped[:, :, first:end], keys[:, :, :visible], values[:, :, :visible], attn_mask=seen, scale=scale
             )
     return output.view(query.shape)
 

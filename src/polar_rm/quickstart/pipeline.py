@@ -153,9 +153,9 @@ def _evaluate(output: Path) -> dict[str, Any]:
     """The pre-trained model on unseen prompts and unseen policies; fine-tuning with pre-training and without."""
     pretrained, finetuned, alone = (_Recorder(output / name / "model") for name in ("pretrain", "finetune", "finetune-alone"))
     result: dict[str, Any] = {}
-    for name in TESTS:
+    for name, split in TESTS.items():
         pretrained.scores.clear()
-        result[name] = _measure(pretrained, output / "corpus" / name.replace("-", "_"), by="policy").report
+        result[name] = _measure(pretrained, output / "corpus" / split, by="policy").report
         result[name]["scores"] = {
             "same policy": [score for rank, score in pretrained.scores if rank == 0],
             "other policies": [score for rank, score in pretrained.scores if rank == 1],
