@@ -6,6 +6,8 @@ polar pretrain ../../benchmarks/oasst.yaml
 polar pretrain ../../benchmarks/oasst_long.yaml
 polar evaluate unseen_prompts.jsonl --model rm_long/model
 polar evaluate unseen_policies.jsonl --model rm_long/model
+
+On a GPU: polar pretrain ../../benchmarks/oasst_gpu.yaml, and rm_gpu/model.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 Plain transformers is tried one by one, in padded batches sorted by length, and in padded batches as they come.
 
     python benchmarks/scoring.py --layers 6 --candidates 2 8 16 64 --output scoring.jsonl
+    python benchmarks/scoring.py --device cuda --preset 1b --length 1000
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import LANGUAGE_MODEL, comparisons, paired, report, timed
+from common import build_model, comparisons, device_name, model_options, paired, report, timed
 from transformers import AutoModelForSequenceClassification
 
 from polar_rm.devices import compute_dtype
@@ -26,8 +27,8 @@ from polar_rm.scoring import Scorer
 class Peer:
     """``AutoModelForSequenceClassification`` on whole sequences. batch 1 needs no padding."""
 
-    def __init__(self, model: Path, dtype: torch.dtype) -> None:
-        self.model = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype).eval()
+    def __init__(self, model: Path, dtype: torch.dtype, device: str) -> None:
+        self.model = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype).eval().to(device)
 
     @torch.inference_mode()
     def score(self, sequences: list[list[int]], batch: int, *, by_length: bool) -> torch.Tensor:
@@ -38,10 +39,10 @@ class Peer:
             width = max(len(sequences[i]) for i in chosen)
             padding = self.model.config.pad_token_id
             # Right padding: the head reads the last token that is no padding.
-            ids = torch.tensor([sequences[i] + [padding] * (width - len(sequences[i])) for i in chosen])
-            mask = torch.tensor([[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in chosen])
+            ids = torch.tensor([sequences[i] + [padding] * (width - len(sequences[i])) for i in chosen]).to(self.model.device)
+            mask = torch.tensor([[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in chosen]).to(ids.device)
             logits = self.model(ids, attention_mask=mask if len(chosen) > 1 else None, use_cache=False).logits
-            scores[chosen] = logits.squeeze(-1).float()
+            scores[chosen] = logits.squeeze(-1).float().cpu()
         return scores
 
 
@@ -74,25 +75,31 @@ def measure(ours: Scorer, peer: Peer, trees: list[PrefixTree], rounds: int) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--length", type=int, default=200, help="mean tokens of prompt, reference and candidate")
+    model_options(parser)
     parser.add_argument("--candidates", type=int, nargs="+", default=[2, 8, 16, 64])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"])
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    dtype = compute_dtype(arguments.precision, "cpu")
+    dtype = compute_dtype(arguments.precision, arguments.device)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        built = RewardModel.from_causal_lm(LANGUAGE_MODEL, n_layers=arguments.layers)
+        built = build_model(arguments)
         torch.nn.init.normal_(built.backbone.score.weight)
         built.save(Path(folder) / "model")
         name = str(dtype).removeprefix("torch.")
-        ours = Scorer(RewardModel.from_pretrained(Path(folder) / "model", dtype=name))
-        peer = Peer(Path(folder) / "model", dtype)
+        ours = Scorer(RewardModel.from_pretrained(Path(folder) / "model", dtype=name, device=arguments.device))
+        peer = Peer(Path(folder) / "model", dtype, arguments.device)
         for count in arguments.candidates:
             trees = ours.model.encoder.encode_many(comparisons(max(1, 64 // count), count, arguments.length, seed=count))
-            rows.append({"candidates": count, "dtype": name, **measure(ours, peer, trees, arguments.rounds)})
+            rows.append(
+                {
+                    "device": device_name(arguments.device),
+                    "candidates": count,
+                    "dtype": name,
+                    **measure(ours, peer, trees, arguments.rounds),
+                }
+            )
             report(rows[-1:], None)
     if arguments.output:
         report(rows, arguments.output)

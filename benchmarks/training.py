@@ -1,34 +1,39 @@
 """Training speed and memory next to TRL's RewardTrainer: same model, same token ids, same machine.
 
-TRL gets its best setting, found here by trying batch sizes and precisions (no gradient checkpointing, batches added up to the
-same pairs a step), and a padded batch of 8 besides. Both take turns; the ratio of a round is TRL's seconds a pair over ours.
+TRL gets its best setting, found here by trying batch sizes, precisions and on a GPU activation checkpointing (batches are added
+up to the same pairs a step), and a padded batch of 8 besides. Both take turns; the ratio of a round is TRL's seconds a pair over
+ours. On a GPU our side is also measured with FlexAttention and compiled.
 
     python benchmarks/training.py --layers 6 --k 2 8 --rounds 5 --output training.jsonl
+    python benchmarks/training.py --device cuda --preset 1b --length 1000 --k 2 8 --precisions "bf16 weights"
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from common import LANGUAGE_MODEL, comparisons, peak_rss_mib, report
+from common import build_model, comparisons, device_name, model_options, peak_rss_mib, report, wait
 
 from polar_rm.config import load_config
 from polar_rm.encoding import PrefixTree
-from polar_rm.modeling import RewardModel
 from polar_rm.records import write_records
 from polar_rm.training.config import TrainConfig
+from polar_rm.training.metrics import peak_flops
 from polar_rm.training.parallel import World
 from polar_rm.training.trainer import Trainer
 
@@ -37,76 +42,114 @@ PRECISIONS = ["fp32", "bf16 autocast", "bf16 weights"]
 Seconds = tuple[float, float]  # wall, CPU
 
 
+class Setting(NamedTuple):
+    """Of TRL."""
+
+    batch: int
+    precision: str
+    checkpointed: bool
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, {self.precision}" + (", checkpointed" if self.checkpointed else "")
+
+
 class Ours:
     """The loop of ``polar pretrain``; a block is some optimiser steps."""
 
-    def __init__(self, work: Path, k: int, row_tokens: int, compiled: bool) -> None:
-        overrides = [
+    def __init__(self, work: Path, k: int, device: str, *overrides: str) -> None:
+        common = [
             f"model.resume_from={work / 'model'}",
             f"data.train=[{work / f'k{k}.jsonl'}]",
             f"output={work / f'ours{k}'}",
             f"batch_size={PAIRS_PER_STEP}",
-            f"row_tokens={row_tokens}",
             "optim.lr=1e-6",
-            f"compile={compiled}",
             "log.tensorboard=false",
-            "device=cpu",
+            f"device={device}",
         ]
-        config = load_config(TrainConfig, [], overrides)
-        self.trainer = Trainer(config, World(0, 1, torch.device("cpu")))
+        config = load_config(TrainConfig, [], [*common, *overrides])
+        self.device = torch.device(device)
+        self.trainer = Trainer(config, World(0, 1, self.device))
         self.trainer.model.train()
         self.pairs_per_tree = self.trainer.train_set.stats.pairs / len(self.trainer.train_set)
+        self.flops = 0.0  # a second, in the last block
 
     def block(self, indices: list[int]) -> Seconds:
         """Seconds a pair."""
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall, cpu, flops = time.perf_counter(), time.process_time(), 0.0
         for start in range(0, len(indices), PAIRS_PER_STEP):
-            self.trainer.optimize(indices[start : start + PAIRS_PER_STEP])
+            flops += self.trainer.optimize(indices[start : start + PAIRS_PER_STEP])["flops"]
+        wait(self.device)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        self.flops = flops / wall
         pairs = len(indices) * self.pairs_per_tree
-        return (time.perf_counter() - wall) / pairs, (time.process_time() - cpu) / pairs
+        return wall / pairs, cpu / pairs
 
 
 class Peer:
-    """TRL's RewardTrainer in one setting."""
+    """TRL's RewardTrainer. Settings of one type of weights share a model."""
 
-    def __init__(self, work: Path, batch: int, precision: str) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    def __init__(self, work: Path, device: str) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(work / "model")
+        self.work, self.device = work, torch.device(device)
+        self.models: dict[torch.dtype, Any] = {}
+
+    def model(self, precision: str) -> Any:
+        from transformers import AutoModelForSequenceClassification
 
         dtype = torch.bfloat16 if precision == "bf16 weights" else torch.float32
-        self.model = AutoModelForSequenceClassification.from_pretrained(work / "model", dtype=dtype)
-        self.tokenizer = AutoTokenizer.from_pretrained(work / "model")
-        self.work, self.batch, self.precision = work, batch, precision
+        if dtype not in self.models:
+            model = AutoModelForSequenceClassification.from_pretrained(self.work / "model", dtype=dtype)
+            self.models[dtype] = model.to(self.device)
+        return self.models[dtype]
 
-    def block(self, trees: list[PrefixTree]) -> Seconds:
-        """Seconds a pair, for the best and the second candidate of every tree."""
+    def block(self, setting: Setting, trees: list[PrefixTree]) -> Seconds:
+        """Seconds a pair, for the best and the second candidate of every tree; infinite where memory does not suffice."""
+        try:
+            return self._block(setting, trees)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()  # only here: to be given memory anew in every block would cost TRL seconds
+            return math.inf, math.inf
+        finally:
+            gc.collect()  # trainers are cycles
+
+    def _block(self, setting: Setting, trees: list[PrefixTree]) -> Seconds:
         from datasets import Dataset
         from transformers import TrainerCallback
         from trl import RewardConfig, RewardTrainer
+
+        device = self.device
+        model = self.model(setting.precision)
+        model.gradient_checkpointing_disable()  # of an earlier setting
 
         class Clock(TrainerCallback):
             began: Seconds
             ended: Seconds
 
             def on_train_begin(self, *_: Any, **__: Any) -> None:
+                wait(device)
                 self.began = time.perf_counter(), time.process_time()
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
+                wait(device)
                 self.ended = time.perf_counter(), time.process_time()
 
         clock = Clock()
         trainer = RewardTrainer(
-            model=self.model,
+            model=model,
             processing_class=self.tokenizer,
             train_dataset=Dataset.from_list([{"chosen_ids": t.sequence(0), "rejected_ids": t.sequence(1)} for t in trees]),
             args=RewardConfig(
                 output_dir=str(self.work / "trl"),
-                per_device_train_batch_size=self.batch,
-                gradient_accumulation_steps=PAIRS_PER_STEP // self.batch,
+                per_device_train_batch_size=setting.batch,
+                gradient_accumulation_steps=PAIRS_PER_STEP // setting.batch,
                 num_train_epochs=1,
                 max_length=None,
-                use_cpu=True,
-                bf16=self.precision == "bf16 autocast",
-                gradient_checkpointing=False,
+                use_cpu=device.type == "cpu",
+                bf16=setting.precision == "bf16 autocast",
+                gradient_checkpointing=setting.checkpointed,
+                gradient_checkpointing_kwargs={"use_reentrant": False},
                 learning_rate=1e-6,
                 save_strategy="no",
                 logging_strategy="no",
@@ -119,54 +162,96 @@ class Peer:
         return tuple((end - start) / len(trees) for end, start in zip(clock.ended, clock.began, strict=True))  # type: ignore[return-value]
 
 
-def prepare(work: Path, layers: int, length: int, ks: list[int], count: int) -> None:
+def prepare(work: Path, arguments: argparse.Namespace, count: int) -> None:
     """The model both sides load, and the comparisons."""
-    RewardModel.from_causal_lm(LANGUAGE_MODEL, n_layers=layers).save(work / "model")
-    for k in ks:
-        write_records(work / f"k{k}.jsonl", comparisons(count, k, length, seed=k))
+    build_model(arguments).save(work / "model")
+    for k in arguments.k:
+        write_records(work / f"k{k}.jsonl", comparisons(count, k, arguments.length, seed=k))
+
+
+def our_options(arguments: argparse.Namespace) -> list[str]:
+    return [f"row_tokens={arguments.row_tokens}", f"compile={arguments.compile}"]
 
 
 def measure(work: Path, k: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    ours = Ours(work, k, arguments.row_tokens, arguments.compile)
-    data = ours.trainer.train_set
-    first = [(tree.prefix, tree.branches, tree.ranks) for tree in map(data.__getitem__, range(2 * PAIRS_PER_STEP))]
-    (work / f"k{k}.trees.json").write_text(json.dumps(first))  # what memory() gives the peer
     block = 2 * PAIRS_PER_STEP
-    trees = [data[i] for i in range(len(data))]
-    peers = {(b, precision): Peer(work, b, precision) for b in arguments.batches for precision in arguments.precisions}
-    trials = {}
-    for setting, peer in peers.items():
-        trials[setting] = min(peer.block(trees[:PAIRS_PER_STEP])[0] for _ in range(2))
-    best = min(trials, key=lambda setting: trials[setting])
-    padded = min((s for s in trials if s[0] == 8), key=lambda setting: trials[setting])
+    ours = Ours(work, k, arguments.device, *our_options(arguments))
     ours.block(list(range(block)))
+    our_share = allocated(ours.device)
+    data = ours.trainer.train_set
+    trees = [data[i] for i in range(len(data))]
+    first = [(tree.prefix, tree.branches, tree.ranks) for tree in trees[:block]]
+    (work / f"k{k}.trees.json").write_text(json.dumps(first))  # what memory() gives the peer
+    peer = Peer(work, arguments.device)
+    checkpointed = (False, True) if arguments.device == "cuda" else (False,)
+    settings = [Setting(b, p, c) for p in arguments.precisions for b in arguments.batches for c in checkpointed]
+    trials = {setting: min(peer.block(setting, trees[:PAIRS_PER_STEP])[0] for _ in range(2)) for setting in settings}
+    best = min(settings, key=trials.__getitem__)
+    padded = min((setting for setting in settings if setting.batch == 8), key=trials.__getitem__)
     ratios: dict[str, list[float]] = {"best": [], "best_cpu": [], "padded": [], "padded_cpu": []}
-    speed = []
+    speed, utilisation = [], []
     for number in range(arguments.rounds):
         start = number * block % (len(data) - block + 1)
         indices = list(range(start, start + block))
         mine = ours.block(indices)
         speed.append(1 / mine[0])
+        utilisation.append(ours.flops)
         for name, setting in (("best", best), ("padded", padded)):
-            theirs = peers[setting].block([trees[i] for i in indices])
+            theirs = peer.block(setting, [trees[i] for i in indices])
             ratios[name].append(theirs[0] / mine[0])
             ratios[f"{name}_cpu"].append(theirs[1] / mine[1])
     stats = data.stats
     pair_tokens = statistics.mean(len(t.sequence(0)) + len(t.sequence(1)) for t in trees)
-    return {
+    peak = peak_flops(ours.device, ours.trainer.compute)
+    row = {
+        "device": device_name(arguments.device),
         "k": k,
         "compile": arguments.compile,
-        "best_setting": f"batch {best[0]}, {best[1]}",
+        "best_setting": str(best),
         "ratio_best": statistics.median(ratios["best"]),
         "ratio_best_range": [min(ratios["best"]), max(ratios["best"])],
         "ratio_best_cpu": statistics.median(ratios["best_cpu"]),
-        "padded_setting": f"batch 8, {padded[1]}",
+        "padded_setting": str(padded),
         "ratio_padded": statistics.median(ratios["padded"]),
         "ratio_padded_cpu": statistics.median(ratios["padded_cpu"]),
         "token_count_prediction": pair_tokens / (stats.tokens / stats.pairs),
         "our_pairs_per_second": statistics.median(speed),
-        "trials_pairs_per_second": {f"{b}, {p}": round(1 / seconds, 3) for (b, p), seconds in trials.items()},
+        "our_mfu": statistics.median(utilisation) / peak,
+        "trials_pairs_per_second": {str(setting): round(1 / seconds, 3) for setting, seconds in trials.items()},
     }
+    if ours.device.type == "cpu":
+        return row | {"peak_mib": memory(work, k, row, arguments)}
+    their_share = allocated(ours.device) - our_share
+    peaks = {"rows": peak_allocated(lambda: ours.block(list(range(block)))) - their_share}
+    for name, setting in (("TRL best", best), ("TRL padded 8", padded)):
+        peaks[name] = peak_allocated(lambda setting=setting: peer.block(setting, trees[:block])) - our_share  # type: ignore[misc]
+    return row | {"peak_mib": peaks}
+
+
+def allocated(device: torch.device) -> int:
+    """MiB."""
+    return torch.cuda.memory_allocated() >> 20 if device.type == "cuda" else 0
+
+
+def peak_allocated(run: Callable[[], Any]) -> int:
+    """MiB."""
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() >> 20
+
+
+def in_other_ways(work: Path, k: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds with another setting over seconds without; one after another, for none may need another's memory."""
+    indices = list(range(2 * PAIRS_PER_STEP))
+
+    def seconds(*setting: str) -> float:
+        gc.collect()
+        ours = Ours(work, k, arguments.device, *our_options(arguments), *setting)
+        ours.block(indices)
+        return statistics.median(ours.block(indices)[0] for _ in range(arguments.rounds))
+
+    usual = seconds()
+    return {setting: seconds(setting) / usual for setting in ("attention=tree_flex", "compile=true")}
 
 
 def memory(work: Path, k: int, row: dict[str, Any], arguments: argparse.Namespace) -> dict[str, float]:
@@ -182,21 +267,21 @@ def memory(work: Path, k: int, row: dict[str, Any], arguments: argparse.Namespac
     return peaks
 
 
-def one_side(work: Path, k: int, setting: str, compiled: bool) -> None:
+def one_side(work: Path, k: int, side: str, arguments: argparse.Namespace) -> None:
     """What :func:`memory` starts: one block of one side, then the peak."""
-    if setting.startswith("rows "):
-        Ours(work, k, int(setting.removeprefix("rows ")), compiled).block(list(range(16)))
+    if side.startswith("rows "):
+        arguments.row_tokens = int(side.removeprefix("rows "))
+        Ours(work, k, arguments.device, *our_options(arguments)).block(list(range(16)))
     else:
-        batch, precision = setting.removeprefix("batch ").split(", ")
+        batch, precision, *checkpointed = side.removeprefix("batch ").split(", ")
         trees = [PrefixTree(*row) for row in json.loads((work / f"k{k}.trees.json").read_text())]
-        Peer(work, int(batch), precision).block(trees)
+        Peer(work, arguments.device).block(Setting(int(batch), precision, bool(checkpointed)), trees)
     print(peak_rss_mib())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--length", type=int, default=200, help="mean tokens of prompt, reference and candidate")
+    model_options(parser)
     parser.add_argument("--k", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="of TRL; 8 must be among them")
@@ -208,15 +293,17 @@ def main() -> None:
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        one_side(arguments.work, arguments.k[0], arguments.side, arguments.compile)
+        one_side(arguments.work, arguments.k[0], arguments.side, arguments)
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), arguments.layers, arguments.length, arguments.k, 3 * 2 * PAIRS_PER_STEP)
+        prepare(Path(folder), arguments, 3 * 2 * PAIRS_PER_STEP)
         for k in arguments.k:
-            row = measure(Path(folder), k, arguments)
-            rows.append(row | {"peak_mib": memory(Path(folder), k, row, arguments)})
+            rows.append(measure(Path(folder), k, arguments))
             report(rows[-1:], None)
+            if arguments.device == "cuda":
+                rows.append({"k": k, "seconds_over_ours": in_other_ways(Path(folder), k, arguments)})
+                report(rows[-1:], None)
     if arguments.output:
         report(rows, arguments.output)
 

@@ -17,13 +17,19 @@ from polar_rm.attention.cpu import tree_cpu
 from polar_rm.attention.dense import tree_dense
 from polar_rm.attention.flex import tree_flex
 from polar_rm.attention.layout import TreeLayout, TreeSpan
+from polar_rm.attention.varlen import tree_varlen
 from polar_rm.errors import PolarError, UnsupportedModel
 
 __all__ = ["IMPLEMENTATIONS", "TreeLayout", "TreeSpan", "default_attention", "register"]
 
 Implementation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, TreeLayout, float], torch.Tensor]
 
-IMPLEMENTATIONS: dict[str, Implementation] = {"tree_cpu": tree_cpu, "tree_flex": tree_flex, "tree_dense": tree_dense}
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "tree_cpu": tree_cpu,
+    "tree_varlen": tree_varlen,
+    "tree_flex": tree_flex,
+    "tree_dense": tree_dense,
+}
 
 
 def register() -> None:
@@ -35,7 +41,7 @@ def register() -> None:
 
 def default_attention(device: torch.device) -> str:
     """The fast implementation for a device."""
-    return "tree_flex" if device.type == "cuda" else "tree_cpu"
+    return "tree_varlen" if device.type == "cuda" else "tree_cpu"
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:

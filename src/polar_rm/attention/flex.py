@@ -1,4 +1,4 @@
-"""Tree attention on CUDA: one FlexAttention call per layer, with a block mask that all layers of a row share.
+"""Tree attention on CUDA in any precision: one FlexAttention call per layer, with a block mask that all layers of a row share.
 
 FlexAttention skips blocks that are wholly masked, so the cost is that of the tree. Without a GPU the uncompiled function runs
 the forward only; the tests compare that with the dense oracle.
@@ -24,14 +24,14 @@ def _compiled() -> Any:
 
 def block_mask(layout: TreeLayout, device: torch.device) -> BlockMask:
     """Made once per row and device."""
-    if device not in layout.cache:
+    if ("flex", device) not in layout.cache:
         tree, branch = (ids.to(device) for ids in layout.tree_and_branch_ids())
 
         def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
             return (q >= k) & (tree[q] == tree[k]) & ((branch[k] == 0) | (branch[q] == branch[k]))
 
-        layout.cache[device] = create_block_mask(visible, None, None, layout.n_tokens, layout.n_tokens, device=device)
-    mask: BlockMask = layout.cache[device]
+        layout.cache["flex", device] = create_block_mask(visible, None, None, layout.n_tokens, layout.n_tokens, device=device)
+    mask: BlockMask = layout.cache["flex", device]
     return mask
 
 

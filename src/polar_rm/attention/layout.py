@@ -44,7 +44,7 @@ class TreeLayout:
 
     spans: tuple[TreeSpan, ...]
     scores_only: bool = False
-    # What an implementation derives once and all layers share (the block mask on a GPU).
+    # What an implementation derives once and all layers share, by its name and device.
     cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -128,7 +128,7 @@ class TrainConfig(Config):
     max_steps: PositiveInt | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    attention: Literal["auto", "tree_cpu", "tree_flex", "tree_dense"] = "auto"
+    attention: Literal["auto", "tree_cpu", "tree_varlen", "tree_flex", "tree_dense"] = "auto"
     activation_checkpointing: bool = False
     compile: bool = False
     eval_every: PositiveInt | None = None
