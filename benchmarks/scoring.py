@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import build_model, comparisons, device_name, model_options, paired, report, timed
+from common import comparisons, paired, report, timed
+from models import build_model, device_name, model_options
 from transformers import AutoModelForSequenceClassification
 
 from polar_rm.devices import compute_dtype
@@ -92,14 +93,8 @@ def main() -> None:
         peer = Peer(Path(folder) / "model", dtype, arguments.device)
         for count in arguments.candidates:
             trees = ours.model.encoder.encode_many(comparisons(max(1, 64 // count), count, arguments.length, seed=count))
-            rows.append(
-                {
-                    "device": device_name(arguments.device),
-                    "candidates": count,
-                    "dtype": name,
-                    **measure(ours, peer, trees, arguments.rounds),
-                }
-            )
+            what = {"device": device_name(ours.model.device), "candidates": count, "dtype": name}
+            rows.append(what | measure(ours, peer, trees, arguments.rounds))
             report(rows[-1:], None)
     if arguments.output:
         report(rows, arguments.output)

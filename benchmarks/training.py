@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
-from common import build_model, comparisons, device_name, model_options, peak_rss_mib, report, wait
+from common import comparisons, peak_rss_mib, report
+from models import build_model, device_name, model_options, wait
 
 from polar_rm.config import load_config
 from polar_rm.encoding import PrefixTree
@@ -204,7 +205,7 @@ def measure(work: Path, k: int, arguments: argparse.Namespace) -> dict[str, Any]
     pair_tokens = statistics.mean(len(t.sequence(0)) + len(t.sequence(1)) for t in trees)
     peak = peak_flops(ours.device, ours.trainer.compute)
     row = {
-        "device": device_name(arguments.device),
+        "device": device_name(ours.device),
         "k": k,
         "compile": arguments.compile,
         "best_setting": str(best),

@@ -47,7 +47,9 @@ Arguments = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then exit.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.", dir_okay=False)]
 ModelDir = Annotated[Path, typer.Option("--model", help="Folder of a reward model saved by polar.")]
-Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Compute type of the backbone.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"], typer.Option(help="Compute type of the backbone; on a GPU bfloat16 is faster.")
+]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes CUDA where there is one.")]
 BadRows = Annotated[
     Literal["error", "skip"],
@@ -273,6 +275,7 @@ def evaluate(
     from polar_rm.evaluation import evaluate_files, report
     from polar_rm.records import OnBadRow
 
+    claimed = claim_device(device)
     bad = OnBadRow(on_bad_row, Path(f"{files[0].name}.rejected.jsonl"))
     with progress_bar(messages) as bar:
         task = bar.add_task("evaluating", total=None, status="")
@@ -283,7 +286,7 @@ def evaluate(
             reference=reference,
             seed=seed,
             dtype=dtype,
-            device=claim_device(device),
+            device=claimed,
             token_budget=token_budget,
             on_bad_row=bad,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
