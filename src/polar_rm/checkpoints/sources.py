@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -78,15 +79,19 @@ def load_auto_tokenizer(source: str | Path, gguf_file: str | None = None) -> Any
     return tokenizer
 
 
+_parsing = RLock()
+
+
 @contextmanager
 def gguf_parsed_once() -> Iterator[None]:
-    """transformers parses a GGUF anew for the config, the tokenizer and the weights, five seconds each; within this, once."""
+    """transformers parses a GGUF anew for the config, the tokenizer and the weights, five seconds each; within this, once. One
+    thread at a time, since what is replaced for that while is theirs."""
     try:
         import gguf
     except ImportError:  # needed for a GGUF only, and transformers then says so
         yield
         return
-    with patch.object(gguf, "GGUFReader", lru_cache(1)(gguf.GGUFReader)):
+    with _parsing, patch.object(gguf, "GGUFReader", lru_cache(1)(gguf.GGUFReader)):
         yield
 
 
