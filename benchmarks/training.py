@@ -110,7 +110,7 @@ class Peer:
         try:
             return self._block(setting, trees)
         except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()  # only here: to be given memory anew in every block would cost TRL seconds
+            torch.cuda.empty_cache()
             return math.inf, math.inf
         finally:
             gc.collect()  # trainers are cycles
