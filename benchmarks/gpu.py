@@ -1,5 +1,5 @@
-"""One forward and backward of a random Llama on one comparison: a prefix tree, with either attention for CUDA, and
-every candidate as a sequence of its own. No optimiser, no other code of the trainer (``training.py`` measures that).
+"""One forward and backward of a random Llama on one comparison: a prefix tree, with either attention for CUDA, and every
+candidate as a sequence of its own. No optimiser, no other code of the trainer (``training.py`` measures that).
 
 On a GPU a 1B model in bfloat16, p = r = c = 1000. Without one a tiny model at p = r = c = 60 runs the same code with the CPU's
 attention, and the result says so: its numbers are no claim about GPUs.
@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from common import report, timed
 from models import device_name, wait
-from transformers import AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoModelForSequenceClassification
 
 from polar_rm import attention
 from polar_rm.devices import compute_dtype
 from polar_rm.encoding import PrefixTree
 from polar_rm.losses import LossConfig, loss_sum
-from polar_rm.modeling import PRESETS, RewardModel
+from polar_rm.modeling import RewardModel, preset_config
 from polar_rm.packing import pack
 from polar_rm.training.metrics import peak_flops, training_flops
 
@@ -33,19 +33,8 @@ VOCABULARY = 32000
 
 
 def build(preset: str, implementation: str, device: torch.device, dtype: torch.dtype) -> Any:
-    hidden, layers, heads, kv_heads, feed_forward = PRESETS[preset]
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        intermediate_size=feed_forward,
-        max_position_embeddings=16384,
-        num_labels=1,
-        pad_token_id=0,
-        attn_implementation=implementation,
-    )
+    options = {"vocab_size": VOCABULARY, "max_position_embeddings": 16384, "pad_token_id": 0}
+    config = preset_config(preset, attn_implementation=implementation, **options)
     torch.manual_seed(0)
     with device:
         return AutoModelForSequenceClassification.from_config(config, dtype=dtype)

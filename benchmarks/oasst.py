@@ -4,8 +4,9 @@ python benchmarks/oasst.py --data traj_oasst_sampling.parquet --output runs/oass
 cd runs/oasst
 polar pretrain ../../benchmarks/oasst.yaml
 polar pretrain ../../benchmarks/oasst_long.yaml
-polar evaluate unseen_prompts.jsonl --model rm_long/model
-polar evaluate unseen_policies.jsonl --model rm_long/model
+polar pretrain ../../benchmarks/oasst_long.yaml model.resume_from=rm_long/model output=rm_longer seed=2
+polar evaluate unseen_prompts.jsonl --model rm_longer/model
+polar evaluate unseen_policies.jsonl --model rm_longer/model
 
 On a GPU: polar pretrain ../../benchmarks/oasst_gpu.yaml, and rm_gpu/model.
 """

@@ -48,7 +48,7 @@ class Setting(NamedTuple):
 
     batch: int
     precision: str
-    checkpointed: bool
+    checkpointed: bool = False  # activations
 
     def __str__(self) -> str:
         return f"batch {self.batch}, {self.precision}" + (", checkpointed" if self.checkpointed else "")
@@ -274,9 +274,9 @@ def one_side(work: Path, k: int, side: str, arguments: argparse.Namespace) -> No
         arguments.row_tokens = int(side.removeprefix("rows "))
         Ours(work, k, arguments.device, *our_options(arguments)).block(list(range(16)))
     else:
-        batch, precision, *checkpointed = side.removeprefix("batch ").split(", ")
+        batch, precision = side.removeprefix("batch ").split(", ")
         trees = [PrefixTree(*row) for row in json.loads((work / f"k{k}.trees.json").read_text())]
-        Peer(work, arguments.device).block(Setting(int(batch), precision, bool(checkpointed)), trees)
+        Peer(work, arguments.device).block(Setting(int(batch), precision), trees)
     print(peak_rss_mib())
 
 

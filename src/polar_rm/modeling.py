@@ -138,18 +138,12 @@ class RewardModel(nn.Module):
         """A randomly initialised Llama of a preset size, with another model's tokenizer."""
         if preset not in PRESETS:
             raise PolarError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
-        hidden, layers, heads, key_value_heads, feed_forward = PRESETS[preset]
         tokenizer_directory = model_folder(tokenizer_directory)
         tokenizer, specials = _read_tokenizer(tokenizer_directory, gguf_in(tokenizer_directory, gguf_file))
-        config = LlamaConfig(
+        config = preset_config(
+            preset,
             vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=key_value_heads,
-            intermediate_size=feed_forward,
             max_position_embeddings=(settings or EncoderSettings()).max_length,
-            num_labels=1,
             attn_implementation=_implementation(implementation, device),
         )
         with torch.random.fork_rng(devices=[]):
@@ -278,6 +272,20 @@ class _InChunks:
             whole: torch.Tensor = self._whole(hidden)
             return whole
         return torch.cat([self._whole(part) for part in hidden.split(self.TOKENS, 1)], 1)
+
+
+def preset_config(preset: str, **options: Any) -> PretrainedConfig:
+    """A one-label Llama of a size from ``PRESETS``. options: what else its config takes."""
+    hidden, layers, heads, key_value_heads, feed_forward = PRESETS[preset]
+    return LlamaConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        intermediate_size=feed_forward,
+        num_labels=1,
+        **options,
+    )
 
 
 def _read_config(directory: str | Path, gguf_file: str | None = None) -> PretrainedConfig:

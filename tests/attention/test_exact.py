@@ -88,6 +88,17 @@ def test_bf16_is_no_further_from_fp32_than_ordinary_bf16(family):
     assert (tree - exact).norm() < 1.05 * (half - exact).norm()
 
 
+@pytest.mark.parametrize("implementation", ["tree_cpu", "tree_flex"])
+def test_under_autocast_rotated_queries_and_keys_come_down_to_the_type_of_the_values(implementation):
+    forest = trees(3)
+    with torch.no_grad():
+        exact = separate_scores(build("llama", "sdpa"), forest)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = separate_scores(build("llama", "eager"), forest)
+            tree = tree_scores(build("llama", implementation), pack(forest))
+    assert (tree - exact).norm() < 1.5 * (half - exact).norm()
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing_changes_nothing(reentrant):
     row = pack(trees(3))

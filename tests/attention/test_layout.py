@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification
 from polar_rm import attention
 from polar_rm.attention import TreeLayout, TreeSpan
 from polar_rm.attention.dense import dense_mask
+from polar_rm.attention.flex import block_mask
 from polar_rm.errors import PolarError, UnsupportedModel
 
 attention.register()
@@ -26,6 +27,13 @@ def test_positions_and_counts():
 def test_empty_parts_are_refused(prefix, branches):
     with pytest.raises(ValueError, match="at least one token"):
         TreeSpan(0, prefix, branches)
+
+
+def test_what_an_implementation_derives_is_made_once_for_all_layers():
+    layout = TreeLayout(LAYOUT.spans)
+    made = layout.once(lambda row, device: object(), torch.device("cpu"))
+    masks = [row.once(block_mask, torch.device("cpu")) for row in (layout, layout, layout.last)]
+    assert masks[0] is masks[1] is masks[2] is not made
 
 
 def test_gaps_are_refused():

@@ -73,6 +73,7 @@ def _adapter(implementation: Implementation) -> Callable[..., tuple[torch.Tensor
             raise UnsupportedModel("prefix trees need causal attention, but this layer is not causal")
         if dropout:
             raise UnsupportedModel("tree attention has no dropout; set attention_dropout to 0 in the model's config")
+        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves what RoPE touched in float32
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return implementation(query, key, value, tree, scale).transpose(1, 2).contiguous(), None
 

@@ -171,8 +171,6 @@ def _in_inference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, l
 
 def tree_cpu(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: TreeLayout, scale: float) -> torch.Tensor:
     """query [1, heads, T, dim], key and value [1, kv_heads, T, dim] -> [1, heads, T, dim], differentiable."""
-    if query.dtype != value.dtype:
-        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves what RoPE touched in float32
     # Not in bfloat16, where the products round as transformers' own attention does, and the kernel otherwise.
     flash = torch.is_inference_mode_enabled() and query.dtype == torch.float32
     attend = _in_inference if flash else _TreeAttention.apply

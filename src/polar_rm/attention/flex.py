@@ -23,30 +23,25 @@ def _compiled() -> Any:
 
 
 def block_mask(layout: TreeLayout, device: torch.device) -> BlockMask:
-    """Made once per row and device."""
-    if ("flex", device) not in layout.cache:
-        tree, branch = (ids.to(device) for ids in layout.tree_and_branch_ids())
+    """On a device, whether a query sees a key: ``tree_and_branch_ids`` of the row says so."""
+    tree, branch = (ids.to(device) for ids in layout.tree_and_branch_ids())
 
-        def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-            return (q >= k) & (tree[q] == tree[k]) & ((branch[k] == 0) | (branch[q] == branch[k]))
+    def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (q >= k) & (tree[q] == tree[k]) & ((branch[k] == 0) | (branch[q] == branch[k]))
 
-        layout.cache["flex", device] = create_block_mask(visible, None, None, layout.n_tokens, layout.n_tokens, device=device)
-    mask: BlockMask = layout.cache["flex", device]
-    return mask
+    return create_block_mask(visible, None, None, layout.n_tokens, layout.n_tokens, device=device)
 
 
 def tree_flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: TreeLayout, scale: float) -> torch.Tensor:
     """query [1, heads, T, dim], key and value [1, kv_heads, T, dim] -> [1, heads, T, dim]; differentiable on CUDA only."""
     if query.device.type == "cpu" and query.requires_grad:
         raise PolarError("attention tree_flex has no backward on a CPU; use tree_cpu")
-    if query.dtype != value.dtype:
-        query, key = query.to(value.dtype), key.to(value.dtype)
     function = _compiled() if query.device.type == "cuda" else flex_attention
     output: torch.Tensor = function(
         query,
         key,
         value,
-        block_mask=block_mask(layout, query.device),
+        block_mask=layout.once(block_mask, query.device),
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )

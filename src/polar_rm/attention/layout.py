@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,7 @@ class TreeLayout:
 
     spans: tuple[TreeSpan, ...]
     scores_only: bool = False
-    # What an implementation derives once and all layers share, by its name and device.
-    cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    _made: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         end = 0
@@ -57,6 +58,13 @@ class TreeLayout:
     @cached_property
     def n_tokens(self) -> int:
         return sum(span.n_tokens for span in self.spans)
+
+    def once(self, make: Callable[[TreeLayout, torch.device], T], device: torch.device) -> T:
+        """``make(self, device)``, made for the first layer and shared by all others, the last included."""
+        if (make, device) not in self._made:
+            self._made[make, device] = make(self, device)
+        made: T = self._made[make, device]
+        return made
 
     @cached_property
     def last(self) -> TreeLayout:

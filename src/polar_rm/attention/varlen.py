@@ -32,24 +32,20 @@ class Sequences(NamedTuple):
 
 
 def sequences(layout: TreeLayout, device: torch.device) -> Sequences:
-    """Made once per row and device."""
-    if ("varlen", device) not in layout.cache:
-        keys, queries, seen = [], [], []
-        for span in layout.spans:
-            prefix = torch.arange(span.start, span.start + span.prefix)
-            keys.append(prefix)
-            queries.append(span.prefix)
-            seen.append(span.prefix)
-            for start, length in span.branch_starts():
-                keys += [prefix, torch.arange(start, start + length)]
-                queries.append(length)
-                seen.append(span.prefix + length)
-        query_ends, key_ends = (torch.tensor([0, *n]).cumsum(0).to(device, torch.int32) for n in (queries, seen))
-        # With single queries alone the kernel takes its way for decoding, which has no backward.
-        most = max(2, *queries)
-        layout.cache["varlen", device] = Sequences(torch.cat(keys).to(device), query_ends, key_ends, most, max(seen))
-    made: Sequences = layout.cache["varlen", device]
-    return made
+    """Each prefix, and each branch behind its prefix, in the order of the row."""
+    keys, queries, seen = [], [], []
+    for span in layout.spans:
+        prefix = torch.arange(span.start, span.start + span.prefix)
+        keys.append(prefix)
+        queries.append(span.prefix)
+        seen.append(span.prefix)
+        for start, length in span.branch_starts():
+            keys += [prefix, torch.arange(start, start + length)]
+            queries.append(length)
+            seen.append(span.prefix + length)
+    query_ends, key_ends = (torch.tensor([0, *n]).cumsum(0).to(device, torch.int32) for n in (queries, seen))
+    # With single queries alone the kernel takes its way for decoding, which has no backward.
+    return Sequences(torch.cat(keys).to(device), query_ends, key_ends, max(2, *queries), max(seen))
 
 
 class _VarlenAttention(torch.autograd.Function):
@@ -88,7 +84,7 @@ def tree_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lay
     """
     if value.dtype.itemsize != 2 or value.device.type != "cuda" or torch.cuda.get_device_capability(value.device) < (8, 0):
         return tree_flex(query, key, value, layout, scale)
-    by_token = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
+    by_token = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     attend: Any = _VarlenAttention.apply
-    output: torch.Tensor = attend(*by_token, sequences(layout, value.device), scale)
+    output: torch.Tensor = attend(*by_token, layout.once(sequences, value.device), scale)
     return output.transpose(0, 1)[None]
