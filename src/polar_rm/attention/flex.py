@@ -35,7 +35,7 @@ def block_mask(layout: TreeLayout, device: torch.device) -> BlockMask:
 def tree_flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: TreeLayout, scale: float) -> torch.Tensor:
     """query [1, heads, T, dim], key and value [1, kv_heads, T, dim] -> [1, heads, T, dim]; differentiable on CUDA only."""
     if query.device.type == "cpu" and query.requires_grad:
-        raise PolarError("attention tree_flex has no backward on a CPU; use tree_cpu")
+        raise PolarError("attention tree_flex has no backward on a CPU, nor has tree_varlen; use tree_cpu")
     function = _compiled() if query.device.type == "cuda" else flex_attention
     output: torch.Tensor = function(
         query,
