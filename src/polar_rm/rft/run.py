@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from polar_rm.checkpoints.sources import load_causal_lm
 from polar_rm.config import Config, suggestion
@@ -103,6 +103,7 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
     lora = config.lora and adapter_settings(config.lora, target_modules="all-linear", task_type="CAUSAL_LM")
     if int(os.environ.get("RANK", "0")) == 0:
         claim_folder(config.output, config.model_dump(mode="json"), "a fine-tuned policy")
+    set_seed(config.seed)  # PEFT draws the adapter; TRL seeds that from 1.15 on
     trainer = getattr(trl, f"{name}Trainer")(
         model=model,
         processing_class=tokenizer,

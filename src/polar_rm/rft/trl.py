@@ -107,8 +107,8 @@ class PolarReward:
 class AsyncPolarReward(PolarReward):
     """The same for TRL's event loop, where several asynchronous reward functions wait at the same time.
 
-    Every trainer has a loop of its own and a client belongs to one loop, so it is the client's own thread that asks. Releases of
-    TRL that don't see that an object is asynchronous refuse it; :class:`PolarReward` works with all of them.
+    Every trainer has a loop of its own and a client belongs to one loop, so it is the client's own thread that asks. TRL sees
+    that an object is asynchronous from 1.14 on and fails on it before; :class:`PolarReward` works with all of them.
     """
 
     async def __call__(  # type: ignore[override]
