@@ -12,6 +12,8 @@ import tiny
 import yaml
 from safetensors.torch import load_file
 
+from polar_rm.encoding import EncoderSettings
+
 WORDS = "fox dog turtle river bank capital country metre measured lazy quick brown green slow".split()
 
 
@@ -55,6 +57,15 @@ def config(folder: Path, **changes: object) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(values | changes))
     return path
+
+
+def with_scores(folder: Path) -> dict[str, object]:
+    """The change to a :func:`config` that starts it from a reward model whose head is not zero: under a new head's zeros the
+    gradient of everything but the head is zero, whatever computes it."""
+    tiny.reward_model(folder / "scoring-lm", settings=EncoderSettings(max_length=256, max_response_length=64)).save(
+        folder / "scoring"
+    )
+    return {"model": {"resume_from": str(folder / "scoring")}}
 
 
 def polar(*arguments: object, ranks: int = 1) -> list[str]:
