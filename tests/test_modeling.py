@@ -159,6 +159,31 @@ def test_what_is_no_reward_model_is_refused(tmp_path):
         RewardModel.from_causal_lm(windowed)
 
 
+def test_weights_that_are_cut_or_of_another_shape_are_refused(saved, tmp_path):
+    cut = copy(saved, tmp_path / "cut")
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UnsupportedModel, match="cut: "):
+        RewardModel.from_pretrained(cut)
+    narrow = copy(saved, tmp_path / "narrow")
+    change_weights(narrow, lambda weights: weights.update({"model.norm.weight": torch.ones(63)}))
+    with pytest.raises(UnsupportedModel, match=r"'model.norm.weight' has the shape \[63\], by config.json it is \[64\]"):
+        RewardModel.from_pretrained(narrow)
+
+
+@pytest.mark.parametrize("section", [{}, "x", {"settings": {"max_length": "x"}, "tokenizer": "", "hash": ""}])
+def test_encoder_settings_that_are_none_are_refused(saved, tmp_path, section):
+    with pytest.raises(PolarError, match=r"config.json: .*encoder settings"):
+        RewardModel.from_pretrained(copy(saved, tmp_path / "model", polar={"encoder": section}))
+
+
+def test_a_backbone_may_be_wrapped_again(tmp_path):
+    model = tiny.reward_model(tmp_path / "lm")
+    again = RewardModel(model.backbone, model.encoder, model.specials)
+    case = {"prompt": "the", "reference": "quick", "outputs": ["fox", "lazy dog"]}
+    assert again.score(**case) == model.score(**case)
+
+
 def test_families_that_do_not_pass_the_equality_check_are_refused_by_name(tmp_path):
     lm = tiny.causal_lm(tmp_path / "bloom")
     BloomForCausalLM(BloomConfig(vocab_size=400, hidden_size=32, n_layer=1, n_head=2)).save_pretrained(lm)

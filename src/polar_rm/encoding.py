@@ -184,15 +184,12 @@ class Encoder:
             EncoderMismatch: the saved hash is not the hash of what is in the folder (tokenizer or settings were changed).
         """
         directory = Path(directory)
-        saved = _saved_section(directory)
-        unknown = set(saved["settings"]) - set(EncoderSettings.__dataclass_fields__)
-        if unknown:
-            raise EncoderMismatch(f"{directory}: unknown encoder settings {sorted(unknown)}: saved by a newer version?")
-        encoder = cls(load_tokenizer(directory), EncoderSettings(**saved["settings"]))
-        if encoder.hash != saved["hash"]:
-            part = "tokenizer" if encoder.fingerprint != saved["tokenizer"] else "settings"
+        settings, fingerprint, saved_hash = _saved(directory)
+        encoder = cls(load_tokenizer(directory), settings)
+        if encoder.hash != saved_hash:
+            part = "tokenizer" if encoder.fingerprint != fingerprint else "settings"
             raise EncoderMismatch(
-                f"{directory}: the encoder's {part} changed since the checkpoint was saved (saved hash {saved['hash']}, "
+                f"{directory}: the encoder's {part} changed since the checkpoint was saved (saved hash {saved_hash}, "
                 f"these files give {encoder.hash}): scores would be about other tokens"
             )
         return encoder
@@ -434,13 +431,21 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise PolarError(f"{path}: not a tokenizer: {error}") from error
 
 
-def _saved_section(directory: Path) -> dict[str, Any]:
+def _saved(directory: Path) -> tuple[EncoderSettings, str, str]:
+    """Settings, the tokenizer's fingerprint and the hash of both, as :meth:`Encoder.to_config` gave them."""
     path = directory / "config.json"
     try:
         section = read_json(path)["polar"]["encoder"]
+        values, fingerprint, saved_hash = section["settings"], section["tokenizer"], section["hash"]
+        unknown = set(values) - set(EncoderSettings.__dataclass_fields__)
     except (KeyError, TypeError):
         raise PolarError(f"{path}: no encoder settings; is this a reward model saved by polar?") from None
-    return dict(section)
+    if unknown:
+        raise EncoderMismatch(f"{path}: unknown encoder settings {sorted(unknown)}: saved by a newer version?")
+    try:
+        return EncoderSettings(**values), fingerprint, saved_hash
+    except TypeError as error:
+        raise EncoderMismatch(f"{path}: encoder settings of a wrong type: {error}") from None
 
 
 def _aliases(tokenizer: Tokenizer, special: set[str]) -> set[str]:

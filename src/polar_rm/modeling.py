@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
@@ -60,7 +61,8 @@ class RewardModel(nn.Module):
         self.encoder = encoder
         self.specials = dict(specials)
         backbone.score.float()
-        if backbone.config.model_type in SUPPORTED:
+        if backbone.config.model_type in SUPPORTED and not hasattr(backbone, "_leaves_out_work"):
+            backbone._leaves_out_work = True  # hooks stay with the backbone, which may be wrapped again
             _ScorePositionsOnly(backbone.base_model)
             for layer in backbone.base_model.layers[:-1]:
                 _InChunks(layer.mlp)
@@ -317,10 +319,17 @@ def _load_backbone(
     options |= gguf_options(gguf_file)
     try:
         backbone, loading = AutoModelForSequenceClassification.from_pretrained(
-            directory, attn_implementation=_implementation(implementation, device), output_loading_info=True, **options
+            directory,
+            attn_implementation=_implementation(implementation, device),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            **options,
         )
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UnsupportedModel(f"{directory}: {_first_line(error)}") from error
+    for name, *shapes in sorted(loading["mismatched_keys"]):
+        found, expected = (list(shape) for shape in shapes)
+        raise UnsupportedModel(f"{directory}: tensor {name!r} has the shape {found}, by config.json it is {expected}")
     # transformers fills missing tensors at random and only warns: a reloaded model would score noise (trl 381).
     missing = {key for key in loading["missing_keys"] if not (new_head and key == "score.weight")}
     if missing:

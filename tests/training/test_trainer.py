@@ -12,6 +12,7 @@ from polar_rm.modeling import RewardModel
 from polar_rm.records import read_comparisons
 from polar_rm.scoring import Scorer
 from polar_rm.training.config import TrainConfig
+from polar_rm.training.lora import merge_lora
 from polar_rm.training.parallel import World
 from polar_rm.training.plan import make_plan
 from polar_rm.training.trainer import Trainer, train
@@ -137,6 +138,36 @@ def test_lora_trains_adapters_and_exports_what_they_add_up_to(tmp_path):
     adapted = list(Scorer(resumed.model).score_comparisons(comparisons))
     exported = list(Scorer(model).score_comparisons(comparisons))
     assert sum(exported, []) == pytest.approx(sum(adapted, []), rel=1e-3, abs=1e-3)
+
+
+def test_adapters_come_from_the_seed_and_leave_the_base_exact(tmp_path):
+    pytest.importorskip("peft")
+
+    def adapters(seed):
+        built = trainer(tmp_path, f"seed={seed}", "precision=bf16", lora={"rank": 4}, **runs.with_scores(tmp_path))
+        return built, {name: tensor for name, tensor in built.weights.full_state().items() if "lora_A" in name}
+
+    (built, first), (_, again), (_, other) = adapters(0), adapters(0), adapters(1)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert not any(torch.equal(tensor, other[name]) for name, tensor in first.items())
+    base = RewardModel.from_pretrained(tmp_path / "scoring").backbone.state_dict()
+    exported = merge_lora(built.model, built.weights.full_state())  # adapters begin as zero
+    assert exported.keys() == base.keys()
+    assert all(torch.equal(tensor, base[name]) for name, tensor in exported.items())
+
+
+def test_a_run_is_not_continued_with_other_adapters_or_on_another_base(tmp_path):
+    pytest.importorskip("peft")
+    changes = {"epochs": 1, "lora": {"rank": 4}, **runs.with_scores(tmp_path)}
+    train(load_config(TrainConfig, [runs.config(tmp_path, **changes)]))
+    for lora in ({"rank": 2}, None):
+        with pytest.raises(ConfigError, match="started with another lora"):
+            trainer(tmp_path, **changes | {"lora": lora})._resume()
+    model = RewardModel.from_pretrained(tmp_path / "scoring")
+    model.backbone.model.norm.weight.data += 1
+    model.save(tmp_path / "scoring")
+    with pytest.raises(ConfigError, match="started with another base"):
+        trainer(tmp_path, **changes)._resume()
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tmp_path):

@@ -26,8 +26,8 @@ def adapter_settings(config: LoraConfig, **options: Any) -> Any:
     return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, **options)
 
 
-def add_lora(model: RewardModel, config: LoraConfig) -> None:
-    """Freeze the backbone and add adapters to its linear layers; the head stays trainable in full.
+def add_lora(model: RewardModel, config: LoraConfig, seed: int) -> None:
+    """Freeze the backbone and add adapters, drawn from ``seed``, to its linear layers; the head stays trainable in full.
 
     A head left to an adapter would be lost on reload and replaced at random (trl 381, OpenRLHF 1342), so it never is.
     """
@@ -37,7 +37,9 @@ def add_lora(model: RewardModel, config: LoraConfig) -> None:
     settings = adapter_settings(config, target_modules=linear)
     from peft import inject_adapter_in_model
 
-    inject_adapter_in_model(settings, model.backbone.base_model, _ADAPTER)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, model.backbone.base_model, _ADAPTER)
     for name, parameter in model.backbone.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith("score."))
 

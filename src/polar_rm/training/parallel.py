@@ -71,6 +71,7 @@ class Weights:
     def __init__(self, model: RewardModel, where: World, compute: torch.dtype) -> None:
         self.model = model
         self._copies: list[tuple[nn.Parameter, torch.Tensor]] = []
+        self._frozen: dict[str, torch.Tensor] = {}  # what the compute type can't hold; full_state gives it back
         if where.size > 1:
             _shard(model, compute)
         trainable = {name: p for name, p in model.backbone.named_parameters() if p.requires_grad}
@@ -86,9 +87,11 @@ class Weights:
                 master = parameter.detach().clone()
                 self.named[name] = master
                 self._copies.append((parameter, master))
-            parameter.data = parameter.data.to(compute)
+            exact, parameter.data = parameter.data, parameter.data.to(compute)
             if name in trainable:
                 parameter.register_post_accumulate_grad_hook(_add_to(master))
+            elif not torch.equal(parameter.data.to(exact.dtype), exact):
+                self._frozen[name] = exact.cpu()
 
     def publish(self) -> None:
         """After an optimiser step: show the new weights to the modules."""
@@ -103,7 +106,8 @@ class Weights:
 
     def full_state(self) -> dict[str, torch.Tensor]:
         """The model's complete float32 state dict on the main rank (collective: every rank must call it)."""
-        return {name: _gather(self.named.get(name, tensor)) for name, tensor in self.model.backbone.state_dict().items()}
+        exact = self._frozen | self.named
+        return {name: _gather(exact.get(name, tensor)) for name, tensor in self.model.backbone.state_dict().items()}
 
 
 def _shard(model: RewardModel, compute: torch.dtype) -> None:

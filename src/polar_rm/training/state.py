@@ -17,7 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from polar_rm.errors import PolarError
-from polar_rm.files import disk_refusal
+from polar_rm.files import disk_refusal, read_json
 from polar_rm.training.parallel import Weights, World
 
 _PREFIX = "step-"
@@ -70,9 +70,14 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, where: World) -> dict[str, Any]:
-    """Restore weights and optimiser in place; returns the saved meta data with its ``step``."""
-    meta: dict[str, Any] = json.loads((path / "meta.json").read_text())
+def read_meta(path: Path) -> dict[str, Any]:
+    """What :func:`save` was given as ``meta``, and the ``step``."""
+    return read_json(path / "meta.json")
+
+
+def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, where: World) -> None:
+    """Restore weights and optimiser in place."""
+    step = float(read_meta(path)["step"])
     # The moments exist only after a step; make them, so that there is something of the right sharding to load into.
     for tensor in weights.named.values():
         tensor.grad = torch.zeros_like(tensor)
@@ -87,11 +92,10 @@ def load(path: Path, weights: Weights, optimizer: torch.optim.Optimizer, where: 
     with _Quiet():
         dcp.load(state, checkpoint_id=path, no_dist=where.size == 1)  # type: ignore[attr-defined]
     for name, tensor in weights.named.items():
-        optimizer.state[tensor]["step"].fill_(float(meta["step"]))
+        optimizer.state[tensor]["step"].fill_(step)
         optimizer.state[tensor]["exp_avg"].copy_(state["exp_avg"][name])
         optimizer.state[tensor]["exp_avg_sq"].copy_(state["exp_avg_sq"][name])
     weights.publish()
-    return meta
 
 
 def _state(weights: Weights, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from polar_rm import provenance
+from polar_rm.checkpoints.sources import model_folder
 from polar_rm.devices import compute_dtype
 from polar_rm.encoding import Encoder, PrefixTree
 from polar_rm.errors import ConfigError, NonFinite, PolarError
@@ -54,7 +55,7 @@ class Trainer:
         self.eval_set = self._encode(config.data.eval, "eval") if config.data.eval else None
         self.plan = make_plan(config, self.model, self.train_set)
         if config.lora:
-            add_lora(self.model, config.lora)
+            add_lora(self.model, config.lora, config.seed)
         if config.activation_checkpointing:
             backbone = self.model.backbone  # transformers 5 renames the method, 4 has only the old name
             enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
@@ -73,6 +74,9 @@ class Trainer:
             weight_decay=config.optim.weight_decay,
             fused=where.size == 1,
         )
+        # Checkpoints of adapters rest on weights that they don't hold.
+        base = config.model.resume_from or config.model.init
+        self._base = sha256(model_folder(base)) if config.lora and base else None
         self.step = 0
         self.results: dict[str, Any] = {}  # of the newest step and evaluation; travels with checkpoints
 
@@ -177,20 +181,22 @@ class Trainer:
         self.model.train()
         if path is None:
             return
-        meta = state.load(path, self.weights, self.optimizer, self.where)
+        meta = state.read_meta(path)
         changed = [key for key, value in self._identity().items() if meta["identity"].get(key) != value]
         if changed:
             raise ConfigError(
                 f"{path}: this run was started with another {', '.join(changed)}; use the old settings or another output folder"
             )
+        state.load(path, self.weights, self.optimizer, self.where)
         self.step, self.results = int(meta["step"]), meta["results"]
         if self.where.main:
             self.console.print(f"resuming {self.config.output} behind step {self.step}")
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change between the parts of a run. World size, row budget and logging may."""
+        """What must not change between the parts of a run. How it is computed may: world size, row budget, precision, logging."""
         config = self.config.model_dump(mode="json", include={"model", "optim", "loss", "lora", "epochs", "max_steps", "seed"})
         return config | {
+            "base": self._base,
             "batch_size": self.plan.batch_size,
             "data": self.train_set.digest,
             "identical_steps": self.config.data.identical_steps,
