@@ -94,17 +94,20 @@ def test_broken_lines_name_the_column(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(GOOD).encode() + b'\n{"prompt": "\xe9"}\n')
     with pytest.raises(BadRow, match="row 2: expected UTF-8 text"):
         list(read_comparisons(tmp_path / "latin.jsonl"))
+    with pytest.raises(BadRow, match="row 2: expected integers of at most 4,300 digits"):
+        list(read_comparisons(lines(tmp_path / "digits.jsonl", GOOD, "1" * 4301)))
 
 
 def test_skipped_rows_are_counted_and_kept(tmp_path):
-    path = lines(tmp_path / "data.jsonl", GOOD, "", '{"prompt"', GOOD | {"ranks": [0]}, GOOD)
+    path = lines(tmp_path / "data.jsonl", GOOD, "", '{"prompt"', GOOD | {"ranks": [0]}, GOOD, "1" * 4301)
     bad = OnBadRow("skip", tmp_path / "rejected.jsonl")
     assert len(list(read_comparisons(path, bad))) == 2
     kept = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
-    assert bad.count == 2
-    assert [row["row"] for row in kept] == [3, 4]
+    assert bad.count == 3
+    assert [row["row"] for row in kept] == [3, 4, 6]
     assert kept[0]["content"] == '{"prompt"'
     assert kept[1]["content"] == GOOD | {"ranks": [0]}
+    assert kept[2]["content"] == "1" * 4301
     with pytest.raises(PolarError, match="side file"):
         OnBadRow("skip")
 

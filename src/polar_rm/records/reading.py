@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -217,6 +218,8 @@ def _json_row(line: bytes) -> Any:
         expected = f"one JSON object a line, but at column {error.colno}: {error.msg}"
     except RecursionError:
         expected = "JSON, but it is nested too deeply"
+    except ValueError:
+        expected = f"integers of at most {sys.get_int_max_str_digits():,} digits"
     return _Unreadable(expected, line.decode("utf-8", "backslashreplace").rstrip("\n"))
 
 
