@@ -1,5 +1,6 @@
 import gzip
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,6 +72,7 @@ def test_preference_tables_keep_extra_columns_and_parse_meta(tmp_path):
         ({"ranks": [0, 1]}, "ranks"),
         ({"ranks": [0, 1, -1]}, "ranks"),
         ({"ranks": [0, 1, 1.5]}, "ranks"),
+        ({"ranks": [0, 1, 2**63]}, "ranks"),
         ({"ranks": [True, 1, 2]}, "ranks"),
         ({"ranks": [1, 1, 1]}, "ranks"),
         ({"wrapper": "chat"}, "wrapper"),
@@ -214,6 +216,18 @@ def test_what_is_written_reads_back_equal(tmp_path_factory, suffix, some_compari
         path = folder / f"{read.__name__}{suffix}"
         assert write_records(path, records) == len(records)
         assert list(read(path)) == records
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("field", ["sample_id", "top_k", "seed", "n_tokens", "temperature", "top_p"])
+def test_numbers_beyond_64_bits_are_refused(tmp_path, suffix, field):
+    good = Trajectory("s", "1", "p", "m", -(2**63), "t", 2**70, seed=2**63 - 1)
+    path = tmp_path / f"data{suffix}"
+    write_records(path, [good])
+    assert list(read_trajectories(path)) == [good]
+    for value in (10**400, -(10**400), 10**5000):
+        with pytest.raises(BadRow, match=f"row 2: field {field!r}: .*, not an integer of more than 64 bits"):
+            write_records(path, [good, replace(good, **{field: value})])
 
 
 def test_failed_writing_leaves_nothing(tmp_path):

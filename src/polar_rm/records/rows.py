@@ -82,7 +82,7 @@ class _Fields:
             raise Refused(name, f"{count} ranks, one for each candidate, not {len(values)}")
         for value in values:
             if not _is_integer(value) or value < 0:
-                raise Refused(name, f"{expected}, not {value if _is_integer(value) else _kind(value)}")
+                raise Refused(name, f"{expected}, not {_kind(value)}")
         if len(set(values)) == 1:
             raise Refused(name, "at least two different ranks: with equal ones there is nothing to compare")
         return tuple(map(int, values))
@@ -109,7 +109,7 @@ class _Fields:
 
     def number(self, name: str) -> float:
         value = self._pop(name, "a number")
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
             raise Refused(name, f"a finite number, not {_kind(value)}")
         return float(value)
 
@@ -250,9 +250,8 @@ def to_row(record: Record) -> dict[str, Any]:
         Refused: the record would be refused by its reader.
     """
     names, check = _CHECKS[type(record)]
-    row = {name: getattr(record, name) for name in names}
-    check(row)
-    return row
+    checked = check({name: getattr(record, name) for name in names})
+    return {name: getattr(checked, name) for name in names}
 
 
 _CHECKS: dict[type, tuple[list[str], Callable[[Mapping[str, Any]], Record]]] = {
@@ -364,7 +363,19 @@ def _is_ascii(value: Any) -> bool:
 
 
 def _is_integer(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+    """An integer of 64 bits: a Parquet file holds no other."""
+    return (type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))) and _has_64_bits(value)
+
+
+def _has_64_bits(value: Any) -> bool:
+    return -(2**63) <= int(value) < 2**63
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def _kind(value: Any) -> str:
@@ -373,7 +384,9 @@ def _kind(value: Any) -> str:
             return "null"
         case bool():
             return "a boolean"
-        case int() | float():
+        case Integral() if not _has_64_bits(value):
+            return "an integer of more than 64 bits"
+        case Integral() | float():
             return str(value)
         case str():
             return "a string"
