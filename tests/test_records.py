@@ -145,6 +145,22 @@ def test_truncated_files_are_refused(tmp_path, suffix):
         list(read_comparisons(cut))
 
 
+@pytest.mark.parametrize(
+    ("column", "rows"),
+    [
+        (pa.array([b"ok"] * 256 + [b"\xff"]).view(pa.string()), "257 to 257"),
+        (pa.array([0] * 256 + [2**62], pa.timestamp("us")), "257 to 257"),
+        (pa.array([0] * 255 + [2**30, 0], pa.date32()), "1 to 256"),
+        (pa.StructArray.from_arrays([pa.array(range(257))] * 2, ["a", "a"]), "1 to 256"),
+    ],
+)
+def test_cells_that_python_cant_hold(tmp_path, column, rows):
+    table = pa.Table.from_pylist([GOOD] * 257).append_column("x", column)
+    pq.write_table(table, tmp_path / "data.parquet")
+    with pytest.raises(PolarError, match=rf"data.parquet: a value in rows {rows} can't be read: \S+"):
+        list(read_comparisons(tmp_path / "data.parquet"))
+
+
 def test_folders_patterns_lists_and_iterables(tmp_path):
     first, second = lines(tmp_path / "a.jsonl", GOOD), lines(tmp_path / "b.jsonl", GOOD, GOOD)
     for source, count in [

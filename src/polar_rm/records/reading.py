@@ -228,9 +228,20 @@ def _parquet_rows(path: Path) -> _Rows:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_BATCH_ROWS):
-                for row in batch.to_pylist():
+                for row in _batch_rows(path, number, batch):
                     number += 1
                     yield number, row
     except (OSError, pa.ArrowException) as error:
-        first_line = str(error).splitlines()[0]
-        raise PolarError(f"{path}: not a complete Parquet file (after row {number}): {first_line}") from error
+        raise PolarError(f"{path}: not a complete Parquet file (after row {number}): {_first_line(error)}") from error
+
+
+def _batch_rows(path: Path, before: int, batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    try:
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    except (ArithmeticError, LookupError, ValueError, pa.ArrowException) as error:  # such as a date after the year 9999
+        rows = f"rows {before + 1} to {before + batch.num_rows}"
+        raise PolarError(f"{path}: a value in {rows} can't be read: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
