@@ -161,6 +161,17 @@ def test_cells_that_python_cant_hold(tmp_path, column, rows):
         list(read_comparisons(tmp_path / "data.parquet"))
 
 
+def test_columns_need_names_of_their_own(tmp_path):
+    table = pa.Table.from_pylist([GOOD])
+    for column, message in [
+        (pa.field("prompt", pa.string()), "two columns have the name 'prompt'"),
+        (pa.field(b"\xff", pa.string()), "the name of a column can't be read"),
+    ]:
+        pq.write_table(table.append_column(column, pa.array(["q"])), tmp_path / "data.parquet")
+        with pytest.raises(PolarError, match=f"data.parquet: {message}"):
+            list(read_comparisons(tmp_path / "data.parquet"))
+
+
 def test_folders_patterns_lists_and_iterables(tmp_path):
     first, second = lines(tmp_path / "a.jsonl", GOOD), lines(tmp_path / "b.jsonl", GOOD, GOOD)
     for source, count in [

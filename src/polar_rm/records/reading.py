@@ -227,12 +227,22 @@ def _parquet_rows(path: Path) -> _Rows:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow)
             for batch in file.iter_batches(_BATCH_ROWS):
                 for row in _batch_rows(path, number, batch):
                     number += 1
                     yield number, row
     except (OSError, pa.ArrowException) as error:
         raise PolarError(f"{path}: not a complete Parquet file (after row {number}): {_first_line(error)}") from error
+    except UnicodeDecodeError as error:
+        raise PolarError(f"{path}: the name of a column can't be read: {error}") from error
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    names = schema.names
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise PolarError(f"{path}: two columns have the name {name!r}")
 
 
 def _batch_rows(path: Path, before: int, batch: pa.RecordBatch) -> list[dict[str, Any]]:
