@@ -114,6 +114,12 @@ def test_skipped_rows_are_counted_and_kept(tmp_path):
         OnBadRow("skip")
 
 
+def test_binary_columns_are_named(tmp_path):
+    pq.write_table(pa.Table.from_pylist([GOOD | {"prompt": b"ok"}]), tmp_path / "data.parquet")
+    with pytest.raises(BadRow, match=r"row 1: field 'prompt': expected .* not bytes \(a binary column\)"):
+        list(read_comparisons(tmp_path / "data.parquet"))
+
+
 def test_row_numbers_of_items_have_gaps_where_rows_were_skipped(tmp_path):
     item = {"prompt": "p", "reference": "r", "output": "o"}
     path = lines(tmp_path / "items.jsonl", item, {"prompt": "p"}, item)

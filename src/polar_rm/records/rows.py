@@ -391,7 +391,7 @@ def _kind(value: Any) -> str:
         case str():
             return "a string"
         case bytes():
-            return "bytes that are no UTF-8 text"
+            return "bytes (a binary column)"
         case list() | tuple():
             return "a list"
         case dict():
