@@ -1,5 +1,6 @@
 import gzip
 import json
+import math
 from dataclasses import replace
 
 import pyarrow as pa
@@ -59,6 +60,11 @@ def test_preference_tables_keep_extra_columns_and_parse_meta(tmp_path):
     assert comparison.metadata == {"subset": "chat", "meta": {"language": "en"}}
 
 
+def test_a_column_may_repeat_what_metadata_holds(tmp_path):
+    path = lines(tmp_path / "data.jsonl", GOOD | {"lang": "en", "score": math.nan, "metadata": {"lang": "en", "score": None}})
+    assert next(read_comparisons(path)).metadata == {"lang": "en", "score": None}
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -78,6 +84,7 @@ def test_preference_tables_keep_extra_columns_and_parse_meta(tmp_path):
         ({"wrapper": "chat"}, "wrapper"),
         ({"reference": "half \ud800"}, "reference"),
         ({"candidates": None, "ranks": None}, "candidates"),
+        ({"lang": "en", "metadata": {"lang": "fr"}}, "lang"),
     ],
 )
 def test_bad_rows_name_file_row_and_field(tmp_path, change, field):

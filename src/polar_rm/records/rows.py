@@ -114,7 +114,11 @@ class _Fields:
         return float(value)
 
     def metadata(self) -> dict[str, Any]:
-        """The column ``metadata`` with all columns left. ``meta`` may be JSON text (so may ``metadata``); other text stays."""
+        """The column ``metadata`` with all columns left. ``meta`` may be JSON text (so may ``metadata``); other text stays.
+
+        Raises:
+            Refused: a column differs from the value of its name in ``metadata``, or a text is no Unicode.
+        """
         left = self._left
         if isinstance(meta := left.get("meta"), str):
             left["meta"] = parsed(meta)
@@ -122,6 +126,9 @@ class _Fields:
         own = parsed(own) if isinstance(own, str) else own
         if not isinstance(own, dict):
             own = {} if own is None else {"metadata": own}
+        for name, value in left.items():
+            if name in own and own[name] != value:
+                raise Refused(name, "one value, but the row's metadata has another of this name")
         metadata = {**own, **left}
         _check_unicode("metadata", metadata)
         return metadata
