@@ -18,6 +18,7 @@ from polar_rm.records import (
     flatten,
     read_comparisons,
     read_items,
+    read_numbered_comparisons,
     read_numbered_items,
     read_trajectories,
     write_records,
@@ -127,10 +128,12 @@ def test_binary_columns_are_named(tmp_path):
         list(read_comparisons(tmp_path / "data.parquet"))
 
 
-def test_row_numbers_of_items_have_gaps_where_rows_were_skipped(tmp_path):
+def test_row_numbers_have_gaps_where_rows_were_skipped(tmp_path):
     item = {"prompt": "p", "reference": "r", "output": "o"}
     path = lines(tmp_path / "items.jsonl", item, {"prompt": "p"}, item)
     assert [row for row, _ in read_numbered_items(path, OnBadRow("skip", tmp_path / "side.jsonl"))] == [1, 3]
+    path = lines(tmp_path / "comparisons.jsonl", GOOD, GOOD | {"ranks": [0]}, GOOD)
+    assert [row for row, _ in read_numbered_comparisons(path, OnBadRow("skip", tmp_path / "side.jsonl"))] == [1, 3]
 
 
 def test_files_that_are_no_files(tmp_path):

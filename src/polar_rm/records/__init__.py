@@ -6,6 +6,7 @@ from polar_rm.records.reading import (
     find_files,
     read_comparisons,
     read_items,
+    read_numbered_comparisons,
     read_numbered_items,
     read_numbered_trajectories,
     read_prompt_texts,
@@ -14,6 +15,7 @@ from polar_rm.records.reading import (
     read_texts,
     read_trajectories,
 )
+from polar_rm.records.rows import dump_json
 from polar_rm.records.types import Comparison, Message, Record, ScoreItem, Text, Trajectory, Wrapper, flatten, group_items
 from polar_rm.records.writing import write_records
 
@@ -27,11 +29,13 @@ __all__ = [
     "Text",
     "Trajectory",
     "Wrapper",
+    "dump_json",
     "find_files",
     "flatten",
     "group_items",
     "read_comparisons",
     "read_items",
+    "read_numbered_comparisons",
     "read_numbered_items",
     "read_numbered_trajectories",
     "read_prompt_texts",

@@ -76,6 +76,11 @@ def read_comparisons(source: Source, on_bad_row: OnBadRow | None = None) -> Iter
     return (record for _, record in _read(source, to_comparison, on_bad_row))
 
 
+def read_numbered_comparisons(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, Comparison]]:
+    """Comparisons with their row numbers, which have gaps where bad rows were skipped."""
+    return _read(source, to_comparison, on_bad_row)
+
+
 def read_items(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[ScoreItem]:
     """Items to score; errors as in :func:`read_comparisons`."""
     return (record for _, record in _read(source, to_item, on_bad_row))
