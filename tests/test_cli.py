@@ -126,6 +126,33 @@ def test_bad_files(polar, model, tmp_path):
     refused(polar("inspect", write(tmp_path / "one.jsonl", PAIR), "--row", 7, "--model", model), "there is no row 7")
 
 
+def test_results_have_a_place_before_there_are_any(polar, model, tmp_path):
+    items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
+    refused(polar("score", "--model", model, "--input", items, "--output", items), items, "the input itself")
+    pairs = write(tmp_path / "pairs.jsonl", PAIR)
+    refused(polar("evaluate", pairs, "--model", "none", "--json", tmp_path), tmp_path, "is a folder")
+    refused(polar("evaluate", pairs, "--model", "none", "--plot", "plot.pdf"), "plot.pdf", ".png, .svg")
+    refused(polar("evaluate", pairs, "--model", "none", "--json", pairs / "out.json"), "is no folder")
+
+
+def test_rows_are_counted_alike_everywhere(polar, model, tmp_path):
+    lost = {key: PAIR[key] for key in ("prompt", "chosen", "rejected")}
+    pairs = write(tmp_path / "pairs.jsonl", "", PAIR, "", lost)
+    assert polar("inspect", pairs, "--row", 2, "--model", model)[0] == 0
+    refused(polar("inspect", pairs, "--row", 3, "--model", model), "there is no row 3")
+    refused(polar("inspect", pairs, "--row", 4, "--model", model), pairs, "row 4: the comparison has no reference")
+
+
+def test_an_evaluation_says_what_the_encoder_did(polar, model, tmp_path):
+    long = "fox " * 100
+    pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR | {"chosen": long + "a", "rejected": long + "b"})
+    code, _, error = polar("evaluate", pairs, "--model", model, "--json", tmp_path / "out.json")
+    assert code == 0, error
+    warnings = json.loads((tmp_path / "out.json").read_text())["warnings"]
+    assert "1 comparisons have a text that was cut to the encoder's limits" in warnings
+    assert "1 comparisons have candidates that the encoder makes equal: ties" in warnings
+
+
 def test_bad_models(polar, model, tmp_path):
     pairs = write(tmp_path / "pairs.jsonl", PAIR)
 

@@ -47,6 +47,18 @@ def test_comparisons_score_like_their_candidates(model):
         assert scores == pytest.approx(one_by_one(model, alone), abs=2e-5)
 
 
+def test_candidates_of_equal_ids_are_ties_wherever_they_stand(tmp_path):
+    settings = tiny.EncoderSettings(max_length=60, max_response_length=10)
+    scorer = Scorer(tiny.reward_model(tmp_path, settings=settings), token_budget=60)
+    cut = tuple("lazy dog " * 30 + word for word in WORDS)  # what differs is cut off
+    special = ("the fox", "<|reward|>the fox", "a dog")
+    some = [Comparison("p", "r", cut, tuple(range(len(cut)))), Comparison("p", "r", special, (0, 1, 1))]
+    first, second = scorer.score_comparisons(some)
+    assert len(set(first)) == 1 and len(first) == len(cut)
+    assert second[0] == second[1] != second[2]
+    assert (scorer.cut, scorer.alike) == (1, 2)
+
+
 def test_truncation_and_lengths_are_reported(tmp_path):
     settings = tiny.EncoderSettings(max_length=40, max_response_length=10)
     model = tiny.reward_model(tmp_path, settings=settings)
@@ -77,6 +89,56 @@ def test_files_are_scored_row_by_row(model, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["items.jsonl", "scores.jsonl"]
 
 
+def test_a_row_without_a_score_is_named_and_those_before_it_stay(model, tmp_path, monkeypatch):
+    rows = [{"prompt": "p", "reference": "r", "output": f"fox {i}"} for i in range(30)]
+    (tmp_path / "items.jsonl").write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"token_budget": 8192, "window": 8})
+    score_trees, seen = Scorer.score_trees, []
+
+    def broken(self, trees):
+        scores = score_trees(self, trees)
+        seen.append(len(scores[0]))
+        if len(seen) == 3:
+            scores[0][4] = float("inf")
+        return scores
+
+    monkeypatch.setattr(Scorer, "score_trees", broken)
+    with pytest.raises(ScoreError, match=r"items.jsonl: row 22 has the score inf"):
+        run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
+    assert len((tmp_path / "scores.jsonl.partial").read_text().splitlines()) == 20
+
+
+def test_scores_go_only_where_they_can_be_read_back(model, tmp_path):
+    write_records(tmp_path / "items.jsonl", items(3))
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "items.jsonl")
+    for source, target, reason in (
+        ("items.jsonl", "items.jsonl", "the input itself"),
+        ("items.jsonl", "link.jsonl", "the input itself"),
+        ("items.jsonl", "folder.jsonl", "it is a folder"),
+        ("items.jsonl", "scores.jsonl.gz", "known: .jsonl"),
+        ("items.jsonl", "items.jsonl/scores.jsonl", "is no folder"),
+        (".", "scores.jsonl", "one file at a time"),
+    ):
+        with pytest.raises(PolarError, match=reason):
+            run(model, tmp_path / source, tmp_path / target)
+    assert len((tmp_path / "items.jsonl").read_text().splitlines()) == 3
+
+
+def test_metadata_is_written_as_standard_json(model, tmp_path):
+    item = {"prompt": "p", "reference": "r", "output": "o", "at": {"x": float("nan")}, "y": float("inf")}
+    (tmp_path / "items.jsonl").write_text(json.dumps(item) + "\n")
+    run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    assert json.loads((tmp_path / "scores.jsonl").read_text(), parse_constant=refuse)["metadata"] == {
+        "at": {"x": None},
+        "y": "inf",
+    }
+
+
 def test_an_interrupted_file_continues_behind_its_last_whole_row(model, tmp_path, monkeypatch):
     write_records(tmp_path / "items.jsonl", items())
     monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"token_budget": 8192, "window": 8})
@@ -89,6 +151,12 @@ def test_an_interrupted_file_continues_behind_its_last_whole_row(model, tmp_path
     assert len(partial.read_text().splitlines()) == 16
     with partial.open("a") as file:
         file.write('{"row": 17, "rew')
+    state = tmp_path / "scores.jsonl.partial.json"
+    identity = state.read_text()
+    state.write_text("")
+    with pytest.raises(PolarError, match="not JSON"):
+        run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
+    state.write_text(identity)
     with pytest.raises(PolarError, match="another model"):
         list(score_file(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl", identity={"model": "other"}))
     counts = run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeVar
 
@@ -45,7 +45,18 @@ Arguments = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then exit.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.", dir_okay=False)]
+
+
+def _writable(path: Path | None) -> Path | None:
+    """Told before the work whose result the file takes."""
+    from polar_rm.files import check_target
+
+    if path:
+        check_target(path)
+    return path
+
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.", callback=_writable)]
 ModelDir = Annotated[Path, typer.Option("--model", help="Folder of a reward model saved by polar.")]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"], typer.Option(help="Compute type of the backbone; on a GPU bfloat16 is faster.")
@@ -89,9 +100,9 @@ def sample(
         from polar_rm.config import to_yaml
         from polar_rm.sampling.estimate import describe, estimate
 
-        console.print(to_yaml(config), highlight=False)
+        _print(to_yaml(config))
         estimates = estimate(config, tokens_per_second)
-        console.print(describe(estimates), highlight=False, markup=False, soft_wrap=True)
+        _print(describe(estimates))
         if json:
             write_json(json, [asdict(each) for each in estimates])
         return
@@ -136,9 +147,11 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
 
     config = _load(CorpusConfig, arguments)
     if dry_run:
-        console.print(to_yaml(config), highlight=False)
-        for name, value in describe(config, make_plan(config)):
-            console.print(f"{name:>18}: {value}", highlight=False)
+        _print(to_yaml(config))
+        lines = dict(describe(config, make_plan(config)))
+        _print_values(lines.items())
+        if json:
+            write_json(json, lines)
         return
     with progress_bar(messages) as bar:
         tasks: dict[str, TaskID] = {}
@@ -165,7 +178,7 @@ def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = Non
 
     Examples:
 
-        polar pretrain recipes/pretrain_small.yaml data.train='[corpus.parquet]' output=runs/rm
+        polar pretrain recipes/pretrain_small.yaml data.train='[runs/corpus/train]' output=runs/rm
 
         polar pretrain recipes/pretrain_small.yaml --dry-run
     """
@@ -193,9 +206,11 @@ def _train(arguments: list[str], dry_run: bool, json: Path | None) -> None:
 
     config = _load(TrainConfig, arguments)
     if dry_run:
-        console.print(to_yaml(config), highlight=False)
-        for name, value in plan(config, console=messages).describe():
-            console.print(f"{name:>18}: {value}", highlight=False)
+        _print(to_yaml(config))
+        found = plan(config, console=messages)
+        _print_values(found.describe())
+        if json:
+            write_json(json, asdict(found))
         return
     results = train(config, console=messages)
     if json:
@@ -226,8 +241,9 @@ def score(
     from polar_rm.files import sha256
     from polar_rm.modeling import RewardModel
     from polar_rm.records import OnBadRow
-    from polar_rm.scoring import score_file
+    from polar_rm.scoring import check_places, score_file
 
+    check_places(source, target)
     reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=claim_device(device))
     bad = OnBadRow(on_bad_row, target.with_name(target.name + ".rejected.jsonl"))
     identity = {
@@ -261,7 +277,7 @@ def evaluate(
     device: Device = "auto",
     token_budget: Budget = 8192,
     on_bad_row: BadRows = "error",
-    seed: Annotated[int, typer.Option(help="Of the bootstrap and of shuffled references.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and of shuffled references.", min=0)] = 0,
 ) -> None:
     """Pairwise accuracy with a 95% interval, next to the baselines length and TF-IDF on the same pairs.
 
@@ -273,9 +289,13 @@ def evaluate(
     """
     from polar_rm.devices import claim_device
     from polar_rm.evaluation import evaluate_files, report
+    from polar_rm.evaluation.plots import PLOT_SUFFIXES
+    from polar_rm.files import check_target
     from polar_rm.records import OnBadRow
 
     claimed = claim_device(device)
+    if plot:
+        check_target(plot, PLOT_SUFFIXES)
     bad = OnBadRow(on_bad_row, Path(f"{files[0].name}.rejected.jsonl"))
     with progress_bar(messages) as bar:
         task = bar.add_task("evaluating", total=None, status="")
@@ -411,8 +431,11 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) ->
 
     config = _load(RftConfig, arguments)
     if dry_run:
-        console.print(to_yaml(config), highlight=False)
-        console.print(f"{'prompts':>18}: {len(read_rows(config)):,}", highlight=False)
+        _print(to_yaml(config))
+        prompts = len(read_rows(config))
+        _print_values([("prompts", f"{prompts:,}")])
+        if json:
+            write_json(json, {"prompts": prompts})
         return
 
     def show(row: dict[str, float]) -> None:
@@ -430,7 +453,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) ->
 def inspect(
     file: Annotated[Path, typer.Argument(help="Comparisons, JSONL or Parquet.")],
     model: ModelDir,
-    row: Annotated[int, typer.Option(help="Which row, counted from 1.", min=1)] = 1,
+    row: Annotated[int, typer.Option(help="Which row, counted from 1; in JSONL the line.", min=1)] = 1,
     ids: Annotated[bool, typer.Option("--ids", help="Show every token with its id.")] = False,
 ) -> None:
     """Show one encoded comparison in colour: prefix, branches, score positions, truncation.
@@ -441,12 +464,16 @@ def inspect(
     """
     from polar_rm.encoding import Encoder
     from polar_rm.inspection import render
-    from polar_rm.records import read_comparisons
+    from polar_rm.records import read_numbered_comparisons
 
-    comparison = next(islice(read_comparisons(file), row - 1, None), None)
+    encoder = Encoder.from_pretrained(model)
+    comparison = next((comparison for number, comparison in read_numbered_comparisons(file) if number == row), None)
     if comparison is None:
         raise PolarError(f"{file}: there is no row {row}")
-    console.print(render(comparison, Encoder.from_pretrained(model), ids=ids))
+    try:
+        console.print(render(comparison, encoder, ids=ids))
+    except PolarError as error:
+        raise PolarError(f"{file}: row {row}: {error}") from None
 
 
 @app.command()
@@ -478,8 +505,7 @@ def convert(
     else:
         with messages.status("converting"):
             done = conversion.convert(source, target, to=to, dtype=dtype)
-    for name, value in done.describe():
-        console.print(f"{name:>18}: {value}", highlight=False, markup=False, soft_wrap=True)
+    _print_values(done.describe())
     if not dry_run:
         messages.print(f"model saved in {target}")
 
@@ -559,8 +585,18 @@ def quickstart(
 def _load(kind: type[C], arguments: list[str]) -> C:
     from polar_rm.config import load_config
 
-    files = [Path(argument) for argument in arguments if "=" not in argument]
-    return load_config(kind, files, [argument for argument in arguments if "=" in argument])
+    overrides = [argument for argument in arguments if "=" in argument and not Path(argument).is_file()]
+    return load_config(kind, [Path(argument) for argument in arguments if argument not in overrides], overrides)
+
+
+def _print(text: str) -> None:
+    """As it is: paths and texts are no markup and keep their lines."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_values(values: Iterable[tuple[str, str]]) -> None:
+    for name, value in values:
+        _print(f"{name:>18}: {value}")
 
 
 def _report_bad(bad: OnBadRow) -> None:

@@ -124,6 +124,16 @@ class PrefixTree:
         """The complete ids of one candidate, as an engine without prefix trees is fed."""
         return self.prefix + self.branches[candidate]
 
+    def distinct(self) -> tuple[PrefixTree, list[list[int]]]:
+        """The tree without repeated branches, and for each of its branches the candidates that have it.
+
+        Different texts can have the same ids: what differed was cut away, or was a special token's text."""
+        owners: dict[tuple[int, ...], list[int]] = {}
+        for index, branch in enumerate(self.branches):
+            owners.setdefault(tuple(branch), []).append(index)
+        groups = list(owners.values())
+        return self if len(groups) == len(self.branches) else self._subtree([first for first, *_ in groups]), groups
+
     def split(self, max_tokens: int) -> list[tuple[list[int], PrefixTree]]:
         """Parts of at most ``max_tokens`` (a single branch may exceed it), each with the indices of its candidates."""
         parts: list[list[int]] = [[]]

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,22 @@ def write_file(path: str | Path, content: str | bytes) -> None:
         if temporary.exists():
             temporary.unlink()
         raise PolarError(f"{path}: could not be written: {error.strerror}") from error
+
+
+def check_target(path: str | Path, suffixes: Sequence[str] = ()) -> None:
+    """Whether a file can be written there later: said before the work whose result it takes, not behind it.
+
+    Raises:
+        PolarError: it is a folder, has none of the ``suffixes``, or lies where nothing can be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise PolarError(f"{path}: it is a folder; name a file")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise PolarError(f"{path}: unknown kind of file to write; known: {', '.join(suffixes)}")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise PolarError(f"{path}: could not be written: {above} is {'not writable' if above.is_dir() else 'no folder'}")
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class RewardModel(nn.Module):
             UnsupportedModel: not a one-label reward model, a family that fails the equality check, missing or NaN weights.
             EncoderMismatch: the folder's tokenizer or encoder settings are not those it was trained with.
         """
-        config = _read_config(directory)
+        config = read_config(directory)
         if not (config.architectures or [""])[0].endswith("ForSequenceClassification") or config.num_labels != 1:
             raise UnsupportedModel(
                 f"{directory}: a reward model is a *ForSequenceClassification checkpoint with one label, this is "
@@ -114,7 +114,7 @@ class RewardModel(nn.Module):
         """
         directory = model_folder(directory)
         gguf_file = gguf_in(directory, gguf_file)
-        config = _read_config(directory, gguf_file)
+        config = read_config(directory, gguf_file)
         config.num_labels = 1
         if n_layers is not None:
             if not 1 <= n_layers <= config.num_hidden_layers:
@@ -290,7 +290,12 @@ def preset_config(preset: str, **options: Any) -> PretrainedConfig:
     )
 
 
-def _read_config(directory: str | Path, gguf_file: str | None = None) -> PretrainedConfig:
+def read_config(directory: str | Path, gguf_file: str | None = None) -> PretrainedConfig:
+    """A model folder's config.
+
+    Raises:
+        UnsupportedModel: transformers doesn't know it, or prefix trees are not exact with it. PolarError: no such folder.
+    """
     if not Path(directory).is_dir():
         raise PolarError(f"{directory}: no such folder (models are read from local folders)")
     options = {"gguf_file": gguf_file} if gguf_file else {}

@@ -6,7 +6,6 @@ once; trees of all lengths are packed into rows of a token budget without paddin
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,9 +18,10 @@ import torch
 
 from polar_rm.encoding import PrefixTree
 from polar_rm.errors import PolarError, ScoreError
+from polar_rm.files import check_target, read_json, write_json
 from polar_rm.modeling import RewardModel
 from polar_rm.packing import first_fit, pack
-from polar_rm.records import Comparison, OnBadRow, ScoreItem, group_items, read_numbered_items
+from polar_rm.records import Comparison, OnBadRow, ScoreItem, dump_json, group_items, read_numbered_items
 
 T = TypeVar("T")
 
@@ -43,12 +43,15 @@ class Scorer:
 
     token_budget: most tokens of one row, which bounds memory; longer trees are split. window: items that are looked at together;
     it bounds both the memory for texts and how far apart two items may stand to share a prefix.
+
+    cut, alike: comparisons scored so far of which a text was cut to the encoder's limits, and those with candidates of equal ids.
     """
 
     def __init__(self, model: RewardModel, *, token_budget: int = 8192, window: int = 1024) -> None:
         self.model = model.eval()
         self.token_budget = token_budget
         self.window = window
+        self.cut = self.alike = 0
 
     def score(self, items: Iterable[ScoreItem]) -> Iterator[Scored]:
         """One :class:`Scored` per item, in order.
@@ -56,49 +59,60 @@ class Scorer:
         Raises:
             ScoreError: an item's score is not finite; the message says which. There is no score of 0 or None for a failure.
         """
-        done = 0
-        for window in windows(items, self.window):
-            trees, places = [], []
-            for indices in group_items(window):
-                first = window[indices[0]]
-                outputs = [window[i].output for i in indices]
-                for part, tree in self.model.encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper):
-                    trees.append(tree)
-                    places.append([indices[i] for i in part])
-            results: list[Scored | None] = [None] * len(window)
-            for tree, place, rewards in zip(trees, places, self.score_trees(trees), strict=True):
-                cut = tree.truncation
-                for branch, index in enumerate(place):
-                    if not math.isfinite(rewards[branch]):
-                        raise ScoreError(f"item {done + index + 1} has the score {rewards[branch]}")
-                    truncated = bool(cut.prompt or cut.reference or cut.candidates[branch])
-                    results[index] = Scored(rewards[branch], len(tree.prefix) + len(tree.branches[branch]), truncated)
-            yield from (result for result in results if result is not None)
-            done += len(window)
+        scores = (scored for window in windows(items, self.window) for scored in self._score(window))
+        for number, scored in enumerate(scores, 1):
+            _check_finite(scored, f"item {number}")
+            yield scored
+
+    def _score(self, window: Sequence[ScoreItem]) -> list[Scored]:
+        """One window's items, finite or not."""
+        trees, places = [], []
+        for indices in group_items(window):
+            first = window[indices[0]]
+            outputs = [window[i].output for i in indices]
+            for part, tree in self.model.encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper):
+                trees.append(tree)
+                places.append([indices[i] for i in part])
+        results: dict[int, Scored] = {}
+        for tree, place, rewards in zip(trees, places, self.score_trees(trees), strict=True):
+            cut = tree.truncation
+            for branch, index in enumerate(place):
+                truncated = bool(cut.prompt or cut.reference or cut.candidates[branch])
+                results[index] = Scored(rewards[branch], len(tree.prefix) + len(tree.branches[branch]), truncated)
+        return [results[index] for index in range(len(window))]
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
         """One list of rewards per comparison, encoded exactly as in training (all candidates share one prompt cut)."""
         done = 0
         for window in windows(comparisons, self.window):
-            for rewards in self.score_trees(self.model.encoder.encode_many(window)):
+            trees = self.model.encoder.encode_many(window)
+            for tree, rewards in zip(trees, self.score_trees(trees), strict=True):
                 done += 1
+                self.cut += bool(tree.truncation)
+                self.alike += len(set(map(tuple, tree.branches))) < len(tree.branches)
                 if not all(map(math.isfinite, rewards)):
                     raise ScoreError(f"comparison {done} has the scores {rewards}")
                 yield rewards
 
     @torch.inference_mode()
     def score_trees(self, trees: Sequence[PrefixTree]) -> list[list[float]]:
-        """Raw scores of every tree's candidates, finite or not. Trees beyond the budget are split, their prefix repeated."""
+        """Raw scores of every tree's candidates, finite or not. Trees beyond the budget are split, their prefix repeated.
+
+        Candidates of equal ids are scored once: apart, they would differ by rounding, and a tie would be won or lost by it."""
         scores = [[math.nan] * len(tree.branches) for tree in trees]
-        parts = [(index, part, subtree) for index, tree in enumerate(trees) for part, subtree in tree.split(self.token_budget)]
+        parts = []
+        for index, tree in enumerate(trees):
+            once, candidates = tree.distinct()
+            parts += [(index, [candidates[i] for i in part], subtree) for part, subtree in once.split(self.token_budget)]
         row_tokens = min(self.token_budget, _CPU_ROW_TOKENS) if self.model.device.type == "cpu" else self.token_budget
         for row in first_fit([subtree.n_tokens for _, _, subtree in parts], row_tokens):
             packed = pack([parts[i][2] for i in row]).to(self.model.device)
             flat = iter(self.model(packed).tolist())
             for i in row:
                 index, part, _ = parts[i]
-                for candidate in part:
-                    scores[index][candidate] = next(flat)
+                for alike, score in zip(part, flat, strict=False):
+                    for candidate in alike:
+                        scores[index][candidate] = score
         return scores
 
 
@@ -122,21 +136,27 @@ def score_file(
 
     Rows go to ``target.partial``, which becomes ``target`` at the end. Run again after an interruption, it continues behind the
     last complete row. ``identity`` (model, encoder, input) is saved beside it: another identity is refused, not mixed in.
+
+    Raises:
+        PolarError: the target can't be what it should, or what is wrong with the file. BadRow: a row is no item.
+        ScoreError: a score is not finite; the message names file and row.
     """
     target = Path(target)
+    check_places(source, target)
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
-    target.parent.mkdir(parents=True, exist_ok=True)
     if partial.exists():
         _check_identity(state, identity)
-    state.write_text(json.dumps(identity))
+    else:
+        write_json(state, identity)
     done = _complete_rows(partial)
     scorer = Scorer(model, token_budget=token_budget)
     items = islice(read_numbered_items(source, on_bad_row), done, None)
     with partial.open("a", encoding="utf-8") as file:
         yield done
         for window in windows(items, scorer.window):
-            for (number, item), scored in zip(window, scorer.score(item for _, item in window), strict=True):
+            for (number, item), scored in zip(window, scorer._score([item for _, item in window]), strict=True):
+                _check_finite(scored, f"{source}: row {number}")
                 done += 1
                 row = {
                     "row": number,
@@ -144,7 +164,7 @@ def score_file(
                     "n_tokens": scored.n_tokens,
                     "truncated": scored.truncated,
                 }
-                file.write(json.dumps(row | {"metadata": item.metadata}, ensure_ascii=False, default=str) + "\n")
+                file.write(dump_json(row | {"metadata": item.metadata}) + "\n")
             file.flush()
             os.fsync(file.fileno())
             yield done
@@ -152,8 +172,27 @@ def score_file(
     state.unlink()
 
 
+def check_places(source: str | Path, target: str | Path) -> None:
+    """Whether scores of a file can be written there.
+
+    Raises:
+        PolarError: the source is a folder, the target is the source, a folder or not JSONL.
+    """
+    source, target = Path(source), Path(target)
+    if source.is_dir():
+        raise PolarError(f"{source}: it is a folder; score one file at a time, or rows of several would have equal numbers")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise PolarError(f"{target}: it is the input itself")
+    check_target(target, (".jsonl",))
+
+
+def _check_finite(scored: Scored, where: str) -> None:
+    if not math.isfinite(scored.reward):
+        raise ScoreError(f"{where} has the score {scored.reward}")
+
+
 def _check_identity(state: Path, identity: dict[str, Any]) -> None:
-    saved = json.loads(state.read_text()) if state.exists() else {}
+    saved = read_json(state) if state.exists() else {}
     changed = [key for key in identity if saved.get(key) != identity[key]]
     if changed:
         raise PolarError(

@@ -63,7 +63,7 @@ class Calibration:
         try:
             values = json.loads(path.read_text())
             return cls(int(values["n"]), float(values["mean"]), float(values["std"]), tuple(map(float, values["quantiles"])))
-        except (ValueError, KeyError, TypeError, PolarError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, PolarError) as error:
             raise PolarError(f"{path}: not a calibration card: {error}") from error
 
     def save(self, model: str | Path) -> None:

@@ -85,6 +85,8 @@ def test_the_scoring_token_of_xtuners_config_is_used(tmp_path):
         (lambda t: t, {"vocab_size": 500}, "vocabulary mismatch"),
         (lambda t: t, {"normalize_reward": True, "mean": 0.3, "std": 2.0}, "shifts its scores"),
         (lambda t: t, {"model_type": "internlm2"}, "internlm2"),
+        (lambda t: t, {"model_type": "mistral", "sliding_window": 16}, "sliding window"),
+        (lambda t: t, {"model_type": "mamba"}, "no sequence classification for 'mamba'"),
         (lambda t: t, {"reward_token_id": 2}, "padding token is the scoring token"),
     ],
 )

@@ -57,6 +57,7 @@ def test_unknown_mode():
 
 
 def test_prompt_identity():
-    assert prompt_key(make("p", "r", prompt_id=7)) == prompt_key(make("q", "r", prompt_id=7)) != prompt_key(make("p", "r"))
+    assert prompt_key(make("p", "r", prompt_id=7)) == prompt_key(make("p", "s", prompt_id=8))
+    assert prompt_key(make("p", "r", prompt_id=7)) != prompt_key(make("q", "r", prompt_id=7))  # of another file
     listed = [{"role": "user", "content": "p"}]
     assert prompt_key(make(listed, "r")) == prompt_key(make("p", "r")) != prompt_key(make("q", "r"))

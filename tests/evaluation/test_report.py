@@ -69,7 +69,7 @@ def test_plot_files_by_suffix(tmp_path):
     write_plot(tmp_path / "a.svg", make_report())
     assert (tmp_path / "a.svg").read_bytes() == first  # equal results give equal files
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg"]
-    with pytest.raises(PolarError, match=r"written as .png or .svg"):
+    with pytest.raises(PolarError, match=r"known: .png, .svg"):
         write_plot(tmp_path / "a.pdf", make_report())
     with pytest.raises(PolarError, match="could not be written"):
         write_plot(tmp_path / "a.svg" / "b.svg", make_report())

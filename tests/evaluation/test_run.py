@@ -32,6 +32,14 @@ def test_files_can_be_read_twice_and_are_described(tmp_path):
     ]
 
 
+def test_folders_and_patterns_stand_for_their_files(tmp_path):
+    paths = [write(tmp_path / f"{name}.jsonl", [row(1), row(2)]) for name in "ab"]
+    for source in (tmp_path, f"{tmp_path}/*.jsonl"):
+        files = ComparisonFiles([source])
+        assert evaluate(Length(), files).report["n_pairs"] == 4
+        assert [(file["path"], file["rows"]) for file in files.describe()] == [(str(path), 2) for path in paths]
+
+
 def test_bad_rows_stop_or_are_set_aside_once(tmp_path):
     path = write(tmp_path / "a.jsonl", [row(1), {"prompt": "p"}, row(3), "{not json"])
     with pytest.raises(PolarError, match="row 2"):

@@ -6,9 +6,25 @@ import tiny
 from rich.console import Console
 
 from polar_rm.modeling import RewardModel
-from polar_rm.quickstart.pipeline import Quickstart, run
+from polar_rm.quickstart.pipeline import Quickstart, _Stages, run
 from polar_rm.quickstart.report import summary
 from polar_rm.records import read_comparisons
+
+
+def test_what_other_settings_left_is_made_again(tmp_path):
+    def stages(*overrides):
+        return _Stages(Quickstart(tmp_path, "lm", overrides, Console(file=io.StringIO())), "data")
+
+    stages("max_steps=3").run("base", lambda: {"folder": "one"})
+    (tmp_path / "pretrain").mkdir()
+    again = stages("max_steps=3")
+    again.run("base", lambda: {"folder": "two"})
+    assert again.results["base"] == {"folder": "one"}
+    assert (tmp_path / "pretrain").exists()
+    other = stages("max_steps=2")
+    assert not (tmp_path / "pretrain").exists()
+    other.run("base", lambda: {"folder": "two"})
+    assert other.results["base"] == {"folder": "two"}
 
 
 @pytest.mark.slow

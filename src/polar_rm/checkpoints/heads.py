@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from polar_rm.checkpoints.conversion import Conversion, encoder_settings
 from polar_rm.checkpoints.native import (
@@ -22,6 +22,7 @@ from polar_rm.checkpoints.native import (
 from polar_rm.checkpoints.weights import LazyTensor, check_tensors, read_weights
 from polar_rm.encoding import REWARD_TOKEN, SEPARATOR_TOKEN, Encoder, load_tokenizer
 from polar_rm.errors import UnsupportedModel
+from polar_rm.modeling import read_config
 
 # TRL and xtuner (to_hf) write score, xtuner's own checkpoints v_head, OpenRLHF value_head or score (its value_head_prefix).
 HEADS = ("score", "v_head", "value_head")
@@ -53,8 +54,11 @@ def from_stock(folder: Path) -> Conversion:
         table = tensors["model.embed_tokens.weight"]
         grown = (config.vocab_size, table.shape[1])
         tensors["model.embed_tokens.weight"] = table.then(partial(_grow, config.vocab_size), grown)
-    with torch.device("meta"):
-        skeleton = AutoModelForSequenceClassification.from_config(config)
+    try:
+        with torch.device("meta"):
+            skeleton = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        raise UnsupportedModel(f"{folder}: transformers has no sequence classification for {config.model_type!r}") from None
     check_tensors(folder, tensors, {name: tuple(value.shape) for name, value in skeleton.state_dict().items()})
     encoder = Encoder(tokenizer, encoder_settings(config.max_position_embeddings, reward_token=reward_token))
     specials = read_specials(folder)
@@ -71,10 +75,7 @@ def from_stock(folder: Path) -> Conversion:
 
 
 def _read_config(folder: Path) -> PretrainedConfig:
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise UnsupportedModel(f"{folder}: {str(error).strip().splitlines()[0]}") from error
+    config = read_config(folder)
     if getattr(config, "normalize_reward", False) and (getattr(config, "mean", 0), getattr(config, "std", 1)) != (0, 1):
         raise UnsupportedModel(f"{folder}: normalize_reward is true: OpenRLHF shifts its scores, which a bias-free head can't")
     config.num_labels = 1

@@ -202,10 +202,10 @@ def to_internlm2(folder: Path) -> Conversion:
 
 
 def _check_official(folder: Path, config: Mapping[str, Any]) -> None:
-    required = [*_SAME_KEYS, "rope_theta", "reward_token_id", "hidden_act"]
-    missing = [key for key in required if not isinstance(config.get(key), int | float | str)]
+    numbers = [*_SAME_KEYS, "rope_theta", "reward_token_id"]
+    missing = [key for key in numbers if not isinstance(config.get(key), int | float)]
     if missing:
-        raise UnsupportedModel(f"{folder / 'config.json'}: has no {missing[0]!r}")
+        raise UnsupportedModel(f"{folder / 'config.json'}: has no number {missing[0]!r}")
     scaling = config.get("rope_scaling")
     kind = (scaling.get("type") or scaling.get("rope_type")) if scaling else "default"
     divisible = config["hidden_size"] % config["num_attention_heads"] == 0
@@ -214,7 +214,7 @@ def _check_official(folder: Path, config: Mapping[str, Any]) -> None:
         # Without the key, the official class would make biases up.
         (config.get("bias", True), "bias is true: its attention has biases"),
         (config.get("tie_word_embeddings"), "tie_word_embeddings is true: its head would be tied to the embedding"),
-        (config["hidden_act"] != "silu", f"hidden_act is {config['hidden_act']!r}, Llama layers here use silu"),
+        (config.get("hidden_act") != "silu", f"hidden_act is {config.get('hidden_act')!r}, Llama layers here use silu"),
         (kind not in ("default", "dynamic"), f"rope_scaling is {kind!r}, which changes every position"),
         (not divisible or config["num_attention_heads"] % kv_heads, "its heads do not divide evenly"),
     ]

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polar_rm.errors import PolarError
-from polar_rm.files import write_file
+from polar_rm.files import check_target, write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from polar_rm.evaluation.report import Measure
+
+PLOT_SUFFIXES = (".png", ".svg")
 
 # Okabe and Ito's palette: told apart by colour-blind readers.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
@@ -149,11 +150,8 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     Raises:
         PolarError: another suffix, or the file can't be written.
     """
-    path = Path(path)
-    suffix = path.suffix.lower().removeprefix(".")
-    if suffix not in ("png", "svg"):
-        raise PolarError(f"{path}: a plot is written as .png or .svg")
-    write_file(path, _render(figure, suffix))
+    check_target(path, PLOT_SUFFIXES)
+    write_file(path, _render(figure, Path(path).suffix.lower().removeprefix(".")))
 
 
 def _figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:

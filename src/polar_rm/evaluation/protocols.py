@@ -29,10 +29,7 @@ class ComparisonScorer(Protocol):
 
 
 def prompt_key(comparison: Comparison) -> str:
-    """Names a comparison's prompt: ``metadata["prompt_id"]``, or a hash of the prompt's text where there is none."""
-    given = comparison.metadata.get("prompt_id")
-    if given is not None:
-        return f"prompt_id {given}"
+    """Names a comparison's prompt by its text: ids of several files may be equal and mean different prompts."""
     return hashlib.sha256(flatten(comparison.prompt).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -12,17 +12,18 @@ from polar_rm.evaluation.baselines import BASELINES
 from polar_rm.evaluation.protocols import ReferenceMode
 from polar_rm.evaluation.report import DataFile
 from polar_rm.files import sha256
-from polar_rm.records import Comparison, OnBadRow, read_comparisons
+from polar_rm.records import Comparison, OnBadRow, find_files, read_comparisons
 
 
 class ComparisonFiles:
     """Files of comparisons as one stream that can be read more than once; the first pass alone reports bad rows.
 
+    paths: files, folders or patterns, as :func:`find_files` takes them; here afterwards every file that they mean.
     rows: comparisons read from each file by the latest pass.
     """
 
     def __init__(self, paths: Sequence[str | Path], on_bad_row: OnBadRow | None = None) -> None:
-        self.paths = [Path(path) for path in paths]
+        self.paths = [file for path in paths for file in find_files(path)]
         self.rows = [0] * len(self.paths)
         self._on_bad_row = on_bad_row
 
@@ -66,10 +67,11 @@ def evaluate_files(
     from polar_rm.modeling import RewardModel
     from polar_rm.scoring import Scorer
 
-    model = RewardModel.from_pretrained(model_dir, dtype=dtype, device=device)
     comparisons = ComparisonFiles(files, on_bad_row)
+    model = RewardModel.from_pretrained(model_dir, dtype=dtype, device=device)
+    scorer = Scorer(model, token_budget=token_budget)
     result = evaluate(
-        Scorer(model, token_budget=token_budget),
+        scorer,
         comparisons,
         by=by,
         reference=reference,
@@ -80,4 +82,8 @@ def evaluate_files(
         progress=progress,
     )
     result.report["data"] = comparisons.describe()
+    if scorer.cut:
+        result.report["warnings"].append(f"{scorer.cut:,} comparisons have a text that was cut to the encoder's limits")
+    if scorer.alike:
+        result.report["warnings"].append(f"{scorer.alike:,} comparisons have candidates that the encoder makes equal: ties")
     return result

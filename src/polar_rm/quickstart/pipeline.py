@@ -37,6 +37,8 @@ LIVE_POLICIES = ("chat", "base-casual")
 LIVE_PROMPTS = 4
 # Ranked by construction: the same model, ever further from its likeliest words.
 RANKING = ("chat-cold", "chat", "chat-hot")
+# What stages leave in the run folder beside their results.
+FOLDERS = ("stages", "live", "corpus", "ranked", "pretrain", "finetune", "finetune-alone")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
 
 
 class _Stages:
-    """Runs stages in order; each depends on all that came before it."""
+    """Runs stages in order; each depends on all that came before it. What other data or settings left is removed."""
 
     def __init__(self, quickstart: Quickstart, data: str) -> None:
         self.console = quickstart.console
@@ -87,10 +89,14 @@ class _Stages:
         self.identity = [data, quickstart.base, list(quickstart.overrides)]
         self.results: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
+        if any(json.loads(path.read_text())["identity"] != self.identity for path in self.folder.glob("*.json")):
+            for name in FOLDERS:
+                shutil.rmtree(quickstart.output / name, ignore_errors=True)
 
     def run(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         path = self.folder / f"{name}.json"
-        if path.exists() and (saved := json.loads(path.read_text()))["identity"] == self.identity:
+        if path.exists():
+            saved = json.loads(path.read_text())
             self.console.print(f"[dim]{name}: reused from {path}")
         else:
             self.console.print(f"[bold]{name}")
@@ -128,7 +134,6 @@ def _comparisons(
     quickstart: Quickstart, config: CorpusConfig, train_rows: Sequence[Trajectory], test_rows: Sequence[Trajectory]
 ) -> dict[str, Any]:
     """Contrastive comparisons by ``polar corpus``, and ranked ones under the same split of prompts."""
-    shutil.rmtree(config.output, ignore_errors=True)  # of another release's data or settings
     report = build(config)
     counts = {split: found["comparisons"] for split, found in report["splits"].items()}
     for name, rows in (("train", train_rows), ("test", test_rows)):
