@@ -2,6 +2,10 @@ import gzip
 import json
 import math
 from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+from os import fsdecode
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,8 +66,20 @@ def test_preference_tables_keep_extra_columns_and_parse_meta(tmp_path):
 
 
 def test_a_column_may_repeat_what_metadata_holds(tmp_path):
-    path = lines(tmp_path / "data.jsonl", GOOD | {"lang": "en", "score": math.nan, "metadata": {"lang": "en", "score": None}})
+    path = lines(tmp_path / "data.jsonl", GOOD | {"lang": "en", "score": math.nan, "metadata": {"lang": "en", "score": math.nan}})
     assert next(read_comparisons(path)).metadata == {"lang": "en", "score": None}
+
+
+def test_nan_stands_for_missing_at_any_depth(tmp_path):
+    path = lines(tmp_path / "data.jsonl", GOOD | {"x": {"a": [1.5, math.nan, {"b": math.nan}], "c": math.inf}, "y": math.nan})
+    assert next(read_comparisons(path)).metadata == {"x": {"a": [1.5, None, {"b": None}], "c": math.inf}, "y": None}
+
+
+def test_nesting_too_deep_is_refused(tmp_path):
+    endless = []
+    endless.append(endless)
+    with pytest.raises(BadRow, match="row 1: field 'metadata': expected values that are nested less deeply"):
+        list(read_comparisons([GOOD | {"x": endless}]))
 
 
 @pytest.mark.parametrize(
@@ -271,6 +287,38 @@ def test_numbers_beyond_64_bits_are_refused(tmp_path, suffix, field):
     for value in (10**400, -(10**400), 10**5000):
         with pytest.raises(BadRow, match=f"row 2: field {field!r}: .*, not an integer of more than 64 bits"):
             write_records(path, [good, replace(good, **{field: value})])
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (math.nan, None),
+        (-math.inf, "-inf"),
+        (b"ok", "ok"),
+        (b"\xff", "\\xff"),
+        (timedelta(1), "1 day, 0:00:00"),
+        (Decimal("1.50"), "1.50"),
+        (Path(fsdecode(b"\xff")), "\\udcff"),
+        ((1, math.inf), [1, "inf"]),
+        (
+            {1: "a", None: "b", math.inf: "c", (1, 2): "d", b"k": True},
+            {"1": "a", "null": "b", "inf": "c", "(1, 2)": "d", "k": True},
+        ),
+        (10**20, 10**20),
+        pytest.param(10**5000, hex(10**5000), id="digits"),
+    ],
+)
+def test_what_json_has_no_form_for_is_written_as_text(tmp_path, suffix, value, written):
+    path = tmp_path / f"data{suffix}"
+    write_records(path, [ScoreItem([MESSAGES[0] | {"x": [value]}], "r", "o", metadata={"x": value})])
+    assert list(read_items(path)) == [ScoreItem([MESSAGES[0] | {"x": [written]}], "r", "o", metadata={"x": written})]
+
+
+def test_any_row_that_is_skipped_can_be_kept(tmp_path):
+    bad = OnBadRow("skip", tmp_path / "side.jsonl")
+    assert list(read_items([{"prompt": 10**5000, (1, 2): math.nan}], bad)) == []
+    assert json.loads((tmp_path / "side.jsonl").read_text())["content"] == {"prompt": hex(10**5000), "(1, 2)": None}
 
 
 def test_failed_writing_leaves_nothing(tmp_path):

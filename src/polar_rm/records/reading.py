@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from polar_rm.errors import BadRow, PolarError
 from polar_rm.records.rows import (
     Refused,
+    dump_json,
     to_comparison,
     to_item,
     to_prompt,
@@ -62,7 +63,7 @@ class OnBadRow:
             raise error
         row = {"path": error.path, "row": error.row, "field": error.field, "expected": error.expected}
         with open(self.side_file, "w" if self.count == 0 else "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps(row | {"content": content}, ensure_ascii=False, default=str) + "\n")
+            file.write(dump_json(row | {"content": content}) + "\n")
         self.count += 1
 
 

@@ -10,8 +10,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from datetime import date, time
-from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any, TypeVar, get_args
 
@@ -117,7 +115,7 @@ class _Fields:
         """The column ``metadata`` with all columns left. ``meta`` may be JSON text (so may ``metadata``); other text stays.
 
         Raises:
-            Refused: a column differs from the value of its name in ``metadata``, or a text is no Unicode.
+            Refused: a column differs from the value of its name in ``metadata``, a text is no Unicode, or the nesting too deep.
         """
         left = self._left
         if isinstance(meta := left.get("meta"), str):
@@ -126,11 +124,12 @@ class _Fields:
         own = parsed(own) if isinstance(own, str) else own
         if not isinstance(own, dict):
             own = {} if own is None else {"metadata": own}
-        for name, value in left.items():
-            if name in own and own[name] != value:
-                raise Refused(name, "one value, but the row's metadata has another of this name")
-        metadata = {**own, **left}
+        metadata: dict[str, Any] = {**own, **left}
         _check_unicode("metadata", metadata)
+        metadata = _without_nan(metadata)
+        for name in left:
+            if name in own and _without_nan(own[name]) != metadata[name]:
+                raise Refused(name, "one value, but the row's metadata has another of this name")
         return metadata
 
     def _pop(self, name: str, expected: str) -> Any:
@@ -279,18 +278,33 @@ def to_cells(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dump_json(value: Any) -> str:
-    """One line of standard JSON; dates and decimals, which Parquet files hold, become text.
+    """One line of standard JSON. NaN becomes null; all else that JSON has no form for (infinities, bytes, dates) text."""
+    try:
+        return _ENCODER.encode(value)
+    except (TypeError, ValueError):  # a key, or a number that the encoder doesn't ask about
+        return _ENCODER.encode(_plain(value))
 
-    Raises:
-        TypeError, ValueError: something else that JSON has no form for, such as bytes or NaN.
-    """
-    return _ENCODER.encode(value)
+
+def _plain(value: Any) -> Any:
+    """The value with numbers and keys that JSON has a form for."""
+    if isinstance(value, dict):
+        keys = (_plain(key) if isinstance(key, (str, int, float, type(None))) else _as_text(key) for key in value)
+        return dict(zip(keys, map(_plain, value.values()), strict=True))
+    if isinstance(value, (list, tuple)):
+        return list(map(_plain, value))
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    if isinstance(value, int):
+        try:
+            str(value)
+        except ValueError:  # more digits than Python writes, or reads
+            return hex(value)
+    return value
 
 
 def _as_text(value: Any) -> str:
-    if isinstance(value, (date, time, Decimal)):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_as_text)
@@ -339,13 +353,39 @@ def _check_messages(name: str, messages: list[Any]) -> None:
                 raise Refused(f"{name}[{i}].{key}", f"a string, not {_kind(message[key])}")
 
 
-def _check_unicode(name: str, value: Any) -> None:
-    """JSON can spell half a surrogate pair, which is no character: no tokenizer and no UTF-8 file takes it.
+def _without_nan(value: Any) -> Any:
+    """None in place of NaN, at any depth; what holds none stays the same object.
 
-    The same question before each call inside keeps names from being put together for texts that need none.
+    Types are asked for before each call inside: most metadata is a few strings and integers.
     """
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if not isinstance(value, (dict, list, tuple)):
+        return value
+    result: Any = value
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if type(inner) not in _NEVER_NAN and (clean := _without_nan(inner)) is not inner:
+            if result is value:
+                result = dict(value) if isinstance(value, dict) else list(value)
+            result[key] = clean
+    return result
+
+
+_NEVER_NAN = {str, int, bool, type(None)}
+
+
+def _check_unicode(name: str, value: Any) -> None:
+    """JSON can spell half a surrogate pair, which is no character: no tokenizer and no UTF-8 file takes it."""
     if _is_ascii(value):
         return
+    try:
+        _check_characters(name, value)
+    except RecursionError:
+        raise Refused(name, "values that are nested less deeply") from None
+
+
+def _check_characters(name: str, value: Any) -> None:
+    """The same question before each call inside keeps names from being put together for texts that need none."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -355,13 +395,13 @@ def _check_unicode(name: str, value: Any) -> None:
     elif isinstance(value, dict):
         for key, inner in value.items():
             if not _is_ascii(key):
-                _check_unicode(f"{name}, a key", key)
+                _check_characters(f"{name}, a key", key)
             if not _is_ascii(inner):
-                _check_unicode(f"{name}.{key}", inner)
-    elif isinstance(value, list):
+                _check_characters(f"{name}.{key}", inner)
+    elif isinstance(value, (list, tuple)):
         for i, inner in enumerate(value):
             if not _is_ascii(inner):
-                _check_unicode(f"{name}[{i}]", inner)
+                _check_characters(f"{name}[{i}]", inner)
 
 
 def _is_ascii(value: Any) -> bool:

@@ -55,7 +55,8 @@ _SCHEMAS: dict[type, pa.Schema] = {
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Write records of one kind as JSONL (also ``.jsonl.gz``) or Parquet, by the suffix; returns how many.
 
-    Read back, they are equal. In Parquet messages and metadata are JSON text.
+    Read back, they are equal, but for values in messages and metadata that JSON has no form for: those come back as
+    :func:`dump_json` writes them. In Parquet messages and metadata are JSON text.
 
     Raises:
         BadRow: a record that its reader would refuse. PolarError: no records, two kinds, an unknown suffix, a full disk.
