@@ -66,8 +66,11 @@ def test_preference_tables_keep_extra_columns_and_parse_meta(tmp_path):
 
 
 def test_a_column_may_repeat_what_metadata_holds(tmp_path):
-    path = lines(tmp_path / "data.jsonl", GOOD | {"lang": "en", "score": math.nan, "metadata": {"lang": "en", "score": math.nan}})
-    assert next(read_comparisons(path)).metadata == {"lang": "en", "score": None}
+    path = lines(
+        tmp_path / "data.jsonl",
+        GOOD | {"lang": "en", "x": math.nan, "y": None, "metadata": {"lang": "en", "x": math.nan, "y": 1}},
+    )
+    assert next(read_comparisons(path)).metadata == {"lang": "en", "x": None, "y": 1}
 
 
 def test_nan_stands_for_missing_at_any_depth(tmp_path):

@@ -124,6 +124,7 @@ class _Fields:
         own = parsed(own) if isinstance(own, str) else own
         if not isinstance(own, dict):
             own = {} if own is None else {"metadata": own}
+        left = {name: value for name, value in left.items() if value is not None or name not in own}  # null contradicts nothing
         metadata: dict[str, Any] = {**own, **left}
         _check_unicode("metadata", metadata)
         metadata = _without_nan(metadata)
