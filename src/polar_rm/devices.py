@@ -48,7 +48,8 @@ def claim_device(name: str) -> str:
 def compute_dtype(precision: str, device: str) -> torch.dtype:
     """Of matrix products: ``bf16``, ``fp32``, or with ``auto`` bf16 where the hardware has it."""
     if precision == "auto":
-        native = torch.cuda.is_bf16_supported() if device == "cuda" else _cpu_has_bf16()
+        # Before Ampere torch emulates bfloat16, and by default counts that as support.
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16()
         precision = "bf16" if native else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
