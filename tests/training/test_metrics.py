@@ -55,3 +55,28 @@ def test_flops_are_those_of_the_tree():
     pairs = 2 * ((1 + 2 + 3 + 4 + 5) + (6 + 7) + (6 + 7 + 8)) + (7 + 8)
     assert metrics.training_flops(shape, layout) == 6 * weighted + 12 * pairs * 64
     assert metrics.peak_flops(torch.device("cpu"), torch.float32) > 1e8
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+    ],
+)
+def test_peaks_are_those_of_the_gpus_full_name(monkeypatch, name, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert metrics.peak_flops(torch.device("cuda"), torch.bfloat16) == expected
+
+
+def test_peaks_of_float32_are_measured_on_known_gpus_too(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    made = []
+    monkeypatch.setattr(torch, "randn", lambda *size, device: made.append(size) or torch.ones(2, 2))
+    metrics.peak_flops(torch.device("cuda"), torch.float32)
+    assert made == [(4096, 4096)]

@@ -15,14 +15,18 @@ from polar_rm.attention.layout import TreeLayout
 from polar_rm.errors import PolarError
 from polar_rm.training.config import TrainConfig
 
-# Dense bf16 peaks of common accelerators, FLOP/s (vendors' data sheets, without sparsity).
+# Dense bf16 and fp16 peaks of common accelerators, FLOP/s (vendors' data sheets, without sparsity). The first name found counts,
+# so the longer ones come first.
 _PEAKS = {
     "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H800": 989e12,
     "A100": 312e12,
     "A800": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "4090": 165e12,
 }
@@ -113,8 +117,9 @@ def training_flops(config: PretrainedConfig, layout: TreeLayout) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """What the device can do a second: the data sheet for a known accelerator, else a measured square matrix product."""
-    if device.type == "cuda":
+    """What the device can do a second: the data sheet for a known accelerator in half precision, else a measured square matrix
+    product."""
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         name = torch.cuda.get_device_name(device)
         if known := next((peak for key, peak in _PEAKS.items() if key in name), None):
             return known
