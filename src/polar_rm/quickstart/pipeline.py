@@ -69,7 +69,12 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
         stages.run("comparisons", lambda: _comparisons(quickstart, corpus, train_rows, test_rows))
         stages.run("pretrain", lambda: _train(quickstart, data, "pretrain", "corpus/train"))
         fine = ("epochs=1", "optim.lr=4e-4", "max_steps=8", "data.identical_steps=0")
-        start = (f"model.resume_from={quickstart.output / 'pretrain/model'}", "model.init=null", "model.n_layers=null")
+        start = (
+            f"model.resume_from={quickstart.output / 'pretrain/model'}",
+            "model.init=null",
+            "model.n_layers=null",
+            "model.gguf_file=null",
+        )
         stages.run("finetune", lambda: _train(quickstart, data, "finetune", "ranked/train.jsonl", *fine, *start))
         stages.run("finetune-alone", lambda: _train(quickstart, data, "finetune-alone", "ranked/train.jsonl", *fine))
         stages.run("evaluate", lambda: _evaluate(quickstart.output))
