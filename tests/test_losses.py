@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from polar_rm.losses import LossConfig, count_units, loss_sum, pair_indices, penalty_sum
 
@@ -48,6 +49,13 @@ def test_listwise_is_each_winner_against_all_it_beats():
         expected -= math.log(math.exp(SCORES[winner]) / mass)
     assert total(config) == pytest.approx(expected, rel=1e-5)
     assert count_units(RANKS, config) == 2
+
+
+@pytest.mark.parametrize("given", [{"margin": 0.5}, {"label_smoothing": 0.1}, {"focal": True}])
+def test_listwise_refuses_what_is_of_pairs(given):
+    with pytest.raises(ValidationError, match=f"{next(iter(given))}: only for bradley_terry"):
+        LossConfig(objective="listwise", **given)
+    LossConfig(objective="listwise", centring=0.01, log_barrier=0.01)
 
 
 def test_listwise_of_two_is_bradley_terry():

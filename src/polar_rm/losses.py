@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from polar_rm.config import Config
 
@@ -36,6 +36,13 @@ class LossConfig(Config):
     focal: bool = False
     centring: float = Field(0.0, ge=0)
     log_barrier: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _of_pairs_only(self) -> LossConfig:
+        given = [name for name in ("margin", "label_smoothing", "focal") if getattr(self, name)]
+        if self.objective == "listwise" and given:
+            raise ValueError(f"{', '.join(given)}: only for bradley_terry, as listwise has no pairs")
+        return self
 
 
 def pair_indices(ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from polar_rm.config import Config
 from polar_rm.encoding import EncoderSettings
 from polar_rm.losses import LossConfig
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EncoderConfig(Config):
@@ -50,6 +52,8 @@ class ModelConfig(Config):
             raise ValueError("preset and tokenizer go together")
         if self.n_layers is not None and self.init is None:
             raise ValueError("n_layers needs init")
+        if self.gguf_file is not None and self.resume_from is not None:
+            raise ValueError("gguf_file needs init or tokenizer: a saved reward model is no GGUF")
         return self
 
 
@@ -80,10 +84,10 @@ class OptimConfig(Config):
     base language model was trained on.
     """
 
-    lr: float | Literal["paper"] = 1e-5
+    lr: PositiveFloat | Literal["paper"] = 1e-5
     base_tokens: float | None = Field(None, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8  # with zero, a weight without a gradient yet (all, under a new head) would become NaN
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)
     warmup: float = Field(0.03, ge=0, le=1)
@@ -134,4 +138,10 @@ class TrainConfig(Config):
     eval_every: PositiveInt | None = None
     checkpoint_every: PositiveInt | None = None
     keep_checkpoints: PositiveInt = 2
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _evaluated_on_something(self) -> TrainConfig:
+        if self.eval_every is not None and not self.data.eval:
+            raise ValueError("eval_every needs data.eval")
+        return self
