@@ -238,7 +238,7 @@ class Trainer:
             if bad and bad.count:
                 self.console.print(f"{bad.count} bad rows of the {name} data were skipped, see {bad.side_file}")
         self.where.barrier()
-        return encode_corpus(paths, self.model.encoder, self.config.output / "data", **options)
+        return encode_corpus(paths, self.model.encoder, self.config.output / "data", on_bad_row=bad, **options)
 
     def _describe(self, indices: Sequence[int]) -> str:
         named = "; ".join(self.train_set.describe(i) for i in indices[:8])
