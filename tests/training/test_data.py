@@ -1,12 +1,19 @@
+import io
 import json
+from pathlib import Path
 
 import pytest
+import runs
 import tiny
+from rich.console import Console
 
+from polar_rm.config import load_config
 from polar_rm.errors import PolarError
 from polar_rm.records import OnBadRow, read_comparisons
 from polar_rm.training import data
+from polar_rm.training.config import TrainConfig
 from polar_rm.training.data import encode_corpus
+from polar_rm.training.trainer import plan
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +84,46 @@ def test_missing_references_and_bad_rows(encoder, tmp_path):
     bad = OnBadRow("skip", tmp_path / "side.jsonl")
     assert len(encode_corpus([file], encoder, tmp_path / "data", on_bad_row=bad)) == 2
     assert bad.count == 1
+
+
+def test_rows_that_an_earlier_run_skipped_are_told_again_or_refused(encoder, tmp_path):
+    file = write(tmp_path / "a.jsonl", 2)
+    with file.open("a") as rows:
+        rows.write("{}\n")
+    encode_corpus([file], encoder, tmp_path / "data", on_bad_row=OnBadRow("skip", tmp_path / "train.jsonl"))
+    later = OnBadRow("skip", tmp_path / "eval.jsonl")
+    assert len(encode_corpus([file], encoder, tmp_path / "data", on_bad_row=later)) == 2
+    assert (later.count, later.side_file) == (1, str(tmp_path / "train.jsonl"))
+    for strict in (None, OnBadRow()):
+        with pytest.raises(PolarError, match=r"a\.jsonl: an earlier run skipped 1 bad rows, see .*train\.jsonl; .*=skip"):
+            encode_corpus([file], encoder, tmp_path / "data", on_bad_row=strict)
+    write(file, 3)
+    assert len(encode_corpus([file], encoder, tmp_path / "data")) == 3
+
+
+def test_every_run_says_how_many_rows_are_left_out(tmp_path):
+    file = runs.config(tmp_path)
+    with (tmp_path / "train.jsonl").open("a") as rows:
+        rows.write("{}\n")
+    for _ in range(2):
+        said = io.StringIO()
+        config = load_config(TrainConfig, [file], ["data.on_bad_row=skip"])
+        assert plan(config, console=Console(file=said, soft_wrap=True)).comparisons == 40
+        assert f"1 bad rows of the train data were skipped, see {tmp_path / 'run/train.rejected.jsonl'}" in said.getvalue()
+    with pytest.raises(PolarError, match=r"skipped 1 bad rows, see .*train\.rejected\.jsonl"):
+        plan(load_config(TrainConfig, [file]))
+
+
+def test_an_index_cut_off_by_a_full_disk_is_not_taken_for_one(encoder, tmp_path, monkeypatch):
+    file = write(tmp_path / "a.jsonl", 2)
+
+    def cut(path, content, *args, **kwargs):
+        path.open("wb").close()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "write_text", cut)
+        broken.setattr(Path, "write_bytes", cut)
+        with pytest.raises(PolarError, match="could not be written: No space left on device"):
+            encode_corpus([file], encoder, tmp_path / "data")
+    assert len(encode_corpus([file], encoder, tmp_path / "data")) == 2

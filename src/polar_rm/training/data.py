@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from polar_rm.encoding import Encoder, PrefixTree
 from polar_rm.errors import PolarError
-from polar_rm.files import sha256
+from polar_rm.files import read_json, sha256, write_json
 from polar_rm.records import OnBadRow, read_comparisons
 from polar_rm.scoring import windows
 
@@ -95,20 +95,32 @@ def encode_corpus(
 ) -> EncodedCorpus:
     """Encode files of comparisons into ``folder``, or open what an earlier run with the same input and encoder left there.
 
-    empty_reference: train without references (the paper's "w/o reference" ablation). progress: called with comparisons done.
+    on_bad_row: its count and side file are afterwards those of the encoding, be it an earlier run's. empty_reference: train
+    without references (the paper's "w/o reference" ablation). progress: called with comparisons done.
 
     Raises:
-        PolarError: a file holds no comparisons, or a comparison has no reference.
+        BadRow: a row is no comparison (unless it is skipped). PolarError: an earlier run skipped bad rows that this one must not
+            skip; a file holds no comparisons, or a comparison has no reference.
     """
     inputs = [sha256(path) for path in paths]
     digest = hashlib.sha256(json.dumps([inputs, encoder.hash, empty_reference]).encode()).hexdigest()[:16]
     target = folder / f"{digest}.arrow"
-    index = target.with_suffix(".json")
+    index = target.with_suffix(".index.json")
     if not index.exists():
         folder.mkdir(parents=True, exist_ok=True)
         counts = _encode(paths, encoder, target, on_bad_row, empty_reference, progress)
-        index.write_text(json.dumps([[str(path), count] for path, count in zip(paths, counts, strict=True)]))
-    return EncodedCorpus(target, [(name, count) for name, count in json.loads(index.read_text())], digest)
+        sources = [[str(path), count] for path, count in zip(paths, counts, strict=True)]
+        rejected, side_file = (on_bad_row.count, on_bad_row.side_file) if on_bad_row else (0, None)
+        write_json(index, {"sources": sources, "rejected": rejected, "side_file": side_file})
+    saved = read_json(index)
+    if saved["rejected"] and (on_bad_row is None or on_bad_row.mode == "error"):
+        raise PolarError(
+            f"{', '.join(map(str, paths))}: an earlier run skipped {saved['rejected']} bad rows, see {saved['side_file']}; mend "
+            "them, or go on without them by data.on_bad_row=skip"
+        )
+    if on_bad_row:
+        on_bad_row.count, on_bad_row.side_file = saved["rejected"], saved["side_file"]
+    return EncodedCorpus(target, saved["sources"], digest)
 
 
 def _encode(
