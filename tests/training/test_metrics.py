@@ -3,13 +3,19 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from polar_rm.attention.layout import TreeLayout, TreeSpan
 from polar_rm.config import load_config
+from polar_rm.encoding import PrefixTree
 from polar_rm.errors import PolarError
+from polar_rm.modeling import RewardModel
+from polar_rm.packing import pack
 from polar_rm.training import metrics
-from polar_rm.training.config import TrainConfig
+from polar_rm.training.config import LoraConfig, TrainConfig
+from polar_rm.training.lora import add_lora
 
 
 def config(tmp_path, *overrides):
@@ -55,6 +61,27 @@ def test_flops_are_those_of_the_tree():
     pairs = 2 * ((1 + 2 + 3 + 4 + 5) + (6 + 7) + (6 + 7 + 8)) + (7 + 8)
     assert metrics.training_flops(shape, layout) == 6 * weighted + 12 * pairs * 64
     assert metrics.peak_flops(torch.device("cpu"), torch.float32) > 1e8
+
+
+@pytest.mark.parametrize(
+    ("layers", "lora", "tolerance"),
+    # PEFT wraps modules that our hooks stay on, so the last layer's adapters of queries and outputs see all tokens.
+    [(1, None, 0), (3, None, 0), (1, LoraConfig(rank=4), 0.08), (3, LoraConfig(rank=4), 0.01)],
+)
+def test_flops_are_those_that_torch_counts(tmp_path, layers, lora, tolerance):
+    tiny.causal_lm(tmp_path, num_hidden_layers=layers, hidden_size=128, intermediate_size=160)
+    model = RewardModel.from_causal_lm(tmp_path, implementation="tree_dense").train()
+    if lora:
+        pytest.importorskip("peft")
+        add_lora(model, lora, 0)
+    row = pack([PrefixTree([5, 6], [[7, 8, 9], [10] * 4], (0, 1))] * 3)
+    with FlopCounterMode(display=False) as counter:
+        model(row).sum().backward()
+    head = 6 * 128 * 6
+    pairs = row.layout.attention_pairs * (layers - 1) + row.layout.last.attention_pairs
+    masked = 12 * (layers * 27**2 - pairs) * 64  # dense attention computes them
+    expected = counter.get_total_flops() - head - masked
+    assert metrics.training_flops(model.backbone.config, row.layout, lora) == pytest.approx(expected, rel=tolerance)
 
 
 @pytest.mark.parametrize(

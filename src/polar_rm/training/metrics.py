@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from polar_rm.attention.layout import TreeLayout
 from polar_rm.errors import PolarError
-from polar_rm.training.config import TrainConfig
+from polar_rm.training.config import LoraConfig, TrainConfig
 
 # Dense bf16 and fp16 peaks of common accelerators, FLOP/s (vendors' data sheets, without sparsity). The first name found counts,
 # so the longer ones come first.
@@ -100,20 +100,30 @@ def open_sinks(config: TrainConfig, first_step: int) -> list[Sink]:
     return sinks
 
 
-def training_flops(config: PretrainedConfig, layout: TreeLayout) -> float:
+def training_flops(config: PretrainedConfig, layout: TreeLayout, lora: LoraConfig | None = None) -> float:
     """Model FLOPs of one forward and backward: 6 per weight and token, plus 12 per attended pair, head dimension and layer.
 
     Only what the tree needs is counted: no recomputation, no padding, shared prefixes once, the last layer but for its keys and
-    values where a score is read; the embedding is a look-up.
+    values where a score is read; the embedding is a look-up. With ``lora`` frozen weights count 4, as they get no gradient.
     """
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = head * config.num_attention_heads, head * config.num_key_value_heads
     below = config.num_hidden_layers - 1
-    keys_and_values = 2 * config.hidden_size * head * config.num_key_value_heads
-    others = 2 * config.hidden_size * head * config.num_attention_heads + 3 * config.hidden_size * config.intermediate_size
+    rank = lora.rank if lora else 0
+
+    def weighted(weights: int, adapters: int) -> int:
+        return (4 if lora else 6) * weights + 6 * rank * adapters
+
+    keys_and_values = weighted(2 * hidden * keys, 2 * (hidden + keys))
+    others = weighted(2 * hidden * queries + 3 * hidden * inner, 2 * (hidden + queries) + 3 * (hidden + inner))
     candidates = sum(len(span.branches) for span in layout.spans)
-    weighted = keys_and_values * (below + 1) * layout.n_tokens + others * (below * layout.n_tokens + candidates)
+    flops = keys_and_values * (below + 1) * layout.n_tokens + others * (below * layout.n_tokens + candidates)
+    if lora:  # nothing below the first layer is trained: its projections of the input hand no gradient down
+        asking = layout.n_tokens if below else candidates
+        flops -= 2 * hidden * (2 * (keys + rank) * layout.n_tokens + (queries + rank) * asking)
     pairs = layout.attention_pairs * below + layout.last.attention_pairs
-    return float(6 * weighted + 12 * pairs * config.num_attention_heads * head)
+    return float(flops + 12 * pairs * queries)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
