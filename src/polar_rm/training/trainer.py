@@ -150,7 +150,7 @@ class Trainer:
             (loss * (self.where.size if own else 0)).backward()
             if own:
                 totals.add(loss.detach(), scores.detach(), row)
-                totals.flops += metrics.training_flops(self.model.backbone.config, row.layout)
+                totals.flops += metrics.training_flops(self.model.backbone.config, row.layout, self.config.lora)
         return totals.reduce(self.where)
 
     @torch.no_grad()
