@@ -34,11 +34,12 @@ def test_numbers_out_of_range_are_named(overrides, message):
     ("overrides", "message"),
     [
         (["eval_every=10"], r"eval_every needs data\.eval"),
+        (["batch_size=paper", "max_steps=10"], "batch_size=paper goes by the tokens of whole epochs"),
         (["model={init: null, resume_from: x, gguf_file: x.gguf}"], "model: gguf_file needs init or tokenizer"),
         (["loss={objective: listwise, margin: 1, focal: true}"], "loss: margin, focal: only for bradley_terry"),
     ],
 )
-def test_settings_that_would_do_nothing_are_refused(overrides, message):
+def test_settings_that_do_not_go_together_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         config(*overrides)
 

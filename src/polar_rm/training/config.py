@@ -80,8 +80,8 @@ class DataConfig(Config):
 class OptimConfig(Config):
     """AdamW, linear warm-up and cosine decay; the defaults are the published fine-tuning settings (paper App. D.2, release).
 
-    lr: peak learning rate, or ``paper`` for the pre-training rule of App. F.1, which needs ``base_tokens``, the tokens that the
-    base language model was trained on.
+    lr: peak learning rate, or ``paper`` for the pre-training rule of App. F.1, which goes by the tokens of the run and needs
+    ``base_tokens``, the tokens that the base language model was trained on.
     """
 
     lr: PositiveFloat | Literal["paper"] = 1e-5
@@ -113,7 +113,8 @@ class TrainConfig(Config):
     """One run.
 
     output: run folder: ``run.json``, ``metrics.jsonl``, ``checkpoints/``, ``model/``. Run again with the same config, it resumes.
-    batch_size: comparisons per optimiser step, over all ranks, or ``paper`` (rule of App. F.1).
+    batch_size: comparisons per optimiser step, over all ranks, or ``paper`` (rule of App. F.1; not with ``max_steps``, as it goes
+    by the tokens of the run, which then depend on it).
     row_tokens: most tokens of one packed row; one row per rank and micro-step. It decides memory, never results.
     max_steps: stop early; the schedule is laid out for what will be run. epochs: passes over the data.
     precision: ``bf16`` computes in bfloat16 with float32 master weights; ``auto`` takes it where the hardware has it.
@@ -144,4 +145,10 @@ class TrainConfig(Config):
     def _evaluated_on_something(self) -> TrainConfig:
         if self.eval_every is not None and not self.data.eval:
             raise ValueError("eval_every needs data.eval")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_by_whole_epochs(self) -> TrainConfig:
+        if self.batch_size == "paper" and self.max_steps is not None:
+            raise ValueError("batch_size=paper goes by the tokens of whole epochs: with max_steps give a number")
         return self

@@ -49,19 +49,27 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) -> Plan:
-    """Steps, batch and learning rate; the paper's rules where the config asks for them."""
+    """Steps, batch and learning rate; the paper's rules where the config asks for them.
+
+    Raises:
+        ConfigError: the paper's learning rate without the base model's tokens.
+    """
     stats, notes = corpus.stats, []
     parameters = sum(p.numel() for p in model.backbone.base_model.parameters())
-    rm_tokens = float(stats.separate_tokens * config.epochs)  # the paper counts every sequence whole
+    # The paper counts every sequence whole.
     if config.batch_size == "paper":
-        batch_size = min(paper_batch_size(parameters, rm_tokens), stats.comparisons)
+        batch_size = min(paper_batch_size(parameters, stats.separate_tokens * config.epochs), stats.comparisons)
     else:
         batch_size = config.batch_size
+    per_epoch = steps_per_epoch(stats.comparisons, batch_size)
+    steps = min(per_epoch * config.epochs, config.max_steps or per_epoch * config.epochs)
+    full, part = divmod(steps, per_epoch)  # an epoch's last batch may be smaller
+    epochs = full + part * batch_size / stats.comparisons
     lr = config.optim.lr
     if lr == "paper":
         if config.optim.base_tokens is None:
             raise ConfigError("optim.lr=paper needs optim.base_tokens, the tokens that the base language model saw")
-        lr = paper_learning_rate(parameters, config.optim.base_tokens, rm_tokens)
+        lr = paper_learning_rate(parameters, config.optim.base_tokens, stats.separate_tokens * epochs)
     if "paper" in (config.batch_size, config.optim.lr) and not 100e6 <= parameters <= 7.5e9:
         notes.append(
             f"the paper's rules were fitted from 100M to 7B parameters; for {parameters / 1e6:.0f}M they are extrapolation"
@@ -73,7 +81,6 @@ def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) ->
         )
     if stats.truncated:
         notes.append(f"{stats.truncated} of {stats.comparisons} comparisons are truncated to the encoder's limits")
-    steps = steps_per_epoch(stats.comparisons, batch_size) * config.epochs
     return Plan(
         comparisons=stats.comparisons,
         pairs=stats.pairs,
@@ -83,8 +90,8 @@ def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) ->
         longest=stats.longest,
         larger_than_row=larger,
         batch_size=batch_size,
-        epochs=min(steps, config.max_steps or steps) * batch_size / stats.comparisons,
-        steps=min(steps, config.max_steps or steps),
+        epochs=epochs,
+        steps=steps,
         peak_lr=lr,
         parameters=parameters,
         notes=tuple(notes),

@@ -1,0 +1,43 @@
+import pytest
+import runs
+import torch
+
+from polar_rm.config import load_config
+from polar_rm.training.config import TrainConfig
+from polar_rm.training.parallel import World
+from polar_rm.training.schedule import paper_batch_size, paper_learning_rate
+from polar_rm.training.trainer import Trainer
+
+
+def trainer(folder, *overrides, **changes):
+    return Trainer(load_config(TrainConfig, [runs.config(folder, **changes)], overrides), World(0, 1, torch.device("cpu")))
+
+
+def plan(folder, *overrides, **changes):
+    return trainer(folder, *overrides, **changes).plan
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "epochs"),
+    [
+        (["batch_size=320", "epochs=1"], 1, 1.0),
+        (["batch_size=12", "epochs=2"], 8, 2.0),  # 12, 12, 12 and 4
+        (["batch_size=12", "epochs=2", "max_steps=6"], 6, 1.6),
+        (["batch_size=12", "epochs=2", "max_steps=4"], 4, 1.0),
+        (["batch_size=12", "epochs=2", "max_steps=99"], 8, 2.0),
+    ],
+)
+def test_the_last_batch_of_an_epoch_counts_what_it_holds(tmp_path, overrides, steps, epochs):
+    found = plan(tmp_path, *overrides)
+    assert (found.steps, found.epochs) == (steps, pytest.approx(epochs))
+
+
+def test_the_papers_rules_go_by_the_tokens_that_will_be_run(tmp_path):
+    base = ["optim={lr: paper, base_tokens: 2e12}", "epochs=10"]
+    whole, cut = plan(tmp_path, *base), plan(tmp_path, *base, "max_steps=7")
+    for found, epochs in ((whole, 10), (cut, 1.4)):
+        tokens = found.separate_tokens * epochs
+        assert found.peak_lr == pytest.approx(paper_learning_rate(found.parameters, 2e12, tokens))
+    assert cut.peak_lr < whole.peak_lr
+    found = plan(tmp_path, "batch_size=paper", "epochs=1000")
+    assert found.batch_size == paper_batch_size(found.parameters, 1000 * found.separate_tokens)
