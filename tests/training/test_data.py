@@ -54,6 +54,7 @@ def test_random_access_equals_encoding_across_batches_and_files(encoder, tmp_pat
     assert stats.pairs == sum(len(tree.ranks) - 1 for tree in expected)
     assert stats.tokens == sum(tree.n_tokens for tree in expected)
     assert stats.separate_tokens == sum(len(tree.sequence(i)) for tree in expected for i in range(len(tree.ranks)))
+    assert stats.longest_sequence == max(len(tree.sequence(i)) for tree in expected for i in range(len(tree.ranks)))
     assert stats.truncated == sum(bool(tree.truncation) for tree in expected) > 0
     assert corpus.describe(12) == f"{files[1]}: comparison 3"
 

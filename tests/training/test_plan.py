@@ -1,5 +1,6 @@
 import pytest
 import runs
+import tiny
 import torch
 
 from polar_rm.config import load_config
@@ -41,3 +42,14 @@ def test_the_papers_rules_go_by_the_tokens_that_will_be_run(tmp_path):
     assert cut.peak_lr < whole.peak_lr
     found = plan(tmp_path, "batch_size=paper", "epochs=1000")
     assert found.batch_size == paper_batch_size(found.parameters, 1000 * found.separate_tokens)
+
+
+def test_sequences_longer_than_the_backbones_positions_are_noted(tmp_path):
+    found = trainer(tmp_path).train_set.stats.longest_sequence
+    for positions, noted in ((found - 1, True), (found, False)):
+        tiny.causal_lm(tmp_path / "short", max_position_embeddings=positions)
+        model = {"init": str(tmp_path / "short"), "encoder": {"max_length": 256, "max_response_length": 64}}
+        note = (
+            f"the longest sequence has {found} tokens, more than the backbone is made for (max_position_embeddings: {positions})"
+        )
+        assert (note in plan(tmp_path, model=model).notes) == noted

@@ -32,7 +32,10 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class CorpusStats:
-    """What the plan of a run says about its data. Tokens are those computed, with shared prefixes counted once."""
+    """What the plan of a run says about its data. Tokens are those computed, with shared prefixes counted once.
+
+    longest: tokens of a whole tree. longest_sequence: of a prefix and one branch, which is how far positions go.
+    """
 
     comparisons: int
     pairs: int
@@ -41,6 +44,7 @@ class CorpusStats:
     separate_tokens: int
     truncated: int
     longest: int
+    longest_sequence: int
 
 
 class EncodedCorpus:
@@ -53,9 +57,10 @@ class EncodedCorpus:
         self._starts = np.cumsum([0] + [count for _, count in sources])[:-1].tolist()
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
         columns = [self._columns(self._reader.get_batch(i)) for i in range(self._reader.num_record_batches)]
-        self.lengths: np.ndarray = np.concatenate([lengths for lengths, _ in columns])
-        comparisons, pairs, candidates, tokens, separate, truncated = np.sum([totals for _, totals in columns], axis=0).tolist()
-        self.stats = CorpusStats(comparisons, pairs, candidates, tokens, separate, truncated, int(self.lengths.max()))
+        self.lengths: np.ndarray = np.concatenate([lengths for lengths, _, _ in columns])
+        comparisons, pairs, candidates, tokens, separate, truncated = np.sum([sums for _, _, sums in columns], axis=0).tolist()
+        longest, longest_sequence = int(self.lengths.max()), max(each for _, each, _ in columns)
+        self.stats = CorpusStats(comparisons, pairs, candidates, tokens, separate, truncated, longest, longest_sequence)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -71,7 +76,7 @@ class EncodedCorpus:
         return f"{self._names[source]}: comparison {index - self._starts[source] + 1}"
 
     @staticmethod
-    def _columns(batch: pa.RecordBatch) -> tuple[np.ndarray, list[int]]:
+    def _columns(batch: pa.RecordBatch) -> tuple[np.ndarray, int, list[int]]:
         prefix = _list_lengths(batch["prefix"])
         per_tree = batch["branches"].offsets.to_numpy()
         branches = _list_lengths(batch["branches"].values)
@@ -79,9 +84,10 @@ class EncodedCorpus:
         ranks = batch["ranks"].values.to_numpy()
         pairs = sum(int((tree[:, None] < tree[None]).sum()) for tree in np.split(ranks, per_tree[1:-1]))
         lengths = prefix + own
+        longest = int((prefix + np.maximum.reduceat(branches, per_tree[:-1])).max())
         separate = int((prefix * np.diff(per_tree)).sum() + own.sum())
         truncated = batch["truncated"].to_numpy(zero_copy_only=False).sum()
-        return lengths, [len(lengths), pairs, len(ranks), int(lengths.sum()), separate, int(truncated)]
+        return lengths, longest, [len(lengths), pairs, len(ranks), int(lengths.sum()), separate, int(truncated)]
 
 
 def encode_corpus(

@@ -79,6 +79,12 @@ def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) ->
         notes.append(
             f"{larger} comparisons are longer than row_tokens and get a row of their own (longest: {stats.longest} tokens)"
         )
+    positions = getattr(model.backbone.config, "max_position_embeddings", None)
+    if positions and stats.longest_sequence > positions:
+        notes.append(
+            f"the longest sequence has {stats.longest_sequence:,} tokens, more than the backbone is made for "
+            f"(max_position_embeddings: {positions:,})"
+        )
     if stats.truncated:
         notes.append(f"{stats.truncated} of {stats.comparisons} comparisons are truncated to the encoder's limits")
     return Plan(
