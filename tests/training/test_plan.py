@@ -53,3 +53,19 @@ def test_sequences_longer_than_the_backbones_positions_are_noted(tmp_path):
             f"the longest sequence has {found} tokens, more than the backbone is made for (max_position_embeddings: {positions})"
         )
         assert (note in plan(tmp_path, model=model).notes) == noted
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_memory_is_that_of_the_tensors_that_a_run_holds(tmp_path, precision, lora):
+    if lora:
+        pytest.importorskip("peft")
+    built = trainer(tmp_path, f"precision={precision}", lora=lora)
+    trained = sum(tensor.numel() for tensor in built.weights.named.values())
+    assert built.plan.trained == trained
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in (*built.weights.named.values(), *built.model.backbone.parameters())}
+    head = built.model.backbone.score.weight.numel()  # float32 always; the plan gives it a copy like all others
+    copied = head * (2 if precision == "bf16" else 0)
+    assert built.plan.state_bytes == sum(held.values()) + 12 * trained + copied
+    frozen = built.plan.parameters if lora else 0
+    assert built.plan.flops == (6 * trained + 4 * frozen) * built.plan.tokens * built.plan.epochs

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
+from polar_rm.devices import compute_dtype
 from polar_rm.errors import ConfigError
 from polar_rm.modeling import RewardModel
 from polar_rm.packing import steps_per_epoch
@@ -15,7 +18,11 @@ from polar_rm.training.schedule import paper_batch_size, paper_learning_rate
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run; ``--dry-run`` prints it. Tokens are those computed; ``separate_tokens`` those without shared prefixes."""
+    """What will be run; ``--dry-run`` prints it. Tokens are those computed; ``separate_tokens`` those without shared prefixes.
+
+    parameters: of the backbone. trained: these or LoRA's adapters, and the head. state_bytes: weights, gradients and optimiser,
+    as one process holds them.
+    """
 
     comparisons: int
     pairs: int
@@ -29,21 +36,21 @@ class Plan:
     steps: int
     peak_lr: float
     parameters: int
+    trained: int
+    state_bytes: int
+    flops: float
     notes: tuple[str, ...]
 
     def describe(self) -> Iterator[tuple[str, str]]:
         """Name and value of every line that a person wants to read before anything is spent."""
-        yield "parameters", f"{self.parameters / 1e6:.1f}M in the backbone"
+        yield "parameters", f"{self.parameters / 1e6:.1f}M in the backbone, {self.trained / 1e6:.1f}M trained"
         yield "data", f"{self.comparisons:,} comparisons, {self.pairs:,} pairs, longest {self.longest:,} tokens"
         saving = self.separate_tokens / self.tokens
         yield "tokens", f"{self.tokens:,} an epoch (as separate sequences {self.separate_tokens:,}, {saving:.2f}x)"
         yield "steps", f"{self.steps:,} of {self.batch_size:,} comparisons, peak learning rate {self.peak_lr:.3g}"
-        # Weights, gradients and two moments in float32, and a compute copy; activations depend on row_tokens.
-        yield (
-            "memory",
-            f"{self.parameters * 18 / 2**30:.1f} GiB for weights, gradients and optimiser, besides activations",
-        )
-        yield "compute", f"about {6 * self.parameters * self.tokens * self.epochs:.2g} FLOPs"
+        # Activations depend on row_tokens.
+        yield "memory", f"{self.state_bytes / 2**30:.1f} GiB for weights, gradients and optimiser, besides activations"
+        yield "compute", f"about {self.flops:.2g} FLOPs"
         for note in self.notes:
             yield "note", note
 
@@ -56,6 +63,14 @@ def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) ->
     """
     stats, notes = corpus.stats, []
     parameters = sum(p.numel() for p in model.backbone.base_model.parameters())
+    trained, frozen = model.backbone.score.weight.numel() + parameters, 0
+    if config.lora:
+        linear = [module for module in model.backbone.base_model.modules() if isinstance(module, torch.nn.Linear)]
+        adapters = config.lora.rank * sum(module.in_features + module.out_features for module in linear)
+        trained, frozen = trained - parameters + adapters, parameters
+    compute = compute_dtype(config.precision, model.device.type)
+    # What is trained has weight, gradient and two moments in float32, and a copy where another type computes.
+    state_bytes = (16 if compute == torch.float32 else 16 + compute.itemsize) * trained + compute.itemsize * frozen
     # The paper counts every sequence whole.
     if config.batch_size == "paper":
         batch_size = min(paper_batch_size(parameters, stats.separate_tokens * config.epochs), stats.comparisons)
@@ -100,5 +115,8 @@ def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) ->
         steps=steps,
         peak_lr=lr,
         parameters=parameters,
+        trained=trained,
+        state_bytes=state_bytes,
+        flops=(6 * trained + 4 * frozen) * stats.tokens * epochs,
         notes=tuple(notes),
     )
