@@ -33,6 +33,10 @@ def test_layers_then_overrides(tmp_path):
     assert load_config(Run, [write(tmp_path / "c.yaml", to_yaml(config))]) == config
 
 
+def test_a_date_is_a_name(tmp_path):
+    assert load_config(Run, [], ["name=2026-11-26"]).name == "2026-11-26"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -43,6 +47,7 @@ def test_layers_then_overrides(tmp_path):
         (["batch=x"], "batch=x: batch: .*not 'x'"),
         (["name"], "looks like key=value"),
         (["name=[1"], "not valid YAML"),
+        (["name=" + "1" * 5000], "not valid YAML: Exceeds the limit"),
     ],
 )
 def test_errors_name_origin_key_and_remedy(tmp_path, overrides, message):

@@ -31,18 +31,23 @@ def test_resumed_logs_drop_the_steps_that_are_taken_again(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
 
 
-def test_wandb_runs_are_resumed_under_the_run_folders_name(tmp_path, monkeypatch):
+def test_wandb_runs_are_resumed_by_their_folder(tmp_path, monkeypatch):
     calls = []
     run = SimpleNamespace(log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finish"))
     fake = SimpleNamespace(init=lambda **options: calls.append(options) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    (tmp_path / "rm").mkdir()
-    *_, sink = metrics.open_sinks(config(tmp_path / "rm", "log.wandb_project=p", "log.tensorboard=false"), 0)
+
+    def started(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        calls.clear()
+        return metrics.open_sinks(config(folder, "log.wandb_project=p", "log.tensorboard=false"), 0)[-1], calls[0]
+
+    sink, first = started(tmp_path / "a/rm")
     sink.write(1, {"loss": 0.5})
     sink.close()
-    assert calls[0]["project"] == "p"
-    assert (calls[0]["id"], calls[0]["resume"]) == ("rm", "allow")
+    assert (first["project"], first["name"], first["resume"]) == ("p", "rm", "allow")
     assert calls[1:] == [(1, {"loss": 0.5}), "finish"]
+    assert started(tmp_path / "a/rm")[1]["id"] == first["id"] != started(tmp_path / "b/rm")[1]["id"]
 
 
 def test_a_missing_wandb_says_what_to_install(tmp_path, monkeypatch):

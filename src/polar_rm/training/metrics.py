@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import time
@@ -73,7 +74,7 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """A W&B run named after the run folder, resumed under the same id."""
+    """A W&B run named after the run folder; the id under which it is resumed is that of the whole path."""
 
     def __init__(self, project: str, config: TrainConfig) -> None:
         try:
@@ -81,7 +82,8 @@ class WandbSink:
         except ImportError as error:
             raise PolarError("log.wandb_project needs Weights & Biases: pip install 'polar-rm[wandb]'") from error
         name = config.output.name
-        self._run: Any = wandb.init(project=project, name=name, id=name, resume="allow", config=config.model_dump(mode="json"))
+        run_id = f"{name}-{hashlib.sha256(str(config.output.resolve()).encode()).hexdigest()[:8]}"
+        self._run: Any = wandb.init(project=project, name=name, id=run_id, resume="allow", config=config.model_dump(mode="json"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
