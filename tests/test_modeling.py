@@ -1,5 +1,7 @@
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import pytest
@@ -182,6 +184,23 @@ def test_a_backbone_may_be_wrapped_again(tmp_path):
     again = RewardModel(model.backbone, model.encoder, model.specials)
     case = {"prompt": "the", "reference": "quick", "outputs": ["fox", "lazy dog"]}
     assert again.score(**case) == model.score(**case)
+
+
+def test_threads_may_share_a_model(tmp_path):
+    model = tiny.reward_model(tmp_path / "lm")
+    cases = [
+        {"prompt": "the", "reference": "quick", "outputs": ["fox"]},
+        {"prompt": "a", "reference": "b", "outputs": ["c d", "e"]},
+    ]
+    alone = [model.score(**case) for case in cases]
+    both = threading.Barrier(2, timeout=60)
+
+    def wait(*_):
+        both.wait()  # behind our own hook: each row is noted before the other's last layer runs
+
+    model.backbone.model.layers[-1].register_forward_pre_hook(wait)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda case: model.score(**case), cases)) == alone
 
 
 def test_families_that_do_not_pass_the_equality_check_are_refused_by_name(tmp_path):

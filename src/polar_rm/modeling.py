@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ class RewardModel(nn.Module):
         backbone.score.float()
         if backbone.config.model_type in SUPPORTED and not hasattr(backbone, "_leaves_out_work"):
             backbone._leaves_out_work = True  # hooks stay with the backbone, which may be wrapped again
-            _ScorePositionsOnly(backbone.base_model)
+            _only_score_positions(backbone.base_model)
             for layer in backbone.base_model.layers[:-1]:
                 _InChunks(layer.mlp)
 
@@ -212,48 +213,57 @@ class RewardModel(nn.Module):
         return weight.device
 
 
-class _ScorePositionsOnly:
+def _only_score_positions(decoder: Any) -> None:
     """In the last layer only keys and values are computed for every token; what comes after runs where a score is read.
 
     Nothing attends to a last layer's output, so scores and gradients stay the same. It saves nearly all of that layer: little in
     a deep model, a sixth in one of six layers. Hooks of the stock modules: what goes in is gathered, what comes out is
     scattered into zeros. Those of the layer itself run again where activation checkpointing calls it again, with its own row.
     """
+    layer = decoder.layers[-1]
+    layer.register_forward_pre_hook(_note, with_kwargs=True)
+    for first, last in (
+        (layer.self_attn.q_proj, layer.self_attn.q_proj),
+        (layer.self_attn.o_proj, layer.self_attn.o_proj),
+        (layer.post_attention_layernorm, layer.mlp),
+        (decoder.norm, decoder.norm),
+    ):
+        first.register_forward_pre_hook(_gather)
+        last.register_forward_hook(_scatter)
 
-    def __init__(self, decoder: Any) -> None:
-        self._positions: torch.Tensor | None = None
-        self._n_tokens = 0
-        layer = decoder.layers[-1]
-        layer.register_forward_pre_hook(self._note, with_kwargs=True)
-        for first, last in (
-            (layer.self_attn.q_proj, layer.self_attn.q_proj),
-            (layer.self_attn.o_proj, layer.self_attn.o_proj),
-            (layer.post_attention_layernorm, layer.mlp),
-            (decoder.norm, decoder.norm),
-        ):
-            first.register_forward_pre_hook(self._gather)
-            last.register_forward_hook(self._scatter)
 
-    def _note(
-        self, layer: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]] | None:
-        tree: TreeLayout | None = kwargs.get("tree")  # absent where transformers is called without us
-        if tree is None:
-            self._positions = None
-            return None
-        self._positions = tree.score_positions().to(args[0].device)
-        self._n_tokens = args[0].shape[1]
-        return args, kwargs | {"tree": tree.last}
+class _LastLayer(threading.local):
+    """The row whose last layer this thread computes: threads may share a model, and all of them its hooks."""
 
-    def _gather(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-        if self._positions is None:
-            return None
-        return (args[0][:, self._positions],)
+    positions: torch.Tensor | None = None
+    n_tokens = 0
 
-    def _scatter(self, module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        if self._positions is None:
-            return output
-        return output.new_zeros(1, self._n_tokens, output.shape[-1]).index_copy(1, self._positions, output)
+
+_LAST_LAYER = _LastLayer()
+
+
+def _note(
+    layer: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]] | None:
+    tree: TreeLayout | None = kwargs.get("tree")  # absent where transformers is called without us
+    if tree is None:
+        _LAST_LAYER.positions = None
+        return None
+    _LAST_LAYER.positions = tree.score_positions().to(args[0].device)
+    _LAST_LAYER.n_tokens = args[0].shape[1]
+    return args, kwargs | {"tree": tree.last}
+
+
+def _gather(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    if _LAST_LAYER.positions is None:
+        return None
+    return (args[0][:, _LAST_LAYER.positions],)
+
+
+def _scatter(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    if _LAST_LAYER.positions is None:
+        return output
+    return output.new_zeros(1, _LAST_LAYER.n_tokens, output.shape[-1]).index_copy(1, _LAST_LAYER.positions, output)
 
 
 class _InChunks:
