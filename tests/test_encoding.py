@@ -154,6 +154,7 @@ def test_guessing_that_a_text_is_long_changes_no_id(prompt, responses):
     for guess in (0, 10**6):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(encoding, "_CHARACTERS_PER_TOKEN", guess)
+            patch.setattr(encoding, "_BATCH_CHARACTERS", guess)
             assert encoder.encode(comparison) == found
 
 

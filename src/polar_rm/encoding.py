@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from os.path import commonprefix
@@ -36,9 +36,11 @@ RESERVED_TOKENS = 4
 
 # Joint ids may differ from the sum of the parts by a merge at the boundary. Below the limits by this margin nothing can be cut.
 _MERGE_SLACK = 32
-# A response with more characters than this for every token that it may have is hardly ever within the limit: it is tokenised for
+# A text with more characters than this for every token that it may have is hardly ever within the limit: it is tokenised for
 # its cut at once. A wrong guess costs time and changes no id.
 _CHARACTERS_PER_TOKEN = 6
+# Tokenised at once. What comes back holds a hundred bytes a token until its ids are taken.
+_BATCH_CHARACTERS = 1 << 22
 # Passes over a text before tokens that are nested deeper, as only an attacker's are, are dropped otherwise.
 _USUAL_NESTING = 8
 
@@ -345,17 +347,20 @@ class Encoder:
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         try:
-            return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+            encoded = (self.tokenizer.encode_batch_fast(batch, add_special_tokens=False) for batch in _batches(texts))
+            return [encoding.ids for batch in encoded for encoding in batch]
         except (TypeError, UnicodeError) as error:
             raise PolarError(f"a text is not valid Unicode (a lone surrogate?): {error}") from error
 
     def _uncut_ids(self, fields: Sequence[_Fields]) -> list[list[list[int]] | None]:
         """Joint ids of reference and candidates, tokenised as one batch; None where something may have to be cut."""
-        most = _CHARACTERS_PER_TOKEN * self.settings.max_response_length
+        response, prompt = (
+            _CHARACTERS_PER_TOKEN * n_tokens for n_tokens in (self.settings.max_response_length, self.settings.max_length)
+        )
         joint = {
             number: self._joint(field, field.prompt, field.reference, field.candidates)
             for number, field in enumerate(fields)
-            if max(map(len, (field.reference, *field.candidates))) <= most
+            if max(map(len, (field.reference, *field.candidates))) <= response and len(field.prompt) <= prompt
         }
         tokenised = iter(self._ids([text for texts in joint.values() for text in texts]))
         ids = {number: [next(tokenised) for _ in texts] for number, texts in joint.items()}
@@ -489,6 +494,19 @@ def _chat_response(text: Text) -> str:
     if isinstance(text, str) or len(text) == 1:
         return flatten(text)
     return _chat_prompt(text)
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Consecutive texts; a batch ends with the one that brings it to ``_BATCH_CHARACTERS``."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    yield batch
 
 
 def _first_tokens(text: str, offsets: Sequence[tuple[int, int]], keep: int) -> str:

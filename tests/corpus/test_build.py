@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -399,3 +400,13 @@ def test_processes_and_ray_make_the_same_bytes(tmp_path):
     finally:
         ray.shutdown()
     assert shards(settings["a"]) == shards(settings["b"]) == shards(one)
+
+
+def test_a_cut_line_leaves_no_newline_that_tells_of_the_cut(tmp_path):
+    rows = [
+        replace(row, text=f"{row.text} And so on.\nA line that the limit ended in the", finish_reason="length") for row in zoo()
+    ]
+    build(settings := config(tmp_path, rows))
+    texts = [text for c in comparisons(settings) for text in (c.reference, *c.candidates)]
+    assert texts
+    assert all(text.endswith("And so on.") for text in texts)

@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 
 from polar_rm.corpus.config import Splits
@@ -33,6 +35,7 @@ def test_without_held_out_prompts_unseen_policies_are_tested_on_all():
 
 
 def test_copies_of_a_prompt_share_a_key():
+    assert prompt_key(unicodedata.normalize("NFD", "Où est-il ?")) == prompt_key("où est-il ?")
     assert (
         prompt_key("What  is\nthis?") == prompt_key([{"role": "user", "content": "what is This?"}]) != prompt_key("what is that?")
     )

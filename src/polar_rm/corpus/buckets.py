@@ -172,11 +172,12 @@ def _prompts(job: Job, number: int, tally: Tally, measure: Measure) -> Iterator[
             policy = rows["policy"][place]
             sources.add(rows["source"][place])
             _note_cleaning(tally, rows["text"][place], result, prompt_id, policy)
-            if result.text in cells[policy]:
+            text = result.text.rstrip()  # the newline before a last line that was cut off would tell of the cut
+            if text in cells[policy]:
                 tally.add("trajectories", "equal_after_cleaning")
             else:
-                cells[policy].add(result.text)
-                tally.add_text(policy, measure(result.text), rows["n_tokens"][place])
+                cells[policy].add(text)
+                tally.add_text(policy, measure(text), rows["n_tokens"][place])
         tally.add("prompts", "with_texts")
         texts = {policy: sorted(cell) for policy, cell in sorted(cells.items())}
         yield Prompt(prompt_id, from_cell(rows["prompt"][place]), min(sources), texts)

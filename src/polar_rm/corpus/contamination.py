@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,16 +24,16 @@ _BASE = 0x9E3779B97F4A7C15  # odd: multiplication by it loses no bits modulo 2^6
 
 
 def words(text: str) -> list[str]:
-    """Normalised words: small letters and digits, no punctuation."""
-    return _WORD.findall(text.casefold())
+    """Normalised words: small letters and digits, no punctuation, accents in one spelling."""
+    return _WORD.findall(unicodedata.normalize("NFC", text.casefold()))
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationIndex:
     """n-grams of evaluation prompts by their 64-bit hashes, sorted; ``places[i]`` says whose ``hashes[i]`` is: (file, row).
 
-    Prompts of fewer than n words are in ``short``, by their whole text: a few words in a row prove nothing, so these match only a
-    prompt that is equal but for case and white space.
+    Prompts of fewer than n words are in ``short``, by all their words: a few words in a row prove nothing, so these match only a
+    prompt of the same words.
     """
 
     n: int
@@ -44,7 +45,7 @@ class EvaluationIndex:
     def match(self, prompt: Text) -> dict[str, Any] | None:
         """The first shared n-gram and the evaluation prompt that has it, or None."""
         text = flatten(prompt)
-        if place := self.short.get(prompt_key(text)):
+        if place := self.short.get(_whole(text)):
             return {"words": text, "file": self.files[place[0]], "row": place[1]}
         found = words(text)
         grams = _hashes(found, self.n)
@@ -78,9 +79,14 @@ def index_evaluations(sources: Sequence[str], n: int) -> EvaluationIndex:
             hashes.append(grams)
             places.append(np.tile(np.array([[number, row]]), (len(grams), 1)))
             if not len(grams):
-                short.setdefault(prompt_key(text), (number, row))
+                short.setdefault(_whole(text), (number, row))
     unique, first = np.unique(np.concatenate(hashes), return_index=True)
     return EvaluationIndex(n, unique, np.concatenate(places)[first], short, tuple(map(str, files)))
+
+
+def _whole(text: str) -> str:
+    """A short prompt: its words, or what it has in place of words."""
+    return " ".join(words(text)) or prompt_key(text)
 
 
 def _hashes(found: Sequence[str], n: int) -> Hashes:

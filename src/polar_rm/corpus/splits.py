@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Collection, Iterable
 
 from polar_rm.corpus.config import Splits
@@ -20,8 +21,9 @@ def is_held_out(prompt_id: str, fraction: float, *, seed: int = 0) -> bool:
 
 
 def prompt_key(prompt: Text) -> str:
-    """What decides a prompt's split: its text but for case and white space, so that a copy under another id goes with it."""
-    return " ".join(flatten(prompt).casefold().split())
+    """What decides a prompt's split: its text but for case, white space and the spelling of accents, so that a copy under another
+    id goes with it."""
+    return " ".join(unicodedata.normalize("NFC", flatten(prompt).casefold()).split())
 
 
 def is_held_out_prompt(prompt: Text, splits: Splits, *, seed: int = 0) -> bool:
