@@ -71,7 +71,8 @@ def test_penalties():
     assert float(penalty_sum(scores, LossConfig(centring=0.01))) == pytest.approx(0.86)
     barrier = penalty_sum(scores[:2], LossConfig(log_barrier=0.5))
     assert float(barrier) == pytest.approx(-0.5 * (math.log(4 * 6) + math.log(7 * 3)), rel=1e-5)
-    assert torch.isfinite(penalty_sum(scores, LossConfig(log_barrier=0.5)))
+    far = torch.tensor([9.0, -6.0])  # flat a thousandth before the bounds
+    assert float(penalty_sum(far, LossConfig(log_barrier=0.5))) == pytest.approx(-math.log(1e-3 * (10 - 1e-3)), rel=1e-3)
 
 
 def test_equal_scores_lose_ln_2_per_pair():

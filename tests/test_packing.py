@@ -27,6 +27,10 @@ def test_first_fit_keeps_every_tree_within_the_budget(lengths, budget):
     assert len(rows) - (len(lengths) - len(fits)) <= 2 * sum(fits) / budget + 1  # no two rows fit into one
 
 
+def test_rows_are_filled_to_the_last_token():
+    assert first_fit([6, 4, 5, 5], 10) == [[0, 1], [2, 3]]
+
+
 @given(st.integers(1, 9), st.integers(1, 5))
 def test_deal_gives_every_row_once_and_every_rank_a_turn(n_rows, world_size):
     rows = [[i] for i in range(n_rows)]
@@ -38,6 +42,7 @@ def test_deal_gives_every_row_once_and_every_rank_a_turn(n_rows, world_size):
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 8, 11])
 def test_batches_resume_anywhere_and_cover_each_epoch(start):
     per_epoch = steps_per_epoch(14, 4)
+    assert per_epoch == 4
     stream = batches(14, 4, seed=3)
     whole = [next(stream) for _ in range(3 * per_epoch)]
     resumed = batches(14, 4, seed=3, start_step=start)
