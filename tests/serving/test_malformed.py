@@ -9,6 +9,7 @@ import time
 import fakes
 import pytest
 
+from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
 from polar_rm.scoring import Scorer
 from polar_rm.sequences import render
@@ -166,4 +167,22 @@ def test_ends_of_answers_are_found_at_once():
     started = time.monotonic()
     wire._without_end_tokens(" " * 1_000_000 + "x")
     wire._without_end_tokens("x" + " " * 1_000_000)
+    assert time.monotonic() - started < 10
+
+
+def test_the_end_of_a_prompt_is_found_where_it_is_longest():
+    rng = random.Random(0)
+    for _ in range(3000):
+        first, second = ("".join(rng.choices("ab", k=rng.randint(0, 9))) for _ in range(2))
+        longest = max(n for n in range(len(first) + 1) if second.endswith(first[:n]))
+        assert wire._overlap(first, second) == longest, (first, second)
+
+
+@pytest.mark.parametrize("query", ["a" * 40 + "b", "a" * 40 + "b" + "a" * 1_000_000])
+def test_prompts_of_one_character_are_searched_once(query):
+    started = time.monotonic()
+    try:
+        wire._behind(query, "a" * 1_000_000)
+    except PolarError:
+        pass
     assert time.monotonic() - started < 10

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import struct
+import threading
 
 import fakes
 import pytest
@@ -138,9 +139,23 @@ def test_openrlhf_answers_are_found_behind_prompts_that_lost_their_beginning():
     assert item == ScoreItem(turns, "ref", "Quite high.")
 
 
+def test_openrlhf_answers_are_cut_off_in_the_encoders_thread(post, monkeypatch):
+    threads = set()
+    item_of = wire.openrlhf_item
+
+    def watched(*row):
+        threads.add(threading.current_thread().name)
+        return item_of(*row)
+
+    monkeypatch.setattr(wire, "openrlhf_item", watched)
+    post("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": ["r"]})
+    assert threads == {"encoder_0"}
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
+        ({"query": [""], "prompts": ["b"], "labels": ["r"]}, "does not begin with its prompt"),
         ({"query": ["a"], "prompts": ["b"], "labels": ["r"]}, "does not begin with its prompt"),
         ({"query": ["a"], "prompts": ["a"], "labels": [None]}, "label"),
         ({"query": ["a"], "prompts": ["a"], "labels": [""]}, "label_key"),

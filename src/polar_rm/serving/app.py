@@ -122,8 +122,8 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
         if not len(body.query) == len(body.prompts) == len(body.labels):
             raise PolarError("query, prompts and labels must have one length")
         _admit(len(body.query), guard.limits)
-        rows = zip(body.query, body.prompts, body.labels, strict=True)
-        outcomes = await _unless_gone(request, service.score_items([wire.openrlhf_item(*row) for row in rows]))
+        rows = list(zip(body.query, body.prompts, body.labels, strict=True))
+        outcomes = await _unless_gone(request, service.score_rows(rows, lambda row: wire.openrlhf_item(*row)))
         _record(request, guard.metrics, outcomes)
         results = _all_rewards(outcomes)
         card = service.calibration

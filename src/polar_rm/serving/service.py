@@ -44,7 +44,11 @@ class Service:
 
     async def score_items(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         """One outcome each, in order; an item that can't be encoded fails alone."""
-        return await self._score(await self._off_loop(lambda: _encode_items(items, self.encoder)))
+        return await self.score_rows(items, lambda item: item)
+
+    async def score_rows(self, rows: Sequence[T], item_of: Callable[[T], ScoreItem]) -> list[Outcome]:
+        """The same of rows that ``item_of`` turns into items, in the encoder's thread too. What it raises fails all of them."""
+        return await self._score(await self._off_loop(lambda: _encode_items([item_of(row) for row in rows], self.encoder)))
 
     async def close(self) -> None:
         await self.batcher.stop()

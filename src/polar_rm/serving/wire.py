@@ -13,6 +13,7 @@ import re
 import struct
 import time
 import uuid
+from array import array
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -244,18 +245,34 @@ def openrlhf_item(query: str, prompt: str, label: Any) -> ScoreItem:
 
 
 def _behind(query: str, prompt: str) -> str:
-    # A prompt that is too long has lost its beginning in the query; the first place is that of a whole one.
-    place = 0 if query.startswith(prompt) else prompt.find(query[:_ENOUGH])
-    while place >= 0:
-        if query.startswith(prompt[place:]):
-            return query[len(prompt) - place :]
-        place = prompt.find(query[:_ENOUGH], place + 1)
+    if query.startswith(prompt):
+        return query[len(prompt) :]
+    # A prompt that is too long has lost its beginning in the query.
+    place = prompt.find(query[:_ENOUGH]) if query else -1
+    if place >= 0 and (shared := _overlap(query, prompt[place:])) >= min(_ENOUGH, len(query)):
+        return query[shared:]
     # Decoding encoded text need not give the same bytes back; the template's end still marks the place.
     tail = prompt[-_ENOUGH:]
     place = query.find(tail, max(0, len(prompt) - 200)) if tail.strip() else -1
     if place < 0:
         raise PolarError("the query does not begin with its prompt")
     return query[place + len(tail) :]
+
+
+def _overlap(first: str, second: str) -> int:
+    """Length of the longest beginning of ``first`` that ``second`` ends with, in linear time (Knuth, Morris and Pratt)."""
+    first = first[: len(second)]
+    text = first + second[-len(first) :]
+    borders = array("i", [0])  # of every beginning of the text: the longest that it also ends with
+    border = 0
+    for character in text[1:]:
+        while border and character != text[border]:
+            border = borders[border - 1]
+        border += character == text[border]
+        borders.append(border)
+    while border > len(first):
+        border = borders[border - 1]
+    return border
 
 
 def _without_end_tokens(text: str) -> str:
