@@ -1,5 +1,6 @@
 """Bodies near to right ones, huge ones, and others than their headers say: a status and a JSON reason, never a hang or a 5xx."""
 
+import contextlib
 import gzip
 import json
 import random
@@ -181,8 +182,6 @@ def test_the_end_of_a_prompt_is_found_where_it_is_longest():
 @pytest.mark.parametrize("query", ["a" * 40 + "b", "a" * 40 + "b" + "a" * 1_000_000])
 def test_prompts_of_one_character_are_searched_once(query):
     started = time.monotonic()
-    try:
+    with contextlib.suppress(PolarError):
         wire._behind(query, "a" * 1_000_000)
-    except PolarError:
-        pass
     assert time.monotonic() - started < 10

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from polar_rm.encoding import Encoder
@@ -19,11 +20,16 @@ from polar_rm.transforms import Calibration
 
 T = TypeVar("T")
 
+_SLICE = 32  # items that are encoded in one go
+
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
     sequence: TokenSequence
     cut: Cut
+
+
+_Rows = list[_Encoded | Failure]
 
 
 @dataclass
@@ -37,10 +43,11 @@ class Service:
 
     def __post_init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "encoder")
+        self._turn = asyncio.Lock()
 
-    async def score_inputs(self, inputs: Sequence[str] | Sequence[list[int]], *, add_bos: bool = True) -> list[Outcome]:
+    async def score_inputs(self, inputs: Sequence[str | list[int]], *, add_bos: bool = True) -> list[Outcome]:
         """Rendered texts or token ids: one outcome each, in order."""
-        return await self._score(await self._off_loop(lambda: _encode_inputs(inputs, self.encoder, add_bos)))
+        return await self._score(await self._encoded(inputs, lambda part: _encode_inputs(part, self.encoder, add_bos)))
 
     async def score_items(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         """One outcome each, in order; an item that can't be encoded fails alone."""
@@ -48,14 +55,28 @@ class Service:
 
     async def score_rows(self, rows: Sequence[T], item_of: Callable[[T], ScoreItem]) -> list[Outcome]:
         """The same of rows that ``item_of`` turns into items, in the encoder's thread too. What it raises fails all of them."""
-        return await self._score(await self._off_loop(lambda: _encode_items([item_of(row) for row in rows], self.encoder)))
+        return await self._score(
+            await self._encoded(rows, lambda part: _encode_items([item_of(row) for row in part], self.encoder))
+        )
 
     async def close(self) -> None:
         await self.batcher.stop()
-        self._thread.shutdown()
+        await self._turn.acquire()  # a slice whose client has gone may still be in the thread
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _off_loop(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _encoded(self, values: Sequence[T], encode: Callable[[Sequence[T]], _Rows]) -> _Rows:
+        """In slices: between two of them other requests have their turn, and who was cancelled goes."""
+        encoded: _Rows = []
+        for start in range(0, len(values), _SLICE):
+            encoded += await self._off_loop(partial(encode, values[start : start + _SLICE]))
+        return encoded
+
+    async def _off_loop(self, work: Callable[[], _Rows]) -> _Rows:
+        # Waiting here and not in the executor's queue, which keeps what was cancelled, with its texts, until the thread is free.
+        await self._turn.acquire()
+        running = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        running.add_done_callback(lambda _: self._turn.release())
+        return await asyncio.shield(running)
 
     async def _score(self, encoded: Sequence[_Encoded | Failure]) -> list[Outcome]:
         good = [row for row in encoded if isinstance(row, _Encoded)]
@@ -67,8 +88,8 @@ def _outcome(encoded: _Encoded, score: float | Failure) -> Outcome:
     return score if isinstance(score, Failure) else Reward(score, len(encoded.sequence), encoded.cut)
 
 
-def _encode_inputs(inputs: Sequence[str] | Sequence[list[int]], encoder: Encoder, add_bos: bool) -> list[_Encoded | Failure]:
-    encoded: list[_Encoded | Failure] = []
+def _encode_inputs(inputs: Sequence[str | list[int]], encoder: Encoder, add_bos: bool) -> _Rows:
+    encoded: _Rows = []
     for value in inputs:
         try:
             ids = tokenize(value, encoder, add_bos=add_bos) if isinstance(value, str) else value
@@ -78,7 +99,7 @@ def _encode_inputs(inputs: Sequence[str] | Sequence[list[int]], encoder: Encoder
     return encoded
 
 
-def _encode_items(items: Sequence[ScoreItem], encoder: Encoder) -> list[_Encoded | Failure]:
+def _encode_items(items: Sequence[ScoreItem], encoder: Encoder) -> _Rows:
     jobs = encode(items, encoder)
     rows: dict[int, _Encoded | Failure] = dict(jobs.failed)
     for place, job in zip(jobs.places, jobs.todo, strict=True):

@@ -1,0 +1,122 @@
+"""Encoding takes turns: a large request neither holds others up nor outlives its client."""
+
+import asyncio
+import gc
+import logging
+import threading
+import time
+import weakref
+
+import fakes
+
+from polar_rm.records import ScoreItem
+from polar_rm.serving import service as module
+from polar_rm.serving.batching import Batcher
+from polar_rm.serving.service import Service
+
+ENCODER = fakes.encoder()
+LARGE = [ScoreItem("over", "the dog", f"fox {number}") for number in range(640)]
+SMALL = [ScoreItem("near", "the river", "bank")]
+
+
+class Prompt(str):
+    """A text that can tell whether anybody holds it."""
+
+
+def expected(items):
+    return [fakes.fake_score(fakes.ids_of(item, ENCODER)) for item in items]
+
+
+def serve(work, monkeypatch, before):
+    """``work`` with a service that calls ``before`` with the items of each slice, in the encoder's thread."""
+    encode_items = module._encode_items
+
+    def encode(items, encoder):
+        before(items)
+        return encode_items(items, encoder)
+
+    monkeypatch.setattr(module, "_encode_items", encode)
+
+    async def run():
+        service = Service("rm", ENCODER, Batcher(fakes.FakeModel()))
+        service.batcher.start()
+        try:
+            return await asyncio.wait_for(work(service), 120)
+        finally:
+            await service.close()
+
+    return asyncio.run(run())
+
+
+def test_a_small_request_does_not_wait_for_a_large_one(monkeypatch):
+    slices = []
+
+    def before(items):
+        slices.append(len(items))
+        time.sleep(0.02)
+
+    async def work(service):
+        large = asyncio.create_task(service.score_items(LARGE))
+        await asyncio.sleep(0.01)
+        small = await service.score_items(SMALL)
+        return small, await large
+
+    small, large = serve(work, monkeypatch, before)
+    assert [outcome.reward for outcome in small] == expected(SMALL)
+    assert [outcome.reward for outcome in large] == expected(LARGE)
+    assert slices.index(1) < 5 < len(slices)
+
+
+def test_who_leaves_is_encoded_no_further(monkeypatch):
+    slices = []
+    gate = threading.Event()
+
+    def before(items):
+        slices.append(len(items))
+        assert gate.wait(60)
+
+    async def work(service):
+        large = asyncio.create_task(service.score_items(LARGE))
+        while not slices:
+            await asyncio.sleep(0.01)
+        large.cancel()
+        small = asyncio.create_task(service.score_items(SMALL))
+        await asyncio.sleep(0)
+        gate.set()
+        return await small
+
+    assert [outcome.reward for outcome in serve(work, monkeypatch, before)] == expected(SMALL)
+    assert len(slices) == 2
+
+
+def test_texts_of_who_leaves_are_not_kept(monkeypatch, caplog):
+    started, gate = threading.Event(), threading.Event()
+
+    def before(_):
+        started.set()
+        assert gate.wait(60)
+
+    async def waiting(service, prompt):
+        task = asyncio.create_task(service.score_items([ScoreItem(prompt, "the dog", "fox")]))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return weakref.ref(prompt)
+
+    async def work(service):
+        first = asyncio.create_task(service.score_items(SMALL))
+        while not started.is_set():
+            await asyncio.sleep(0.01)
+        texts = [await waiting(service, Prompt("over")) for _ in range(3)]
+        first.cancel()  # and its slice is still in the thread
+        await asyncio.gather(first, return_exceptions=True)
+        texts += [await waiting(service, Prompt("over")) for _ in range(3)]
+        await asyncio.sleep(0)  # the loop lets go of the last task
+        gc.collect()
+        left = [text() for text in texts]
+        threading.Timer(0.3, gate.set).start()
+        return left
+
+    with caplog.at_level(logging.ERROR):
+        assert serve(work, monkeypatch, before) == [None] * 6
+    assert not caplog.records  # of a thread that outlived its loop
