@@ -80,6 +80,29 @@ def test_a_group_larger_than_a_batch_is_served_in_parts():
     assert len(model.calls) > 5
 
 
+def test_a_busy_prompt_leaves_others_their_turn():
+    model = fakes.FakeModel(delay=0.01)
+    busy = [sequence("busy", " ".join([word] * 9)) for word in fakes.WORDS]
+
+    async def work(batcher):
+        async def ask(request):
+            while not done.is_set():
+                await batcher.submit([request])
+
+        done = asyncio.Event()
+        tasks = [asyncio.create_task(ask(request)) for request in busy]
+        while len(model.calls) < 3:
+            await asyncio.sleep(0.005)
+        try:
+            return await asyncio.wait_for(batcher.submit([sequence("other", "fox")]), 20)
+        finally:
+            done.set()
+            await asyncio.gather(*tasks)
+
+    result = serve(work, model, batch_tokens=60)
+    assert result == expected([sequence("other", "fox")])
+
+
 def test_only_the_culprit_fails():
     bad = sequence("over", "lazy lazy lazy")
 

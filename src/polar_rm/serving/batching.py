@@ -1,7 +1,8 @@
 """Sequences of many requests, merged into prefix-shared batches for one model thread.
 
 The queue is keyed by head, ``[bos] prompt reference separator``: whoever asks about the same prompt and reference while an
-earlier request is still waiting joins its tree, from whatever connection. Heads are served first come, first served.
+earlier request is still waiting joins its tree, from whatever connection. Heads are served first come, first served; one that a
+batch can't hold whole goes behind the others with the rest.
 """
 
 from __future__ import annotations
@@ -157,6 +158,8 @@ class Batcher:
                 batch.append(taken)
                 room -= used
             if entries:
+                if taken:  # the others' turn, or a head that is asked about all the time would be served alone
+                    self._queue[head] = self._queue.pop(head)
                 break
             del self._queue[head]
         return batch
