@@ -61,7 +61,6 @@ class Service:
 
     async def close(self) -> None:
         await self.batcher.stop()
-        await self._turn.acquire()  # a slice whose client has gone may still be in the thread
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _encoded(self, values: Sequence[T], encode: Callable[[Sequence[T]], _Rows]) -> _Rows:
