@@ -1,4 +1,4 @@
-"""``polar serve`` as a process of its own."""
+"""Servers as processes of their own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 
 
 class Process:
-    """``polar serve`` on a free port; ``url`` once it is ready. Its log goes to a file: a full pipe would stop it."""
+    """Python with these arguments; ``url`` once it is ready. Its log goes to a file: a full pipe would stop it."""
 
-    def __init__(self, model, log):
-        command = [sys.executable, "-m", "polar_rm", "serve", "--model", str(model), "--port", "0"]
+    def __init__(self, log, *arguments):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         self.log = log
         with log.open("w") as file:
-            self.process = subprocess.Popen(command, stderr=file, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            self.process = subprocess.Popen([sys.executable, *arguments], stderr=file, env=environment)
         until = time.monotonic() + 300
         while not (ready := [line for line in self.lines() if line["message"] == "ready"]):
             assert self.process.poll() is None and time.monotonic() < until, log.read_text()
@@ -25,3 +25,8 @@ class Process:
 
     def lines(self):
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
+
+
+def serve(model, log):
+    """``polar serve`` on a free port."""
+    return Process(log, "-m", "polar_rm", "serve", "--model", str(model), "--port", "0")

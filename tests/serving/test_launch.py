@@ -1,14 +1,19 @@
 """``polar serve`` as a process, and the command line that starts vLLM."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import fakes
 import httpx
 import pytest
-from processes import Process
+import uvicorn
+from processes import Process, serve
 
 from polar_rm import cli
 from polar_rm.errors import PolarError
@@ -16,6 +21,7 @@ from polar_rm.records import ScoreItem
 from polar_rm.scoring import Scorer
 from polar_rm.serving import vllm
 from polar_rm.serving.client import RewardClient, rewards
+from polar_rm.serving.launch import DrainingServer
 
 MODERN = vllm.Installed("0.33", frozenset({"--runner", "--convert", "--pooler-config"}), frozenset({"task", "use_activation"}))
 OLDER = vllm.Installed("0.8", frozenset({"--task", "--override-pooler-config"}), frozenset({"normalize", "softmax"}))
@@ -71,10 +77,71 @@ def test_mistakes_are_one_line(checkpoint, monkeypatch, capsys, arguments, reaso
     assert stop.value.code == 2 and reason in error and "Traceback" not in error
 
 
+def test_probes_and_refused_requests_do_not_keep_a_draining_server():
+    guard = fakes.make()
+    server = DrainingServer(uvicorn.Config(guard, port=0, log_config=None), guard)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.handle_exit(signal.SIGTERM, None)
+    statuses = set()
+    until = time.monotonic() + 30
+    with httpx.Client() as client:
+        while thread.is_alive() and time.monotonic() < until:
+            with contextlib.suppress(httpx.TransportError):
+                statuses |= {client.get(f"{url}/health").status_code, client.post(f"{url}/v1/score", json={}).status_code}
+            time.sleep(0.02)
+    assert not thread.is_alive() and statuses == {200, 503}
+
+
+STUCK = """
+import logging, threading, fakes, uvicorn
+from polar_rm.serving.address import bind
+from polar_rm.serving.launch import DrainingServer, log_to_stderr
+
+def model(trees):
+    logging.getLogger("polar_rm").info("asked")
+    threading.Event().wait()
+
+log_to_stderr()
+guard = fakes.make(model)
+DrainingServer(uvicorn.Config(guard, log_config=None, access_log=False), guard).run(sockets=[bind("127.0.0.1", 0)])
+"""
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_process_at_once(tmp_path):
+    server = Process(tmp_path / "log", "-c", STUCK)
+
+    def logged(message):
+        until = time.monotonic() + 60
+        while not any(row["message"] == message for row in server.lines()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    with ThreadPoolExecutor(1) as threads:
+        item = {"prompt": "the fox", "reference": "the dog", "outputs": ["jumps"]}
+        asked = threads.submit(httpx.post, f"{server.url}/v1/score", json={"items": [item]}, timeout=60)
+        try:
+            logged("asked")
+            server.process.send_signal(signal.SIGTERM)
+            logged("draining")
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(20) == 128 + signal.SIGTERM
+        finally:
+            server.process.kill()
+        assert isinstance(asked.exception(60), httpx.TransportError)
+    last = server.lines()[-1]
+    assert (last["message"], last["requests"]) == ("stopped at once", 1)
+    assert "Traceback" not in server.log.read_text()
+
+
 @pytest.mark.slow
 def test_a_signal_under_load_loses_no_accepted_request(checkpoint, tmp_path):
     folder, model = checkpoint
-    server = Process(folder, tmp_path / "log")
+    server = serve(folder, tmp_path / "log")
     words = [" ".join([word] * 9) for word in fakes.WORDS]
     items = [ScoreItem(f"{word} {i}", "the dog", word) for i in range(4) for word in words]
     expected = [scored.reward for scored in Scorer(model).score(items)]
@@ -125,7 +192,7 @@ def test_a_signal_under_load_loses_no_accepted_request(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_the_served_model_scores_as_the_scorer(checkpoint, tmp_path):
     folder, model = checkpoint
-    server = Process(folder, tmp_path / "log")
+    server = serve(folder, tmp_path / "log")
     try:
         items = [ScoreItem("the fox", "the dog", word) for word in fakes.WORDS]
         with RewardClient(server.url, model=folder) as client:

@@ -124,7 +124,7 @@ def test_the_key():
     with fakes.running(fakes.make(encode=ENCODER, api_key="sécret")) as url:
         body = {"input_ids": [ids()]}
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}, {"Authorization": "Basic c2VjcmV0"}):
-            for path in [*ROUTES, "/nowhere"]:
+            for path in [*ROUTES, "/nowhere", "/health"]:
                 refused(fakes.HTTP.post(url + path, json=body, headers=headers), 401, "authentication_error")
             for path in ("/metrics", "/v1/models"):
                 refused(fakes.HTTP.get(url + path, headers=headers), 401, "authentication_error")

@@ -74,8 +74,8 @@ class Metrics:
 
 
 class Guard:
-    """ASGI middleware. A request that was accepted is answered, also while the server drains. ``active`` counts requests that are
-    being answered, ``seen`` all that ever came."""
+    """ASGI middleware. A request that was accepted is answered, also while the server drains. ``active`` counts the POSTs that
+    were accepted and are not answered yet."""
 
     def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics, api_key: str | None, log_texts: bool) -> None:
         self.app = app
@@ -84,7 +84,7 @@ class Guard:
         self._key = api_key.encode() if api_key else None
         self._log_texts = log_texts
         self.draining = False
-        self.active = self.seen = 0
+        self.active = 0
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,24 +92,24 @@ class Guard:
             await self.app(scope, receive, send)
             return
         record = _Record(scope, send)
-        self.active += 1
-        self.seen += 1
         body = _Body(receive, self.limits.body_bytes)
+        refusal = self._refusal(scope, record.headers)
+        accepted = refusal is None and scope["method"] == "POST"
+        self.active += accepted
         try:
-            refusal = self._refusal(scope, record.headers)
-            if refusal is None and scope["method"] == "POST":
+            if accepted:
                 refusal = await self._read(body)
             if refusal is not None:
                 await refusal(scope, receive, record.send)
             else:
                 await self._answer(scope, body, record)
         finally:
-            self.active -= 1
+            self.active -= accepted
             self._held_bytes -= body.held
             self._finish(record, body)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> JSONResponse | None:
-        if scope["path"] in _OPEN:
+        if scope["path"] in _OPEN and scope["method"] != "POST":
             return None
         if self._key is not None:
             given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import socket
 import threading
@@ -54,7 +55,7 @@ class Options:
 
 
 def serve(options: Options) -> None:
-    """Returns after a signal, when every accepted request has been answered; a second signal does not wait for that.
+    """Returns after a signal, when every accepted request has been answered; a second signal ends the process.
 
     Raises:
         PolarError: the address can't be bound, or the model can't be loaded.
@@ -80,14 +81,13 @@ def serve(options: Options) -> None:
 
 
 class DrainingServer(uvicorn.Server):
-    """On the first signal new work gets 503 over the open port, and the server stops when the accepted work is done and nobody
-    has come for half a second: connections that wait to be accepted are told, too."""
+    """On the first signal new work gets 503 over the open port, and the server stops half a second after the accepted work is
+    done: connections that wait to be accepted are told, too. On the second signal the process ends at once."""
 
     def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
         super().__init__(config)
         self._guard = guard
         self._quiet_ticks = 0
-        self._seen = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -96,16 +96,17 @@ class DrainingServer(uvicorn.Server):
             _log.info("ready", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        fields = {"signal": signal.Signals(sig).name, "requests": self._guard.active}
         if self._guard.draining:
-            self.should_exit = self.force_exit = True
+            _log.warning("stopped at once", extra={"fields": fields})
+            os._exit(128 + sig)  # anything less waits for the threads of the encoder and the model
         self._guard.draining = True
-        name = signal.Signals(sig).name
-        _log.info("draining", extra={"fields": {"signal": name, "requests": self._guard.active}})
+        _log.info("draining", extra={"fields": fields})
 
     async def on_tick(self, counter: int) -> bool:
-        quiet = self._guard.draining and not self._guard.active and self._guard.seen == self._seen
+        # Probes and refused requests don't count: they come as long as there is a server.
+        quiet = self._guard.draining and not self._guard.active
         self._quiet_ticks = self._quiet_ticks + 1 if quiet else 0
-        self._seen = self._guard.seen
         if self._quiet_ticks >= 5:  # tenths of a second
             self.should_exit = True
         return await super().on_tick(counter)
