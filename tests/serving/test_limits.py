@@ -185,9 +185,7 @@ def test_others_need_a_key(monkeypatch):
 
 
 def test_a_port_in_use_is_told():
-    with bind("127.0.0.1", 0) as first:
-        first.listen()
-        with pytest.raises(PolarError, match="can't be bound"):
-            bind("127.0.0.1", first.getsockname()[1])
+    with bind("127.0.0.1", 0) as first, pytest.raises(PolarError, match="can't be bound"):
+        bind("127.0.0.1", first.getsockname()[1])
     with pytest.raises(PolarError, match="can't be bound"):
         bind("no such host", 1)

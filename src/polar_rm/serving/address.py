@@ -37,7 +37,7 @@ def api_key(host: str, variable: str | None, *, allow_open: bool) -> str | None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket, before the model is loaded: a port in use should be told at once.
+    """A listening socket, before the model is loaded: a port in use should be told at once. Who connects early waits for it.
 
     Raises:
         PolarError: it can't be bound.
@@ -47,6 +47,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # until one of them listens, several can be bound
     except OSError as error:
         listener.close()
         raise PolarError(f"{host}:{port} can't be bound: {error.strerror or error}") from error
