@@ -146,9 +146,27 @@ def test_a_full_queue_refuses_and_then_goes_on():
             await batcher.submit(request)
         return [await first, await second, await batcher.submit(request)]
 
-    limit = sum(map(len, request)) + 1
+    limit = sum(map(len, request))
     results = serve(work, model, max_waiting_tokens=limit)
     assert results[1:] == [expected(request), expected(request)]
+
+
+def test_a_queue_below_its_limit_takes_a_request_of_any_size():
+    model = fakes.FakeModel(delay=0.1)
+    small, large = [sequence("q", "fox")], [sequence("p", word) for word in fakes.WORDS]
+
+    async def work(batcher):
+        first = asyncio.create_task(batcher.submit(large))  # into an empty queue
+        await asyncio.sleep(0.05)
+        rest = [asyncio.create_task(batcher.submit(request)) for request in (small, large)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await batcher.submit(small)
+        return await asyncio.gather(first, *rest)
+
+    limit = len(small[0]) + 1
+    assert serve(work, model, max_waiting_tokens=limit) == [expected(large), expected(small), expected(large)]
+    assert serve(lambda batcher: batcher.submit(small), model, max_waiting_tokens=0) == expected(small)
 
 
 def test_who_leaves_is_taken_out_of_the_queue():

@@ -123,13 +123,15 @@ def test_a_body_that_never_comes_is_408():
 def test_the_key():
     with fakes.running(fakes.make(encode=ENCODER, api_key="sécret")) as url:
         body = {"input_ids": [ids()]}
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}, {"Authorization": "Basic c2VjcmV0"}):
+        wrong = ["Bearer wrong", "Bearer", "Basic c2VjcmV0", "Basic sécret".encode(), "sécret".encode()]
+        for headers in ({}, *({"Authorization": value} for value in wrong)):
             for path in [*ROUTES, "/nowhere", "/health"]:
                 refused(fakes.HTTP.post(url + path, json=body, headers=headers), 401, "authentication_error")
             for path in ("/metrics", "/v1/models"):
                 refused(fakes.HTTP.get(url + path, headers=headers), 401, "authentication_error")
-        good = {"Authorization": "Bearer sécret".encode()}
-        assert fakes.HTTP.post(f"{url}/classify", json=body, headers=good).status_code == 200
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            good = {"Authorization": f"{scheme} sécret".encode()}
+            assert fakes.HTTP.post(f"{url}/classify", json=body, headers=good).status_code == 200
         assert {fakes.HTTP.get(url + path).status_code for path in ("/", "/health", "/ready", "/openapi.json")} == {200}
 
 

@@ -96,6 +96,7 @@ def test_a_sigmoid_only_on_request(post):
         [row] = post(path, {"input": [TEXTS[0]], "use_activation": True})["data"]
         value = row[key][0] if key == "probs" else row[key][0][0]
         assert value == pytest.approx(1 / (1 + math.exp(-SCORES[0])))
+        assert post(path, {"input": [TEXTS[0]], "use_activation": None})["data"] == post(path, {"input": [TEXTS[0]]})["data"]
     assert wire.sigmoid(-1000.0) == 0.0 and wire.sigmoid(1000.0) == 1.0
 
 
@@ -159,6 +160,9 @@ def test_openrlhf_answers_are_cut_off_in_the_encoders_thread(post, monkeypatch):
         ({"query": ["a"], "prompts": ["b"], "labels": ["r"]}, "does not begin with its prompt"),
         ({"query": ["a"], "prompts": ["a"], "labels": [None]}, "label"),
         ({"query": ["a"], "prompts": ["a"], "labels": [""]}, "label_key"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [" \n"]}, "label_key"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [{"reference": " "}]}, "label_key"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [[{"role": "assistant", "content": ""}]]}, "label_key"),
         ({"query": ["a"], "prompts": ["a"], "labels": [{"answer": "r"}]}, "label"),
         ({"query": ["a", "b"], "prompts": ["a"], "labels": ["r"]}, "one length"),
     ],

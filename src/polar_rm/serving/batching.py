@@ -60,8 +60,9 @@ class Batcher:
     """Scores sequences in the order of their heads' arrival; ``submit`` may be called from any number of tasks of one loop.
 
     score: called in a thread of its own, with one batch at a time. batch_tokens: tree tokens of a batch (one sequence may exceed
-    it). window: seconds that an idle model waits for company after the first arrival. max_waiting_tokens: sequence tokens in
-    the queue beyond which requests are refused; an empty queue takes any request.
+    it). window: seconds that an idle model waits for company after the first arrival. max_waiting_tokens: requests are refused
+    while so many sequence tokens are in the queue. Below it one of any size is taken, so that among small ones a large one has
+    its chance; an empty queue takes any.
     """
 
     def __init__(
@@ -106,9 +107,8 @@ class Batcher:
         Raises:
             Overloaded: the queue is full.
         """
-        n_tokens = sum(map(len, sequences))
-        if self.waiting_tokens and self.waiting_tokens + n_tokens > self.max_waiting_tokens:
-            raise Overloaded(f"{self.waiting_tokens:,} tokens are waiting; at most {self.max_waiting_tokens:,} may")
+        if self.waiting_tokens and self.waiting_tokens >= self.max_waiting_tokens:
+            raise Overloaded(f"{self.waiting_tokens:,} tokens are waiting; more are taken below {self.max_waiting_tokens:,}")
         ticket = _Ticket([None] * len(sequences), len(sequences))
         for index, sequence in enumerate(sequences):
             self._queue.setdefault(sequence.head, deque()).append(_Entry(ticket, index, sequence))

@@ -112,8 +112,8 @@ class Guard:
         if scope["path"] in _OPEN and scope["method"] != "POST":
             return None
         if self._key is not None:
-            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-            if not hmac.compare_digest(given, self._key):
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given, self._key):
                 message = "give the server's key: Authorization: Bearer KEY"
                 return error_reply(401, "authentication_error", message, {"WWW-Authenticate": "Bearer"})
         if self.draining and scope["method"] == "POST":

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Stri
 from pydantic.functional_validators import WrapValidator
 
 from polar_rm.errors import PolarError
-from polar_rm.records import ScoreItem
+from polar_rm.records import ScoreItem, flatten
 from polar_rm.serving.results import Failure, Reward
 from polar_rm.transforms import Transform
 
@@ -58,7 +58,7 @@ class VllmClassify(_Foreign):
     """vLLM's body of ``/classify``. Unlike vLLM's, the default is the raw score; a sigmoid only on request."""
 
     input: Input
-    use_activation: bool = Field(False, description="True asks for sigmoid(score) instead of the raw score.")
+    use_activation: bool | None = Field(None, description="True asks for sigmoid(score) instead of the raw score.")
     add_special_tokens: bool = Field(True, description="Put BOS before a text. Token ids are taken as they are.")
     truncate_prompt_tokens: Literal[-1] | None = Field(None, description="Cutting here would lose the scoring token.")
 
@@ -178,7 +178,7 @@ def sglang_reply(results: Sequence[Reward], single: bool) -> Any:
     return rows[0] if single else rows
 
 
-def classify_reply(results: Sequence[Reward], model: str, use_activation: bool) -> dict[str, Any]:
+def classify_reply(results: Sequence[Reward], model: str, use_activation: bool | None) -> dict[str, Any]:
     """vLLM's ClassificationResponse with one "probability" per item: the raw score, or its sigmoid."""
     rows = [
         {"index": index, "label": "LABEL_0", "probs": [_activated(result.reward, use_activation)], "num_classes": 1}
@@ -233,15 +233,17 @@ def openrlhf_item(query: str, prompt: str, label: Any) -> ScoreItem:
     Raises:
         PolarError: no answer can be told from the prompt, or the label is no reference.
     """
-    if label == "":  # what OpenRLHF sends where no column of labels is named
-        raise PolarError("the label is empty: name the column of references with --data.label_key")
     fields = label if isinstance(label, dict) else {"reference": label}
     answer = _without_end_tokens(_behind(query, prompt))
     try:
         body = ItemBody(prompt=fields.get("prompt", prompt), reference=fields.get("reference"), outputs=[answer])
     except ValidationError as error:
         raise PolarError(f"label: {explain(error.errors(include_input=False, include_url=False))}") from None
-    return body.items()[0]
+    item = body.items()[0]
+    if not flatten(item.reference).strip() and not (isinstance(label, dict) and item.reference == ""):
+        # "" is what OpenRLHF sends where no column of labels is named.
+        raise PolarError("the label is empty: name the column of references with --data.label_key")
+    return item
 
 
 def _behind(query: str, prompt: str) -> str:
@@ -294,7 +296,7 @@ def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
 
 
-def _activated(value: float, use_activation: bool) -> float:
+def _activated(value: float, use_activation: bool | None) -> float:
     return sigmoid(value) if use_activation else value
 
 
