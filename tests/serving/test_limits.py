@@ -46,6 +46,48 @@ def test_bodies_and_items_have_a_limit():
         refused(fakes.HTTP.post(f"{url}/classify", json={"input_ids": [ids()] * 4}), 413, "too_large")
         item = {"prompt": "p", "reference": "r", "outputs": ["a", "b"]}
         refused(fakes.HTTP.post(f"{url}/v1/score", json={"items": [item, item]}), 413, "too_large")
+        assert fakes.HTTP.post(f"{url}/v1/score", json={"items": [item, {}]}).status_code == 200
+        refused(fakes.HTTP.post(f"{url}/v1/score", json={"items": [item, {}, {}]}), 413, "too_large")
+        rewards = {"query": ["ab"] * 4, "prompts": ["a"] * 4, "labels": ["r"] * 4}
+        refused(fakes.HTTP.post(f"{url}/get_reward", json=rewards), 413, "too_large")
+        assert fakes.HTTP.post(f"{url}/get_reward", json={key: rows[:3] for key, rows in rewards.items()}).status_code == 200
+
+
+def test_a_prompt_counts_for_each_of_its_outputs():
+    item = {"prompt": "x" * 1000, "reference": "r" * 900, "outputs": ["a" * 50] * 3}
+    messages = {**item, "prompt": [{"role": "user", "content": "x" * 1000}]}
+    with fakes.running(fakes.make(encode=ENCODER, limits=Limits(body_bytes=4100))) as url:
+        for body in (item, messages):
+            assert fakes.HTTP.post(f"{url}/v1/score", json={"items": [body]}).status_code == 200
+            refused(fakes.HTTP.post(f"{url}/v1/score", json={"items": [body, {**item, "prompt": "p"}]}), 413, "too_large")
+            refused(fakes.HTTP.post(f"{url}/v1/score", json={"items": [{**body, "outputs": ["a"] * 4}]}), 413, "too_large")
+
+
+def test_bodies_held_together_have_a_limit_and_are_let_go():
+    app = fakes.make(encode=ENCODER, limits=Limits(body_bytes=1000))
+    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+
+    def held(n_bytes):
+        until = time.monotonic() + 60
+        while app._held_bytes != n_bytes:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    with fakes.running(app) as url:
+        host, port = url.removeprefix("http://").split(":")
+        connections = [socket.create_connection((host, int(port)), timeout=20) for _ in range(8)]
+        for connection in connections:
+            connection.sendall(head + b" " * 999)
+        held(8 * 999)
+        body = {"input_ids": [ids()]}
+        reply = fakes.HTTP.post(f"{url}/classify", json=body)
+        refused(reply, 503, "unavailable")
+        assert reply.headers["retry-after"]
+        for connection in connections:
+            connection.close()
+        held(0)
+        assert fakes.HTTP.post(f"{url}/classify", json=body).status_code == 200
+        held(0)
 
 
 def test_a_body_that_is_not_sent_as_json_is_told_so():

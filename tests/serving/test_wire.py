@@ -199,11 +199,22 @@ def test_percentiles_with_a_card():
     from polar_rm.serving.service import Service
 
     app = create_app(Service("rm", ENCODER, Batcher(fakes.FakeModel()), card))
+    row = {"query": ["overthe fox"], "prompts": ["over"], "labels": ["the dog"]}
     with fakes.running(app) as url:
         body = {"items": [{"prompt": "over", "reference": "the dog", "outputs": ["the fox"], "wrapper": "pretrain"}]}
         reply = fakes.HTTP.post(f"{url}/v1/score", json={**body, "transform": "percentile"}).json()
         assert reply["results"][0]["outputs"][0]["score"] == card.percentile(SCORES[3])
         assert "percentile" in fakes.HTTP.get(f"{url}/v1/models").json()["data"][0]["transforms"]
+        reply = fakes.HTTP.post(f"{url}/get_reward", json=row).json()
+        assert reply["scores"] == [card.percentile(reply["rewards"][0])] != [wire.sigmoid(reply["rewards"][0])]
+
+
+def test_a_transform_that_is_refused_costs_no_work():
+    model = fakes.FakeModel()
+    with fakes.running(fakes.make(model, ENCODER)) as url:
+        body = {"items": [{"prompt": "over", "reference": "the dog", "outputs": ["the fox"]}], "transform": "percentile"}
+        assert fakes.HTTP.post(f"{url}/v1/score", json=body).status_code == 400
+    assert not model.calls
 
 
 def test_cuts_are_reported(post):

@@ -133,9 +133,10 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     @app.post("/v1/score", summary="Prompts, references and outputs", responses=schema.reply(schema.ScoreReply))
     async def score(request: Request, body: Annotated[wire.ScoreRequest, Body(openapi_examples=examples.SCORE)]) -> Any:
         """One result per output, or a typed error, in order; texts are rendered, tokenised and cut here."""
-        items = [item for group in body.items if not isinstance(group, Failure) for item in group.items()]
+        good = [group for group in body.items if not isinstance(group, Failure)]
         failed = [group for group in body.items if isinstance(group, Failure)]
-        _admit(len(items) + len(failed), guard.limits)
+        items = [item for group in good for item in group.items()]
+        _admit(len(items) + len(failed), guard.limits, characters=sum(group.characters for group in good))
         transform(body.transform, [], service.calibration)  # what is refused, is refused before the work
         outcomes = await _unless_gone(request, service.score_items(items))
         _record(request, guard.metrics, [*outcomes, *failed])
@@ -213,9 +214,12 @@ def _add_error_handlers(app: FastAPI) -> None:
         return error_reply(500, "internal_error", type(error).__name__)
 
 
-def _admit(n_items: int, limits: Limits) -> None:
+def _admit(n_items: int, limits: Limits, *, characters: int = 0) -> None:
     if n_items > limits.items:
         raise _Refused(413, "too_large", f"{n_items:,} items in one request; at most {limits.items:,} are taken")
+    if characters > limits.body_bytes:  # a small body can ask for as much work as a large one
+        counted = f"{characters:,} characters in one request, its prompts counted for each output"
+        raise _Refused(413, "too_large", f"{counted}; at most {limits.body_bytes:,} are taken")
 
 
 def _record(request: Request, metrics: Metrics, outcomes: Sequence[Outcome]) -> None:

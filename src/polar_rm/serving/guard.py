@@ -25,8 +25,9 @@ _OPEN = {"/", "/health", "/ready", "/openapi.json"}
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """body_bytes: of one request. items: sequences to score in one request. seconds: from the first byte to the answer, and the
-    longest drain. Bodies held at the same time may have eight times ``body_bytes`` together."""
+    """body_bytes: of one request; also its characters, a prompt counted for each of its outputs. items: sequences to score in one
+    request. seconds: from the first byte to the answer, and the longest drain. Bodies held at the same time may have eight times
+    ``body_bytes`` together."""
 
     body_bytes: int = 32 << 20
     items: int = 4096

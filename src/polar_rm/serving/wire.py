@@ -104,6 +104,12 @@ class ItemBody(BaseModel):
     outputs: list[TextBody] = Field(min_length=1)
     wrapper: Literal["sft", "pretrain"] = "sft"
 
+    @property
+    def characters(self) -> int:
+        """To encode: each output is tokenised with the prompt."""
+        prompt, reference, *outputs = [_length(text) for text in (self.prompt, self.reference, *self.outputs)]
+        return reference + sum(prompt + output for output in outputs)
+
     def items(self) -> list[ScoreItem]:
         """One record per output."""
         prompt, reference, *outputs = [_plain(text) for text in (self.prompt, self.reference, *self.outputs)]
@@ -127,6 +133,10 @@ class ScoreRequest(BaseModel):
 
 def _plain(text: TextBody) -> str | list[dict[str, Any]]:
     return text if isinstance(text, str) else [message.model_dump() for message in text]
+
+
+def _length(text: TextBody) -> int:
+    return len(text) if isinstance(text, str) else sum(len(message.content) for message in text)
 
 
 def _classify_kind(body: Any) -> str:
