@@ -55,6 +55,13 @@ def test_what_is_no_text_is_refused_by_name(texts: tuple[object, object, object]
         score_item(*texts)
 
 
+@pytest.mark.parametrize("reference", ["<think>cut off", [{"role": "assistant", "content": "<think>x</think>\n"}]])
+def test_a_reference_of_thinking_alone_is_none(reference: object) -> None:
+    assert score_item("p", "c", reference).reference == reference
+    with pytest.raises(PolarError, match="field 'reference': .* only thinking"):
+        score_item("p", "c", reference, strip_thinking=True)
+
+
 def test_client_options_come_from_the_environment() -> None:
     assert client_options({"POLAR_URL": "http://h:1", "POLAR_API_KEY": "k"}) == {
         "url": "http://h:1",

@@ -27,8 +27,8 @@ def score_item(
     completion no longer holds.
 
     Raises:
-        PolarError: one of the three is missing or no text, or the reference is empty. Trainers hand over "" where a data set has
-            no such column, so that scoring without a reference would go unnoticed.
+        PolarError: one of the three is missing or no text, or the reference is empty or only thinking. Trainers hand over ""
+            where a data set has no such column, so that scoring without a reference would go unnoticed.
     """
     row = {"prompt": _plain(prompt), "output": _plain(completion), "reference": _plain(reference), "wrapper": wrapper}
     try:
@@ -41,6 +41,8 @@ def score_item(
     if not strip_thinking:
         return item
     output, given = (_last_without_thinking(text) for text in (item.output, item.reference))
+    if not flatten(given).strip():
+        raise PolarError("field 'reference': expected an answer to compare completions with, but it holds only thinking")
     return ScoreItem(item.prompt, given, output, wrapper)
 
 
