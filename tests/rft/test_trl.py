@@ -58,6 +58,19 @@ def test_a_folder_rewards_in_this_process(tmp_path):
         PolarReward(tmp_path / "model", api_key="k")
 
 
+def test_a_rows_wrapper_comes_before_the_configured_one(url):
+    def expected(*wrappers):
+        rows = zip(PROMPTS, REFERENCES, COMPLETIONS, wrappers, strict=True)
+        return [fakes.fake_score(fakes.ids_of(ScoreItem(*row), ENCODER)) for row in rows]
+
+    given = ["pretrain", "sft", None]
+    assert PolarReward(url)(PROMPTS, COMPLETIONS, reference=REFERENCES, wrapper=given) == expected("pretrain", "sft", "sft")
+    mine = PolarReward(url, wrapper="pretrain")
+    assert mine(PROMPTS, COMPLETIONS, reference=REFERENCES, wrapper=given) == expected("pretrain", "sft", "pretrain")
+    with pytest.raises(PolarError, match="completion 2 of the batch: field 'wrapper': expected one of sft, pretrain, not 'chat'"):
+        mine(PROMPTS, COMPLETIONS, reference=REFERENCES, wrapper=["sft", "chat", "sft"])
+
+
 def test_transforms_know_the_groups(url):
     first, second, _ = raw()
     high = 1.0 if first > second else -1.0
@@ -131,13 +144,22 @@ def config(tmp_path, rows, **changes):
 def test_a_chat_policy_gets_messages(tmp_path):
     rows = [{"prompt": "Why?", "reference": "So."}, {"prompt": [{"role": "user", "content": "How?"}], "reference": "Thus."}]
     assert read_rows(config(tmp_path, rows)) == [
-        {"prompt": [{"role": "user", "content": "Why?"}], "reference": "So."},
-        {"prompt": [{"role": "user", "content": "How?"}], "reference": "Thus."},
+        {"prompt": [{"role": "user", "content": "Why?"}], "reference": "So.", "wrapper": "sft"},
+        {"prompt": [{"role": "user", "content": "How?"}], "reference": "Thus.", "wrapper": "sft"},
     ]
     with pytest.raises(PolarError, match="'prompt' is a string in some rows"):
         read_rows(config(tmp_path, rows, **{"policy.kind": "base"}))
     with pytest.raises(PolarError, match=r"rows.jsonl: row 2: field 'reference'"):
         read_rows(config(tmp_path, [rows[0], {"prompt": "p", "reference": " "}]))
+
+
+def test_rows_keep_their_wrapper(tmp_path):
+    rows = [{"prompt": "p", "reference": "r", "wrapper": wrapper} for wrapper in ("sft", "pretrain", None)]
+    for configured in ("sft", "pretrain"):
+        found = read_rows(config(tmp_path, rows, **{"reward.wrapper": configured}))
+        assert [row["wrapper"] for row in found] == ["sft", "pretrain", configured]
+    with pytest.raises(PolarError, match=r"rows.jsonl: row 1: field 'wrapper'"):
+        read_rows(config(tmp_path, [{"prompt": "p", "reference": "r", "wrapper": "chat"}]))
 
 
 def test_without_trl_the_error_says_what_to_install(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from polar_rm.records.rows import (
     to_string,
     to_trajectory,
 )
-from polar_rm.records.types import Comparison, ScoreItem, Text, Trajectory
+from polar_rm.records.types import Comparison, ScoreItem, Text, Trajectory, Wrapper
 
 T = TypeVar("T")
 
@@ -121,9 +121,9 @@ def read_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator
     return (record for _, record in _read(source, convert, on_bad_row))
 
 
-def read_referenced_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[Text, Text]]:
-    """Prompts with the reference of each; errors as in :func:`read_comparisons`."""
-    return (pair for _, pair in _read(source, to_referenced_prompt, on_bad_row))
+def read_referenced_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[Text, Text, Wrapper | None]]:
+    """Prompts with reference and wrapper of each, None where the row has no wrapper; errors as in :func:`read_comparisons`."""
+    return (record for _, record in _read(source, to_referenced_prompt, on_bad_row))
 
 
 def read_texts(source: Source, column: str, on_bad_row: OnBadRow | None = None) -> Iterator[str]:

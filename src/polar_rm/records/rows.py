@@ -222,14 +222,14 @@ def to_prompt(row: Mapping[str, Any], is_cell: bool = False) -> tuple[str, Text]
     return take.string("prompt_id"), take.filled("prompt")
 
 
-def to_referenced_prompt(row: Mapping[str, Any], is_cell: bool = False) -> tuple[Text, Text]:
-    """{prompt, reference}.
+def to_referenced_prompt(row: Mapping[str, Any], is_cell: bool = False) -> tuple[Text, Text, Wrapper | None]:
+    """{prompt, reference[, wrapper]}.
 
     Raises:
         Refused: it is not one, or one of them is empty.
     """
     take = _Fields(row, is_cell)
-    return take.filled("prompt"), take.filled("reference")
+    return take.filled("prompt"), take.filled("reference"), take.wrapper() if take.has("wrapper") else None
 
 
 def to_string(row: Mapping[str, Any], column: str) -> str:

@@ -42,7 +42,8 @@ class PolicyConfig(Config):
 
 class RewardConfig(Config):
     """source: the reward server's URL, or a reward model's folder. encoder: that folder, for servers other than ours.
-    api_key_env: NAME of the environment variable with the server's key. The others are those of :class:`PolarReward`."""
+    api_key_env: NAME of the environment variable with the server's key. wrapper: of rows that name none. The others are those of
+    :class:`PolarReward`."""
 
     source: str
     encoder: Path | None = None
@@ -67,7 +68,7 @@ class RftConfig(Config):
 
     output: ``policy/`` (the tuned policy, an adapter merged), ``metrics.jsonl``, ``run.json`` and TRL's checkpoints. Run again
     with the same config, it goes on behind the last of these (``trainer.save_steps``).
-    data: files of rows {prompt, reference}; comparisons and items are such rows, too.
+    data: files of rows {prompt, reference[, wrapper]}; comparisons and items are such rows, too.
     trainer: of TRL's GRPOConfig or RLOOConfig, passed through.
     """
 
@@ -174,8 +175,12 @@ def read_rows(config: RftConfig) -> list[dict[str, Any]]:
         PolarError: a bad row, or columns that no table can hold.
     """
     rows = [
-        {"prompt": _messages(prompt) if config.policy.kind == "chat" else prompt, "reference": reference}
-        for prompt, reference in read_referenced_prompts(config.data)
+        {
+            "prompt": _messages(prompt) if config.policy.kind == "chat" else prompt,
+            "reference": reference,
+            "wrapper": wrapper or config.reward.wrapper,
+        }
+        for prompt, reference, wrapper in read_referenced_prompts(config.data)
     ]
     for column in ("prompt", "reference"):
         if len({isinstance(row[column], str) for row in rows}) > 1:

@@ -1,7 +1,7 @@
 """Reward function for TRL's ``GRPOTrainer`` and ``RLOOTrainer``. Imports neither TRL nor, with a server, torch.
 
     reward = PolarReward("http://127.0.0.1:30000")  # or the folder of a reward model, to score in this process
-    GRPOTrainer(model=..., reward_funcs=reward, train_dataset=...)  # rows {prompt, reference}
+    GRPOTrainer(model=..., reward_funcs=reward, train_dataset=...)  # rows {prompt, reference[, wrapper]}
 
 A POLAR checkpoint itself is no ``reward_funcs`` entry: TRL would show it prompt and completion, but never the reference.
 """
@@ -29,10 +29,10 @@ class PolarReward:
     """Rewards of completions against a reference that comes from a column of the data set.
 
     source: a reward server's URL, or a reward model's folder. reference_column: strings or lists of messages. wrapper: how the
-    completion follows the prompt, see :class:`ScoreItem`. strip_thinking: of completion and reference. transform: a name of
-    :mod:`polar_rm.transforms`; GRPO scales groups itself, and with several ranks each sees a part of the batch, so ``raw`` or
-    ``tanh`` is what it needs. calibration: of ``percentile``; a folder brings its own. client: options of
-    :class:`RewardClient`, such as ``api_key``, or ``model`` for servers other than ours.
+    completion follows the prompt, see :class:`ScoreItem`; a row's column ``wrapper`` comes first. strip_thinking: of completion
+    and reference. transform: a name of :mod:`polar_rm.transforms`; GRPO scales groups itself, and with several ranks each sees a
+    part of the batch, so ``raw`` or ``tanh`` is what it needs. calibration: of ``percentile``; a folder brings its own. client:
+    options of :class:`RewardClient`, such as ``api_key``, or ``model`` for servers other than ours.
 
     TRL also logs ``polar/cut``, the share of items that were too long for the reward model, and under a transform
     ``polar/raw_reward``.
@@ -72,7 +72,9 @@ class PolarReward:
                 f"the data set has no column {self.reference_column!r} with references (reference_column); it has "
                 f"{', '.join(sorted(columns.keys() - {'trainer_state', 'log_extra', 'log_metric'})) or 'prompts alone'}"
             )
-        items = [self._item(number, *texts) for number, texts in enumerate(zip(prompts, completions, references, strict=True), 1)]
+        wrappers = columns.get("wrapper") or [None] * len(prompts)
+        rows = zip(prompts, completions, references, wrappers, strict=True)
+        items = [self._item(number, *row) for number, row in enumerate(rows, 1)]
         if self._score is None:
             self._score = self._open()
         raw, cut = self._score(items)
@@ -97,9 +99,9 @@ class PolarReward:
             raise PolarError(f"{self.source} is a folder, not a URL: {', '.join(self.client)} can't be used")
         return _in_process(self.source)
 
-    def _item(self, number: int, prompt: Any, completion: Any, reference: Any) -> ScoreItem:
+    def _item(self, number: int, prompt: Any, completion: Any, reference: Any, wrapper: Wrapper | None) -> ScoreItem:
         try:
-            return score_item(prompt, completion, reference, wrapper=self.wrapper, strip_thinking=self.strip_thinking)
+            return score_item(prompt, completion, reference, wrapper=wrapper or self.wrapper, strip_thinking=self.strip_thinking)
         except PolarError as error:
             raise PolarError(f"completion {number} of the batch: {error}") from None
 
