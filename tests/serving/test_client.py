@@ -1,5 +1,7 @@
 import asyncio
+import contextlib
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -115,6 +117,53 @@ def test_the_deadline_ends_retries_with_a_typed_failure():
     assert outcomes[0].code == "unavailable" and "still loading" in outcomes[0].message
     with pytest.raises(ScoreError, match=r"40 of 40 items have no reward; first item 1: unavailable: HTTP 503: still loading"):
         rewards(outcomes)
+
+
+@contextlib.contextmanager
+def trickling():
+    """A server that sends a byte now and then, and never the last."""
+    over = threading.Event()
+
+    def answer(connection):
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n")
+            while not over.wait(0.05):
+                connection.sendall(b" ")
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            over.set()
+
+
+def test_a_reply_that_trickles_in_gets_no_more_time():
+    answers = []
+    with trickling() as url:
+        client = RewardClient(url, engine="polar", timeout=0.5, deadline=1.0)
+        thread = threading.Thread(target=lambda: answers.extend(client.score(ITEMS[:2])), daemon=True)
+        thread.start()
+        thread.join(20)
+    assert [outcome.code for outcome in answers] == ["unavailable"] * 2 and "no answer within" in answers[0].message
+
+
+def test_a_try_that_hangs_is_followed_by_another():
+    class Hanging(stubs.Engine):
+        async def __call__(self, request):
+            if request.url.path != "/v1/models" and not self.requests:
+                self.requests.append(None)
+                await asyncio.sleep(10)
+                raise AssertionError("nobody gave up")
+            return await super().__call__(request)
+
+    assert rewards(ask(Hanging("sglang"), ITEMS[:2], timeout=0.5, deadline=20)) == SCORES[:2]
 
 
 def test_nobody_at_home():

@@ -217,8 +217,12 @@ class AsyncRewardClient:
             left = until - time.monotonic()
             if left <= 0:
                 raise _Unavailable("the deadline passed while waiting for a connection")
+            seconds = min(self._timeout, left)
             try:
-                reply = await self._http.request(method, path, json=body, timeout=min(self._timeout, left))
+                async with asyncio.timeout(seconds):  # httpx's own is one for each read: a trickle would never end
+                    reply = await self._http.request(method, path, json=body, timeout=None)
+            except TimeoutError:
+                return f"no answer within {seconds:.3g} s", 0.0
             except httpx.TransportError as error:
                 return f"{type(error).__name__} {error}".strip(), 0.0
         if reply.status_code in _TRANSIENT:
