@@ -18,5 +18,5 @@ def test_nobody_waits_for_ever(value):
 def test_the_servers_words_are_found_where_each_puts_them():
     for body in ({"error": {"message": "why"}}, {"error": "why"}, {"message": "why"}, {"detail": "why"}):
         assert message_of(httpx.Response(400, json=body)) == "why"
-    for content in (b"<html>", b"[1]", b"", b"{}"):
+    for content in (b"<html>", b"[1]", b"", b"{}", b"[" * 200_000):
         assert message_of(httpx.Response(502, content=content)) is None

@@ -16,7 +16,7 @@ def message_of(reply: httpx.Response) -> str | None:
         content = json.loads(reply.content)
         error = content.get("error", content)
         text = error if isinstance(error, str) else error.get("message") or error.get("detail")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
     return str(text) if text else None
 

@@ -204,11 +204,38 @@ def test_items_that_cannot_be_encoded_fail_alone(url):
         httpx.Response(200, json=5),
         httpx.Response(200, json=[None]),
         httpx.Response(200, json={"data": [{"index": 0, "probs": [True]}]}),
+        httpx.Response(200, json={"data": [{"index": 0, "probs": [10**400]}]}),
+        httpx.Response(200, json={"data": [{"index": None, "probs": [1]}]}),
+        httpx.Response(200, content=b"[" * 200_000),
+        httpx.ByteStream(b"not gzip"),
     ],
 )
 def test_replies_of_another_shape_give_no_reward(reply):
+    if isinstance(reply, httpx.ByteStream):  # a response with its content would be unpacked here already
+        reply = httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=reply)
     [outcome] = ask(stubs.Engine("vllm", replies=[reply]), ITEMS[:1])
     assert outcome.code == "bad_reply"
+
+
+def test_rows_without_a_place_give_no_reward():
+    reply = httpx.Response(200, json={"data": [{"index": None, "probs": [1]}] * 2})
+    assert [outcome.code for outcome in ask(stubs.Engine("vllm", replies=[reply]), ITEMS[:2])] == ["bad_reply"] * 2
+
+
+@pytest.mark.parametrize(
+    ("reward", "code"), [("NaN", "non_finite"), ("1" * 400, "bad_reply"), ('"1"', "bad_reply"), ("true", "bad_reply")]
+)
+def test_our_own_route_is_not_believed_either(reward, code):
+    content = f'{{"results": [{{"outputs": [{{"reward": {reward}, "n_tokens": 3, "cut": {{}}}}]}}]}}'
+    [outcome] = ask(stubs.Engine("polar-rm", replies=[httpx.Response(200, text=content)]), ITEMS[:1])
+    assert outcome.code == code
+
+
+def test_a_redirect_is_called_one():
+    engine = stubs.Engine("vllm", replies=[httpx.Response(307, headers={"Location": "https://other/"})])
+    outcomes = ask(engine, ITEMS[:2])
+    assert {outcome.code for outcome in outcomes} == {"bad_reply"} and len(engine.requests) == 1
+    assert "HTTP 307: a redirect to https://other/" in outcomes[0].message
 
 
 def test_scores_that_are_not_finite_give_no_reward():

@@ -225,13 +225,18 @@ class AsyncRewardClient:
                 return f"no answer within {seconds:.3g} s", 0.0
             except httpx.TransportError as error:
                 return f"{type(error).__name__} {error}".strip(), 0.0
+            except httpx.DecodingError as error:
+                raise BadReply(f"the reply can't be unpacked: {error}") from None
         if reply.status_code in _TRANSIENT:
             return f"HTTP {reply.status_code}: {_message(reply)}", retry_after(reply) or 0.0
         if reply.status_code >= 400:
             raise _Refused(reply.status_code, _message(reply))
+        if reply.status_code >= 300:
+            where = reply.headers.get("location", "nowhere")
+            raise BadReply(f"HTTP {reply.status_code}: a redirect to {where[:300]}; give the URL of the server itself")
         try:
             return json.loads(reply.content), None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadReply("the reply is not JSON") from None
 
 

@@ -57,16 +57,12 @@ def ids_scores(reply: Any, count: int) -> list[float | Failure]:
     """
     try:
         rows = reply["data"] if isinstance(reply, dict) else reply
-        places = [row.get("index", place) for place, row in enumerate(rows)]
-        values = [_score(row) for row in rows]
-    except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
+        scores = {row.get("index", place): _score(row) for place, row in enumerate(rows)}
+    except (TypeError, KeyError, IndexError, AttributeError, ValueError, OverflowError) as error:
         raise BadReply(f"scores can't be read from the reply: {type(error).__name__}") from None
-    if sorted(places) != list(range(count)):
-        raise BadReply(f"the reply has rows {places[:5]}... for {count} items")
-    scores: list[float | Failure] = [0.0] * count
-    for place, value in zip(places, values, strict=True):
-        scores[place] = value if math.isfinite(value) else Failure("non_finite", f"the server gave the score {value}")
-    return scores
+    if len(rows) != count or scores.keys() != set(range(count)):
+        raise BadReply(f"the reply has rows {list(scores)[:5]}... for {count} items")
+    return [_finite(scores[place]) for place in range(count)]
 
 
 def score_request(items: Sequence[ScoreItem]) -> tuple[str, dict[str, Any]]:
@@ -95,7 +91,7 @@ def score_outcomes(body: dict[str, Any], reply: Any) -> list[Outcome]:
             if len(result["outputs"]) != len(group["outputs"]):
                 raise ValueError
             outcomes += [_outcome(row) for row in result["outputs"]]
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise BadReply(f"results can't be read from the reply: {type(error).__name__}") from None
     return outcomes
 
@@ -103,7 +99,8 @@ def score_outcomes(body: dict[str, Any], reply: Any) -> list[Outcome]:
 def _outcome(row: dict[str, Any]) -> Outcome:
     if "error" in row:
         return _failure(row["error"])
-    return Reward(float(row["reward"]), int(row["n_tokens"]), Cut(**row["cut"]))
+    reward = _finite(_number(row["reward"]))
+    return reward if isinstance(reward, Failure) else Reward(reward, int(row["n_tokens"]), Cut(**row["cut"]))
 
 
 def _failure(error: dict[str, Any]) -> Failure:
@@ -120,6 +117,14 @@ def _score(row: dict[str, Any]) -> float:
     [value] = [row[key] for key in ("embedding", "probs", "data") if key in row]
     while isinstance(value, list):
         value = value[-1]
+    return _number(value)
+
+
+def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError
     return float(value)
+
+
+def _finite(value: float) -> float | Failure:
+    return value if math.isfinite(value) else Failure("non_finite", f"the server gave the score {value}")
