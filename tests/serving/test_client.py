@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import multiprocessing
 import random
 import socket
 import subprocess
@@ -252,6 +253,37 @@ def test_a_wrong_key_is_not_retried():
             assert outcome.code == "refused" and "401" in outcome.message
         with RewardClient(url, api_key="k") as client:
             assert rewards(client.score(ITEMS)) == SCORES
+
+
+def test_a_keys_newline_is_stripped_and_what_no_header_can_hold_is_told():
+    sent = []
+
+    class Keyed(stubs.Engine):
+        def reply(self, request):
+            sent.append(request.headers["authorization"])
+            return super().reply(request)
+
+    assert rewards(ask(Keyed("vllm"), ITEMS[:1], api_key="abc\n")) == SCORES[:1]
+    assert set(sent) == {"Bearer abc"}
+    for bad in ("sécret", "two\nlines", "a b", "\n"):
+        with pytest.raises(PolarError, match="api_key: expected printable ASCII") as error:
+            RewardClient(URL, api_key=bad)
+        assert bad not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_a_client_that_lives(url):
+    with RewardClient(url, model=ENCODER) as client:
+        assert rewards(client.score(ITEMS[:2])) == SCORES[:2]
+        context = multiprocessing.get_context("fork")
+        answers = context.Queue()
+        child = context.Process(target=lambda: answers.put(rewards(client.score(ITEMS[2:4]))))
+        child.start()
+        try:
+            assert answers.get(timeout=20) == SCORES[2:4]
+        finally:
+            child.kill()
+        assert rewards(client.score(ITEMS[4:6])) == SCORES[4:6]
 
 
 def test_requests_too_large_for_the_server_are_split():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import threading
 import time
@@ -85,6 +86,10 @@ class AsyncRewardClient:
     ) -> None:
         if engine is not None and engine not in protocols.ENGINES:
             raise PolarError(f"unknown engine {engine!r}; known: {', '.join(protocols.ENGINES)}")
+        # Keys out of files end in a newline, which no header may hold.
+        key = (api_key or "").strip()
+        if not (key.isascii() and key.isprintable()) or " " in key or bool(key) != bool(api_key):
+            raise PolarError("api_key: expected printable ASCII characters without spaces")
         self.encoder = Encoder.from_pretrained(model) if isinstance(model, (str, Path)) else model
         self._timeout, self._deadline = timeout, deadline
         self._items_per_request = items_per_request
@@ -95,7 +100,7 @@ class AsyncRewardClient:
             # Rewards come from a named host: a proxy of the environment would only get in the way (the official client agrees).
             self._http = httpx.AsyncClient(
                 base_url=url,
-                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+                headers={"Authorization": f"Bearer {key}"} if key else {},
                 limits=httpx.Limits(max_connections=max_concurrency, max_keepalive_connections=max_concurrency),
                 trust_env=False,
                 transport=transport,
@@ -241,10 +246,15 @@ class AsyncRewardClient:
 
 
 class RewardClient:
-    """:class:`AsyncRewardClient` for ordinary code, with the same options. Threads may share one client."""
+    """:class:`AsyncRewardClient` for ordinary code, with the same options. Threads may share one client, and forked children."""
 
     def __init__(self, url: str, **options: Any) -> None:
-        self._client = AsyncRewardClient(url, **options)
+        self._url, self._options = url, options
+        self._opening = threading.Lock()
+        self._open(AsyncRewardClient(url, **options))
+
+    def _open(self, client: AsyncRewardClient) -> None:
+        self._client, self._pid = client, os.getpid()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="reward-client", daemon=True)
         self._thread.start()
@@ -262,21 +272,24 @@ class RewardClient:
     def close(self) -> None:
         """Close all connections; the client can't be used again."""
         if self._thread.is_alive():
-            self._run(self._client.close())
+            self._run(AsyncRewardClient.close)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         """See :meth:`AsyncRewardClient.score`."""
-        return self._run(self._client.score(items))
+        return self._run(lambda client: client.score(items))
 
     def score_ids(self, sequences: Sequence[list[int]]) -> list[Outcome]:
         """See :meth:`AsyncRewardClient.score_ids`."""
-        return self._run(self._client.score_ids(sequences))
+        return self._run(lambda client: client.score_ids(sequences))
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _run(self, work: Callable[[AsyncRewardClient], Coroutine[Any, Any, T]]) -> T:
+        with self._opening:
+            if self._pid != os.getpid():  # a forked child has no threads of its parent
+                self._open(AsyncRewardClient(self._url, **{**self._options, "model": self._client.encoder}))
+        return asyncio.run_coroutine_threadsafe(work(self._client), self._loop).result()
 
 
 class RewardModelClient:
