@@ -55,8 +55,15 @@ def test_it_answers_as_the_route_does(url, reward_func):
 def test_thinking_is_stripped_on_request(url, reward_func, monkeypatch):
     row = [PROMPT + "<think>the bank</think>jumps</s>"], [PROMPT], ["the dog"]
     assert reward_func(*row)["rewards"] == [expected(PROMPT, "the dog", "<think>the bank</think>jumps")]
-    monkeypatch.setenv("POLAR_STRIP_THINKING", "1")
-    assert reward_func(*row)["rewards"] == [expected(PROMPT, "the dog", "jumps")]
+    for off in ("", "0", "false", "No", "off"):
+        monkeypatch.setenv("POLAR_STRIP_THINKING", off)
+        assert reward_func(*row)["rewards"] == [expected(PROMPT, "the dog", "<think>the bank</think>jumps")]
+    for on in ("1", "True", "yes", "on"):
+        monkeypatch.setenv("POLAR_STRIP_THINKING", on)
+        assert reward_func(*row)["rewards"] == [expected(PROMPT, "the dog", "jumps")]
+    monkeypatch.setenv("POLAR_STRIP_THINKING", "maybe")
+    with pytest.raises(PolarError, match="POLAR_STRIP_THINKING: expected 1 or 0, not 'maybe'"):
+        reward_func(*row)
 
 
 @pytest.mark.parametrize(("label", "reason"), [("", "label_key"), (None, "label"), ({"reference": ""}, "'reference'")])

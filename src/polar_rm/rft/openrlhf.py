@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from polar_rm.errors import PolarError
 from polar_rm.rft.items import client_options, score_item
 from polar_rm.rft.merging import shared_merger
 from polar_rm.serving.wire import openrlhf_item, openrlhf_reply, sigmoid
@@ -28,12 +29,21 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[Any], **_: 
     before the policy's template, which is what the reward model was trained on.
 
     Raises:
-        PolarError: an answer, a label or the server is not what it should be.
+        PolarError: an answer, a label, a variable or the server is not what it should be.
         ScoreError: an answer has no reward. OpenRLHF logs either, and stops when it misses the reward.
     """
     merger = shared_merger(**client_options())
-    strip = os.environ.get("POLAR_STRIP_THINKING", "0") not in ("", "0")
+    strip = _switch("POLAR_STRIP_THINKING")
     items = [openrlhf_item(*row) for row in zip(queries, prompts, labels, strict=True)]
     futures = [merger.submit(score_item(item.prompt, item.output, item.reference, strip_thinking=strip)) for item in items]
     results = [future.result() for future in futures]
     return openrlhf_reply(results, [sigmoid(result.reward) for result in results])
+
+
+def _switch(variable: str) -> bool:
+    value = os.environ.get(variable, "").strip().lower()
+    if value in ("", "0", "false", "no", "off"):
+        return False
+    if value in ("1", "true", "yes", "on"):
+        return True
+    raise PolarError(f"the environment variable {variable}: expected 1 or 0, not {value!r}")
