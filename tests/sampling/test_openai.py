@@ -71,6 +71,32 @@ def test_the_key_comes_from_the_environment_and_appears_nowhere(server, monkeypa
         ask(keyed)
 
 
+@pytest.mark.parametrize("blank", ["\r", "\n", "\r\n", " "])
+def test_blanks_around_the_key_are_no_part_of_it(server, monkeypatch, blank):
+    monkeypatch.setenv("POLAR_TEST_KEY", f"sk-secret{blank}")
+    assert isinstance(ask(policy(server, api_key_env="POLAR_TEST_KEY"))[0], Sample)
+    assert server.headers[0]["Authorization"] == "Bearer sk-secret"
+
+
+@pytest.mark.parametrize("key", ["sk-sécret", "sk-se cret", "sk-se\ncret"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(server, monkeypatch, key):
+    monkeypatch.setenv("POLAR_TEST_KEY", key)
+    with pytest.raises(PolarError, match="POLAR_TEST_KEY holds no key") as refused:
+        policy(server, api_key_env="POLAR_TEST_KEY").open(Machine())
+    assert "sk-" not in str(refused.value)
+
+
+@pytest.mark.parametrize("status", [400, 401, 200])
+def test_no_part_of_the_key_remains_where_a_message_is_cut(server, monkeypatch, status):
+    monkeypatch.setenv("POLAR_TEST_KEY", "sk-secret")
+    server.respond = lambda *_: (status, {}, b"x" * 195 + b" sk-secret")
+    try:
+        message = ask(policy(server, api_key_env="POLAR_TEST_KEY", retries=0))[0].message
+    except PolicyDown as error:
+        message = str(error)
+    assert "sk-" not in message and "xxx ***" in message
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -29,6 +29,7 @@ GIVE_UP_AFTER = 3  # requests in a row that failed in all their attempts: the po
 
 # vLLM and OpenAI ("maximum context length"), SGLang ("longer than the model's context length"), llama.cpp ("context size").
 _TOO_LONG = re.compile(r"context.{0,3}(length|size|window)|(prompt|input) is too long", re.IGNORECASE)
+_KEY = re.compile(r"[\x21-\x7e]*")
 _POLICY_WIDE = {401: "the key was refused", 402: "payment is required", 403: "access was refused", 404: "no such model or URL"}
 
 
@@ -100,13 +101,15 @@ class OpenAIPolicy(Policy):
 
 
 class OpenAIBackend:
-    """Asks one server. Raises PolarError when the key's variable is not set."""
+    """Asks one server. Raises PolarError when the key's variable is not set or holds no key."""
 
     def __init__(self, policy: OpenAIPolicy) -> None:
         self.policy = policy
-        self.key = os.environ.get(policy.api_key_env) if policy.api_key_env else None
+        self.key = os.environ.get(policy.api_key_env, "").strip() if policy.api_key_env else ""
         if policy.api_key_env and not self.key:
             raise PolarError(f"policy {policy.name!r}: the environment variable {policy.api_key_env} is not set")
+        if not _KEY.fullmatch(self.key):  # whoever sends it would quote it in an error
+            raise PolarError(f"policy {policy.name!r}: {policy.api_key_env} holds no key: blanks or other than printable ASCII")
 
     def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
         """See :class:`Backend`. PolicyDown: the key or the model is refused, or no request succeeds any more."""
@@ -162,7 +165,7 @@ class OpenAIBackend:
             backoff = min(LONGEST_BACKOFF_S, BACKOFF_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
             await asyncio.sleep(backoff)
         if isinstance(outcome, Failure):
-            return Failure(outcome.kind, self._without_key(outcome.message), attempt)
+            return Failure(outcome.kind, _masked(outcome.message, self.key), attempt)
         return outcome
 
     async def _attempt(self, client: httpx.AsyncClient, body: bytes) -> tuple[Outcome, float | None]:
@@ -176,26 +179,23 @@ class OpenAIBackend:
         except (httpx.TransportError, httpx.DecodingError) as error:
             return Failure("connection", f"no connection: {error or type(error).__name__}"), None
         if answer.status_code in _POLICY_WIDE:
-            reason = f"{_POLICY_WIDE[answer.status_code]} (HTTP {answer.status_code}: {_said(answer)})"
-            raise PolicyDown(f"{self.policy.url()}: model {self.policy.model!r}: {self._without_key(reason)}")
-        return read_answer(self.policy, answer), retry_after(answer)
-
-    def _without_key(self, message: str) -> str:
-        return message.replace(self.key, "***") if self.key else message
+            reason = f"{_POLICY_WIDE[answer.status_code]} (HTTP {answer.status_code}: {_said(answer, self.key)})"
+            raise PolicyDown(f"{self.policy.url()}: model {self.policy.model!r}: {reason}")
+        return read_answer(self.policy, answer, self.key), retry_after(answer)
 
 
-def read_answer(policy: Policy, answer: httpx.Response) -> Outcome:
-    """The outcome that a server's answer stands for."""
+def read_answer(policy: Policy, answer: httpx.Response, key: str = "") -> Outcome:
+    """The outcome that a server's answer stands for. key: what no message may repeat."""
     status = answer.status_code
     if status == 429:
-        return Failure("rate_limited", f"HTTP 429: {_said(answer)}")
+        return Failure("rate_limited", f"HTTP 429: {_said(answer, key)}")
     if status in (408, 425) or status >= 500:
-        return Failure("server_error", f"HTTP {status}: {_said(answer)}")
+        return Failure("server_error", f"HTTP {status}: {_said(answer, key)}")
     if status == 413 or (400 <= status < 500 and _TOO_LONG.search(answer.text)):
-        return Failure("too_long", f"HTTP {status}: {_said(answer)}")
+        return Failure("too_long", f"HTTP {status}: {_said(answer, key)}")
     if status >= 300:
         where = f" to {answer.headers['location']}" if "location" in answer.headers else ""
-        return Failure("refused", f"HTTP {status}{where}: {_said(answer)}")
+        return Failure("refused", f"HTTP {status}{where}: {_said(answer, key)}")
     try:
         content = json.loads(answer.content)
         choice = content["choices"][0]
@@ -206,14 +206,19 @@ def read_answer(policy: Policy, answer: httpx.Response) -> Outcome:
             raise TypeError
         (text or "").encode()
     except (ValueError, LookupError, TypeError, AttributeError):  # no JSON, other JSON, half a surrogate pair
-        return Failure("garbled", f"HTTP {status} with an answer that is no completion: {_said(answer)}")
+        return Failure("garbled", f"HTTP {status} with an answer that is no completion: {_said(answer, key)}")
     return policy.answer(text or "", reason, tokens)
 
 
-def _said(answer: httpx.Response) -> str:
+def _said(answer: httpx.Response, key: str) -> str:
     """The server's message, or the beginning of what it sent instead."""
     kind = answer.headers.get("content-type", "").partition(";")[0]
-    return " ".join((message_of(answer) or answer.text).split())[:200] or f"an empty answer ({kind or 'no content type'})"
+    said = _masked(message_of(answer) or answer.text, key)  # before it is cut: half a key is one too
+    return " ".join(said.split())[:200] or f"an empty answer ({kind or 'no content type'})"
+
+
+def _masked(text: str, key: str) -> str:
+    return text.replace(key, "***") if key else text
 
 
 class _Pace:
