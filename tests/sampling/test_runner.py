@@ -244,6 +244,24 @@ def test_a_policy_that_only_fails_is_not_through(tmp_path, server):
     assert len(rows(sample(settings))) == 10
 
 
+def test_a_prompt_that_the_chat_template_refuses_is_a_final_failure(tmp_path):
+    folder = tiny.causal_lm(tmp_path / "lm")
+    refusal = "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}" + refusal + "{{ m.content }}{% endfor %}")
+    write_prompts(tmp_path, 2)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "fox"}]
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt_id": "system", "prompt": messages}) + "\n")
+    with_system, base = config(tmp_path, folder).policies
+    plain = with_system.model_copy(update={"system": None})
+    settings = config(tmp_path, folder, policies=[plain, base])
+    assert len(rows(sample(settings))) == 2 * 2 + 3 * 2
+    assert [policy["failures"] for policy in manifest(settings)["policies"]] == [{"refused": 2}, {}]
+    assert run_sampling(settings).policies[0].asked == 0
+    with pytest.raises(PolarError, match="policy 'chat': the chat template refuses its system prompt: System role not supp"):
+        with_system.open(Machine("fp32"))
+
+
 def test_prompts_longer_than_the_context(tmp_path, language_model):
     write_prompts(tmp_path, 3)
     with (tmp_path / "prompts.jsonl").open("a") as file:

@@ -151,7 +151,8 @@ FailureKind = Literal["empty", "too_long", "refused", "rate_limited", "server_er
 class Failure:
     """A request without a sample. attempts: how often it was asked.
 
-    empty: no text came. too_long: the prompt, or prompt and new tokens, exceed the context. refused: another HTTP 4xx.
+    empty: no text came. too_long: the prompt, or prompt and new tokens, exceed the context. refused: another HTTP 4xx, or the
+    chat template takes no such conversation.
     rate_limited: HTTP 429. server_error: HTTP 5xx. garbled: no answer of the protocol (HTML, half a JSON, nothing).
     """
 

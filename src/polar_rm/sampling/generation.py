@@ -22,8 +22,8 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from polar_rm.checkpoints.sources import load_causal_lm
-from polar_rm.sampling.base import Decoding, Emit, Outcome, PolicyDown, Request
-from polar_rm.sampling.rendering import check_chat_template, encode, too_long
+from polar_rm.sampling.base import Decoding, Emit, Failure, Outcome, PolicyDown, Request
+from polar_rm.sampling.rendering import check_chat_template, encode
 
 if TYPE_CHECKING:
     from polar_rm.sampling.backends.transformers import TransformersPolicy
@@ -46,11 +46,11 @@ class TransformersBackend:
         context = self.model.config.get_text_config().max_position_embeddings
         requests = iter(requests)
         while window := list(islice(requests, _WINDOW * self.batch_size)):
-            encoded = [(encode(self.policy, self.tokenizer, request), request) for request in window]
+            encoded = [(encode(self.policy, self.tokenizer, request, context), request) for request in window]
             fitting = []
             for ids, request in encoded:
-                if failure := too_long(self.policy, ids, context):
-                    emit(request, failure)
+                if isinstance(ids, Failure):
+                    emit(request, ids)
                 else:
                     fitting.append((ids, request))
             fitting.sort(key=lambda pair: len(pair[0]))

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from polar_rm.checkpoints.sources import model_folder
 from polar_rm.errors import PolarError
-from polar_rm.sampling.base import Emit, Machine, Policy, Request
-from polar_rm.sampling.rendering import check_chat_template, encode, too_long
+from polar_rm.sampling.base import Emit, Failure, Machine, Policy, Request
+from polar_rm.sampling.rendering import check_chat_template, encode
 
 _WINDOW = 8  # batches handed over at once: vLLM schedules them itself, and results are stored after each window
 
@@ -51,9 +51,9 @@ class VLLMBackend:
         while (window := list(islice(requests, _WINDOW * self.batch_size))) and not stop.is_set():
             fitting: list[tuple[Request, list[int]]] = []
             for request in window:
-                ids = encode(self.policy, self.tokenizer, request)
-                if failure := too_long(self.policy, ids, context):
-                    emit(request, failure)
+                ids = encode(self.policy, self.tokenizer, request, context)
+                if isinstance(ids, Failure):
+                    emit(request, ids)
                 else:
                     fitting.append((request, ids))
             prompts = [{"prompt_token_ids": ids} for _, ids in fitting]
