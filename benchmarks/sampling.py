@@ -196,8 +196,8 @@ def check(config: SamplingConfig, stored: dict[Any, str]) -> dict[str, Any]:
     plan = make_plan(config)
     planned = {(r.prompt_id, policy, r.sample_id) for policy in plan.shares for r in plan.requests(policy)}
     with Store.open(config.output) as store:
-        failed = {(prompt, policy, number) for policy in plan.shares for prompt, number in store.failures(policy)}
-        kinds = Counter(failure.kind for policy in plan.shares for failure in store.failures(policy).values())
+        failed = {(prompt, policy, number) for policy in plan.shares for prompt, number in store.failures(policy, plan.hashes)}
+        kinds = Counter(failure.kind for policy in plan.shares for failure in store.failures(policy, plan.hashes).values())
     written = [(row.prompt_id, row.policy, row.sample_id) for row in read_trajectories(config.output / "trajectories.parquet")]
     assert sorted(written) == sorted(stored), "the Parquet file is not the store"
     assert not failed & set(stored), "a request has a sample and a failure"

@@ -234,6 +234,17 @@ def test_failures_that_are_final_are_counted_and_asked_again_only_on_demand(tmp_
     assert run_sampling(settings, retry_failed=True).n_trajectories == 10
 
 
+def test_a_prompt_that_failed_is_asked_again_once_it_is_another(tmp_path, server):
+    server.respond = lambda body, _: stub.error(413, "big") if body["messages"][-1]["content"] == "fox " else stub.good(body)
+    settings = served(tmp_path, server.url, prompts=2)
+    assert len(rows(sample(settings))) == 2
+    path = settings.prompts[0].rows
+    path.write_text(path.read_text().replace('"fox "', '"wolf"'))
+    assert estimate(settings)[0].requests == 2
+    assert {text.split()[0] for (_, prompt, _), text in rows(sample(settings)).items() if prompt == "p0"} == {"wolf"}
+    assert manifest(settings)["policies"][0]["failures"] == {}
+
+
 def test_a_policy_that_only_fails_is_not_through(tmp_path, server):
     server.respond = lambda body, _: stub.good(body, "")
     settings = served(tmp_path, server.url)

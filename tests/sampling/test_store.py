@@ -1,10 +1,13 @@
 import sqlite3
+from dataclasses import replace
 
 import pytest
 
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Failure, Sample
 from polar_rm.sampling.store import Arrived, Store
+
+HASHES = {f"p{number}": "hash" for number in range(3)}
 
 
 def arrived(number, outcome=None, policy="a"):
@@ -18,13 +21,39 @@ def test_outcomes_come_back_and_a_sample_replaces_its_failures(tmp_path):
         store.add([arrived(2, Failure("garbled", "<html>", 2))], {"a": (0, 0.5)})
     with Store.open(tmp_path) as store:
         assert store.sampled("a") == {("p1", 0): "hash"}
-        assert store.failures("a") == {("p2", 0): Failure("garbled", "<html>", 5)}
+        assert store.failures("a", HASHES) == {("p2", 0): Failure("garbled", "<html>", 5)}
         assert store.samples_of("p1") == {("a", 0): (1, Sample("text 1\n\0🙂", "stop", 3))}
         assert store.throughput("a") == (3, 1.0)
         store.add([arrived(2), arrived(2, Sample("another", "stop", 1))], {})
-        assert store.failures("a") == {}
+        assert store.failures("a", HASHES) == {}
         assert store.samples_of("p2")["a", 0][1].text.startswith("text 2")  # the first one counts
         assert store.counts() == {"a": 2}
+
+
+def test_failures_of_another_prompt_do_not_count(tmp_path):
+    with Store.open(tmp_path) as store:
+        store.claim({"a": {}})
+        store.add([arrived(1, Failure("too_long", "long", 2))], {})
+        other = {"p1": "other"}
+        assert store.failures("a", other) == {}
+        store.add([replace(arrived(1, Failure("timeout", "slow", 3)), prompt_hash="other")], {})
+        assert store.failures("a", other) == {("p1", 0): Failure("timeout", "slow", 3)}
+        assert store.failures("a", HASHES) == {}
+
+
+def test_a_store_of_version_1_opens_and_its_failures_are_asked_again(tmp_path):
+    with Store.open(tmp_path) as store:
+        store.add([arrived(1), arrived(2, Failure("too_long", "long", 2))], {})
+    database = sqlite3.connect(tmp_path / "store.sqlite")
+    database.executescript("ALTER TABLE failures DROP COLUMN prompt_hash; PRAGMA user_version = 1")
+    database.close()
+    for _ in range(2):
+        with Store.open(tmp_path) as store:
+            assert store.counts() == {"a": 1}
+            assert store.failures("a", HASHES) == {}
+    with Store.open(tmp_path) as store:
+        store.add([arrived(2, Failure("too_long", "long", 1))], {})
+        assert store.failures("a", HASHES) == {("p2", 0): Failure("too_long", "long", 1)}
 
 
 def test_other_settings_of_a_policy_are_refused_once_it_has_samples(tmp_path):
@@ -33,7 +62,7 @@ def test_other_settings_of_a_policy_are_refused_once_it_has_samples(tmp_path):
         store.claim({"a": before | {"model": "misspelt"}})
         store.add([arrived(1, Failure("refused", "no", 1))], {})
         store.claim({"a": before})  # nothing has come of it: it may be put right
-        assert store.failures("a") == {}
+        assert store.failures("a", HASHES) == {}
         store.add([arrived(1)], {})
         store.claim({"a": before, "b": {"model": "other"}})
         with pytest.raises(
@@ -67,7 +96,7 @@ def test_stores_that_others_wrote_are_refused(tmp_path):
     database = sqlite3.connect(tmp_path / "store.sqlite")
     database.execute("PRAGMA user_version = 7")
     database.close()
-    with pytest.raises(PolarError, match="a store of version 7, this release knows 1"), Store.open(tmp_path):
+    with pytest.raises(PolarError, match="a store of version 7, this release knows 2"), Store.open(tmp_path):
         pass
     (tmp_path / "other").mkdir()
     database = sqlite3.connect(tmp_path / "other/store.sqlite")

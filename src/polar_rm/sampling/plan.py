@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -29,6 +30,11 @@ class Plan:
     seed: int
     counts: list[dict[str, int]] = field(default_factory=list)
     bad_rows: int = 0
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Of all prompts, by their ids."""
+        return {prompt.prompt_id: prompt.hash for prompt in self.prompts}
 
     def size(self, policy: str) -> int:
         """Number of samples planned."""

@@ -114,7 +114,7 @@ def run_sampling(config: SamplingConfig, progress: Progress = lambda _: None, *,
             progress(status)
         run = ray.run if config.engine == "ray" else local.run
         with closing(run([(policy, requests) for policy, requests in work if requests], config.machine)) as events:
-            _collect(events, store, {p.prompt_id: p.hash for p in plan.prompts}, statuses, progress)
+            _collect(events, store, plan.hashes, statuses, progress)
         final = {policy.name: _status(plan, store, policy.name) for policy in config.policies}
         for name, status in final.items():
             seen = statuses[name]
@@ -168,18 +168,18 @@ def _count(status: PolicyStatus, event: Answered) -> None:
 
 def _status(plan: Plan, store: Store, policy: str) -> PolicyStatus:
     """What the store says of the samples that are planned."""
-    sampled, failures = store.sampled(policy), store.failures(policy)
-    prompts = {plan.prompts[index].prompt_id: (plan.prompts[index], count) for index, count in plan.shares[policy]}
+    sampled, failures = store.sampled(policy), store.failures(policy, plan.hashes)
+    counts = {plan.prompts[index].prompt_id: count for index, count in plan.shares[policy]}
     done = 0
     for (prompt_id, sample_id), digest in sampled.items():
-        if prompt_id in prompts and sample_id < prompts[prompt_id][1]:
-            if prompts[prompt_id][0].hash != digest:
+        if sample_id < counts.get(prompt_id, 0):
+            if plan.hashes[prompt_id] != digest:
                 raise PolarError(
                     f"{store.path}: policy {policy!r} answered another prompt under the id {prompt_id!r}; "
                     "use other prompt ids or another output folder"
                 )
             done += 1
-    left = [f for (key, number), f in failures.items() if key in prompts and number < prompts[key][1]]
+    left = [f for (key, number), f in failures.items() if number < counts.get(key, 0)]
     return PolicyStatus(
         policy, plan.size(policy), done, Counter(failure.kind for failure in left), sum(failure.is_final for failure in left)
     )
@@ -187,7 +187,7 @@ def _status(plan: Plan, store: Store, policy: str) -> PolicyStatus:
 
 def missing_requests(plan: Plan, store: Store, policy: str, retry_failed: bool = False) -> list[Request]:
     """What a run would ask a policy. What failed before comes last: a request that always fails must not keep others waiting."""
-    sampled, failures = store.sampled(policy), store.failures(policy)
+    sampled, failures = store.sampled(policy), store.failures(policy, plan.hashes)
     requests = by_key(plan.requests(policy))
     # Where nothing came at all, the cause is the policy and not its requests: see PolicyStatus.missing.
     retry_failed = retry_failed or not requests.keys() & sampled.keys()

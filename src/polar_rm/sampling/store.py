@@ -21,7 +21,7 @@ from polar_rm.errors import PolarError
 from polar_rm.files import differences
 from polar_rm.sampling.base import Failure, Outcome, Sample
 
-VERSION = 1
+VERSION = 2
 _APPLICATION = 0x504C5253  # "PLRS", by which the file is known as ours
 
 _TABLES = """
@@ -34,10 +34,12 @@ CREATE TABLE samples (
 CREATE INDEX samples_by_policy ON samples (policy);
 CREATE TABLE failures (
     policy TEXT, prompt_id TEXT, sample_id INTEGER, kind TEXT NOT NULL, is_final INTEGER NOT NULL, message TEXT NOT NULL,
-    attempts INTEGER NOT NULL,
+    attempts INTEGER NOT NULL, prompt_hash TEXT NOT NULL,
     PRIMARY KEY (policy, prompt_id, sample_id)
 ) WITHOUT ROWID;
 """
+# Those of version 1 do not say of which prompt they are; they count for none, and are asked again.
+_FROM_1 = "ALTER TABLE failures ADD COLUMN prompt_hash TEXT NOT NULL DEFAULT ''"
 
 Key = tuple[str, int]
 """(prompt_id, sample_id) of one policy."""
@@ -94,7 +96,7 @@ class Store:
         [application], [version] = (self._db.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version"))
         if tables and application != _APPLICATION:
             raise PolarError(f"{self.path}: not a store of polar sample")
-        if tables and version != VERSION:
+        if tables and version not in (1, VERSION):
             raise PolarError(
                 f"{self.path}: a store of version {version}, this release knows {VERSION}; use another output folder"
             )
@@ -105,7 +107,9 @@ class Store:
                 for statement in _TABLES.split(";"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
-                self._db.execute(f"PRAGMA user_version = {VERSION}")
+            elif version == 1:
+                self._db.execute(_FROM_1)
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
         """settings: of each policy, what its samples depend on.
@@ -154,10 +158,12 @@ class Store:
                         failure.is_final,
                         failure.message,
                         failure.attempts,
+                        a.prompt_hash,
                     )
                     self._db.execute(
-                        "INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET kind = excluded.kind, "
-                        "is_final = excluded.is_final, message = excluded.message, attempts = attempts + excluded.attempts",
+                        "INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET kind = excluded.kind, "
+                        "is_final = excluded.is_final, message = excluded.message, prompt_hash = excluded.prompt_hash, "
+                        "attempts = excluded.attempts + iif(prompt_hash = excluded.prompt_hash, attempts, 0)",
                         values,
                     )
             for policy, (tokens, seconds) in throughput.items():
@@ -169,11 +175,15 @@ class Store:
         rows = self._rows("SELECT prompt_id, sample_id, prompt_hash FROM samples WHERE policy = ?", policy)
         return {(prompt_id, sample_id): digest for prompt_id, sample_id, digest in rows}
 
-    def failures(self, policy: str) -> dict[Key, Failure]:
-        """The last failures of a policy's requests."""
-        rows = self._rows("SELECT prompt_id, sample_id, kind, message, attempts FROM failures WHERE policy = ?", policy)
+    def failures(self, policy: str, hashes: Mapping[str, str]) -> dict[Key, Failure]:
+        """The last failures of a policy's requests. hashes: of the prompts by their ids; failures of others do not count."""
+        rows = self._rows(
+            "SELECT prompt_id, sample_id, prompt_hash, kind, message, attempts FROM failures WHERE policy = ?", policy
+        )
         return {
-            (prompt_id, sample_id): Failure(kind, message, attempts) for prompt_id, sample_id, kind, message, attempts in rows
+            (prompt_id, sample_id): Failure(*failure)
+            for prompt_id, sample_id, digest, *failure in rows
+            if hashes.get(prompt_id) == digest
         }
 
     def samples_of(self, prompt_id: str) -> dict[tuple[str, int], tuple[int, Sample]]:
