@@ -102,6 +102,29 @@ def test_what_all_prompts_begin_with_is_computed_once(tmp_path, language_model, 
     assert rest <= 5 * 2  # tokens of the longest prompt
 
 
+@pytest.mark.parametrize("batch_size", [1, 20])
+def test_a_stop_string_is_looked_for_in_new_text_alone(tmp_path, language_model, batch_size):
+    base = config(tmp_path, language_model).policies[1].model_copy(update={"template": "{prompt}\n", "samples": 8})
+    free = sample(config(tmp_path, language_model, policies=[base], output=tmp_path / "free"))
+    texts = {(row.prompt_id, row.sample_id): row for row in read_trajectories(free)}
+    # A prompt's last character and the first new one; and what stands within new texts.
+    across = ["\n" + row.text[0] for row in texts.values() if "\n" not in row.text[:1]]
+    within = [row.text[2:4] for row in texts.values() if len(row.text) > 6][:2]
+    stopping = base.model_copy(update={"stop": tuple(across + within)})
+    settings = config(tmp_path, language_model, policies=[stopping], batch_size=batch_size)
+    found = {(row.prompt_id, row.sample_id): row for row in read_trajectories(sample(settings))}
+    cut = 0
+    for key, row in texts.items():
+        places = [row.text.index(stop) for stop in stopping.stop if stop in row.text]
+        cut += bool(places)
+        if places and min(places) > 0:
+            assert (found[key].text, found[key].finish_reason) == (row.text[: min(places)], "stop")
+        elif not places:
+            assert (found[key].text, found[key].finish_reason) == (row.text, row.finish_reason)
+            assert found[key].n_tokens == row.n_tokens
+    assert 2 <= cut < len(texts) / 2
+
+
 def test_a_model_with_a_sliding_window_shares_nothing(tmp_path):
     folder = tiny.causal_lm(tmp_path / "lm", "mistral", sliding_window=4)
     (folder / "chat_template.jinja").write_text(TEMPLATE)

@@ -17,6 +17,7 @@ from transformers import (
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
     TopPLogitsWarper,
 )
 from transformers.cache_utils import DynamicLayer
@@ -38,6 +39,7 @@ class TransformersBackend:
         self.policy, self.batch_size = policy, batch_size
         self.tokenizer, self.model = _load(policy.model, policy.gguf_file, policy.n_layers, dtype, device)
         check_chat_template(policy, self.tokenizer)
+        self.stops = StopStringCriteria(self.tokenizer, list(policy.stop)) if policy.stop else None
         # transformers renamed it within its fifth version.
         self.cache_name = "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
 
@@ -78,9 +80,7 @@ class TransformersBackend:
                 max_new_tokens=self.policy.decoding.max_new_tokens,
                 do_sample=False,  # Draw leaves one token to choose
                 logits_processor=LogitsProcessorList([Draw(self.policy.decoding, seeds)]),
-                stopping_criteria=StoppingCriteriaList([_Stop(stop)]),
-                stop_strings=list(self.policy.stop) or None,
-                tokenizer=self.tokenizer,
+                stopping_criteria=StoppingCriteriaList([_Stop(stop, self.stops, width)]),
             )
         except torch.OutOfMemoryError as error:
             raise PolicyDown(f"out of memory with batch_size {self.batch_size}; try a smaller one") from error
@@ -132,13 +132,19 @@ class Draw(LogitsProcessor):  # type: ignore[misc]
 
 
 class _Stop(StoppingCriteria):  # type: ignore[misc]
-    """Ends a batch of thousands of tokens within one token."""
+    """Ends a batch of thousands of tokens within one token, and a sequence at a stop string.
 
-    def __init__(self, stop: Event) -> None:
-        self.stop = stop
+    width: of the prompts. ``generate(stop_strings=...)`` would look at them too, and end where a prompt's end completes a stop.
+    """
+
+    def __init__(self, stop: Event, strings: StopStringCriteria | None, width: int) -> None:
+        self.stop, self.strings, self.width = stop, strings, width
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self.stop.is_set(), device=input_ids.device)
+        if self.stop.is_set() or self.strings is None:
+            return torch.full((input_ids.shape[0],), self.stop.is_set(), device=input_ids.device)
+        found: torch.Tensor = self.strings(input_ids[:, self.width :], scores)
+        return found
 
 
 def _listed(value: int | list[int] | None) -> list[int]:
