@@ -186,6 +186,15 @@ def test_connections_and_rate_are_limited(server):
     assert server.times[-1] - server.times[0] >= 7 * 0.05 * 0.9
 
 
+def test_a_server_that_asks_to_wait_is_left_alone_by_all_workers(server):
+    server.respond = lambda body, number: stub.error(429, "slow", Retry_After="0.6") if number == 1 else stub.good(body)
+    outcomes = ask(policy(server, concurrency=8, requests_per_minute=600), 8)
+    assert all(isinstance(outcome, Sample) for outcome in outcomes.values())
+    assert server.times[1] - server.times[0] >= 0.6
+    gaps = [after - before for before, after in zip(server.times, server.times[1:], strict=False)]
+    assert min(gaps) >= 0.1 * 0.8
+
+
 def test_a_stop_ends_a_run_at_once(server):
     server.respond = lambda body, _: time.sleep(1) or stub.good(body)
     stop = threading.Event()

@@ -227,11 +227,13 @@ class _Pace:
     def __init__(self, per_minute: float | None) -> None:
         self.gap = 60 / per_minute if per_minute else 0.0
         self.free_at = 0.0
+        self.first = asyncio.Lock()
 
     async def turn(self) -> None:
-        at = max(time.monotonic(), self.free_at)
-        self.free_at = at + self.gap
-        await asyncio.sleep(at - time.monotonic())
+        async with self.first:  # only one waits for a time, so a pause moves the times of all the others
+            while (wait := self.free_at - time.monotonic()) > 0:  # a pause may come meanwhile
+                await asyncio.sleep(wait)
+            self.free_at = time.monotonic() + self.gap
 
     def pause(self, seconds: float) -> None:
         self.free_at = max(self.free_at, time.monotonic() + seconds)
