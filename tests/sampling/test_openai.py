@@ -103,12 +103,22 @@ def test_no_part_of_the_key_remains_where_a_message_is_cut(server, monkeypatch, 
         ({"api_key_env": "sk-live-123"}, "NAME of an environment variable"),
         ({"base_url": "http://user:sk-live-123@host/v1"}, "must hold no credentials"),
         ({"base_url": "localhost:8000"}, "looks like http"),
+        ({"base_url": "http://localhost:99999/v1"}, "base_url: Port out of range 0-65535"),
+        ({"extra_body": {"min_p": 0.1, "temperature": 0.2, "seed": 1}}, "extra_body can't hold temperature, seed"),
+        ({"extra_body": {"stop": ["x"]}}, "extra_body can't hold stop"),
         ({"unsupported": ["top_k"]}, "say decoding.top_k: 0"),
     ],
 )
 def test_settings_that_are_refused(server, change, message):
     with pytest.raises(ValidationError, match=message):
         policy(server, **change)
+
+
+def test_extra_body_may_hold_nothing_that_a_body_holds_anyway(server):
+    for kind in ("chat", "base"):
+        for name in policy(server, kind=kind, stop=["x"]).body(Request("p", "fox", 0, 1)):
+            with pytest.raises(ValidationError, match=f"extra_body can't hold {name}:"):
+                policy(server, extra_body={name: 1})
 
 
 GOOD = stub.good({"prompt": "x"})[2]

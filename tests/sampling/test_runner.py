@@ -327,6 +327,13 @@ def test_rows_say_what_a_corpus_needs_to_know(tmp_path, server):
     assert manifest(settings)["policies"][0]["licence"] == "Apache-2.0"
 
 
+def test_a_seed_that_the_server_does_not_take_is_in_no_row(tmp_path, server):
+    seeds = {row.seed for row in read_trajectories(sample(served(tmp_path, server.url, changes={"unsupported": ["seed"]})))}
+    assert seeds == {None}
+    other = served(tmp_path, server.url, output=tmp_path / "other")
+    assert None not in {row.seed for row in read_trajectories(sample(other))}
+
+
 def test_draws_follow_the_softmax_of_the_nucleus():
     torch.manual_seed(0)
     logits = torch.randn(30) * 2

@@ -104,6 +104,10 @@ class Policy(Config):
         """Whether samples are the very next text of the prompt, as in the paper's prefixes."""
         return self.kind == "base" and self.template == "{prompt}"
 
+    def is_seeded(self) -> bool:
+        """Whether a sample is drawn with its request's seed."""
+        return True
+
     def answer(self, text: str, finish_reason: str | None, n_tokens: int | None) -> Sample | Failure:
         """The outcome of a request whose generated text is ``text``."""
         cuts = [text.find(stop) for stop in self.stop if stop in text]

@@ -100,7 +100,7 @@ def _trajectories(
                     temperature=policy.decoding.temperature,
                     top_p=policy.decoding.top_p,
                     top_k=policy.decoding.top_k,
-                    seed=seed,
+                    seed=seed if policy.is_seeded() else None,
                     finish_reason=sample.finish_reason,
                     n_tokens=sample.n_tokens,
                     metadata=_metadata(policy),

@@ -29,6 +29,7 @@ GIVE_UP_AFTER = 3  # requests in a row that failed in all their attempts: the po
 
 # vLLM and OpenAI ("maximum context length"), SGLang ("longer than the model's context length"), llama.cpp ("context size").
 _TOO_LONG = re.compile(r"context.{0,3}(length|size|window)|(prompt|input) is too long", re.IGNORECASE)
+_OWN = ("model", "messages", "prompt", "n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop")  # of a body
 _KEY = re.compile(r"[\x21-\x7e]*")
 _POLICY_WIDE = {401: "the key was refused", 402: "payment is required", 403: "access was refused", 404: "no such model or URL"}
 
@@ -70,11 +71,20 @@ class OpenAIPolicy(Policy):
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"policy {self.name!r}: base_url looks like http://localhost:8000/v1")
+        try:
+            parts.port  # noqa: B018
+        except ValueError as error:
+            raise ValueError(f"policy {self.name!r}: base_url: {error}") from error
         if parts.username or parts.password or parts.query:
             raise ValueError(f"policy {self.name!r}: base_url must hold no credentials; name a variable as api_key_env")
         if "top_k" in self.unsupported and self.decoding.top_k:
             raise ValueError(f"policy {self.name!r}: the server takes no top_k; say decoding.top_k: 0, which is how it samples")
+        if own := [name for name in self.extra_body if name in _OWN]:  # rows would state what was not asked for
+            raise ValueError(f"policy {self.name!r}: extra_body can't hold {', '.join(own)}: other keys of the policy say it")
         return self
+
+    def is_seeded(self) -> bool:
+        return "seed" not in self.unsupported
 
     def at_once(self, machine: Machine) -> int:
         return self.concurrency
