@@ -315,6 +315,47 @@ def test_files_that_hold_no_trajectories(tmp_path):
         build(config(tmp_path, name="rows.jsonl", output=tmp_path / "out2"))
 
 
+@pytest.mark.parametrize("name", ["n_tokens", "dup_count"])
+@pytest.mark.parametrize("value", [10**30, -7])
+def test_numbers_that_can_not_be_are_named(tmp_path, name, value):
+    rows = columns(zoo())
+    lines = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+    lines[3][name] = value
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    pq.write_table(pa.table({**rows, name: [1.0] * 3 + [float(value)] + [None] * 68}), tmp_path / "rows.parquet")
+    for file in ("rows.jsonl", "rows.parquet"):
+        settings = config(tmp_path, name=file, output=tmp_path / file.replace(".", "-"))
+        with pytest.raises(PolarError, match=f"{file}: row 4: field '{name}': expected .*2\\^53"):
+            build(settings)
+        assert build(settings, on_bad_row="skip")["counts"]["trajectories"]["refused"] == 1
+
+
+def test_a_count_of_copies_is_no_truth_value_and_a_column_of_another_type_is_named(tmp_path):
+    row = {"source": "s", "prompt_id": "p", "prompt": "x", "policy": "a", "sample_id": 0, "text": "t", "dup_count": True}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(PolarError, match="row 1: field 'dup_count': expected a number from 0 to .* not true"):
+        build(config(tmp_path, name="rows.jsonl"))
+    for name, value, kind in (("n_tokens", "many", "text|integers"), ("dup_count", True, "bool"), ("finish_reason", 5, "int64")):
+        pq.write_table(pa.table({**columns(zoo(1)), name: [value] * 12}), tmp_path / "rows.parquet")
+        with pytest.raises(PolarError, match=rf"rows.parquet: the column {name} holds .*({kind})"):
+            make_plan(config(tmp_path))
+
+
+def test_metadata_in_a_column_of_structs_is_read(tmp_path):
+    rows = zoo(20)
+    families = [{"family": FAMILIES[row.policy]} for row in rows]
+    pq.write_table(pa.table({**columns(rows), "metadata": families}), tmp_path / "rows.parquet")
+    assert build(config(tmp_path))["policies"]["c"]["family"] == "y"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_policy_of_two_families_in_one_file_is_refused_unless_settings_decide(tmp_path, name):
+    rows = [replace(row, metadata={"family": "f1" if number < 40 else "f2"}) for number, row in enumerate(zoo())]
+    with pytest.raises(PolarError, match="policy '.' has the family 'f1' in some rows and 'f2' in others"):
+        build(config(tmp_path, rows, name))
+    assert build(config(tmp_path, name=name, families={"*": "z"}))["policies"]["a"]["family"] == "z"
+
+
 def test_many_row_groups_are_numbered_through(tmp_path, monkeypatch):
     monkeypatch.setattr(build_module, "_PART_BYTES", 1)
     values = columns(zoo())

@@ -217,16 +217,16 @@ def _informed(job: Job, plan: CorpusPlan, parts: list[dict[str, Any]]) -> Job:
 
 
 def _lineage(
-    config: CorpusConfig, files: Iterable[Path], policies: Sequence[str], rows: Sequence[dict[str, dict[str, str]]]
+    config: CorpusConfig, files: Iterable[Path], policies: Sequence[str], rows: Sequence[dict[str, dict[str, list[str]]]]
 ) -> Lineage:
     """What is known of each policy: by the settings, or else by the rows, where they agree, or else by the sampling manifests."""
     manifest = {entry["policy"]: entry for entry in _sampled_policies(files)}
 
     def known(name: str, settings: dict[str, str], column: str) -> dict[str, str]:
         found: dict[str, str] = {}
-        for policy, value in (item for part in rows for item in part.get(name, {}).items()):
-            if found.setdefault(policy, value) != value and by_pattern(policy, settings) is None:
-                raise PolarError(f"policy {policy!r} has the {name} {found[policy]!r} in one input and {value!r} in another")
+        for policy, value in ((policy, v) for part in rows for policy, values in part.get(name, {}).items() for v in values):
+            if found.setdefault(policy, value) != value and policy in policies and by_pattern(policy, settings) is None:
+                raise PolarError(f"policy {policy!r} has the {name} {found[policy]!r} in some rows and {value!r} in others")
         each = {
             policy: by_pattern(policy, settings) or found.get(policy) or manifest.get(policy, {}).get(column)
             for policy in policies
@@ -236,7 +236,7 @@ def _lineage(
     return Lineage(
         families=known("family", config.families, "family"),
         models=known("checkpoint_of", config.models, "model"),
-        wrappers=known("wrapper", {}, "wrapper"),
+        wrappers=known("wrapper", {"*": config.wrapper} if config.wrapper else {}, "wrapper"),
         licences=known("licence", {}, "licence"),
     )
 

@@ -7,6 +7,7 @@ Whole columns are checked and moved; only rows that look bad are looked at one b
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -22,10 +23,12 @@ from polar_rm.corpus.job import Job, Part
 from polar_rm.errors import BadRow, PolarError
 from polar_rm.files import write_json
 from polar_rm.records import OnBadRow, read_numbered_trajectories
-from polar_rm.records.rows import Refused, parsed, to_cell, to_prompt_text, to_trajectory
+from polar_rm.records.rows import Refused, parsed, to_cell, to_prompt_text, to_row, to_trajectory
 
 _TEXTS = ("source", "prompt_id", "prompt", "policy", "text")
 _OPTIONAL = {"finish_reason": pa.string(), "n_tokens": pa.int64(), "dup_count": pa.int64()}
+_NUMBERS = ("n_tokens", "dup_count")
+_MOST = 2**53  # a float holds every whole number up to it
 _LINEAGE = ("family", "checkpoint_of", "wrapper")
 
 SCHEMA = pa.schema(
@@ -38,7 +41,8 @@ _CHUNK = 32 << 20  # bytes
 
 @dataclass
 class _Seen:
-    """What a part learns on the way. policies: their rows. lineage: what is known -> policy -> value.
+    """What a part learns on the way. policies: their rows. lineage: what is known -> policy -> its values, of
+    which there should be one.
 
     unselected: rows of policies that the config does not select. batches: bucket -> record batches of the part's file.
     """
@@ -46,7 +50,7 @@ class _Seen:
     rows: int = 0
     unselected: int = 0
     policies: dict[str, int] = field(default_factory=dict)
-    lineage: dict[str, dict[str, str]] = field(default_factory=lambda: {name: {} for name in _LINEAGE})
+    lineage: dict[str, dict[str, list[str]]] = field(default_factory=lambda: {name: {} for name in _LINEAGE})
     batches: dict[int, list[int]] = field(default_factory=dict)
 
 
@@ -136,6 +140,14 @@ def parquet_columns(path: Path, schema: pa.Schema) -> list[str]:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_integer(kind) if name == "sample_id" else _is_text(kind)):
             raise PolarError(f"{path}: the column {name} holds {kind}, not {'integers' if name == 'sample_id' else 'text'}")
+    for name, wish in _OPTIONAL.items():
+        kind = schema.field(name).type if name in schema.names else wish
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        is_text = pa.types.is_string(wish)
+        if not (
+            pa.types.is_null(kind) or (_is_text(kind) if is_text else pa.types.is_integer(kind) or pa.types.is_floating(kind))
+        ):
+            raise PolarError(f"{path}: the column {name} holds {kind}, not {'text' if is_text else 'integers'}")
     return [*wanted, *(name for name in (*_OPTIONAL, *_LINEAGE, "metadata") if name in schema.names)]
 
 
@@ -167,10 +179,13 @@ def _checked(path: Path, table: pa.Table, bad: OnBadRow, seen: _Seen) -> pa.Tabl
         suspicious |= table[name].is_null().to_numpy()
         if name != "sample_id":
             suspicious |= _broken(table[name])
+    for name in set(_NUMBERS) & set(table.column_names):
+        suspicious |= _uncountable(table[name])
     for place in np.flatnonzero(suspicious).tolist():
         content = {name: _value(table[name][place]) for name in table.column_names if name != "row"}
         try:
-            to_trajectory(content, is_cell=True)
+            to_trajectory({name: value for name, value in content.items() if name not in _NUMBERS}, is_cell=True)
+            _check_numbers(content.get("n_tokens"), content.get("dup_count"))
         except Refused as error:
             bad.refuse(BadRow(str(path), table["row"][place].as_py(), error.field, error.expected), content)
     if suspicious.any():
@@ -190,6 +205,22 @@ def _broken(column: pa.ChunkedArray) -> Any:
         return np.zeros(len(column), bool)
     except pa.ArrowInvalid:
         return np.array([isinstance(_value(value), bytes) for value in column])
+
+
+def _uncountable(column: pa.ChunkedArray) -> Any:
+    """Which numbers :func:`_check_numbers` refuses."""
+    if pa.types.is_null(column.type):
+        return np.zeros(len(column), bool)
+    values = column.cast(pa.float64(), safe=False)
+    wrong = pc.and_(pc.is_finite(values), pc.or_(pc.less(values, 0.0), pc.greater(values, float(_MOST))))
+    return pc.fill_null(wrong, False).to_numpy()
+
+
+def _check_numbers(*values: Any) -> None:
+    """Raises Refused for a count of tokens or copies that can be none. What is no number says nothing."""
+    for name, value in zip(_NUMBERS, values, strict=True):
+        if isinstance(value, int | float) and (isinstance(value, bool) or not 0 <= value <= _MOST):
+            raise Refused(name, f"a number from 0 to 2^53, not {json.dumps(value)}")
 
 
 def _value(scalar: pa.Scalar) -> Any:
@@ -231,21 +262,24 @@ def _with_prompts(path: Path, table: pa.Table, bad: OnBadRow) -> pa.Table:
 
 
 def _note_lineage(table: pa.Table, seen: _Seen) -> None:
-    """What the first row of each policy not met before says of it."""
+    """What rows say of their policies, in columns of their own or else in the metadata."""
     known = [name for name in (*_LINEAGE, "metadata") if name in table.column_names]
     if known:
-        for policy in table["policy"].unique().to_pylist():
-            if policy not in seen.policies:
-                place = pc.index(table["policy"], policy).as_py()
-                row = {name: table[name][place].as_py() for name in known}
-                metadata = parsed(row.pop("metadata", None) or "{}")
+        met: set[tuple[str, ...]] = set()
+        for policy, *cells in zip(*(table[name].to_pylist() for name in ("policy", *known)), strict=True):
+            row = {name: cell for name, cell in zip(known, cells, strict=True) if cell is not None}
+            metadata = row.pop("metadata", None)
+            key = policy, *map(str, row.items()), str(metadata)
+            if key not in met:
+                met.add(key)
+                metadata = parsed(metadata) if isinstance(metadata, str) else metadata
                 _note(policy, {**(metadata if isinstance(metadata, dict) else {}), **row}, seen)
 
 
 def _note(policy: str, row: dict[str, Any], seen: _Seen) -> None:
     for name, found in seen.lineage.items():
-        if isinstance(row.get(name), str):
-            found[policy] = row[name]
+        if isinstance(row.get(name), str) and row[name] not in found.setdefault(policy, []):
+            found[policy].append(row[name])
 
 
 # --------------------------------------------------------------------------------------------------------------- JSONL
@@ -254,10 +288,14 @@ def _note(policy: str, row: dict[str, Any], seen: _Seen) -> None:
 def _json_tables(path: Path, bad: OnBadRow, seen: _Seen) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     for number, record in read_numbered_trajectories(path, bad):
-        if record.policy not in seen.policies:
-            _note(record.policy, record.metadata, seen)
-        row: dict[str, Any] = {name: getattr(record, name) for name in (*_TEXTS, "finish_reason", "n_tokens")}
         copies = record.metadata.get("dup_count")
+        try:
+            _check_numbers(record.n_tokens, copies)
+        except Refused as error:
+            bad.refuse(BadRow(str(path), number, error.field, error.expected), to_row(record))
+            continue
+        _note(record.policy, record.metadata, seen)
+        row: dict[str, Any] = {name: getattr(record, name) for name in (*_TEXTS, "finish_reason", "n_tokens")}
         row |= {"row": number, "prompt": to_cell(record.prompt), "dup_count": copies if isinstance(copies, int) else None}
         rows.append(row)
         if len(rows) == _BATCH_ROWS:
