@@ -341,7 +341,7 @@ def serve(
     device: Device = "auto",
     token_budget: Budget = 8192,
     max_items: Annotated[int, typer.Option(help="Sequences in one request.", min=1)] = 4096,
-    max_body_mib: Annotated[int, typer.Option(help="Size of one request's body.", min=1)] = 32,
+    max_body_mib: Annotated[int, typer.Option(help="Size of one request's body, a prompt counted for each output.", min=1)] = 32,
     max_queue_tokens: Annotated[int, typer.Option(help="Waiting tokens beyond which requests get 429.", min=1)] = 2_000_000,
     max_seconds: Annotated[float, typer.Option(help="Longest time to an answer; later it is 503.", min=0.1)] = 300.0,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Write request bodies into the log.")] = False,
