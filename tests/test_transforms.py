@@ -42,6 +42,23 @@ def test_percentiles_agree_with_numpy_and_survive_saving(tmp_path):
     assert transform("percentile", [[-1e9, 1e9, min(rewards), max(rewards)]], card) == [[0.0, 1.0, 0.0, 1.0]]
 
 
+def test_rewards_with_many_ties_make_a_card():
+    for seed in range(300):
+        rng = random.Random(seed)
+        values = [rng.gauss(-3, 2) for _ in range(rng.randint(1, 6))]
+        rewards = [rng.choice(values) for _ in range(rng.randint(10, 200))]
+        card = Calibration.from_rewards(rewards)
+        assert card.quantiles == pytest.approx(np.quantile(rewards, np.linspace(0, 1, 101)))
+        assert (card.quantiles[0], card.quantiles[-1]) == (min(rewards), max(rewards))
+
+
+def test_equal_rewards_are_in_the_middle_of_their_percentiles():
+    card = Calibration(101, 0.0, 1.0, (*[-1.0] * 20, *[0.0] * 41, *map(float, range(1, 41))))
+    rewards = [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 40.0, 41.0]
+    assert [card.percentile(reward) for reward in rewards] == pytest.approx([0.0, 0.095, 0.195, 0.4, 0.605, 0.61, 1.0, 1.0])
+    assert Calibration.from_rewards([2.0] * 5).percentile(2.0) == 0.5
+
+
 def test_order_is_kept_by_every_transform():
     rewards = sorted(random.Random(1).gauss(-4, 3) for _ in range(50))
     card = Calibration.from_rewards(rewards)

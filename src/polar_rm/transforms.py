@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, pstdev, quantiles
 from typing import Literal, Self, get_args
@@ -47,8 +48,10 @@ class Calibration:
         """Raises PolarError with fewer than two rewards, or with one that is not finite."""
         if len(rewards) < 2 or not all(map(math.isfinite, rewards)):
             raise PolarError("a calibration card needs at least two rewards, all finite")
-        inner = quantiles(rewards, n=100, method="inclusive")
-        return cls(len(rewards), fmean(rewards), pstdev(rewards), (min(rewards), *inner, max(rewards)))
+        low, high = min(rewards), max(rewards)
+        # Between equal rewards, interpolation can round to a neighbour of them.
+        inner = accumulate((min(max(value, low), high) for value in quantiles(rewards, n=100, method="inclusive")), max)
+        return cls(len(rewards), fmean(rewards), pstdev(rewards), (low, *inner, high))
 
     @classmethod
     def load(cls, model: str | Path) -> Self | None:
@@ -71,9 +74,14 @@ class Calibration:
         write_json(Path(model) / "calibration.json", asdict(self))
 
     def percentile(self, reward: float) -> float:
-        """The share of the card's rewards below this one, 0 to 1, interpolated between percentiles."""
+        """The share of the card's rewards below this one, 0 to 1, interpolated between percentiles.
+
+        Rewards equal to it count half: one that fills the percentiles from the 20th to the 60th is at 0.4.
+        """
         values = self.quantiles
-        above = bisect_right(values, reward)
+        below, above = bisect_left(values, reward), bisect_right(values, reward)
+        if below < above:
+            return (below + above - 1) / 2 / (len(values) - 1)
         if above in (0, len(values)):
             return 0.0 if above == 0 else 1.0
         low, high = values[above - 1], values[above]
