@@ -5,6 +5,7 @@ import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import fakes
 import pytest
 import tiny
 import torch
@@ -12,6 +13,7 @@ import torch
 from polar_rm import parity
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
+from polar_rm.scoring import Scorer
 
 SETTINGS = tiny.EncoderSettings(max_length=160, max_response_length=60)
 
@@ -166,6 +168,36 @@ def test_refused_and_unscored_items_never_pass(folder, score, serve):
     assert any("HTTP 400" in route.refused and "too long" in route.refused for route in result.routes)
     nan = parity.check(folder, against=serve(vllm(lambda _: math.nan)))
     assert not nan.ok
+
+
+def test_what_was_not_scored_is_null_in_json(folder, score, serve):
+    def answer(path, body):
+        return (400, {}) if len(body.get("input", [[]])[0]) > 100 else vllm(score)(path, body)
+
+    result = parity.check(folder, against=serve(answer)).to_json()
+    assert json.loads(json.dumps(result, allow_nan=False)) == result and not result["ok"]
+    assert None in result["routes"][3]["scores"] and None not in result["routes"][0]["scores"]
+
+
+def test_a_protocol_is_tried_with_an_item_that_it_can_carry(folder):
+    continued, answered = ScoreItem("a", "b", "c", "pretrain"), ScoreItem("a longer prompt", "b longer", "c longer")
+    scorer = Scorer(tiny.RewardModel.from_pretrained(folder))
+    with fakes.running(fakes.make(scorer.score_trees, scorer.model.encoder)) as url:
+        result = parity.check(folder, [continued, answered], against=url)
+        assert result.ok and "OpenRLHF /get_reward" in names(result)
+        result = parity.check(folder, [continued], against=url)
+        assert result.ok and "OpenRLHF /get_reward" not in names(result)
+
+
+def test_a_server_may_ask_for_a_key(folder):
+    items = [ScoreItem("p", "r", "o")]
+    scorer = Scorer(tiny.RewardModel.from_pretrained(folder))
+    with fakes.running(fakes.make(scorer.score_trees, scorer.model.encoder, api_key="k")) as url:
+        assert parity.check(folder, items, against=url, api_key="k\n").ok
+        with pytest.raises(PolarError, match="HTTP 401: the server wants an API key"):
+            parity.check(folder, items, against=url)
+        with pytest.raises(PolarError, match="HTTP 401: the server wants another API key"):
+            parity.check(folder, items, against=url, api_key="other")
 
 
 def test_a_tokenizer_that_finds_other_ids_shows(folder, tmp_path):

@@ -29,6 +29,7 @@ from polar_rm.modeling import RewardModel
 from polar_rm.packing import first_fit, pack
 from polar_rm.records import ScoreItem, flatten
 from polar_rm.scoring import Scorer
+from polar_rm.serving.protocols import authorization
 
 BASELINE = "transformers"
 SERVE = "serve"
@@ -78,7 +79,16 @@ class Parity:
         return within and not self.ids_differ
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "ok": self.ok}
+        """Standard JSON: a number that is not finite is null."""
+        routes = [
+            {**asdict(route), "scores": [*map(_or_null, route.scores)], "difference": _or_null(route.difference)}
+            for route in self.routes
+        ]
+        return {**asdict(self), "routes": routes, "ok": self.ok}
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def check(
@@ -86,6 +96,7 @@ def check(
     items: Sequence[ScoreItem] = (),
     *,
     against: str = SERVE,
+    api_key: str | None = None,
     dtype: str = "float32",
     device: str = "cpu",
     tolerance: float = 1e-3,
@@ -93,10 +104,11 @@ def check(
     """Score ``items`` (none: :func:`awkward_items`) by every route.
 
     against: further routes: ``serve``, our server in this process; a server's URL; ``vllm``, in this process;
-    ``transformers``, no more than trainer and scorer.
+    ``transformers``, no more than trainer and scorer. api_key: of the server at that URL.
 
     Raises:
-        PolarError: the server does not answer or speaks no known protocol, or what ``against`` names is not installed.
+        PolarError: the server does not answer, wants another key or speaks no known protocol, or what ``against`` names is not
+            installed.
     """
     model = RewardModel.from_pretrained(directory, dtype=dtype, device=device)
     items = items or awkward_items(model.encoder.settings)
@@ -112,7 +124,7 @@ def check(
     if against == "vllm":
         answers.append(_Answer("vllm", _all(_vllm(directory, encoded, dtype))))
     elif against not in (BASELINE, SERVE):
-        answers += _server(against, encoded)
+        answers += _server(against, encoded, authorization(api_key))
     baseline = _transformers(directory, encoded, dtype, device)
     routes = [Route(BASELINE, baseline, 0.0)] + [_route(answer, baseline) for answer in answers]
     return Parity(
@@ -242,7 +254,8 @@ class _Wire:
     score: Callable[[Any], Any]
 
 
-def _wires(name: str | None) -> list[_Wire]:
+def _wires(name: str | None, encoded: Sequence[Encoded]) -> list[_Wire]:
+    """Those that can carry one of the items at least."""
     model = {"model": name} if name else {}
     raw = {**model, "use_activation": False}
     floats = {**model, "encoding_format": "float"}
@@ -251,7 +264,7 @@ def _wires(name: str | None) -> list[_Wire]:
         lambda reply: reply["data"][0]["data"],
         lambda reply: reply["data"][0]["embedding"],
     )
-    return [
+    wires = [
         _Wire("/v1/score", "/v1/score", _structured, lambda reply: reply["results"][0]["outputs"][0]["reward"]),
         _Wire("vLLM /classify, ids", "/classify", lambda one: {**raw, "input": [one.ids]}, probs),
         _Wire("vLLM /classify, text", "/classify", lambda one: {**raw, "input": [one.text]}, probs),
@@ -263,6 +276,7 @@ def _wires(name: str | None) -> list[_Wire]:
         _Wire("/v1/embeddings, text", "/v1/embeddings", lambda one: {**floats, "input": [one.text]}, embedding),
         _Wire("OpenRLHF /get_reward", "/get_reward", _openrlhf, lambda reply: reply["rewards"][0]),
     ]
+    return [wire for wire in wires if any(map(wire.body, encoded))]
 
 
 def _structured(one: Encoded) -> dict[str, Any]:
@@ -306,54 +320,54 @@ def _own_server(scorer: Scorer, encoded: Sequence[Encoded]) -> list[_Answer]:
         service = Service("rm", scorer.model.encoder, Batcher(scorer.score_trees, batch_tokens=scorer.token_budget))
         with in_thread(create_app(service, flavour=flavour)) as url:
             if not answers:
-                answers += [_asked(url, wire, encoded) for wire in _wires("rm") if wire.path != "/pooling"]
+                answers += [_asked(url, wire, encoded) for wire in _wires("rm", encoded) if wire.path != "/pooling"]
             answers += [
                 _asked(url, replace(wire, name=f"{wire.name} ({flavour})", score=score), encoded)
-                for wire in _wires("rm")
+                for wire in _wires("rm", encoded)
                 if wire.path == "/pooling"
             ]
     return answers
 
 
-def _server(url: str, encoded: Sequence[Encoded]) -> list[_Answer]:
-    """One for each protocol in which the server can score the shortest item."""
+def _server(url: str, encoded: Sequence[Encoded], headers: dict[str, str]) -> list[_Answer]:
+    """One for each protocol in which the server can score the shortest item that the protocol can carry."""
     url = url.rstrip("/")
     if not url.startswith(("http://", "https://")):
         raise PolarError(f"{url}: expected serve, vllm, transformers or a server's URL such as http://127.0.0.1:8000")
-    shortest = min(encoded, key=lambda one: len(one.ids))
+    by_length = sorted(encoded, key=lambda one: len(one.ids))
     try:
-        name = _http(f"{url}/v1/models")["data"][0]["id"]
+        name = _http(f"{url}/v1/models", None, headers)["data"][0]["id"]
     except (_Refused, LookupError, TypeError):
         name = None  # LightLLM and old SGLang servers have no such route; one model needs no name
     answers, refusals = [], []
-    for wire in _wires(name):
+    for wire in _wires(name, encoded):
         try:
-            _ask(url, wire, wire.body(shortest))
+            _ask(url, wire, next(filter(None, map(wire.body, by_length))), headers)
         except _Refused as refusal:
             refusals.append(f"{wire.name}: {refusal}")
             continue
-        answers.append(_asked(url, wire, encoded))
+        answers.append(_asked(url, wire, encoded, headers))
     if not answers:
         raise PolarError(f"{url}: speaks none of the known protocols ({'; '.join(refusals)})")
     return answers
 
 
-def _asked(url: str, wire: _Wire, encoded: Sequence[Encoded]) -> _Answer:
+def _asked(url: str, wire: _Wire, encoded: Sequence[Encoded], headers: dict[str, str] | None = None) -> _Answer:
     scores, refused = {}, ""
     for index, one in enumerate(encoded):
         body = wire.body(one)
         if body is None:
             continue
         try:
-            scores[index] = _ask(url, wire, body)
+            scores[index] = _ask(url, wire, body, headers or {})
         except _Refused as refusal:
             scores[index] = math.nan
             refused = refused or f"item {index + 1}: {refusal}"
     return _Answer(wire.name, scores, refused)
 
 
-def _ask(url: str, wire: _Wire, body: dict[str, Any] | None) -> float:
-    reply = _http(url + wire.path, body)
+def _ask(url: str, wire: _Wire, body: dict[str, Any], headers: dict[str, str]) -> float:
+    reply = _http(url + wire.path, body, headers)
     try:
         score = wire.score(reply)
         while isinstance(score, list):  # [s], or a list for every token, of which the last counts
@@ -363,16 +377,20 @@ def _ask(url: str, wire: _Wire, body: dict[str, Any] | None) -> float:
         raise _Refused(f"no score in the reply {json.dumps(reply)[:200]}") from error
 
 
-def _http(url: str, body: dict[str, Any] | None = None) -> Any:
-    """GET, or POST of a JSON body; no proxy, as the servers stand next door."""
+def _http(url: str, body: dict[str, Any] | None, headers: dict[str, str]) -> Any:
+    """GET, or POST of a JSON body; no proxy, as the servers stand next door. headers: for this server, not where it redirects."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    for header, value in headers.items():
+        request.add_unredirected_header(header, value)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=_TIMEOUT_S) as response:
             return json.loads(response.read())
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace").strip()
+        if error.code == 401:
+            raise PolarError(f"{url}: HTTP 401: the server wants {'another' if headers else 'an'} API key") from error
         raise _Refused(f"HTTP {error.code} {said[:200]}") from error
     except ValueError as error:
         raise _Refused("the reply is not JSON") from error

@@ -86,10 +86,6 @@ class AsyncRewardClient:
     ) -> None:
         if engine is not None and engine not in protocols.ENGINES:
             raise PolarError(f"unknown engine {engine!r}; known: {', '.join(protocols.ENGINES)}")
-        # Keys out of files end in a newline, which no header may hold.
-        key = (api_key or "").strip()
-        if not (key.isascii() and key.isprintable()) or " " in key or bool(key) != bool(api_key):
-            raise PolarError("api_key: expected printable ASCII characters without spaces")
         self.encoder = Encoder.from_pretrained(model) if isinstance(model, (str, Path)) else model
         self._timeout, self._deadline = timeout, deadline
         self._items_per_request = items_per_request
@@ -100,7 +96,7 @@ class AsyncRewardClient:
             # Rewards come from a named host: a proxy of the environment would only get in the way (the official client agrees).
             self._http = httpx.AsyncClient(
                 base_url=url,
-                headers={"Authorization": f"Bearer {key}"} if key else {},
+                headers=protocols.authorization(api_key),
                 limits=httpx.Limits(max_connections=max_concurrency, max_keepalive_connections=max_concurrency),
                 trust_env=False,
                 transport=transport,
