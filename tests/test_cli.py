@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 
+import fakes
 import official
 import pytest
 import tiny
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from polar_rm import cli, parity
 from polar_rm.checkpoints import weights
+from polar_rm.modeling import RewardModel
 
 PAIR = {"prompt": "p", "reference": "the fox", "chosen": "the quick fox", "rejected": "12 34", "subset": "x"}
 RANKED = {"prompt": "p", "reference": "r", "candidates": ["a", "b"], "ranks": [0, 1]}
@@ -236,6 +238,13 @@ def test_parity_passes_and_fails_by_its_exit_code(polar, model, tmp_path, monkey
         assert wanted in shown
     assert json.loads((tmp_path / "parity.json").read_text())["ok"] is True
     refused(polar("parity", model, items, "--against", "somewhere"), "somewhere", "URL")
+    with fakes.running(fakes.make(encode=RewardModel.from_pretrained(model).encoder, api_key="k")) as url:
+        asked = ("parity", model, items, "--against", url)
+        refused(polar(*asked), "HTTP 401")
+        refused(polar(*asked, "--api-key-env", "REWARD_KEY"), "REWARD_KEY", "not set")
+        monkeypatch.setenv("REWARD_KEY", "k")
+        code, shown, _ = polar(*asked, "--api-key-env", "REWARD_KEY")
+        assert code == 1 and "/v1/score" in shown  # the server's scores are made up
     monkeypatch.setattr(parity, "_trainer", lambda model, items: [float("nan")] * len(items))
     code, shown, _ = polar("parity", model, items)
     assert code == 1

@@ -524,6 +524,7 @@ def parity(
             metavar="serve|URL|vllm|transformers",
         ),
     ] = "serve",
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the key of the server at URL.")] = None,
     tolerance: Annotated[
         float, typer.Option(help="Largest difference that passes. Half precision on another engine needs about 0.05.", min=0)
     ] = 1e-3,
@@ -547,7 +548,12 @@ def parity(
     from polar_rm.records import read_items
 
     items = list(read_items(file)) if file else []
-    result = routes.check(model, items, against=against, dtype=dtype, device=pick_device(device), tolerance=tolerance)
+    api_key = os.environ.get(api_key_env) if api_key_env else None
+    if api_key_env and not api_key:
+        raise PolarError(f"--api-key-env {api_key_env}: this environment variable is not set")
+    result = routes.check(
+        model, items, against=against, api_key=api_key, dtype=dtype, device=pick_device(device), tolerance=tolerance
+    )
     console.print(routes.render(result))
     if json:
         write_json(json, result.to_json())
