@@ -39,7 +39,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PolarError(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PolarError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise PolarError(f"{path}: not a JSON object")
@@ -131,7 +131,7 @@ def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> No
     holds: what is in it, for the message.
 
     Raises:
-        PolarError: it is another's, and what differs; or it holds files that nobody claimed.
+        PolarError: it is another's, and what differs; it holds files that nobody claimed; or ``settings.json`` is damaged.
     """
     folder = Path(folder)
     path = folder / "settings.json"
@@ -140,7 +140,7 @@ def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> No
             raise PolarError(f"{folder}: it is not empty and holds no {holds}; use another output folder")
         write_json(path, identity)
         return
-    if changed := differences(json.loads(path.read_text()), json.loads(json.dumps(identity, default=str))):
+    if changed := differences(read_json(path), json.loads(json.dumps(identity, default=str))):
         raise PolarError(f"{folder}: it holds {holds} of other settings ({changed}); use another output folder")
 
 

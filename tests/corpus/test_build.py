@@ -190,6 +190,35 @@ def test_families_come_from_the_rows_or_the_sampling_manifest(tmp_path):
     assert report["policies"]["a"]["licence"] == "MIT"
 
 
+SAMPLED = "polar-rm/trajectories/1"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{ // none\n}",
+        "\xff",
+        "[]",
+        *(json.dumps({"schema": SAMPLED} | more) for more in ({}, {"policies": 3}, {"policies": [1, {}]})),
+    ],
+)
+def test_a_manifest_of_others_beside_the_inputs_is_left_alone(tmp_path, content):
+    settings = config(tmp_path, zoo())
+    (tmp_path / "manifest.json").write_bytes(content.encode("latin-1"))
+    assert build(settings)["policies"]["a"]["family"] is None
+
+
+def test_damaged_files_in_the_output_folder_are_one_line(tmp_path):
+    settings = config(tmp_path, zoo())
+    build(settings)
+    (settings.output / "report.json").unlink()
+    with pytest.raises(PolarError, match="report.json: No such file"):
+        build(settings)
+    (settings.output / "settings.json").write_text("{")
+    with pytest.raises(PolarError, match="settings.json: not JSON"):
+        build(settings)
+
+
 def test_policies_that_continue_and_those_that_answer_never_meet(tmp_path):
     rows = [
         row for policy in "abcd" for row in zoo(policies=policy, metadata={"wrapper": "sft" if policy in "ab" else "pretrain"})
@@ -325,7 +354,7 @@ def test_numbers_that_can_not_be_are_named(tmp_path, name, value):
     pq.write_table(pa.table({**rows, name: [1.0] * 3 + [float(value)] + [None] * 68}), tmp_path / "rows.parquet")
     for file in ("rows.jsonl", "rows.parquet"):
         settings = config(tmp_path, name=file, output=tmp_path / file.replace(".", "-"))
-        with pytest.raises(PolarError, match=f"{file}: row 4: field '{name}': expected .*2\\^53"):
+        with pytest.raises(PolarError, match=f"{file}: row 4: field '{name}': expected .*(2\\^53|64 bits)"):
             build(settings)
         assert build(settings, on_bad_row="skip")["counts"]["trajectories"]["refused"] == 1
 

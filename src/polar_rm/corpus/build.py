@@ -27,7 +27,7 @@ from polar_rm.corpus.partition import parquet_columns, partition
 from polar_rm.corpus.report import make_report, write_html
 from polar_rm.corpus.splits import SPLITS, held_out_policies
 from polar_rm.errors import PolarError
-from polar_rm.files import claim_folder, sha256, write_file, write_json
+from polar_rm.files import claim_folder, read_json, sha256, write_file, write_json
 from polar_rm.provenance import versions
 from polar_rm.records import find_files
 
@@ -98,8 +98,7 @@ def build(
     claim_folder(config.output, _identity(job, inputs), "a corpus")
     if (config.output / "manifest.json").exists():
         shutil.rmtree(job.work, ignore_errors=True)  # killed at the very end
-        report: dict[str, Any] = json.loads((config.output / "report.json").read_text())
-        return report
+        return read_json(config.output / "report.json")
     try:
         return _run(job, plan, inputs, progress)
     except PolarError as error:
@@ -244,10 +243,12 @@ def _lineage(
 def _sampled_policies(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """The policies in manifests of ``polar sample``, which lie beside the files or a folder above."""
     for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
-        path = folder / "manifest.json"
-        content = json.loads(path.read_text()) if path.is_file() else {}
-        if isinstance(content, dict) and str(content.get("schema", "")).startswith("polar-rm/trajectories/"):
-            yield from content["policies"]
+        try:
+            content = read_json(folder / "manifest.json")
+        except PolarError:  # none, or another program's
+            continue
+        if str(content.get("schema", "")).startswith("polar-rm/trajectories/") and isinstance(content.get("policies"), list):
+            yield from (entry for entry in content["policies"] if isinstance(entry, dict) and "policy" in entry)
 
 
 def _why(parts: list[dict[str, Any]], buckets: list[dict[str, Any]]) -> str:
