@@ -124,7 +124,9 @@ def test_a_process_has_one_merger_per_server_even_if_threads_race():
     for thread in threads:
         thread.join()
     assert len(made) == 8 and len(set(made)) == 1
-    assert shared_merger(url="http://rewards:2", model=None) not in made
+    given = {"url": "http://rewards:1", "model": None}
+    changes = [{"url": "http://rewards:2"}, {"model": ENCODER}, {"api_key": "k"}, {"engine": "vllm"}]
+    assert len({made[0], *(shared_merger(**given | change) for change in changes)}) == 5
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -120,6 +120,21 @@ def test_the_deadline_ends_retries_with_a_typed_failure():
         rewards(outcomes)
 
 
+def test_nobody_asks_again_before_the_server_wishes():
+    engine = stubs.Engine("sglang", replies=[httpx.Response(503, headers={"Retry-After": "60"})])
+    outcomes = ask(engine, deadline=20, items_per_request=64)
+    assert {outcome.code for outcome in outcomes} == {"unavailable"} and "(1 tries)" in outcomes[0].message
+
+
+def test_proxies_of_the_environment_are_passed_by(url, monkeypatch):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with RewardClient(url, deadline=5) as client:
+        assert rewards(client.score(ITEMS[:2])) == SCORES[:2]
+
+
 @contextlib.contextmanager
 def trickling():
     """A server that sends a byte now and then, and never the last."""
@@ -181,6 +196,13 @@ def test_a_refusal_hits_only_the_culprit():
     assert [outcome.reward for i, outcome in enumerate(outcomes) if i not in same] == [
         score for i, score in enumerate(SCORES) if i not in same
     ]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+def test_a_refusal_of_all_items_is_not_asked_about_again(status):
+    engine = stubs.Engine("sglang", replies=[httpx.Response(status)] * 100)
+    outcomes = ask(engine, items_per_request=64)
+    assert {outcome.code for outcome in outcomes} == {"refused"} and len(engine.requests) == 1
 
 
 def test_items_that_cannot_be_encoded_fail_alone(url):
