@@ -27,7 +27,10 @@ SHORT = {
     "logging_steps": 1,
 }
 SEES_ASYNCHRONOUS = Version(trl.__version__) >= Version("1.14")
-ROWS = [{"prompt": f"the {word}", "reference": f"a {word} jumps over"} for word in fakes.WORDS[:6]]
+ROWS = [
+    {"prompt": f"the {word}", "reference": f"a {word} jumps over", "wrapper": ("sft", "pretrain")[place % 2]}
+    for place, word in enumerate(fakes.WORDS[:6])
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +63,8 @@ def recorded(reward):
 
 
 @pytest.mark.parametrize("name", TRAINERS)
-def test_every_completion_is_rewarded_with_its_own_reference(name, policy, url, tmp_path):
-    references = {row["prompt"]: row["reference"] for row in ROWS}
+def test_every_completion_is_rewarded_with_its_own_reference_and_wrapper(name, policy, url, tmp_path):
+    wanted = {row["prompt"]: (row["reference"], row["wrapper"]) for row in ROWS}
     asynchronous = recorded(AsyncPolarReward(url))  # serves two trainers, which have two event loops
     for reward, calls in [*[asynchronous] * (2 * SEES_ASYNCHRONOUS), recorded(PolarReward(url))]:
         calls.clear()
@@ -69,7 +72,7 @@ def test_every_completion_is_rewarded_with_its_own_reference(name, policy, url, 
         made.train()
         assert [len(items) for items, _ in calls] == [8, 8]
         for items, (rewards, _) in calls:
-            assert [item.reference for item in items] == [references[item.prompt] for item in items]
+            assert [(item.reference, item.wrapper) for item in items] == [wanted[item.prompt] for item in items]
             assert len({item.prompt for item in items}) == 2 and len({item.output for item in items}) > 2
             assert rewards == [fakes.fake_score(fakes.ids_of(item, ENCODER)) for item in items]
         means = [row["rewards/polar/mean"] for row in made.state.log_history if "reward" in row]
