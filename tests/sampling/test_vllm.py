@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import tiny
+from pydantic import ValidationError
 
 from polar_rm.checkpoints.sources import load_auto_tokenizer
 from polar_rm.errors import PolarError
@@ -26,6 +27,8 @@ class Parameters:
 
 class LLM:
     def __init__(self, model, **options):
+        if unknown := options.keys() - {"revision", "dtype", "tensor_parallel_size", "max_model_len"}:
+            raise TypeError(f"EngineArgs.__init__() got an unexpected keyword argument {min(unknown)!r}")
         if options.get("max_model_len") == 0:
             raise ValueError("max_model_len must be positive\nand more")
         self.model, self.options, self.calls = model, options, []
@@ -67,3 +70,11 @@ def test_each_request_has_its_own_seed_and_the_decoding_of_the_policy(policy):
 def test_a_model_that_does_not_load_is_one_line(policy):
     with pytest.raises(PolarError, match=r"policy 'p': vLLM can't load .*: max_model_len must be positive$"):
         policy.model_copy(update={"engine": {"max_model_len": 0}}).open(Machine())
+
+
+def test_arguments_of_the_engine_that_are_ours_or_nobodys(policy):
+    for key in ("model", "revision", "dtype"):
+        with pytest.raises(ValidationError, match=f"policy 'p': engine can't hold {key}; see the key"):
+            VLLMPolicy.model_validate(policy.model_dump() | {"engine": {key: "x"}})
+    with pytest.raises(PolarError, match="vLLM can't load .*: EngineArgs.*unexpected keyword argument 'tensor_paralel'$"):
+        policy.model_copy(update={"engine": {"tensor_paralel": 2}}).open(Machine())

@@ -7,7 +7,7 @@ from itertools import islice
 from threading import Event
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from polar_rm.checkpoints.sources import model_folder
 from polar_rm.errors import PolarError
@@ -23,6 +23,13 @@ class VLLMPolicy(Policy):
     backend: Literal["vllm"] = "vllm"
     engine: dict[str, Any] = Field({})
 
+    @model_validator(mode="after")
+    def _leaves_us_ours(self) -> VLLMPolicy:
+        for key, instead in {"model": "model", "revision": "revision", "dtype": "precision"}.items():
+            if key in self.engine:
+                raise ValueError(f"policy {self.name!r}: engine can't hold {key}; see the key {instead}")
+        return self
+
     def open(self, machine: Machine) -> VLLMBackend:
         return VLLMBackend(self, machine)
 
@@ -36,10 +43,10 @@ class VLLMBackend:
         except ImportError as error:
             raise PolarError(f"policy {policy.name!r}: backend vllm needs vLLM: pip install 'polar-rm[vllm]'") from error
         self.policy, self.batch_size, self.parameters = policy, machine.batch_size, vllm.SamplingParams
-        dtype = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}[machine.precision]
+        own = {"revision": policy.revision, "dtype": {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}[machine.precision]}
         try:
-            self.llm = vllm.LLM(str(model_folder(policy.model)), revision=policy.revision, dtype=dtype, **policy.engine)
-        except (OSError, ValueError, RuntimeError) as error:
+            self.llm = vllm.LLM(str(model_folder(policy.model)), **own, **policy.engine)
+        except (OSError, ValueError, RuntimeError, TypeError) as error:  # TypeError: an argument that it does not have
             raise PolarError(f"policy {policy.name!r}: vLLM can't load {policy.model}: {str(error).splitlines()[0]}") from error
         self.tokenizer = self.llm.get_tokenizer()
         check_chat_template(policy, self.tokenizer)
