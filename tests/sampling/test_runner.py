@@ -10,7 +10,7 @@ import pytest
 import stub
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, TopPLogitsWarper
+from transformers import AutoModelForCausalLM, BloomConfig, LlamaForCausalLM, MambaConfig, TopPLogitsWarper
 
 from polar_rm.checkpoints.sources import load_auto_tokenizer
 from polar_rm.config import load_config, to_yaml
@@ -129,6 +129,39 @@ def test_a_model_with_a_sliding_window_shares_nothing(tmp_path):
     folder = tiny.causal_lm(tmp_path / "lm", "mistral", sliding_window=4)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     assert len(rows(sample(config(tmp_path, folder)))) == 20
+
+
+def of_family(folder, settings):
+    """A random model of a family that ``tiny`` does not make."""
+    tiny.causal_lm(folder)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(settings).save_pretrained(folder)
+    return folder
+
+
+BLOOM = BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+MAMBA = MambaConfig(
+    vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=4, bos_token_id=0, eos_token_id=1, pad_token_id=2
+)
+
+
+@pytest.mark.parametrize("family", [BLOOM, MAMBA])
+def test_models_without_a_longest_context(tmp_path, family):
+    folder = of_family(tmp_path / "lm", family)
+    base = config(tmp_path, folder).policies[1]
+    together = rows(sample(config(tmp_path, folder, policies=[base])))
+    assert together == rows(sample(config(tmp_path, folder, policies=[base], batch_size=1, output=tmp_path / "alone")))
+    assert len(together) == 10
+
+
+def test_layers_that_are_not_there(tmp_path, language_model):
+    machine, base = Machine("fp32"), config(tmp_path, language_model).policies[1]
+    assert len(base.model_copy(update={"n_layers": 1}).open(machine).model.model.layers) == 1
+    with pytest.raises(PolarError, match="n_layers must be 1 to 2, not 3"):
+        base.model_copy(update={"n_layers": 3}).open(machine)
+    folder = of_family(tmp_path / "bloom", BLOOM)
+    with pytest.raises(PolarError, match="n_layers: the layers of a BloomForCausalLM are not found"):
+        base.model_copy(update={"n_layers": 1, "model": str(folder)}).open(machine)
 
 
 def test_penalties_of_the_models_own_generation_config_are_no_part_of_the_decoding(tmp_path, language_model):

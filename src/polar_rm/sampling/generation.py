@@ -23,6 +23,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from polar_rm.checkpoints.sources import load_causal_lm
+from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Decoding, Emit, Failure, Outcome, PolicyDown, Request
 from polar_rm.sampling.rendering import check_chat_template, encode
 
@@ -45,7 +46,8 @@ class TransformersBackend:
 
     def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
         """See :class:`Backend`. PolicyDown: a batch does not fit the device's memory."""
-        context = self.model.config.get_text_config().max_position_embeddings
+        # Without positions of its own (ALiBi, state spaces) a model has no bound.
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         requests = iter(requests)
         while window := list(islice(requests, _WINDOW * self.batch_size)):
             encoded = [(encode(self.policy, self.tokenizer, request, context), request) for request in window]
@@ -158,6 +160,15 @@ def _plain(own: GenerationConfig, tokenizer: Any) -> GenerationConfig:
     return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=ends or None, pad_token_id=padding)
 
 
+def _truncate(model: Any, n_layers: int) -> None:
+    layers = getattr(model.base_model, "layers", None)
+    if layers is None:
+        raise PolarError(f"n_layers: the layers of a {type(model).__name__} are not found")
+    if n_layers > len(layers):
+        raise PolarError(f"n_layers must be 1 to {len(layers)}, not {n_layers}")
+    model.base_model.layers = layers[:n_layers]
+
+
 _loaded: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # the last model: policies often share one and differ in prompts only
 
 
@@ -167,7 +178,7 @@ def _load(source: str, named: str | None, n_layers: int | None, dtype: torch.dty
         _loaded.clear()  # before the next one comes: two need not fit into memory
         tokenizer, model = load_causal_lm(source, named, dtype)
         if n_layers is not None:
-            model.model.layers = model.model.layers[:n_layers]
+            _truncate(model, n_layers)
         model.generation_config = _plain(model.generation_config, tokenizer)
         _loaded[key] = tokenizer, model.to(device).eval()
     return _loaded[key]
