@@ -76,6 +76,13 @@ def test_empty_repeated_and_short_texts_are_counted(tmp_path, tokenizer):
         prefixes(path, tokenizer, count=41, min_tokens=10)
 
 
+def test_a_blank_prefix_is_too_short(tmp_path, tokenizer):
+    path = jsonl(tmp_path / "texts.jsonl", [f"\n\n\n   fox {i}" for i in range(30)])
+    made, counts = prefixes(path, tokenizer, max_tokens=6)
+    assert all(prefix.strip() for prefix in made.values())
+    assert counts["too_short"] == 30 - len(made) > 0
+
+
 def test_broken_unicode_names_the_row_or_is_counted(tmp_path, tokenizer):
     path = tmp_path / "texts.jsonl"
     path.write_bytes(b'{"text": "good fox"}\n{"text": "bad \\ud800"}\n{"text": "bad \xff"}\n{"text": 3}\n')

@@ -131,7 +131,7 @@ def _choose(source: Prefixes, seed: int, texts: Iterator[str]) -> tuple[list[tup
 
 
 def _cut(source: Prefixes, seed: int, chosen: list[tuple[str, str]]) -> list[Prompt]:
-    """Prefixes are substrings of their texts: a cut never falls inside a character."""
+    """Prefixes are substrings of their texts: a cut never falls inside a character. None is blank: that prompts nothing."""
     from polar_rm.checkpoints.sources import load_auto_tokenizer
 
     tokenizer, prompts = load_auto_tokenizer(source.tokenizer), []
@@ -142,7 +142,9 @@ def _cut(source: Prefixes, seed: int, chosen: list[tuple[str, str]]) -> list[Pro
             if len(offsets) < source.min_tokens:
                 continue
             length = random.Random(f"{seed} {key}").randint(source.min_tokens, min(source.max_tokens, len(offsets)))
-            prompts.append(Prompt(f"prefix-{key}", text[: offsets[length - 1][1]], source.pool))
+            prefix = text[: offsets[length - 1][1]]
+            if prefix.strip():
+                prompts.append(Prompt(f"prefix-{key}", prefix, source.pool))
     return prompts
 
 
