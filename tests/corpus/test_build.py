@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from trajectories import FAMILIES, zoo
 from polar_rm.corpus import build as build_module
 from polar_rm.corpus.build import build, make_plan
 from polar_rm.corpus.config import CorpusConfig
-from polar_rm.corpus.report import summary
+from polar_rm.corpus.report import _Sample, summary
 from polar_rm.errors import PolarError
 from polar_rm.records import Trajectory, read_comparisons, write_records
 
@@ -158,6 +159,15 @@ def test_caps_of_a_policy_keep_a_choice_that_order_does_not_change(tmp_path):
     assert [c for c in comparisons(free) if c in kept] == kept
     assert report["splits"]["train"]["comparisons"] == 20
     assert report["baselines"]["overall"]["length"]["pairs"] == 20
+
+
+def test_the_sample_for_baselines_holds_capped_policies_no_more_than_others():
+    job = SimpleNamespace(config=SimpleNamespace(report=SimpleNamespace(pairs=40)))
+    capped = [number << 40 for number in range(100)]  # the smallest keys of many
+    others = [number << 57 for number in range(1, 101)]
+    sample = _Sample(job)
+    sample.add(0, {"key": capped + others, "split": ["train"] * 200})
+    assert 8 < sum(row < 100 for _, _, _, row in sample._chosen) < 32
 
 
 def test_distances_of_negatives(tmp_path):

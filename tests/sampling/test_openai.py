@@ -131,6 +131,8 @@ GOOD = stub.good({"prompt": "x"})[2]
         ((200, {}, GOOD[: len(GOOD) // 2]), "garbled", "no completion: {", 3),
         ((200, {}, b""), "garbled", "an empty answer (no content type)", 3),
         ((200, {}, b"[]"), "garbled", "no completion", 3),
+        ((200, {}, b"[" * 100_000), "garbled", "no completion", 3),
+        ((500, {}, b"[" * 100_000), "server_error", "HTTP 500: [[[", 3),
         ((200, {}, b'{"choices": [{"text": 3}]}'), "garbled", "no completion", 3),
         ((200, {}, b'{"choices": [{"text": "\\ud83d"}]}'), "garbled", "no completion", 3),
         ((200, {"Content-Length": "9999", "Connection": "close"}, GOOD), "garbled", "broke off", 3),
@@ -151,6 +153,23 @@ def test_every_bad_answer_is_a_failure_with_its_reason(server, answer, kind, mes
     assert failure.kind == kind
     assert message in failure.message
     assert failure.attempts == len(server.bodies) == asked
+
+
+@pytest.mark.parametrize("count", [-5, 10**30, True])
+def test_a_count_of_tokens_that_can_not_be_is_unknown(server, count):
+    content = {"choices": [{"text": "x", "finish_reason": "stop"}], "usage": {"completion_tokens": count}}
+    server.respond = lambda *_: (200, {}, json.dumps(content).encode())
+    assert ask(policy(server, kind="base"))[0] == Sample("x", "stop", None)
+
+
+def test_failures_with_a_success_between_them_do_not_stop_the_policy(server):
+    server.respond = lambda body, number: stub.good(body) if number % 3 == 0 else stub.error(500, "bug")
+    assert len(ask(policy(server, concurrency=1, retries=0), 9)) == 9
+
+
+def test_all_tokens_are_asked_for_as_servers_say_it(server):
+    ask(policy(server, decoding={"top_k": 0}))
+    assert server.bodies[0]["top_k"] == -1
 
 
 def test_a_silent_server_is_a_timeout(server):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -365,6 +366,27 @@ def test_a_seed_that_the_server_does_not_take_is_in_no_row(tmp_path, server):
     assert seeds == {None}
     other = served(tmp_path, server.url, output=tmp_path / "other")
     assert None not in {row.seed for row in read_trajectories(sample(other))}
+
+
+def test_every_input_is_in_the_manifest_and_bad_rows_are_told_by_each_run(tmp_path, server):
+    tokenizer = tiny.causal_lm(tmp_path / "lm")
+    (tmp_path / "texts.jsonl").write_text('{"text": "The quick brown fox"}\n{"text": 5}\n{"x": 1}\n')
+    (tmp_path / "many").mkdir()
+    for number in range(2):
+        row = {"prompt_id": str(number), "prompt": "fox"}
+        (tmp_path / f"many/{number}.jsonl").write_text(json.dumps(row) + "\n[]\n")
+    prompts = [{"texts": str(tmp_path / "texts.jsonl"), "tokenizer": str(tokenizer), "pool": "any"}]
+    prompts += [{"rows": tmp_path / "many/[0-9].jsonl"}]
+    settings = served(tmp_path, server.url, prompts=1, on_bad_row="skip")
+    settings = SamplingConfig.model_validate(settings.model_dump() | {"prompts": prompts})
+    assert estimate(settings)[0].requests == 6
+    assert not settings.output.exists()
+    for _ in range(2):
+        sample(settings)
+        assert manifest(settings)["bad_rows"] == 4
+        assert len((settings.output / "rejected.jsonl").read_text().splitlines()) == 4
+    names = [tmp_path / "texts.jsonl", tmp_path / "many/0.jsonl", tmp_path / "many/1.jsonl"]
+    assert manifest(settings)["inputs"] == {str(name): hashlib.sha256(name.read_bytes()).hexdigest() for name in names}
 
 
 def test_draws_follow_the_softmax_of_the_nucleus():

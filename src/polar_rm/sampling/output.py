@@ -14,7 +14,7 @@ from polar_rm.records import Trajectory, write_records
 from polar_rm.sampling.base import Policy
 from polar_rm.sampling.plan import Plan
 from polar_rm.sampling.policies import SamplingConfig
-from polar_rm.sampling.prompts import Prompt
+from polar_rm.sampling.prompts import Prompt, input_files
 from polar_rm.sampling.store import Store
 
 SCHEMA = "polar-rm/trajectories/1"
@@ -59,7 +59,7 @@ def write_manifest(config: SamplingConfig, plan: Plan, files: list[dict[str, Any
     content = {
         "schema": SCHEMA,
         "settings": settings,
-        "inputs": {str(source.rows): sha256(source.rows) for source in config.prompts if hasattr(source, "rows")},
+        "inputs": {str(file): sha256(file) for source in config.prompts for file in input_files(source)},
         **versions(),
         "n_prompts": len(plan.prompts),
         "n_trajectories": sum(file["rows"] for file in files),

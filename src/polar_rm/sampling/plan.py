@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,20 +50,21 @@ class Plan:
                 yield Request(prompt.prompt_id, prompt.prompt, sample_id, seed)
 
 
-def make_plan(config: SamplingConfig, cache: Path | None = None) -> Plan:
-    """Read the prompts and deal them out. cache: a folder for prefixes that took time to make.
+def make_plan(config: SamplingConfig, folder: Path | None = None) -> Plan:
+    """Read the prompts and deal them out. folder: for bad rows that are skipped and prefixes that took time to
+    make; None writes nothing.
 
     Raises:
         BadRow: a prompt is not one, or its id came before. PolarError: see :func:`make_prefixes`.
     """
-    if config.on_bad_row == "skip":
-        config.output.mkdir(parents=True, exist_ok=True)
-    bad = OnBadRow(config.on_bad_row, config.output / "rejected.jsonl")
+    if folder is not None and config.on_bad_row == "skip":
+        folder.mkdir(parents=True, exist_ok=True)
+    bad = OnBadRow(config.on_bad_row, folder / "rejected.jsonl" if folder else os.devnull)
     prompts: list[Prompt] = []
     counts = []
     for number, source in enumerate(config.prompts):
         if isinstance(source, Prefixes):
-            made, found = make_prefixes(source, config.seed, cache and cache / f"prefixes-{number}.json", bad)
+            made, found = make_prefixes(source, config.seed, folder and folder / f"prefixes-{number}.json", bad)
             counts.append(found)
             prompts += made[: config.limit]
         else:

@@ -78,15 +78,22 @@ def read_rows(source: PromptRows, on_bad_row: OnBadRow) -> Iterator[Prompt]:
     return (Prompt(prompt_id, prompt, source.pool) for prompt_id, prompt in read_prompts(source.rows, on_bad_row))
 
 
+def input_files(source: PromptRows | Prefixes) -> list[Path]:
+    """The files that prompts come from; a folder saved by ``datasets`` is one of them."""
+    if isinstance(source, PromptRows):
+        return find_files(source.rows)
+    return [file for path in source.texts for file in _files(path)]
+
+
 def make_prefixes(source: Prefixes, seed: int, cache: Path | None, on_bad_row: OnBadRow) -> tuple[list[Prompt], dict[str, int]]:
     """Prefixes in an order that depends on seed and texts alone, and counts of texts read, empty, repeated and bad.
 
-    cache: a JSON file for the result, as tokenising millions of texts takes time; None does without.
+    cache: a JSON file for the result where nothing was bad, as tokenising millions of texts takes time; None does without.
 
     Raises:
         PolarError: there are fewer texts than asked for. BadRow: broken Unicode, unless it is skipped.
     """
-    files = [file for path in source.texts for file in _files(path)]
+    files = input_files(source)
     settings = source.model_dump(mode="json", exclude={"texts"})
     identity = {"texts": [sha256(file) for file in files], "seed": seed, "on_bad_row": on_bad_row.mode, **settings}
     if cache is not None and cache.exists():
@@ -101,7 +108,7 @@ def make_prefixes(source: Prefixes, seed: int, cache: Path | None, on_bad_row: O
     if source.count is not None and len(prompts) < source.count:
         found = ", ".join(f"{value} {name}" for name, value in counts.items())
         raise PolarError(f"{source.texts[0]}: count asks for {source.count} prefixes, its texts give {len(prompts)} ({found})")
-    if cache is not None:
+    if cache is not None and not counts["bad"]:  # bad rows are told anew by each run
         rows = [asdict(prompt) for prompt in prompts]
         write_file(cache, json.dumps({"identity": identity, "counts": counts, "prompts": rows}, ensure_ascii=False))
     return prompts, counts

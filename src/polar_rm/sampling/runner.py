@@ -104,7 +104,7 @@ def run_sampling(config: SamplingConfig, progress: Progress = lambda _: None, *,
 
     retry_failed: ask again where asking again should change nothing: no text, a prompt too long, a request refused.
     """
-    plan = make_plan(config, cache=config.output)
+    plan = make_plan(config, config.output)
     with Store.open(config.output) as store:
         store.claim(config.identities())
         statuses = {policy.name: _status(plan, store, policy.name) for policy in config.policies}

@@ -215,9 +215,10 @@ def read_answer(policy: Policy, answer: httpx.Response, key: str = "") -> Outcom
         if not (isinstance(text, str | None) and isinstance(tokens, int | None) and isinstance(reason, str | None)):
             raise TypeError
         (text or "").encode()
-    except (ValueError, LookupError, TypeError, AttributeError):  # no JSON, other JSON, half a surrogate pair
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # no JSON, other JSON, half a surrogate pair
         return Failure("garbled", f"HTTP {status} with an answer that is no completion: {_said(answer, key)}")
-    return policy.answer(text or "", reason, tokens)
+    counted = tokens is not None and type(tokens) is int and 0 <= tokens < 2**31  # servers without a count may send -1
+    return policy.answer(text or "", reason, tokens if counted else None)
 
 
 def _said(answer: httpx.Response, key: str) -> str:
