@@ -26,7 +26,7 @@ def api_key(host: str, variable: str | None, *, allow_open: bool) -> str | None:
         PolarError: the variable is empty, or others could reach the server without a key.
     """
     if variable:
-        if key := os.environ.get(variable):
+        if key := os.environ.get(variable, "").strip():  # keys out of files end in a newline
             return key
         raise PolarError(f"--api-key-env {variable}: this environment variable is not set")
     if not is_loopback(host) and not allow_open:
