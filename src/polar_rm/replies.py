@@ -1,4 +1,5 @@
-"""What an HTTP server says when it does not do what it was asked: why, and when to ask again."""
+"""What passes between us and an HTTP server besides the work: whether a key can be sent, and what a server says when it does not
+do what it was asked: why, and when to ask again."""
 
 from __future__ import annotations
 
@@ -8,6 +9,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import httpx
+
+
+def can_be_sent(key: str) -> bool:
+    """Whether a header can hold a key. Whoever sends another quotes it in an error."""
+    return key.isascii() and key.isprintable() and " " not in key
 
 
 def message_of(reply: httpx.Response) -> str | None:

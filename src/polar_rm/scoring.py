@@ -89,7 +89,7 @@ class Scorer:
             for tree, rewards in zip(trees, self.score_trees(trees), strict=True):
                 done += 1
                 self.cut += bool(tree.truncation)
-                self.alike += len(set(map(tuple, tree.branches))) < len(tree.branches)
+                self.alike += tree.distinct()[0] is not tree
                 if not all(map(math.isfinite, rewards)):
                     raise ScoreError(f"comparison {done} has the scores {rewards}")
                 yield rewards

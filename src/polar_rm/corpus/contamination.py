@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polar_rm.corpus.splits import prompt_key
+from polar_rm.corpus.splits import folded, prompt_key
 from polar_rm.records import Text, find_files, flatten, read_prompt_texts
 
 Hashes = NDArray[np.uint64]
@@ -25,7 +24,7 @@ _BASE = 0x9E3779B97F4A7C15  # odd: multiplication by it loses no bits modulo 2^6
 
 def words(text: str) -> list[str]:
     """Normalised words: small letters and digits, no punctuation, accents in one spelling."""
-    return _WORD.findall(unicodedata.normalize("NFC", text.casefold()))
+    return _WORD.findall(folded(text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,14 @@ def is_held_out(prompt_id: str, fraction: float, *, seed: int = 0) -> bool:
     return int.from_bytes(digest[:8]) < fraction * 2**64
 
 
+def folded(text: str) -> str:
+    """The text in small letters, and its accents in one spelling."""
+    return unicodedata.normalize("NFC", text.casefold())
+
+
 def prompt_key(prompt: Text) -> str:
-    """What decides a prompt's split: its text but for case, white space and the spelling of accents, so that a copy under another
-    id goes with it."""
-    return " ".join(unicodedata.normalize("NFC", flatten(prompt).casefold()).split())
+    """What decides a prompt's split: its folded text but for white space, so that a copy under another id goes with it."""
+    return " ".join(folded(flatten(prompt)).split())
 
 
 def is_held_out_prompt(prompt: Text, splits: Splits, *, seed: int = 0) -> bool:

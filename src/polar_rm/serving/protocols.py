@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem, Text
+from polar_rm.replies import can_be_sent
 from polar_rm.serving.results import Cut, Failure, Outcome, Reward
 
 Engine = Literal["polar", "vllm", "sglang", "lmdeploy"]
@@ -27,7 +28,7 @@ def authorization(api_key: str | None) -> dict[str, str]:
         PolarError: no header can hold the key. The newline at the end of keys out of files is left out.
     """
     key = (api_key or "").strip()
-    if not (key.isascii() and key.isprintable()) or " " in key or bool(key) != bool(api_key):
+    if not can_be_sent(key) or bool(key) != bool(api_key):
         raise PolarError("api_key: expected printable ASCII characters without spaces")
     return {"Authorization": f"Bearer {key}"} if key else {}
 

@@ -20,7 +20,7 @@ import httpx
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from polar_rm.errors import PolarError
-from polar_rm.replies import message_of, retry_after
+from polar_rm.replies import can_be_sent, message_of, retry_after
 from polar_rm.sampling.base import Emit, Failure, Machine, Outcome, Policy, PolicyDown, Request, Sample
 
 BACKOFF_S = 1.0  # before the first retry; doubles, with jitter
@@ -30,7 +30,6 @@ GIVE_UP_AFTER = 3  # requests in a row that failed in all their attempts: the po
 # vLLM and OpenAI ("maximum context length"), SGLang ("longer than the model's context length"), llama.cpp ("context size").
 _TOO_LONG = re.compile(r"context.{0,3}(length|size|window)|(prompt|input) is too long", re.IGNORECASE)
 _OWN = ("model", "messages", "prompt", "n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop")  # of a body
-_KEY = re.compile(r"[\x21-\x7e]*")
 _POLICY_WIDE = {401: "the key was refused", 402: "payment is required", 403: "access was refused", 404: "no such model or URL"}
 
 
@@ -118,7 +117,7 @@ class OpenAIBackend:
         self.key = os.environ.get(policy.api_key_env, "").strip() if policy.api_key_env else ""
         if policy.api_key_env and not self.key:
             raise PolarError(f"policy {policy.name!r}: the environment variable {policy.api_key_env} is not set")
-        if not _KEY.fullmatch(self.key):  # whoever sends it would quote it in an error
+        if not can_be_sent(self.key):
             raise PolarError(f"policy {policy.name!r}: {policy.api_key_env} holds no key: blanks or other than printable ASCII")
 
     def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
