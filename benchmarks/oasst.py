@@ -18,21 +18,21 @@ import random
 from pathlib import Path
 
 from polar_rm.corpus import build_comparisons, is_held_out
-from polar_rm.records import read_trajectories, write_records
+from polar_rm.records import Comparison, read_trajectories, write_records
 
 HELD_OUT_POLICIES = 12
 HELD_OUT_PROMPTS = 0.15
 
 
 def build(data: Path, output: Path) -> None:
-    """Training: eight candidates (two of the reference's policy, six others); tests: pairs."""
+    """Training: eight candidates (two of the reference's policy, six others), drawn twice; tests: pairs."""
     rows = list(read_trajectories(data))
     policies = sorted({row.policy for row in rows})
     unseen = set(random.Random(0).sample(policies, HELD_OUT_POLICIES))
     seen = set(policies) - unseen
     held = {row.prompt_id for row in rows if is_held_out(row.prompt_id, HELD_OUT_PROMPTS)}
 
-    def comparisons(policies: set[str], in_held_prompts: bool, **options: int) -> list:
+    def comparisons(policies: set[str], in_held_prompts: bool, **options: int) -> list[Comparison]:
         chosen = [row for row in rows if row.policy in policies and (row.prompt_id in held) == in_held_prompts]
         built = list(build_comparisons(chosen, **options))
         random.Random(0).shuffle(built)
@@ -41,6 +41,7 @@ def build(data: Path, output: Path) -> None:
     tests = comparisons(seen, True, per_prompt=24)
     files = {
         "train": comparisons(seen, False, positives=2, negatives=6),
+        "train_again": comparisons(seen, False, positives=2, negatives=6, seed=1),
         "unseen_prompts": tests,
         "unseen_policies": comparisons(unseen, True),
         "watch": tests[:200],

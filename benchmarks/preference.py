@@ -16,6 +16,7 @@ from rich.console import Console
 
 from polar_rm.config import load_config
 from polar_rm.corpus import is_held_out
+from polar_rm.devices import compute_dtype, pick_device
 from polar_rm.encoding import Encoder
 from polar_rm.evaluation import EvaluationResult, evaluate_files
 from polar_rm.records import Comparison, read_comparisons, write_records
@@ -43,7 +44,9 @@ def run(name: str, start: list[str], output: Path) -> EvaluationResult:
     common = ["batch_size=32", "epochs=2", "row_tokens=8192", "log.tensorboard=false", "optim.lr=1e-4", "checkpoint_every=50"]
     files = [f"data.train=[{output / 'train.jsonl'}]", f"output={output / name}"]
     train(load_config(TrainConfig, [], [*start, *common, *files]), console=Console(stderr=True))
-    return evaluate_files(output / name / "model", [output / "test.jsonl"], by="source")
+    device = pick_device("auto")
+    dtype = str(compute_dtype("auto", device)).removeprefix("torch.")
+    return evaluate_files(output / name / "model", [output / "test.jsonl"], by="source", device=device, dtype=dtype)
 
 
 def line(name: str, result: EvaluationResult) -> dict[str, Any]:
