@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from torch.distributed.tensor import DTensor
 
 from polar_rm.devices import claim_device
 from polar_rm.modeling import RewardModel
+
+# Seconds. DTensor's cache keeps the process group, and so gloo's threads, beyond its end. A thread that has just finished a
+# collective needs the interpreter once more, to drop the tensors; where it gets it only at shutdown, the whole process aborts.
+_GLOO_LETS_GO = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ def world(device: str) -> Iterator[World]:
         yield World(dist.get_rank(), size, local)
     finally:
         dist.destroy_process_group()
+        if device == "cpu":
+            time.sleep(_GLOO_LETS_GO)
 
 
 class Weights:
