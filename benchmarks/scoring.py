@@ -1,6 +1,7 @@
 """Scoring speed next to plain transformers: candidates/s for 2, 8, 16 and 64 candidates per reference, same ids, same precision.
 
-Plain transformers is tried one by one, in padded batches sorted by length, and in padded batches as they come.
+Plain transformers is tried one by one, in padded batches sorted by length, and in padded batches as they come. How far scores of
+both are from its own in float32 is printed beside.
 
     python benchmarks/scoring.py --layers 6 --candidates 2 8 16 64 --output scoring.jsonl
     python benchmarks/scoring.py --device cuda --preset 1b --length 1000
@@ -47,7 +48,7 @@ class Peer:
         return scores
 
 
-def measure(ours: Scorer, peer: Peer, trees: list[PrefixTree], rounds: int) -> dict[str, Any]:
+def measure(ours: Scorer, peer: Peer, exact: Peer, trees: list[PrefixTree], rounds: int) -> dict[str, Any]:
     sequences = [tree.sequence(i) for tree in trees for i in range(len(tree.branches))]
     settings: dict[str, Callable[[], torch.Tensor]] = {
         "one by one": lambda: peer.score(sequences, 1, by_length=False),
@@ -58,6 +59,7 @@ def measure(ours: Scorer, peer: Peer, trees: list[PrefixTree], rounds: int) -> d
     theirs: dict[str, torch.Tensor] = {}
     trials = {name: timed(lambda n=name: theirs.update({n: settings[n]()}))[0] for name in settings}
     largest = max(float((scores - mine).abs().max()) for scores in theirs.values())
+    reference = exact.score(sequences, 1, by_length=False)
     best = min(trials, key=lambda name: trials[name])
     against_best = paired(lambda: ours.score_trees(trees), settings[best], rounds)
     against_padded = paired(lambda: ours.score_trees(trees), settings["padded 16"], rounds)
@@ -70,8 +72,14 @@ def measure(ours: Scorer, peer: Peer, trees: list[PrefixTree], rounds: int) -> d
         "our_candidates_per_second": len(sequences) / timed(lambda: ours.score_trees(trees))[0],
         "token_count_prediction": sum(map(len, sequences)) / sum(tree.n_tokens for tree in trees),
         "largest_difference": largest,
+        "deviation": float(reference.std()),
+        "rms_from_float32": {"ours": _rms(mine - reference), "one by one": _rms(theirs["one by one"] - reference)},
         "peer_candidates_per_second": {name: round(len(sequences) / seconds, 2) for name, seconds in trials.items()},
     }
+
+
+def _rms(difference: torch.Tensor) -> float:
+    return float(difference.square().mean().sqrt())
 
 
 def main() -> None:
@@ -90,11 +98,11 @@ def main() -> None:
         built.save(Path(folder) / "model")
         name = str(dtype).removeprefix("torch.")
         ours = Scorer(RewardModel.from_pretrained(Path(folder) / "model", dtype=name, device=arguments.device))
-        peer = Peer(Path(folder) / "model", dtype, arguments.device)
+        peer, exact = (Peer(Path(folder) / "model", each, arguments.device) for each in (dtype, torch.float32))
         for count in arguments.candidates:
             trees = ours.model.encoder.encode_many(comparisons(max(1, 64 // count), count, arguments.length, seed=count))
             what = {"device": device_name(ours.model.device), "candidates": count, "dtype": name}
-            rows.append(what | measure(ours, peer, trees, arguments.rounds))
+            rows.append(what | measure(ours, peer, exact, trees, arguments.rounds))
             report(rows[-1:], None)
     if arguments.output:
         report(rows, arguments.output)

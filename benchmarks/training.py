@@ -259,6 +259,8 @@ def memory(work: Path, k: int, row: dict[str, Any], arguments: argparse.Namespac
     """Peak resident memory (MiB) of a process of its own, for ours at two row budgets and TRL at two settings."""
     sides = {f"rows of {n}": f"rows {n}" for n in (arguments.row_tokens, 2048)}
     sides |= {"TRL best": row["best_setting"], "TRL padded 8": row["padded_setting"]}
+    if "bf16 weights" in row["best_setting"]:  # ours keeps float32 weights
+        sides["TRL best, float32 weights"] = row["best_setting"].replace("bf16 weights", "bf16 autocast")
     peaks = {}
     for name, setting in sides.items():
         command = [sys.executable, __file__, "--work", str(work), "--k", str(k), "--side", setting]
