@@ -31,6 +31,7 @@ from common import comparisons, peak_rss_mib, report
 from models import build_model, device_name, model_options, wait
 
 from polar_rm.config import load_config
+from polar_rm.devices import claim_device
 from polar_rm.encoding import PrefixTree
 from polar_rm.records import write_records
 from polar_rm.training.config import TrainConfig
@@ -274,6 +275,7 @@ def one_side(work: Path, k: int, side: str, arguments: argparse.Namespace) -> No
     """What :func:`memory` starts: one block of one side, then the peak."""
     if side.startswith("rows "):
         arguments.row_tokens = int(side.removeprefix("rows "))
+        claim_device(arguments.device)  # as the commands do
         Ours(work, k, arguments.device, *our_options(arguments)).block(list(range(16)))
     else:
         batch, precision = side.removeprefix("batch ").split(", ")

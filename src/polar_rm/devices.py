@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from typing import Any
 
@@ -13,6 +14,9 @@ from polar_rm.errors import PolarError
 # From malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+
+# Of oneDNN and of PyTorch's layer above it, which are read at the first product.
+_PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 def pick_device(name: str) -> str:
@@ -36,8 +40,15 @@ def claim_device(name: str) -> str:
 
     glibc hands buffers beyond 32 MB back to the kernel on every free, which then zeroes their pages anew: about a tenth of the
     time of scoring at most. Other C libraries have no such switch, or need none.
+
+    oneDNN, which computes bfloat16 there, builds code for every shape of a product, and two caches keep a thousand of these each:
+    more than a gigabyte, for rows of ever-changing lengths that hardly meet a shape again. They are made smaller, unless the
+    environment sets them.
     """
     device = pick_device(name)
+    if device == "cpu":
+        for cache in _PRODUCT_CACHES:
+            os.environ.setdefault(cache, "128")
     libc = ctypes.CDLL(None) if device == "cpu" and sys.platform == "linux" else None
     if libc is not None and hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_MAX, 0)

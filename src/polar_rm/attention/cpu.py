@@ -13,72 +13,101 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from polar_rm.attention.layout import TreeLayout
 
 BLOCK = 128
+
+# In bfloat16 a block's rows and keys are filled up to a multiple of this: there oneDNN builds code for every new shape of a
+# product and keeps it, and no two trees have the same.
+GRANULE = 32
 
 # Probabilities kept for the backward, per call (one layer); segments beyond are recomputed. Short trees keep all of theirs,
 # while a prefix of 16k tokens, whose probabilities would be gigabytes a layer, keeps none.
 KEEP_BYTES = 64 << 20
 
 
+class _Block(NamedTuple):
+    """Rows ``[first, end)`` of the packed row, ``size`` with those filled up, and the ``visible`` first keys of their segment, of
+    which the last ``own`` begin with the block's own."""
+
+    first: int
+    end: int
+    size: int
+    visible: int
+    own: int
+
+    def rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[kv_heads, groups, T, dim] -> [kv_heads, groups * size, dim], zeros where filled up"""
+        rows = tensor[:, :, self.first : self.end]
+        missing = self.size - (self.end - self.first)
+        return (pad(rows, (0, 0, 0, missing)) if missing else rows).flatten(1, 2)
+
+    def put(self, rows: torch.Tensor, target: torch.Tensor) -> None:
+        """Undo :meth:`rows`."""
+        kv_heads, groups, _, dim = target.shape
+        target[:, :, self.first : self.end] = rows.view(kv_heads, groups, self.size, dim)[:, :, : self.end - self.first]
+
+
 class _Segment:
     """Tokens ``[start, start + n)``, which see ``prefix`` keys from ``origin`` on (none for a prefix itself) and each other.
-    Those from ``first`` on are queries."""
+    Those from ``first`` on are queries. Sizes are filled up to multiples of ``granule``."""
 
-    __slots__ = ("first", "n", "origin", "prefix", "start")
+    __slots__ = ("first", "granule", "n", "origin", "prefix", "start")
 
-    def __init__(self, start: int, n: int, origin: int, prefix: int, first: int = 0) -> None:
-        self.start, self.n, self.origin, self.prefix, self.first = start, n, origin, prefix, first
+    def __init__(self, start: int, n: int, origin: int, prefix: int, first: int, granule: int) -> None:
+        self.start, self.n, self.origin, self.prefix, self.first, self.granule = start, n, origin, prefix, first, granule
 
     def keys(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[kv_heads, prefix + n, dim]"""
+        """[kv_heads, prefix + n filled up with zeros, dim]"""
         own = tensor[:, self.start : self.start + self.n]
-        if not self.prefix:
-            return own
-        return torch.cat([tensor[:, self.origin : self.origin + self.prefix], own], 1)
+        if self.prefix:
+            own = torch.cat([tensor[:, self.origin : self.origin + self.prefix], own], 1)
+        missing = -own.shape[1] % self.granule
+        return pad(own, (0, 0, 0, missing)) if missing else own
 
     def add_to(self, target: torch.Tensor, gradient: torch.Tensor) -> None:
         """Undo :meth:`keys` for a gradient: all branches add to the prefix that they share."""
         if self.prefix:
             target[:, self.origin : self.origin + self.prefix] += gradient[:, : self.prefix]
-        target[:, self.start : self.start + self.n] += gradient[:, self.prefix :]
+        target[:, self.start : self.start + self.n] += gradient[:, self.prefix : self.prefix + self.n]
 
-    def blocks(self) -> Iterator[tuple[int, int, int]]:
-        """(first row, end row, visible keys): rows count in the packed row, keys in :meth:`keys`."""
+    def blocks(self) -> Iterator[_Block]:
         for first in range(self.first, self.n, BLOCK):
             end = min(first + BLOCK, self.n)
-            yield self.start + first, self.start + end, self.prefix + end
+            visible = self._filled(self.prefix + end)
+            size = self._filled(end - first)
+            yield _Block(self.start + first, self.start + end, size, visible, visible - self.prefix - first)
+
+    def _filled(self, size: int) -> int:
+        return size + -size % self.granule
 
 
-def _segments(layout: TreeLayout) -> Iterator[_Segment]:
+def _segments(layout: TreeLayout, granule: int = 1) -> Iterator[_Segment]:
     for span in layout.spans:
-        yield _Segment(span.start, span.prefix, span.start, 0, span.prefix if layout.scores_only else 0)
+        yield _Segment(span.start, span.prefix, span.start, 0, span.prefix if layout.scores_only else 0, granule)
         for start, length in span.branch_starts():
-            yield _Segment(start, length, span.start, span.prefix, length - 1 if layout.scores_only else 0)
+            yield _Segment(start, length, span.start, span.prefix, length - 1 if layout.scores_only else 0, granule)
+
+
+def _granule(tensor: torch.Tensor) -> int:
+    return GRANULE if tensor.dtype == torch.bfloat16 else 1
 
 
 @lru_cache(512)
 def _causal(rows: int, groups: int, dtype: torch.dtype) -> torch.Tensor:
-    """[groups * rows, rows]: minus infinity above the diagonal, once for every head of the group."""
-    return torch.full((rows, rows), -torch.inf, dtype=dtype).triu_(1).repeat(groups, 1)
+    """[groups * rows, rows + GRANULE]: minus infinity above the diagonal, once for every head of the group."""
+    return torch.full((rows, rows + GRANULE), -torch.inf, dtype=dtype).triu_(1).repeat(groups, 1)
 
 
-def _rows(tensor: torch.Tensor, first: int, end: int) -> torch.Tensor:
-    """[kv_heads, groups, T, dim] -> [kv_heads, groups * rows, dim]"""
-    return tensor[:, :, first:end].flatten(1, 2)
-
-
-def _probabilities(query: torch.Tensor, keys: torch.Tensor, groups: int) -> torch.Tensor:
-    """Softmax of a block's (already scaled) queries on all its visible keys, the last of which are the block's own rows."""
+def _probabilities(query: torch.Tensor, keys: torch.Tensor, block: _Block, groups: int) -> torch.Tensor:
+    """Softmax of a block's (already scaled) queries on its visible keys."""
     scores = torch.bmm(query, keys.transpose(1, 2))
-    rows = query.shape[1] // groups
-    scores[:, :, -rows:] += _causal(rows, groups, scores.dtype)
+    scores[:, :, -block.own :] += _causal(block.size, groups, scores.dtype)[:, : block.own]
     return torch.softmax(scores, -1)
 
 
@@ -95,12 +124,11 @@ class _TreeAttention(torch.autograd.Function):
         output = torch.zeros_like(scaled) if layout.scores_only else torch.empty_like(scaled)
         kept: list[torch.Tensor] = []
         room = KEEP_BYTES if any(ctx.needs_input_grad) else 0
-        for segment in _segments(layout):
+        for segment in _segments(layout, _granule(query)):
             keys, values = segment.keys(key), segment.keys(value)
-            for first, end, visible in segment.blocks():
-                probabilities = _probabilities(_rows(scaled, first, end), keys[:, :visible], groups)
-                block = torch.bmm(probabilities, values[:, :visible])
-                output[:, :, first:end] = block.view(kv_heads, groups, end - first, dim)
+            for block in segment.blocks():
+                probabilities = _probabilities(block.rows(scaled), keys[:, : block.visible], block, groups)
+                block.put(torch.bmm(probabilities, values[:, : block.visible]), output)
                 if probabilities.nbytes <= room:
                     room -= probabilities.nbytes
                     kept.append(probabilities)
@@ -121,20 +149,19 @@ class _TreeAttention(torch.autograd.Function):
         d_key = torch.zeros(key.shape, dtype=total)
         d_value = torch.zeros(value.shape, dtype=total)
         saved = iter(kept)
-        for segment in _segments(ctx.layout):
+        for segment in _segments(ctx.layout, _granule(scaled)):
             keys, values = segment.keys(key), segment.keys(value)
             d_keys = torch.zeros(keys.shape, dtype=total)
             d_values = torch.zeros(values.shape, dtype=total)
-            for first, end, visible in segment.blocks():
-                query, d_block = _rows(scaled, first, end), _rows(gradient, first, end)
+            for block in segment.blocks():
+                query, d_block, visible = block.rows(scaled), block.rows(gradient), block.visible
                 probabilities = next(saved, None)
                 if probabilities is None:
-                    probabilities = _probabilities(query, keys[:, :visible], groups)
+                    probabilities = _probabilities(query, keys[:, :visible], block, groups)
                 d_values[:, :visible] += torch.bmm(probabilities.transpose(1, 2), d_block)
                 d_probabilities = torch.bmm(d_block, values[:, :visible].transpose(1, 2))
                 d_scores = torch._softmax_backward_data(d_probabilities, probabilities, -1, probabilities.dtype)
-                d_rows = torch.bmm(d_scores, keys[:, :visible]).mul_(ctx.scale)
-                d_query[:, :, first:end] = d_rows.view(kv_heads, groups, end - first, dim)
+                block.put(torch.bmm(d_scores, keys[:, :visible]).mul_(ctx.scale), d_query)
                 d_keys[:, :visible] += torch.bmm(d_scores.transpose(1, 2), query)
             segment.add_to(d_key, d_keys)
             segment.add_to(d_value, d_values)
@@ -144,7 +171,7 @@ class _TreeAttention(torch.autograd.Function):
 @lru_cache(4)
 def _mask(width: int) -> torch.Tensor:
     """float32 [BLOCK, width + BLOCK]: zeros, then a square with minus infinity above the diagonal. Every mask is a part of it."""
-    return torch.cat([torch.zeros(BLOCK, width, dtype=torch.float32), _causal(BLOCK, 1, torch.float32)], 1)
+    return torch.cat([torch.zeros(BLOCK, width, dtype=torch.float32), _causal(BLOCK, 1, torch.float32)[:, :BLOCK]], 1)
 
 
 def _in_inference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: TreeLayout, scale: float) -> torch.Tensor:
@@ -160,8 +187,7 @@ def _in_inference(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, l
     for segment in _segments(layout):
         for held, tensor in ((keys, key), (values, value)):
             held[:, 0, segment.prefix : segment.prefix + segment.n] = tensor[:, segment.start : segment.start + segment.n]
-        for first, end, visible in segment.blocks():
-            rows = end - first
+        for first, end, rows, visible, _ in segment.blocks():
             seen = mask[:rows, width + rows - visible : width + rows]
             output[:, :, first:end] = scaled_dot_product_attention(
                 grouped[:, :, first:end], keys[:, :, :visible], values[:, :, :visible], attn_mask=seen, scale=scale
