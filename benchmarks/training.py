@@ -257,7 +257,7 @@ def in_other_ways(work: Path, k: int, arguments: argparse.Namespace) -> dict[str
 
 
 def memory(work: Path, k: int, row: dict[str, Any], arguments: argparse.Namespace) -> dict[str, float]:
-    """Peak resident memory (MiB) of a process of its own, for ours at two row budgets and TRL at two settings."""
+    """Peak resident memory (MiB) of a process of its own, for ours at two row budgets and TRL at its best and padded."""
     sides = {f"rows of {n}": f"rows {n}" for n in (arguments.row_tokens, 2048)}
     sides |= {"TRL best": row["best_setting"], "TRL padded 8": row["padded_setting"]}
     if "bf16 weights" in row["best_setting"]:  # ours keeps float32 weights

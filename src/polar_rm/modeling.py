@@ -187,7 +187,7 @@ class RewardModel(nn.Module):
         )
         ends = output.last_hidden_state[0, layout.score_positions().to(device)]
         scores: torch.Tensor = self.backbone.score(ends.float())[:, 0]
-        return scores.clone()  # FSDP2 hangs its backward on what is returned, and warns of a view
+        return scores.clone()  # FSDP2 hooks its backward to what is returned, and warns of a view
 
     @torch.inference_mode()
     def score(self, *, prompt: Text, reference: Text, outputs: Sequence[Text], wrapper: Wrapper = "sft") -> list[float]:
