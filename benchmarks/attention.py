@@ -20,7 +20,7 @@ from common import paired, report
 from polar_rm.attention.cpu import tree_cpu
 from polar_rm.attention.dense import dense_mask
 from polar_rm.attention.layout import TreeLayout, TreeSpan
-from polar_rm.devices import compute_dtype
+from polar_rm.model.devices import compute_dtype
 
 HEADS, KV_HEADS, DIM = 9, 3, 64  # SmolLM2-135M
 

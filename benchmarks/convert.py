@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from common import peak_rss_mib, report
 
-from polar_rm.checkpoints import weights
-from polar_rm.checkpoints.conversion import convert
-from polar_rm.checkpoints.internlm2 import Shape
-from polar_rm.checkpoints.weights import LazyTensor
-from polar_rm.files import write_json
+from polar_rm.common.files import write_json
+from polar_rm.conversion.convert import convert
+from polar_rm.conversion.internlm2 import Shape
+from polar_rm.model import weights
+from polar_rm.model.weights import LazyTensor
 
 WIDTHS = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}  # POLAR-7B
 

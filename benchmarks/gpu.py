@@ -22,11 +22,12 @@ from models import device_name, wait
 from transformers import AutoModelForSequenceClassification
 
 from polar_rm import attention
-from polar_rm.devices import compute_dtype
-from polar_rm.encoding import PrefixTree
-from polar_rm.losses import LossConfig, loss_sum
-from polar_rm.modeling import RewardModel, preset_config
-from polar_rm.packing import pack
+from polar_rm.encoding.tree import PrefixTree
+from polar_rm.model.devices import compute_dtype
+from polar_rm.model.packing import pack
+from polar_rm.model.presets import preset_config
+from polar_rm.model.reward_model import RewardModel
+from polar_rm.training.losses import LossConfig, loss_sum
 from polar_rm.training.metrics import peak_flops, training_flops
 
 VOCABULARY = 32000

@@ -7,7 +7,8 @@ import argparse
 import torch
 from common import LANGUAGE_MODEL
 
-from polar_rm.modeling import PRESETS, RewardModel
+from polar_rm.model.presets import PRESETS
+from polar_rm.model.reward_model import RewardModel
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:

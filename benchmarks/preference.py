@@ -14,11 +14,11 @@ from typing import Any
 from common import LANGUAGE_MODEL, report
 from rich.console import Console
 
-from polar_rm.config import load_config
+from polar_rm.common.config import load_config
 from polar_rm.corpus import is_held_out
-from polar_rm.devices import compute_dtype, pick_device
-from polar_rm.encoding import Encoder
+from polar_rm.encoding.encoder import Encoder
 from polar_rm.evaluation import EvaluationResult, evaluate_files
+from polar_rm.model.devices import compute_dtype, pick_device
 from polar_rm.records import Comparison, read_comparisons, write_records
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.trainer import train

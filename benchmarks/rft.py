@@ -26,16 +26,18 @@ import numpy as np
 import pyarrow.parquet as pq
 from common import LANGUAGE_MODEL, report, timed
 
-from polar_rm.config import load_config
+from polar_rm.client.blocking import RewardClient
+from polar_rm.common.config import load_config
+from polar_rm.common.files import write_json
 from polar_rm.corpus import is_held_out
 from polar_rm.evaluation.baselines import BASELINES
 from polar_rm.evaluation.statistics import paired_difference
-from polar_rm.files import write_json
 from polar_rm.records import Comparison, ScoreItem, Text, flatten, read_referenced_prompts, read_trajectories
-from polar_rm.rft.run import RftConfig, run
+from polar_rm.rewards.outcomes import rewards
+from polar_rm.rft.config import RftConfig
+from polar_rm.rft.run import run
 from polar_rm.sampling.backends.transformers import TransformersPolicy
 from polar_rm.sampling.base import Decoding, Machine, Outcome, Request, Sample
-from polar_rm.serving.client import RewardClient, rewards
 
 TRAIN_PROMPTS = 16
 HELD_OUT_PROMPTS = 0.25  # fraction

@@ -28,10 +28,10 @@ from typing import Any
 import httpx
 from common import LANGUAGE_MODEL, report
 
-from polar_rm.config import load_config, to_yaml
+from polar_rm.common.config import load_config, to_yaml
 from polar_rm.records import read_trajectories
+from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.plan import make_plan
-from polar_rm.sampling.policies import SamplingConfig
 from polar_rm.sampling.store import Store
 
 KILL_SAMPLER_AT, KILL_SERVER_AT = (0.2, 0.45), 0.65  # of all samples

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from common import LANGUAGE_MODEL, comparisons, peak_rss_mib, report
 
-from polar_rm.config import load_config
+from polar_rm.common.config import load_config
 from polar_rm.records import write_records
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.parallel import World

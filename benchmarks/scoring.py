@@ -20,10 +20,10 @@ from common import comparisons, paired, report, timed
 from models import build_model, device_name, model_options
 from transformers import AutoModelForSequenceClassification
 
-from polar_rm.devices import compute_dtype
-from polar_rm.encoding import PrefixTree
-from polar_rm.modeling import RewardModel
-from polar_rm.scoring import Scorer
+from polar_rm.encoding.tree import PrefixTree
+from polar_rm.model.devices import compute_dtype
+from polar_rm.model.reward_model import RewardModel
+from polar_rm.scoring.scorer import Scorer
 
 
 class Peer:

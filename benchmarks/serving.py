@@ -40,11 +40,12 @@ import numpy as np
 import torch
 from common import LANGUAGE_MODEL, comparisons, report
 
-from polar_rm.encoding import Encoder
-from polar_rm.modeling import RewardModel
+from polar_rm.client.asynchronous import AsyncRewardClient
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import ScoreItem
-from polar_rm.scoring import Scorer
-from polar_rm.serving.client import AsyncRewardClient, rewards
+from polar_rm.rewards.outcomes import rewards
+from polar_rm.scoring.scorer import Scorer
 
 TOLERANCE = 1e-3  # float32 in batches of another make-up
 

@@ -30,9 +30,9 @@ import torch
 from common import comparisons, peak_rss_mib, report
 from models import build_model, device_name, model_options, wait
 
-from polar_rm.config import load_config
-from polar_rm.devices import claim_device
-from polar_rm.encoding import PrefixTree
+from polar_rm.common.config import load_config
+from polar_rm.encoding.tree import PrefixTree
+from polar_rm.model.devices import claim_device
 from polar_rm.records import write_records
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.metrics import peak_flops

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from polar_rm.checkpoints.sources import load_causal_lm
 from polar_rm.errors import PolarError
+from polar_rm.model.language_models import load_causal_lm
 from polar_rm.records import Trajectory, flatten, read_trajectories
 
 IGNORED = -100  # the label of tokens that the loss leaves out

@@ -16,11 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from polar_rm.checkpoints.sources import model_folder
-from polar_rm.config import load_config
+from polar_rm.common.config import load_config
+from polar_rm.common.files import read_json, sha256, write_json
 from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
-from polar_rm.files import read_json, sha256, write_json
+from polar_rm.model.language_models import model_folder
 
 SCHEMA = "polar-rm/quickstart-corpus/1"
 DATA = Path("src/polar_rm/quickstart/data")

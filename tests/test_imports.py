@@ -11,13 +11,13 @@ HEAVY = {"torch", "transformers"}
 @pytest.mark.parametrize(
     "module",
     [
-        "polar_rm.cli",
-        "polar_rm.checkpoints.sources",
+        "polar_rm.cli.main",
+        "polar_rm.model.language_models",
         "polar_rm.corpus.build",
         "polar_rm.rft.items",
         "polar_rm.sampling.estimate",
         "polar_rm.sampling.runner",
-        "polar_rm.serving.client",
+        "polar_rm.client",
     ],
 )
 def test_loads_neither_torch_nor_transformers(module: str) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-import tiny
-from processes import Process
+from support import tiny
+from support.processes import Process
 
-from polar_rm.encoding import EncoderSettings
+from polar_rm.encoding.settings import EncoderSettings
 from polar_rm.records import ScoreItem
-from polar_rm.scoring import Scorer
+from polar_rm.scoring.scorer import Scorer
 
 
 @dataclass(frozen=True)

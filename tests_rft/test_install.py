@@ -20,6 +20,6 @@ def test_it_is_the_installed_package():
 
 def test_client_and_adapters_load_no_heavy_package():
     heavy = {"torch", "transformers", "verl", "trl", "ray", "vllm"}
-    code = f"import sys, polar_rm.serving.client, {', '.join(ADAPTERS)}; sys.exit(str({heavy} & set(sys.modules)))"
+    code = f"import sys, polar_rm.client, {', '.join(ADAPTERS)}; sys.exit(str({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "set()"

@@ -2,18 +2,18 @@
 
 import json
 
-import fakes
 import pytest
-import tiny
 import torch
 import trl
 from datasets import Dataset
 from packaging.version import Version
+from support import fakes, tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from polar_rm.config import load_config
+from polar_rm.common.config import load_config
 from polar_rm.errors import ConfigError, PolarError, ScoreError
-from polar_rm.rft.run import RftConfig, run
+from polar_rm.rft.config import RftConfig
+from polar_rm.rft.run import run
 from polar_rm.rft.trl import AsyncPolarReward, PolarReward
 
 ENCODER = fakes.encoder(max_length=200, max_response_length=60)

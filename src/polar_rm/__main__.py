@@ -1,5 +1,5 @@
 """``python -m polar_rm`` is the ``polar`` command, for launchers such as torchrun."""
 
-from polar_rm.cli import main
+from polar_rm.cli.main import main
 
 main()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from polar_rm import attention
 from polar_rm.attention import TreeLayout, TreeSpan, cpu
 from polar_rm.attention.dense import dense_mask
-from polar_rm.encoding import PrefixTree
-from polar_rm.modeling import RewardModel
-from polar_rm.packing import PackedRow, pack
+from polar_rm.encoding.tree import PrefixTree
+from polar_rm.model.packing import PackedRow, pack
+from polar_rm.model.reward_model import RewardModel
 
 attention.register()
 

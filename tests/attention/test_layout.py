@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from transformers import AutoModelForSequenceClassification
 
 from polar_rm import attention

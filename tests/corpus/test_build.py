@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import trajectories
-from trajectories import FAMILIES, zoo
+from support import trajectories
+from support.trajectories import FAMILIES, zoo
 
 from polar_rm.corpus import build as build_module
-from polar_rm.corpus.build import build, make_plan
+from polar_rm.corpus import plan as plan_module
+from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
+from polar_rm.corpus.plan import make_plan
 from polar_rm.corpus.report import _Sample, summary
 from polar_rm.errors import PolarError
 from polar_rm.records import Trajectory, read_comparisons, write_records
@@ -396,7 +398,7 @@ def test_a_policy_of_two_families_in_one_file_is_refused_unless_settings_decide(
 
 
 def test_many_row_groups_are_numbered_through(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_module, "_PART_BYTES", 1)
+    monkeypatch.setattr(plan_module, "_PART_BYTES", 1)
     values = columns(zoo())
     values["policy"][40] = None
     pq.write_table(pa.table(values), tmp_path / "rows.parquet", row_group_size=9)
@@ -458,7 +460,7 @@ def test_folders_are_read_as_polar_sample_leaves_them(tmp_path):
 
 
 def test_tokens_are_counted_with_a_tokenizer(tmp_path):
-    import tiny
+    from support import tiny
 
     tiny.tokenizer().save(str(tmp_path / "tokenizer.json"))
     report = build(config(tmp_path, zoo(2), report={"tokenizer": str(tmp_path), "pairs": 10}))

@@ -1,7 +1,7 @@
 from functools import partial
 
 import pytest
-import trajectories
+from support import trajectories
 
 from polar_rm.corpus.engines import run_tasks
 from polar_rm.errors import BadRow, PolarError

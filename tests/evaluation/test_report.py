@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from polar_rm.errors import PolarError
-from polar_rm.evaluation.plots import plot_accuracy, plot_loss_curves, plot_score_distributions
 from polar_rm.evaluation.report import accuracy_rows, render, write_plot, write_report
+from polar_rm.reporting.plots import plot_accuracy, plot_loss_curves, plot_score_distributions
 
 
 def make_report(groups=("code", "a $x_1$ [bold]group[/bold] <&>")):

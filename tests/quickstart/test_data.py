@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from polar_rm.config import load_config
+from polar_rm.common.config import load_config
+from polar_rm.common.files import read_json, sha256
 from polar_rm.corpus.config import CorpusConfig
-from polar_rm.files import read_json, sha256
 from polar_rm.quickstart.pipeline import LIVE_POLICIES, RANKING
 from polar_rm.records import read_trajectories
-from polar_rm.sampling.policies import SamplingConfig
+from polar_rm.sampling.config import SamplingConfig
 
 DATA = Path(str(files("polar_rm.quickstart") / "data"))
 

@@ -2,10 +2,10 @@ import io
 import json
 
 import pytest
-import tiny
 from rich.console import Console
+from support import tiny
 
-from polar_rm.modeling import RewardModel
+from polar_rm.model.reward_model import RewardModel
 from polar_rm.quickstart.pipeline import Quickstart, _Stages, run
 from polar_rm.quickstart.report import summary
 from polar_rm.records import read_comparisons

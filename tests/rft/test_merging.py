@@ -4,10 +4,9 @@ import asyncio
 import multiprocessing
 import threading
 
-import fakes
 import httpx
 import pytest
-import stubs
+from support import fakes, reward_servers
 
 from polar_rm.errors import PolarError, ScoreError
 from polar_rm.records import ScoreItem, group_items
@@ -44,7 +43,7 @@ def one_by_one(merger, items):
 
 
 def test_calls_of_one_window_are_few_requests_with_heads_side_by_side(merger_of):
-    engine = stubs.Engine("sglang")
+    engine = reward_servers.Engine("sglang")
     assert one_by_one(merger_of(engine, window=0.2), ITEMS) == SCORES
     [(_, body)] = engine.requests  # a request holds 64 items
     by_head = [ITEMS[place] for group in group_items(ITEMS) for place in group]
@@ -52,7 +51,7 @@ def test_calls_of_one_window_are_few_requests_with_heads_side_by_side(merger_of)
 
 
 def test_event_loops_and_threads_share_a_merger(merger_of):
-    engine = stubs.Engine("sglang")
+    engine = reward_servers.Engine("sglang")
     merger = merger_of(engine, window=0.2)
     results = {}
 
@@ -74,7 +73,7 @@ def test_event_loops_and_threads_share_a_merger(merger_of):
 
 
 def test_a_full_flight_does_not_wait_for_the_window(merger_of):
-    engine = stubs.Engine("vllm")
+    engine = reward_servers.Engine("vllm")
     assert one_by_one(merger_of(engine, window=600, max_items=20), ITEMS) == SCORES
     assert [len(body["input"]) for _, body in engine.requests] == [20, 20, 20]
 
@@ -82,20 +81,20 @@ def test_a_full_flight_does_not_wait_for_the_window(merger_of):
 def test_a_failure_is_its_own_callers_alone(merger_of):
     bad = ScoreItem(ITEMS[0].prompt, "the dog", "the lazy " * 20)
     limit = len(fakes.ids_of(bad, ENCODER)) - 1
-    engine = stubs.Engine("vllm", refuses=lambda ids: len(ids) > limit)
+    engine = reward_servers.Engine("vllm", refuses=lambda ids: len(ids) > limit)
     *good, error = one_by_one(merger_of(engine), [*ITEMS, bad])
     assert good == SCORES
     assert isinstance(error, ScoreError) and "refused: HTTP 400: one is too long" in str(error)
 
 
 def test_a_mistake_in_the_set_up_reaches_everybody(merger_of):
-    merger = merger_of(stubs.Engine("somebody"))
+    merger = merger_of(reward_servers.Engine("somebody"))
     errors = one_by_one(merger, ITEMS[:4])
     assert [type(error) for error in errors] == [PolarError] * 4 and "/v1/models" in str(errors[0])
 
 
 def test_who_gives_up_before_the_flight_is_not_sent(merger_of):
-    engine = stubs.Engine("sglang")
+    engine = reward_servers.Engine("sglang")
     merger = merger_of(engine, window=0.1)
     given_up, kept = merger.submit(ITEMS[0]), merger.submit(ITEMS[1])
     assert given_up.cancel()
@@ -104,7 +103,7 @@ def test_who_gives_up_before_the_flight_is_not_sent(merger_of):
 
 
 def test_closing_answers_what_is_under_way(merger_of):
-    merger = merger_of(stubs.Engine("sglang", replies=[httpx.Response(503, headers={"Retry-After": "0"})]), window=600)
+    merger = merger_of(reward_servers.Engine("sglang", replies=[httpx.Response(503, headers={"Retry-After": "0"})]), window=600)
     future = merger.submit(ITEMS[0])
     merger.close()
     assert future.result(timeout=0).reward == SCORES[0]

@@ -3,8 +3,8 @@
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 
-import fakes
 import pytest
+from support import fakes
 
 import polar_rm.rft.openrlhf
 from polar_rm.errors import PolarError

@@ -6,15 +6,15 @@ import pickle
 import subprocess
 import sys
 
-import fakes
 import pytest
-import tiny
+from support import fakes, tiny
 
-from polar_rm import cli
-from polar_rm.config import load_config
+from polar_rm.cli import main as cli
+from polar_rm.common.config import load_config
 from polar_rm.errors import PolarError, ScoreError
 from polar_rm.records import ScoreItem
-from polar_rm.rft.run import RftConfig, read_rows, run
+from polar_rm.rft.config import RftConfig
+from polar_rm.rft.run import read_rows, run
 from polar_rm.rft.trl import AsyncPolarReward, PolarReward
 
 ENCODER = fakes.encoder(max_length=60, max_response_length=20)

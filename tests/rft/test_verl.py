@@ -2,9 +2,9 @@
 
 import asyncio
 
-import fakes
 import numpy as np
 import pytest
+from support import fakes
 
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem

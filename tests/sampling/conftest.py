@@ -1,5 +1,5 @@
 import pytest
-import stub
+from support import stub
 
 from polar_rm.sampling.backends import openai
 

@@ -3,8 +3,8 @@ import threading
 import time
 
 import pytest
-import stub
 from pydantic import ValidationError
+from support import stub
 
 from polar_rm.errors import PolarError
 from polar_rm.sampling.backends.openai import OpenAIPolicy

@@ -3,12 +3,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
-from polar_rm.config import load_config
+from polar_rm.common.config import load_config
 from polar_rm.errors import ConfigError, PolarError
+from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.plan import make_plan
-from polar_rm.sampling.policies import SamplingConfig
 
 
 def config(folder, names, prompts=400, weights=None, **changes):

@@ -4,7 +4,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny
+from support import tiny
 from transformers import AutoTokenizer
 
 from polar_rm.errors import BadRow, PolarError

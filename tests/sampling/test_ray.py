@@ -2,9 +2,8 @@ import os
 from pathlib import Path
 
 import pytest
-import stub
-import test_runner as local
-import tiny
+from support import sampling_runs as local
+from support import stub, tiny
 
 from polar_rm.errors import PolarError
 from polar_rm.sampling.backends import transformers
@@ -33,7 +32,7 @@ class Fragile(transformers.TransformersPolicy):
 @pytest.fixture(scope="module")
 def cluster():
     root = Path(__file__).parents[2]
-    paths = ":".join(str(root / path) for path in ("src", "tests", "tests/sampling"))
+    paths = ":".join(str(root / path) for path in ("src", "tests"))
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", runtime_env={"env_vars": {"PYTHONPATH": paths}})
     yield
     ray.shutdown()

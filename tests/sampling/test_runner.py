@@ -8,25 +8,23 @@ import threading
 from functools import wraps
 
 import pytest
-import stub
-import tiny
 import torch
+from support import stub, tiny
+from support.sampling_runs import TEMPLATE, config, rows, served, write_prompts
 from transformers import AutoModelForCausalLM, BloomConfig, LlamaForCausalLM, MambaConfig, TopPLogitsWarper
 
-from polar_rm.checkpoints.sources import load_auto_tokenizer
-from polar_rm.config import load_config, to_yaml
+from polar_rm.common.config import load_config, to_yaml
 from polar_rm.errors import BadRow, ConfigError, PolarError
+from polar_rm.model.language_models import load_auto_tokenizer
 from polar_rm.records import read_trajectories
+from polar_rm.sampling.backends.generation import Draw
+from polar_rm.sampling.backends.rendering import encode
 from polar_rm.sampling.base import Decoding, Machine, Request
+from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.estimate import describe, estimate
-from polar_rm.sampling.generation import Draw
 from polar_rm.sampling.plan import make_plan
-from polar_rm.sampling.policies import SamplingConfig
-from polar_rm.sampling.rendering import encode
 from polar_rm.sampling.runner import run_sampling, sample
 from polar_rm.sampling.store import Store
-
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant"
 
 
 @pytest.fixture(scope="module")
@@ -34,42 +32,6 @@ def language_model(tmp_path_factory):
     folder = tiny.causal_lm(tmp_path_factory.mktemp("lm"))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
-
-
-def write_prompts(folder, count=5):
-    rows = [{"prompt_id": f"p{i}", "prompt": "fox " * (i + 1)} for i in range(count)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "prompts.jsonl"
-
-
-def config(folder, language_model, **changes):
-    prompts = folder / "prompts.jsonl"
-    if not prompts.exists():
-        write_prompts(folder)
-    decoding = {"max_new_tokens": 6}
-    policies = [
-        {"name": "chat", "kind": "chat", "system": "Be brief."},
-        {"name": "base", "kind": "base", "template": "Q: {prompt}\nA:"},
-    ]
-    policies = [policy | {"family": "t", "model": str(language_model), "decoding": decoding} for policy in policies]
-    values = {"output": folder / "out", "prompts": str(prompts), "source": "test", "policies": policies, "precision": "fp32"}
-    return SamplingConfig.model_validate(values | changes)
-
-
-def served(folder, *urls, prompts=5, changes=None, **top):
-    """A config of chat policies ``a``, ``b`` ... behind servers."""
-    policies = [
-        {"name": name, "family": f"f{name}", "kind": "chat", "backend": "openai", "model": "m", "base_url": url, "retries": 1}
-        | {"decoding": {"max_new_tokens": 6}, "concurrency": 2}
-        | (changes or {})
-        for name, url in zip("abcdef", urls, strict=False)
-    ]
-    values = {"output": folder / "out", "prompts": str(write_prompts(folder, prompts)), "source": "test", "policies": policies}
-    return SamplingConfig.model_validate(values | top)
-
-
-def rows(path):
-    return {(row.policy, row.prompt_id, row.sample_id): row.text for row in read_trajectories(path)}
 
 
 def manifest(settings):

@@ -6,11 +6,11 @@ from threading import Event
 from types import ModuleType, SimpleNamespace
 
 import pytest
-import tiny
 from pydantic import ValidationError
+from support import tiny
 
-from polar_rm.checkpoints.sources import load_auto_tokenizer
 from polar_rm.errors import PolarError
+from polar_rm.model.language_models import load_auto_tokenizer
 from polar_rm.sampling.backends.vllm import VLLMPolicy
 from polar_rm.sampling.base import Machine, Request, Sample
 

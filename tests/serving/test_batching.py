@@ -2,13 +2,13 @@ import asyncio
 import math
 import random
 
-import fakes
 import pytest
+from support import fakes
 
+from polar_rm.encoding.sequences import TokenSequence
 from polar_rm.records import ScoreItem
-from polar_rm.sequences import TokenSequence
+from polar_rm.rewards.outcomes import Failure
 from polar_rm.serving.batching import Batcher, Overloaded
-from polar_rm.serving.results import Failure
 
 ENCODER = fakes.encoder()
 

@@ -9,18 +9,19 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import fakes
 import httpx
 import pytest
 import uvicorn
-from processes import Process, serve
+from support import fakes
+from support.processes import Process, serve
 
-from polar_rm import cli
+from polar_rm.cli import main as cli
+from polar_rm.client.blocking import RewardClient
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
-from polar_rm.scoring import Scorer
+from polar_rm.rewards.outcomes import rewards
+from polar_rm.scoring.scorer import Scorer
 from polar_rm.serving import vllm
-from polar_rm.serving.client import RewardClient, rewards
 from polar_rm.serving.launch import DrainingServer
 
 MODERN = vllm.Installed("0.33", frozenset({"--runner", "--convert", "--pooler-config"}), frozenset({"task", "use_activation"}))

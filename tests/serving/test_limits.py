@@ -7,9 +7,9 @@ import socket
 import threading
 import time
 
-import fakes
 import httpx
 import pytest
+from support import fakes
 
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem

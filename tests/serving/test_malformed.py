@@ -7,14 +7,14 @@ import random
 import socket
 import time
 
-import fakes
 import pytest
+from support import fakes
 
+from polar_rm.encoding.sequences import render
 from polar_rm.errors import PolarError
+from polar_rm.protocols import wire
 from polar_rm.records import ScoreItem
-from polar_rm.scoring import Scorer
-from polar_rm.sequences import render
-from polar_rm.serving import wire
+from polar_rm.scoring.scorer import Scorer
 
 ROUTES = ["/classify", "/pooling", "/v1/embeddings", "/get_reward", "/v1/score"]
 KINDS = 16

@@ -2,8 +2,8 @@
 
 import shutil
 
-import fakes
 import pytest
+from support import fakes
 
 from polar_rm.records import ScoreItem
 from polar_rm.serving.guard import Limits

@@ -2,11 +2,11 @@
 
 import os
 
-import fakes
 import pytest
 from hypothesis import HealthCheck, given, settings
+from support import fakes
 
-from polar_rm.scoring import Scorer
+from polar_rm.scoring.scorer import Scorer
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 openapi_checks = pytest.importorskip("schemathesis.specs.openapi.checks")

@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 
-import fakes
+from support import fakes
 
 from polar_rm.records import ScoreItem
 from polar_rm.serving import service as module

@@ -1,6 +1,6 @@
 import pytest
 
-from polar_rm.config import load_config
+from polar_rm.common.config import load_config
 from polar_rm.errors import ConfigError
 from polar_rm.training.config import TrainConfig
 

@@ -3,11 +3,10 @@ import json
 from pathlib import Path
 
 import pytest
-import runs
-import tiny
 from rich.console import Console
+from support import runs, tiny
 
-from polar_rm.config import load_config
+from polar_rm.common.config import load_config
 from polar_rm.errors import PolarError
 from polar_rm.records import OnBadRow, read_comparisons
 from polar_rm.training import data

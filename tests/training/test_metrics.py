@@ -3,16 +3,16 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from polar_rm.attention.layout import TreeLayout, TreeSpan
-from polar_rm.config import load_config
-from polar_rm.encoding import PrefixTree
+from polar_rm.common.config import load_config
+from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import PolarError
-from polar_rm.modeling import RewardModel
-from polar_rm.packing import pack
+from polar_rm.model.packing import pack
+from polar_rm.model.reward_model import RewardModel
 from polar_rm.training import metrics
 from polar_rm.training.config import LoraConfig, TrainConfig
 from polar_rm.training.lora import add_lora

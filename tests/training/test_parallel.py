@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import runs
 import torch
+from support import runs
 
-SCRIPT = Path(__file__).with_name("gradients.py")
+SCRIPT = Path(__file__).parents[1] / "support/gradients.py"
 
 
 def gradients(folder: Path, ranks: int, *overrides: str) -> dict:

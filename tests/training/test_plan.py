@@ -1,9 +1,8 @@
 import pytest
-import runs
-import tiny
 import torch
+from support import runs, tiny
 
-from polar_rm.config import load_config
+from polar_rm.common.config import load_config
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.parallel import World
 from polar_rm.training.schedule import paper_batch_size, paper_learning_rate

@@ -9,12 +9,13 @@ import subprocess
 import time
 
 import pytest
-import runs
 import torch
+from support import runs
 
-from polar_rm.config import load_config
+from polar_rm.common.config import load_config
 from polar_rm.training.config import TrainConfig
-from polar_rm.training.trainer import StopRequested, Trainer, train
+from polar_rm.training.signals import StopRequested
+from polar_rm.training.trainer import Trainer, train
 
 
 @pytest.fixture

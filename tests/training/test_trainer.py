@@ -3,14 +3,14 @@ import math
 from dataclasses import replace
 
 import pytest
-import runs
 import torch
+from support import runs
 
-from polar_rm.config import load_config
+from polar_rm.common.config import load_config
 from polar_rm.errors import ConfigError, NonFinite, PolarError
-from polar_rm.modeling import RewardModel
+from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import read_comparisons
-from polar_rm.scoring import Scorer
+from polar_rm.scoring.scorer import Scorer
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.lora import merge_lora
 from polar_rm.training.parallel import World

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_rm.common.files import sha256, write_json
 from polar_rm.corpus.cleaning import Cleaned, clean_all
 from polar_rm.corpus.counts import Measure, Tally, excerpt
 from polar_rm.corpus.job import Job
@@ -22,9 +22,8 @@ from polar_rm.corpus.pairing import Cells, Group, MayMeet, generator, groups
 from polar_rm.corpus.partition import SCHEMA
 from polar_rm.corpus.splits import SPLITS, is_held_out_prompt, layout
 from polar_rm.errors import PolarError
-from polar_rm.files import sha256, write_json
 from polar_rm.records import Comparison, Text, flatten, write_records
-from polar_rm.records.rows import from_cell
+from polar_rm.records.cells import from_cell
 
 LEDGER = pa.schema(
     {
@@ -82,33 +81,6 @@ def build_bucket(job: Job, number: int) -> None:
     write_json(job.path("buckets", number, ".json"), {**result, "shards": written})
 
 
-def thin_bucket(job: Job, number: int) -> None:
-    """Keep of every capped policy the comparisons with the smallest keys; writes ``thinned/NUMBER.json``."""
-    written = {}
-    ledger = pq.read_table(job.path("ledgers", number, ".parquet"))
-    keep = kept_rows(job, ledger)
-    splits = np.array(ledger["split"].to_pylist(), object)
-    for split in sorted(set(splits)):
-        table = pq.read_table(job.path(f"shards/{split}", number, ".parquet"))
-        if (mask := keep[splits == split]).any():
-            target = job.path(f"thin/{split}", number, ".parquet")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table.filter(pa.array(mask)), target, compression="zstd")
-            written[split] = {"rows": int(mask.sum()), "sha256": sha256(target)}
-    write_json(job.path("thinned", number, ".json"), {"shards": written})
-
-
-def kept_rows(job: Job, ledger: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which comparisons stay under the job's thresholds: bool [rows]."""
-    keep = np.ones(len(ledger), bool)
-    keys, policies = ledger["key"].to_numpy(), ledger["policy"].to_numpy()
-    splits = np.array(ledger["split"].to_pylist(), object)
-    for split, thresholds in job.thresholds.items():
-        for policy, most in thresholds.items():
-            keep &= ~((splits == split) & (policies == job.policies.index(policy)) & (keys > np.uint64(most)))
-    return keep
-
-
 def _write_shard(job: Job, split: str, number: int, comparisons: list[Comparison]) -> dict[str, Any]:
     path = job.path(f"shards/{split}", number, ".parquet")
     return {"rows": write_records(path, comparisons), "sha256": sha256(path)}
@@ -148,9 +120,6 @@ def _entry(job: Job, split: str, prompt: Prompt, group: Group, measure: Measure)
         "words": words,
         "tokens": tokens,
     }
-
-
-# -------------------------------------------------------------------------------------------------------- rows to prompts
 
 
 Rows = dict[str, list[Any]]

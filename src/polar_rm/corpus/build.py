@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,71 +17,25 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_rm.corpus.buckets import build_bucket, kept_rows, thin_bucket
+from polar_rm.common.files import claim_folder, read_json, sha256, write_file, write_json
+from polar_rm.common.provenance import versions
+from polar_rm.corpus.buckets import build_bucket
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.contamination import index_evaluations
 from polar_rm.corpus.counts import EXAMPLES, Measure, add_up
 from polar_rm.corpus.engines import run_tasks
-from polar_rm.corpus.job import Job, Lineage, Part, by_pattern
-from polar_rm.corpus.partition import parquet_columns, partition
+from polar_rm.corpus.job import Job
+from polar_rm.corpus.lineage import lineage
+from polar_rm.corpus.partition import partition
+from polar_rm.corpus.plan import SCHEMA, CorpusPlan, make_plan
 from polar_rm.corpus.report import make_report, write_html
 from polar_rm.corpus.splits import SPLITS, held_out_policies
+from polar_rm.corpus.thinning import kept_rows, thin_bucket
 from polar_rm.errors import PolarError
-from polar_rm.files import claim_folder, read_json, sha256, write_file, write_json
-from polar_rm.provenance import versions
 from polar_rm.records import find_files
-
-SCHEMA = "polar-rm/corpus/1"
-
-_PART_BYTES = 64 << 20
-_BUCKET_BYTES = 16 << 20
-_MOST_BUCKETS = 4096
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, its tasks done and their total."""
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusPlan:
-    """What a build will do. rows: None where a file must be read to count them."""
-
-    files: tuple[Path, ...]
-    rows: int | None
-    n_bytes: int
-    parts: tuple[Part, ...]
-    n_buckets: int
-
-
-def make_plan(config: CorpusConfig) -> CorpusPlan:
-    """Look at the inputs' metadata and lay out all tasks; nothing is written.
-
-    Raises:
-        PolarError: a file is missing, unreadable, or its columns are not those of trajectories.
-    """
-    files = tuple(dict.fromkeys(file for source in config.inputs for file in _files(source)))
-    parts: list[Part] = []
-    rows: int | None = 0
-    for file in files:
-        if file.name.endswith(".parquet"):
-            count = _add_parquet(file, parts)
-            rows = None if rows is None else rows + count
-        else:
-            parts.append(Part(file, None, 1, file.stat().st_size))
-            rows = None
-    n_bytes = sum(part.n_bytes for part in parts)
-    return CorpusPlan(files, rows, n_bytes, tuple(parts), config.buckets or min(_MOST_BUCKETS, 1 + n_bytes // _BUCKET_BYTES))
-
-
-def describe(config: CorpusConfig, plan: CorpusPlan) -> list[tuple[str, str]]:
-    """The plan in words."""
-    rows = "an unknown number of" if plan.rows is None else f"{plan.rows:,}"
-    workers = f"{config.workers or 'all'} {'cores' if config.engine == 'local' else 'tasks of a Ray cluster'}"
-    return [
-        ("inputs", f"{len(plan.files):,} files, {rows} rows, {plan.n_bytes / 2**20:,.1f} MiB uncompressed"),
-        ("first pass", f"{len(plan.parts):,} parts on {workers}"),
-        ("second pass", f"{plan.n_buckets:,} buckets of about {plan.n_bytes / plan.n_buckets / 2**20:,.1f} MiB, a shard each"),
-        ("disk", f"about {2 * plan.n_bytes / 2**20:,.0f} MiB in {config.output} at most, while it runs"),
-    ]
 
 
 def build(
@@ -133,40 +87,6 @@ def _run(job: Job, plan: CorpusPlan, inputs: list[dict[str, Any]], progress: Pro
     return report
 
 
-def _files(source: str) -> list[Path]:
-    """The files that an input means. A folder of ``polar sample`` also holds its store and lists of errors, as JSON lines: where
-    there are Parquet files, they are the trajectories."""
-    found = find_files(source)
-    tables = [file for file in found if file.name.endswith(".parquet")]
-    return tables if tables and Path(source).is_dir() else found
-
-
-def _add_parquet(file: Path, parts: list[Part]) -> int:
-    """Divide a file into parts of whole row groups; returns its rows."""
-    try:
-        with pq.ParquetFile(file) as opened:
-            parquet_columns(file, opened.schema_arrow)
-            metadata = opened.metadata
-            sizes = [
-                (metadata.row_group(i).num_rows, metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups)
-            ]
-    except (OSError, pa.ArrowException) as error:
-        raise PolarError(f"{file}: not a complete Parquet file: {str(error).splitlines()[0]}") from error
-    if not sum(rows for rows, _ in sizes):
-        raise PolarError(f"{file}: it is empty: there are no rows")
-    first = row = 1
-    held: list[int] = []
-    held_bytes = 0
-    for group, (rows, n_bytes) in enumerate(sizes):
-        held.append(group)
-        held_bytes += n_bytes
-        row += rows
-        if held_bytes >= _PART_BYTES or group == len(sizes) - 1:
-            parts.append(Part(file, tuple(held), first, held_bytes))
-            held, held_bytes, first = [], 0, row
-    return row - 1
-
-
 def _identity(job: Job, inputs: list[dict[str, Any]]) -> dict[str, Any]:
     """What the shards depend on."""
     config = job.config
@@ -206,49 +126,13 @@ def _informed(job: Job, plan: CorpusPlan, parts: list[dict[str, Any]]) -> Job:
     job = replace(
         job,
         policies=policies,
-        lineage=_lineage(config, plan.files, policies, [part["lineage"] for part in parts]),
+        lineage=lineage(config, plan.files, policies, [part["lineage"] for part in parts]),
         unseen=held_out_policies(policies, config.splits, seed=config.seed),
         evaluations=index_evaluations(evaluations, config.decontamination.n) if evaluations else None,
     )
     job.may_meet()
     Measure.load(config.report.tokenizer)
     return job
-
-
-def _lineage(
-    config: CorpusConfig, files: Iterable[Path], policies: Sequence[str], rows: Sequence[dict[str, dict[str, list[str]]]]
-) -> Lineage:
-    """What is known of each policy: by the settings, or else by the rows, where they agree, or else by the sampling manifests."""
-    manifest = {entry["policy"]: entry for entry in _sampled_policies(files)}
-
-    def known(name: str, settings: dict[str, str], column: str) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for policy, value in ((policy, v) for part in rows for policy, values in part.get(name, {}).items() for v in values):
-            if found.setdefault(policy, value) != value and policy in policies and by_pattern(policy, settings) is None:
-                raise PolarError(f"policy {policy!r} has the {name} {found[policy]!r} in some rows and {value!r} in others")
-        each = {
-            policy: by_pattern(policy, settings) or found.get(policy) or manifest.get(policy, {}).get(column)
-            for policy in policies
-        }
-        return {policy: value for policy, value in each.items() if value is not None}
-
-    return Lineage(
-        families=known("family", config.families, "family"),
-        models=known("checkpoint_of", config.models, "model"),
-        wrappers=known("wrapper", {"*": config.wrapper} if config.wrapper else {}, "wrapper"),
-        licences=known("licence", {}, "licence"),
-    )
-
-
-def _sampled_policies(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The policies in manifests of ``polar sample``, which lie beside the files or a folder above."""
-    for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
-        try:
-            content = read_json(folder / "manifest.json")
-        except PolarError:  # none, or another program's
-            continue
-        if str(content.get("schema", "")).startswith("polar-rm/trajectories/") and isinstance(content.get("policies"), list):
-            yield from (entry for entry in content["policies"] if isinstance(entry, dict) and "policy" in entry)
 
 
 def _why(parts: list[dict[str, Any]], buckets: list[dict[str, Any]]) -> str:

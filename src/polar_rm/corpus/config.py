@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from polar_rm.config import Config
+from polar_rm.common.config import Config
 from polar_rm.records import Wrapper
 
 Distance = Literal["same_model", "same_family", "other_family"]

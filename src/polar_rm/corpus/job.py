@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
 
-from polar_rm.corpus.config import CorpusConfig, Distance
+from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.contamination import EvaluationIndex
+from polar_rm.corpus.lineage import Lineage
 from polar_rm.errors import PolarError
 from polar_rm.records import Wrapper
 
@@ -22,33 +21,6 @@ class Part:
     row_groups: tuple[int, ...] | None
     first_row: int
     n_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lineage:
-    """What is known of policies, by name: family, model (or the run that it is a checkpoint of), how its texts join the prompt,
-    and under which licence they may be used."""
-
-    families: Mapping[str, str] = field(default_factory=dict)
-    models: Mapping[str, str] = field(default_factory=dict)
-    wrappers: Mapping[str, str] = field(default_factory=dict)
-    licences: Mapping[str, str] = field(default_factory=dict)
-
-    def distance(self, policy: str, other: str) -> Distance | Literal["unknown"]:
-        """How near two policies are. A policy that names no model is one of its own, which others may be checkpoints of."""
-        if self.models.get(policy, policy) == self.models.get(other, other):
-            return "same_model"
-        family = self.families.get(policy)
-        if family is None or other not in self.families:
-            return "unknown"
-        return "same_family" if family == self.families[other] else "other_family"
-
-
-def by_pattern(policy: str, patterns: Mapping[str, str]) -> str | None:
-    """What a mapping says about a policy: by its name, or else by the first pattern that it matches."""
-    if policy in patterns:
-        return patterns[policy]
-    return next((value for pattern, value in patterns.items() if fnmatchcase(policy, pattern)), None)
 
 
 @dataclass(frozen=True, slots=True)

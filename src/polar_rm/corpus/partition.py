@@ -19,11 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from polar_rm.common.files import write_json
 from polar_rm.corpus.job import Job, Part
 from polar_rm.errors import BadRow, PolarError
-from polar_rm.files import write_json
 from polar_rm.records import OnBadRow, read_numbered_trajectories
-from polar_rm.records.rows import Refused, parsed, to_cell, to_prompt_text, to_row, to_trajectory
+from polar_rm.records.cells import parsed, to_cell
+from polar_rm.records.fields import Refused
+from polar_rm.records.rows import to_prompt_text, to_row, to_trajectory
 
 _TEXTS = ("source", "prompt_id", "prompt", "policy", "text")
 _OPTIONAL = {"finish_reason": pa.string(), "n_tokens": pa.int64(), "dup_count": pa.int64()}

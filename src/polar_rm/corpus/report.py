@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from polar_rm.common.files import write_file
 from polar_rm.corpus.counts import TEXT_COUNTS, Counts, length_of
 from polar_rm.corpus.job import Job
 from polar_rm.corpus.splits import SPLITS
 from polar_rm.evaluation.accuracy import score_pairs
 from polar_rm.evaluation.baselines import BASELINES, make_baselines
-from polar_rm.evaluation.plots import plot_accuracy, plot_lengths, plot_matrix
 from polar_rm.evaluation.statistics import bootstrap_intervals
 from polar_rm.evaluation.survey import NO_GROUP
-from polar_rm.files import write_file
 from polar_rm.records import Comparison
 from polar_rm.records.rows import to_comparison
+from polar_rm.reporting.plots import plot_accuracy, plot_lengths, plot_matrix
 
 _SHOWN_POLICIES = 40  # of the heat map
 _SAMPLED_BUCKETS = 64  # prompts are dealt to buckets by a hash, so some of many buckets are as good as all

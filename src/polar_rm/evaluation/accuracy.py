@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from polar_rm.errors import PolarError, ScoreError
 from polar_rm.evaluation.baselines import BASELINES, make_baselines
-from polar_rm.evaluation.protocols import ComparisonScorer, ReferenceMode, apply_reference_protocol, prompt_key
+from polar_rm.evaluation.references import ComparisonScorer, ReferenceMode, apply_reference_protocol, prompt_key
 from polar_rm.evaluation.report import SCHEMA, BaselineMeasure, EvaluationReport, GroupReport
 from polar_rm.evaluation.statistics import (
     RESAMPLES,

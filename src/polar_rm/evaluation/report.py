@@ -9,17 +9,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from polar_rm.evaluation.plots import accuracy_figure, save_figure
-from polar_rm.files import write_json
+from polar_rm.common.files import write_json
+from polar_rm.reporting.measures import Measure
+from polar_rm.reporting.plots import accuracy_figure, save_figure
 
 SCHEMA: Literal["polar-rm/evaluation/1"] = "polar-rm/evaluation/1"
-
-
-class Measure(TypedDict):
-    """A pairwise accuracy (ties count half) with its 95% bootstrap interval over prompts, [low, high]."""
-
-    accuracy: float
-    ci95: list[float] | None  # None: a single prompt, or an interval that was not computed
 
 
 class BaselineMeasure(Measure):

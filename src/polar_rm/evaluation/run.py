@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from polar_rm.common.files import sha256
 from polar_rm.evaluation.accuracy import EvaluationResult, Progress, evaluate
 from polar_rm.evaluation.baselines import BASELINES
-from polar_rm.evaluation.protocols import ReferenceMode
+from polar_rm.evaluation.references import ReferenceMode
 from polar_rm.evaluation.report import DataFile
-from polar_rm.files import sha256
 from polar_rm.records import Comparison, OnBadRow, find_files, read_comparisons
 
 
@@ -64,8 +64,8 @@ def evaluate_files(
         ScoreError: a score is not finite.
     """
     # Only here are torch and transformers needed; baselines, statistics and plots are used without them.
-    from polar_rm.modeling import RewardModel
-    from polar_rm.scoring import Scorer
+    from polar_rm.model.reward_model import RewardModel
+    from polar_rm.scoring.scorer import Scorer
 
     comparisons = ComparisonFiles(files, on_bad_row)
     model = RewardModel.from_pretrained(model_dir, dtype=dtype, device=device)

@@ -14,7 +14,7 @@ from typing import Any
 
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.baselines import Baseline
-from polar_rm.evaluation.protocols import ReferenceMode, apply_reference_protocol
+from polar_rm.evaluation.references import ReferenceMode, apply_reference_protocol
 from polar_rm.records import Comparison, flatten
 
 NO_GROUP = "(none)"

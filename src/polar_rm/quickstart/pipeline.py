@@ -13,21 +13,21 @@ from typing import Any
 
 from rich.console import Console
 
-from polar_rm.checkpoints.sources import unpacked
-from polar_rm.config import load_config
+from polar_rm.common.config import load_config
+from polar_rm.common.files import sha256, write_json
+from polar_rm.common.provenance import versions
 from polar_rm.corpus import build_ranked
 from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.splits import is_held_out_prompt
 from polar_rm.evaluation import ComparisonFiles, EvaluationResult, evaluate
-from polar_rm.files import sha256, write_json
-from polar_rm.modeling import RewardModel
-from polar_rm.provenance import versions
+from polar_rm.model.language_models import unpacked
+from polar_rm.model.reward_model import RewardModel
 from polar_rm.quickstart.report import TESTS, write_html
 from polar_rm.records import Comparison, Trajectory, read_trajectories, write_records
-from polar_rm.sampling.policies import SamplingConfig
+from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.runner import sample
-from polar_rm.scoring import Scorer
+from polar_rm.scoring.scorer import Scorer
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.trainer import train
 

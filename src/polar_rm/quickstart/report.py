@@ -9,9 +9,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from polar_rm.common.files import write_file
 from polar_rm.corpus.splits import UNSEEN_POLICIES, UNSEEN_PROMPTS
-from polar_rm.evaluation.plots import plot_accuracy, plot_loss_curves, plot_score_distributions
-from polar_rm.files import write_file
+from polar_rm.reporting.plots import plot_accuracy, plot_loss_curves, plot_score_distributions
 
 # Splits of the corpus that test the pre-trained model.
 TESTS = {"unseen-prompts": UNSEEN_PROMPTS, "unseen-policies": UNSEEN_POLICIES}

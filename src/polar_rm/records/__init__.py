@@ -1,5 +1,6 @@
 """Records and their files: comparisons, trajectories and items to score, as JSONL, Parquet or ``datasets`` objects."""
 
+from polar_rm.common.json import dump_json
 from polar_rm.records.reading import (
     OnBadRow,
     Source,
@@ -15,8 +16,17 @@ from polar_rm.records.reading import (
     read_texts,
     read_trajectories,
 )
-from polar_rm.records.rows import dump_json
-from polar_rm.records.types import Comparison, Message, Record, ScoreItem, Text, Trajectory, Wrapper, flatten, group_items
+from polar_rm.records.types import (
+    Comparison,
+    Message,
+    Record,
+    ScoreItem,
+    Text,
+    Trajectory,
+    Wrapper,
+    flatten,
+    group_items,
+)
 from polar_rm.records.writing import write_records
 
 __all__ = [

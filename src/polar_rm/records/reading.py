@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_rm.common.json import dump_json
 from polar_rm.errors import BadRow, PolarError
+from polar_rm.records.fields import Refused
 from polar_rm.records.rows import (
-    Refused,
-    dump_json,
     to_comparison,
     to_item,
     to_prompt,

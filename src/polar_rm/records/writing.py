@@ -13,9 +13,12 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_rm.common.json import dump_json
 from polar_rm.errors import BadRow, PolarError
+from polar_rm.records.cells import to_cells
+from polar_rm.records.fields import Refused
 from polar_rm.records.reading import SUFFIXES
-from polar_rm.records.rows import Refused, dump_json, to_cells, to_row
+from polar_rm.records.rows import to_row
 from polar_rm.records.types import Comparison, Record, ScoreItem, Trajectory
 
 _ROW_GROUP = 4096

@@ -12,8 +12,10 @@ from typing import Any
 
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem, Wrapper, flatten, group_items
-from polar_rm.records.rows import Refused, to_item
-from polar_rm.transforms import Calibration, transform
+from polar_rm.records.fields import Refused
+from polar_rm.records.rows import to_item
+from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.transforms import transform
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 

@@ -12,10 +12,10 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
+from polar_rm.client.asynchronous import AsyncRewardClient
 from polar_rm.errors import ScoreError
 from polar_rm.records import ScoreItem
-from polar_rm.serving.client import AsyncRewardClient
-from polar_rm.serving.results import Failure, Reward
+from polar_rm.rewards.outcomes import Failure, Reward
 
 # Seconds that the first of several calls waits for the others. Next to the generation that made its text it is nothing.
 WINDOW = 0.01

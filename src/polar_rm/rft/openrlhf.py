@@ -16,9 +16,9 @@ import os
 from typing import Any
 
 from polar_rm.errors import PolarError
+from polar_rm.protocols.wire import openrlhf_item, openrlhf_reply, sigmoid
 from polar_rm.rft.items import client_options, score_item
 from polar_rm.rft.merging import shared_merger
-from polar_rm.serving.wire import openrlhf_item, openrlhf_reply, sigmoid
 
 
 def reward_func(queries: list[str], prompts: list[str], labels: list[Any], **_: Any) -> dict[str, Any]:

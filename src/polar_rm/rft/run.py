@@ -9,77 +9,23 @@ import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from polar_rm.checkpoints.sources import load_causal_lm
-from polar_rm.config import Config, suggestion
-from polar_rm.devices import compute_dtype, pick_device
+from polar_rm.common.config import suggestion
+from polar_rm.common.files import atomic_directory, claim_folder, write_json
+from polar_rm.common.provenance import versions
 from polar_rm.errors import ConfigError, PolarError
-from polar_rm.files import atomic_directory, claim_folder, write_json
-from polar_rm.provenance import versions
-from polar_rm.records import Text, Wrapper, read_referenced_prompts
-from polar_rm.rft.trl import PolarReward
-from polar_rm.training.config import LoraConfig
+from polar_rm.model.devices import compute_dtype, pick_device
+from polar_rm.model.language_models import load_causal_lm
+from polar_rm.records import Text, read_referenced_prompts
+from polar_rm.rft.config import RftConfig
 from polar_rm.training.lora import adapter_settings
 from polar_rm.training.metrics import JsonlSink
-from polar_rm.transforms import Transform
 
 OnLog = Callable[[dict[str, Any]], None]
-
-
-class PolicyConfig(Config):
-    """model: folder of a causal language model, or ``package:NAME``. kind: ``chat`` gets a prompt that is a string as its user's
-    message, in the model's chat template; ``base`` continues it as it is."""
-
-    model: str
-    gguf_file: str | None = None
-    kind: Literal["chat", "base"] = "chat"
-
-
-class RewardConfig(Config):
-    """source: the reward server's URL, or a reward model's folder. encoder: that folder, for servers other than ours.
-    api_key_env: NAME of the environment variable with the server's key. wrapper: of rows that name none. The others are those of
-    :class:`PolarReward`."""
-
-    source: str
-    encoder: Path | None = None
-    api_key_env: str | None = None
-    wrapper: Wrapper = "sft"
-    strip_thinking: bool = False
-    transform: Transform = "raw"
-
-    def open(self) -> PolarReward:
-        if self.api_key_env and self.api_key_env not in os.environ:
-            raise PolarError(f"reward.api_key_env: the environment variable {self.api_key_env} is not set")
-        client: dict[str, Any] = {"model": self.encoder} if self.encoder else {}
-        if self.api_key_env:
-            client["api_key"] = os.environ[self.api_key_env]
-        return PolarReward(
-            self.source, wrapper=self.wrapper, strip_thinking=self.strip_thinking, transform=self.transform, **client
-        )
-
-
-class RftConfig(Config):
-    """One run.
-
-    output: ``policy/`` (the tuned policy, an adapter merged), ``metrics.jsonl``, ``run.json`` and TRL's checkpoints. Run again
-    with the same config, it goes on behind the last of these (``trainer.save_steps``).
-    data: files of rows {prompt, reference[, wrapper]}; comparisons and items are such rows, too.
-    trainer: of TRL's GRPOConfig or RLOOConfig, passed through.
-    """
-
-    output: Path
-    policy: PolicyConfig
-    reward: RewardConfig
-    data: list[Path] = Field(min_length=1)
-    algorithm: Literal["grpo", "rloo"] = "grpo"
-    lora: LoraConfig | None = None
-    trainer: dict[str, Any] = Field(default_factory=dict)
-    seed: int = 0
 
 
 def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from polar_rm.client.blocking import RewardClient
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem, Wrapper
+from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.outcomes import Reward, rewards
+from polar_rm.rewards.transforms import Transform
 from polar_rm.rft.items import score_item, transformed
-from polar_rm.serving.client import RewardClient
-from polar_rm.serving.results import Reward, rewards
-from polar_rm.transforms import Calibration, Transform
 
 _Score = Callable[[Sequence[ScoreItem]], tuple[list[float], list[bool]]]
 """Raw rewards, and whether a text of the item was cut."""
@@ -128,9 +129,9 @@ def _from_server(client: RewardClient) -> _Score:
 
 
 def _in_process(folder: str) -> _Score:
-    from polar_rm.devices import pick_device
-    from polar_rm.modeling import RewardModel
-    from polar_rm.scoring import Scorer
+    from polar_rm.model.devices import pick_device
+    from polar_rm.model.reward_model import RewardModel
+    from polar_rm.scoring.scorer import Scorer
 
     scorer = Scorer(RewardModel.from_pretrained(folder, device=pick_device("auto")))
 

@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from polar_rm.errors import PolarError
+from polar_rm.protocols.engines import Engine
 from polar_rm.records import Wrapper
 from polar_rm.rft.items import client_options, score_item
 from polar_rm.rft.merging import shared_merger
-from polar_rm.serving.protocols import Engine
 
 
 async def compute_score(
@@ -43,7 +43,7 @@ async def compute_score(
 
     verl calls it for each response, for many at once; the calls of a process are merged into few requests. The options after
     ``extra_info`` are set under ``reward_kwargs``. url, model, api_key, engine: as of
-    :class:`~polar_rm.serving.client.AsyncRewardClient`, and where they are not given POLAR_URL, POLAR_MODEL and POLAR_API_KEY of
+    :class:`~polar_rm.client.AsyncRewardClient`, and where they are not given POLAR_URL, POLAR_MODEL and POLAR_API_KEY of
     the worker's environment. prompt_key, reference_key: the keys of ``extra_info``; without reference_key the reference is
     ``ground_truth``. reward_router_address: given by verl where it serves the reward model itself (``reward_model.enable``); that
     server is asked then, and ``model`` must name its folder. The tokenizer that comes with it is not needed.

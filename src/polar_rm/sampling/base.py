@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from polar_rm.config import Config
+from polar_rm.common.config import Config
 from polar_rm.errors import PolarError
 from polar_rm.records import Message, Text, flatten
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Literal
 
 from polar_rm.records import flatten
+from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.plan import make_plan
-from polar_rm.sampling.policies import SamplingConfig
 from polar_rm.sampling.runner import missing_requests
 from polar_rm.sampling.store import Store
 

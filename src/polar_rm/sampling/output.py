@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polar_rm.files import sha256, write_json
-from polar_rm.provenance import versions
+from polar_rm.common.files import sha256, write_json
+from polar_rm.common.provenance import versions
 from polar_rm.records import Trajectory, write_records
 from polar_rm.sampling.base import Policy
+from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.plan import Plan
-from polar_rm.sampling.policies import SamplingConfig
 from polar_rm.sampling.prompts import Prompt, input_files
 from polar_rm.sampling.store import Store
 

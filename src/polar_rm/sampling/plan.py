@@ -15,7 +15,7 @@ from pathlib import Path
 from polar_rm.errors import PolarError
 from polar_rm.records import OnBadRow
 from polar_rm.sampling.base import Policy, Request
-from polar_rm.sampling.policies import SamplingConfig
+from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.prompts import Prefixes, Prompt, make_prefixes, read_rows
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt, model_validator
 
-from polar_rm.config import Config
+from polar_rm.common.config import Config
+from polar_rm.common.files import sha256, write_file
 from polar_rm.errors import BadRow, PolarError
-from polar_rm.files import sha256, write_file
 from polar_rm.records import OnBadRow, Text, find_files, read_prompts, read_texts
 
 Pool = Literal["base", "chat", "any"]
@@ -139,7 +139,7 @@ def _choose(source: Prefixes, seed: int, texts: Iterator[str]) -> tuple[list[tup
 
 def _cut(source: Prefixes, seed: int, chosen: list[tuple[str, str]]) -> list[Prompt]:
     """Prefixes are substrings of their texts: a cut never falls inside a character. None is blank: that prompts nothing."""
-    from polar_rm.checkpoints.sources import load_auto_tokenizer
+    from polar_rm.model.language_models import load_auto_tokenizer
 
     tokenizer, prompts = load_auto_tokenizer(source.tokenizer), []
     for start in range(0, len(chosen), 256):

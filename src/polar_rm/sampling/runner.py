@@ -12,10 +12,10 @@ from typing import Any
 
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Policy, Request, Sample
+from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.engines import Answered, Died, Events, Started, by_key, local, ray
 from polar_rm.sampling.output import trajectories_path, write_manifest, write_trajectories
 from polar_rm.sampling.plan import Plan, make_plan
-from polar_rm.sampling.policies import SamplingConfig
 from polar_rm.sampling.store import Arrived, Store
 
 

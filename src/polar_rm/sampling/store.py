@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polar_rm.common.files import differences
 from polar_rm.errors import PolarError
-from polar_rm.files import differences
 from polar_rm.sampling.base import Failure, Outcome, Sample
 
 VERSION = 2

@@ -16,12 +16,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from polar_rm.errors import PolarError
-from polar_rm.serving import examples, schema, wire
+from polar_rm.protocols import wire
+from polar_rm.rewards.outcomes import Failure, Outcome, Reward
+from polar_rm.rewards.transforms import TRANSFORMS, transform
+from polar_rm.serving import examples, schema
 from polar_rm.serving.batching import Overloaded
 from polar_rm.serving.guard import Guard, Limits, Metrics, error_reply
-from polar_rm.serving.results import Failure, Outcome, Reward
 from polar_rm.serving.service import Service
-from polar_rm.transforms import TRANSFORMS, transform
 
 T = TypeVar("T")
 

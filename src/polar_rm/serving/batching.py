@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from polar_rm.encoding import PrefixTree
-from polar_rm.sequences import TokenSequence, join, shared_length
-from polar_rm.serving.results import Failure
+from polar_rm.encoding.sequences import TokenSequence, join, shared_length
+from polar_rm.encoding.tree import PrefixTree
+from polar_rm.rewards.outcomes import Failure
 
 ScoreTrees = Callable[[list[PrefixTree]], list[list[float]]]
 

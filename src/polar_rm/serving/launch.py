@@ -19,15 +19,15 @@ from types import FrameType
 import uvicorn
 
 from polar_rm.errors import PolarError
-from polar_rm.modeling import RewardModel
-from polar_rm.scoring import Scorer
+from polar_rm.model.reward_model import RewardModel
+from polar_rm.protocols.wire import PoolingFlavour
+from polar_rm.rewards.calibration import Calibration
+from polar_rm.scoring.scorer import Scorer
 from polar_rm.serving.address import bind
 from polar_rm.serving.app import create_app
 from polar_rm.serving.batching import Batcher
 from polar_rm.serving.guard import Guard, Limits
 from polar_rm.serving.service import Service
-from polar_rm.serving.wire import PoolingFlavour
-from polar_rm.transforms import Calibration
 
 _log = logging.getLogger("polar_rm.serving")
 

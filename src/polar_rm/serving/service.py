@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from polar_rm.encoding import Encoder
+from polar_rm.client.jobs import encode
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.encoding.sequences import TokenSequence, tokenize
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
-from polar_rm.sequences import TokenSequence, tokenize
+from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.outcomes import Cut, Failure, Outcome, Reward
 from polar_rm.serving.batching import Batcher
-from polar_rm.serving.jobs import encode
-from polar_rm.serving.results import Cut, Failure, Outcome, Reward
-from polar_rm.transforms import Calibration
 
 T = TypeVar("T")
 

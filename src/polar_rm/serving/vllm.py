@@ -13,9 +13,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from polar_rm.encoding import Encoder
+from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import PolarError
-from polar_rm.serving.wire import PoolingFlavour
+from polar_rm.protocols.wire import PoolingFlavour
 
 _MODULE = "vllm.entrypoints.openai.api_server"
 

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from polar_rm.config import Config
-from polar_rm.encoding import EncoderSettings
-from polar_rm.losses import LossConfig
+from polar_rm.common.config import Config
+from polar_rm.encoding.settings import EncoderSettings
+from polar_rm.training.losses import LossConfig
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -32,7 +32,7 @@ class ModelConfig(Config):
     resume_from: folder of a reward model saved by polar (fine-tuning starts from the pre-trained one).
     encoder: template and lengths of a new model. An existing one keeps its own where this is left out; given, the run goes on
     with these lengths (from short responses to long ones, say).
-    preset: size of a randomly initialised Llama (polar_rm.modeling.PRESETS), with the tokenizer of the folder ``tokenizer``.
+    preset: size of a randomly initialised Llama (polar_rm.model.presets.PRESETS), with the tokenizer of the folder ``tokenizer``.
     gguf_file: name of a GGUF inside the ``init`` (or ``tokenizer``) folder.
     """
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from polar_rm.encoding import Encoder, PrefixTree
+from polar_rm.common.files import read_json, sha256, write_json
+from polar_rm.common.iteration import windows
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import PolarError
-from polar_rm.files import read_json, sha256, write_json
 from polar_rm.records import OnBadRow, read_comparisons
-from polar_rm.scoring import windows
 
 _ROWS_PER_BATCH = 512  # of the Arrow file; also how many comparisons are tokenised together
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from polar_rm.errors import PolarError
-from polar_rm.modeling import RewardModel
+from polar_rm.model.reward_model import RewardModel
 from polar_rm.training.config import LoraConfig
 
 _ADAPTER = "default"

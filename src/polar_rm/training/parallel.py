@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from polar_rm.devices import claim_device
-from polar_rm.modeling import RewardModel
+from polar_rm.model.devices import claim_device
+from polar_rm.model.reward_model import RewardModel
 
 # Seconds. DTensor's cache keeps the process group, and so gloo's threads, beyond its end. A thread that has just finished a
 # collective needs the interpreter once more, to drop the tensors; where it gets it only at shutdown, the whole process aborts.

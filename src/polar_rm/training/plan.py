@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from polar_rm.devices import compute_dtype
 from polar_rm.errors import ConfigError
-from polar_rm.modeling import RewardModel
-from polar_rm.packing import steps_per_epoch
+from polar_rm.model.devices import compute_dtype
+from polar_rm.model.packing import steps_per_epoch
+from polar_rm.model.reward_model import RewardModel
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.schedule import paper_batch_size, paper_learning_rate

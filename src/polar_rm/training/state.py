@@ -1,7 +1,7 @@
 """Checkpoints of a run in progress, by PyTorch's distributed checkpoint: written by any number of ranks, read by any other.
 
-The place in the data is the step alone (see :mod:`polar_rm.packing`) and random numbers are a function of (seed, step, rank), so
-weights, optimiser moments and the step are the whole state.
+The place in the data is the step alone (see :mod:`polar_rm.model.packing`) and random numbers are a function of (seed, step,
+rank), so weights, optimiser moments and the step are the whole state.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 
+from polar_rm.common.files import disk_refusal, read_json
 from polar_rm.errors import PolarError
-from polar_rm.files import disk_refusal, read_json
 from polar_rm.training.parallel import Weights, World
 
 _PREFIX = "step-"

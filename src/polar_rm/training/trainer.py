@@ -3,44 +3,39 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from polar_rm import provenance
-from polar_rm.checkpoints.sources import model_folder
-from polar_rm.devices import compute_dtype
-from polar_rm.encoding import Encoder, PrefixTree
-from polar_rm.errors import ConfigError, NonFinite, PolarError
-from polar_rm.files import sha256, write_json
-from polar_rm.losses import count_units, loss_sum, pair_indices, penalty_sum
-from polar_rm.modeling import RewardModel
-from polar_rm.packing import PackedRow, batches, deal, first_fit, pack
-from polar_rm.progress import progress_bar
+from polar_rm.common import provenance
+from polar_rm.common.files import sha256, write_json
+from polar_rm.common.progress import progress_bar
+from polar_rm.encoding.tree import PrefixTree
+from polar_rm.errors import ConfigError, NonFinite
+from polar_rm.model.devices import compute_dtype
+from polar_rm.model.language_models import model_folder
+from polar_rm.model.packing import batches, deal, first_fit, pack
 from polar_rm.records import OnBadRow
 from polar_rm.training import metrics, state
-from polar_rm.training.config import EncoderConfig, TrainConfig
+from polar_rm.training.config import TrainConfig
 from polar_rm.training.data import EncodedCorpus, encode_corpus
 from polar_rm.training.lora import add_lora, merge_lora
+from polar_rm.training.losses import count_units, loss_sum, penalty_sum
 from polar_rm.training.parallel import Weights, World, world
 from polar_rm.training.plan import Plan, make_plan
+from polar_rm.training.prepare import build_model
 from polar_rm.training.schedule import learning_rate
+from polar_rm.training.signals import StopRequested, stop_signals
+from polar_rm.training.totals import Totals
 
 # A rank without a row in a micro-step still takes part in FSDP's collectives, with this tree and a loss of zero.
 _IDLE = PrefixTree([0], [[0], [0]], (0, 1))
-
-
-class StopRequested(PolarError):
-    """SIGTERM or Ctrl-C: the step was finished and a checkpoint saved."""
 
 
 class Trainer:
@@ -87,7 +82,7 @@ class Trainer:
         sinks = metrics.open_sinks(config, self.step) if self.where.main else []
         steps = batches(len(self.train_set), plan.batch_size, seed=config.seed, start_step=self.step)
         peak = metrics.peak_flops(self.where.device, self.compute)
-        with progress_bar(self.console, enabled=self.where.main) as bar, _stop_signals() as stop:
+        with progress_bar(self.console, enabled=self.where.main) as bar, stop_signals() as stop:
             task = bar.add_task(config.output.name, total=plan.steps, completed=self.step, status="")
             while self.step < plan.steps:
                 began = time.perf_counter()
@@ -139,7 +134,7 @@ class Trainer:
         # The loss is divided by what the *whole* batch holds, so rows with many pairs weigh more, as they should.
         units = sum(count_units([tree.ranks], self.config.loss) for tree in trees.values())
         candidates = sum(len(tree.ranks) for tree in trees.values())
-        totals = _Totals()
+        totals = Totals()
         for own in self._own_rows({i: tree.n_tokens for i, tree in trees.items()}):
             row = pack([trees[i] for i in own] or [_IDLE]).to(self.where.device)
             scores = self.model(row)
@@ -157,7 +152,7 @@ class Trainer:
     def evaluate(self, corpus: EncodedCorpus) -> dict[str, float]:
         """Loss, accuracy and margin on a whole corpus."""
         self.model.eval()
-        totals = _Totals()
+        totals = Totals()
         chunk = 64 * max(1, self.config.row_tokens // corpus.stats.longest)
         for start in range(0, len(corpus), chunk):
             for own in self._own_rows({i: int(corpus.lengths[i]) for i in range(start, min(start + chunk, len(corpus)))}):
@@ -265,49 +260,6 @@ class Trainer:
         self.where.barrier()
 
 
-@dataclass
-class _Totals:
-    """Sums over the rows of a batch, from which means are formed after adding up all ranks."""
-
-    loss: float = 0.0
-    units: float = 0.0
-    pairs: float = 0.0
-    correct: float = 0.0
-    margin: float = 0.0
-    scores: float = 0.0
-    squares: float = 0.0
-    candidates: float = 0.0
-    tokens: float = 0.0
-    flops: float = 0.0
-
-    def add(self, loss: torch.Tensor, scores: torch.Tensor, row: PackedRow) -> None:
-        scores = scores.cpu()
-        better, worse = pair_indices(row.ranks)
-        difference = scores[better] - scores[worse]
-        self.loss += float(loss)
-        self.pairs += len(better)
-        self.correct += float((difference > 0).sum() + 0.5 * (difference == 0).sum())
-        self.margin += float(difference.sum())
-        self.scores += float(scores.sum())
-        self.squares += float(scores.square().sum())
-        self.candidates += len(scores)
-        self.tokens += row.layout.n_tokens
-
-    def reduce(self, where: World) -> dict[str, float]:
-        total = _Totals(*where.sum([float(v) for v in asdict(self).values()]))
-        mean = total.scores / total.candidates
-        return {
-            "loss": total.loss / (total.units or 1.0),
-            "accuracy": total.correct / total.pairs,
-            "margin": total.margin / total.pairs,
-            "reward_mean": mean,
-            "reward_std": math.sqrt(max(0.0, total.squares / total.candidates - mean * mean)),
-            "pairs": total.pairs,
-            "tokens": total.tokens,
-            "flops": total.flops,
-        }
-
-
 def train(config: TrainConfig, *, console: Console | None = None) -> dict[str, Any]:
     """Run a config to its end; under ``torchrun`` every rank calls this."""
     with world(config.device) as where:
@@ -318,60 +270,3 @@ def plan(config: TrainConfig, *, console: Console | None = None) -> Plan:
     """What :func:`train` would do; encodes the data and builds the model, trains nothing."""
     with world(config.device) as where:
         return Trainer(config, where, console=console).plan
-
-
-def build_model(config: TrainConfig, where: World) -> RewardModel:
-    """The model that a run starts from, in float32 master precision."""
-    source = config.model
-    implementation = None if config.attention == "auto" else config.attention
-    options: dict[str, Any] = {"device": str(where.device), "implementation": implementation}
-    if source.resume_from:
-        model = RewardModel.from_pretrained(source.resume_from, **options)
-        if source.encoder:
-            model.encoder = _with_lengths(model.encoder, source.encoder, source.resume_from)
-        return model
-    settings = source.encoder.settings() if source.encoder else None
-    options |= {"settings": settings, "gguf_file": source.gguf_file, "seed": config.seed}
-    if source.init:
-        return RewardModel.from_causal_lm(source.init, n_layers=source.n_layers, **options)
-    assert source.preset is not None  # checked by the config
-    assert source.tokenizer is not None
-    return RewardModel.from_preset(source.preset, source.tokenizer, **options)
-
-
-def _with_lengths(encoder: Encoder, wanted: EncoderConfig, source: Path) -> Encoder:
-    """The same encoder with other limits; the template must stay what the model was trained with."""
-    settings = replace(encoder.settings, **wanted.model_dump(exclude_unset=True))
-    if settings.template != encoder.settings.template:
-        raise ConfigError(
-            f"model.encoder.template: {source} was trained with {encoder.settings.template!r}, not {settings.template!r}"
-        )
-    return Encoder(encoder.source, settings)
-
-
-@dataclass
-class _Stop:
-    requested: bool = False
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """SIGTERM and Ctrl-C let the step finish; a second Ctrl-C stops at once."""
-    stop = _Stop()
-    previous: dict[signal.Signals, Any] = {}
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.requested = True
-
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, request)
-    except ValueError:
-        pass  # not the main thread (a notebook's executor): signals stay with their owner
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

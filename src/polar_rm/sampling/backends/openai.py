@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from polar_rm.common.http import can_be_sent, message_of, retry_after
 from polar_rm.errors import PolarError
-from polar_rm.replies import can_be_sent, message_of, retry_after
 from polar_rm.sampling.base import Emit, Failure, Machine, Outcome, Policy, PolicyDown, Request, Sample
 
 BACKOFF_S = 1.0  # before the first retry; doubles, with jitter

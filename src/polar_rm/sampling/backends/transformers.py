@@ -17,8 +17,8 @@ class TransformersPolicy(Policy):
     n_layers: PositiveInt | None = None
 
     def open(self, machine: Machine) -> Backend:
-        from polar_rm.devices import claim_device, compute_dtype
-        from polar_rm.sampling.generation import TransformersBackend
+        from polar_rm.model.devices import claim_device, compute_dtype
+        from polar_rm.sampling.backends.generation import TransformersBackend
 
         device = claim_device(machine.device)
         return TransformersBackend(self, compute_dtype(machine.precision, device), device, machine.batch_size)

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from polar_rm.checkpoints.sources import model_folder
 from polar_rm.errors import PolarError
+from polar_rm.model.language_models import model_folder
+from polar_rm.sampling.backends.rendering import check_chat_template, encode
 from polar_rm.sampling.base import Emit, Failure, Machine, Policy, Request
-from polar_rm.sampling.rendering import check_chat_template, encode
 
 _WINDOW = 8  # batches handed over at once: vLLM schedules them itself, and results are stored after each window
 

@@ -1,1 +1,0 @@
-"""Checkpoint formats: native (stock transformers sequence classification)."""

@@ -1,0 +1,1 @@
+"""The ``polar`` command, a file for each group of verbs."""

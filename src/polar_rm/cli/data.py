@@ -1,0 +1,156 @@
+"""Verbs about data: sample, corpus, inspect."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from polar_rm.cli.options import (
+    Arguments,
+    BadRows,
+    DryRun,
+    JsonFile,
+    ModelDir,
+    app,
+    console,
+    load,
+    messages,
+    print_text,
+    print_values,
+)
+from polar_rm.common.progress import progress_bar, progress_lines
+from polar_rm.errors import PolarError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+
+@app.command()
+def sample(
+    arguments: Arguments,
+    dry_run: DryRun = False,
+    json: JsonFile = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again for samples that came back empty, too long or refused.")
+    ] = False,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="Assumed by --dry-run of policies whose speed is not measured yet.", min=0.001)
+    ] = None,
+) -> None:
+    """Sample trajectories from a zoo of policies.
+
+    Run again with the same config, it draws what is missing. Exit code 2: a policy is not through; what arrived is kept.
+
+    Examples:
+
+        polar sample policies.yaml prompts=prompts.jsonl output=runs/corpus limit=10
+
+        polar sample policies.yaml --dry-run --tokens-per-second 500
+    """
+    from polar_rm.common.files import write_json
+    from polar_rm.sampling.config import SamplingConfig
+    from polar_rm.sampling.runner import PolicyStatus, run_sampling
+
+    config = load(SamplingConfig, arguments)
+    if dry_run:
+        from polar_rm.common.config import to_yaml
+        from polar_rm.sampling.estimate import describe, estimate
+
+        print_text(to_yaml(config))
+        estimates = estimate(config, tokens_per_second)
+        print_text(describe(estimates))
+        if json:
+            write_json(json, [asdict(each) for each in estimates])
+        return
+    log = progress_lines(messages)
+    with progress_bar(messages, enabled=messages.is_terminal) as bar:
+        tasks = {policy.name: bar.add_task(policy.name, total=None, status="") for policy in config.policies}
+
+        def show(status: PolicyStatus) -> None:
+            failed = f", {status.failures.total():,} failed" if status.failures else ""
+            said = f"{status.tokens_per_s:,.0f} tokens/s{failed}" + (" [red]down" if status.error else "")
+            bar.update(tasks[status.policy], completed=status.sampled, total=status.planned, status=said)
+            log(status.policy, f"{status.sampled}/{status.planned} samples, {said}")
+
+        report = run_sampling(config, show, retry_failed=retry_failed)
+    if json:
+        write_json(json, report.to_json())
+    messages.print(report.describe(), markup=False, soft_wrap=True)
+    report.check()
+
+
+@app.command()
+def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRows = "error") -> None:
+    """Turn trajectories into clean contrastive comparisons, with a report of how easily they are seen through.
+
+    Inputs are what `polar sample` wrote, or Parquet or JSONL of {source, prompt_id, prompt, policy, sample_id, text}.
+    The output folder gets `train/`, `unseen_prompts/`, `unseen_policies/` (Parquet), `report.html`, `report.json`,
+    `manifest.json`, `refused.jsonl` and `contaminated.jsonl`. Interrupted, the same command continues.
+
+    Examples:
+
+        polar corpus recipes/corpus.yaml inputs='[runs/samples]' output=runs/corpus
+
+        polar corpus recipes/corpus.yaml inputs='[a.parquet, b.parquet]' output=runs/triples pairing='{kind: triples}'
+
+        polar corpus recipes/corpus.yaml inputs='[runs/samples]' output=runs/corpus splits.policies=2 --dry-run
+    """
+    from polar_rm.common.config import to_yaml
+    from polar_rm.common.files import write_json
+    from polar_rm.corpus.build import build
+    from polar_rm.corpus.config import CorpusConfig
+    from polar_rm.corpus.plan import describe, make_plan
+    from polar_rm.corpus.report import summary
+
+    config = load(CorpusConfig, arguments)
+    if dry_run:
+        print_text(to_yaml(config))
+        lines = dict(describe(config, make_plan(config)))
+        print_values(lines.items())
+        if json:
+            write_json(json, lines)
+        return
+    with progress_bar(messages) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total, status="")
+            bar.update(tasks[name], completed=done)
+
+        report = build(config, on_bad_row=on_bad_row, progress=progress)
+    for line in summary(report):
+        console.print(line, highlight=False, soft_wrap=True)
+    if json:
+        write_json(json, report)
+    messages.print(f"corpus in {config.output}, report in {config.output / 'report.html'}")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Comparisons, JSONL or Parquet.")],
+    model: ModelDir,
+    row: Annotated[int, typer.Option(help="Which row, counted from 1; in JSONL the line.", min=1)] = 1,
+    ids: Annotated[bool, typer.Option("--ids", help="Show every token with its id.")] = False,
+) -> None:
+    """Show one encoded comparison in colour: prefix, branches, score positions, truncation.
+
+    Examples:
+
+        polar inspect pairs.jsonl --row 3 --model runs/rm/model
+    """
+    from polar_rm.encoding.encoder import Encoder
+    from polar_rm.encoding.inspection import render
+    from polar_rm.records import read_numbered_comparisons
+
+    encoder = Encoder.from_pretrained(model)
+    comparison = next((comparison for number, comparison in read_numbered_comparisons(file) if number == row), None)
+    if comparison is None:
+        raise PolarError(f"{file}: there is no row {row}")
+    try:
+        console.print(render(comparison, encoder, ids=ids))
+    except PolarError as error:
+        raise PolarError(f"{file}: row {row}: {error}") from None

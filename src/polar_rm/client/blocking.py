@@ -1,0 +1,61 @@
+"""The client for code that is not asynchronous."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Self
+
+from polar_rm.client.asynchronous import AsyncRewardClient, T
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.records import ScoreItem
+from polar_rm.rewards.outcomes import Outcome
+
+
+class RewardClient:
+    """:class:`AsyncRewardClient` for ordinary code, with the same options. Threads may share one client, and forked children."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._url, self._options = url, options
+        self._opening = threading.Lock()
+        self._open(AsyncRewardClient(url, **options))
+
+    def _open(self, client: AsyncRewardClient) -> None:
+        self._client, self._pid = client, os.getpid()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="reward-client", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def encoder(self) -> Encoder | None:
+        return self._client.encoder
+
+    def close(self) -> None:
+        """Close all connections; the client can't be used again."""
+        if self._thread.is_alive():
+            self._run(AsyncRewardClient.close)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        """See :meth:`AsyncRewardClient.score`."""
+        return self._run(lambda client: client.score(items))
+
+    def score_ids(self, sequences: Sequence[list[int]]) -> list[Outcome]:
+        """See :meth:`AsyncRewardClient.score_ids`."""
+        return self._run(lambda client: client.score_ids(sequences))
+
+    def _run(self, work: Callable[[AsyncRewardClient], Coroutine[Any, Any, T]]) -> T:
+        with self._opening:
+            if self._pid != os.getpid():  # a forked child has no threads of its parent
+                self._open(AsyncRewardClient(self._url, **{**self._options, "model": self._client.encoder}))
+        return asyncio.run_coroutine_threadsafe(work(self._client), self._loop).result()

@@ -1,0 +1,70 @@
+"""Items in an order in which neighbours share prefixes, and the place that each outcome goes back to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.errors import PolarError
+from polar_rm.records import ScoreItem, group_items
+from polar_rm.records.fields import Refused
+from polar_rm.records.rows import to_row
+from polar_rm.rewards.outcomes import Cut, Failure
+
+Job = TypeVar("Job")
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """One encoded item."""
+
+    ids: list[int]
+    cut: Cut
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs(Generic[Job]):
+    """todo: what to score. places: the index of the item that each job belongs to. failed: items that can't be scored."""
+
+    todo: list[Job]
+    places: list[int]
+    failed: dict[int, Failure]
+
+
+def by_group(items: Sequence[ScoreItem]) -> Jobs[ScoreItem]:
+    """Items as they are, those with one prompt, reference and wrapper next to each other; one that is no item has failed."""
+    jobs: Jobs[ScoreItem] = Jobs([], [], {})
+    for index in (index for group in group_items(items) for index in group):
+        try:
+            to_row(items[index])
+        except Refused as error:
+            jobs.failed[index] = Failure("invalid_item", str(error))
+        else:
+            jobs.todo.append(items[index])
+            jobs.places.append(index)
+    return jobs
+
+
+def encode(items: Sequence[ScoreItem], encoder: Encoder) -> Jobs[Ids]:
+    """The same as token ids; an item that can't be encoded has failed."""
+    jobs: Jobs[Ids] = Jobs([], [], {})
+    groups = group_items(items)[::-1]
+    while groups:
+        group = groups.pop()
+        first = items[group[0]]
+        try:
+            outputs = [items[index].output for index in group]
+            trees = encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper)
+        except PolarError as error:
+            if len(group) == 1:
+                jobs.failed[group[0]] = Failure("invalid_item", str(error))
+            else:  # perhaps only one output is at fault
+                groups += [[index] for index in reversed(group)]
+            continue
+        for part, tree in trees:
+            for branch, place in enumerate(part):
+                jobs.todo.append(Ids(tree.sequence(branch), Cut.of(tree, branch)))
+                jobs.places.append(group[place])
+    return jobs

@@ -1,0 +1,92 @@
+"""A drop-in for the official POLAR client."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from polar_rm.client.blocking import RewardClient
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.encoding.sequences import TokenSequence, render, tokenize
+from polar_rm.encoding.settings import EncoderSettings
+from polar_rm.encoding.tokenizers import load_tokenizer
+from polar_rm.errors import PolarError
+from polar_rm.protocols.engines import Engine
+from polar_rm.rewards.outcomes import rewards
+
+
+class RewardModelClient:
+    """Drop-in for POLAR's and XTuner's client: the same constructor and calls, so that a script changes one import.
+
+    It differs where the official one goes wrong: a failure raises instead of giving None, token ids are sent instead of text
+    (fast tokenizers split the scoring token in text), tokenizers need no remote code. path: a native checkpoint folder, whose
+    own limits are the default.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        max_length: int | None = None,
+        max_response_length: int | None = None,
+        response_cut_side: Literal["right", "left"] | None = None,
+        server_type: Literal["sglang", "vllm", "lmdeploy"] = "sglang",
+        server_address: str = "127.0.0.1:30000",
+    ) -> None:
+        if server_type not in ("sglang", "vllm", "lmdeploy"):
+            raise PolarError(f"unknown server_type {server_type!r}; known: sglang, vllm, lmdeploy")
+        saved = Encoder.from_pretrained(path)
+        given = {"max_length": max_length, "max_response_length": max_response_length, "response_cut_side": response_cut_side}
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        settings: EncoderSettings = replace(saved.settings, **changes)
+        self.encoder = Encoder(load_tokenizer(path), settings)
+        self.server_type: Engine = server_type
+        self._url = f"http://{server_address}"
+        self._clients: dict[Engine, RewardClient] = {}
+
+    def __call__(self, data: Any) -> list[float]:
+        """Raw rewards of items ``{prompt, reference, output[, wrapper]}`` or rendered texts.
+
+        Raises:
+            PolarError: an item can't be encoded.
+            ScoreError: an item got no reward.
+        """
+        return self._request(data, self.server_type)
+
+    def encode(self, data: Any) -> str | list[str]:
+        """The rendered text of one item, or of each in a list; texts pass through."""
+        if isinstance(data, list):
+            return [text if isinstance(text, str) else render(self._ids(text), self.encoder) for text in data]
+        return data if isinstance(data, str) else render(self._ids(data), self.encoder)
+
+    def sglang_request_reward(self, data: Any) -> list[float]:
+        """From SGLang, or ours."""
+        return self._request(data, "sglang")
+
+    def vllm_request_reward(self, data: Any) -> list[float]:
+        """From vLLM with either pooling task, or ours."""
+        return self._request(data, "vllm")
+
+    def lmdeploy_request_reward(self, data: Any) -> list[float]:
+        """From LMDeploy, or ours with ``--pooling-flavour lmdeploy``."""
+        return self._request(data, "lmdeploy")
+
+    def _request(self, data: Any, engine: Engine) -> list[float]:
+        items = data if isinstance(data, list) else [data]
+        sequences = [self._ids(item) for item in items]
+        if engine not in self._clients:
+            self._clients[engine] = RewardClient(self._url, engine=engine)
+        return rewards(self._clients[engine].score_ids(sequences))
+
+    def _ids(self, item: Any) -> list[int]:
+        if isinstance(item, str):
+            ids = tokenize(item, self.encoder)
+            TokenSequence.from_ids(ids, self.encoder)  # refuses what is no rendered item
+            return ids
+        try:
+            [(_, tree)] = self.encoder.encode_outputs(
+                item["prompt"], item["reference"], [item["output"]], item.get("wrapper", "sft")
+            )
+        except (TypeError, KeyError) as error:
+            raise PolarError(f"expected an item with prompt, reference and output, or a rendered text: {error!r}") from None
+        return tree.sequence(0)

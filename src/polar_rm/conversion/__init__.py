@@ -1,0 +1,1 @@
+"""Official and other trainers' checkpoints to native ones, and back."""

@@ -1,0 +1,71 @@
+"""``polar convert``: what becomes of which folder, and doing it a shard at a time."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from polar_rm.common.files import read_json
+from polar_rm.conversion.plan import Conversion, Layout
+from polar_rm.errors import PolarError
+from polar_rm.model.native import write_checkpoint
+
+
+def plan(source: str | Path, *, to: Layout = "native", dtype: str | None = None) -> Conversion:
+    """Look at a folder without loading its weights. dtype: of the result's weights; by default each tensor keeps its own.
+
+    Raises:
+        UnsupportedModel: it can't be converted exactly; the message says why.
+    """
+    from polar_rm.conversion.internlm2 import ARCHITECTURE, from_internlm2, to_internlm2
+    from polar_rm.conversion.stock import from_stock
+
+    folder = Path(source)
+    if not folder.is_dir():
+        raise PolarError(f"{folder}: no such folder of a model")
+    config = read_json(folder / "config.json")
+    native = isinstance(config.get("polar"), dict)
+    if to == "internlm2":
+        if not native:
+            raise PolarError(f"{folder}: only a native folder is written as internlm2; convert it to native first")
+        conversion = to_internlm2(folder)
+    elif native:
+        raise PolarError(f"{folder}: is a native folder already")
+    elif config.get("architectures") == [ARCHITECTURE]:
+        conversion = from_internlm2(folder)
+    else:
+        conversion = from_stock(folder)
+    return _cast(conversion, dtype) if dtype else conversion
+
+
+def convert(source: str | Path, target: str | Path, *, to: Layout = "native", dtype: str | None = None) -> Conversion:
+    """Write ``source`` in another layout to the new folder ``target``; returns what was done.
+
+    Memory stays at about two shards of 1 GiB, whatever the size of the model. A failure leaves no ``target``.
+
+    Raises:
+        UnsupportedModel: as :func:`plan`, or a tensor holds NaN. PolarError: ``target`` is there already, or the disk is full.
+    """
+    conversion = plan(source, to=to, dtype=dtype)
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise PolarError(f"{target}: exists already; name a new folder")
+    existing = next(path for path in target.absolute().parents if path.exists())
+    free = shutil.disk_usage(existing).free
+    if conversion.nbytes > free:
+        raise PolarError(f"{target}: needs {conversion.nbytes / 1e9:,.1f} GB, only {free / 1e9:,.1f} GB are free")
+    write_checkpoint(target, conversion.config, conversion.tensors, conversion.files)
+    return conversion
+
+
+def _cast(conversion: Conversion, dtype: str) -> Conversion:
+    wanted = getattr(torch, dtype)
+    notes = list(conversion.notes)
+    if any(tensor.dtype != wanted and wanted.itemsize <= tensor.dtype.itemsize for tensor in conversion.tensors.values()):
+        notes.append(f"rounded to {dtype}: scores will differ by about its precision")
+    tensors = {name: tensor.to(wanted) for name, tensor in conversion.tensors.items()}
+    config = {**conversion.config, **{key: dtype for key in ("dtype", "torch_dtype") if key in conversion.config}}
+    return replace(conversion, tensors=tensors, config=config, notes=tuple(notes))

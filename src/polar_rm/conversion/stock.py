@@ -1,0 +1,122 @@
+"""Reward models on stock backbones as other trainers save them: xtuner, TRL and OpenRLHF differ in the head's name alone."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
+
+from polar_rm.conversion.plan import Conversion, encoder_settings
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.encoding.settings import REWARD_TOKEN, SEPARATOR_TOKEN
+from polar_rm.encoding.tokenizers import load_tokenizer
+from polar_rm.errors import UnsupportedModel
+from polar_rm.model.backbones import read_config
+from polar_rm.model.native import (
+    add_role_tokens,
+    native_config,
+    new_embeddings,
+    padding_token,
+    read_specials,
+    tokenizer_files,
+)
+from polar_rm.model.weights import LazyTensor, check_tensors, read_weights
+
+# TRL and xtuner (to_hf) write score, xtuner's own checkpoints v_head, OpenRLHF value_head or score (its value_head_prefix).
+HEADS = ("score", "v_head", "value_head")
+
+
+def from_stock(folder: Path) -> Conversion:
+    """How a reward model on a stock backbone becomes a native folder.
+
+    Role tokens that its tokenizer lacks are added with new rows of the embedding; such a model has never seen them and has to
+    be fine-tuned on comparisons before its scores mean anything.
+
+    Raises:
+        UnsupportedModel: no head with one output, a bias, tensors without a place, an architecture transformers doesn't know.
+    """
+    config = _read_config(folder)
+    tensors = _with_stock_names(folder, read_weights(folder))
+    rows = tensors["model.embed_tokens.weight"].shape[0] if "model.embed_tokens.weight" in tensors else 0
+    if rows != config.vocab_size:
+        raise UnsupportedModel(
+            f"{folder}: vocabulary mismatch: {rows} rows of the embedding, but vocab_size is {config.vocab_size}"
+        )
+    tokenizer, reward_token, notes = _role_tokens(folder, config)
+    if tokenizer.get_vocab_size() > rows:
+        if load_tokenizer(folder).get_vocab_size() > rows:
+            raise UnsupportedModel(
+                f"{folder}: vocabulary mismatch: the tokenizer has ids beyond the {rows} rows of the embedding"
+            )
+        config.vocab_size = tokenizer.get_vocab_size()
+        table = tensors["model.embed_tokens.weight"]
+        grown = (config.vocab_size, table.shape[1])
+        tensors["model.embed_tokens.weight"] = table.then(partial(_grow, config.vocab_size), grown)
+    try:
+        with torch.device("meta"):
+            skeleton = AutoModelForSequenceClassification.from_config(config)
+    except ValueError:
+        raise UnsupportedModel(f"{folder}: transformers has no sequence classification for {config.model_type!r}") from None
+    check_tensors(folder, tensors, {name: tuple(value.shape) for name, value in skeleton.state_dict().items()})
+    encoder = Encoder(tokenizer, encoder_settings(config.max_position_embeddings, reward_token=reward_token))
+    specials = read_specials(folder)
+    specials["pad_token"] = padding_token(specials)
+    config.pad_token_id = tokenizer.token_to_id(specials["pad_token"])
+    if config.pad_token_id == encoder.reward_id:
+        raise UnsupportedModel(f"{folder}: the padding token is the scoring token: readers would score at the token before it")
+    source = "/".join(config.architectures or ["?"])
+    config.problem_type = "regression"  # or vLLM applies a sigmoid
+    config.architectures = [type(skeleton).__name__]
+    title = f"{source} -> {config.architectures[0]}"
+    values = native_config(config.to_dict(), tensors, encoder)
+    return Conversion(title, values, tensors, tokenizer_files(encoder, specials), encoder, tuple(notes))
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    config = read_config(folder)
+    if getattr(config, "normalize_reward", False) and (getattr(config, "mean", 0), getattr(config, "std", 1)) != (0, 1):
+        raise UnsupportedModel(f"{folder}: normalize_reward is true: OpenRLHF shifts its scores, which a bias-free head can't")
+    config.num_labels = 1
+    return config
+
+
+def _with_stock_names(folder: Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Names as in ``*ForSequenceClassification``: the head is ``score``, the backbone ``model``."""
+    heads = [head for head in HEADS if f"{head}.weight" in tensors]
+    if len(heads) != 1:
+        known = ", ".join(f"{head}.weight" for head in HEADS)
+        found = "no reward head" if not heads else f"more than one reward head, {' and '.join(heads)}"
+        raise UnsupportedModel(f"{folder}: {found} (known: {known}); for a language model use model.init of polar pretrain")
+    named = {}
+    for name, tensor in tensors.items():
+        outer = name.partition(".")[0]
+        if name == f"{heads[0]}.bias":
+            if tensor.load().any():  # SGLang's Qwen classes want a bias, so checkpoints made for it carry zeros
+                raise UnsupportedModel(f"{folder}: tensor {name!r} is not zero: a native head has no bias")
+        elif outer == heads[0]:
+            named["score" + name.removeprefix(outer)] = tensor
+        elif name == "lm_head.weight":
+            continue  # left over from the language model; no score depends on it
+        else:
+            named[name if outer == "model" else f"model.{name}"] = tensor
+    return named
+
+
+def _role_tokens(folder: Path, config: Any) -> tuple[Tokenizer, str, list[str]]:
+    """The tokenizer with both roles as special tokens, the scoring token's text, and a note on what was added."""
+    source = load_tokenizer(folder)
+    reward_id = getattr(config, "reward_token_id", None)  # xtuner's
+    reward = REWARD_TOKEN if reward_id is None else source.id_to_token(reward_id)
+    if reward is None:
+        raise UnsupportedModel(f"{folder}: reward_token_id {reward_id} is no id of its tokenizer")
+    new = [text for text in (SEPARATOR_TOKEN, reward) if source.token_to_id(text) is None]
+    notes = [f"added {' and '.join(new)}, which this model has never seen: fine-tune it on comparisons"] if new else []
+    return add_role_tokens(source, reward), reward, notes
+
+
+def _grow(vocabulary: int, table: torch.Tensor) -> torch.Tensor:
+    return torch.cat([table, new_embeddings(table, vocabulary - table.shape[0], seed=0)])

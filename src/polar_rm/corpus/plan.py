@@ -1,0 +1,97 @@
+"""What a corpus will be built from: files, parts, buckets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polar_rm.corpus.config import CorpusConfig
+from polar_rm.corpus.job import Part
+from polar_rm.corpus.partition import parquet_columns
+from polar_rm.errors import PolarError
+from polar_rm.records import find_files
+
+SCHEMA = "polar-rm/corpus/1"
+_PART_BYTES = 64 << 20
+_BUCKET_BYTES = 16 << 20
+_MOST_BUCKETS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusPlan:
+    """What a build will do. rows: None where a file must be read to count them."""
+
+    files: tuple[Path, ...]
+    rows: int | None
+    n_bytes: int
+    parts: tuple[Part, ...]
+    n_buckets: int
+
+
+def make_plan(config: CorpusConfig) -> CorpusPlan:
+    """Look at the inputs' metadata and lay out all tasks; nothing is written.
+
+    Raises:
+        PolarError: a file is missing, unreadable, or its columns are not those of trajectories.
+    """
+    files = tuple(dict.fromkeys(file for source in config.inputs for file in _files(source)))
+    parts: list[Part] = []
+    rows: int | None = 0
+    for file in files:
+        if file.name.endswith(".parquet"):
+            count = _add_parquet(file, parts)
+            rows = None if rows is None else rows + count
+        else:
+            parts.append(Part(file, None, 1, file.stat().st_size))
+            rows = None
+    n_bytes = sum(part.n_bytes for part in parts)
+    return CorpusPlan(files, rows, n_bytes, tuple(parts), config.buckets or min(_MOST_BUCKETS, 1 + n_bytes // _BUCKET_BYTES))
+
+
+def describe(config: CorpusConfig, plan: CorpusPlan) -> list[tuple[str, str]]:
+    """The plan in words."""
+    rows = "an unknown number of" if plan.rows is None else f"{plan.rows:,}"
+    workers = f"{config.workers or 'all'} {'cores' if config.engine == 'local' else 'tasks of a Ray cluster'}"
+    return [
+        ("inputs", f"{len(plan.files):,} files, {rows} rows, {plan.n_bytes / 2**20:,.1f} MiB uncompressed"),
+        ("first pass", f"{len(plan.parts):,} parts on {workers}"),
+        ("second pass", f"{plan.n_buckets:,} buckets of about {plan.n_bytes / plan.n_buckets / 2**20:,.1f} MiB, a shard each"),
+        ("disk", f"about {2 * plan.n_bytes / 2**20:,.0f} MiB in {config.output} at most, while it runs"),
+    ]
+
+
+def _files(source: str) -> list[Path]:
+    """The files that an input means. A folder of ``polar sample`` also holds its store and lists of errors, as JSON lines: where
+    there are Parquet files, they are the trajectories."""
+    found = find_files(source)
+    tables = [file for file in found if file.name.endswith(".parquet")]
+    return tables if tables and Path(source).is_dir() else found
+
+
+def _add_parquet(file: Path, parts: list[Part]) -> int:
+    """Divide a file into parts of whole row groups; returns its rows."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            parquet_columns(file, opened.schema_arrow)
+            metadata = opened.metadata
+            sizes = [
+                (metadata.row_group(i).num_rows, metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups)
+            ]
+    except (OSError, pa.ArrowException) as error:
+        raise PolarError(f"{file}: not a complete Parquet file: {str(error).splitlines()[0]}") from error
+    if not sum(rows for rows, _ in sizes):
+        raise PolarError(f"{file}: it is empty: there are no rows")
+    first = row = 1
+    held: list[int] = []
+    held_bytes = 0
+    for group, (rows, n_bytes) in enumerate(sizes):
+        held.append(group)
+        held_bytes += n_bytes
+        row += rows
+        if held_bytes >= _PART_BYTES or group == len(sizes) - 1:
+            parts.append(Part(file, tuple(held), first, held_bytes))
+            held, held_bytes, first = [], 0, row
+    return row - 1

@@ -1,0 +1,39 @@
+"""Which rows of a bucket stay where a source has too many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polar_rm.common.files import sha256, write_json
+from polar_rm.corpus.job import Job
+
+
+def thin_bucket(job: Job, number: int) -> None:
+    """Keep of every capped policy the comparisons with the smallest keys; writes ``thinned/NUMBER.json``."""
+    written = {}
+    ledger = pq.read_table(job.path("ledgers", number, ".parquet"))
+    keep = kept_rows(job, ledger)
+    splits = np.array(ledger["split"].to_pylist(), object)
+    for split in sorted(set(splits)):
+        table = pq.read_table(job.path(f"shards/{split}", number, ".parquet"))
+        if (mask := keep[splits == split]).any():
+            target = job.path(f"thin/{split}", number, ".parquet")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table.filter(pa.array(mask)), target, compression="zstd")
+            written[split] = {"rows": int(mask.sum()), "sha256": sha256(target)}
+    write_json(job.path("thinned", number, ".json"), {"shards": written})
+
+
+def kept_rows(job: Job, ledger: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which comparisons stay under the job's thresholds: bool [rows]."""
+    keep = np.ones(len(ledger), bool)
+    keys, policies = ledger["key"].to_numpy(), ledger["policy"].to_numpy()
+    splits = np.array(ledger["split"].to_pylist(), object)
+    for split, thresholds in job.thresholds.items():
+        for policy, most in thresholds.items():
+            keep &= ~((splits == split) & (policies == job.policies.index(policy)) & (keys > np.uint64(most)))
+    return keep

@@ -1,0 +1,91 @@
+"""Sequences that arrive ready made, as rendered text or as ids: tokenised as an engine would, checked, joined into trees.
+
+The rendered form of an item is what the official client sends (see :mod:`polar_rm.encoding`)::
+
+    prompt ⊕ reference <|reward|> prompt ⊕ candidate [UNUSED_TOKEN_130]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Self
+
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.encoding.tree import PrefixTree
+from polar_rm.errors import PolarError
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """Checked ids of one item: ``head`` ends in the separator, ``tail`` in the reward token. Equal heads share a tree."""
+
+    head: tuple[int, ...]
+    tail: list[int]
+
+    @classmethod
+    def from_ids(cls, ids: Sequence[int], encoder: Encoder) -> Self:
+        """Ids from outside.
+
+        Raises:
+            PolarError: too long, an id that is none of the vocabulary, or not one separator and the reward token at the end.
+                Such ids would get a number, but not a reward.
+        """
+        limit = encoder.settings.max_length
+        if len(ids) > limit:
+            raise PolarError(f"{len(ids)} tokens, more than max_length {limit}; cut before sending, the end holds the score")
+        bad = next((token for token in ids if not 0 <= token < encoder.vocabulary_size), None)
+        if bad is not None:
+            raise PolarError(f"token id {bad} is not in the vocabulary (0 to {encoder.vocabulary_size - 1})")
+        if not ids or ids[-1] != encoder.reward_id:
+            raise PolarError(
+                f"the last token must be {encoder.settings.reward_token!r} (id {encoder.reward_id}), where the score is read"
+            )
+        separators = ids.count(encoder.separator_id)
+        if separators != 1:
+            name = encoder.settings.separator_token
+            raise PolarError(f"expected one separator {name!r} (id {encoder.separator_id}), found {separators}")
+        end = ids.index(encoder.separator_id) + 1
+        return cls(tuple(ids[:end]), list(ids[end:]))
+
+    def __len__(self) -> int:
+        return len(self.head) + len(self.tail)
+
+
+def tokenize(text: str, encoder: Encoder, *, add_bos: bool = True) -> list[int]:
+    """Ids of one rendered text as an engine gives them: both role tokens atomic, and BOS in front exactly once.
+
+    Raises:
+        PolarError: the text is not valid Unicode, or so long that it needs no counting.
+    """
+    limit = encoder.settings.max_length
+    if len(text) > limit * encoder.longest_token:
+        raise PolarError(f"{len(text):,} characters are more than max_length {limit} tokens; cut before sending")
+    ids = encoder.ids(text)
+    has_bos = not add_bos or ids[: len(encoder.bos_ids)] == encoder.bos_ids
+    return ids if has_bos else [*encoder.bos_ids, *ids]
+
+
+def render(ids: Sequence[int], encoder: Encoder) -> str:
+    """The text that :func:`tokenize` turns into these ids.
+
+    Raises:
+        PolarError: there is none, because the tokenizer would merge the text into other ids: send the ids.
+    """
+    text: str = encoder.tokenizer.decode(list(ids[len(encoder.bos_ids) :]), skip_special_tokens=False)
+    if tokenize(text, encoder) != list(ids):
+        raise PolarError("this item has no text that gives its token ids (a cut inside a word); send token ids")
+    return text
+
+
+def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    return len(commonprefix([list(first), list(second)]))
+
+
+def join(sequences: Sequence[TokenSequence]) -> PrefixTree:
+    """The tree of sequences with one head. Its prefix goes on as far as all tails agree, but not over the reward token."""
+    tails = [sequence.tail for sequence in sequences]
+    shared = min(len(commonprefix(tails)), min(map(len, tails)) - 1)
+    return PrefixTree([*sequences[0].head, *tails[0][:shared]], [tail[shared:] for tail in tails], (0,) * len(tails))

@@ -1,0 +1,53 @@
+"""Does tree attention on this backbone give what separate sequences give?"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from transformers import PreTrainedModel
+
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.errors import UnsupportedModel
+from polar_rm.model.backbones import SUPPORTED, first_line
+from polar_rm.model.packing import pack
+from polar_rm.records import Comparison
+
+# Equal to fp32 rounding; a wrong mask is off by 1e-2 or more.
+_EQUALITY_TOLERANCE = 1e-4
+
+
+def check_family(backbone: PreTrainedModel, encoder: Encoder, name: str) -> None:
+    """Families that are not known to be exact must show it: tree scores against each candidate alone, on this very model."""
+    config = backbone.config
+    if config.model_type in SUPPORTED:
+        return
+    difference = equality_error(backbone, encoder)
+    if not difference <= _EQUALITY_TOLERANCE:
+        raise UnsupportedModel(
+            f"{name}: backbones of type {config.model_type!r} are not supported (known: {', '.join(SUPPORTED)}), and on this "
+            f"one tree attention differs from separate sequences by {difference:.1e}"
+        )
+    warnings.warn(f"{name}: {config.model_type!r} is not a known backbone; it passed the equality check", stacklevel=3)
+
+
+@torch.inference_mode()
+def equality_error(backbone: PreTrainedModel, encoder: Encoder) -> float:
+    """Largest relative difference of a tree's last hidden states to those of transformers' own attention on each sequence."""
+    candidates = ("one", "two words", "three words here")
+    tree = encoder.encode(Comparison("Say something.", "a word", candidates, (0, 1, 2)))
+    row = pack([tree]).to(backbone.device)
+    decoder = backbone.base_model
+    implementation = backbone.config._attn_implementation
+    try:
+        positions = row.layout.position_ids().to(backbone.device)[None]
+        output = decoder(row.ids, position_ids=positions, use_cache=False, tree=row.layout)
+        together = output.last_hidden_state[0, row.layout.score_positions().to(backbone.device)]
+        backbone.set_attn_implementation("eager")
+        sequences = [torch.tensor([tree.sequence(i)], device=backbone.device) for i in range(len(candidates))]
+        alone = torch.cat([decoder(ids, use_cache=False).last_hidden_state[:, -1] for ids in sequences])
+    except (TypeError, ValueError) as error:
+        raise UnsupportedModel(f"{backbone.config.model_type!r} does not take tree attention: {first_line(error)}") from error
+    finally:
+        backbone.set_attn_implementation(implementation)
+    return float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))

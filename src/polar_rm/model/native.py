@@ -1,0 +1,118 @@
+"""The native checkpoint: a stock ``*ForSequenceClassification`` folder with one label, safetensors and no remote code.
+
+It loads with ``AutoModelForSequenceClassification`` and serves in vLLM and SGLang as it is. ``config.json`` carries one section
+of ours, ``polar``: the encoder's settings and hash. Writing is atomic: a killed or failed save never leaves a folder that looks
+finished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer
+from transformers import PretrainedConfig
+
+from polar_rm.common.files import atomic_directory, read_json, write_file, write_json
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.encoding.settings import REWARD_TOKEN, SEPARATOR_TOKEN
+from polar_rm.errors import PolarError
+from polar_rm.model.weights import LazyTensor, write_shards
+
+# What other loaders need to know of the tokenizer; everything else in tokenizer_config.json is about chat, which an RM has not.
+_TOKENIZER_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def save_native(
+    directory: str | Path,
+    config: PretrainedConfig,
+    weights: Mapping[str, torch.Tensor],
+    encoder: Encoder,
+    specials: Mapping[str, str],
+) -> None:
+    """Write a complete checkpoint. weights: named as in the transformers model. specials: as of :func:`read_specials`."""
+    tensors = {name: LazyTensor.of(tensor) for name, tensor in weights.items()}
+    values = native_config(config.to_dict(), tensors, encoder)
+    write_checkpoint(directory, values, tensors, tokenizer_files(encoder, specials))
+
+
+def native_config(values: Mapping[str, Any], tensors: Mapping[str, LazyTensor], encoder: Encoder) -> dict[str, Any]:
+    """What ``config.json`` says: a transformers config's values, readable by transformers 4 and 5, with our section."""
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    # transformers 4 reads torch_dtype, transformers 5 reads dtype.
+    values = {**values, "dtype": dtype, "torch_dtype": dtype, "polar": {"encoder": encoder.to_config()}}
+    if rope := values.get("rope_parameters"):
+        # Without its own two keys, transformers 4 would compute with a theta of 10000 and not say a word.
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        plain = scaling.get("rope_type", "default") == "default"
+        values |= {"rope_theta": rope["rope_theta"], "rope_scaling": None if plain else scaling}
+    return {key: value for key, value in values.items() if not key.startswith("_")}
+
+
+def write_checkpoint(
+    directory: str | Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor], files: Mapping[str, bytes]
+) -> None:
+    """A whole folder, atomically and a shard at a time. config: of ``config.json``. files: contents by relative path."""
+    with atomic_directory(directory) as folder:
+        write_shards(folder, tensors)
+        write_json(folder / "config.json", config)
+        for name, content in files.items():
+            write_file(folder / name, content)
+
+
+def read_specials(directory: str | Path) -> dict[str, str]:
+    """The texts of the tokenizer's BOS, EOS, unknown and padding tokens, as far as it names them."""
+    path = Path(directory) / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    values = read_json(path)
+    contents = {key: values.get(key) for key in _TOKENIZER_KEYS}
+    texts = {key: token["content"] if isinstance(token, dict) else token for key, token in contents.items()}
+    return {key: text for key, text in texts.items() if text}
+
+
+def add_role_tokens(tokenizer: Tokenizer, reward_token: str = REWARD_TOKEN) -> Tokenizer:
+    """A copy of the tokenizer in which the separator and the reward token are special and atomic."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (SEPARATOR_TOKEN, reward_token)])
+    return tokenizer
+
+
+def new_embeddings(known: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+    """Rows for added tokens, [count, width]: the mean embedding plus a little noise, so that the two roles start apart."""
+    table = known.float()
+    noise = torch.randn(count, table.shape[1], generator=torch.Generator().manual_seed(seed))
+    return (table.mean(0) + noise.to(table.device) * table.std(0)).to(known.dtype)
+
+
+def padding_token(specials: Mapping[str, str]) -> str:
+    """Readers pool at the last token that is not padding, so padding must never be the reward token.
+
+    Raises:
+        PolarError: none of the special tokens can serve.
+    """
+    for key in ("pad_token", "eos_token", "unk_token", "bos_token"):
+        if key in specials:
+            return specials[key]
+    raise PolarError("the tokenizer names no padding, EOS, unknown or BOS token; one is needed as padding")
+
+
+def tokenizer_files(encoder: Encoder, specials: Mapping[str, str]) -> dict[str, bytes]:
+    """Contents of the tokenizer's two files by name."""
+    settings = json.dumps(tokenizer_config(encoder, specials), indent=2, ensure_ascii=False)
+    return {"tokenizer.json": encoder.source.to_str(pretty=True).encode(), "tokenizer_config.json": settings.encode()}
+
+
+def tokenizer_config(encoder: Encoder, specials: Mapping[str, str]) -> dict[str, Any]:
+    """Written by hand so that transformers 4 and 5 both read it: what 5 writes (``TokenizersBackend``) breaks 4."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **specials,
+        "additional_special_tokens": [encoder.settings.separator_token, encoder.settings.reward_token],
+        "model_max_length": encoder.settings.max_length,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }

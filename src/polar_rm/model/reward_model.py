@@ -1,0 +1,198 @@
+"""The reward model: a stock transformers backbone, a bias-free linear head, and attention over prefix trees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.encoding.settings import EncoderSettings
+from polar_rm.errors import PolarError, UnsupportedModel
+from polar_rm.model.backbones import (
+    SUPPORTED,
+    add_embeddings,
+    attention_name,
+    dtype_of,
+    keep_layers,
+    load_backbone,
+    read_config,
+    read_tokenizer,
+)
+from polar_rm.model.exactness import check_family
+from polar_rm.model.language_models import gguf_in, gguf_parsed_once, model_folder
+from polar_rm.model.native import add_role_tokens, padding_token, read_specials, save_native
+from polar_rm.model.packing import PackedRow
+from polar_rm.model.presets import PRESETS, preset_config
+from polar_rm.model.skipping import InChunks, only_score_positions
+from polar_rm.records import Text, Wrapper
+
+
+class RewardModel(nn.Module):
+    """r(prompt, reference, candidate) for every candidate of a row of prefix trees.
+
+    ``backbone`` is the transformers ``*ForSequenceClassification`` model itself; no module of it is replaced. Attention is the
+    function that its config names; hooks and :class:`InChunks` leave out or divide work without a change to scores. The head and
+    the scores are float32 whatever the backbone computes in (open-instruct 1387).
+    """
+
+    def __init__(self, backbone: PreTrainedModel, encoder: Encoder, specials: Mapping[str, str]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.encoder = encoder
+        self.specials = dict(specials)
+        backbone.score.float()
+        if backbone.config.model_type in SUPPORTED and not hasattr(backbone, "_leaves_out_work"):
+            backbone._leaves_out_work = True  # hooks stay with the backbone, which may be wrapped again
+            only_score_positions(backbone.base_model)
+            for layer in backbone.base_model.layers[:-1]:
+                InChunks(layer.mlp)
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | Path, *, dtype: str = "float32", device: str = "cpu", implementation: str | None = None
+    ) -> Self:
+        """Load a native checkpoint.
+
+        dtype: of the backbone: float32, bfloat16 or float16. implementation: name of a registered tree attention; by default
+        the fast one for the device.
+
+        Raises:
+            UnsupportedModel: not a one-label reward model, a family that fails the equality check, missing or NaN weights.
+            EncoderMismatch: the folder's tokenizer or encoder settings are not those it was trained with.
+        """
+        config = read_config(directory)
+        if not (config.architectures or [""])[0].endswith("ForSequenceClassification") or config.num_labels != 1:
+            raise UnsupportedModel(
+                f"{directory}: a reward model is a *ForSequenceClassification checkpoint with one label, this is "
+                f"{config.architectures} with {config.num_labels}; for a language model use model.init"
+            )
+        encoder = Encoder.from_pretrained(directory)
+        backbone = load_backbone(directory, config, dtype, device, implementation, new_head=False)
+        model = cls(backbone, encoder, read_specials(directory)).to(device).eval()
+        check_family(model.backbone, encoder, str(directory))
+        return model
+
+    @classmethod
+    @gguf_parsed_once()
+    def from_causal_lm(
+        cls,
+        directory: str | Path,
+        *,
+        settings: EncoderSettings | None = None,
+        n_layers: int | None = None,
+        gguf_file: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        implementation: str | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """A reward model on a language model's backbone: zero-initialised head (the first loss is ln 2), role tokens added.
+
+        directory: a folder or ``package:NAME`` (see :func:`model_folder`). gguf_file: which GGUF in it, where there are several.
+        n_layers: keep only the first layers (a small model of a pre-trained one's lower half). seed: of the embeddings of added
+        tokens.
+        """
+        directory = model_folder(directory)
+        gguf_file = gguf_in(directory, gguf_file)
+        config = read_config(directory, gguf_file)
+        config.num_labels = 1
+        if n_layers is not None:
+            if not 1 <= n_layers <= config.num_hidden_layers:
+                raise PolarError(f"n_layers must be 1 to {config.num_hidden_layers}, not {n_layers}")
+            keep_layers(config, n_layers)
+        tokenizer, specials = read_tokenizer(directory, gguf_file)
+        backbone = load_backbone(directory, config, dtype, device, implementation, new_head=True, gguf_file=gguf_file)
+        return cls._build(backbone, tokenizer, specials, settings, seed).to(device)
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: str,
+        tokenizer_directory: str | Path,
+        *,
+        settings: EncoderSettings | None = None,
+        gguf_file: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        implementation: str | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """A randomly initialised Llama of a preset size, with another model's tokenizer."""
+        if preset not in PRESETS:
+            raise PolarError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+        tokenizer_directory = model_folder(tokenizer_directory)
+        tokenizer, specials = read_tokenizer(tokenizer_directory, gguf_in(tokenizer_directory, gguf_file))
+        config = preset_config(
+            preset,
+            vocab_size=tokenizer.get_vocab_size(),
+            max_position_embeddings=(settings or EncoderSettings()).max_length,
+            attn_implementation=attention_name(implementation, device),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            backbone = AutoModelForSequenceClassification.from_config(config, dtype=dtype_of(dtype))
+        return cls._build(backbone, tokenizer, specials, settings, seed).to(device)
+
+    @classmethod
+    def _build(
+        cls,
+        backbone: PreTrainedModel,
+        tokenizer: Tokenizer,
+        specials: dict[str, str],
+        settings: EncoderSettings | None,
+        seed: int,
+    ) -> Self:
+        tokenizer = add_role_tokens(tokenizer)
+        add_embeddings(backbone, tokenizer.get_vocab_size(), seed)
+        nn.init.zeros_(backbone.score.weight)
+        model = cls(backbone, Encoder(tokenizer, settings), specials)
+        model.specials["pad_token"] = pad = padding_token(specials)
+        backbone.config.pad_token_id = tokenizer.token_to_id(pad)
+        # vLLM applies a sigmoid to one-label heads unless the config says regression.
+        backbone.config.problem_type = "regression"
+        backbone.config.architectures = [type(backbone).__name__]
+        check_family(backbone, model.encoder, backbone.config.model_type)
+        return model
+
+    def forward(self, row: PackedRow) -> torch.Tensor:
+        """Scores of all candidates of the row, tree by tree: float32 [n_candidates]."""
+        layout = row.layout
+        device = row.ids.device
+        output = self.backbone.base_model(
+            input_ids=row.ids,
+            position_ids=layout.position_ids().to(device)[None],
+            use_cache=False,  # with a cache, transformers takes restarting positions for one document and leaks between trees
+            tree=layout,
+        )
+        ends = output.last_hidden_state[0, layout.score_positions().to(device)]
+        scores: torch.Tensor = self.backbone.score(ends.float())[:, 0]
+        return scores.clone()  # FSDP2 hooks its backward to what is returned, and warns of a view
+
+    @torch.inference_mode()
+    def score(self, *, prompt: Text, reference: Text, outputs: Sequence[Text], wrapper: Wrapper = "sft") -> list[float]:
+        """One raw reward per output. Only differences mean something (design: scores are unbounded).
+
+        Raises:
+            ScoreError: a score is not finite.
+        """
+        from polar_rm.records import ScoreItem
+        from polar_rm.scoring.scorer import Scorer
+
+        items = [ScoreItem(prompt, reference, output, wrapper) for output in outputs]
+        return [scored.reward for scored in Scorer(self).score(items)]
+
+    def save(self, directory: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write a native checkpoint atomically. ``weights``: the state dict to write instead of this module's own (the
+        trainer's float32 master weights)."""
+        save_native(directory, self.backbone.config, weights or self.backbone.state_dict(), self.encoder, self.specials)
+
+    @property
+    def device(self) -> torch.device:
+        weight: torch.Tensor = self.backbone.score.weight
+        return weight.device

@@ -1,0 +1,61 @@
+"""Items that encoders and servers have been seen to get wrong, encoded once for all routes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.encoding.settings import EncoderSettings
+from polar_rm.encoding.tree import PrefixTree
+from polar_rm.model.language_models import load_auto_tokenizer
+from polar_rm.records import ScoreItem
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An item, its tree of one branch, and the rendered text that a server would be sent (which adds BOS itself)."""
+
+    item: ScoreItem
+    tree: PrefixTree
+    text: str
+
+    @property
+    def ids(self) -> list[int]:
+        return self.tree.sequence(0)
+
+
+def awkward_items(settings: EncoderSettings) -> list[ScoreItem]:
+    """What encoders and servers have been seen to get wrong; the long ones are longer than the checkpoint's limits."""
+    long = "The river bank was quiet and the old fox slept, but 17 clocks did not. "
+    response = long * (settings.max_response_length // 12)
+    prompt = long * (settings.max_length // 20)
+    chat = [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "Name a prime above 10."}]
+    return [
+        ScoreItem("What is the capital of China?", "Beijing.", "Beijing."),
+        ScoreItem("What is the capital of China?", "Beijing.", "Shanghai, isn't it ?"),
+        ScoreItem(chat, [{"role": "assistant", "content": "11"}], [{"role": "assistant", "content": "13, of course"}]),
+        ScoreItem("Once upon a time there was a", " dragon who sold umbrellas.", " king.", "pretrain"),
+        ScoreItem("Tell me a joke.", "", "No."),
+        ScoreItem("Say nothing.", "", ""),
+        ScoreItem("  leading and trailing  ", "\n\nnewlines first\r\n", "tab\tand  double  spaces "),
+        ScoreItem("用Python写一个函数 🙂", "```python\ndef f(x):\n    return x**2\n```", "好的：`lambda x: x*x` ✅"),
+        ScoreItem("naïve e\u0301 \u00e9 ﬁ Ａ ①", "\u202eright to left\u202c עברית العربية", "👩‍💻🏳️‍🌈 \u200b\ufeff \U0010ffff"),
+        ScoreItem("Ignore <|im_end|> and <|reward|> please </s>", "<s>ok<|endoftext|>", "ok [UNUSED_TOKEN_130] [UNUSED_TOKEN_0]"),
+        ScoreItem("<|rew<|reward|>ard|> " + "a" * 70, "-" * 50 + " " * 50, "....." * 20 + "\n" * 20),
+        ScoreItem("Summarise.", response, "A short one."),
+        ScoreItem("Summarise.", "A short one.", response + "!"),
+        ScoreItem(prompt, "A short one.", "Another."),
+    ]
+
+
+def encode(encoder: Encoder, item: ScoreItem) -> Encoded:
+    [(_, tree)] = encoder.encode_outputs(item.prompt, item.reference, [item.output], item.wrapper)
+    ids = tree.sequence(0)[len(encoder.bos_ids) :]
+    return Encoded(item, tree, encoder.tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def ids_differ(directory: str | Path, encoded: Sequence[Encoded]) -> list[int]:
+    tokenizer = load_auto_tokenizer(directory)
+    return [number for number, one in enumerate(encoded, 1) if tokenizer(one.text)["input_ids"] != one.ids]

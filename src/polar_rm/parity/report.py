@@ -1,0 +1,71 @@
+"""What came of each route, as data and as a table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+BASELINE = "transformers"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """scores: of the items that the route can carry, NaN where it gave none. difference: the largest to the baseline's scores.
+    refused: the first reason for which an item has no score, or none."""
+
+    name: str
+    scores: list[float]
+    difference: float
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """ids_differ: items, counted from 1, in whose text transformers' tokenizer finds other ids."""
+
+    model: str
+    n_items: int
+    n_cut: int
+    n_tokens: int
+    tolerance: float
+    ids_differ: list[int]
+    routes: list[Route]
+
+    @property
+    def ok(self) -> bool:
+        within = all(not route.refused and route.difference <= self.tolerance for route in self.routes)
+        return within and not self.ids_differ
+
+    def to_json(self) -> dict[str, Any]:
+        """Standard JSON: a number that is not finite is null."""
+        routes = [
+            {**asdict(route), "scores": [*map(_or_null, route.scores)], "difference": _or_null(route.difference)}
+            for route in self.routes
+        ]
+        return {**asdict(self), "routes": routes, "ok": self.ok}
+
+
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def render(result: Parity) -> RenderableType:
+    """The table for a person, and below it what is wrong."""
+    table = Table("route", "items", "largest difference", "")
+    for route in result.routes:
+        n_scored = sum(map(math.isfinite, route.scores))
+        within = not route.refused and route.difference <= result.tolerance
+        table.add_row(route.name, str(n_scored), f"{route.difference:.1e}", "ok" if within else "DIFFERS")
+    equal = result.n_items - len(result.ids_differ)
+    lines = [
+        f"{result.n_items} items, {result.n_cut} of them cut, {result.n_tokens:,} tokens; tolerance {result.tolerance:g}",
+        f"ids: transformers' tokenizer finds the same ones in {equal} of {result.n_items} texts",
+        *(f"ids differ: item {number}" for number in result.ids_differ),
+        *(f"{route.name}: {route.refused}" for route in result.routes if route.refused),
+    ]
+    return Group(table, Text("\n".join(lines)))

@@ -1,0 +1,1 @@
+"""The wire formats of reward servers, read and written."""

@@ -1,0 +1,1 @@
+"""Plots, measures and pages of results."""

@@ -1,0 +1,195 @@
+"""Plots as SVG text for an HTML page, or as PNG and SVG files. No display and no global matplotlib state is used."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polar_rm.common.files import check_target, write_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from polar_rm.reporting.measures import Measure
+
+PLOT_SUFFIXES = (".png", ".svg")
+
+# Okabe and Ito's palette: told apart by colour-blind readers.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+
+_MOST_ROWS = 40  # of an accuracy plot; more can't be read
+
+
+def plot_loss_curves(histories: Mapping[str, Sequence[tuple[int, float]]], *, title: str = "") -> str:
+    """Bradley-Terry loss by step, as SVG. histories: label -> [(step, loss in nats)]; ln 2, knowing nothing, is marked.
+
+    Long curves are drawn twice: every step faintly, and a running mean over a fortieth of the steps.
+    """
+    figure, axes = _figure(7.0, 3.6, title)
+    for (label, history), colour in zip(histories.items(), _repeat(_COLOURS, len(histories)), strict=True):
+        steps = np.array([step for step, _ in history])
+        losses = np.array([loss for _, loss in history], np.float64)
+        width = max(1, len(losses) // 40)
+        if width > 1:
+            axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
+        smooth = np.convolve(losses, np.ones(width) / width, "valid") if len(losses) else losses
+        axes.plot(steps[width - 1 :], smooth, color=colour, label=label, marker="o" if len(losses) == 1 else None)
+    axes.axhline(math.log(2), color="grey", linestyle=":", linewidth=1, label="ln 2 (chance)")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per pair)")
+    _legend(axes)
+    return _svg(figure)
+
+
+def plot_score_distributions(scores: Mapping[str, Sequence[float]], *, title: str = "") -> str:
+    """Histograms of raw scores over common bins, as SVG. scores: label (``same policy``, ...) -> finite scores."""
+    figure, axes = _figure(7.0, 3.6, title)
+    present = {label: np.asarray(values, np.float64) for label, values in scores.items() if len(values)}
+    if present:
+        # As many bins as the smallest set supports: a few long bars say nothing about shape.
+        count = min(40, max(5, int(math.sqrt(min(map(len, present.values()))) * 2)))
+        edges = np.histogram_bin_edges(np.concatenate(list(present.values())), count)
+        for (label, values), colour in zip(present.items(), _repeat(_COLOURS, len(present)), strict=True):
+            weights = np.full(len(values), 1 / len(values))
+            median = float(np.median(values))
+            label = f"{label} (n = {len(values):,}, median {median:.2f})"
+            axes.hist(values, edges.tolist(), weights=weights, color=colour, alpha=0.45, label=label)
+            axes.axvline(median, color=colour, linewidth=1.5)
+        _legend(axes)
+    axes.set_xlabel("score")
+    axes.set_ylabel("share of candidates")
+    return _svg(figure)
+
+
+def plot_accuracy(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "") -> str:
+    """Pairwise accuracies with their 95% intervals, as SVG. rows: label -> series (a scorer) -> measure."""
+    return _svg(accuracy_figure(rows, title=title))
+
+
+def accuracy_figure(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "") -> Figure:
+    """The figure of :func:`plot_accuracy`: a line per row, a marker per scorer, chance dotted; at most 40 rows."""
+    shown = dict(list(rows.items())[-_MOST_ROWS:])
+    if len(shown) < len(rows):
+        title = f"{title} (the last {len(shown)} of {len(rows)} groups)".strip()
+    series = list(dict.fromkeys(name for row in shown.values() for name in row))
+    figure, axes = _figure(7.0, 1.4 + len(shown) * max(0.3, 0.14 * len(series)), title)
+    lowest = 0.45
+    for place, name in enumerate(series):
+        colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+        heights, values, errors = [], [], []
+        for height, row in enumerate(shown.values()):
+            if name in row:
+                accuracy = row[name]["accuracy"]
+                low, high = row[name]["ci95"] or (accuracy, accuracy)
+                heights.append(height + 0.7 * ((place + 0.5) / len(series) - 0.5))
+                values.append(accuracy)
+                # A percentile interval need not hold the estimate itself; matplotlib refuses negative lengths.
+                errors.append((max(0.0, accuracy - low), max(0.0, high - accuracy)))
+                lowest = min(lowest, low - 0.03)
+        bars = np.array(errors).T
+        axes.errorbar(values, heights, xerr=bars, fmt=marker, color=colour, label=name, capsize=2, markersize=5)
+    axes.axvline(0.5, color="grey", linestyle=":", linewidth=1)
+    axes.set_xlim(lowest, 1.01)
+    # Data may hold "$", which would start a formula.
+    axes.set_yticks(range(len(shown)), labels=[_shorten(label) for label in shown], parse_math=False)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlabel("pairwise accuracy, 95% interval")
+    axes.grid(axis="x", alpha=0.3)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def plot_lengths(quantiles: Mapping[str, Sequence[float]], *, title: str = "") -> str:
+    """Lengths of texts on a logarithmic axis, as SVG. quantiles: label -> the 5th, 25th, 50th, 75th and 95th percentile."""
+    shown = dict(list(quantiles.items())[:_MOST_ROWS])
+    if len(shown) < len(quantiles):
+        title = f"{title} (the first {len(shown)} of {len(quantiles)})".strip()
+    figure, axes = _figure(7.0, 1.2 + 0.22 * len(shown), title)
+    rows = np.arange(len(shown))
+    low, lower, middle, upper, high = np.maximum(np.array(list(shown.values()), np.float64).T, 1)
+    axes.hlines(rows, low, high, color="grey", linewidth=1, label="5% to 95%")
+    axes.hlines(rows, lower, upper, color=_COLOURS[0], linewidth=6, alpha=0.6, label="25% to 75%")
+    axes.plot(middle, rows, "|", color="black", markersize=9, label="median")
+    axes.set_xscale("log")
+    axes.set_yticks(rows, labels=[_shorten(label) for label in shown], fontsize="small", parse_math=False)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlabel("length in characters")
+    axes.grid(axis="x", alpha=0.3)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _svg(figure)
+
+
+def plot_matrix(labels: Sequence[str], matrix: NDArray[np.float64], *, x: str, y: str, title: str = "") -> str:
+    """A heat map on a logarithmic scale, as SVG. matrix: numbers >= 0 [n, n], rows along ``y``; zeros stay white."""
+    from matplotlib.colors import LogNorm
+
+    side = 3.0 + 0.16 * len(labels)
+    figure, axes = _figure(side + 0.8, side, title)
+    seen = np.ma.masked_less_equal(matrix, 0)
+    image = axes.imshow(seen, cmap="viridis", norm=LogNorm(1, max(2.0, float(matrix.max(initial=0)))))
+    names = [_shorten(label, 28) for label in labels]
+    axes.set_xticks(range(len(labels)), labels=names, rotation=90, fontsize="x-small", parse_math=False)
+    axes.set_yticks(range(len(labels)), labels=names, fontsize="x-small", parse_math=False)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="pairs")
+    return _svg(figure)
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a PNG or SVG by suffix, atomically.
+
+    Raises:
+        PolarError: another suffix, or the file can't be written.
+    """
+    check_target(path, PLOT_SUFFIXES)
+    write_file(path, _render(figure, Path(path).suffix.lower().removeprefix(".")))
+
+
+def _figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    # Imported here because it costs most of a second, which a command without a plot should not pay.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        axes.set_title(title, loc="left", fontsize="medium", parse_math=False)
+    return figure, axes
+
+
+def _legend(axes: Axes, **options: Any) -> None:
+    for text in axes.legend(fontsize="small", frameon=False, **options).get_texts():
+        text.set_parse_math(False)
+
+
+def _svg(figure: Figure) -> str:
+    """Without the XML prologue, so that it can stand inside a page."""
+    text = _render(figure, "svg").decode()
+    return text[text.index("<svg") :]
+
+
+def _render(figure: Figure, suffix: str) -> bytes:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    # Labels stay text, so that a page can be searched and read aloud. Salt and date: equal plots are equal files.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "polar-rm"}):
+        figure.savefig(buffer, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+    return buffer.getvalue()
+
+
+def _repeat(values: Sequence[str], count: int) -> Iterable[str]:
+    return (values[i % len(values)] for i in range(count))
+
+
+def _shorten(label: str, most: int = 48) -> str:
+    return label if len(label) <= most else f"{label[: most // 2 - 1]}…{label[-most // 2 :]}"

@@ -1,0 +1,1 @@
+"""What becomes of one item, and named transforms of raw rewards."""

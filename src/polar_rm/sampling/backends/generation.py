@@ -1,0 +1,184 @@
+"""Text out of a transformers model: batches in which every sample has a random generator of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from inspect import signature
+from itertools import islice
+from os.path import commonprefix
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    TopPLogitsWarper,
+)
+from transformers.cache_utils import DynamicLayer
+
+from polar_rm.errors import PolarError
+from polar_rm.model.language_models import load_causal_lm
+from polar_rm.sampling.backends.rendering import check_chat_template, encode
+from polar_rm.sampling.base import Decoding, Emit, Failure, Outcome, PolicyDown, Request
+
+if TYPE_CHECKING:
+    from polar_rm.sampling.backends.transformers import TransformersPolicy
+
+_WINDOW = 16  # batches whose requests are sorted by length, against padding
+
+
+class TransformersBackend:
+    """A loaded policy. Raises PolarError when its model can't be loaded or has no chat template that it needs."""
+
+    def __init__(self, policy: TransformersPolicy, dtype: torch.dtype, device: str, batch_size: int) -> None:
+        self.policy, self.batch_size = policy, batch_size
+        self.tokenizer, self.model = _load(policy.model, policy.gguf_file, policy.n_layers, dtype, device)
+        check_chat_template(policy, self.tokenizer)
+        self.stops = StopStringCriteria(self.tokenizer, list(policy.stop)) if policy.stop else None
+        # transformers renamed it within its fifth version.
+        self.cache_name = "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
+
+    def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
+        """See :class:`Backend`. PolicyDown: a batch does not fit the device's memory."""
+        # Without positions of its own (ALiBi, state spaces) a model has no bound.
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        requests = iter(requests)
+        while window := list(islice(requests, _WINDOW * self.batch_size)):
+            encoded = [(encode(self.policy, self.tokenizer, request, context), request) for request in window]
+            fitting = []
+            for ids, request in encoded:
+                if isinstance(ids, Failure):
+                    emit(request, ids)
+                else:
+                    fitting.append((ids, request))
+            fitting.sort(key=lambda pair: len(pair[0]))
+            for start in range(0, len(fitting), self.batch_size):
+                batch = fitting[start : start + self.batch_size]
+                outcomes = self._generate([ids for ids, _ in batch], [request.seed for _, request in batch], stop)
+                if stop.is_set():
+                    return
+                for (_, request), outcome in zip(batch, outcomes, strict=True):
+                    emit(request, outcome)
+
+    @torch.inference_mode()
+    def _generate(self, ids: Sequence[list[int]], seeds: Sequence[int], stop: Event) -> list[Outcome]:
+        """One batch. Padding stands behind what all prompts begin with, and so at the left where that is nothing."""
+        width, padding, device = max(map(len, ids)), self.model.generation_config.pad_token_id, self.model.device
+        try:
+            shared, cache = self._beginning(ids)
+            gaps = [width - len(prompt) for prompt in ids]
+            rows = [p[:shared] + [padding] * gap + p[shared:] for p, gap in zip(ids, gaps, strict=True)]
+            masks = [[1] * shared + [0] * gap + [1] * (width - shared - gap) for gap in gaps]
+            output = self.model.generate(
+                torch.tensor(rows, device=device),
+                attention_mask=torch.tensor(masks, device=device),
+                **{self.cache_name: cache},
+                max_new_tokens=self.policy.decoding.max_new_tokens,
+                do_sample=False,  # Draw leaves one token to choose
+                logits_processor=LogitsProcessorList([Draw(self.policy.decoding, seeds)]),
+                stopping_criteria=StoppingCriteriaList([_Stop(stop, self.stops, width)]),
+            )
+        except torch.OutOfMemoryError as error:
+            raise PolicyDown(f"out of memory with batch_size {self.batch_size}; try a smaller one") from error
+        return [self._decode(row.tolist()) for row in output[:, width:]]
+
+    def _beginning(self, ids: Sequence[list[int]]) -> tuple[int, DynamicCache | None]:
+        """Length of what all prompts begin with, a system prompt or a template, and its keys and values, computed once.
+
+        Models that keep more than keys and values of every token (sliding windows, state spaces) share nothing.
+        """
+        shared = min(len(commonprefix(ids)), min(map(len, ids)) - 1)
+        if len(ids) == 1 or shared < 1:
+            return 0, None
+        beginning = torch.tensor([ids[0][:shared]], device=self.model.device)
+        cache = self.model(beginning, use_cache=True).get(self.cache_name)
+        if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return 0, None
+        cache.batch_repeat_interleave(len(ids))
+        return shared, cache
+
+    def _decode(self, ids: list[int]) -> Outcome:
+        ends = {*_listed(self.model.generation_config.eos_token_id), self.model.generation_config.pad_token_id}
+        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        is_done = length < len(ids) or length < self.policy.decoding.max_new_tokens
+        text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+        return self.policy.answer(text, "stop" if is_done else "length", length)
+
+
+class Draw(LogitsProcessor):  # type: ignore[misc]
+    """Leaves one token a sequence, drawn by the Gumbel trick: the argmax of logits plus Gumbel noise is a softmax sample.
+
+    Every sequence has a generator of its own. ``generate(do_sample=True)`` has one for the batch: there a sample depends on
+    what it was batched with.
+    """
+
+    def __init__(self, decoding: Decoding, seeds: Sequence[int]) -> None:
+        self.decoding = decoding
+        self.nucleus = TopPLogitsWarper(decoding.top_p)
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # scores: [batch, vocabulary]. The nucleus is looked for among the top k alone, as everywhere: sorting them is cheap.
+        values, ids = scores.float().topk(min(self.decoding.top_k or scores.shape[-1], scores.shape[-1]), dim=-1)
+        values = self.nucleus(input_ids, values / self.decoding.temperature)
+        uniform = torch.stack([torch.rand(values.shape[-1], generator=generator) for generator in self.generators])
+        noise = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7))).to(values.device)
+        drawn = ids.gather(-1, (values + noise).argmax(-1, keepdim=True))
+        return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
+
+
+class _Stop(StoppingCriteria):  # type: ignore[misc]
+    """Ends a batch of thousands of tokens within one token, and a sequence at a stop string.
+
+    width: of the prompts. ``generate(stop_strings=...)`` would look at them too, and end where a prompt's end completes a stop.
+    """
+
+    def __init__(self, stop: Event, strings: StopStringCriteria | None, width: int) -> None:
+        self.stop, self.strings, self.width = stop, strings, width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        if self.stop.is_set() or self.strings is None:
+            return torch.full((input_ids.shape[0],), self.stop.is_set(), device=input_ids.device)
+        found: torch.Tensor = self.strings(input_ids[:, self.width :], scores)
+        return found
+
+
+def _listed(value: int | list[int] | None) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _plain(own: GenerationConfig, tokenizer: Any) -> GenerationConfig:
+    """Special tokens alone: a model's own settings may hold penalties and warpers, which are no part of a policy's decoding."""
+    ends = sorted({*_listed(own.eos_token_id), *_listed(tokenizer.eos_token_id)})
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
+    return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=ends or None, pad_token_id=padding)
+
+
+def _truncate(model: Any, n_layers: int) -> None:
+    layers = getattr(model.base_model, "layers", None)
+    if layers is None:
+        raise PolarError(f"n_layers: the layers of a {type(model).__name__} are not found")
+    if n_layers > len(layers):
+        raise PolarError(f"n_layers must be 1 to {len(layers)}, not {n_layers}")
+    model.base_model.layers = layers[:n_layers]
+
+
+_loaded: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # the last model: policies often share one and differ in prompts only
+
+
+def _load(source: str, named: str | None, n_layers: int | None, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
+    key = (source, named, n_layers, dtype, device)
+    if key not in _loaded:
+        _loaded.clear()  # before the next one comes: two need not fit into memory
+        tokenizer, model = load_causal_lm(source, named, dtype)
+        if n_layers is not None:
+            _truncate(model, n_layers)
+        model.generation_config = _plain(model.generation_config, tokenizer)
+        _loaded[key] = tokenizer, model.to(device).eval()
+    return _loaded[key]

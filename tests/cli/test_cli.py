@@ -1,0 +1,268 @@
+"""Every verb as a user calls it. A mistake is one line on stderr and exit code 2, never a traceback."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import fakes, official, tiny
+
+from polar_rm.cli import main as cli
+from polar_rm.model import weights
+from polar_rm.model.reward_model import RewardModel
+from polar_rm.parity import routes
+
+PAIR = {"prompt": "p", "reference": "the fox", "chosen": "the quick fox", "rejected": "12 34", "subset": "x"}
+RANKED = {"prompt": "p", "reference": "r", "candidates": ["a", "b"], "ranks": [0, 1]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rm")
+    settings = tiny.EncoderSettings(max_length=128, max_response_length=32)
+    tiny.reward_model(folder / "lm", settings=settings).save(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def polar(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["polar", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+def write(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def refused(result, *wanted):
+    code, _, error = result
+    lines = [line for line in error.splitlines() if line.startswith("polar: error: ")]
+    assert code == 2, error
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    for word in wanted:
+        assert str(word) in lines[0], lines[0]
+
+
+def changed(model, target, change):
+    shutil.copytree(model, target)
+    change(target)
+    return target
+
+
+def test_score_then_evaluate_then_inspect(polar, model, tmp_path):
+    items = write(tmp_path / "items.jsonl", *[{"prompt": "p", "reference": "r", "output": f"fox {i}"} for i in range(5)])
+    code, _, error = polar("score", "--model", model, "--input", items, "--output", tmp_path / "scores.jsonl")
+    assert code == 0, error
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == [1, 2, 3, 4, 5]
+    assert len({row["reward"] for row in rows}) == 5
+
+    pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR | {"prompt": "q", "subset": "y"})
+    result = tmp_path / "out.json"
+    code, table, error = polar(
+        "evaluate", pairs, "--model", model, "--by", "subset", "--json", result, "--plot", tmp_path / "plot.png"
+    )
+    assert code == 0, error
+    assert "accuracy" in table
+    report = json.loads(result.read_text())
+    wanted = "schema n_pairs n_prompts accuracy ci95 loss by baselines encoder_hash model data".split()
+    assert set(wanted) <= report.keys()
+    assert (report["n_pairs"], set(report["by"]), set(report["baselines"])) == (2, {"x", "y"}, {"length", "tfidf"})
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+    code, shown, _ = polar("inspect", pairs, "--row", 2, "--model", model)
+    assert code == 0
+    for wanted in ("the fox", "<|reward|>", "[UNUSED_TOKEN_130]", "truncated", "position of the score"):
+        assert wanted in shown
+
+
+def test_rows_without_a_reference_need_the_option(polar, model, tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", {key: PAIR[key] for key in ("prompt", "chosen", "rejected")})
+    refused(polar("evaluate", pairs, "--model", model), "have no reference", "comparison 1", "--reference empty")
+    assert polar("evaluate", pairs, "--model", model, "--reference", "empty")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted"),
+    [
+        (RANKED | {"candidates": ["a"], "ranks": [0]}, "row 2: field 'candidates': expected a list of at least"),
+        (RANKED | {"candidates": ["a", "a"]}, "row 2: field 'candidates[1]'"),
+        (RANKED | {"ranks": [0]}, "row 2: field 'ranks': expected 2 ranks"),
+        ('{"prompt"', "row 2: expected one JSON object a line"),
+    ],
+)
+def test_bad_rows(polar, model, tmp_path, row, wanted):
+    pairs = write(tmp_path / "pairs.jsonl", PAIR, row)
+    refused(polar("evaluate", pairs, "--model", model), pairs, wanted)
+    refused(polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run"), pairs, wanted)
+    code, _, error = polar("evaluate", pairs, "--model", model, "--on-bad-row", "skip")
+    assert code == 0
+    assert "1 bad rows were skipped" in error
+    assert json.loads((tmp_path / "pairs.jsonl.rejected.jsonl").read_text())["row"] == 2
+
+
+def test_bad_files(polar, model, tmp_path):
+    empty = write(tmp_path / "empty.jsonl")
+    refused(polar("evaluate", empty, "--model", model), empty, "is empty")
+    refused(polar("score", "--model", model, "--input", empty, "--output", tmp_path / "o.jsonl"), empty, "is empty")
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(b"PAR1" + b"\0" * 50)
+    refused(polar("evaluate", cut, "--model", model), cut, "not a complete Parquet file")
+    refused(polar("evaluate", tmp_path / "none.jsonl", "--model", model), "none.jsonl", "no such file")
+    refused(polar("inspect", write(tmp_path / "one.jsonl", PAIR), "--row", 7, "--model", model), "there is no row 7")
+
+
+def test_results_have_a_place_before_there_are_any(polar, model, tmp_path):
+    items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
+    refused(polar("score", "--model", model, "--input", items, "--output", items), items, "the input itself")
+    pairs = write(tmp_path / "pairs.jsonl", PAIR)
+    refused(polar("evaluate", pairs, "--model", "none", "--json", tmp_path), tmp_path, "is a folder")
+    refused(polar("evaluate", pairs, "--model", "none", "--plot", "plot.pdf"), "plot.pdf", ".png, .svg")
+    refused(polar("evaluate", pairs, "--model", "none", "--json", pairs / "out.json"), "is no folder")
+
+
+def test_rows_are_counted_alike_everywhere(polar, model, tmp_path):
+    lost = {key: PAIR[key] for key in ("prompt", "chosen", "rejected")}
+    pairs = write(tmp_path / "pairs.jsonl", "", PAIR, "", lost)
+    assert polar("inspect", pairs, "--row", 2, "--model", model)[0] == 0
+    refused(polar("inspect", pairs, "--row", 3, "--model", model), "there is no row 3")
+    refused(polar("inspect", pairs, "--row", 4, "--model", model), pairs, "row 4: the comparison has no reference")
+
+
+def test_an_evaluation_says_what_the_encoder_did(polar, model, tmp_path):
+    long = "fox " * 100
+    pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR | {"chosen": long + "a", "rejected": long + "b"})
+    code, _, error = polar("evaluate", pairs, "--model", model, "--json", tmp_path / "out.json")
+    assert code == 0, error
+    warnings = json.loads((tmp_path / "out.json").read_text())["warnings"]
+    assert "1 comparisons have a text that was cut to the encoder's limits" in warnings
+    assert "1 comparisons have candidates that the encoder makes equal: ties" in warnings
+
+
+def test_bad_models(polar, model, tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", PAIR)
+
+    def poison(folder):
+        weights = load_file(folder / "model.safetensors")
+        weights["score.weight"].fill_(float("nan"))
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def another_encoder(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["polar"]["encoder"]["settings"]["max_length"] += 1
+        (folder / "config.json").write_text(json.dumps(config))
+
+    refused(polar("evaluate", pairs, "--model", changed(model, tmp_path / "nan", poison)), "'score.weight' holds NaN")
+    other = changed(model, tmp_path / "other", another_encoder)
+    refused(polar("evaluate", pairs, "--model", other), other, "the encoder's settings changed")
+    refused(polar("evaluate", pairs, "--model", tmp_path / "missing"), "missing")
+
+
+def test_bad_options(polar, model, tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", PAIR)
+    base = ("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run")
+    refused(polar(*base, "optim.learning_rate=1"), "unknown key 'optim.learning_rate'")
+    refused(polar(*base, "batchsize=1"), "unknown key 'batchsize'; did you mean 'batch_size'?")
+    refused(polar(*base, "optim.lr=high"), "optim.lr=high: optim.lr")
+    refused(polar("pretrain", "missing.yaml"), "missing.yaml: No such file")
+    if not torch.cuda.is_available():
+        refused(polar(*base, "device=cuda"), "no CUDA device")
+        refused(polar("evaluate", pairs, "--model", model, "--device", "cuda"), "no CUDA device")
+        refused(polar(*base, "attention=tree_flex"), "tree_flex")
+
+
+def test_long_prompts_and_special_tokens_are_handled_and_reported(polar, model, tmp_path):
+    item = {"prompt": "fox " * 500, "reference": "a <|reward|> b", "output": "c [UNUSED_TOKEN_130] d"}
+    items = write(tmp_path / "items.jsonl", item)
+    assert polar("score", "--model", model, "--input", items, "--output", tmp_path / "scores.jsonl")[0] == 0
+    row = json.loads((tmp_path / "scores.jsonl").read_text())
+    assert row["truncated"] is True
+    assert row["n_tokens"] <= 128
+
+
+def test_a_disk_that_is_full_while_saving(polar, model, tmp_path, monkeypatch):
+    pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    arguments = (f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run", "batch_size=2", "log.tensorboard=false")
+    refused(polar("finetune", *arguments), "run/model", "No space left on device")
+    assert not (tmp_path / "run/model").exists()
+    monkeypatch.undo()
+
+
+def test_folders_that_can_not_be_written(polar, model, tmp_path):
+    (tmp_path / "file").touch()
+    items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
+    refused(polar("score", "--model", model, "--input", items, "--output", tmp_path / "file/scores.jsonl"), tmp_path / "file")
+
+
+def test_convert_there_and_back(polar, tmp_path):
+    source = official.checkpoint(tmp_path / "official")
+    code, shown, error = polar("convert", source, tmp_path / "native", "--dry-run")
+    assert code == 0, error
+    for wanted in ("InternLM2ForRewardModel -> LlamaForSequenceClassification", "[UNUSED_TOKEN_130] = ", "float16", "plain RoPE"):
+        assert wanted in shown
+    assert not (tmp_path / "native").exists()
+    assert polar("convert", source, tmp_path / "native", "--dtype", "float32")[0] == 0
+    assert polar("convert", tmp_path / "native", tmp_path / "back", "--to", "internlm2")[0] == 0
+    refused(polar("convert", source, tmp_path / "native"), tmp_path / "native", "exists already")
+    refused(polar("convert", official.checkpoint(tmp_path / "biased", bias=True), tmp_path / "new"), "biased", "biases")
+    refused(polar("convert", tmp_path / "nowhere", tmp_path / "new"), "nowhere")
+    assert not (tmp_path / "new").exists()
+
+
+def test_parity_passes_and_fails_by_its_exit_code(polar, model, tmp_path, monkeypatch):
+    items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "the fox", "output": "a dog"})
+    code, shown, error = polar("parity", model, items, "--json", tmp_path / "parity.json")
+    assert code == 0, error
+    for wanted in ("transformers", "trainer, packed trees", "scorer", "1 of 1 texts"):
+        assert wanted in shown
+    assert json.loads((tmp_path / "parity.json").read_text())["ok"] is True
+    refused(polar("parity", model, items, "--against", "somewhere"), "somewhere", "URL")
+    with fakes.running(fakes.make(encode=RewardModel.from_pretrained(model).encoder, api_key="k")) as url:
+        asked = ("parity", model, items, "--against", url)
+        refused(polar(*asked), "HTTP 401")
+        refused(polar(*asked, "--api-key-env", "REWARD_KEY"), "REWARD_KEY", "not set")
+        monkeypatch.setenv("REWARD_KEY", "k")
+        code, shown, _ = polar(*asked, "--api-key-env", "REWARD_KEY")
+        assert code == 1 and "/v1/score" in shown  # the server's scores are made up
+    monkeypatch.setattr(routes, "_trainer", lambda model, items: [float("nan")] * len(items))
+    code, shown, _ = polar("parity", model, items)
+    assert code == 1
+    assert "DIFFERS" in shown
+
+
+def test_dry_run_shows_config_and_plan_and_trains_nothing(polar, model, tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR)
+    code, shown, error = polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run", "--dry-run")
+    assert code == 0, error
+    for wanted in ("betas:", "steps", "tokens", "memory", "2 comparisons, 2 pairs"):
+        assert wanted in shown
+    assert not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.parametrize(
+    "verb", ["sample", "pretrain", "finetune", "score", "evaluate", "inspect", "convert", "parity", "quickstart"]
+)
+def test_every_verb_explains_itself_with_an_example(polar, verb):
+    code, shown, _ = polar(verb, "--help")
+    assert code == 0
+    assert f"polar {verb}" in shown

@@ -1,0 +1,383 @@
+import asyncio
+import contextlib
+import multiprocessing
+import random
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+from support import fakes, reward_servers
+
+from polar_rm.client.asynchronous import AsyncRewardClient
+from polar_rm.client.blocking import RewardClient
+from polar_rm.client.official import RewardModelClient
+from polar_rm.errors import EncoderMismatch, PolarError, ScoreError
+from polar_rm.records import ScoreItem
+from polar_rm.rewards.outcomes import Failure, Reward, rewards
+from polar_rm.scoring.scorer import Scorer
+from polar_rm.serving.guard import Limits
+
+ENCODER = fakes.encoder(max_length=200, max_response_length=60)
+URL = "http://rewards:1"
+
+
+def some(n=40, seed=0):
+    rng = random.Random(seed)
+
+    def text():
+        return " ".join(rng.choices(fakes.WORDS, k=rng.randint(0, 9)))
+
+    groups = [(text(), text()) for _ in range(5)]
+    return [ScoreItem(*rng.choice(groups), text(), rng.choice(["sft", "pretrain"])) for _ in range(n)]
+
+
+ITEMS = some()
+SCORES = [fakes.fake_score(fakes.ids_of(item, ENCODER)) for item in ITEMS]
+
+
+def ask(engine, items=ITEMS, **options):
+    options = {"model": ENCODER, "items_per_request": 7} | options
+
+    async def run():
+        async with AsyncRewardClient(URL, transport=engine.transport, **options) as client:
+            return await client.score(items)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def url():
+    with fakes.running(fakes.make(encode=ENCODER)) as address:
+        yield address
+
+
+@pytest.mark.parametrize(("owner", "task"), [("sglang", ""), ("vllm", "classify"), ("vllm", "token_classify"), ("lmdeploy", "")])
+def test_foreign_engines_are_recognised_and_sent_ids(owner, task):
+    engine = reward_servers.Engine(owner, pooling_task=task, reverse=True)
+    outcomes = ask(engine)
+    assert [outcome.reward for outcome in outcomes] == SCORES
+    assert [outcome.n_tokens for outcome in outcomes] == [len(fakes.ids_of(item, ENCODER)) for item in ITEMS]
+    with_heads = [ids for path, body in engine.requests for ids in body.get("input_ids") or body["input"]]
+    assert sorted(with_heads[: len(ITEMS)]) == sorted(fakes.ids_of(item, ENCODER) for item in ITEMS) or task
+
+
+def test_our_server_gets_texts(url):
+    with RewardClient(url) as client:
+        outcomes = client.score(ITEMS)
+        assert client.score([]) == []
+    assert [outcome.reward for outcome in outcomes] == SCORES
+    assert rewards(outcomes) == SCORES
+    with RewardClient(url, model=ENCODER) as client:
+        assert rewards(client.score_ids([fakes.ids_of(item, ENCODER) for item in ITEMS])) == SCORES
+    with pytest.raises(EncoderMismatch), RewardClient(url, model=fakes.encoder(max_length=100, max_response_length=10)) as client:
+        client.score(ITEMS)
+
+
+def test_cuts_are_reported_by_every_server(url):
+    item = ScoreItem("fox " * 100, "dog " * 100, "bank " * 100)
+    with RewardClient(url) as client:
+        [ours] = client.score([item])
+    [theirs] = ask(reward_servers.Engine("sglang"), [item])
+    assert ours == theirs
+    assert ours.cut.prompt and ours.cut.reference and ours.cut.output
+
+
+def test_threads_share_a_client(url):
+    with RewardClient(url, max_concurrency=4) as client:
+        results = {}
+        threads = [threading.Thread(target=lambda i=i: results.update({i: client.score(ITEMS[i::8])})) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all(rewards(results[i]) == SCORES[i::8] for i in range(8))
+
+
+def test_requests_in_flight_are_bounded():
+    engine = reward_servers.Engine("sglang")
+    assert rewards(ask(engine, max_concurrency=3, items_per_request=1)) == SCORES
+    assert engine.most_active == 3
+
+
+def test_transient_errors_are_retried():
+    busy = [
+        httpx.Response(503, headers={"Retry-After": "0"}),
+        httpx.Response(429, json={"error": {"message": "full"}}),
+        httpx.ConnectError("refused"),
+        httpx.ReadTimeout("slow"),
+        httpx.Response(502, text="<html>"),
+    ]
+    assert rewards(ask(reward_servers.Engine("vllm", replies=busy))) == SCORES
+
+
+def test_the_deadline_ends_retries_with_a_typed_failure():
+    engine = reward_servers.Engine("vllm", replies=[httpx.Response(503, json={"error": {"message": "still loading"}})] * 1000)
+    outcomes = ask(engine, deadline=1.5)
+    assert {type(outcome) for outcome in outcomes} == {Failure}
+    assert outcomes[0].code == "unavailable" and "still loading" in outcomes[0].message
+    with pytest.raises(ScoreError, match=r"40 of 40 items have no reward; first item 1: unavailable: HTTP 503: still loading"):
+        rewards(outcomes)
+
+
+def test_nobody_asks_again_before_the_server_wishes():
+    engine = reward_servers.Engine("sglang", replies=[httpx.Response(503, headers={"Retry-After": "60"})])
+    outcomes = ask(engine, deadline=20, items_per_request=64)
+    assert {outcome.code for outcome in outcomes} == {"unavailable"} and "(1 tries)" in outcomes[0].message
+
+
+def test_proxies_of_the_environment_are_passed_by(url, monkeypatch):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with RewardClient(url, deadline=5) as client:
+        assert rewards(client.score(ITEMS[:2])) == SCORES[:2]
+
+
+@contextlib.contextmanager
+def trickling():
+    """A server that sends a byte now and then, and never the last."""
+    over = threading.Event()
+
+    def answer(connection):
+        with connection, contextlib.suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n")
+            while not over.wait(0.05):
+                connection.sendall(b" ")
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            over.set()
+
+
+def test_a_reply_that_trickles_in_gets_no_more_time():
+    answers = []
+    with trickling() as url:
+        client = RewardClient(url, engine="polar", timeout=0.5, deadline=1.0)
+        thread = threading.Thread(target=lambda: answers.extend(client.score(ITEMS[:2])), daemon=True)
+        thread.start()
+        thread.join(20)
+    assert [outcome.code for outcome in answers] == ["unavailable"] * 2 and "no answer within" in answers[0].message
+
+
+def test_a_try_that_hangs_is_followed_by_another():
+    class Hanging(reward_servers.Engine):
+        async def __call__(self, request):
+            if request.url.path != "/v1/models" and not self.requests:
+                self.requests.append(None)
+                await asyncio.sleep(10)
+                raise AssertionError("nobody gave up")
+            return await super().__call__(request)
+
+    assert rewards(ask(Hanging("sglang"), ITEMS[:2], timeout=0.5, deadline=20)) == SCORES[:2]
+
+
+def test_nobody_at_home():
+    with RewardClient("http://127.0.0.1:9", deadline=0.5) as client:
+        outcomes = client.score(ITEMS[:2])
+    assert [outcome.code for outcome in outcomes] == ["unavailable"] * 2
+
+
+def test_a_refusal_hits_only_the_culprit():
+    bad = fakes.ids_of(ITEMS[11], ENCODER)
+    outcomes = ask(reward_servers.Engine("vllm", refuses=lambda ids: ids == bad))
+    assert isinstance(outcomes[11], Failure) and outcomes[11].code == "refused" and "too long" in outcomes[11].message
+    same = [i for i, item in enumerate(ITEMS) if fakes.ids_of(item, ENCODER) == bad]
+    assert [outcome.reward for i, outcome in enumerate(outcomes) if i not in same] == [
+        score for i, score in enumerate(SCORES) if i not in same
+    ]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+def test_a_refusal_of_all_items_is_not_asked_about_again(status):
+    engine = reward_servers.Engine("sglang", replies=[httpx.Response(status)] * 100)
+    outcomes = ask(engine, items_per_request=64)
+    assert {outcome.code for outcome in outcomes} == {"refused"} and len(engine.requests) == 1
+
+
+def test_items_that_cannot_be_encoded_fail_alone(url):
+    items = [ITEMS[0], ScoreItem("p", None, "o"), ScoreItem("p", "r", "half \ud83d"), ITEMS[1]]
+    with RewardClient(url) as client:
+        answers = [ask(reward_servers.Engine("sglang"), items), client.score(items)]
+    for first, no_reference, no_unicode, last in answers:
+        assert [first.reward, last.reward] == SCORES[:2]
+        assert no_reference.code == "invalid_item" and "reference" in no_reference.message
+        assert no_unicode.code == "invalid_item" and "surrogate" in no_unicode.message
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        httpx.Response(200, text="<html>"),
+        httpx.Response(200, json={"data": []}),
+        httpx.Response(200, json={"data": [{"index": 0, "probs": ["x"]}]}),
+        httpx.Response(200, json={"data": [{"index": 1, "probs": [0.5]}]}),
+        httpx.Response(200, json={"data": [{"index": 0, "probs": []}]}),
+        httpx.Response(200, json={"data": [{"index": 0}]}),
+        httpx.Response(200, json=5),
+        httpx.Response(200, json=[None]),
+        httpx.Response(200, json={"data": [{"index": 0, "probs": [True]}]}),
+        httpx.Response(200, json={"data": [{"index": 0, "probs": [10**400]}]}),
+        httpx.Response(200, json={"data": [{"index": None, "probs": [1]}]}),
+        httpx.Response(200, content=b"[" * 200_000),
+        httpx.ByteStream(b"not gzip"),
+    ],
+)
+def test_replies_of_another_shape_give_no_reward(reply):
+    if isinstance(reply, httpx.ByteStream):  # a response with its content would be unpacked here already
+        reply = httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=reply)
+    [outcome] = ask(reward_servers.Engine("vllm", replies=[reply]), ITEMS[:1])
+    assert outcome.code == "bad_reply"
+
+
+def test_rows_without_a_place_give_no_reward():
+    reply = httpx.Response(200, json={"data": [{"index": None, "probs": [1]}] * 2})
+    assert [outcome.code for outcome in ask(reward_servers.Engine("vllm", replies=[reply]), ITEMS[:2])] == ["bad_reply"] * 2
+
+
+@pytest.mark.parametrize(
+    ("reward", "code"), [("NaN", "non_finite"), ("1" * 400, "bad_reply"), ('"1"', "bad_reply"), ("true", "bad_reply")]
+)
+def test_our_own_route_is_not_believed_either(reward, code):
+    content = f'{{"results": [{{"outputs": [{{"reward": {reward}, "n_tokens": 3, "cut": {{}}}}]}}]}}'
+    [outcome] = ask(reward_servers.Engine("polar-rm", replies=[httpx.Response(200, text=content)]), ITEMS[:1])
+    assert outcome.code == code
+
+
+def test_a_redirect_is_called_one():
+    engine = reward_servers.Engine("vllm", replies=[httpx.Response(307, headers={"Location": "https://other/"})])
+    outcomes = ask(engine, ITEMS[:2])
+    assert {outcome.code for outcome in outcomes} == {"bad_reply"} and len(engine.requests) == 1
+    assert "HTTP 307: a redirect to https://other/" in outcomes[0].message
+
+
+def test_scores_that_are_not_finite_give_no_reward():
+    content = b'{"data": [{"index": 0, "probs": [NaN]}, {"index": 1, "probs": [0.5]}]}'
+    items = [ScoreItem("p", "r", "a"), ScoreItem("p", "r", "b")]
+    first, second = ask(reward_servers.Engine("vllm", replies=[httpx.Response(200, content=content)]), items)
+    assert first.code == "non_finite" and second == Reward(0.5, len(fakes.ids_of(items[1], ENCODER)))
+
+
+def test_a_wrong_key_is_not_retried():
+    with fakes.running(fakes.make(encode=ENCODER, api_key="k")) as url:
+        with RewardClient(url, api_key="other") as client:
+            [outcome] = client.score(ITEMS[:1])
+            assert outcome.code == "refused" and "401" in outcome.message
+        with RewardClient(url, api_key="k") as client:
+            assert rewards(client.score(ITEMS)) == SCORES
+
+
+def test_a_keys_newline_is_stripped_and_what_no_header_can_hold_is_told():
+    sent = []
+
+    class Keyed(reward_servers.Engine):
+        def reply(self, request):
+            sent.append(request.headers["authorization"])
+            return super().reply(request)
+
+    assert rewards(ask(Keyed("vllm"), ITEMS[:1], api_key="abc\n")) == SCORES[:1]
+    assert set(sent) == {"Bearer abc"}
+    for bad in ("sécret", "two\nlines", "a b", "\n"):
+        with pytest.raises(PolarError, match="api_key: expected printable ASCII") as error:
+            RewardClient(URL, api_key=bad)
+        assert bad not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_a_client_that_lives(url):
+    with RewardClient(url, model=ENCODER) as client:
+        assert rewards(client.score(ITEMS[:2])) == SCORES[:2]
+        context = multiprocessing.get_context("fork")
+        answers = context.Queue()
+        child = context.Process(target=lambda: answers.put(rewards(client.score(ITEMS[2:4]))))
+        child.start()
+        try:
+            assert answers.get(timeout=20) == SCORES[2:4]
+        finally:
+            child.kill()
+        assert rewards(client.score(ITEMS[4:6])) == SCORES[4:6]
+
+
+def test_requests_too_large_for_the_server_are_split():
+    with fakes.running(fakes.make(encode=ENCODER, limits=Limits(items=3))) as url, RewardClient(url) as client:
+        assert rewards(client.score(ITEMS)) == SCORES
+
+
+def test_mistakes_in_the_set_up_raise():
+    with pytest.raises(PolarError, match="not that of polar-rm, vLLM"):
+        ask(reward_servers.Engine("llama.cpp"))
+    with pytest.raises(PolarError, match="give model="):
+        ask(reward_servers.Engine("vllm"), model=None)
+    with pytest.raises(PolarError, match="unknown engine 'tgi'"):
+        RewardClient(URL, engine="tgi")
+    for bad in ("127.0.0.1:30000", "ftp://x", "http://", ""):
+        with pytest.raises(PolarError, match="not a URL"):
+            RewardClient(bad)
+
+
+@pytest.mark.parametrize("server_type", ["sglang", "vllm", "lmdeploy"])
+def test_the_drop_in_has_the_official_interface(checkpoint, server_type):
+    folder, model = checkpoint
+    data = [{"prompt": i.prompt, "reference": i.reference, "output": i.output, "wrapper": i.wrapper} for i in ITEMS]
+    data[0] = {key: [{"role": "user", "content": data[0][key]}] for key in ("prompt", "reference", "output")}
+    del data[1]["wrapper"]
+    items = [ScoreItem(d["prompt"], d["reference"], d["output"], d.get("wrapper", "sft")) for d in data]
+    expected = [scored.reward for scored in Scorer(model).score(items)]
+    flavour = server_type.replace("sglang", "vllm")
+    with fakes.running(fakes.make(Scorer(model).score_trees, model.encoder, flavour=flavour)) as url:
+        client = RewardModelClient(str(folder), server_type=server_type, server_address=url.removeprefix("http://"))
+        assert client(data) == pytest.approx(expected, abs=2e-5)
+        encoded = client.encode(data)
+        assert encoded[2].endswith("[UNUSED_TOKEN_130]") and encoded[2].count("<|reward|>") == 1
+        assert getattr(client, f"{server_type}_request_reward")(encoded) == pytest.approx(expected, abs=2e-5)
+        assert client.encode(data[2]) == encoded[2] and client.encode(encoded[:2]) == encoded[:2]
+        with pytest.raises(PolarError, match="last token"):
+            client(["no item"])
+        with pytest.raises(PolarError, match="expected an item"):
+            client([{"prompt": "p", "reference": "r"}])
+
+
+def test_the_drop_ins_limits_are_the_checkpoints_or_its_own(checkpoint):
+    folder, _ = checkpoint
+    item = {"prompt": "p", "reference": "r", "output": "bank river " * 60}
+    lengths = [
+        len(RewardModelClient(folder, **options).encode(item))
+        for options in ({}, {"max_response_length": 20}, {"max_response_length": 20, "response_cut_side": "left"})
+    ]
+    assert lengths[0] > lengths[1]
+    with pytest.raises(PolarError, match="server_type"):
+        RewardModelClient(folder, server_type="tgi")
+
+
+def test_the_drop_in_raises_where_the_official_client_gives_none(checkpoint):
+    folder, _ = checkpoint
+    with fakes.running(fakes.make(encode=ENCODER, api_key="k")) as url:
+        client = RewardModelClient(folder, server_address=url.removeprefix("http://"))
+        with pytest.raises(ScoreError, match="refused"):
+            client([{"prompt": "p", "reference": "r", "output": "o"}])
+
+
+def test_the_client_imports_without_torch_and_transformers():
+    code = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "fastapi", "uvicorn", "prometheus_client", "numpy"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Block())
+import polar_rm.client, polar_rm.rewards.transforms
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

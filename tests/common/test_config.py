@@ -1,0 +1,67 @@
+import pytest
+
+from polar_rm.common.config import Config, load_config, to_yaml
+from polar_rm.errors import ConfigError
+
+
+class Optim(Config):
+    lr: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+class Lora(Config):
+    rank: int = 8
+
+
+class Run(Config):
+    name: str
+    optim: Optim = Optim()
+    lora: Lora | None = None
+    batch: int | None = None
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_layers_then_overrides(tmp_path):
+    first = write(tmp_path / "a.yaml", "name: one\noptim: {lr: 1e-3, betas: [0.8, 0.9]}\n")
+    second = write(tmp_path / "b.yaml", "optim: {lr: 2e-3}\nlora: {rank: 4}\n")
+    config = load_config(Run, [first, second], ["name=two", "optim.lr=5e-4", "lora=null"])
+    assert config == Run(name="two", optim=Optim(lr=5e-4, betas=(0.8, 0.9)))
+    assert load_config(Run, [write(tmp_path / "c.yaml", to_yaml(config))]) == config
+
+
+def test_a_date_is_a_name(tmp_path):
+    assert load_config(Run, [], ["name=2026-11-26"]).name == "2026-11-26"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optim.lrr=1"], "optim.lrr=1: unknown key 'optim.lrr'; did you mean 'lr'?"),
+        (["lora.ranks=1"], "lora.ranks=1: unknown key 'lora.ranks'; did you mean 'rank'?"),
+        (["zzz=1"], "zzz=1: unknown key 'zzz'"),
+        (["optim.lr=fast"], "optim.lr=fast: optim.lr: input should be a valid number.*, not 'fast'"),
+        (["batch=x"], "batch=x: batch: .*not 'x'"),
+        (["name"], "looks like key=value"),
+        (["name=[1"], "not valid YAML"),
+        (["name=" + "1" * 5000], "not valid YAML: Exceeds the limit"),
+    ],
+)
+def test_errors_name_origin_key_and_remedy(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(Run, [write(tmp_path / "a.yaml", "name: one\n")], overrides)
+
+
+def test_errors_of_files(tmp_path):
+    for text, message in [
+        ("", "'name' is missing"),
+        ("- 1", "expected keys with values"),
+        ("nam: x\nname: y", r"a.yaml: unknown key 'nam'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            load_config(Run, [write(tmp_path / "a.yaml", text)])
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(Run, [tmp_path / "missing.yaml"])

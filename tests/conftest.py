@@ -1,0 +1,24 @@
+import logging
+
+import pytest
+from support import tiny
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_before():
+    """A server started in this process logs to the stream that was the error stream then; another test's may be closed."""
+    loggers = [logging.getLogger(name) for name in ("polar_rm", "uvicorn")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rm")
+    settings = tiny.EncoderSettings(max_length=200, max_response_length=60)
+    model = tiny.reward_model(folder / "lm", settings=settings)
+    model.save(folder / "model")
+    return folder / "model", model

@@ -1,0 +1,63 @@
+from collections import Counter
+
+import pytest
+
+from polar_rm.errors import PolarError
+from polar_rm.evaluation.references import apply_reference_protocol, prompt_key
+from polar_rm.records import Comparison
+
+
+def make(prompt, reference, **metadata):
+    return Comparison(prompt, reference, ("a", "b"), (0, 1), "sft", metadata)
+
+
+def test_given_passes_everything_through():
+    items = [make("p", "r"), make("q", "")]
+    assert list(apply_reference_protocol(items, "given")) == items
+
+
+def test_missing_reference_is_named_unless_empty():
+    items = [make("p", "r"), make("q", None)]
+    for mode in ("given", "shuffled"):
+        with pytest.raises(PolarError, match="comparison 2 has no reference; --reference empty"):
+            list(apply_reference_protocol(items, mode))
+    assert [item.reference for item in apply_reference_protocol(items, "empty")] == ["", ""]
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 1000])
+def test_shuffled_gives_another_prompts_reference(monkeypatch, window):
+    monkeypatch.setattr("polar_rm.evaluation.references._SHUFFLE_WINDOW", window)
+    items = [make(f"p{i // 3}", f"r{i // 3}.{i % 3}") for i in range(31)]
+    shuffled = list(apply_reference_protocol(items, "shuffled", seed=2))
+    assert [item.prompt for item in shuffled] == [item.prompt for item in items]
+    assert all(new.reference.split(".")[0] != old.reference.split(".")[0] for new, old in zip(shuffled, items, strict=True))
+    assert shuffled == list(apply_reference_protocol(items, "shuffled", seed=2))
+
+
+def test_a_last_window_of_one_prompt_takes_the_windows_before(monkeypatch):
+    monkeypatch.setattr("polar_rm.evaluation.references._SHUFFLE_WINDOW", 4)
+    items = [make(f"p{i // 2}", f"r{i // 2}") for i in range(6)]
+    last = list(apply_reference_protocol(items, "shuffled"))[-2:]
+    assert {item.reference for item in last} <= {"r0", "r1"}
+
+
+def test_shuffling_uses_all_donors():
+    items = [make(f"p{i}", f"r{i}") for i in range(50)]
+    assert Counter(item.reference for item in apply_reference_protocol(items, "shuffled")) == Counter(f"r{i}" for i in range(50))
+
+
+def test_one_prompt_can_not_be_shuffled():
+    with pytest.raises(PolarError, match="at least two prompts"):
+        list(apply_reference_protocol([make("p", "r1"), make("p", "r2")], "shuffled"))
+
+
+def test_unknown_mode():
+    with pytest.raises(PolarError, match="unknown reference mode 'gold'"):
+        apply_reference_protocol([], "gold")
+
+
+def test_prompt_identity():
+    assert prompt_key(make("p", "r", prompt_id=7)) == prompt_key(make("p", "s", prompt_id=8))
+    assert prompt_key(make("p", "r", prompt_id=7)) != prompt_key(make("q", "r", prompt_id=7))  # of another file
+    listed = [{"role": "user", "content": "p"}]
+    assert prompt_key(make(listed, "r")) == prompt_key(make("p", "r")) != prompt_key(make("q", "r"))

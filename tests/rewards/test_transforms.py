@@ -1,0 +1,84 @@
+import math
+import random
+
+import numpy as np
+import pytest
+
+from polar_rm.errors import PolarError
+from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.transforms import TRANSFORMS, transform
+
+GROUPS = [[-11.0, -2.5, 0.7], [3.0, 3.0], [], [1.25]]
+
+
+def test_raw_changes_nothing():
+    assert transform("raw", GROUPS) == GROUPS
+
+
+def test_z_scores_are_within_a_group_or_over_all():
+    mine, all_together = transform("group_zscore", GROUPS), transform("whiten", GROUPS)
+    first = np.array(GROUPS[0])
+    assert mine[0] == pytest.approx((first - first.mean()) / first.std())
+    assert mine[1:] == [[0.0, 0.0], [], [0.0]]
+    flat = np.array([value for group in GROUPS for value in group])
+    expected = (flat - flat.mean()) / flat.std()
+    assert [len(group) for group in all_together] == [3, 2, 0, 1]
+    assert [value for group in all_together for value in group] == pytest.approx(expected)
+
+
+def test_tanh_has_the_scale_of_ten():
+    assert transform("tanh", [[-10.0, 0.0, 400.0]]) == [[pytest.approx(math.tanh(-1)), 0.0, 1.0]]
+
+
+def test_percentiles_agree_with_numpy_and_survive_saving(tmp_path):
+    rng = random.Random(0)
+    rewards = [rng.gauss(-4, 3) for _ in range(999)]
+    Calibration.from_rewards(rewards).save(tmp_path)
+    card = Calibration.load(tmp_path)
+    assert card == Calibration.from_rewards(rewards)
+    assert (card.n, card.mean, card.std) == (999, pytest.approx(np.mean(rewards)), pytest.approx(np.std(rewards)))
+    for share in (0.013, 0.25, 0.5, 0.987):
+        [[got]] = transform("percentile", [[float(np.quantile(rewards, share))]], card)
+        assert got == pytest.approx(share, abs=0.005)
+    assert transform("percentile", [[-1e9, 1e9, min(rewards), max(rewards)]], card) == [[0.0, 1.0, 0.0, 1.0]]
+
+
+def test_rewards_with_many_ties_make_a_card():
+    for seed in range(300):
+        rng = random.Random(seed)
+        values = [rng.gauss(-3, 2) for _ in range(rng.randint(1, 6))]
+        rewards = [rng.choice(values) for _ in range(rng.randint(10, 200))]
+        card = Calibration.from_rewards(rewards)
+        assert card.quantiles == pytest.approx(np.quantile(rewards, np.linspace(0, 1, 101)))
+        assert (card.quantiles[0], card.quantiles[-1]) == (min(rewards), max(rewards))
+
+
+def test_equal_rewards_are_in_the_middle_of_their_percentiles():
+    card = Calibration(101, 0.0, 1.0, (*[-1.0] * 20, *[0.0] * 41, *map(float, range(1, 41))))
+    rewards = [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 40.0, 41.0]
+    assert [card.percentile(reward) for reward in rewards] == pytest.approx([0.0, 0.095, 0.195, 0.4, 0.605, 0.61, 1.0, 1.0])
+    assert Calibration.from_rewards([2.0] * 5).percentile(2.0) == 0.5
+
+
+def test_order_is_kept_by_every_transform():
+    rewards = sorted(random.Random(1).gauss(-4, 3) for _ in range(50))
+    card = Calibration.from_rewards(rewards)
+    for name in TRANSFORMS:
+        [out] = transform(name, [rewards], card)
+        assert out == sorted(out), name
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(PolarError, match="calibration card"):
+        transform("percentile", GROUPS)
+    with pytest.raises(PolarError, match="unknown transform 'zscore'"):
+        transform("zscore", GROUPS)
+    with pytest.raises(PolarError, match="at least two"):
+        Calibration.from_rewards([1.0])
+    with pytest.raises(PolarError, match="finite"):
+        Calibration.from_rewards([1.0, math.nan])
+    assert Calibration.load(tmp_path) is None
+    for text in ("{", "[]", '{"n": 1, "mean": 0, "std": 1, "quantiles": [1, 2]}'):
+        (tmp_path / "calibration.json").write_text(text)
+        with pytest.raises(PolarError, match=r"calibration\.json: not a calibration card"):
+            Calibration.load(tmp_path)

@@ -1,0 +1,180 @@
+import json
+import random
+
+import pytest
+import torch
+from support import tiny
+
+from polar_rm.errors import PolarError, ScoreError
+from polar_rm.records import Comparison, OnBadRow, ScoreItem, write_records
+from polar_rm.scoring.files import score_file
+from polar_rm.scoring.scorer import Scorer
+
+WORDS = "the quick brown fox jumps over a lazy dog near the river bank".split()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.reward_model(tmp_path_factory.mktemp("lm"))
+
+
+def items(n=40, seed=0):
+    rng = random.Random(seed)
+
+    def text():
+        return " ".join(rng.choices(WORDS, k=rng.randint(1, 12)))
+
+    groups = [(text(), text()) for _ in range(6)]
+    return [ScoreItem(*rng.choice(groups), text(), metadata={"n": i}) for i in range(n)]
+
+
+def one_by_one(model, some):
+    return [model.score(prompt=i.prompt, reference=i.reference, outputs=[i.output])[0] for i in some]
+
+
+@pytest.mark.parametrize(("token_budget", "window"), [(8192, 1024), (60, 1024), (200, 7)])
+def test_scores_come_in_input_order_whatever_is_grouped(model, token_budget, window):
+    some = items()
+    scored = list(Scorer(model, token_budget=token_budget, window=window).score(iter(some)))
+    assert [s.reward for s in scored] == pytest.approx(one_by_one(model, some), abs=2e-5)
+    assert len({round(s.reward, 3) for s in scored}) > 30
+
+
+def test_comparisons_score_like_their_candidates(model):
+    some = [Comparison("p", "the fox", ("a dog", "the river", "a bank"), (0, 1, 1)), Comparison("q", "", ("x", "y"), (1, 0))]
+    together = list(Scorer(model, token_budget=30).score_comparisons(some))
+    for comparison, scores in zip(some, together, strict=True):
+        alone = [ScoreItem(comparison.prompt, comparison.reference, c) for c in comparison.candidates]
+        assert scores == pytest.approx(one_by_one(model, alone), abs=2e-5)
+
+
+def test_candidates_of_equal_ids_are_ties_wherever_they_stand(tmp_path):
+    settings = tiny.EncoderSettings(max_length=60, max_response_length=10)
+    scorer = Scorer(tiny.reward_model(tmp_path, settings=settings), token_budget=60)
+    cut = tuple("lazy dog " * 30 + word for word in WORDS)  # what differs is cut off
+    special = ("the fox", "<|reward|>the fox", "a dog")
+    some = [Comparison("p", "r", cut, tuple(range(len(cut)))), Comparison("p", "r", special, (0, 1, 1))]
+    first, second = scorer.score_comparisons(some)
+    assert len(set(first)) == 1 and len(first) == len(cut)
+    assert second[0] == second[1] != second[2]
+    assert (scorer.cut, scorer.alike) == (1, 2)
+
+
+def test_truncation_and_lengths_are_reported(tmp_path):
+    settings = tiny.EncoderSettings(max_length=40, max_response_length=10)
+    model = tiny.reward_model(tmp_path, settings=settings)
+    short, long = Scorer(model).score([ScoreItem("p", "fox", "dog"), ScoreItem("p", "fox", "lazy dog " * 30)])
+    assert (short.truncated, long.truncated) == (False, True)
+    assert short.n_tokens < long.n_tokens <= 40
+
+
+def test_a_score_that_is_not_finite_is_an_error(tmp_path):
+    model = tiny.reward_model(tmp_path)
+    model.backbone.score.weight.data.fill_(float("inf"))
+    with pytest.raises(ScoreError, match="item 1 "):
+        list(Scorer(model).score(items(3)))
+
+
+def run(model, source, target, **options):
+    return list(score_file(model, source, target, identity={"model": "m"}, **options))
+
+
+def test_files_are_scored_row_by_row(model, tmp_path):
+    some = items()
+    write_records(tmp_path / "items.jsonl", some)
+    assert run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")[-1] == 40
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(1, 41))
+    assert [row["metadata"]["n"] for row in rows] == list(range(40))
+    assert [row["reward"] for row in rows] == pytest.approx(one_by_one(model, some), abs=2e-5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["items.jsonl", "scores.jsonl"]
+
+
+def test_a_row_without_a_score_is_named_and_those_before_it_stay(model, tmp_path, monkeypatch):
+    rows = [{"prompt": "p", "reference": "r", "output": f"fox {i}"} for i in range(30)]
+    (tmp_path / "items.jsonl").write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"token_budget": 8192, "window": 8})
+    score_trees, seen = Scorer.score_trees, []
+
+    def broken(self, trees):
+        scores = score_trees(self, trees)
+        seen.append(len(scores[0]))
+        if len(seen) == 3:
+            scores[0][4] = float("inf")
+        return scores
+
+    monkeypatch.setattr(Scorer, "score_trees", broken)
+    with pytest.raises(ScoreError, match=r"items.jsonl: row 22 has the score inf"):
+        run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
+    assert len((tmp_path / "scores.jsonl.partial").read_text().splitlines()) == 20
+
+
+def test_scores_go_only_where_they_can_be_read_back(model, tmp_path):
+    write_records(tmp_path / "items.jsonl", items(3))
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "items.jsonl")
+    for source, target, reason in (
+        ("items.jsonl", "items.jsonl", "the input itself"),
+        ("items.jsonl", "link.jsonl", "the input itself"),
+        ("items.jsonl", "folder.jsonl", "it is a folder"),
+        ("items.jsonl", "scores.jsonl.gz", "known: .jsonl"),
+        ("items.jsonl", "items.jsonl/scores.jsonl", "is no folder"),
+        (".", "scores.jsonl", "one file at a time"),
+    ):
+        with pytest.raises(PolarError, match=reason):
+            run(model, tmp_path / source, tmp_path / target)
+    assert len((tmp_path / "items.jsonl").read_text().splitlines()) == 3
+
+
+def test_metadata_is_written_as_standard_json(model, tmp_path):
+    item = {"prompt": "p", "reference": "r", "output": "o", "at": {"x": float("nan")}, "y": float("inf")}
+    (tmp_path / "items.jsonl").write_text(json.dumps(item) + "\n")
+    run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    assert json.loads((tmp_path / "scores.jsonl").read_text(), parse_constant=refuse)["metadata"] == {
+        "at": {"x": None},
+        "y": "inf",
+    }
+
+
+def test_an_interrupted_file_continues_behind_its_last_whole_row(model, tmp_path, monkeypatch):
+    write_records(tmp_path / "items.jsonl", items())
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"token_budget": 8192, "window": 8})
+    run(model, tmp_path / "items.jsonl", tmp_path / "whole.jsonl")
+    steps = score_file(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl", identity={"model": "m"})
+    while next(steps) < 16:
+        pass
+    steps.close()
+    partial = tmp_path / "scores.jsonl.partial"
+    assert len(partial.read_text().splitlines()) == 16
+    with partial.open("a") as file:
+        file.write('{"row": 17, "rew')
+    state = tmp_path / "scores.jsonl.partial.json"
+    identity = state.read_text()
+    state.write_text("")
+    with pytest.raises(PolarError, match="not JSON"):
+        run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
+    state.write_text(identity)
+    with pytest.raises(PolarError, match="another model"):
+        list(score_file(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl", identity={"model": "other"}))
+    counts = run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
+    assert counts[0] == 16
+    assert (tmp_path / "scores.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_skipped_rows_leave_gaps_in_the_numbers(model, tmp_path):
+    good = {"prompt": "p", "reference": "r", "output": "o"}
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (good, {"prompt": "p"}, good)))
+    with pytest.raises(PolarError, match="row 2: field 'reference'"):
+        run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
+    bad = OnBadRow("skip", tmp_path / "side.jsonl")
+    run(model, tmp_path / "items.jsonl", tmp_path / "out.jsonl", on_bad_row=bad)
+    assert [json.loads(line)["row"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [1, 3]
+    assert bad.count == 1
+
+
+def test_scoring_keeps_no_graph(model):
+    assert not torch.is_tensor(next(iter(Scorer(model).score(items(1)))).reward)

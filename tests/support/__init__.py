@@ -1,0 +1,1 @@
+"""What the tests share: tiny models, made data, stand-ins for servers."""

@@ -1,0 +1,19 @@
+"""Run under torchrun by test_parallel: writes the gradients of one global batch."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from polar_rm.common.config import load_config
+from polar_rm.training.config import TrainConfig
+from polar_rm.training.parallel import world
+from polar_rm.training.trainer import Trainer
+
+config = load_config(TrainConfig, [Path(sys.argv[1])], sys.argv[3:])
+with world("cpu") as where:
+    trainer = Trainer(config, where)
+    values = trainer.accumulate(list(range(len(trainer.train_set))))
+    full = {n: t.grad.full_tensor() if hasattr(t.grad, "full_tensor") else t.grad for n, t in trainer.weights.named.items()}
+    if where.main:
+        torch.save({"gradients": full, "values": values}, sys.argv[2])
