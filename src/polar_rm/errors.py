@@ -38,3 +38,11 @@ class ScoreError(PolarError):
 
 class NonFinite(PolarError):
     """A loss or gradient is NaN or infinite."""
+
+
+class MachineFailure(PolarError):
+    """The machine failed, not the input: a worker was killed, the memory or the disk ran out. The same command can continue."""
+
+
+class Damaged(PolarError):
+    """A file that we wrote is not as it was written: missing, of another size or with another content."""

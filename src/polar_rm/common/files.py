@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from polar_rm.common.json import dump_json
+from polar_rm.common.locks import owned
 from polar_rm.errors import PolarError
 
 
@@ -47,26 +52,38 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Indented, atomically; errors as in :func:`write_file`."""
-    write_file(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Indented standard JSON (see :func:`polar_rm.common.json.dump_json`), atomically; errors as in :func:`write_file`."""
+    write_file(path, dump_json(value, indent=2) + "\n")
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
-    """Atomically: a reader sees the old file or the new one, never half of it. Folders are made.
+    """Atomically and durably: a reader sees the old file or the new one, never half of it, after a power cut either. Folders are
+    made.
 
     Raises:
         PolarError: the disk is full or not writable.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)
     except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         raise PolarError(f"{path}: could not be written: {error.strerror}") from error
+
+
+def temporary_path(path: Path, kind: str = "partial") -> Path:
+    """A hidden sibling that no other writer has: process ids repeat, in containers always. kind: ``partial`` or ``old``.
+
+    What a killed writer leaves under such a name is removed by the next owner of the output, see :mod:`polar_rm.common.locks`.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
 
 
 def check_target(path: str | Path, suffixes: Sequence[str] = ()) -> None:
@@ -89,29 +106,55 @@ def check_target(path: str | Path, suffixes: Sequence[str] = ()) -> None:
 def atomic_directory(target: str | Path) -> Iterator[Path]:
     """A fresh sibling folder that becomes ``target`` only if the block succeeds; an old ``target`` is replaced.
 
+    Files and folder entries are on the disk before the change of names, which is one step where the file system can exchange two
+    names. Elsewhere a kill between two renames leaves the old folder under a hidden name, from which the next writer restores it.
+
     Raises:
-        PolarError: the disk is full or not writable; nothing half-written is left.
+        PolarError: the disk is full or not writable, or another process is writing this folder; nothing half-written is left.
     """
     target = Path(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    temporary = temporary_path(target.absolute())
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                path.chmod(0o644)  # safetensors writes 0600, which other users' servers can't read
-                _sync(path)
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PolarError(f"{target}: could not be saved: {error.strerror}") from error
+    with owned(target, "writing a folder"):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for path in [*temporary.rglob("*"), temporary]:
+                if path.is_file():
+                    path.chmod(0o644)  # safetensors writes 0600, which other users' servers can't read
+                sync(path)
+            _replace_directory(temporary, target.absolute())
+            sync(temporary.parent)
+        except BaseException as error:
+            refusal = disk_refusal(error, temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
+            if refusal:
+                raise PolarError(f"{target}: could not be saved: {refusal}") from error
+            raise
+
+
+def _replace_directory(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+    elif _exchange(new, target):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        old = temporary_path(target, "old")
+        target.rename(old)
+        new.rename(target)
         shutil.rmtree(old, ignore_errors=True)
-    except BaseException as error:
-        refusal = disk_refusal(error, temporary)
-        shutil.rmtree(temporary, ignore_errors=True)
-        if refusal:
-            raise PolarError(f"{target}: could not be saved: {refusal}") from error
-        raise
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step, by Linux' ``renameat2``; False where there is no such call, or not on this file system."""
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "renameat2"):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    return bool(libc.renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange) == 0)
 
 
 def disk_refusal(error: BaseException, folder: Path) -> str | None:
@@ -153,7 +196,7 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, dict) or (not value and name):
         return {name: value}
     return {key: each for inner, item in value.items() for key, each in _flat(item, f"{name}.{inner}" if name else inner).items()}
 
@@ -163,6 +206,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:40]}... ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's entries, on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that can't do it for folders
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""One line of standard JSON for any value."""
+"""Standard JSON for any value: the one place that writes it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import math
 from typing import Any
 
 
-def dump_json(value: Any) -> str:
-    """One line of standard JSON. NaN becomes null; all else that JSON has no form for (infinities, bytes, dates) text."""
+def dump_json(value: Any, *, indent: int | None = None) -> str:
+    """Standard JSON, by default in one line. NaN becomes null; all else that JSON has no form for (infinities, bytes) text."""
+    encoder = _ENCODER if indent is None else _encoder(indent)
     try:
-        return _ENCODER.encode(value)
+        return encoder.encode(value)
     except (TypeError, ValueError):  # a key, or a number that the encoder doesn't ask about
-        return _ENCODER.encode(_plain(value))
+        return encoder.encode(_plain(value))
 
 
 def _plain(value: Any) -> Any:
@@ -37,4 +38,8 @@ def _as_text(value: Any) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_as_text)
+def _encoder(indent: int | None = None) -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_as_text, indent=indent)
+
+
+_ENCODER = _encoder()

@@ -1,0 +1,41 @@
+"""Sizes and checksums of the files that we write, and whether they still hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypedDict
+
+from polar_rm.common.files import sha256
+from polar_rm.errors import Damaged
+
+
+class FileFacts(TypedDict):
+    """bytes: the file's size. sha256: of its content, in hexadecimal."""
+
+    bytes: int
+    sha256: str
+
+
+def describe_files(folder: str | Path, names: Iterable[str] | None = None) -> dict[str, FileFacts]:
+    """What :func:`check_files` needs, by name relative to ``folder``; names: by default all files in it, at any depth."""
+    folder = Path(folder)
+    if names is None:
+        names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in sorted(names)}
+
+
+def check_files(folder: str | Path, files: Mapping[str, FileFacts], *, full: bool = False) -> None:
+    """Compare the files of a folder with what :func:`describe_files` gave. full: their content too, not only their size.
+
+    Raises:
+        Damaged: the first file that is missing or differs, and in what.
+    """
+    for name, facts in files.items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise Damaged(f"{path}: it is missing")
+        if (size := path.stat().st_size) != facts["bytes"]:
+            raise Damaged(f"{path}: it has {size:,} bytes, written were {facts['bytes']:,}")
+        if full and sha256(path) != facts["sha256"]:
+            raise Damaged(f"{path}: its content is not what was written (another SHA-256)")

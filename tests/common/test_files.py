@@ -1,0 +1,158 @@
+"""Writing files and folders: whole or not at all, durable, and standard JSON."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from polar_rm.common import files
+from polar_rm.common.checksums import check_files, describe_files
+from polar_rm.common.extras import needs
+from polar_rm.common.files import (
+    atomic_directory,
+    check_target,
+    claim_folder,
+    differences,
+    read_json,
+    sha256,
+    write_file,
+    write_json,
+)
+from polar_rm.common.text import first_line
+from polar_rm.errors import Damaged, PolarError
+
+
+def test_json_is_standard_json(tmp_path):
+    """B4, B23: NaN is no JSON."""
+    write_json(tmp_path / "a.json", {"x": float("nan"), "y": [float("inf")], "path": tmp_path})
+    refuse = {"parse_constant": lambda name: pytest.fail(name)}
+    assert json.loads((tmp_path / "a.json").read_text(), **refuse) == {"x": None, "y": ["inf"], "path": str(tmp_path)}
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    write_file(tmp_path / "a", "old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(PolarError, match="a: could not be written: No space left"):
+        write_file(tmp_path / "a", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_files_and_folders_are_synced_before_names_change(tmp_path, monkeypatch):
+    """F6: a power cut must not leave names without content."""
+    seen = []
+    monkeypatch.setattr(files, "sync", lambda path: seen.append(("sync", path.name)))
+    real = files._replace_directory
+    monkeypatch.setattr(
+        files, "_replace_directory", lambda new, target: (seen.append(("rename", target.name)), real(new, target))
+    )
+    with atomic_directory(tmp_path / "m") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep/a").write_text("1")
+    rename = seen.index(("rename", "m"))
+    assert {name for kind, name in seen[:rename]} >= {"a", "deep", folder.name}
+    assert seen[rename + 1 :] == [("sync", tmp_path.name)]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    for content in ("one", "two"):
+        with atomic_directory(tmp_path / "m") as folder:
+            (folder / content).write_text(content)
+    with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "m") as folder:
+        (folder / "three").write_text("three")
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.rglob("*")] == ["m", "two"]
+
+
+def test_a_full_disk_is_told_with_the_target(tmp_path):
+    with (
+        pytest.raises(PolarError, match=r"m: could not be saved: .*No space left.* MiB are free"),
+        atomic_directory(tmp_path / "m"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damage_is_named(tmp_path):
+    """F6, F8."""
+    for name in ("a", "b/c"):
+        write_file(tmp_path / name, "content of " + name)
+    facts = describe_files(tmp_path)
+    assert sorted(facts) == ["a", "b/c"] and facts["a"]["bytes"] == 12
+    check_files(tmp_path, facts, full=True)
+    (tmp_path / "a").write_text("content oF a")
+    check_files(tmp_path, facts)
+    with pytest.raises(Damaged, match="a: its content is not what was written"):
+        check_files(tmp_path, facts, full=True)
+    (tmp_path / "a").write_text("cut")
+    with pytest.raises(Damaged, match="a: it has 3 bytes, written were 12"):
+        check_files(tmp_path, facts)
+    (tmp_path / "a").unlink()
+    with pytest.raises(Damaged, match="a: it is missing"):
+        check_files(tmp_path, facts)
+
+
+def test_a_missing_package_is_told_with_the_line_to_type():
+    with (
+        pytest.raises(PolarError, match=r"polar fly needs the package no_such_wings: pip install 'polar-rm\[fly\]'"),
+        needs("fly", "polar fly"),
+    ):
+        import no_such_wings.feathers  # noqa: F401
+    with pytest.raises(ModuleNotFoundError), needs("fly", "polar fly"):
+        import polar_rm.no_such_module  # noqa: F401
+
+
+@pytest.mark.parametrize(("error", "line"), [(ValueError("a\nb"), "a"), (KeyError(), "KeyError"), (OSError(" \n"), "OSError")])
+def test_an_error_without_a_message_has_a_first_line(error, line):
+    """B16."""
+    assert first_line(error) == line
+
+
+def test_targets_are_checked_before_the_work(tmp_path):
+    check_target(tmp_path / "new/deep/a.jsonl", (".jsonl",))
+    for target, message in (
+        (tmp_path, "it is a folder"),
+        (tmp_path / "a.txt", "unknown kind"),
+        (tmp_path / "f/a.jsonl", "no folder"),
+    ):
+        (tmp_path / "f").write_text("")
+        with pytest.raises(PolarError, match=message):
+            check_target(target, (".jsonl",))
+
+
+def test_a_folder_is_claimed_by_one_set_of_settings(tmp_path):
+    claim_folder(tmp_path / "o", {"a": 1, "b": {"c": 2}}, "shards")
+    claim_folder(tmp_path / "o", {"a": 1, "b": {"c": 2}}, "shards")
+    with pytest.raises(PolarError, match=r"holds shards of other settings \(b.c: 2 there, 3 now\)"):
+        claim_folder(tmp_path / "o", {"a": 1, "b": {"c": 3}}, "shards")
+    (tmp_path / "u").mkdir()
+    (tmp_path / "u/mine").write_text("")
+    with pytest.raises(PolarError, match="not empty and holds no shards"):
+        claim_folder(tmp_path / "u", {}, "shards")
+
+
+def test_differences_are_five_by_name():
+    assert differences({str(n): n for n in range(9)}, {}).endswith("and 4 more")
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "not JSON"), ("[1]", "not a JSON object"), ("[" * 100_000, "not JSON")])
+def test_json_that_is_none(tmp_path, content, message):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(PolarError, match=message):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_folders_hash_changes_with_names_and_contents(tmp_path):
+    write_file(tmp_path / "d/a", "1")
+    first = sha256(tmp_path / "d")
+    (tmp_path / "d/a").rename(tmp_path / "d/b")
+    second = sha256(tmp_path / "d")
+    write_file(tmp_path / "d/b", "2")
+    assert len({first, second, sha256(tmp_path / "d")}) == 3
