@@ -36,7 +36,6 @@ UPWARD: set[tuple[str, str]] = {
 }
 CIRCLES: set[frozenset[str]] = {
     frozenset({"model.reward_model", "scoring.scorer"}),
-    frozenset({"sampling.backends.generation", "sampling.backends.transformers"}),
 }
 PRIVATE: set[tuple[str, str]] = set()
 LONG_FILES: set[str] = set()
@@ -90,11 +89,10 @@ WITHOUT_DOCSTRING = set(
     records.fields.Fields.texts
     records.fields.Fields.wrapper
     rft.config.RewardConfig.open
-    sampling.backends.openai.OpenAIPolicy.at_once
+    sampling.backends.openai.OpenAIPolicy.max_concurrent
     sampling.backends.openai.OpenAIPolicy.is_seeded
     sampling.backends.openai.OpenAIPolicy.open
     sampling.backends.openai.OpenAIPolicy.url
-    sampling.backends.transformers.TransformersPolicy.open
     sampling.backends.vllm.VLLMPolicy.open
     sampling.config.SamplingConfig.machine
     sampling.prompts.Prompt.hash

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from polar_rm.corpus import build_comparisons, build_ranked, is_held_out
 from polar_rm.corpus.config import Pairing
-from polar_rm.corpus.pairing import generator, groups
+from polar_rm.corpus.pairing import draw_comparisons, generator
 from polar_rm.errors import PolarError
 from polar_rm.records import Trajectory
 
@@ -97,8 +97,11 @@ def test_results_for_a_seed_never_change():
     assert hashlib.sha256(repr(built).encode()).hexdigest()[:16] == "bd3a5ea00024f55b"
 
 
-def made(cells, seeds=20, may_meet=lambda *_: True, **settings):
-    return [list(groups(cells, Pairing(**settings), generator(seed, "p"), may_meet=may_meet)) for seed in range(seeds)]
+def made(texts_by_policy, seeds=20, may_meet=lambda *_: True, **settings):
+    return [
+        list(draw_comparisons(texts_by_policy, Pairing(**settings), generator(seed, "p"), may_meet=may_meet))
+        for seed in range(seeds)
+    ]
 
 
 CELLS = {policy: [f"{policy}{i}" for i in range(3)] for policy in "abcd"}
@@ -106,38 +109,38 @@ CELLS = {policy: [f"{policy}{i}" for i in range(3)] for policy in "abcd"}
 
 def test_triples_of_two_policies():
     for built in made({"a": ["a0", "a1"], "b": ["b0"]}, kind="triples"):
-        [group] = built
-        assert group.policies == ("a", "b")
-        assert {group.reference, *group.positives} == {"a0", "a1"}
-        assert group.negatives == ("b0",)
+        [drawn] = built
+        assert drawn.policies == ("a", "b")
+        assert {drawn.reference, *drawn.positives} == {"a0", "a1"}
+        assert drawn.negatives == ("b0",)
 
 
 def test_triples_in_both_directions_mirror_each_other():
     for built in made(CELLS, kind="triples"):
-        met = [group.policies for group in built]
+        met = [drawn.policies for drawn in built]
         assert {policy for policy, _ in met} == set("abcd")
         assert met[1] == met[0][::-1]
-        assert all(len(group.positives) == len(group.negatives) == 1 for group in built)
+        assert all(len(drawn.positives) == len(drawn.negatives) == 1 for drawn in built)
 
 
 @pytest.mark.parametrize("kind", ["triples", "k_way"])
 def test_one_direction_only(kind):
     for built in made(CELLS, kind=kind, both_directions=False):
-        met = {group.policies for group in built}
+        met = {drawn.policies for drawn in built}
         assert not met & {pair[::-1] for pair in met}
 
 
 def test_negatives_of_near_length():
-    cells = {"a": ["x" * 10, "y" * 11], "b": ["b" * 100, "c" * 12], "c": ["d" * 50, "e" * 51]}
-    for built in made(cells, near_length=1.3):
-        assert all(set(group.negatives) <= {"c" * 12, "x" * 10, "y" * 11} for group in built)
-        assert {group.policies[0] for group in built} <= {"a", "b"}
-    assert any(len(text) > 40 for built in made(cells) for group in built for text in group.negatives)
+    texts_by_policy = {"a": ["x" * 10, "y" * 11], "b": ["b" * 100, "c" * 12], "c": ["d" * 50, "e" * 51]}
+    for built in made(texts_by_policy, near_length=1.3):
+        assert all(set(drawn.negatives) <= {"c" * 12, "x" * 10, "y" * 11} for drawn in built)
+        assert {drawn.policies[0] for drawn in built} <= {"a", "b"}
+    assert any(len(text) > 40 for built in made(texts_by_policy) for drawn in built for text in drawn.negatives)
 
 
 def test_only_policies_that_may_meet():
     for built in made(CELLS, negatives=3, may_meet=lambda policy, other: {policy, other} != {"a", "b"}):
-        for policy, *others in (group.policies for group in built):
+        for policy, *others in (drawn.policies for drawn in built):
             assert len(others) == (2 if policy in "ab" else 3)
             assert {policy, *others} != {"a", "b"}
 
@@ -146,11 +149,11 @@ texts = st.lists(st.text("ab", max_size=2), min_size=1, max_size=4, unique=True)
 
 
 @given(st.dictionaries(st.sampled_from("abcde"), texts, max_size=5), st.integers(0, 3), st.sampled_from(["triples", "k_way"]))
-def test_no_text_comes_twice_in_a_group(cells, seed, kind):
+def test_no_text_comes_twice_in_a_group(texts_by_policy, seed, kind):
     many = {} if kind == "triples" else {"positives": 2, "negatives": 3}
-    for group in groups(dict(sorted(cells.items())), Pairing(kind=kind, **many), generator(seed, "p")):
-        policy, *others = group.policies
-        assert len({group.reference, *group.positives, *group.negatives}) == 1 + len(group.positives) + len(group.negatives)
-        assert {group.reference, *group.positives} <= set(cells[policy])
-        assert all(text in cells[other] for other, text in zip(others, group.negatives, strict=True))
+    for drawn in draw_comparisons(dict(sorted(texts_by_policy.items())), Pairing(kind=kind, **many), generator(seed, "p")):
+        policy, *others = drawn.policies
+        assert len({drawn.reference, *drawn.positives, *drawn.negatives}) == 1 + len(drawn.positives) + len(drawn.negatives)
+        assert {drawn.reference, *drawn.positives} <= set(texts_by_policy[policy])
+        assert all(text in texts_by_policy[other] for other, text in zip(others, drawn.negatives, strict=True))
         assert len({policy, *others}) == 1 + len(others)

@@ -8,7 +8,7 @@ from support import stub
 
 from polar_rm.errors import PolarError
 from polar_rm.sampling.backends.openai import OpenAIPolicy
-from polar_rm.sampling.base import Failure, Machine, PolicyDown, Request, Sample
+from polar_rm.sampling.base import Machine, NoSample, PolicyDown, Request, Sample
 
 
 def policy(server, **changes):
@@ -65,7 +65,7 @@ def test_the_key_comes_from_the_environment_and_appears_nowhere(server, monkeypa
     assert server.headers[0]["Authorization"] == "Bearer sk-secret"
     assert "sk-secret" not in keyed.model_dump_json()
     server.respond = lambda *_: stub.error(400, "bad key sk-secret in your request")
-    assert ask(keyed)[0] == Failure("refused", "HTTP 400: bad key *** in your request")
+    assert ask(keyed)[0] == NoSample("refused", "HTTP 400: bad key *** in your request")
     server.respond = lambda *_: stub.error(401, "bad key sk-secret")
     with pytest.raises(PolicyDown, match=r"the key was refused \(HTTP 401: bad key \*\*\*\)"):
         ask(keyed)
@@ -174,7 +174,7 @@ def test_all_tokens_are_asked_for_as_servers_say_it(server):
 
 def test_a_silent_server_is_a_timeout(server):
     server.respond = lambda body, _: time.sleep(0.5) or stub.good(body)
-    assert ask(policy(server, timeout=0.1, retries=1))[0] == Failure("timeout", "no answer within 0.1 s", 2)
+    assert ask(policy(server, timeout=0.1, retries=1))[0] == NoSample("timeout", "no answer within 0.1 s", 2)
 
 
 def test_trouble_that_passes_is_no_trouble(server):

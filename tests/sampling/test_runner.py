@@ -17,7 +17,7 @@ from polar_rm.common.config import load_config, to_yaml
 from polar_rm.errors import BadRow, ConfigError, PolarError
 from polar_rm.model.language_models import load_auto_tokenizer
 from polar_rm.records import read_trajectories
-from polar_rm.sampling.backends.generation import Draw
+from polar_rm.sampling.backends.generation import GumbelSampler
 from polar_rm.sampling.backends.rendering import encode
 from polar_rm.sampling.base import Decoding, Machine, Request
 from polar_rm.sampling.config import SamplingConfig
@@ -356,7 +356,7 @@ def test_draws_follow_the_softmax_of_the_nucleus():
     logits = torch.randn(30) * 2
     decoding = Decoding(temperature=0.7, top_p=0.9, top_k=8)
     count = 20_000
-    drawn = Draw(decoding, range(count))(None, logits.expand(count, -1)).argmax(-1)
+    drawn = GumbelSampler(decoding, range(count))(None, logits.expand(count, -1)).argmax(-1)
     kept = (logits / 0.7).topk(8)
     nucleus = TopPLogitsWarper(0.9)(None, kept.values[None])[0].softmax(-1)
     expected = torch.zeros(30).scatter(0, kept.indices, nucleus)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from polar_rm.errors import PolarError
-from polar_rm.sampling.base import Failure, Sample
+from polar_rm.sampling.base import NoSample, Sample
 from polar_rm.sampling.store import Arrived, Store
 
 HASHES = {f"p{number}": "hash" for number in range(3)}
@@ -17,11 +17,11 @@ def arrived(number, outcome=None, policy="a"):
 def test_outcomes_come_back_and_a_sample_replaces_its_failures(tmp_path):
     with Store.open(tmp_path) as store:
         store.claim({"a": {}})
-        store.add([arrived(1), arrived(2, Failure("timeout", "slow", 3))], {"a": (3, 0.5)})
-        store.add([arrived(2, Failure("garbled", "<html>", 2))], {"a": (0, 0.5)})
+        store.add([arrived(1), arrived(2, NoSample("timeout", "slow", 3))], {"a": (3, 0.5)})
+        store.add([arrived(2, NoSample("garbled", "<html>", 2))], {"a": (0, 0.5)})
     with Store.open(tmp_path) as store:
         assert store.sampled("a") == {("p1", 0): "hash"}
-        assert store.failures("a", HASHES) == {("p2", 0): Failure("garbled", "<html>", 5)}
+        assert store.failures("a", HASHES) == {("p2", 0): NoSample("garbled", "<html>", 5)}
         assert store.samples_of("p1") == {("a", 0): (1, Sample("text 1\n\0🙂", "stop", 3))}
         assert store.throughput("a") == (3, 1.0)
         store.add([arrived(2), arrived(2, Sample("another", "stop", 1))], {})
@@ -33,17 +33,17 @@ def test_outcomes_come_back_and_a_sample_replaces_its_failures(tmp_path):
 def test_failures_of_another_prompt_do_not_count(tmp_path):
     with Store.open(tmp_path) as store:
         store.claim({"a": {}})
-        store.add([arrived(1, Failure("too_long", "long", 2))], {})
+        store.add([arrived(1, NoSample("too_long", "long", 2))], {})
         other = {"p1": "other"}
         assert store.failures("a", other) == {}
-        store.add([replace(arrived(1, Failure("timeout", "slow", 3)), prompt_hash="other")], {})
-        assert store.failures("a", other) == {("p1", 0): Failure("timeout", "slow", 3)}
+        store.add([replace(arrived(1, NoSample("timeout", "slow", 3)), prompt_hash="other")], {})
+        assert store.failures("a", other) == {("p1", 0): NoSample("timeout", "slow", 3)}
         assert store.failures("a", HASHES) == {}
 
 
 def test_a_store_of_version_1_opens_and_its_failures_are_asked_again(tmp_path):
     with Store.open(tmp_path) as store:
-        store.add([arrived(1), arrived(2, Failure("too_long", "long", 2))], {})
+        store.add([arrived(1), arrived(2, NoSample("too_long", "long", 2))], {})
     database = sqlite3.connect(tmp_path / "store.sqlite")
     database.executescript("ALTER TABLE failures DROP COLUMN prompt_hash; PRAGMA user_version = 1")
     database.close()
@@ -52,15 +52,15 @@ def test_a_store_of_version_1_opens_and_its_failures_are_asked_again(tmp_path):
             assert store.counts() == {"a": 1}
             assert store.failures("a", HASHES) == {}
     with Store.open(tmp_path) as store:
-        store.add([arrived(2, Failure("too_long", "long", 1))], {})
-        assert store.failures("a", HASHES) == {("p2", 0): Failure("too_long", "long", 1)}
+        store.add([arrived(2, NoSample("too_long", "long", 1))], {})
+        assert store.failures("a", HASHES) == {("p2", 0): NoSample("too_long", "long", 1)}
 
 
 def test_other_settings_of_a_policy_are_refused_once_it_has_samples(tmp_path):
     before = {"model": "m", "decoding": {"top_k": 50}, "seed": 0}
     with Store.open(tmp_path) as store:
         store.claim({"a": before | {"model": "misspelt"}})
-        store.add([arrived(1, Failure("refused", "no", 1))], {})
+        store.add([arrived(1, NoSample("refused", "no", 1))], {})
         store.claim({"a": before})  # nothing has come of it: it may be put right
         assert store.failures("a", HASHES) == {}
         store.add([arrived(1)], {})

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from polar_rm.common.files import sha256, write_json
 from polar_rm.corpus.cleaning import Cleaned, clean_all
-from polar_rm.corpus.counts import Measure, Tally, excerpt
+from polar_rm.corpus.counts import Tally, TextCounter, excerpt
 from polar_rm.corpus.job import Job
-from polar_rm.corpus.pairing import Cells, Group, MayMeet, generator, groups
+from polar_rm.corpus.pairing import ComparisonTexts, MayMeet, TextsByPolicy, draw_comparisons, generator
 from polar_rm.corpus.partition import SCHEMA
 from polar_rm.corpus.splits import SPLITS, is_held_out_prompt, layout
 from polar_rm.errors import PolarError
@@ -37,18 +37,18 @@ LEDGER = pa.schema(
         "tokens": pa.int64(),
     }
 )
-"""What is counted of every comparison, in the order of the shard. Policies are places in the job's sorted list. ``key`` is a hash
+"""Counts of every comparison, in the order of the shard. Policies are indices in the sorted list of the job. ``key`` is a hash
 that says which comparisons stay when a policy has too many. Sizes: of prompt, reference and candidates, once each."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """One prompt's different texts. cells: after cleaning. source: the first of them that its rows name."""
+class PromptTexts:
+    """One prompt's different texts. texts_by_policy: after cleaning. source: the first of them that its rows name."""
 
     prompt_id: str
     prompt: Text
     source: str
-    cells: Cells
+    texts_by_policy: TextsByPolicy
 
 
 def build_bucket(job: Job, number: int) -> None:
@@ -58,7 +58,7 @@ def build_bucket(job: Job, number: int) -> None:
         PolarError: a prompt_id names two prompts, and bad rows are not skipped.
     """
     tally = Tally()
-    measure = Measure.load(job.config.report.tokenizer)
+    measure = TextCounter.load(job.config.report.tokenizer)
     shards: dict[str, list[Comparison]] = {split: [] for split in SPLITS}
     ledger: list[dict[str, Any]] = []
     contaminated: list[dict[str, Any]] = []
@@ -67,9 +67,9 @@ def build_bucket(job: Job, number: int) -> None:
         if job.evaluations and (match := job.evaluations.match(prompt.prompt)):
             contaminated.append({"prompt_id": prompt.prompt_id, "prompt": prompt.prompt, "match": match})
             continue
-        for split, group in _pairs(job, prompt, may_meet):
-            shards[split].append(_comparison(job, prompt, group))
-            ledger.append(_entry(job, split, prompt, group, measure))
+        for split, drawn in _pairs(job, prompt, may_meet):
+            shards[split].append(_comparison(job, prompt, drawn))
+            ledger.append(_entry(job, split, prompt, drawn, measure))
     written = {split: _write_shard(job, split, number, rows) for split, rows in shards.items() if rows}
     # In the order of the shards: those of one split come together.
     ledger.sort(key=lambda row: SPLITS.index(row["split"]))
@@ -86,35 +86,35 @@ def _write_shard(job: Job, split: str, number: int, comparisons: list[Comparison
     return {"rows": write_records(path, comparisons), "sha256": sha256(path)}
 
 
-def _pairs(job: Job, prompt: Prompt, may_meet: MayMeet) -> Iterator[tuple[str, Group]]:
+def _pairs(job: Job, prompt: PromptTexts, may_meet: MayMeet) -> Iterator[tuple[str, ComparisonTexts]]:
     splits, seed = job.config.splits, job.config.seed
     held = is_held_out_prompt(prompt.prompt, splits, seed=seed)
-    for split, (references, members) in layout(held, prompt.cells, job.unseen, splits).items():
-        cells = {policy: texts for policy, texts in prompt.cells.items() if policy in members}
+    for split, (references, members) in layout(held, prompt.texts_by_policy, job.unseen, splits).items():
+        texts_by_policy = {policy: texts for policy, texts in prompt.texts_by_policy.items() if policy in members}
         rng = generator(seed, prompt.prompt_id)
-        for group in groups(cells, job.config.pairing, rng, references=references, may_meet=may_meet):
-            yield split, group
+        for drawn in draw_comparisons(texts_by_policy, job.config.pairing, rng, references=references, may_meet=may_meet):
+            yield split, drawn
 
 
-def _comparison(job: Job, prompt: Prompt, group: Group) -> Comparison:
-    policy, *others = group.policies
+def _comparison(job: Job, prompt: PromptTexts, drawn: ComparisonTexts) -> Comparison:
+    policy, *others = drawn.policies
     distances = {job.lineage.distance(policy, other) for other in others}
     metadata: dict[str, object] = {"source": prompt.source, "prompt_id": prompt.prompt_id}
     if distances != {"unknown"}:
         metadata["distance"] = distances.pop() if len(distances) == 1 else "mixed"
-    return group.comparison(prompt.prompt, metadata, job.wrapper(policy))
+    return drawn.comparison(prompt.prompt, metadata, job.wrapper(policy))
 
 
-def _entry(job: Job, split: str, prompt: Prompt, group: Group, measure: Measure) -> dict[str, Any]:
-    codes = [bisect_left(job.policies, policy) for policy in group.policies]
-    digest = hashlib.blake2b(json.dumps([job.config.seed, prompt.prompt_id, group.policies[0]]).encode(), digest_size=8)
-    sizes = [measure(text) for text in (flatten(prompt.prompt), group.reference, *group.positives, *group.negatives)]
+def _entry(job: Job, split: str, prompt: PromptTexts, drawn: ComparisonTexts, measure: TextCounter) -> dict[str, Any]:
+    codes = [bisect_left(job.policies, policy) for policy in drawn.policies]
+    digest = hashlib.blake2b(json.dumps([job.config.seed, prompt.prompt_id, drawn.policies[0]]).encode(), digest_size=8)
+    sizes = [measure(text) for text in (flatten(prompt.prompt), drawn.reference, *drawn.positives, *drawn.negatives)]
     characters, words, tokens = map(sum, zip(*sizes, strict=True))
     return {
         "split": split,
         "key": int.from_bytes(digest.digest()),
         "policy": codes[0],
-        "positives": len(group.positives),
+        "positives": len(drawn.positives),
         "negatives": codes[1:],
         "characters": characters,
         "words": words,
@@ -123,33 +123,33 @@ def _entry(job: Job, split: str, prompt: Prompt, group: Group, measure: Measure)
 
 
 Rows = dict[str, list[Any]]
-"""The bucket's rows, column by column; a row is known by its place."""
+"""The bucket's rows, column by column; a row is known by its index."""
 
 
-def _prompts(job: Job, number: int, tally: Tally, measure: Measure) -> Iterator[Prompt]:
+def _prompts(job: Job, number: int, tally: Tally, measure: TextCounter) -> Iterator[PromptTexts]:
     """The bucket's prompts in the order of their hashes, with cleaned texts."""
     rows = _read(job, number)
     kept: list[int] = []
-    for _, places in groupby(range(len(rows["row"])), rows["prompt_id"].__getitem__):
-        kept += _of_one_prompt(job, rows, list(places), tally)
+    for _, indices in groupby(range(len(rows["row"])), rows["prompt_id"].__getitem__):
+        kept += _of_one_prompt(job, rows, list(indices), tally)
     kept = _distinct(rows, kept, tally)
     cleaned = clean_all([rows["text"][i] for i in kept], [rows["finish_reason"][i] for i in kept], job.config.cleaning)
-    for prompt_id, group in groupby(zip(kept, cleaned, strict=True), lambda pair: rows["prompt_id"][pair[0]]):
-        cells: dict[str, set[str]] = defaultdict(set)
+    for prompt_id, texts_of_prompt in groupby(zip(kept, cleaned, strict=True), lambda pair: rows["prompt_id"][pair[0]]):
+        texts_by_policy: dict[str, set[str]] = defaultdict(set)
         sources = set()
-        for place, result in group:
-            policy = rows["policy"][place]
-            sources.add(rows["source"][place])
-            _note_cleaning(tally, rows["text"][place], result, prompt_id, policy)
+        for index, result in texts_of_prompt:
+            policy = rows["policy"][index]
+            sources.add(rows["source"][index])
+            _note_cleaning(tally, rows["text"][index], result, prompt_id, policy)
             text = result.text.rstrip()  # the newline before a last line that was cut off would tell of the cut
-            if text in cells[policy]:
+            if text in texts_by_policy[policy]:
                 tally.add("trajectories", "equal_after_cleaning")
             else:
-                cells[policy].add(text)
-                tally.add_text(policy, measure(text), rows["n_tokens"][place])
+                texts_by_policy[policy].add(text)
+                tally.add_text(policy, measure(text), rows["n_tokens"][index])
         tally.add("prompts", "with_texts")
-        texts = {policy: sorted(cell) for policy, cell in sorted(cells.items())}
-        yield Prompt(prompt_id, from_cell(rows["prompt"][place]), min(sources), texts)
+        texts = {policy: sorted(cell) for policy, cell in sorted(texts_by_policy.items())}
+        yield PromptTexts(prompt_id, from_cell(rows["prompt"][index]), min(sources), texts)
 
 
 def _read(job: Job, number: int) -> Rows:
@@ -167,14 +167,14 @@ def _read(job: Job, number: int) -> Rows:
     return {name: values for name, values in table.take(pa.array(order, pa.int64())).to_pydict().items() if name != "hash"}
 
 
-def _of_one_prompt(job: Job, rows: Rows, places: list[int], tally: Tally) -> list[int]:
+def _of_one_prompt(job: Job, rows: Rows, indices: list[int], tally: Tally) -> list[int]:
     """The rows of one prompt_id, less those that mean another prompt by it than most do."""
-    prompts = Counter(rows["prompt"][place] for place in places)
+    prompts = Counter(rows["prompt"][index] for index in indices)
     if len(prompts) == 1:
-        return places
-    prompt_id = rows["prompt_id"][places[0]]
+        return indices
+    prompt_id = rows["prompt_id"][indices[0]]
     chosen = min(prompts, key=lambda prompt: (-prompts[prompt], prompt))
-    same, others = ([i for i in places if (rows["prompt"][i] == chosen) == wanted] for wanted in (True, False))
+    same, others = ([i for i in indices if (rows["prompt"][i] == chosen) == wanted] for wanted in (True, False))
     paths = [str(part.path) for part in job.parts]
     if not job.skip_bad_rows:
         here, there = (f"{paths[rows['part'][i]]}: row {rows['row'][i]}" for i in (others[0], same[0]))
@@ -187,24 +187,24 @@ def _of_one_prompt(job: Job, rows: Rows, places: list[int], tally: Tally) -> lis
     return same
 
 
-def _distinct(rows: Rows, places: list[int], tally: Tally) -> list[int]:
+def _distinct(rows: Rows, indices: list[int], tally: Tally) -> list[int]:
     """Without empty texts, which no comparison can use, and without exact duplicates; both are counted."""
     seen: dict[tuple[str, str, str], int] = {}
-    tally.add("trajectories", "rows", len(places))
-    tally.add("trajectories", "samples", sum(rows["dup_count"][place] or 1 for place in places))
-    for place in places:
-        policy, text = rows["policy"][place], rows["text"][place]
+    tally.add("trajectories", "rows", len(indices))
+    tally.add("trajectories", "samples", sum(rows["dup_count"][index] or 1 for index in indices))
+    for index in indices:
+        policy, text = rows["policy"][index], rows["text"][index]
         if not text or text.isspace():
             tally.add("trajectories", "empty")
             tally.add_policy(policy, "empty")
             continue
-        name = rows["prompt_id"][place], policy, text
-        other = seen.setdefault(name, place)
-        if other != place:
+        name = rows["prompt_id"][index], policy, text
+        other = seen.setdefault(name, index)
+        if other != index:
             tally.add("trajectories", "duplicates")
             # Which copy stays must not depend on the order of rows, and why it ended decides how it is cleaned.
-            if (rows["finish_reason"][place] or "") < (rows["finish_reason"][other] or ""):
-                seen[name] = place
+            if (rows["finish_reason"][index] or "") < (rows["finish_reason"][other] or ""):
+                seen[name] = index
     return list(seen.values())
 
 

@@ -22,7 +22,7 @@ from polar_rm.common.provenance import versions
 from polar_rm.corpus.buckets import build_bucket
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.contamination import index_evaluations
-from polar_rm.corpus.counts import EXAMPLES, Measure, add_up
+from polar_rm.corpus.counts import EXAMPLES, TextCounter, add_up
 from polar_rm.corpus.engines import run_tasks
 from polar_rm.corpus.job import Job
 from polar_rm.corpus.lineage import lineage
@@ -131,7 +131,7 @@ def _informed(job: Job, plan: CorpusPlan, parts: list[dict[str, Any]]) -> Job:
         evaluations=index_evaluations(evaluations, config.decontamination.n) if evaluations else None,
     )
     job.may_meet()
-    Measure.load(config.report.tokenizer)
+    TextCounter.load(config.report.tokenizer)
     return job
 
 
@@ -154,11 +154,11 @@ def _thresholds(job: Job) -> dict[str, dict[str, int]]:
         ledger = pq.read_table(job.path("ledgers", number, ".parquet"), columns=["split", "policy", "key"])
         for split, policy, key in zip(*(ledger[name].to_pylist() for name in ("split", "policy", "key")), strict=True):
             keys.setdefault((split, policy), []).append(key)
-    most = job.config.pairing.per_policy or 0
+    cap = job.config.pairing.per_policy or 0
     found: dict[str, dict[str, int]] = {}
     for (split, policy), each in keys.items():
-        if len(each) > most:
-            found.setdefault(split, {})[job.policies[policy]] = sorted(each)[most - 1]
+        if len(each) > cap:
+            found.setdefault(split, {})[job.policies[policy]] = sorted(each)[cap - 1]
     return found
 
 

@@ -78,20 +78,20 @@ def clean_all(texts: Sequence[str], finish_reasons: Sequence[str | None], rules:
     for _ in range(_ROUNDS):
         changed: set[int] = set()
 
-        def shorten(place: int, text: str, rule: str, changed: set[int] = changed) -> None:
-            if gone := len(now[place]) - len(text):
-                removed[place][rule] = removed[place].get(rule, 0) + gone
-                now[place] = text
-                changed.add(place)
+        def shorten(index: int, text: str, rule: str, changed: set[int] = changed) -> None:
+            if gone := len(now[index]) - len(text):
+                removed[index][rule] = removed[index].get(rule, 0) + gone
+                now[index] = text
+                changed.add(index)
 
         for rule in LOOPS:
             if getattr(rules, rule):
-                for places in _slices(now, left):
-                    for number in _with_loops([now[place] for place in places], rule):
-                        shorten(places[number], _cut_loops(now[places[number]], rule), rule)
+                for indices in _slices(now, left):
+                    for number in _with_loops([now[index] for index in indices], rule):
+                        shorten(indices[number], _cut_loops(now[indices[number]], rule), rule)
         if rules.unfinished_endings:
-            for place in left:
-                shorten(place, _trim_ending(now[place], finish_reasons[place], rules.guess_unfinished), "unfinished_endings")
+            for index in left:
+                shorten(index, _trim_ending(now[index], finish_reasons[index], rules.guess_unfinished), "unfinished_endings")
         left = sorted(changed)
         if not left:
             break
@@ -169,16 +169,16 @@ def _repeats(ids: Hashes, loop: Loop) -> Iterator[tuple[int, Ids]]:
 def _with_loops(texts: Sequence[str], rule: str) -> set[int]:
     """Places of the texts that may have a loop."""
     ids, ends = _HASHES[rule](texts)
-    return {int(place) for _, at in _repeats(ids, LOOPS[rule]) for place in np.searchsorted(ends, at, side="right")}
+    return {int(index) for _, at in _repeats(ids, LOOPS[rule]) for index in np.searchsorted(ends, at, side="right")}
 
 
-def _slices(texts: Sequence[str], places: Sequence[int]) -> Iterator[list[int]]:
-    """The places in groups whose texts have about a million characters."""
+def _slices(texts: Sequence[str], indices: Sequence[int]) -> Iterator[list[int]]:
+    """The indices in groups whose texts have about a million characters."""
     held: list[int] = []
     size = 0
-    for place in places:
-        held.append(place)
-        size += len(texts[place])
+    for index in indices:
+        held.append(index)
+        size += len(texts[index])
         if size >= _SLICE:
             yield held
             held, size = [], 0
@@ -249,9 +249,9 @@ def _hashed_lines(texts: Sequence[str]) -> tuple[Hashes, Ids]:
 def _hashed(hashes: Iterable[Iterable[int]]) -> tuple[Hashes, Ids]:
     ids: list[int] = []
     ends = []
-    for place, of_text in enumerate(hashes):
+    for index, of_text in enumerate(hashes):
         ids.extend(of_text)
-        ids.append(-1 - place)
+        ids.append(-1 - index)
         ends.append(len(ids))
     return np.array(ids, np.int64), np.array(ends)
 

@@ -29,7 +29,7 @@ def words(text: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationIndex:
-    """n-grams of evaluation prompts by their 64-bit hashes, sorted; ``places[i]`` says whose ``hashes[i]`` is: (file, row).
+    """n-grams of evaluation prompts by their 64-bit hashes, sorted; ``origins[i]`` says whose ``hashes[i]`` is: (file, row).
 
     Prompts of fewer than n words are in ``short``, by all their words: a few words in a row prove nothing, so these match only a
     prompt of the same words.
@@ -37,15 +37,15 @@ class EvaluationIndex:
 
     n: int
     hashes: Hashes
-    places: NDArray[np.int64]  # [n_grams, 2]
+    origins: NDArray[np.int64]  # [n_grams, 2]
     short: dict[str, tuple[int, int]]
     files: tuple[str, ...]
 
     def match(self, prompt: Text) -> dict[str, Any] | None:
         """The first shared n-gram and the evaluation prompt that has it, or None."""
         text = flatten(prompt)
-        if place := self.short.get(_whole(text)):
-            return {"words": text, "file": self.files[place[0]], "row": place[1]}
+        if origin := self.short.get(_whole(text)):
+            return {"words": text, "file": self.files[origin[0]], "row": origin[1]}
         found = words(text)
         grams = _hashes(found, self.n)
         if not len(self.hashes) or not len(grams):
@@ -54,7 +54,7 @@ class EvaluationIndex:
         hits = np.flatnonzero(self.hashes[at] == grams)
         if not len(hits):
             return None
-        file, row = self.places[at[hits[0]]]
+        file, row = self.origins[at[hits[0]]]
         return {"words": " ".join(found[hits[0] : hits[0] + self.n]), "file": self.files[file], "row": int(row)}
 
 
@@ -65,7 +65,7 @@ def index_evaluations(sources: Sequence[str], n: int) -> EvaluationIndex:
         PolarError: as reading does.
     """
     files = [file for source in sources for file in find_files(source)]
-    hashes, places = [np.empty(0, np.uint64)], [np.empty((0, 2), np.int64)]
+    hashes, origins = [np.empty(0, np.uint64)], [np.empty((0, 2), np.int64)]
     short: dict[str, tuple[int, int]] = {}
     for number, file in enumerate(files):
         seen: set[str] = set()
@@ -76,11 +76,11 @@ def index_evaluations(sources: Sequence[str], n: int) -> EvaluationIndex:
             seen.add(text)
             grams = _hashes(words(text), n)
             hashes.append(grams)
-            places.append(np.tile(np.array([[number, row]]), (len(grams), 1)))
+            origins.append(np.tile(np.array([[number, row]]), (len(grams), 1)))
             if not len(grams):
                 short.setdefault(_whole(text), (number, row))
     unique, first = np.unique(np.concatenate(hashes), return_index=True)
-    return EvaluationIndex(n, unique, np.concatenate(places)[first], short, tuple(map(str, files)))
+    return EvaluationIndex(n, unique, np.concatenate(origins)[first], short, tuple(map(str, files)))
 
 
 def _whole(text: str) -> str:
@@ -95,8 +95,8 @@ def _hashes(found: Sequence[str], n: int) -> Hashes:
         return np.empty(0, np.uint64)
     each = np.array([_word_hash(word) for word in found], np.uint64)
     total = np.zeros(count, np.uint64)
-    for place in range(n):
-        total = total * np.uint64(_BASE) + each[place : place + count]
+    for index in range(n):
+        total = total * np.uint64(_BASE) + each[index : index + count]
     return total
 
 

@@ -77,7 +77,7 @@ Size = tuple[int, int, int]
 """Characters, words, tokens (0 without a tokenizer)."""
 
 
-class Measure:
+class TextCounter:
     """Measures texts, with a tokenizer's tokens if there is one. Remembers them: a text is often in several comparisons."""
 
     def __init__(self, tokenizer: Any = None) -> None:
@@ -85,7 +85,7 @@ class Measure:
         self._known: dict[str, Size] = {}
 
     @classmethod
-    def load(cls, folder: Path | None) -> Measure:
+    def load(cls, folder: Path | None) -> TextCounter:
         """With the tokenizer in a folder (``tokenizer.json``).
 
         Raises:

@@ -21,7 +21,7 @@ from polar_rm.errors import PolarError
 Work = Callable[[int], None]
 Engine = Literal["local", "ray"]
 
-_MOST_DEATHS = 3  # in a row, with no task done in between
+_MAX_DEATHS = 3  # in a row, with no task done in between
 
 
 def run_tasks(work: Work, tasks: Sequence[int], *, engine: Engine = "local", workers: int | None = None) -> Iterator[int]:
@@ -76,7 +76,7 @@ def _on_processes(work: Callable[[int], Result], tasks: Sequence[int], workers: 
             except BrokenProcessPool as error:
                 # It breaks the whole pool: the tasks that are left get a new one.
                 deaths += 1
-                if deaths == _MOST_DEATHS:
+                if deaths == _MAX_DEATHS:
                     raise PolarError(
                         f"worker processes died {deaths} times in a row, perhaps for want of memory; try fewer workers"
                     ) from error

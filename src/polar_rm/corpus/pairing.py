@@ -14,7 +14,7 @@ from polar_rm.corpus.config import Pairing
 from polar_rm.errors import PolarError
 from polar_rm.records import Comparison, Text, Trajectory, Wrapper
 
-Cells = dict[str, list[str]]
+TextsByPolicy = dict[str, list[str]]
 """The different texts of one prompt, policy by policy; all sorted."""
 
 MayMeet = Callable[[str, str], bool]
@@ -22,7 +22,7 @@ MayMeet = Callable[[str, str], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ComparisonTexts:
     """policies: of the reference, and of each negative. texts: reference, positives, negatives."""
 
     policies: tuple[str, ...]
@@ -44,41 +44,43 @@ class Group:
         )
 
 
-def groups(
-    cells: Cells,
+def draw_comparisons(
+    texts_by_policy: TextsByPolicy,
     pairing: Pairing,
     rng: random.Random,
     *,
     references: Collection[str] | None = None,
     may_meet: MayMeet = lambda *_: True,
-) -> Iterator[Group]:
+) -> Iterator[ComparisonTexts]:
     """The comparisons of one prompt as texts (paper, section 3.2): who wrote the reference also wrote the positives.
 
-    Which of a policy's texts is the reference is random; no two texts of a group are equal.
+    Which of a policy's texts is the reference is random; no two texts of a comparison are equal.
     references: policies that may be the reference, by default all that have two different texts.
     """
-    eligible = [policy for policy, texts in cells.items() if len(texts) > 1 and (references is None or policy in references)]
+    eligible = [
+        policy for policy, texts in texts_by_policy.items() if len(texts) > 1 and (references is None or policy in references)
+    ]
     met: set[tuple[str, str]] = set()
     queue: list[tuple[str, str | None]] = [(policy, None) for policy in rng.sample(eligible, len(eligible))]
     built = 0
     while queue and built != pairing.per_prompt:
         policy, partner = queue.pop(0)
-        reference, *same = rng.sample(cells[policy], min(1 + pairing.positives, len(cells[policy])))
+        reference, *same = rng.sample(texts_by_policy[policy], min(1 + pairing.positives, len(texts_by_policy[policy])))
         others = [
             other
-            for other in cells
+            for other in texts_by_policy
             if other != policy
             and partner in (None, other)
             and may_meet(policy, other)
             and (pairing.both_directions or (other, policy) not in met)
         ]
         near = _near(same, pairing.near_length)
-        drawn = _one_of_each(cells, others, pairing.negatives, {reference, *same}, rng, near)
+        drawn = _one_of_each(texts_by_policy, others, pairing.negatives, {reference, *same}, rng, near)
         if not drawn:
             continue
         built += 1
         met.update((policy, other) for other, _ in drawn)
-        yield Group((policy, *(other for other, _ in drawn)), reference, tuple(same), tuple(text for _, text in drawn))
+        yield ComparisonTexts((policy, *(other for other, _ in drawn)), reference, tuple(same), tuple(text for _, text in drawn))
         if pairing.kind == "triples" and partner is None:
             queue = _two_by_two(queue, policy, drawn[0][0], pairing.both_directions)
 
@@ -92,15 +94,15 @@ def build_comparisons(
     references: Collection[str] | None = None,
     seed: int = 0,
 ) -> Iterator[Comparison]:
-    """K-way comparisons out of trajectories in memory, uncleaned, as :func:`groups` makes them.
+    """K-way comparisons out of trajectories in memory, uncleaned, as :func:`draw_comparisons` makes them.
 
     positives, negatives: at most that many candidates of the reference's policy, and one each of that many other policies.
     per_prompt: at most that many comparisons a prompt.
     """
     pairing = Pairing(positives=positives, negatives=negatives, per_prompt=per_prompt)
-    for prompt_id, prompt, cells in _by_prompt(trajectories):
-        for group in groups(cells, pairing, generator(seed, prompt_id), references=references):
-            yield group.comparison(prompt, {"prompt_id": prompt_id})
+    for prompt_id, prompt, texts_by_policy in _by_prompt(trajectories):
+        for drawn in draw_comparisons(texts_by_policy, pairing, generator(seed, prompt_id), references=references):
+            yield drawn.comparison(prompt, {"prompt_id": prompt_id})
 
 
 def build_ranked(trajectories: Iterable[Trajectory], order: Sequence[str], *, seed: int = 0) -> Iterator[Comparison]:
@@ -113,12 +115,12 @@ def build_ranked(trajectories: Iterable[Trajectory], order: Sequence[str], *, se
     """
     if len(set(order)) < 2:
         raise PolarError(f"a ranking needs at least two policies, not {', '.join(order) or 'none'}")
-    for prompt_id, prompt, cells in _by_prompt(trajectories):
+    for prompt_id, prompt, texts_by_policy in _by_prompt(trajectories):
         rng = generator(seed, prompt_id)
-        if any(policy not in cells for policy in order) or len(cells[order[0]]) < 2:
+        if any(policy not in texts_by_policy for policy in order) or len(texts_by_policy[order[0]]) < 2:
             continue
-        reference, best = rng.sample(cells[order[0]], 2)
-        candidates = (best, *(rng.choice(cells[policy]) for policy in order[1:]))
+        reference, best = rng.sample(texts_by_policy[order[0]], 2)
+        candidates = (best, *(rng.choice(texts_by_policy[policy]) for policy in order[1:]))
         if len({reference, *candidates}) == 1 + len(order):
             metadata = {"prompt_id": prompt_id, "policy": order[0], "candidate_policies": list(order)}
             yield Comparison(prompt, reference, candidates, tuple(range(len(order))), metadata=metadata)
@@ -129,26 +131,31 @@ def generator(seed: int, prompt_id: str) -> random.Random:
     return random.Random(json.dumps([seed, prompt_id]))
 
 
-def _by_prompt(trajectories: Iterable[Trajectory]) -> Iterator[tuple[str, Text, Cells]]:
+def _by_prompt(trajectories: Iterable[Trajectory]) -> Iterator[tuple[str, Text, TextsByPolicy]]:
     prompts: dict[str, Text] = {}
     texts: dict[str, dict[str, set[str]]] = {}
     for row in trajectories:
         if prompts.setdefault(row.prompt_id, row.prompt) != row.prompt:
             raise PolarError(f"prompt_id {row.prompt_id!r} names two different prompts, see policy {row.policy!r}")
         texts.setdefault(row.prompt_id, {}).setdefault(row.policy, set()).add(row.text)
-    for prompt_id, cells in sorted(texts.items()):
-        yield prompt_id, prompts[prompt_id], {policy: sorted(cell) for policy, cell in sorted(cells.items())}
+    for prompt_id, texts_by_policy in sorted(texts.items()):
+        yield prompt_id, prompts[prompt_id], {policy: sorted(cell) for policy, cell in sorted(texts_by_policy.items())}
 
 
 def _one_of_each(
-    cells: Cells, others: Sequence[str], count: int, taken: set[str], rng: random.Random, near: Callable[[str], bool]
+    texts_by_policy: TextsByPolicy,
+    others: Sequence[str],
+    count: int,
+    taken: set[str],
+    rng: random.Random,
+    near: Callable[[str], bool],
 ) -> list[tuple[str, str]]:
     """One text of each of ``count`` of the others, as far as there are any, all different from those ``taken``."""
     drawn: list[tuple[str, str]] = []
     for other in rng.sample(others, len(others)):
         if len(drawn) == count:
             break
-        if free := [text for text in cells[other] if text not in taken and near(text)]:
+        if free := [text for text in texts_by_policy[other] if text not in taken and near(text)]:
             text = rng.choice(free)
             taken = taken | {text}
             drawn.append((other, text))

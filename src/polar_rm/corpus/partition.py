@@ -30,7 +30,7 @@ from polar_rm.records.rows import to_prompt_text, to_row, to_trajectory
 _TEXTS = ("source", "prompt_id", "prompt", "policy", "text")
 _OPTIONAL = {"finish_reason": pa.string(), "n_tokens": pa.int64(), "dup_count": pa.int64()}
 _NUMBERS = ("n_tokens", "dup_count")
-_MOST = 2**53  # a float holds every whole number up to it
+_MAX_COUNT = 2**53  # a float holds every whole number up to it
 _LINEAGE = ("family", "checkpoint_of", "wrapper")
 
 SCHEMA = pa.schema(
@@ -183,13 +183,13 @@ def _checked(path: Path, table: pa.Table, bad: OnBadRow, seen: _Seen) -> pa.Tabl
             suspicious |= _broken(table[name])
     for name in set(_NUMBERS) & set(table.column_names):
         suspicious |= _uncountable(table[name])
-    for place in np.flatnonzero(suspicious).tolist():
-        content = {name: _value(table[name][place]) for name in table.column_names if name != "row"}
+    for index in np.flatnonzero(suspicious).tolist():
+        content = {name: _value(table[name][index]) for name in table.column_names if name != "row"}
         try:
             to_trajectory({name: value for name, value in content.items() if name not in _NUMBERS}, is_cell=True)
             _check_numbers(content.get("n_tokens"), content.get("dup_count"))
         except Refused as error:
-            bad.refuse(BadRow(str(path), table["row"][place].as_py(), error.field, error.expected), content)
+            bad.refuse(BadRow(str(path), table["row"][index].as_py(), error.field, error.expected), content)
     if suspicious.any():
         table = table.filter(pa.array(~suspicious))
     columns = {name: table[name].cast(pa.string()) for name in _TEXTS} | {"row": table["row"]}
@@ -214,14 +214,14 @@ def _uncountable(column: pa.ChunkedArray) -> Any:
     if pa.types.is_null(column.type):
         return np.zeros(len(column), bool)
     values = column.cast(pa.float64(), safe=False)
-    wrong = pc.and_(pc.is_finite(values), pc.or_(pc.less(values, 0.0), pc.greater(values, float(_MOST))))
+    wrong = pc.and_(pc.is_finite(values), pc.or_(pc.less(values, 0.0), pc.greater(values, float(_MAX_COUNT))))
     return pc.fill_null(wrong, False).to_numpy()
 
 
 def _check_numbers(*values: Any) -> None:
     """Raises Refused for a count of tokens or copies that can be none. What is no number says nothing."""
     for name, value in zip(_NUMBERS, values, strict=True):
-        if isinstance(value, int | float) and (isinstance(value, bool) or not 0 <= value <= _MOST):
+        if isinstance(value, int | float) and (isinstance(value, bool) or not 0 <= value <= _MAX_COUNT):
             raise Refused(name, f"a number from 0 to 2^53, not {json.dumps(value)}")
 
 
@@ -252,12 +252,12 @@ def _with_prompts(path: Path, table: pa.Table, bad: OnBadRow) -> pa.Table:
             written[cell] = error
     prompts: list[str] = []
     kept = np.ones(len(table), bool)
-    for place, cell in enumerate(table["prompt"].to_pylist()):
+    for index, cell in enumerate(table["prompt"].to_pylist()):
         value = written.get(cell, cell)
         if isinstance(value, Refused):
-            row = table.slice(place, 1).to_pylist()[0]
+            row = table.slice(index, 1).to_pylist()[0]
             bad.refuse(BadRow(str(path), row.pop("row"), value.field, value.expected), row)
-            kept[place], value = False, ""
+            kept[index], value = False, ""
         prompts.append(value)
     table = table.set_column(table.column_names.index("prompt"), "prompt", pa.array(prompts, pa.string()))
     return table.filter(pa.array(kept))

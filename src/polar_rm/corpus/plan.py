@@ -17,7 +17,7 @@ from polar_rm.records import find_files
 SCHEMA = "polar-rm/corpus/1"
 _PART_BYTES = 64 << 20
 _BUCKET_BYTES = 16 << 20
-_MOST_BUCKETS = 4096
+_MAX_BUCKETS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def make_plan(config: CorpusConfig) -> CorpusPlan:
             parts.append(Part(file, None, 1, file.stat().st_size))
             rows = None
     n_bytes = sum(part.n_bytes for part in parts)
-    return CorpusPlan(files, rows, n_bytes, tuple(parts), config.buckets or min(_MOST_BUCKETS, 1 + n_bytes // _BUCKET_BYTES))
+    return CorpusPlan(files, rows, n_bytes, tuple(parts), config.buckets or min(_MAX_BUCKETS, 1 + n_bytes // _BUCKET_BYTES))
 
 
 def describe(config: CorpusConfig, plan: CorpusPlan) -> list[tuple[str, str]]:

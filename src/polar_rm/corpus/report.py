@@ -43,12 +43,12 @@ def make_report(
     sample = _Sample(job)
     for number, ledger in ledgers:
         rows = ledger.to_pydict()
-        for place, split in enumerate(rows["split"]):
-            pairs = rows["positives"][place] * len(rows["negatives"][place])
-            short = len(rows["negatives"][place]) < job.config.pairing.negatives
-            sizes = {name: rows[name][place] for name in ("characters", "words", "tokens")}
+        for index, split in enumerate(rows["split"]):
+            pairs = rows["positives"][index] * len(rows["negatives"][index])
+            short = len(rows["negatives"][index]) < job.config.pairing.negatives
+            sizes = {name: rows[name][index] for name in ("characters", "words", "tokens")}
             splits[split].update(comparisons=1, short=short, pairs=pairs, **sizes)
-            met.update({(rows["policy"][place], other): rows["positives"][place] for other in rows["negatives"][place]})
+            met.update({(rows["policy"][index], other): rows["positives"][index] for other in rows["negatives"][index]})
         sample.add(number, rows)
     for each in shards:
         for split in each:
@@ -92,8 +92,8 @@ def _quantiles(lengths: dict[str, int]) -> list[float] | None:
     if not bins:
         return None
     numbers, cumulated = [number for number, _ in bins], np.cumsum([count for _, count in bins])
-    places = np.searchsorted(cumulated, np.array([0.05, 0.25, 0.5, 0.75, 0.95]) * cumulated[-1])
-    return [length_of(numbers[place]) for place in places]
+    indices = np.searchsorted(cumulated, np.array([0.05, 0.25, 0.5, 0.75, 0.95]) * cumulated[-1])
+    return [length_of(numbers[index]) for index in indices]
 
 
 def _cleaning(counts: dict[str, int], examples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -125,8 +125,8 @@ class _Sample:
         starts = {split: rows["split"].index(split) for split in set(rows["split"])}
         # Mixed anew, because caps keep small keys: those of capped policies would all be chosen.
         found = [
-            (key * 0x9E3779B97F4A7C15 % 2**64, number, split, place - starts[split])
-            for place, (key, split) in enumerate(zip(rows["key"], rows["split"], strict=True))
+            (key * 0x9E3779B97F4A7C15 % 2**64, number, split, index - starts[split])
+            for index, (key, split) in enumerate(zip(rows["key"], rows["split"], strict=True))
         ]
         self._chosen = sorted(self._chosen + found)
         if any(split == SPLITS[0] for _, _, split, _ in self._chosen):
@@ -140,16 +140,16 @@ class _Sample:
             by_shard.setdefault((number, split), {})[row] = key
         for (number, split), wanted in sorted(by_shard.items()):
             shard = pq.read_table(self._job.config.output / split / f"{number:05d}.parquet")
-            for place, row in zip(sorted(wanted), shard.take(sorted(wanted)).to_pylist(), strict=True):
-                yield self._pair(to_comparison(row, is_cell=True), wanted[place])
+            for index, row in zip(sorted(wanted), shard.take(sorted(wanted)).to_pylist(), strict=True):
+                yield self._pair(to_comparison(row, is_cell=True), wanted[index])
 
     def _pair(self, comparison: Comparison, key: int) -> Comparison:
         pairs = comparison.pairs()
         chosen = pairs[key % len(pairs)]
         authors = comparison.metadata["candidate_policies"]
-        distance = self._job.lineage.distance(*(authors[place] for place in chosen))
+        distance = self._job.lineage.distance(*(authors[index] for index in chosen))
         metadata = {**comparison.metadata, "distance": None if distance == "unknown" else distance}
-        texts = tuple(comparison.candidates[place] for place in chosen)
+        texts = tuple(comparison.candidates[index] for index in chosen)
         return Comparison(comparison.prompt, comparison.reference, texts, (0, 1), comparison.wrapper, metadata)
 
 
@@ -168,11 +168,11 @@ def _baselines(pairs: list[Comparison]) -> dict[str, Any]:
         intervals = bootstrap_intervals(correct, scores.prompts[rows])
         return {
             name: {
-                "accuracy": float(correct[:, place].mean()),
-                "ci95": intervals[place] and list(intervals[place] or ()),
+                "accuracy": float(correct[:, index].mean()),
+                "ci95": intervals[index] and list(intervals[index] or ()),
                 "pairs": len(correct),
             }
-            for place, name in enumerate(fitted)
+            for index, name in enumerate(fitted)
         }
 
     groups = {name: np.flatnonzero(scores.groups == code) for code, name in enumerate(scores.group_names) if name != NO_GROUP}
@@ -217,11 +217,11 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
     lengths = {name: found["length_quantiles"] for name, found in policies if found["length_quantiles"]}
     names = list(report["policies"])
     shown = sorted(name for name, _ in policies[:_SHOWN_POLICIES])
-    place = {names.index(name): number for number, name in enumerate(shown)}
+    index = {names.index(name): number for number, name in enumerate(shown)}
     matrix = np.zeros((len(shown), len(shown)))
     for policy, other, pairs in report["pairs_by_policies"]:
-        if policy in place and other in place:
-            matrix[place[policy], place[other]] += pairs
+        if policy in index and other in index:
+            matrix[index[policy], index[other]] += pairs
     title = f"the {len(shown)} policies with most texts, of {len(names)}" if len(shown) < len(names) else ""
     baselines = {"all pairs": report["baselines"]["overall"], **report["baselines"]["by_distance"]}
     return {

@@ -34,6 +34,6 @@ def kept_rows(job: Job, ledger: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]
     keys, policies = ledger["key"].to_numpy(), ledger["policy"].to_numpy()
     splits = np.array(ledger["split"].to_pylist(), object)
     for split, thresholds in job.thresholds.items():
-        for policy, most in thresholds.items():
-            keep &= ~((splits == split) & (policies == job.policies.index(policy)) & (keys > np.uint64(most)))
+        for policy, largest in thresholds.items():
+            keep &= ~((splits == split) & (policies == job.policies.index(policy)) & (keys > np.uint64(largest)))
     return keep

@@ -178,12 +178,12 @@ def _measure(pairs: PairScores, rows: NDArray[np.int64], resamples: int, seed: i
     found = bootstrap_intervals(columns, prompts, resamples=resamples, seed=seed)
     intervals = [None if interval is None else list(interval) for interval in found]
     baselines: dict[str, BaselineMeasure] = {}
-    for place, (name, baseline) in enumerate(correct.items(), 1):
+    for index, (name, baseline) in enumerate(correct.items(), 1):
         baselines[name] = {
             "accuracy": float(baseline.mean()),
-            "ci95": intervals[place],
+            "ci95": intervals[index],
             "difference": float((model - baseline).mean()),
-            "difference_ci95": intervals[place + len(correct)],
+            "difference_ci95": intervals[index + len(correct)],
         }
     return {
         "n_pairs": len(rows),

@@ -60,8 +60,8 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
     with as_file(files("polar_rm.quickstart") / "data") as data:
         stages = _Stages(quickstart, sha256(data))
         rows = list(read_trajectories(data / "trajectories.parquet"))
-        places = (f"inputs=[{data / 'trajectories.parquet'}]", f"output={quickstart.output / 'corpus'}")
-        corpus = load_config(CorpusConfig, [data / "corpus.yaml"], places)
+        paths = (f"inputs=[{data / 'trajectories.parquet'}]", f"output={quickstart.output / 'corpus'}")
+        corpus = load_config(CorpusConfig, [data / "corpus.yaml"], paths)
         train_rows, test_rows = _split(rows, corpus)
         stages.run("base", lambda: {"folder": unpacked(quickstart.base, quickstart.output / "base")})
         quickstart = replace(quickstart, base=stages.results["base"]["folder"])

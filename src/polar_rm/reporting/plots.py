@@ -25,7 +25,7 @@ PLOT_SUFFIXES = (".png", ".svg")
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
-_MOST_ROWS = 40  # of an accuracy plot; more can't be read
+_MAX_ROWS = 40  # of an accuracy plot; more can't be read
 
 
 def plot_loss_curves(histories: Mapping[str, Sequence[tuple[int, float]]], *, title: str = "") -> str:
@@ -76,20 +76,20 @@ def plot_accuracy(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "")
 
 def accuracy_figure(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "") -> Figure:
     """The figure of :func:`plot_accuracy`: a line per row, a marker per scorer, chance dotted; at most 40 rows."""
-    shown = dict(list(rows.items())[-_MOST_ROWS:])
+    shown = dict(list(rows.items())[-_MAX_ROWS:])
     if len(shown) < len(rows):
         title = f"{title} (the last {len(shown)} of {len(rows)} groups)".strip()
     series = list(dict.fromkeys(name for row in shown.values() for name in row))
     figure, axes = _figure(7.0, 1.4 + len(shown) * max(0.3, 0.14 * len(series)), title)
     lowest = 0.45
-    for place, name in enumerate(series):
-        colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+    for index, name in enumerate(series):
+        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
         heights, values, errors = [], [], []
         for height, row in enumerate(shown.values()):
             if name in row:
                 accuracy = row[name]["accuracy"]
                 low, high = row[name]["ci95"] or (accuracy, accuracy)
-                heights.append(height + 0.7 * ((place + 0.5) / len(series) - 0.5))
+                heights.append(height + 0.7 * ((index + 0.5) / len(series) - 0.5))
                 values.append(accuracy)
                 # A percentile interval need not hold the estimate itself; matplotlib refuses negative lengths.
                 errors.append((max(0.0, accuracy - low), max(0.0, high - accuracy)))
@@ -109,7 +109,7 @@ def accuracy_figure(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "
 
 def plot_lengths(quantiles: Mapping[str, Sequence[float]], *, title: str = "") -> str:
     """Lengths of texts on a logarithmic axis, as SVG. quantiles: label -> the 5th, 25th, 50th, 75th and 95th percentile."""
-    shown = dict(list(quantiles.items())[:_MOST_ROWS])
+    shown = dict(list(quantiles.items())[:_MAX_ROWS])
     if len(shown) < len(quantiles):
         title = f"{title} (the first {len(shown)} of {len(quantiles)})".strip()
     figure, axes = _figure(7.0, 1.2 + 0.22 * len(shown), title)
@@ -191,5 +191,5 @@ def _repeat(values: Sequence[str], count: int) -> Iterable[str]:
     return (values[i % len(values)] for i in range(count))
 
 
-def _shorten(label: str, most: int = 48) -> str:
-    return label if len(label) <= most else f"{label[: most // 2 - 1]}…{label[-most // 2 :]}"
+def _shorten(label: str, max_length: int = 48) -> str:
+    return label if len(label) <= max_length else f"{label[: max_length // 2 - 1]}…{label[-max_length // 2 :]}"

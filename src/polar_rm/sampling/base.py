@@ -60,9 +60,11 @@ class Policy(Config):
     ray: RayActors = RayActors()
 
     # Keys that no sample depends on: they may change between two runs into one folder.
-    FREE: ClassVar[frozenset[str]] = frozenset({"name", "family", "checkpoint_of", "step", "samples", "weight", "licence", "ray"})
+    NOT_IN_IDENTITY: ClassVar[frozenset[str]] = frozenset(
+        {"name", "family", "checkpoint_of", "step", "samples", "weight", "licence", "ray"}
+    )
     # Whether the policy computes on this machine: such policies run one after another, the others all at once.
-    IN_PROCESS: ClassVar[bool] = True
+    IS_LOCAL: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Policy:
@@ -76,10 +78,10 @@ class Policy(Config):
 
     def settings(self, machine: Machine) -> dict[str, Any]:
         """What its samples depend on, as JSON."""
-        precision = {"precision": machine.precision} if self.IN_PROCESS else {}
-        return self.model_dump(mode="json", exclude=set(self.FREE)) | precision
+        precision = {"precision": machine.precision} if self.IS_LOCAL else {}
+        return self.model_dump(mode="json", exclude=set(self.NOT_IN_IDENTITY)) | precision
 
-    def at_once(self, machine: Machine) -> int:
+    def max_concurrent(self, machine: Machine) -> int:
         """Requests that it works on together."""
         return machine.batch_size
 
@@ -108,7 +110,7 @@ class Policy(Config):
         """Whether a sample is drawn with its request's seed."""
         return True
 
-    def answer(self, text: str, finish_reason: str | None, n_tokens: int | None) -> Sample | Failure:
+    def answer(self, text: str, finish_reason: str | None, n_tokens: int | None) -> Sample | NoSample:
         """The outcome of a request whose generated text is ``text``."""
         cuts = [text.find(stop) for stop in self.stop if stop in text]
         if cuts:
@@ -116,7 +118,7 @@ class Policy(Config):
         if self.kind == "base" and not self.continues():  # the blank behind "Answer:" belongs to the template
             text = text.strip()
         if not text.strip():
-            return Failure("empty", "the policy returned no text")
+            return NoSample("empty", "the policy returned no text")
         return Sample(text, finish_reason, n_tokens)
 
 
@@ -152,7 +154,7 @@ FailureKind = Literal["empty", "too_long", "refused", "rate_limited", "server_er
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class NoSample:
     """A request without a sample. attempts: how often it was asked.
 
     empty: no text came. too_long: the prompt, or prompt and new tokens, exceed the context. refused: another HTTP 4xx, or the
@@ -174,7 +176,7 @@ class PolicyDown(PolarError):
     """A policy can't answer at all: a server is gone, a model or key is unknown, memory is exhausted."""
 
 
-Outcome = Sample | Failure
+Outcome = Sample | NoSample
 Emit = Callable[[Request, Outcome], None]
 
 

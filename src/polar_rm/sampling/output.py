@@ -13,7 +13,7 @@ from polar_rm.common.provenance import versions
 from polar_rm.records import Trajectory, write_records
 from polar_rm.sampling.base import Policy
 from polar_rm.sampling.config import SamplingConfig
-from polar_rm.sampling.plan import Plan
+from polar_rm.sampling.plan import SamplingPlan
 from polar_rm.sampling.prompts import Prompt, input_files
 from polar_rm.sampling.store import Store
 
@@ -25,7 +25,7 @@ def trajectories_path(config: SamplingConfig) -> Path:
     return config.output / ("trajectories.parquet" if config.buckets == 1 else "trajectories")
 
 
-def write_trajectories(config: SamplingConfig, plan: Plan, store: Store) -> list[dict[str, Any]]:
+def write_trajectories(config: SamplingConfig, plan: SamplingPlan, store: Store) -> list[dict[str, Any]]:
     """All planned samples that have arrived; returns {file, rows, sha256} of each file.
 
     Rows are sorted by prompt, policy and sample, whatever order they arrived in. A prompt's bucket is a hash of its id, so files
@@ -53,7 +53,9 @@ def write_trajectories(config: SamplingConfig, plan: Plan, store: Store) -> list
     return files
 
 
-def write_manifest(config: SamplingConfig, plan: Plan, files: list[dict[str, Any]], policies: list[dict[str, Any]]) -> None:
+def write_manifest(
+    config: SamplingConfig, plan: SamplingPlan, files: list[dict[str, Any]], policies: list[dict[str, Any]]
+) -> None:
     """``manifest.json``: what the files hold and what they were made with."""
     settings = config.model_dump(mode="json")
     content = {
@@ -71,7 +73,7 @@ def write_manifest(config: SamplingConfig, plan: Plan, files: list[dict[str, Any
     write_json(config.output / "manifest.json", content)
 
 
-def _wanted(config: SamplingConfig, plan: Plan) -> dict[str, list[tuple[Policy, int]]]:
+def _wanted(config: SamplingConfig, plan: SamplingPlan) -> dict[str, list[tuple[Policy, int]]]:
     """For every prompt its policies in the order of the config, and their numbers of samples."""
     wanted: dict[str, list[tuple[Policy, int]]] = {prompt.prompt_id: [] for prompt in plan.prompts}
     for policy in config.policies:

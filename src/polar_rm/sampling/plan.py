@@ -20,7 +20,7 @@ from polar_rm.sampling.prompts import Prefixes, Prompt, make_prefixes, read_rows
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """shares: for every policy, (index of a prompt, number of samples), in the order of prompts.
 
     counts: of the texts behind prefixes, see :func:`make_prefixes`. bad_rows: prompts and texts that were skipped.
@@ -50,7 +50,7 @@ class Plan:
                 yield Request(prompt.prompt_id, prompt.prompt, sample_id, seed)
 
 
-def make_plan(config: SamplingConfig, folder: Path | None = None) -> Plan:
+def make_plan(config: SamplingConfig, folder: Path | None = None) -> SamplingPlan:
     """Read the prompts and deal them out. folder: for bad rows that are skipped and prefixes that took time to
     make; None writes nothing.
 
@@ -75,7 +75,7 @@ def make_plan(config: SamplingConfig, folder: Path | None = None) -> Plan:
     for index, prompt in enumerate(prompts):
         for policy, count in _assigned(config, pools[prompt.pool], prompt):
             shares[policy.name].append((index, count))
-    return Plan(prompts, shares, config.seed, counts, bad.count)
+    return SamplingPlan(prompts, shares, config.seed, counts, bad.count)
 
 
 def sample_seed(*names: str | int) -> int:
@@ -87,7 +87,7 @@ def _assigned(config: SamplingConfig, pool: list[Policy], prompt: Prompt) -> lis
     if config.assignment.method == "grid":
         return [(policy, policy.samples) for policy in pool]
     drawn = sorted(pool, key=lambda policy: _arrival(config.seed, prompt.prompt_id, policy))[: config.assignment.policies]
-    return [(policy, policy.samples if place == 0 else 1) for place, policy in enumerate(drawn)]
+    return [(policy, policy.samples if index == 0 else 1) for index, policy in enumerate(drawn)]
 
 
 def _arrival(seed: int, prompt_id: str, policy: Policy) -> float:

@@ -13,9 +13,9 @@ from typing import Any
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Policy, Request, Sample
 from polar_rm.sampling.config import SamplingConfig
-from polar_rm.sampling.engines import Answered, Died, Events, Started, by_key, local, ray
+from polar_rm.sampling.engines import Events, PolicyFailed, SampleArrived, Started, by_key, local, ray
 from polar_rm.sampling.output import trajectories_path, write_manifest, write_trajectories
-from polar_rm.sampling.plan import Plan, make_plan
+from polar_rm.sampling.plan import SamplingPlan, make_plan
 from polar_rm.sampling.store import Arrived, Store
 
 
@@ -88,7 +88,7 @@ Progress = Callable[[PolicyStatus], None]
 
 
 def sample(config: SamplingConfig, progress: Progress = lambda _: None) -> Path:
-    """Draw what is missing and write trajectories and manifest; returns the Parquet file, or the folder with several.
+    """GumbelSampler what is missing and write trajectories and manifest; returns the Parquet file, or the folder with several.
 
     Raises:
         PolarError: the folder holds samples of other settings, prompts are bad, or a policy is not through. In the last case
@@ -141,7 +141,7 @@ def _collect(
             status = statuses[event.policy]
             if isinstance(event, Started):
                 since[event.policy] = now
-            elif isinstance(event, Died):
+            elif isinstance(event, PolicyFailed):
                 status.error = event.error
             else:
                 r = event.request
@@ -158,7 +158,7 @@ def _collect(
             progress(statuses[name])
 
 
-def _count(status: PolicyStatus, event: Answered) -> None:
+def _count(status: PolicyStatus, event: SampleArrived) -> None:
     status.asked += 1
     if isinstance(event.outcome, Sample):
         status.sampled += 1
@@ -166,7 +166,7 @@ def _count(status: PolicyStatus, event: Answered) -> None:
         status.failures[event.outcome.kind] += 1
 
 
-def _status(plan: Plan, store: Store, policy: str) -> PolicyStatus:
+def _status(plan: SamplingPlan, store: Store, policy: str) -> PolicyStatus:
     """What the store says of the samples that are planned."""
     sampled, failures = store.sampled(policy), store.failures(policy, plan.hashes)
     counts = {plan.prompts[index].prompt_id: count for index, count in plan.shares[policy]}
@@ -185,7 +185,7 @@ def _status(plan: Plan, store: Store, policy: str) -> PolicyStatus:
     )
 
 
-def missing_requests(plan: Plan, store: Store, policy: str, retry_failed: bool = False) -> list[Request]:
+def missing_requests(plan: SamplingPlan, store: Store, policy: str, retry_failed: bool = False) -> list[Request]:
     """What a run would ask a policy. What failed before comes last: a request that always fails must not keep others waiting."""
     sampled, failures = store.sampled(policy), store.failures(policy, plan.hashes)
     requests = by_key(plan.requests(policy))

@@ -19,7 +19,7 @@ from typing import Any
 
 from polar_rm.common.files import differences
 from polar_rm.errors import PolarError
-from polar_rm.sampling.base import Failure, Outcome, Sample
+from polar_rm.sampling.base import NoSample, Outcome, Sample
 
 VERSION = 2
 _APPLICATION = 0x504C5253  # "PLRS", by which the file is known as ours
@@ -175,13 +175,13 @@ class Store:
         rows = self._rows("SELECT prompt_id, sample_id, prompt_hash FROM samples WHERE policy = ?", policy)
         return {(prompt_id, sample_id): digest for prompt_id, sample_id, digest in rows}
 
-    def failures(self, policy: str, hashes: Mapping[str, str]) -> dict[Key, Failure]:
+    def failures(self, policy: str, hashes: Mapping[str, str]) -> dict[Key, NoSample]:
         """The last failures of a policy's requests. hashes: of the prompts by their ids; failures of others do not count."""
         rows = self._rows(
             "SELECT prompt_id, sample_id, prompt_hash, kind, message, attempts FROM failures WHERE policy = ?", policy
         )
         return {
-            (prompt_id, sample_id): Failure(*failure)
+            (prompt_id, sample_id): NoSample(*failure)
             for prompt_id, sample_id, digest, *failure in rows
             if hashes.get(prompt_id) == digest
         }

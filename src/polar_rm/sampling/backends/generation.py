@@ -7,7 +7,7 @@ from inspect import signature
 from itertools import islice
 from os.path import commonprefix
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import (
@@ -25,20 +25,33 @@ from transformers.cache_utils import DynamicLayer
 from polar_rm.errors import PolarError
 from polar_rm.model.language_models import load_causal_lm
 from polar_rm.sampling.backends.rendering import check_chat_template, encode
-from polar_rm.sampling.base import Decoding, Emit, Failure, Outcome, PolicyDown, Request
-
-if TYPE_CHECKING:
-    from polar_rm.sampling.backends.transformers import TransformersPolicy
+from polar_rm.sampling.base import Decoding, Emit, NoSample, Outcome, Policy, PolicyDown, Request
 
 _WINDOW = 16  # batches whose requests are sorted by length, against padding
 
 
 class TransformersBackend:
-    """A loaded policy. Raises PolarError when its model can't be loaded or has no chat template that it needs."""
+    """A loaded policy.
 
-    def __init__(self, policy: TransformersPolicy, dtype: torch.dtype, device: str, batch_size: int) -> None:
+    gguf_file: which one in the model's folder holds the weights. n_layers: run only the first ones.
+    batch_size: sequences generated together.
+
+    Raises:
+        PolarError: its model can't be loaded, or has no chat template that it needs.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        dtype: torch.dtype,
+        device: str,
+        batch_size: int,
+        *,
+        gguf_file: str | None = None,
+        n_layers: int | None = None,
+    ) -> None:
         self.policy, self.batch_size = policy, batch_size
-        self.tokenizer, self.model = _load(policy.model, policy.gguf_file, policy.n_layers, dtype, device)
+        self.tokenizer, self.model = _load(policy.model, gguf_file, n_layers, dtype, device)
         check_chat_template(policy, self.tokenizer)
         self.stops = StopStringCriteria(self.tokenizer, list(policy.stop)) if policy.stop else None
         # transformers renamed it within its fifth version.
@@ -53,7 +66,7 @@ class TransformersBackend:
             encoded = [(encode(self.policy, self.tokenizer, request, context), request) for request in window]
             fitting = []
             for ids, request in encoded:
-                if isinstance(ids, Failure):
+                if isinstance(ids, NoSample):
                     emit(request, ids)
                 else:
                     fitting.append((ids, request))
@@ -80,8 +93,8 @@ class TransformersBackend:
                 attention_mask=torch.tensor(masks, device=device),
                 **{self.cache_name: cache},
                 max_new_tokens=self.policy.decoding.max_new_tokens,
-                do_sample=False,  # Draw leaves one token to choose
-                logits_processor=LogitsProcessorList([Draw(self.policy.decoding, seeds)]),
+                do_sample=False,  # GumbelSampler leaves one token to choose
+                logits_processor=LogitsProcessorList([GumbelSampler(self.policy.decoding, seeds)]),
                 stopping_criteria=StoppingCriteriaList([_Stop(stop, self.stops, width)]),
             )
         except torch.OutOfMemoryError as error:
@@ -111,7 +124,7 @@ class TransformersBackend:
         return self.policy.answer(text, "stop" if is_done else "length", length)
 
 
-class Draw(LogitsProcessor):  # type: ignore[misc]
+class GumbelSampler(LogitsProcessor):  # type: ignore[misc]
     """Leaves one token a sequence, drawn by the Gumbel trick: the argmax of logits plus Gumbel noise is a softmax sample.
 
     Every sequence has a generator of its own. ``generate(do_sample=True)`` has one for the batch: there a sample depends on

@@ -21,7 +21,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from polar_rm.common.http import can_be_sent, message_of, retry_after
 from polar_rm.errors import PolarError
-from polar_rm.sampling.base import Emit, Failure, Machine, Outcome, Policy, PolicyDown, Request, Sample
+from polar_rm.sampling.base import Emit, Machine, NoSample, Outcome, Policy, PolicyDown, Request, Sample
 
 BACKOFF_S = 1.0  # before the first retry; doubles, with jitter
 LONGEST_BACKOFF_S = 60.0
@@ -52,7 +52,7 @@ class OpenAIPolicy(Policy):
     unsupported: tuple[Literal["top_k", "seed"], ...] = ()
     extra_body: dict[str, Any] = Field({})
 
-    FREE: ClassVar[frozenset[str]] = Policy.FREE | {
+    NOT_IN_IDENTITY: ClassVar[frozenset[str]] = Policy.NOT_IN_IDENTITY | {
         "base_url",
         "api_key_env",
         "concurrency",
@@ -60,7 +60,7 @@ class OpenAIPolicy(Policy):
         "timeout",
         "retries",
     }
-    IN_PROCESS: ClassVar[bool] = False
+    IS_LOCAL: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> OpenAIPolicy:
@@ -85,7 +85,7 @@ class OpenAIPolicy(Policy):
     def is_seeded(self) -> bool:
         return "seed" not in self.unsupported
 
-    def at_once(self, machine: Machine) -> int:
+    def max_concurrent(self, machine: Machine) -> int:
         return self.concurrency
 
     def open(self, machine: Machine) -> OpenAIBackend:
@@ -173,8 +173,8 @@ class OpenAIBackend:
                 self.pace.pause(patience)  # for all workers: the server asked for it
             backoff = min(LONGEST_BACKOFF_S, BACKOFF_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
             await asyncio.sleep(backoff)
-        if isinstance(outcome, Failure):
-            return Failure(outcome.kind, _masked(outcome.message, self.key), attempt)
+        if isinstance(outcome, NoSample):
+            return NoSample(outcome.kind, _masked(outcome.message, self.key), attempt)
         return outcome
 
     async def _attempt(self, client: httpx.AsyncClient, body: bytes) -> tuple[Outcome, float | None]:
@@ -182,11 +182,11 @@ class OpenAIBackend:
         try:
             answer = await client.post(self.policy.url(), content=body, headers={"Content-Type": "application/json"})
         except httpx.TimeoutException:
-            return Failure("timeout", f"no answer within {self.policy.timeout:g} s"), None
+            return NoSample("timeout", f"no answer within {self.policy.timeout:g} s"), None
         except httpx.RemoteProtocolError as error:
-            return Failure("garbled", f"the server broke off: {error}"), None
+            return NoSample("garbled", f"the server broke off: {error}"), None
         except (httpx.TransportError, httpx.DecodingError) as error:
-            return Failure("connection", f"no connection: {error or type(error).__name__}"), None
+            return NoSample("connection", f"no connection: {error or type(error).__name__}"), None
         if answer.status_code in _POLICY_WIDE:
             reason = f"{_POLICY_WIDE[answer.status_code]} (HTTP {answer.status_code}: {_said(answer, self.key)})"
             raise PolicyDown(f"{self.policy.url()}: model {self.policy.model!r}: {reason}")
@@ -197,14 +197,14 @@ def read_answer(policy: Policy, answer: httpx.Response, key: str = "") -> Outcom
     """The outcome that a server's answer stands for. key: what no message may repeat."""
     status = answer.status_code
     if status == 429:
-        return Failure("rate_limited", f"HTTP 429: {_said(answer, key)}")
+        return NoSample("rate_limited", f"HTTP 429: {_said(answer, key)}")
     if status in (408, 425) or status >= 500:
-        return Failure("server_error", f"HTTP {status}: {_said(answer, key)}")
+        return NoSample("server_error", f"HTTP {status}: {_said(answer, key)}")
     if status == 413 or (400 <= status < 500 and _TOO_LONG.search(answer.text)):
-        return Failure("too_long", f"HTTP {status}: {_said(answer, key)}")
+        return NoSample("too_long", f"HTTP {status}: {_said(answer, key)}")
     if status >= 300:
         where = f" to {answer.headers['location']}" if "location" in answer.headers else ""
-        return Failure("refused", f"HTTP {status}{where}: {_said(answer, key)}")
+        return NoSample("refused", f"HTTP {status}{where}: {_said(answer, key)}")
     try:
         content = json.loads(answer.content)
         choice = content["choices"][0]
@@ -215,7 +215,7 @@ def read_answer(policy: Policy, answer: httpx.Response, key: str = "") -> Outcom
             raise TypeError
         (text or "").encode()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # no JSON, other JSON, half a surrogate pair
-        return Failure("garbled", f"HTTP {status} with an answer that is no completion: {_said(answer, key)}")
+        return NoSample("garbled", f"HTTP {status} with an answer that is no completion: {_said(answer, key)}")
     counted = tokens is not None and type(tokens) is int and 0 <= tokens < 2**31  # servers without a count may send -1
     return policy.answer(text or "", reason, tokens if counted else None)
 

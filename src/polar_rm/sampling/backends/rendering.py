@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 
 from polar_rm.errors import PolarError
 from polar_rm.records import Text
-from polar_rm.sampling.base import Failure, Policy, Request
+from polar_rm.sampling.base import NoSample, Policy, Request
 
 
 def check_chat_template(policy: Policy, tokenizer: Any) -> None:
@@ -24,7 +24,7 @@ def check_chat_template(policy: Policy, tokenizer: Any) -> None:
             raise PolarError(f"policy {policy.name!r}: the chat template refuses its system prompt: {_why(error)}") from error
 
 
-def encode(policy: Policy, tokenizer: Any, request: Request, context: int | None = None) -> list[int] | Failure:
+def encode(policy: Policy, tokenizer: Any, request: Request, context: int | None = None) -> list[int] | NoSample:
     """The ids that the policy continues, or why it can't. context: the most tokens of the model; None where it has no bound."""
     if policy.kind == "base":
         ids: list[int] = tokenizer(policy.text(request.prompt))["input_ids"]
@@ -32,11 +32,11 @@ def encode(policy: Policy, tokenizer: Any, request: Request, context: int | None
         try:
             text = _rendered(policy, tokenizer, request.prompt)
         except TemplateError as error:
-            return Failure("refused", f"the chat template refuses the prompt: {_why(error)}")
+            return NoSample("refused", f"the chat template refuses the prompt: {_why(error)}")
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     new = policy.decoding.max_new_tokens
     if context is not None and len(ids) + new > context:
-        return Failure("too_long", f"{len(ids)} tokens and {new} new ones exceed the context of {context}")
+        return NoSample("too_long", f"{len(ids)} tokens and {new} new ones exceed the context of {context}")
     return ids
 
 

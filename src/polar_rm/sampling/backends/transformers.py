@@ -17,8 +17,10 @@ class TransformersPolicy(Policy):
     n_layers: PositiveInt | None = None
 
     def open(self, machine: Machine) -> Backend:
+        """See :meth:`Policy.open`; the model stays loaded for the next policy of the same one."""
         from polar_rm.model.devices import claim_device, compute_dtype
         from polar_rm.sampling.backends.generation import TransformersBackend
 
         device = claim_device(machine.device)
-        return TransformersBackend(self, compute_dtype(machine.precision, device), device, machine.batch_size)
+        dtype = compute_dtype(machine.precision, device)
+        return TransformersBackend(self, dtype, device, machine.batch_size, gguf_file=self.gguf_file, n_layers=self.n_layers)

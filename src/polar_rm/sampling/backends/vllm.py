@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from polar_rm.errors import PolarError
 from polar_rm.model.language_models import model_folder
 from polar_rm.sampling.backends.rendering import check_chat_template, encode
-from polar_rm.sampling.base import Emit, Failure, Machine, Policy, Request
+from polar_rm.sampling.base import Emit, Machine, NoSample, Policy, Request
 
 _WINDOW = 8  # batches handed over at once: vLLM schedules them itself, and results are stored after each window
 
@@ -59,7 +59,7 @@ class VLLMBackend:
             fitting: list[tuple[Request, list[int]]] = []
             for request in window:
                 ids = encode(self.policy, self.tokenizer, request, context)
-                if isinstance(ids, Failure):
+                if isinstance(ids, NoSample):
                     emit(request, ids)
                 else:
                     fitting.append((request, ids))

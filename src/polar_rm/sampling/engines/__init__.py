@@ -16,7 +16,7 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class SampleArrived:
     """An outcome has arrived."""
 
     policy: str
@@ -25,14 +25,14 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Died:
+class PolicyFailed:
     """A policy gave up; its other requests have no outcome."""
 
     policy: str
     error: str
 
 
-Events = Started | Answered | Died
+Events = Started | SampleArrived | PolicyFailed
 Work = Sequence[tuple[Policy, Sequence[Request]]]
 """Policies and what they are still asked."""
 

@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Machine, Outcome, Request
-from polar_rm.sampling.engines import Answered, Died, Events, Started, Work
+from polar_rm.sampling.engines import Events, PolicyFailed, SampleArrived, Started, Work
 
 _PATIENCE_S = 10.0  # for threads to notice that they should stop
 
@@ -27,9 +27,9 @@ def run(work: Work, machine: Machine) -> Generator[list[Events], None, None]:
     """
     queue: _Queue = SimpleQueue()
     stop = Event()
-    here = [item for item in work if item[0].IN_PROCESS]
+    here = [item for item in work if item[0].IS_LOCAL]
     here.sort(key=lambda item: item[0].model)  # policies of one model follow each other: it is loaded once
-    groups = [here, *([item] for item in work if not item[0].IN_PROCESS)]
+    groups = [here, *([item] for item in work if not item[0].IS_LOCAL)]
     threads = [Thread(target=_run_group, args=(group, machine, queue, stop), daemon=True) for group in groups if group]
     for thread in threads:
         thread.start()
@@ -71,7 +71,7 @@ def _run_group(group: Work, machine: Machine, queue: _Queue, stop: Event) -> Non
         return done
 
     def answered(policy: str, request: Request, outcome: Outcome) -> None:
-        stored = tell(Answered(policy, request, outcome))
+        stored = tell(SampleArrived(policy, request, outcome))
         while not stored.wait(0.2) and not stop.is_set():
             pass
 
@@ -84,7 +84,7 @@ def _run_group(group: Work, machine: Machine, queue: _Queue, stop: Event) -> Non
                 tell(Started(policy.name))
                 backend.run(requests, partial(answered, policy.name), stop)
             except PolarError as error:
-                tell(Died(policy.name, str(error)))
+                tell(PolicyFailed(policy.name, str(error)))
     except BaseException as error:  # the main thread raises it: a bug must not look like a policy that is down
         tell(error)
     tell(None)

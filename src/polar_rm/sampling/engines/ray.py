@@ -14,8 +14,8 @@ from typing import Any, cast
 import pyarrow as pa
 
 from polar_rm.errors import PolarError
-from polar_rm.sampling.base import Failure, Machine, Outcome, Policy, Request, Sample
-from polar_rm.sampling.engines import Answered, Died, Events, Started, Work, by_key
+from polar_rm.sampling.base import Machine, NoSample, Outcome, Policy, Request, Sample
+from polar_rm.sampling.engines import Events, PolicyFailed, SampleArrived, Started, Work, by_key
 
 _BLOCK = 4  # batches, or rounds of all connections: an actor's results are stored after each block
 
@@ -42,7 +42,7 @@ def _run_policy(policy: Policy, requests: Sequence[Request], machine: Machine) -
     from ray.data import ActorPoolStrategy, DataContext
 
     DataContext.get_current().enable_progress_bars = False
-    size = _BLOCK * policy.at_once(machine)
+    size = _BLOCK * policy.max_concurrent(machine)
     blocks = max(1, len(requests) // size)
     rows = [asdict(request) | {"prompt": json.dumps(request.prompt)} for request in requests]
     answers = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
@@ -58,14 +58,16 @@ def _run_policy(policy: Policy, requests: Sequence[Request], machine: Machine) -
         events: list[Events] = []
         for row in cast(pa.Table, batch).to_pylist():
             if row["died"] is not None:
-                yield [*events, Died(policy.name, row["died"])]
+                yield [*events, PolicyFailed(policy.name, row["died"])]
                 return
-            events.append(Answered(policy.name, known[row["prompt_id"], row["sample_id"]], _outcome(json.loads(row["outcome"]))))
+            events.append(
+                SampleArrived(policy.name, known[row["prompt_id"], row["sample_id"]], _outcome(json.loads(row["outcome"])))
+            )
         yield events
 
 
 def _outcome(values: dict[str, Any]) -> Outcome:
-    return Failure(**values) if "kind" in values else Sample(**values)
+    return NoSample(**values) if "kind" in values else Sample(**values)
 
 
 class _Actor:
