@@ -112,3 +112,11 @@ def test_peaks_of_float32_are_measured_on_known_gpus_too(monkeypatch):
     monkeypatch.setattr(torch, "randn", lambda *size, device: made.append(size) or torch.ones(2, 2))
     metrics.peak_flops(torch.device("cuda"), torch.float32)
     assert made == [(4096, 4096)]
+
+
+def test_a_number_that_json_has_no_form_for_is_null_in_metrics(tmp_path):
+    """B23: every line is JSON for a strict reader."""
+    sink = metrics.JsonlSink(tmp_path / "metrics.jsonl", 0)
+    sink.write(1, {"loss": float("nan")})
+    sink.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'

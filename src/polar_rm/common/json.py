@@ -1,4 +1,4 @@
-"""Standard JSON for any value: the one place that writes it."""
+"""Standard JSON for any value: the one writer of every file and line of JSON."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ from typing import Any
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:
-    """Standard JSON, by default in one line. NaN becomes null; all else that JSON has no form for (infinities, bytes) text."""
+    """Standard JSON, on one line or indented. NaN becomes null; all else that JSON has no form for (infinities, bytes, dates) text.
+
+    Half a surrogate pair, which no file can hold, is written as its escape (``\\ud800``).
+
+    Raises:
+        RecursionError: the value is nested too deeply, or holds itself.
+    """
     encoder = _ENCODER if indent is None else _encoder(indent)
     try:
-        return encoder.encode(value)
+        text = encoder.encode(value)
     except (TypeError, ValueError):  # a key, or a number that the encoder doesn't ask about
-        return encoder.encode(_plain(value))
+        text = encoder.encode(_plain(value))
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text
 
 
 def _plain(value: Any) -> Any:
@@ -38,8 +51,8 @@ def _as_text(value: Any) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _encoder(indent: int | None = None) -> json.JSONEncoder:
+def _encoder(indent: int | None) -> json.JSONEncoder:
     return json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_as_text, indent=indent)
 
 
-_ENCODER = _encoder()
+_ENCODER = _encoder(None)

@@ -13,6 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from polar_rm.attention.layout import TreeLayout
+from polar_rm.common.json import dump_json
 from polar_rm.errors import PolarError
 from polar_rm.training.config import LoraConfig, TrainConfig
 
@@ -50,7 +51,7 @@ class JsonlSink:
         self._file = path.open("a")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(dump_json({"step": step, **values}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
