@@ -8,7 +8,7 @@ from typing import Any
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:
-    """Standard JSON, on one line or indented. NaN becomes null; all else that JSON has no form for (infinities, bytes, dates) text.
+    """Standard JSON, on one line or indented. NaN becomes null; all else that JSON has no form for (infinities, dates) text.
 
     Half a surrogate pair, which no file can hold, is written as its escape (``\\ud800``).
 
