@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -61,9 +62,19 @@ def test_one_of_many_that_start_together_owns_it(tmp_path):
 def test_the_lock_is_removed_with_its_owner_and_never_under_anothers_feet(tmp_path):
     with owned(tmp_path / "out", "first"):
         pass
-    with owned(tmp_path / "out", "second"), pytest.raises(PolarError), owned(tmp_path / "out", "third"):
+    with owned(tmp_path / "out", "second"), owned(tmp_path / "out", "the same thread, inside"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_thread_of_the_owner_is_another_owner(tmp_path):
+    def other():
+        with owned(tmp_path / "out", "other"):
+            pass
+
+    with owned(tmp_path / "out", "one"), ThreadPoolExecutor(1) as pool, pytest.raises(PolarError, match=f"process {os.getpid()}"):
+        pool.submit(other).result()
+    other()
 
 
 def test_leftovers_of_killed_writers_go(tmp_path):

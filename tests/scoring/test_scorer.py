@@ -1,5 +1,6 @@
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -160,9 +161,60 @@ def test_an_interrupted_file_continues_behind_its_last_whole_row(model, tmp_path
     state.write_text(identity)
     with pytest.raises(PolarError, match="another model"):
         list(score_file(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl", identity={"model": "other"}))
-    counts = run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
-    assert counts[0] == 16
+    calls = watch(monkeypatch)
+    assert run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl") == [8, 16, 24, 32, 40]
+    assert sum(calls) == 40 - 16
     assert (tmp_path / "scores.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def watch(monkeypatch) -> list[int]:
+    """Items of every window that is scored from now on."""
+    scored, score_window = [], Scorer.score_window
+    monkeypatch.setattr(Scorer, "score_window", lambda self, window: (scored.append(len(window)), score_window(self, window))[1])
+    return scored
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (lambda lines: lines[:5] + lines[6:], 0),
+        (lambda lines: lines[:20] + lines[21:], 16),
+        (lambda lines: lines[:24] + [lines[23]] + lines[24:], 24),
+        (lambda lines: lines[:30] + ["\0" * 200], 24),
+        (lambda lines: lines[:30] + ['{"row": 31, "reward": null}\n'], 24),
+        (lambda lines: lines[:29], 24),
+        (lambda lines: [*lines, lines[-1]], 40),
+    ],
+    ids=["lost", "lost later", "doubled", "zeros", "no reward", "within a window", "behind the end"],
+)
+def test_a_damaged_partial_result_is_continued_where_it_is_whole(model, tmp_path, monkeypatch, damage, kept):
+    """F1, F15: not by a count of lines; and with the bytes of an uninterrupted run."""
+    write_records(tmp_path / "items.jsonl", items())
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"token_budget": 8192, "window": 8})
+    run(model, tmp_path / "items.jsonl", tmp_path / "whole.jsonl")
+    whole = (tmp_path / "whole.jsonl").read_text()
+    (tmp_path / "scores.jsonl.partial").write_text("".join(damage(whole.splitlines(keepends=True))))
+    (tmp_path / "scores.jsonl.partial.json").write_text('{"model": "m"}')
+    calls = watch(monkeypatch)
+    run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
+    assert sum(calls) == 40 - kept
+    assert (tmp_path / "scores.jsonl").read_text() == whole
+
+
+def test_a_second_run_on_one_output_is_refused(model, tmp_path):
+    """F1, H2: every row came twice, with exit code 0."""
+    write_records(tmp_path / "items.jsonl", items())
+    first = score_file(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl", identity={"model": "m"})
+    next(first)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with (
+        ThreadPoolExecutor(1) as other,
+        pytest.raises(PolarError, match=r"scores.jsonl: in use by polar score on"),
+    ):
+        other.submit(run, model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl").result()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert list(first) == []
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 40
 
 
 def test_skipped_rows_leave_gaps_in_the_numbers(model, tmp_path):

@@ -47,24 +47,26 @@ def score(
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl
     """
     from polar_rm.common.files import sha256
+    from polar_rm.common.locks import owned
     from polar_rm.model.devices import claim_device
     from polar_rm.model.reward_model import RewardModel
     from polar_rm.records import OnBadRow
     from polar_rm.scoring.files import check_places, score_file
 
     check_places(source, target)
-    reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=claim_device(device))
-    bad = OnBadRow(on_bad_row, target.with_name(target.name + ".rejected.jsonl"))
-    identity = {
-        "model": sha256(model),
-        "encoder_hash": reward_model.encoder.hash,
-        "input": sha256(source),
-        "dtype": dtype,
-    }
-    rows = 0
-    with messages.status("scoring") as status:
-        for rows in score_file(reward_model, source, target, identity=identity, token_budget=token_budget, on_bad_row=bad):
-            status.update(f"scoring: {rows:,} items")
+    with owned(target, "score"):
+        reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=claim_device(device))
+        bad = OnBadRow(on_bad_row, target.with_name(target.name + ".rejected.jsonl"))
+        identity = {
+            "model": sha256(model),
+            "encoder_hash": reward_model.encoder.hash,
+            "input": sha256(source),
+            "dtype": dtype,
+        }
+        rows = 0
+        with messages.status("scoring") as status:
+            for rows in score_file(reward_model, source, target, identity=identity, token_budget=token_budget, on_bad_row=bad):
+                status.update(f"scoring: {rows:,} items")
     messages.print(f"{rows:,} items scored into {target}")
     report_bad(bad)
 

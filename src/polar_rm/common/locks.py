@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ except ModuleNotFoundError:  # Windows
 # Names that only unfinished writes of ours have: of this module's sibling `files`, and of checkpoints.
 _LEFTOVER = re.compile(r"^\.(?P<name>.+?)(\.[0-9a-f]{8})?\.(?P<kind>partial|old)$")
 
+# What this thread owns: a verb owns its output before it loads a model, and the function that writes it owns it, too.
+_HELD = threading.local()
+
 
 @contextmanager
 def owned(output: str | Path, verb: str) -> Iterator[None]:
@@ -31,19 +35,26 @@ def owned(output: str | Path, verb: str) -> Iterator[None]:
 
     The lock is ``flock`` on ``.NAME.lock`` beside the output. The kernel lets go of it when the owner dies, however it dies, so
     no lock is ever stale. Once it is held, leftovers of killed owners are removed: ``.NAME.*.partial`` beside the output and
-    hidden ``.partial`` files and folders inside. verb: what the owner does, for the message that others get.
+    hidden ``.partial`` files and folders inside. A thread that owns an output may own it again inside. verb: what the owner does,
+    for the message that others get.
 
     Raises:
         PolarError: another process owns it; the message has its host, its process id and since when. Nothing was changed.
     """
     output = Path(output).absolute()
+    held = _HELD.__dict__.setdefault("outputs", set())
+    if output in held:
+        yield
+        return
     lock = _lock_path(output)
     descriptor = _acquire(lock, output)
+    held.add(output)
     try:
         _write_owner(descriptor, verb)
         sweep(output)
         yield
     finally:
+        held.discard(output)
         if descriptor is not None:
             # Removed while it is held: whoever has opened the old file meanwhile sees that it is gone and opens the next one.
             lock.unlink(missing_ok=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from polar_rm.common.files import check_target, read_json, write_json
+from polar_rm.common.files import check_target, read_json, sync, write_json
 from polar_rm.common.iteration import windows
+from polar_rm.common.locks import owned
 from polar_rm.errors import PolarError
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.records import OnBadRow, dump_json, read_numbered_items
+from polar_rm.records import OnBadRow, ScoreItem, dump_json, read_numbered_items
 from polar_rm.scoring.scorer import Scorer, check_finite
 
 
@@ -28,41 +30,67 @@ def score_file(
     """Score a file of items into JSONL rows {row, reward, n_tokens, truncated, metadata}; yields the count of rows written.
 
     Rows go to ``target.partial``, which becomes ``target`` at the end. Run again after an interruption, it continues behind the
-    last complete row. ``identity`` (model, encoder, input) is saved beside it: another identity is refused, not mixed in.
+    last window of items (see :class:`Scorer`) whose rows are all there, so that the result has the bytes of an uninterrupted run.
+    ``identity`` (model, encoder, input) is saved beside it: another identity is refused, not mixed in.
 
     Raises:
-        PolarError: the target can't be what it should, or what is wrong with the file. BadRow: a row is no item.
-        ScoreError: a score is not finite; the message names file and row.
+        PolarError: another process writes this target, the target can't be what it should, or what is wrong with the file.
+        BadRow: a row is no item. ScoreError: a score is not finite; the message names file and row.
     """
     target = Path(target)
     check_places(source, target)
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
-    if partial.exists():
-        _check_identity(state, identity)
-    else:
-        write_json(state, identity)
-    done = _complete_rows(partial)
     scorer = Scorer(model, token_budget=token_budget)
-    items = islice(read_numbered_items(source, on_bad_row), done, None)
-    with partial.open("a", encoding="utf-8") as file:
-        yield done
-        for window in windows(items, scorer.window):
-            for (number, item), scored in zip(window, scorer._score([item for _, item in window]), strict=True):
-                check_finite(scored, f"{source}: row {number}")
-                done += 1
-                row = {
-                    "row": number,
-                    "reward": scored.reward,
-                    "n_tokens": scored.n_tokens,
-                    "truncated": scored.truncated,
-                }
-                file.write(dump_json(row | {"metadata": item.metadata}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            yield done
-    partial.rename(target)
-    state.unlink()
+    with owned(target, "score"):
+        if partial.exists():
+            _check_identity(state, identity)
+        else:
+            write_json(state, identity)
+        with partial.open("ab+") as file:
+            file.seek(0)
+            done, resuming = 0, True
+            for window in windows(read_numbered_items(source, on_bad_row), scorer.window):
+                if not (resuming := resuming and _keep_rows(file, [number for number, _ in window])):
+                    for line in _score_window(scorer, window, source):
+                        file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+                done += len(window)
+                yield done
+            file.truncate()
+        partial.rename(target)
+        sync(target.parent)
+        state.unlink()
+
+
+def _keep_rows(file: BinaryIO, numbers: Sequence[int]) -> bool:
+    """Whether the next lines are the results of these rows; if not, the file is cut where they should begin.
+
+    Their number is not asked alone: a crash of the machine can leave lines out, and zeros at the end.
+    """
+    start = file.tell()
+    if all(_is_row(file.readline(), number) for number in numbers):
+        return True
+    file.seek(start)
+    file.truncate()
+    return False
+
+
+def _is_row(line: bytes, number: int) -> bool:
+    try:
+        row = json.loads(line)
+        return line.endswith(b"\n") and row["row"] == number and math.isfinite(row["reward"])
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _score_window(scorer: Scorer, window: Sequence[tuple[int, ScoreItem]], source: str | Path) -> Iterator[bytes]:
+    """The lines of one window; those before an item without a score are given first."""
+    for (number, item), scored in zip(window, scorer.score_window([item for _, item in window]), strict=True):
+        check_finite(scored, f"{source}: row {number}")
+        row = {"row": number, "reward": scored.reward, "n_tokens": scored.n_tokens, "truncated": scored.truncated}
+        yield (dump_json(row | {"metadata": item.metadata}) + "\n").encode()
 
 
 def check_places(source: str | Path, target: str | Path) -> None:
@@ -86,17 +114,3 @@ def _check_identity(state: Path, identity: dict[str, Any]) -> None:
         raise PolarError(
             f"{state.with_suffix('')}: unfinished, but with another {', '.join(changed)}; remove it or use another output"
         )
-
-
-def _complete_rows(partial: Path) -> int:
-    """Rows already written; a last line without its newline was cut by the interruption and is removed."""
-    if not partial.exists():
-        return 0
-    rows, end = 0, 0
-    with partial.open("rb+") as file:
-        for line in file:
-            if line.endswith(b"\n"):
-                rows += 1
-                end += len(line)
-        file.truncate(end)
-    return rows

@@ -53,13 +53,13 @@ class Scorer:
         Raises:
             ScoreError: an item's score is not finite; the message says which. There is no score of 0 or None for a failure.
         """
-        scores = (scored for window in windows(items, self.window) for scored in self._score(window))
+        scores = (scored for window in windows(items, self.window) for scored in self.score_window(window))
         for number, scored in enumerate(scores, 1):
             check_finite(scored, f"item {number}")
             yield scored
 
-    def _score(self, window: Sequence[ScoreItem]) -> list[Scored]:
-        """One window's items, finite or not."""
+    def score_window(self, window: Sequence[ScoreItem]) -> list[Scored]:
+        """The items of one window, in order, finite or not; which ones share a prefix does not depend on other windows."""
         trees, places = [], []
         for indices in group_items(window):
             first = window[indices[0]]
