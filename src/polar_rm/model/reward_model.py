@@ -7,28 +7,17 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import EncoderSettings
-from polar_rm.errors import PolarError, UnsupportedModel
-from polar_rm.model.backbones import (
-    SUPPORTED,
-    add_embeddings,
-    attention_name,
-    dtype_of,
-    keep_layers,
-    load_backbone,
-    read_config,
-    read_tokenizer,
-)
+from polar_rm.model.backbones import SUPPORTED, add_embeddings
+from polar_rm.model.blueprint import Blueprint, checkpoint_blueprint, language_model_blueprint, preset_blueprint
 from polar_rm.model.exactness import check_family
-from polar_rm.model.language_models import gguf_in, gguf_parsed_once, model_folder
-from polar_rm.model.native import add_role_tokens, padding_token, read_specials, save_native
+from polar_rm.model.language_models import gguf_parsed_once
+from polar_rm.model.native import save_native
 from polar_rm.model.packing import PackedRow
-from polar_rm.model.presets import PRESETS, preset_config
 from polar_rm.model.skipping import InChunks, only_score_positions
 from polar_rm.records import Text, Wrapper
 
@@ -66,17 +55,7 @@ class RewardModel(nn.Module):
             UnsupportedModel: not a one-label reward model, a family that fails the equality check, missing or NaN weights.
             EncoderMismatch: the folder's tokenizer or encoder settings are not those it was trained with.
         """
-        config = read_config(directory)
-        if not (config.architectures or [""])[0].endswith("ForSequenceClassification") or config.num_labels != 1:
-            raise UnsupportedModel(
-                f"{directory}: a reward model is a *ForSequenceClassification checkpoint with one label, this is "
-                f"{config.architectures} with {config.num_labels}; for a language model use model.init"
-            )
-        encoder = Encoder.from_pretrained(directory)
-        backbone = load_backbone(directory, config, dtype, device, implementation, new_head=False)
-        model = cls(backbone, encoder, read_specials(directory)).to(device).eval()
-        check_family(model.backbone, encoder, str(directory))
-        return model
+        return cls.from_blueprint(checkpoint_blueprint(directory), dtype=dtype, device=device, implementation=implementation)
 
     @classmethod
     @gguf_parsed_once()
@@ -98,17 +77,8 @@ class RewardModel(nn.Module):
         n_layers: keep only the first layers (a small model of a pre-trained one's lower half). seed: of the embeddings of added
         tokens.
         """
-        directory = model_folder(directory)
-        gguf_file = gguf_in(directory, gguf_file)
-        config = read_config(directory, gguf_file)
-        config.num_labels = 1
-        if n_layers is not None:
-            if not 1 <= n_layers <= config.num_hidden_layers:
-                raise PolarError(f"n_layers must be 1 to {config.num_hidden_layers}, not {n_layers}")
-            keep_layers(config, n_layers)
-        tokenizer, specials = read_tokenizer(directory, gguf_file)
-        backbone = load_backbone(directory, config, dtype, device, implementation, new_head=True, gguf_file=gguf_file)
-        return cls._build(backbone, tokenizer, specials, settings, seed).to(device)
+        blueprint = language_model_blueprint(directory, settings=settings, n_layers=n_layers, gguf_file=gguf_file)
+        return cls.from_blueprint(blueprint, dtype=dtype, device=device, implementation=implementation, seed=seed)
 
     @classmethod
     def from_preset(
@@ -124,40 +94,28 @@ class RewardModel(nn.Module):
         seed: int = 0,
     ) -> Self:
         """A randomly initialised Llama of a preset size, with another model's tokenizer."""
-        if preset not in PRESETS:
-            raise PolarError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
-        tokenizer_directory = model_folder(tokenizer_directory)
-        tokenizer, specials = read_tokenizer(tokenizer_directory, gguf_in(tokenizer_directory, gguf_file))
-        config = preset_config(
-            preset,
-            vocab_size=tokenizer.get_vocab_size(),
-            max_position_embeddings=(settings or EncoderSettings()).max_length,
-            attn_implementation=attention_name(implementation, device),
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            backbone = AutoModelForSequenceClassification.from_config(config, dtype=dtype_of(dtype))
-        return cls._build(backbone, tokenizer, specials, settings, seed).to(device)
+        blueprint = preset_blueprint(preset, tokenizer_directory, settings=settings, gguf_file=gguf_file)
+        return cls.from_blueprint(blueprint, dtype=dtype, device=device, implementation=implementation, seed=seed)
 
     @classmethod
-    def _build(
+    @gguf_parsed_once()
+    def from_blueprint(
         cls,
-        backbone: PreTrainedModel,
-        tokenizer: Tokenizer,
-        specials: dict[str, str],
-        settings: EncoderSettings | None,
-        seed: int,
+        blueprint: Blueprint,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        implementation: str | None = None,
+        seed: int = 0,
     ) -> Self:
-        tokenizer = add_role_tokens(tokenizer)
-        add_embeddings(backbone, tokenizer.get_vocab_size(), seed)
-        nn.init.zeros_(backbone.score.weight)
-        model = cls(backbone, Encoder(tokenizer, settings), specials)
-        model.specials["pad_token"] = pad = padding_token(specials)
-        backbone.config.pad_token_id = tokenizer.token_to_id(pad)
-        # vLLM applies a sigmoid to one-label heads unless the config says regression.
-        backbone.config.problem_type = "regression"
-        backbone.config.architectures = [type(backbone).__name__]
-        check_family(backbone, model.encoder, backbone.config.model_type)
+        """The model with its weights; arguments and errors as of the methods above, which are this and a blueprint."""
+        backbone = blueprint.load(dtype, device, implementation, seed)
+        if blueprint.is_new:
+            add_embeddings(backbone, blueprint.vocabulary, seed)
+            nn.init.zeros_(backbone.score.weight)
+        blueprint.mark(backbone)
+        model = cls(backbone, blueprint.encoder, blueprint.specials).to(device).eval()
+        check_family(backbone, blueprint.encoder, str(blueprint.weights or backbone.config.model_type))
         return model
 
     def forward(self, row: PackedRow) -> torch.Tensor:

@@ -1,0 +1,138 @@
+"""What a reward model is before it has weights: its architecture, its encoder and where its weights will come from.
+
+Reading it takes a moment and no memory, so that data is encoded and a run is planned before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.encoding.settings import EncoderSettings
+from polar_rm.errors import PolarError, UnsupportedModel
+from polar_rm.model.backbones import attention_name, dtype_of, keep_layers, load_backbone, read_config, read_tokenizer
+from polar_rm.model.language_models import gguf_in, gguf_parsed_once, model_folder
+from polar_rm.model.native import add_role_tokens, padding_token, read_specials
+from polar_rm.model.presets import PRESETS, preset_config
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A reward model without its weights.
+
+    config: of the backbone, as its weights are saved. encoder: with the role tokens. specials: see
+    :func:`polar_rm.model.native.read_specials`. weights: folder that they are read from; None where they are drawn at random.
+    gguf_file: in that folder. is_new: the head is new (zeros) and the vocabulary grows by the role tokens.
+    """
+
+    config: PretrainedConfig
+    encoder: Encoder
+    specials: dict[str, str]
+    weights: Path | None
+    gguf_file: str | None = None
+    is_new: bool = True
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding that the model will have."""
+        known: int = self.config.vocab_size
+        return max(known, self.encoder.source.get_vocab_size()) if self.is_new else known
+
+    @cached_property
+    def on_meta(self) -> PreTrainedModel:
+        """The backbone on the meta device: names and shapes of all parameters, no memory."""
+        return self.skeleton()
+
+    def skeleton(self, implementation: str | None = None, device: str = "cpu") -> PreTrainedModel:
+        """A new backbone on the meta device, float32. implementation, device: of its attention, see ``RewardModel``."""
+        config = copy.deepcopy(self.config)
+        config.vocab_size = self.vocabulary
+        with torch.device("meta"):
+            backbone = AutoModelForSequenceClassification.from_config(
+                config, dtype=torch.float32, attn_implementation=attention_name(implementation, device)
+            )
+        self.mark(backbone)
+        return backbone
+
+    def load(self, dtype: str, device: str, implementation: str | None, seed: int) -> PreTrainedModel:
+        """The backbone with its weights, but without what is new: see ``RewardModel.from_blueprint``. seed: of random weights."""
+        config = copy.deepcopy(self.config)
+        if self.weights is not None:
+            return load_backbone(
+                self.weights, config, dtype, device, implementation, new_head=self.is_new, gguf_file=self.gguf_file
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            backbone: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+                config, dtype=dtype_of(dtype), attn_implementation=attention_name(implementation, device)
+            )
+        return backbone
+
+    def mark(self, backbone: PreTrainedModel) -> None:
+        """Write into the config of a new model what other programs need; only then, as a padding id changes how transformers
+        builds an embedding."""
+        if not self.is_new:
+            return
+        backbone.config.pad_token_id = self.encoder.source.token_to_id(self.specials["pad_token"])
+        # vLLM applies a sigmoid to one-label heads unless the config says regression.
+        backbone.config.problem_type = "regression"
+        backbone.config.architectures = [type(backbone).__name__]
+
+
+def checkpoint_blueprint(directory: str | Path) -> Blueprint:
+    """Of a native checkpoint.
+
+    Raises:
+        UnsupportedModel: not a one-label reward model. EncoderMismatch: the folder's tokenizer or encoder settings are not those
+            it was trained with.
+    """
+    config = read_config(directory)
+    if not (config.architectures or [""])[0].endswith("ForSequenceClassification") or config.num_labels != 1:
+        raise UnsupportedModel(
+            f"{directory}: a reward model is a *ForSequenceClassification checkpoint with one label, this is "
+            f"{config.architectures} with {config.num_labels}; for a language model use model.init"
+        )
+    encoder = Encoder.from_pretrained(directory)
+    return Blueprint(config, encoder, read_specials(directory), Path(directory), is_new=False)
+
+
+@gguf_parsed_once()
+def language_model_blueprint(
+    directory: str | Path,
+    *,
+    settings: EncoderSettings | None = None,
+    n_layers: int | None = None,
+    gguf_file: str | None = None,
+) -> Blueprint:
+    """Of a reward model on a language model's backbone; arguments and errors as of ``RewardModel.from_causal_lm``."""
+    directory = model_folder(directory)
+    gguf_file = gguf_in(directory, gguf_file)
+    config = read_config(directory, gguf_file)
+    config.num_labels = 1
+    if n_layers is not None:
+        if not 1 <= n_layers <= config.num_hidden_layers:
+            raise PolarError(f"n_layers must be 1 to {config.num_hidden_layers}, not {n_layers}")
+        keep_layers(config, n_layers)
+    tokenizer, specials = read_tokenizer(directory, gguf_file)
+    encoder = Encoder(add_role_tokens(tokenizer), settings)
+    return Blueprint(config, encoder, specials | {"pad_token": padding_token(specials)}, directory, gguf_file)
+
+
+def preset_blueprint(
+    preset: str, tokenizer_directory: str | Path, *, settings: EncoderSettings | None = None, gguf_file: str | None = None
+) -> Blueprint:
+    """Of a randomly initialised Llama of a preset size; arguments and errors as of ``RewardModel.from_preset``."""
+    if preset not in PRESETS:
+        raise PolarError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    directory = model_folder(tokenizer_directory)
+    tokenizer, specials = read_tokenizer(directory, gguf_in(directory, gguf_file))
+    positions = (settings or EncoderSettings()).max_length
+    config = preset_config(preset, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=positions)
+    encoder = Encoder(add_role_tokens(tokenizer), settings)
+    return Blueprint(config, encoder, specials | {"pad_token": padding_token(specials)}, None)
