@@ -27,7 +27,8 @@ from polar_rm.model.devices import compute_dtype
 from polar_rm.model.packing import pack
 from polar_rm.model.presets import preset_config
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.training.losses import LossConfig, loss_sum
+from polar_rm.training.config import LossConfig
+from polar_rm.training.losses import loss_sum
 from polar_rm.training.metrics import peak_flops, training_flops
 
 VOCABULARY = 32000

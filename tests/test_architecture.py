@@ -141,7 +141,7 @@ MAX_FUNCTION_LINES = 60
 
 # What is used inside trainers and other people's environments, or has to start fast.
 LIGHT = ["records", "encoding", "rewards", "protocols", "client", "corpus", "reporting", "sampling", "rft"]
-LIGHT_EXCEPT = ("sampling.backends.generation", "rft.run", "rft.trl", "rft.config")
+LIGHT_EXCEPT = ("sampling.backends.generation", "rft.run")
 
 
 def module_of(file: Path) -> str:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from polar_rm.training.losses import LossConfig, count_units, loss_sum, pair_indices, penalty_sum
+from polar_rm.training.config import LossConfig
+from polar_rm.training.losses import count_units, loss_sum, pair_indices, penalty_sum
 
 SCORES = [0.3, -1.2, 2.0, 0.7, 0.7]
 RANKS = [(0, 1, 1), (1, 0)]

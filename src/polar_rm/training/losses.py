@@ -7,42 +7,13 @@ not depend on how comparisons were spread over rows, micro-steps and ranks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 
-from polar_rm.common.config import Config
+from polar_rm.training.config import LossConfig
 
 Ranks = Sequence[Sequence[int]]
-
-
-class LossConfig(Config):
-    """The paper uses plain Bradley-Terry (Eqs. 7 and 8); everything else is off by default.
-
-    objective: ``bradley_terry`` averages over ordered pairs. ``listwise`` is the Plackett-Luce likelihood with ties: each
-        candidate against all that are ranked worse, averaged over the candidates that have any (Xia et al., ListMLE, 2008).
-    margin: subtracted from each score difference (Llama 2, section 3.2.2, with a constant margin).
-    label_smoothing: probability that a pair's label is wrong (conservative DPO, Mitchell 2023).
-    focal: weigh a pair by ``(1 - 2 relu(p - 1/2))^2``, so that pairs already right count less (InternLM2, section 4.3.2).
-    centring: weight of the mean squared score, which ties scores to zero (Eisenstein et al. 2023; TRL).
-    log_barrier: weight of ``-log(5 - s) - log(s + 5)``, which keeps scores within (-5, 5) (InternLM2; XTuner uses 0.01).
-    """
-
-    objective: Literal["bradley_terry", "listwise"] = "bradley_terry"
-    margin: float = Field(0.0, ge=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    focal: bool = False
-    centring: float = Field(0.0, ge=0)
-    log_barrier: float = Field(0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _of_pairs_only(self) -> LossConfig:
-        given = [name for name in ("margin", "label_smoothing", "focal") if getattr(self, name)]
-        if self.objective == "listwise" and given:
-            raise ValueError(f"{', '.join(given)}: only for bradley_terry, as listwise has no pairs")
-        return self
 
 
 def pair_indices(ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
