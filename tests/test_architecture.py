@@ -101,10 +101,6 @@ WITHOUT_DOCSTRING = set(
     sampling.runner.SamplingReport.to_json
     scoring.scorer.check_finite
     serving.batching.Batcher.alive
-    serving.guard.Metrics.batch
-    serving.launch.DrainingServer.handle_exit
-    serving.launch.DrainingServer.on_tick
-    serving.launch.DrainingServer.startup
     serving.schema.ClassifiedRow
     serving.schema.EmbeddingRow
     serving.schema.ErrorBody
@@ -118,7 +114,6 @@ WITHOUT_DOCSTRING = set(
     serving.schema.SglangMeta
     serving.schema.StatusReply
     serving.schema.Usage
-    serving.service.Service.close
     training.config.EncoderConfig.settings
     training.metrics.JsonlSink.close
     training.metrics.JsonlSink.write

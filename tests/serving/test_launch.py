@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-import uvicorn
 from support import fakes
 from support.processes import Process, serve
 
@@ -80,7 +79,7 @@ def test_mistakes_are_one_line(checkpoint, monkeypatch, capsys, arguments, reaso
 
 def test_probes_and_refused_requests_do_not_keep_a_draining_server():
     guard = fakes.make()
-    server = DrainingServer(uvicorn.Config(guard, port=0, log_config=None), guard)
+    server = DrainingServer(guard, port=0)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     while not server.started:
@@ -98,9 +97,11 @@ def test_probes_and_refused_requests_do_not_keep_a_draining_server():
 
 
 STUCK = """
-import logging, threading, fakes, uvicorn
+import logging, threading
+from support import fakes
 from polar_rm.serving.address import bind
-from polar_rm.serving.launch import DrainingServer, log_to_stderr
+from polar_rm.serving.launch import DrainingServer
+from polar_rm.serving.logs import log_to_stderr
 
 def model(trees):
     logging.getLogger("polar_rm").info("asked")
@@ -108,7 +109,7 @@ def model(trees):
 
 log_to_stderr()
 guard = fakes.make(model)
-DrainingServer(uvicorn.Config(guard, log_config=None, access_log=False), guard).run(sockets=[bind("127.0.0.1", 0)])
+DrainingServer(guard).run(sockets=[bind("127.0.0.1", 0)])
 """
 
 

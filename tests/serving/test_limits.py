@@ -65,7 +65,7 @@ def test_a_prompt_counts_for_each_of_its_outputs():
 
 def test_bodies_held_together_have_a_limit_and_are_let_go():
     app = fakes.make(encode=ENCODER, limits=Limits(body_bytes=1000))
-    head = b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    head = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
 
     def held(n_bytes):
         until = time.monotonic() + 60
@@ -140,8 +140,8 @@ def test_a_client_that_hangs_up_leaves_the_queue():
         connections = []
         for count, body in enumerate(bodies):
             connection = socket.create_connection((host, int(port)))
-            head = f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            connection.sendall(head.encode() + body)
+            head = "POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             connections.append(connection)
             while not model.calls:
                 time.sleep(0.02)
@@ -158,7 +158,9 @@ def test_a_body_that_never_comes_is_408():
     with fakes.running(fakes.make(encode=ENCODER, limits=Limits(seconds=0.5))) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=20) as connection:
-            connection.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            connection.sendall(
+                b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+            )
             assert connection.recv(1000).startswith(b"HTTP/1.1 408")
 
 

@@ -98,7 +98,9 @@ def post(address: str, path: str, content: bytes, headers: dict[str, str], *, en
     headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}
     if "Transfer-Encoding" in headers:
         del headers["Content-Length"]
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items())
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + "".join(
+        f"{k}: {v}\r\n" for k, v in headers.items()
+    )
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         try:
             connection.sendall(head.encode("latin-1") + b"\r\n" + content)

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import threading
-import time
 import weakref
 
 from support import fakes
@@ -49,21 +48,66 @@ def serve(work, monkeypatch, before):
 
 def test_a_small_request_does_not_wait_for_a_large_one(monkeypatch):
     slices = []
+    asked = threading.Event()
 
     def before(items):
         slices.append(len(items))
-        time.sleep(0.02)
+        if len(slices) == 2:  # the small request stands in the queue before the second slice is done
+            assert asked.wait(60)
 
     async def work(service):
         large = asyncio.create_task(service.score_items(LARGE))
-        await asyncio.sleep(0.01)
-        small = await service.score_items(SMALL)
-        return small, await large
+        while not slices:
+            await asyncio.sleep(0)
+        small = asyncio.create_task(service.score_items(SMALL))
+        await asyncio.sleep(0)
+        asked.set()
+        return await small, await large
 
     small, large = serve(work, monkeypatch, before)
     assert [outcome.reward for outcome in small] == expected(SMALL)
     assert [outcome.reward for outcome in large] == expected(LARGE)
     assert slices.index(1) < 5 < len(slices)
+
+
+def test_slices_count_characters(monkeypatch):
+    """F3: 32 items, or as many as have 262,144 characters, or one that has more."""
+    slices = []
+    items = [ScoreItem("over" * 20_000, "the dog", "fox")] * 7 + SMALL * 40 + [ScoreItem("x" * 300_000, "r", "o")] + SMALL
+
+    async def work(service):
+        return await service.score_items(items)
+
+    outcomes = serve(work, monkeypatch, lambda part: slices.append(len(part)))
+    assert slices == [3, 3, 32, 9, 1, 1]
+    assert outcomes[7].reward == outcomes[-1].reward == expected(SMALL)[0]
+    assert outcomes[0] == outcomes[6] and outcomes[0].cut.prompt
+
+
+def test_a_short_text_does_not_wait_for_a_long_one(monkeypatch):
+    """F3: a text of a megabyte is encoded in another thread, and who left is encoded no further."""
+    gate, started, slices = threading.Event(), threading.Event(), []
+    long = [ScoreItem("x" * 1_100_000, "r", "o")] * 3
+
+    def before(items):
+        slices.append(len(items[0].prompt))
+        if items[0] is long[0]:
+            started.set()
+            assert gate.wait(60)
+
+    async def work(service):
+        large = asyncio.create_task(service.score_items(long))
+        while not started.is_set():
+            await asyncio.sleep(0.01)
+        small = await service.score_items(SMALL)
+        large.cancel()
+        gate.set()
+        await asyncio.gather(large, return_exceptions=True)
+        return small, await service.score_items(SMALL)
+
+    small, again = serve(work, monkeypatch, before)
+    assert [outcome.reward for outcome in small] == [outcome.reward for outcome in again] == expected(SMALL)
+    assert slices.count(1_100_000) == 1
 
 
 def test_who_leaves_is_encoded_no_further(monkeypatch):

@@ -22,6 +22,7 @@ from polar_rm.rewards.transforms import TRANSFORMS, transform
 from polar_rm.serving import examples, schema
 from polar_rm.serving.batching import Overloaded
 from polar_rm.serving.guard import Guard, Limits, Metrics, error_reply
+from polar_rm.serving.hosts import Hosts
 from polar_rm.serving.service import Service
 
 T = TypeVar("T")
@@ -47,8 +48,12 @@ def create_app(
     flavour: wire.PoolingFlavour = "vllm",
     api_key: str | None = None,
     log_texts: bool = False,
+    hosts: Hosts | None = None,
 ) -> Guard:
-    """The ASGI application around a service, whose queue it starts and stops. ``.app`` is the FastAPI object."""
+    """The ASGI application around a service, whose queue it starts and stops. ``.app`` is the FastAPI object.
+
+    hosts: the names that are answered to without a key; by default those of the loopback.
+    """
     limits = limits or Limits()
     metrics = Metrics(service.batcher)
     service.batcher.on_batch = metrics.batch
@@ -68,11 +73,12 @@ def create_app(
         redoc_url=None,
         responses=schema.ERRORS,
     )
-    guard = Guard(app, limits=limits, metrics=metrics, api_key=api_key, log_texts=log_texts)
+    guard = Guard(app, limits=limits, metrics=metrics, api_key=api_key, log_texts=log_texts, hosts=hosts)
     _add_error_handlers(app)
     _add_status_routes(app, service, guard)
     _add_engine_routes(app, service, guard, flavour)
     _add_item_routes(app, service, guard)
+    guard.json_paths = frozenset(path for path, row in app.openapi()["paths"].items() if "post" in row)
     return guard
 
 
@@ -124,7 +130,8 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
             raise PolarError("query, prompts and labels must have one length")
         _admit(len(body.query), guard.limits)
         rows = list(zip(body.query, body.prompts, body.labels, strict=True))
-        outcomes = await _unless_gone(request, service.score_rows(rows, lambda row: wire.openrlhf_item(*row)))
+        work = service.score_rows(rows, lambda row: len(row[0]) + len(row[1]), lambda row: wire.openrlhf_item(*row))
+        outcomes = await _unless_gone(request, work)
         _record(request, guard.metrics, outcomes)
         results = _all_rewards(outcomes)
         card = service.calibration
@@ -152,14 +159,17 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
 def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     page = (files("polar_rm.serving") / "page.html").read_text(encoding="utf-8")
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="The process lives", responses=schema.reply(schema.StatusReply))
     async def health() -> Any:
         return {"status": "ok"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", summary="Requests are taken", responses=schema.reply(schema.StatusReply))
     async def ready() -> Any:
         if guard.draining or not service.batcher.alive:
@@ -188,10 +198,7 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        kind = request.headers.get("content-type", "")
-        if "json" not in kind:  # what curl -d sends by itself
-            return error_reply(400, "invalid_request", f"Content-Type is {kind!r}; send JSON as application/json")
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         return error_reply(400, "invalid_request", wire.explain(error.errors()))
 
     @app.exception_handler(PolarError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import time
@@ -16,11 +17,16 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polar_rm.serving.batching import Batch, Batcher
+from polar_rm.serving.hosts import Hosts
 
 _log = logging.getLogger("polar_rm.serving.requests")
 
 # Readable without the key: the page, its document, and what load balancers ask.
 _OPEN = {"/", "/health", "/ready", "/openapi.json"}
+
+
+_MAX_LOGGED_BYTES = 1 << 20
+_MAX_DISCARDED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class Metrics:
         tokens.set_function(lambda: batcher.waiting_tokens)
 
     def batch(self, batch: Batch) -> None:
+        """Count one call of the model."""
         self._batches.inc()
         self._scored.inc(batch.sequences)
         self._tree_tokens.inc(batch.tree_tokens)
@@ -78,11 +85,22 @@ class Guard:
     """ASGI middleware. A request that was accepted is answered, also while the server drains. ``active`` counts the POSTs that
     were accepted and are not answered yet."""
 
-    def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics, api_key: str | None, log_texts: bool) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        api_key: str | None,
+        log_texts: bool,
+        hosts: Hosts | None = None,
+    ) -> None:
         self.app = app
         self.limits = limits
         self.metrics = metrics
+        self.json_paths: frozenset[str] = frozenset()  # whose POST carries JSON
         self._key = api_key.encode() if api_key else None
+        self._hosts = hosts or Hosts()
         self._log_texts = log_texts
         self.draining = False
         self.active = 0
@@ -100,6 +118,8 @@ class Guard:
         try:
             if accepted:
                 refusal = await self._read(body)
+            elif refusal is not None:
+                await _discard(record.headers, receive)
             if refusal is not None:
                 await refusal(scope, receive, record.send)
             else:
@@ -110,6 +130,9 @@ class Guard:
             self._finish(record, body)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> JSONResponse | None:
+        # Who has the key is no foreign page.
+        if self._key is None and (reason := self._hosts.refusal(scope["path"], headers)):
+            return error_reply(403, "forbidden", reason)
         if scope["path"] in _OPEN and scope["method"] != "POST":
             return None
         if self._key is not None:
@@ -125,6 +148,11 @@ class Guard:
         if (coding := headers.get(b"content-encoding", b"identity")).lower() != b"identity":
             message = f"Content-Encoding {coding.decode('latin-1')!r} is not supported: send the JSON as it is"
             return error_reply(415, "invalid_request", message)
+        if scope["method"] == "POST" and scope["path"] in self.json_paths:
+            # A page of another origin may send any other type without asking first.
+            kind = headers.get(b"content-type", b"").decode("latin-1")
+            if kind.partition(";")[0].strip().lower() != "application/json":
+                return error_reply(400, "invalid_request", f"Content-Type is {kind!r}; send JSON as application/json")
         return None
 
     async def _read(self, body: _Body) -> JSONResponse | None:
@@ -163,7 +191,9 @@ class Guard:
             **record.scope.get("state", {}).get("log", {}),
         }
         if self._log_texts:
-            fields["body"] = body.content.decode(errors="replace")
+            fields["body"] = body.content[:_MAX_LOGGED_BYTES].decode(errors="replace")
+            if len(body.content) > _MAX_LOGGED_BYTES:
+                fields["body_cut_to"] = _MAX_LOGGED_BYTES
         _log.info("request", extra={"fields": fields})
 
 
@@ -218,6 +248,17 @@ class _Body:
             return await self._receive()  # then it says when the client has gone
         self._replayed = True
         return {"type": "http.request", "body": self.content, "more_body": False}
+
+
+async def _discard(headers: dict[bytes, bytes], receive: Receive) -> None:
+    """Read a small body that nobody wants: with bytes unread a connection is reset, and the client may miss our answer."""
+    declared = headers.get(b"content-length", b"")
+    if b"expect" in headers or not (declared.isdigit() and int(declared) <= _MAX_DISCARDED_BYTES):
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(2.0):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+                pass
 
 
 def _too_large(limit: int) -> JSONResponse:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -26,7 +26,10 @@ from polar_rm.scoring.scorer import Scorer
 from polar_rm.serving.address import bind
 from polar_rm.serving.app import create_app
 from polar_rm.serving.batching import Batcher
+from polar_rm.serving.connections import Connections, close_read, raise_descriptor_limit, refuse_queued
 from polar_rm.serving.guard import Guard, Limits
+from polar_rm.serving.hosts import Hosts
+from polar_rm.serving.logs import log_to_stderr
 from polar_rm.serving.service import Service
 
 _log = logging.getLogger("polar_rm.serving")
@@ -34,6 +37,7 @@ _log = logging.getLogger("polar_rm.serving")
 # Longer than clients keep an idle connection (httpx 5 s, aiohttp 15 s): a server that closes first may meet a
 # request that is already on its way.
 KEEP_ALIVE_SECONDS = 75
+_QUEUED_CONNECTIONS = 2048
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Options:
     max_waiting_tokens: int = 2_000_000
     limits: Limits = field(default_factory=Limits)
     log_texts: bool = False
+    allowed_hosts: tuple[str, ...] = ()
 
 
 def serve(options: Options) -> None:
@@ -61,6 +66,7 @@ def serve(options: Options) -> None:
         PolarError: the address can't be bound, or the model can't be loaded.
     """
     log_to_stderr()
+    raise_descriptor_limit()
     with bind(options.host, options.port) as listener:
         model = RewardModel.from_pretrained(options.model, dtype=options.dtype, device=options.device)
         scorer = Scorer(model, token_budget=options.token_budget)
@@ -72,30 +78,48 @@ def serve(options: Options) -> None:
         )
         service = Service(options.model.resolve().name, model.encoder, batcher, Calibration.load(options.model))
         guard = create_app(
-            service, limits=options.limits, flavour=options.flavour, api_key=options.api_key, log_texts=options.log_texts
+            service,
+            limits=options.limits,
+            flavour=options.flavour,
+            api_key=options.api_key,
+            log_texts=options.log_texts,
+            hosts=Hosts(options.host, options.allowed_hosts),
         )
-        config = uvicorn.Config(
-            guard, log_config=None, access_log=False, server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS
-        )
-        DrainingServer(config, guard).run(sockets=[listener])
+        DrainingServer(guard, server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS).run(sockets=[listener])
+
+
+def _config(app: Guard, connections: Connections, **options: Any) -> uvicorn.Config:
+    return uvicorn.Config(app, http=connections.protocol(), ws="none", backlog=connections.burst, **options)
 
 
 class DrainingServer(uvicorn.Server):
     """On the first signal new work gets 503 over the open port, and the server stops half a second after the accepted work is
     done: connections that wait to be accepted are told, too. On the second signal the process ends at once."""
 
-    def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
-        super().__init__(config)
+    def __init__(self, guard: Guard, **options: Any) -> None:
+        self._connections = Connections()
+        options = {"log_config": None, "access_log": False, **options}
+        super().__init__(_config(guard, self._connections, **options))
         self._guard = guard
         self._quiet_ticks = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
         await super().startup(sockets)
         for listener in sockets or []:
+            listener.listen(_QUEUED_CONNECTIONS)  # asyncio takes one number for both, the queue and a burst
             host, port = listener.getsockname()[:2]
             _log.info("ready", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port and all connections; whoever was about to ask is told."""
+        self._connections.refuse_fresh()
+        refused = [connection for listener in sockets or [] for connection in refuse_queued(listener)]
+        await super().shutdown(sockets)  # closes the port before anything else happens
+        close_read(refused)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain, or at the second signal end the process."""
         fields = {"signal": signal.Signals(sig).name, "requests": self._guard.active}
         if self._guard.draining:
             _log.warning("stopped at once", extra={"fields": fields})
@@ -104,6 +128,7 @@ class DrainingServer(uvicorn.Server):
         _log.info("draining", extra={"fields": fields})
 
     async def on_tick(self, counter: int) -> bool:
+        """Whether the server has been quiet long enough to end."""
         # Probes and refused requests don't count: they come as long as there is a server.
         quiet = self._guard.draining and not self._guard.active
         self._quiet_ticks = self._quiet_ticks + 1 if quiet else 0
@@ -115,7 +140,7 @@ class DrainingServer(uvicorn.Server):
 @contextmanager
 def in_thread(app: Guard) -> Iterator[str]:
     """The application on a free port of the loopback, in a thread of this process; yields its URL."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+    server = uvicorn.Server(_config(app, Connections(), port=0, log_level="warning", access_log=False))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     while not server.started:
@@ -128,27 +153,3 @@ def in_thread(app: Guard) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(20)
-
-
-class _JsonLines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-def log_to_stderr() -> None:
-    """One JSON object a line: our own messages, and the server's warnings."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_JsonLines())
-    for name, level in (("polar_rm", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.setLevel(level)
-        logger.propagate = False

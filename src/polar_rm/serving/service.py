@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from polar_rm.client.jobs import encode
 from polar_rm.encoding.encoder import Encoder
@@ -20,7 +20,11 @@ from polar_rm.serving.batching import Batcher
 
 T = TypeVar("T")
 
-_SLICE = 32  # items that are encoded in one go
+# What is encoded in one go; a longer text is a slice of its own.
+_SLICE_ITEMS = 32
+_SLICE_CHARACTERS = 1 << 18
+# A slice of more than this is encoded in another thread, which short texts don't wait for.
+_LONG_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,45 +46,84 @@ class Service:
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "encoder")
-        self._turn = asyncio.Lock()
+        self._short, self._long = _Lane("encoder"), _Lane("encoder of long texts")
 
     async def score_inputs(self, inputs: Sequence[str | list[int]], *, add_bos: bool = True) -> list[Outcome]:
         """Rendered texts or token ids: one outcome each, in order."""
-        return await self._score(await self._encoded(inputs, lambda part: _encode_inputs(part, self.encoder, add_bos)))
+        return await self._score(await self._encoded(inputs, len, lambda part: _encode_inputs(part, self.encoder, add_bos)))
 
     async def score_items(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         """One outcome each, in order; an item that can't be encoded fails alone."""
-        return await self.score_rows(items, lambda item: item)
+        return await self._score(await self._encoded(items, _characters, lambda part: _encode_items(part, self.encoder)))
 
-    async def score_rows(self, rows: Sequence[T], item_of: Callable[[T], ScoreItem]) -> list[Outcome]:
+    async def score_rows(
+        self, rows: Sequence[T], characters: Callable[[T], int], item_of: Callable[[T], ScoreItem]
+    ) -> list[Outcome]:
         """The same of rows that ``item_of`` turns into items, in the encoder's thread too. What it raises fails all of them."""
         return await self._score(
-            await self._encoded(rows, lambda part: _encode_items([item_of(row) for row in part], self.encoder))
+            await self._encoded(rows, characters, lambda part: _encode_items([item_of(row) for row in part], self.encoder))
         )
 
     async def close(self) -> None:
+        """Stop the queue and the encoder's threads."""
         await self.batcher.stop()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._short.close()
+        self._long.close()
 
-    async def _encoded(self, values: Sequence[T], encode: Callable[[Sequence[T]], _Rows]) -> _Rows:
+    async def _encoded(self, values: Sequence[T], size: Callable[[T], int], encode: Callable[[Sequence[T]], _Rows]) -> _Rows:
         """In slices: between two of them other requests have their turn, and who was cancelled goes."""
         encoded: _Rows = []
-        for start in range(0, len(values), _SLICE):
-            encoded += await self._off_loop(partial(encode, values[start : start + _SLICE]))
+        for part, characters in _slices(values, size):
+            lane = self._long if characters > _LONG_CHARACTERS else self._short
+            encoded += await lane.run(partial(encode, part))
         return encoded
 
-    async def _off_loop(self, work: Callable[[], _Rows]) -> _Rows:
+    async def _score(self, encoded: Sequence[_Encoded | Failure]) -> list[Outcome]:
+        good = [row for row in encoded if isinstance(row, _Encoded)]
+        scores = iter(await self.batcher.submit([row.sequence for row in good]))
+        return [row if isinstance(row, Failure) else _outcome(row, next(scores)) for row in encoded]
+
+
+class _Lane:
+    """One thread, and the turn of who may use it."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, name)
+        self._turn = asyncio.Lock()
+
+    async def run(self, work: Callable[[], _Rows]) -> _Rows:
         # Waiting here and not in the executor's queue, which keeps what was cancelled, with its texts, until the thread is free.
         await self._turn.acquire()
         running = asyncio.get_running_loop().run_in_executor(self._thread, work)
         running.add_done_callback(lambda _: self._turn.release())
         return await asyncio.shield(running)
 
-    async def _score(self, encoded: Sequence[_Encoded | Failure]) -> list[Outcome]:
-        good = [row for row in encoded if isinstance(row, _Encoded)]
-        scores = iter(await self.batcher.submit([row.sequence for row in good]))
-        return [row if isinstance(row, Failure) else _outcome(row, next(scores)) for row in encoded]
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _slices(values: Sequence[T], size: Callable[[T], int]) -> Iterator[tuple[Sequence[T], int]]:
+    """Consecutive values, at most ``_SLICE_ITEMS`` and, unless it is one alone, ``_SLICE_CHARACTERS``; and their characters."""
+    start = characters = 0
+    for index, value in enumerate(values):
+        more = size(value)
+        if index > start and (index - start == _SLICE_ITEMS or characters + more > _SLICE_CHARACTERS):
+            yield values[start:index], characters
+            start, characters = index, 0
+        characters += more
+    if start < len(values):
+        yield values[start:], characters
+
+
+def _characters(item: ScoreItem) -> int:
+    return sum(text_length(text) for text in (item.prompt, item.reference, item.output))
+
+
+def text_length(text: Any) -> int:
+    """Characters of a text or of the contents of messages."""
+    if isinstance(text, str):
+        return len(text)
+    return sum(len(message["content"]) for message in text or ())
 
 
 def _outcome(encoded: _Encoded, score: float | Failure) -> Outcome:

@@ -1,0 +1,247 @@
+"""Connections that ask nothing, or only half of it, keep nobody else out."""
+
+import contextlib
+import json
+import logging
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from support import fakes
+from support.processes import Process
+
+from polar_rm.records import ScoreItem
+from polar_rm.serving import connections as module
+from polar_rm.serving.connections import Connections
+from polar_rm.serving.launch import DrainingServer
+from polar_rm.serving.logs import JsonLines, Repeats
+
+ENCODER = fakes.encoder()
+BODY = json.dumps({"items": [{"prompt": "over", "reference": "the dog", "outputs": ["fox"]}]}).encode()
+HEAD = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+REQUEST = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+SCORE = fakes.fake_score(fakes.ids_of(ScoreItem("over", "the dog", "fox"), ENCODER))
+
+
+def connect(url):
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def rest(connection):
+    """All that the server still says."""
+    with contextlib.suppress(ConnectionResetError):
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    return b"reset"
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Run the application with changed bounds."""
+
+    def start(model=None, **bounds):
+        monkeypatch.setattr("polar_rm.serving.launch.Connections", lambda: Connections(**bounds))
+        return fakes.running(fakes.make(model, ENCODER))
+
+    return start
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/score HTTP/1.1\r\nHost: local", b"G"])
+def test_a_connection_without_a_whole_header_is_closed(serve, sent):
+    """F4."""
+    with serve(header_seconds=0.3) as url, connect(url) as connection:
+        connection.sendall(sent)
+        assert rest(connection) in (b"", b"reset")
+
+
+def test_half_a_header_behind_an_answer_is_no_idle_connection(serve):
+    """F4: uvicorn's timeout ends with the first byte."""
+    with serve(header_seconds=0.3) as url, connect(url) as connection:
+        connection.sendall(REQUEST)
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"GET /health HT")
+        assert rest(connection) in (b"", b"reset")
+
+
+def test_a_request_in_progress_outlives_the_time_for_headers(serve):
+    gate = threading.Event()
+    with serve(fakes.FakeModel(gate=gate), header_seconds=0.2) as url, connect(url) as connection:
+        connection.sendall(REQUEST)
+        time.sleep(0.5)
+        gate.set()
+        assert b"200 OK" in connection.recv(1 << 16)
+
+
+def test_who_waits_longest_without_asking_gives_place(serve):
+    """F4. A request in progress keeps its place, whoever comes; then there is none for others."""
+    gate = threading.Event()
+    model = fakes.FakeModel(gate=gate)
+    with serve(model, limit=4) as url, contextlib.ExitStack() as stack:
+        asking = stack.enter_context(connect(url))
+        asking.sendall(REQUEST)
+        while not model.calls:
+            time.sleep(0.01)
+        held = [stack.enter_context(connect(url)) for _ in range(8)]
+        assert [rest(connection) in (b"", b"reset") for connection in held[:5]] == [True] * 5
+        for connection in held[5:]:
+            connection.sendall(REQUEST)
+        until = time.monotonic() + 60
+        while b"503" not in (answer := rest(stack.enter_context(connect(url)))):  # until the three are read
+            assert time.monotonic() < until
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"] == "too many connections are open"
+        gate.set()
+        for connection in (asking, *held[5:]):
+            assert b"200 OK" in connection.recv(1 << 16)
+
+
+def test_a_client_may_close_its_side_behind_a_request(serve):
+    """F14."""
+    gate = threading.Event()
+    model = fakes.FakeModel(gate=gate)
+    with serve(model) as url, connect(url) as connection:
+        connection.sendall(REQUEST)
+        connection.shutdown(socket.SHUT_WR)
+        while not model.calls:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        gate.set()
+        interim, _, answer = rest(connection).partition(b"\r\n\r\n")
+        assert interim == b"HTTP/1.1 100 Continue"
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        [row] = json.loads(answer.partition(b"\r\n\r\n")[2])["results"][0]["outputs"]
+        assert row["reward"] == SCORE
+
+
+def test_the_bound_is_below_the_limit_of_descriptors():
+    for limit in (100, 256, 1024):
+        code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))\n"
+        code += "from polar_rm.serving.connections import bounds; print(*bounds())"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        connections, burst = map(int, done.stdout.split())
+        assert limit // 3 < connections + 4 * burst < limit or connections == module.MAX_CONNECTIONS
+
+
+def test_the_limit_of_descriptors_is_raised():
+    code = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256))\n"
+    code += "from polar_rm.serving.connections import raise_descriptor_limit as f; f(); print(*resource.getrlimit(7))"
+    assert resource.RLIMIT_NOFILE == 7
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["256", "256"]
+
+
+def test_a_repeated_message_is_counted_instead_of_written():
+    """F4: 139,731 tracebacks in 90 s."""
+    repeats = Repeats()
+
+    def record(created, level=logging.ERROR):
+        made = logging.LogRecord("asyncio", level, "f", 1, "out of system resource", (), None)
+        made.created = created
+        return made
+
+    assert sum(repeats.filter(record(1000.0 + number / 100)) for number in range(500)) == 5
+    later = record(1020.0)
+    assert repeats.filter(later) and json.loads(JsonLines().format(later))["left_out"] == 495
+    assert all(repeats.filter(record(1000.0, logging.INFO)) for _ in range(100))
+
+
+def test_a_long_traceback_is_shortened():
+    def deep(n):
+        return deep(n - 1) if n else 1 / 0
+
+    try:
+        deep(900)
+    except ZeroDivisionError:
+        record = logging.LogRecord("polar_rm", logging.ERROR, "f", 1, "x" * 10, (), sys.exc_info())
+    try:
+        raise ValueError("y" * 100_000)
+    except ValueError:
+        long = logging.LogRecord("polar_rm", logging.ERROR, "f", 1, "x" * 10, (), sys.exc_info())
+    assert "ZeroDivisionError" in json.loads(JsonLines().format(record))["traceback"]
+    assert len(JsonLines().format(long)) < 10_000
+
+
+LATE = """
+import threading, time
+from support import fakes
+from polar_rm.serving.address import bind
+from polar_rm.serving.launch import DrainingServer
+from polar_rm.serving.logs import log_to_stderr
+
+log_to_stderr()
+DrainingServer(fakes.make()).run(sockets=[bind("127.0.0.1", 0)])
+"""
+
+
+@pytest.mark.slow
+def test_who_comes_while_the_server_drains_is_told(tmp_path):
+    """F14: connections that wait to be accepted, or have not asked yet, were reset."""
+    server = Process(tmp_path / "log", "-c", LATE)
+    try:
+        waiting = [connect(server.url) for _ in range(20)]
+        time.sleep(0.2)
+        server.process.send_signal(signal.SIGTERM)
+        outcomes = {"503": 0, "refused": 0, "other": 0}
+        while server.process.poll() is None:
+            try:
+                with connect(server.url) as connection:
+                    connection.sendall(REQUEST)
+                    outcomes["503" if b"503" in rest(connection) else "other"] += 1
+            except ConnectionRefusedError:
+                outcomes["refused"] += 1
+            except OSError:
+                outcomes["other"] += 1
+        assert all(b"503 Service Unavailable" in rest(connection) for connection in waiting)
+        assert outcomes["503"] > 20 and outcomes["other"] == 0
+    finally:
+        server.process.kill()
+
+
+@pytest.mark.slow
+def test_300_unfinished_headers_at_256_descriptors_keep_nobody_out(checkpoint, tmp_path):
+    """F4."""
+    command = f"ulimit -n 256; exec {sys.executable} -m polar_rm serve --model {checkpoint[0]} --port 0"
+    server = Process(tmp_path / "log", "-c", f"import os; os.execvp('bash', ['bash', '-c', {command!r}])")
+    held = []
+    stop = threading.Event()
+
+    def hold():
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                connection = connect(server.url)
+                connection.sendall(b"POST /v1/score HTTP/1.1\r\nHost: local")
+                held.append(connection)
+            if len(held) > 300:
+                held.pop(0).close()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        until = time.monotonic() + 60
+        while len(held) < 300:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        size = server.log.stat().st_size
+        answers = []
+        for _ in range(40):
+            with connect(server.url) as connection:
+                connection.sendall(REQUEST.replace(b"localhost\r\n", b"localhost\r\nConnection: close\r\n"))
+                answers.append(rest(connection).startswith(b"HTTP/1.1 200 OK"))
+        assert answers == [True] * 40
+        assert server.log.stat().st_size - size < 100_000
+    finally:
+        stop.set()
+        thread.join()
+        for connection in held:
+            connection.close()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+
+
+def test_the_draining_server_is_made_of_the_same_connections():
+    server = DrainingServer(fakes.make())
+    assert issubclass(server.config.http, module.WatchedProtocol) and server.config.ws == "none"
