@@ -88,17 +88,6 @@ WITHOUT_DOCSTRING = set(
     records.fields.Fields.text
     records.fields.Fields.texts
     records.fields.Fields.wrapper
-    rft.config.RewardConfig.open
-    sampling.backends.openai.OpenAIPolicy.max_concurrent
-    sampling.backends.openai.OpenAIPolicy.is_seeded
-    sampling.backends.openai.OpenAIPolicy.open
-    sampling.backends.openai.OpenAIPolicy.url
-    sampling.backends.vllm.VLLMPolicy.open
-    sampling.config.SamplingConfig.machine
-    sampling.prompts.Prompt.hash
-    sampling.runner.PolicyStatus.to_json
-    sampling.runner.PolicyStatus.tokens_per_s
-    sampling.runner.SamplingReport.to_json
     scoring.scorer.check_finite
     serving.batching.Batcher.alive
     serving.schema.ClassifiedRow

@@ -1,6 +1,9 @@
-import pytest
+from pathlib import Path
 
-from polar_rm.common.config import Config, load_config, to_yaml
+import pytest
+from pydantic import Field
+
+from polar_rm.common.config import Config, PathText, Seed, load_config, to_yaml
 from polar_rm.errors import ConfigError
 
 
@@ -65,3 +68,41 @@ def test_errors_of_files(tmp_path):
             load_config(Run, [write(tmp_path / "a.yaml", text)])
     with pytest.raises(ConfigError, match="No such file"):
         load_config(Run, [tmp_path / "missing.yaml"])
+
+
+class Zoo(Config):
+    """Every way in which a config holds a path."""
+
+    output: Path | None = None
+    data: list[Path] = Field([])
+    texts: tuple[Path, ...] = ()
+    model: PathText = "m"
+    inputs: tuple[PathText, ...] = ()
+    system: str = ""
+    seed: Seed = 0
+
+
+@pytest.mark.parametrize("kind", ["yaml", "override"])
+def test_a_tilde_is_the_home_folder_in_every_path_and_only_there(tmp_path, monkeypatch, kind):
+    """H10."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    values = {"output": "~/run", "data": "[~/a.jsonl, b.jsonl]", "texts": "[~/t]", "model": "~/lm"}
+    values |= {"inputs": "['~/x*', y]", "system": "~/"}
+    if kind == "yaml":
+        file = write(tmp_path / "c.yaml", "".join(f"{name}: {value}\n" for name, value in values.items()))
+        config = load_config(Zoo, [file])
+    else:
+        config = load_config(Zoo, [], [f"{name}={value}" for name, value in values.items()])
+    assert (config.output, config.data) == (tmp_path / "run", [tmp_path / "a.jsonl", Path("b.jsonl")])
+    assert (config.texts, config.model, config.inputs) == ((tmp_path / "t",), f"{tmp_path}/lm", (f"{tmp_path}/x*", "y"))
+    assert config.system == "~/"
+    assert Zoo(model="package:llm").model == "package:llm" and Zoo(model="a~b").model == "a~b"
+    with pytest.raises(ConfigError, match="output=~nobody-here/x: output: no home folder is known for '~nobody-here'"):
+        load_config(Zoo, [], ["output=~nobody-here/x"])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5])
+def test_a_seed_that_no_library_takes_is_refused(seed):
+    """B14."""
+    with pytest.raises(ConfigError, match="seed"):
+        load_config(Zoo, [], [f"seed={seed}"])

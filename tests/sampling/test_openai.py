@@ -50,6 +50,33 @@ def test_chat_and_base_requests_carry_the_decoding_and_their_own_seed(server):
     assert not {"top_k", "seed", "messages"} & body.keys()
 
 
+def test_every_sampling_field_can_be_left_out(server):
+    """21: servers that refuse top_p beside temperature, or any limit under the old name."""
+    fields = ["temperature", "top_p", "top_k", "seed", "stop", "n", "max_tokens"]
+    ask(policy(server, unsupported=fields, stop=["\n"], decoding={"top_p": 1, "top_k": 0}))
+    assert server.bodies[-1].keys() == {"path", "model", "messages"}
+    for field in fields:
+        ask(policy(server, unsupported=[field], stop=["\n"], decoding={"top_p": 1, "top_k": 0}))
+        assert server.bodies[-1].keys() == {"path", "model", "messages", *fields} - {field}
+    ask(policy(server, max_tokens_key="max_completion_tokens"))
+    assert server.bodies[-1]["max_completion_tokens"] == 7 and "max_tokens" not in server.bodies[-1]
+    ask(policy(server, max_tokens_key="max_completion_tokens", unsupported=["max_tokens"]))
+    assert not {"max_tokens", "max_completion_tokens"} & server.bodies[-1].keys()
+
+
+def reply(content):
+    return 200, {}, json.dumps({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]}).encode()
+
+
+def test_a_list_of_text_parts_is_one_text(server):
+    """21."""
+    server.respond = lambda *_: reply([{"type": "text", "text": "The sea"}, {"type": "text", "text": " is salty."}])
+    assert ask(policy(server))[0] == Sample("The sea is salty.", "stop", None)
+    for other in ([{"type": "image_url", "image_url": "x"}], [{"type": "text"}], ["text"], {"type": "text", "text": "x"}):
+        server.respond = lambda *_, other=other: reply(other)
+        assert ask(policy(server, retries=0))[0].kind == "garbled"
+
+
 def test_text_of_a_plain_continuation_keeps_its_blanks_and_a_template_drops_them(server):
     server.respond = lambda body, _: stub.good(body, "  jumps ")
     assert ask(policy(server, kind="base"))[0].text == "  jumps "
@@ -106,7 +133,10 @@ def test_no_part_of_the_key_remains_where_a_message_is_cut(server, monkeypatch, 
         ({"base_url": "http://localhost:99999/v1"}, "base_url: Port out of range 0-65535"),
         ({"extra_body": {"min_p": 0.1, "temperature": 0.2, "seed": 1}}, "extra_body can't hold temperature, seed"),
         ({"extra_body": {"stop": ["x"]}}, "extra_body can't hold stop"),
+        ({"extra_body": {"max_completion_tokens": 5}}, "extra_body can't hold max_completion_tokens"),
         ({"unsupported": ["top_k"]}, "say decoding.top_k: 0"),
+        ({"unsupported": ["top_p"]}, "say decoding.top_p: 1, which"),
+        ({"unsupported": ["temperature"], "decoding": {"temperature": 0.5}}, "say decoding.temperature: 1, which"),
     ],
 )
 def test_settings_that_are_refused(server, change, message):

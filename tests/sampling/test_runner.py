@@ -117,6 +117,23 @@ def test_models_without_a_longest_context(tmp_path, family):
     assert len(together) == 10
 
 
+def test_without_an_end_token_id_0_is_a_token_like_others(tmp_path):
+    """B29: a tokenizer with neither EOS nor padding."""
+    folder = tiny.causal_lm(tmp_path / "lm")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            kept = {k: v for k, v in json.loads((folder / name).read_text()).items() if not k.startswith(("eos", "pad"))}
+            (folder / name).write_text(json.dumps(kept))
+    base = config(tmp_path, folder).policies[1]
+    backend = base.open(Machine("fp32", "cpu", 4))
+    assert backend.tokenizer.eos_token_id is None and backend.tokenizer.pad_token_id is None
+    with_zero = [7, 0, 8, 9, 10, 11]
+    sampled = backend._decode(with_zero)
+    assert (sampled.n_tokens, sampled.finish_reason) == (6, "length")
+    found = sample(config(tmp_path, folder, policies=[base]))
+    assert {row.n_tokens for row in read_trajectories(found)} == {6}
+
+
 def test_layers_that_are_not_there(tmp_path, language_model):
     machine, base = Machine("fp32"), config(tmp_path, language_model).policies[1]
     assert len(base.model_copy(update={"n_layers": 1}).open(machine).model.model.layers) == 1
@@ -398,7 +415,7 @@ def test_errors(tmp_path, language_model):
     with pytest.raises(PolarError, match="not installed; install it with"):
         policies = [{"name": "x", "family": "t", "kind": "base", "model": "package:no_such_weights"}]
         sample(config(tmp_path, language_model, policies=policies, output=tmp_path / "third"))
-    with pytest.raises(PolarError, match="backend vllm needs vLLM: pip install"):
+    with pytest.raises(PolarError, match="backend vllm needs the package vllm: pip install"):
         policies = [{"name": "x", "family": "t", "kind": "base", "model": str(language_model), "backend": "vllm"}]
         sample(config(tmp_path, language_model, policies=policies, output=tmp_path / "fourth"))
     (tmp_path / "twice.jsonl").write_text('{"prompt_id": "a", "prompt": "x"}\n' * 2)

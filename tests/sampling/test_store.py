@@ -114,6 +114,53 @@ def test_stores_that_others_wrote_are_refused(tmp_path):
 
 
 def test_a_dry_run_makes_no_file(tmp_path):
-    with Store.open(tmp_path / "none", read_only=True) as store:
+    """B28."""
+    with Store.read(tmp_path / "none") as store:
         assert store.counts() == {}
     assert not (tmp_path / "none").exists()
+    with Store.open(tmp_path) as store:
+        store.claim({"a": {}})
+        store.add([arrived(1)], {})
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
+    with Store.read(tmp_path) as store:
+        assert store.counts() == {"a": 1}
+        assert {path.name for path in tmp_path.iterdir()} == before.keys()
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
+
+
+def test_a_store_is_read_while_a_run_fills_it(tmp_path):
+    """B28: the writer's exclusive lock and its log, in which the last samples are, keep no reader out."""
+    with Store.open(tmp_path) as writer:
+        writer.claim({"a": {}})
+        for number in range(3):
+            writer.add([arrived(number)], {})
+            names = {path.name for path in tmp_path.iterdir()}
+            with Store.read(tmp_path) as store:
+                assert store.counts() == {"a": number + 1}
+            assert {path.name for path in tmp_path.iterdir()} == names
+        writer.add([arrived(4)], {})
+    assert not list(tmp_path.glob("*-wal"))
+
+
+def test_a_store_of_version_1_is_read_and_stays_one(tmp_path):
+    """B28."""
+    with Store.open(tmp_path) as store:
+        store.add([arrived(1), arrived(2, NoSample("too_long", "long", 2))], {})
+    database = sqlite3.connect(tmp_path / "store.sqlite")
+    database.executescript("ALTER TABLE failures DROP COLUMN prompt_hash; PRAGMA user_version = 1")
+    database.close()
+    before = (tmp_path / "store.sqlite").read_bytes()
+    with Store.read(tmp_path) as store:
+        assert store.counts() == {"a": 1}
+        assert store.failures("a", HASHES) == {}
+    assert (tmp_path / "store.sqlite").read_bytes() == before
+
+
+def test_samples_without_checksums_of_the_model_stay_usable_and_others_do_not(tmp_path):
+    """F10: stores of before did not look at the files of a model."""
+    with Store.open(tmp_path) as store:
+        store.claim({"a": {"seed": 0}})
+        store.add([arrived(1)], {})
+        store.claim({"a": {"seed": 0, "files": {"model.safetensors": "1"}}})
+        with pytest.raises(PolarError, match='files.model.safetensors: "1" there, "2" now'):
+            store.claim({"a": {"seed": 0, "files": {"model.safetensors": "2"}}})

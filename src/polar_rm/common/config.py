@@ -6,20 +6,58 @@ import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from polar_rm.errors import ConfigError
 
 C = TypeVar("C", bound="Config")
 
 
+def at_home(path: str | Path) -> str:
+    """The path with a leading ``~`` or ``~user`` replaced by that home folder; others, and addresses, as they are.
+
+    No shell looks into a YAML file, and a folder that is really called ``~`` is dangerous to remove.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    text = str(path)
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        raise ValueError(f"no home folder is known for {text.split('/')[0]!r}; write the whole path") from None
+
+
+PathText = Annotated[str, AfterValidator(at_home)]
+"""A string that may name a file or folder (a model, a pattern): ``~`` is the home folder."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Of random numbers; the range is that of numpy, which the libraries behind us seed as well."""
+
+
 class Config(BaseModel):
-    """A group of settings: unknown keys are errors, values never change after the check."""
+    """A group of settings: unknown keys are errors, values never change after the check, ``~`` in paths is the home folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _paths_at_home(cls, value: Any) -> Any:
+        return _at_home(value)
+
+
+def _at_home(value: Any) -> Any:
+    """A value of a field with all paths in it expanded; strings are no paths unless their type is :data:`PathText`."""
+    if isinstance(value, Path):
+        return Path(at_home(value))
+    if isinstance(value, list | tuple) and any(isinstance(each, Path) for each in value):
+        return type(value)(map(_at_home, value))
+    return value
 
 
 def load_config(kind: type[C], files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C:

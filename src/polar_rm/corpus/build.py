@@ -34,6 +34,8 @@ from polar_rm.corpus.thinning import kept_rows, thin_bucket
 from polar_rm.errors import PolarError
 from polar_rm.records import find_files
 
+_NOT_IN_IDENTITY = {"output", "inputs", "verify", "engine", "workers", "report", "decontamination"}
+
 Progress = Callable[[str, int, int], None]
 """Called with the stage, its tasks done and their total."""
 
@@ -90,7 +92,7 @@ def _run(job: Job, plan: CorpusPlan, inputs: list[dict[str, Any]], progress: Pro
 def _identity(job: Job, inputs: list[dict[str, Any]]) -> dict[str, Any]:
     """What the shards depend on."""
     config = job.config
-    settings = config.model_dump(mode="json", exclude={"output", "inputs", "engine", "workers", "report", "decontamination"})
+    settings = config.model_dump(mode="json", exclude=_NOT_IN_IDENTITY)
     evaluations = sorted(sha256(file) for source in config.decontamination.files for file in find_files(source))
     hashes: dict[str, list[str]] = {}
     for each in inputs:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from polar_rm.common.config import Config
+from polar_rm.common.config import Config, PathText, Seed
 from polar_rm.errors import PolarError
 from polar_rm.records import Wrapper
 from polar_rm.rewards.transforms import Transform
@@ -17,27 +17,35 @@ from polar_rm.training.config import LoraConfig
 
 
 class PolicyConfig(Config):
-    """model: folder of a causal language model, or ``package:NAME``. kind: ``chat`` gets a prompt that is a string as its user's
-    message, in the model's chat template; ``base`` continues it as it is."""
+    """The policy that is trained."""
 
-    model: str
-    gguf_file: str | None = None
-    kind: Literal["chat", "base"] = "chat"
+    model: PathText = Field(description="Folder of a causal language model, or package:NAME.")
+    gguf_file: str | None = Field(None, description="Name of the GGUF in that folder that holds the weights.")
+    kind: Literal["chat", "base"] = Field(
+        "chat",
+        description="chat: a prompt that is a string becomes its user's message, in the model's chat template. base: the policy "
+        "continues the prompt as it is.",
+    )
 
 
 class RewardConfig(Config):
-    """source: the reward server's URL, or a reward model's folder. encoder: that folder, for servers other than ours.
-    api_key_env: NAME of the environment variable with the server's key. wrapper: of rows that name none. The others are those of
-    :class:`PolarReward`."""
+    """Where rewards come from; see :class:`PolarReward`."""
 
-    source: str
-    encoder: Path | None = None
-    api_key_env: str | None = None
-    wrapper: Wrapper = "sft"
-    strip_thinking: bool = False
-    transform: Transform = "raw"
+    source: PathText = Field(description="The reward server's URL, or a reward model's folder.")
+    encoder: Path | None = Field(None, description="The reward model's folder, for servers other than ours.")
+    api_key_env: str | None = Field(None, description="NAME of the environment variable with the server's key.")
+    wrapper: Wrapper = Field(
+        "sft", description="sft: completions answer prompts. pretrain: they continue them. Of rows that name none."
+    )
+    strip_thinking: bool = Field(False, description="Take thinking out of completions and references.")
+    transform: Transform = Field("raw", description="What becomes of raw rewards; GRPO scales groups itself.")
 
     def open(self) -> PolarReward:
+        """Make ready to score, by the server or in this process.
+
+        Raises:
+            PolarError: the key's variable is not set, or there is no such model.
+        """
         if self.api_key_env and self.api_key_env not in os.environ:
             raise PolarError(f"reward.api_key_env: the environment variable {self.api_key_env} is not set")
         client: dict[str, Any] = {"model": self.encoder} if self.encoder else {}
@@ -49,19 +57,19 @@ class RewardConfig(Config):
 
 
 class RftConfig(Config):
-    """One run.
+    """One run of ``polar rft``. Run again with the same config, it goes on behind its last checkpoint."""
 
-    output: ``policy/`` (the tuned policy, an adapter merged), ``metrics.jsonl``, ``run.json`` and TRL's checkpoints. Run again
-    with the same config, it goes on behind the last of these (``trainer.save_steps``).
-    data: files of rows {prompt, reference[, wrapper]}; comparisons and items are such rows, too.
-    trainer: of TRL's GRPOConfig or RLOOConfig, passed through.
-    """
-
-    output: Path
-    policy: PolicyConfig
-    reward: RewardConfig
-    data: list[Path] = Field(min_length=1)
-    algorithm: Literal["grpo", "rloo"] = "grpo"
-    lora: LoraConfig | None = None
-    trainer: dict[str, Any] = Field(default_factory=dict)
-    seed: int = 0
+    output: Path = Field(
+        description="Folder of policy/ (the tuned policy, an adapter merged), metrics.jsonl, run.json and TRL's checkpoints."
+    )
+    policy: PolicyConfig = Field(description="The policy that is trained.")
+    reward: RewardConfig = Field(description="Where rewards come from.")
+    data: list[Path] = Field(
+        min_length=1, description="Files of rows {prompt, reference[, wrapper]}; comparisons and items are such rows, too."
+    )
+    algorithm: Literal["grpo", "rloo"] = Field("grpo", description="TRL's trainer.")
+    lora: LoraConfig | None = Field(None, description="Train an adapter instead of all weights.")
+    trainer: dict[str, Any] = Field(
+        default_factory=dict, description="Keys of TRL's GRPOConfig or RLOOConfig, passed through, such as save_steps."
+    )
+    seed: Seed = Field(0, description="Of the adapter, the order of prompts and the completions.")

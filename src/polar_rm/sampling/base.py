@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from polar_rm.common.config import Config
+from polar_rm.common.config import Config, PathText
 from polar_rm.errors import PolarError
 from polar_rm.records import Message, Text, flatten
 
@@ -17,47 +17,43 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 class Decoding(Config):
-    """How the next token is drawn; the defaults are the published ones (paper, App. D.1.1). top_k 0: all tokens."""
+    """How the next token is drawn; the defaults are the published ones (paper, App. D.1.1)."""
 
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(0.9, gt=0, le=1)
-    top_k: NonNegativeInt = 50
-    max_new_tokens: PositiveInt = 4096
+    temperature: float = Field(1.0, gt=0, description="Divides the logits: below 1 likely tokens become likelier.")
+    top_p: float = Field(0.9, gt=0, le=1, description="Draw from the likeliest tokens that hold this probability; 1: from all.")
+    top_k: NonNegativeInt = Field(50, description="Draw from so many of the likeliest tokens; 0: from all.")
+    max_new_tokens: PositiveInt = Field(4096, description="Tokens after which a sample ends, finished or not.")
 
 
 class RayActors(Config):
     """With ``engine: ray``: how many actors load the policy, and what each of them occupies."""
 
-    actors: PositiveInt = 1
-    cpus: float = Field(1.0, gt=0)
-    gpus: float = Field(0.0, ge=0)
+    actors: PositiveInt = Field(1, description="Number of actors, each with the model loaded.")
+    cpus: float = Field(1.0, gt=0, description="CPU cores that Ray reserves for each.")
+    gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each.")
 
 
 class Policy(Config):
-    """A way to answer: a model, what is put around the prompt, and a decoding. Each backend adds keys of its own.
+    """A way to answer: a model, what is put around the prompt, and a decoding. Each backend adds keys of its own."""
 
-    kind: ``chat`` renders the model's chat template, with ``system`` in front; ``base`` continues ``template``, plain text in
-    which ``{prompt}`` stands for the prompt. Both end at the first of ``stop``.
-    revision: of the weights. checkpoint_of, step: a checkpoint of a training run is named by the run and the step.
-    samples: per prompt. weight: how often it is drawn, relative to the others. licence: a note for the manifest.
-    """
-
-    name: str = Field(min_length=1)
-    family: str
-    kind: Literal["chat", "base"]
-    backend: str
-    model: str
-    revision: str | None = None
-    checkpoint_of: str | None = None
-    step: NonNegativeInt | None = None
-    system: str | None = None
-    template: str = "{prompt}"
-    stop: tuple[str, ...] = ()
-    decoding: Decoding = Decoding()
-    samples: PositiveInt = 2
-    weight: float = Field(1.0, gt=0)
-    licence: str | None = None
-    ray: RayActors = RayActors()
+    name: str = Field(min_length=1, description="Its name in the rows; different for each policy.")
+    family: str = Field(description="Models of one family are nearer to each other than to others, such as qwen.")
+    kind: Literal["chat", "base"] = Field(
+        description="chat: renders the model's chat template, with system in front. base: continues template, plain text."
+    )
+    backend: str = Field(description="What runs the model: transformers, openai (a server) or vllm.")
+    model: PathText = Field(description="A folder or package:NAME; behind a server the name that it knows the model by.")
+    revision: str | None = Field(None, description="Of the weights, where the backend can choose one.")
+    checkpoint_of: str | None = Field(None, description="The policy or training run that this is a checkpoint of.")
+    step: NonNegativeInt | None = Field(None, description="The training step of a checkpoint.")
+    system: str | None = Field(None, description="System prompt of a chat policy.")
+    template: str = Field("{prompt}", description="What a base policy continues; {prompt} stands for the prompt.")
+    stop: tuple[str, ...] = Field((), description="A sample ends before the first of these texts.")
+    decoding: Decoding = Field(Decoding(), description="How tokens are drawn.")
+    samples: PositiveInt = Field(2, description="Samples per prompt.")
+    weight: float = Field(1.0, gt=0, description="How often it is drawn, relative to the others (assignment.method: draw).")
+    licence: str | None = Field(None, description="A note for the manifest: under which licence its texts may be used.")
+    ray: RayActors = Field(RayActors(), description="What it occupies on a Ray cluster.")
 
     # Keys that no sample depends on: they may change between two runs into one folder.
     NOT_IN_IDENTITY: ClassVar[frozenset[str]] = frozenset(

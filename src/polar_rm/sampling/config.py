@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
-from polar_rm.common.config import Config
+from polar_rm.common.config import Config, Seed
 from polar_rm.sampling.backends import DEFAULT, AnyPolicy, check_keys
 from polar_rm.sampling.base import Machine, Policy, Precision
 from polar_rm.sampling.prompts import Prefixes, PromptRows
@@ -19,35 +19,36 @@ PromptSource = Annotated[
 
 
 class Assignment(Config):
-    """Who is asked for what. ``grid``: every policy of the prompt's pool, ``samples`` times. ``draw`` (paper, App. D.1.1): so
-    many policies at random by their weights; the first answers ``samples`` times, the others once."""
+    """Who is asked for what."""
 
-    method: Literal["grid", "draw"] = "grid"
-    policies: PositiveInt = 2
+    method: Literal["grid", "draw"] = Field(
+        "grid",
+        description="grid: every policy of the prompt's pool, each for all its samples. draw (paper, App. D.1.1): policies at "
+        "random by their weights; the first gives all its samples, the others one.",
+    )
+    policies: PositiveInt = Field(2, description="With draw: how many policies answer a prompt.")
 
 
 class SamplingConfig(Config):
-    """One run of ``polar sample``.
+    """One run of ``polar sample``."""
 
-    output: folder of the trajectories, ``manifest.json`` and ``store.sqlite`` with the samples that have arrived.
-    prompts: a file of rows {prompt_id, prompt}, or a list of :class:`PromptRows` and :class:`Prefixes`.
-    source: the name of the corpus, written into every row. limit: use only the first prompts of each of them. buckets: Parquet
-    files that prompts are spread over. engine: ``ray`` runs on Ray. batch_size, precision, device: of policies in process.
-    """
-
-    output: Path
-    prompts: list[PromptSource] = Field(min_length=1)
-    source: str
-    policies: list[AnyPolicy] = Field(min_length=1)
-    assignment: Assignment = Assignment()
-    limit: PositiveInt | None = None
-    seed: int = 0
-    on_bad_row: Literal["error", "skip"] = "error"
-    buckets: PositiveInt = 1
-    engine: Literal["local", "ray"] = "local"
-    batch_size: PositiveInt = 64
-    precision: Precision = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    output: Path = Field(description="Folder of the trajectories, manifest.json and store.sqlite, which holds what has arrived.")
+    prompts: list[PromptSource] = Field(
+        min_length=1, description="A file of rows {prompt_id, prompt}, or a list of such files and of texts to take prefixes of."
+    )
+    source: str = Field(description="Name of the corpus, written into every row.")
+    policies: list[AnyPolicy] = Field(min_length=1, description="Who is asked.")
+    assignment: Assignment = Field(Assignment(), description="Which policies answer which prompt.")
+    limit: PositiveInt | None = Field(None, description="Use only so many prompts of each source, the first ones.")
+    seed: Seed = Field(0, description="Of all random choices; each sample gets a seed of its own from it.")
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="error: stop at a bad row of the prompts. skip: write it to rejected.jsonl and go on."
+    )
+    buckets: PositiveInt = Field(1, description="Parquet files that prompts are spread over; 1: one file.")
+    engine: Literal["local", "ray"] = Field("local", description="local: this process and servers. ray: a Ray cluster.")
+    batch_size: PositiveInt = Field(64, description="Sequences that policies in process generate together.")
+    precision: Precision = Field("auto", description="Of policies in process: bf16, fp32, or auto by what the hardware has.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Of policies in process; auto takes CUDA if there is any.")
 
     @field_validator("prompts", mode="before")
     @classmethod
@@ -84,11 +85,8 @@ class SamplingConfig(Config):
 
     @property
     def machine(self) -> Machine:
+        """How policies of this process compute."""
         return Machine(self.precision, self.device, self.batch_size)
-
-    def identities(self) -> dict[str, dict[str, Any]]:
-        """What the samples of each policy depend on, beside their prompts."""
-        return {policy.name: policy.settings(self.machine) | {"seed": self.seed} for policy in self.policies}
 
     def pool(self, name: str) -> list[Policy]:
         """The policies that prompts of this pool may ask."""

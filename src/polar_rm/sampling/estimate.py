@@ -8,6 +8,7 @@ from typing import Literal
 
 from polar_rm.records import flatten
 from polar_rm.sampling.config import SamplingConfig
+from polar_rm.sampling.identity import identities
 from polar_rm.sampling.plan import make_plan
 from polar_rm.sampling.runner import missing_requests
 from polar_rm.sampling.store import Store
@@ -33,7 +34,7 @@ class Estimate:
 
 
 def estimate(config: SamplingConfig, tokens_per_s: float | None = None) -> list[Estimate]:
-    """One estimate for each policy; nothing is asked or written.
+    """One estimate for each policy; nothing is asked, written or locked, and a run may be going on in the folder.
 
     tokens_per_s: assumed of policies whose speed the output folder's store has not measured.
 
@@ -41,8 +42,8 @@ def estimate(config: SamplingConfig, tokens_per_s: float | None = None) -> list[
         PolarError: as :func:`sample`.
     """
     plan, estimates = make_plan(config), []
-    with Store.open(config.output, read_only=True) as store:
-        store.check(config.identities())
+    with Store.read(config.output) as store:
+        store.check(identities(config))
         for policy in config.policies:
             requests = missing_requests(plan, store, policy.name)
             characters = sum(len(flatten(request.prompt)) + len(policy.system or policy.template) for request in requests)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polar_rm.common.files import sha256, write_json
+from polar_rm.common.files import sha256, sync, write_json
+from polar_rm.common.manifests import DataFile, describe_file
 from polar_rm.common.provenance import versions
 from polar_rm.records import Trajectory, write_records
 from polar_rm.sampling.base import Policy
@@ -20,41 +21,66 @@ from polar_rm.sampling.store import Store
 SCHEMA = "polar-rm/trajectories/1"
 
 
+class TrajectoryFile(DataFile):
+    """An entry of the manifest. file: relative to the output folder."""
+
+    file: str
+
+
 def trajectories_path(config: SamplingConfig) -> Path:
     """A file, or with several buckets a folder of them."""
     return config.output / ("trajectories.parquet" if config.buckets == 1 else "trajectories")
 
 
-def write_trajectories(config: SamplingConfig, plan: SamplingPlan, store: Store) -> list[dict[str, Any]]:
-    """All planned samples that have arrived; returns {file, rows, sha256} of each file.
+def write_trajectories(config: SamplingConfig, plan: SamplingPlan, store: Store) -> list[TrajectoryFile]:
+    """All planned samples that have arrived; returns {file, rows, bytes, sha256} of each file.
 
     Rows are sorted by prompt, policy and sample, whatever order they arrived in. A prompt's bucket is a hash of its id, so files
     can be read side by side with all samples of a prompt in one of them. An empty bucket has no file.
+
+    Files of an earlier run stay until all new ones are written: first under a hidden name, then renamed. Whatever a kill leaves,
+    ``manifest.json`` tells a reader that files are not those that it lists.
     """
     wanted = _wanted(config, plan)
     target, n = trajectories_path(config), config.buckets
     members: list[list[Prompt]] = [[] for _ in range(n)]
     for prompt in plan.prompts:
         members[int.from_bytes(hashlib.sha256(prompt.prompt_id.encode()).digest()[:8]) % n].append(prompt)
-    stale = config.output / ("trajectories" if n == 1 else "trajectories.parquet")
-    shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
-    if target.is_dir():  # of another number of buckets
-        for old in target.glob(f"[0-9]*-of-{'[0-9]' * 5}.parquet"):
-            old.unlink()
-    files = []
+    staging = config.output / ".trajectories.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    files: list[TrajectoryFile] = []
     for number, prompts in enumerate(members):
         rows = _trajectories(config, store, prompts, wanted)
         if (first := next(rows, None)) is None:
-            target.unlink(missing_ok=True) if n == 1 else None
             continue
         path = target if n == 1 else target / f"{number:05d}-of-{n:05d}.parquet"
-        count = write_records(path, _chained(first, rows))
-        files.append({"file": str(path.relative_to(config.output)), "rows": count, "sha256": sha256(path)})
+        written = staging / path.name
+        count = write_records(written, _chained(first, rows))
+        files.append({"file": str(path.relative_to(config.output)), **describe_file(written, count)})
+    for each in files:
+        path = config.output / each["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (staging / path.name).replace(path)
+    shutil.rmtree(staging, ignore_errors=True)
+    for folder in {(config.output / each["file"]).parent for each in files}:
+        sync(folder)
     return files
 
 
+def remove_stale(config: SamplingConfig, files: list[TrajectoryFile]) -> None:
+    """Trajectories of an earlier run, with another number of buckets, say; once the manifest no longer lists them."""
+    kept = {config.output / each["file"] for each in files}
+    folder = config.output / "trajectories"
+    old = [config.output / "trajectories.parquet", *folder.glob(f"[0-9]*-of-{'[0-9]' * 5}.parquet")]
+    for path in old:
+        if path not in kept:
+            path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def write_manifest(
-    config: SamplingConfig, plan: SamplingPlan, files: list[dict[str, Any]], policies: list[dict[str, Any]]
+    config: SamplingConfig, plan: SamplingPlan, files: list[TrajectoryFile], policies: list[dict[str, Any]]
 ) -> None:
     """``manifest.json``: what the files hold and what they were made with."""
     settings = config.model_dump(mode="json")

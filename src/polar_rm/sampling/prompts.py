@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from polar_rm.common.config import Config
+from polar_rm.common.config import Config, PathText
+from polar_rm.common.extras import needs
 from polar_rm.common.files import sha256, write_file
 from polar_rm.errors import BadRow, PolarError
 from polar_rm.records import OnBadRow, Text, find_files, read_prompts, read_texts
@@ -26,27 +27,27 @@ _PASSAGE = 5  # characters of a plain file's passage for each token of the longe
 
 
 class PromptRows(Config):
-    """Rows {prompt_id, prompt} as JSONL or Parquet. pool: the kind of policies that are asked."""
+    """Rows {prompt_id, prompt} as JSONL or Parquet."""
 
-    rows: Path
-    pool: Pool = "any"
+    rows: Path = Field(description="A file, a folder or a pattern.")
+    pool: Pool = Field("any", description="The kind of policies that are asked: base, chat or any.")
 
 
 class Prefixes(Config):
-    """The first min_tokens to max_tokens tokens of ordinary texts, the number drawn evenly (paper, App. D.1.1).
+    """The first min_tokens to max_tokens tokens of ordinary texts, the number drawn evenly (paper, App. D.1.1)."""
 
-    texts: .txt and .md files, JSONL or Parquet with a text in ``column``, a folder of these or one saved by ``datasets``, a
-    glob pattern. Plain files are cut at blank lines into passages that are long enough. tokenizer: a model's folder or
-    ``package:NAME``. count: how many, chosen at random; a larger count keeps those of a smaller one. Default: every text.
-    """
-
-    texts: tuple[Path, ...]
-    tokenizer: str
-    column: str = "text"
-    count: PositiveInt | None = None
-    min_tokens: PositiveInt = 1
-    max_tokens: PositiveInt = 1024
-    pool: Pool = "base"
+    texts: tuple[Path, ...] = Field(
+        description=".txt and .md files, JSONL or Parquet, a folder of these or one saved by datasets, or a pattern. Plain files "
+        "are cut at blank lines into passages that are long enough."
+    )
+    tokenizer: PathText = Field(description="Counts the tokens: a model's folder or package:NAME.")
+    column: str = Field("text", description="The column with the text, in JSONL and Parquet.")
+    count: PositiveInt | None = Field(
+        None, description="How many prefixes, chosen at random; a larger count keeps those of a smaller one. Default: all texts."
+    )
+    min_tokens: PositiveInt = Field(1, description="Tokens of the shortest prefix.")
+    max_tokens: PositiveInt = Field(1024, description="Tokens of the longest prefix.")
+    pool: Pool = Field("base", description="The kind of policies that are asked: base, chat or any.")
 
     @model_validator(mode="before")
     @classmethod
@@ -62,7 +63,7 @@ class Prefixes(Config):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """pool: the kind of policies that are asked. hash: of the prompt, 16 hexadecimal digits."""
+    """One question or beginning. pool: the kind of policies that are asked."""
 
     prompt_id: str
     prompt: Text
@@ -70,6 +71,7 @@ class Prompt:
 
     @property
     def hash(self) -> str:
+        """Of the prompt alone, whatever its id: 16 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self.prompt, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -180,10 +182,8 @@ def _texts(source: Prefixes, files: list[Path], on_bad_row: OnBadRow) -> Iterato
 
 
 def _dataset(folder: Path) -> Any:
-    try:
+    with needs("datasets", f"{folder}: reading it"):
         import datasets
-    except ImportError as error:
-        raise PolarError(f"{folder}: reading it needs datasets: pip install 'polar-rm[datasets]'") from error
     return datasets.load_from_disk(str(folder))
 
 

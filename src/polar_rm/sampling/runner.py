@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from polar_rm.common.locks import owned
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Policy, Request, Sample
 from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.engines import Events, PolicyFailed, SampleArrived, Started, by_key, local, ray
-from polar_rm.sampling.output import trajectories_path, write_manifest, write_trajectories
+from polar_rm.sampling.identity import identities
+from polar_rm.sampling.output import remove_stale, trajectories_path, write_manifest, write_trajectories
 from polar_rm.sampling.plan import SamplingPlan, make_plan
 from polar_rm.sampling.store import Arrived, Store
 
@@ -24,7 +26,8 @@ class PolicyStatus:
     """Where a policy stands.
 
     planned, sampled: numbers of samples, of all runs. failures: numbers of requests without a sample by their last failure.
-    final: failures that asking again would not change. asked, tokens, seconds: of this run; seconds count from the loaded model.
+    final: failures that asking again would not change. error: why it gave up. reason: the message of its most frequent failure.
+    asked, tokens, seconds: of this run; seconds count from the loaded model.
     """
 
     policy: str
@@ -33,12 +36,14 @@ class PolicyStatus:
     failures: Counter[str] = field(default_factory=Counter)
     final: int = 0
     error: str | None = None
+    reason: str | None = None
     asked: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
     @property
     def tokens_per_s(self) -> float:
+        """New tokens a second in this run."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
@@ -47,6 +52,7 @@ class PolicyStatus:
         return self.planned - self.sampled - (self.final if self.sampled else 0)
 
     def to_json(self) -> dict[str, Any]:
+        """All of it, for a file."""
         # asdict can't copy a Counter before Python 3.12.
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return values | {"failures": dict(self.failures), "missing": self.missing, "tokens_per_s": self.tokens_per_s}
@@ -62,6 +68,7 @@ class SamplingReport:
     unplanned: int
 
     def to_json(self) -> dict[str, Any]:
+        """All of it, for a file; ``complete``: every policy is through."""
         policies = [status.to_json() for status in self.policies]
         values = {"trajectories": str(self.path), "n_trajectories": self.n_trajectories, "unplanned": self.unplanned}
         return values | {"complete": all(status.missing == 0 for status in self.policies), "policies": policies}
@@ -71,7 +78,8 @@ class SamplingReport:
         lines = [f"{self.n_trajectories:,} trajectories in {self.path}"]
         for s in self.policies:
             if s.failures:
-                lines.append(f"{s.policy}: no sample from {_counted(s.failures)} requests, see manifest.json")
+                because = f" ({s.reason})" if s.reason else ""
+                lines.append(f"{s.policy}: no sample from {_counted(s.failures)} requests, see manifest.json{because}")
         if self.unplanned:
             lines.append(f"the store holds {self.unplanned:,} more samples that this config does not ask for")
         return "\n".join(lines)
@@ -104,9 +112,9 @@ def run_sampling(config: SamplingConfig, progress: Progress = lambda _: None, *,
 
     retry_failed: ask again where asking again should change nothing: no text, a prompt too long, a request refused.
     """
-    plan = make_plan(config, config.output)
-    with Store.open(config.output) as store:
-        store.claim(config.identities())
+    with owned(config.output, "sample"), Store.open(config.output) as store:
+        plan = make_plan(config, config.output)
+        store.claim(identities(config, keep=True))
         statuses = {policy.name: _status(plan, store, policy.name) for policy in config.policies}
         work = [(policy, missing_requests(plan, store, policy.name, retry_failed)) for policy in config.policies]
         for status in statuses.values():
@@ -121,6 +129,7 @@ def run_sampling(config: SamplingConfig, progress: Progress = lambda _: None, *,
             status.error, status.asked, status.tokens, status.seconds = seen.error, seen.asked, seen.tokens, seen.seconds
         files = write_trajectories(config, plan, store)
         write_manifest(config, plan, files, [_described(policy, final[policy.name]) for policy in config.policies])
+        remove_stale(config, files)
         unplanned = store.counts().total() - sum(status.sampled for status in final.values())
     return SamplingReport(trajectories_path(config), sum(file["rows"] for file in files), list(final.values()), unplanned)
 
@@ -180,9 +189,11 @@ def _status(plan: SamplingPlan, store: Store, policy: str) -> PolicyStatus:
                 )
             done += 1
     left = [f for (key, number), f in failures.items() if number < counts.get(key, 0)]
-    return PolicyStatus(
-        policy, plan.size(policy), done, Counter(failure.kind for failure in left), sum(failure.is_final for failure in left)
-    )
+    kinds: Counter[str] = Counter(failure.kind for failure in left)
+    final = sum(failure.is_final for failure in left)
+    reasons = Counter(failure.message for failure in left)
+    reason = reasons.most_common(1)[0][0] if reasons else None
+    return PolicyStatus(policy, plan.size(policy), done, kinds, final, reason=reason)
 
 
 def missing_requests(plan: SamplingPlan, store: Store, policy: str, retry_failed: bool = False) -> list[Request]:
@@ -196,7 +207,9 @@ def missing_requests(plan: SamplingPlan, store: Store, policy: str, retry_failed
 
 
 def _cause(status: PolicyStatus) -> str:
-    return status.error or _counted(status.failures) or "interrupted"
+    if status.error or not status.failures:
+        return status.error or "interrupted"
+    return f"{_counted(status.failures)} ({status.reason})"
 
 
 def _counted(failures: Counter[str]) -> str:
@@ -205,6 +218,7 @@ def _counted(failures: Counter[str]) -> str:
 
 def _described(policy: Policy, status: PolicyStatus) -> dict[str, Any]:
     """A policy's entry in the manifest."""
-    labels = {"family": policy.family, "kind": policy.kind, "model": policy.model, "licence": policy.licence}
+    names = ("family", "kind", "model", "checkpoint_of", "step", "licence")
+    labels = {name: getattr(policy, name) for name in names}
     counts = {"planned": status.planned, "sampled": status.sampled, "missing": status.missing, "failures": dict(status.failures)}
-    return {"policy": policy.name, **labels, **counts, "error": status.error}
+    return {"policy": policy.name, **labels, **counts, "error": status.error, "reason": status.reason}

@@ -9,7 +9,9 @@ exclusive, which keeps two runs out of one folder and lets WAL work on network f
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from polar_rm.sampling.base import NoSample, Outcome, Sample
 
 VERSION = 2
 _APPLICATION = 0x504C5253  # "PLRS", by which the file is known as ours
+_COPIES = 20  # tries to copy a store that a run is filling
 
 _TABLES = """
 CREATE TABLE policies (name TEXT PRIMARY KEY, settings TEXT NOT NULL, tokens INTEGER DEFAULT 0, seconds REAL DEFAULT 0);
@@ -60,38 +63,69 @@ class Arrived:
 class Store:
     """An open store; ``path`` None is one in memory. Every method raises PolarError when the disk is full or the file damaged."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, uri: str | None = None) -> None:
         self.path = path
-        self._db = sqlite3.connect(path or ":memory:", timeout=1, isolation_level=None)
-        self._db.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA synchronous = NORMAL")
+        self._db = sqlite3.connect(uri or path or ":memory:", timeout=1, isolation_level=None, uri=uri is not None)
+        if uri is None:
+            self._db.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA synchronous = NORMAL")
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path, *, read_only: bool = False) -> Iterator[Store]:
-        """The store of an output folder, made if need be. read_only: an empty one in memory where there is none.
+    def open(cls, folder: Path) -> Iterator[Store]:
+        """The store of an output folder, made if need be.
 
         Raises:
             PolarError: another run has it open, or another version wrote it.
         """
-        path = folder / "store.sqlite"
-        if (folder / "store").is_dir() or (folder / "settings.json").exists():
-            raise PolarError(
-                f"{folder} holds samples of an older version (store/*.jsonl, settings.json); use another output folder"
-            )
-        if not read_only:
-            folder.mkdir(parents=True, exist_ok=True)
+        path = _path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with cls._opened(path, path) as store:
+            yield store
+
+    @classmethod
+    @contextmanager
+    def read(cls, folder: Path) -> Iterator[Store]:
+        """What the store of an output folder holds now, also while a run fills it; an empty one where there is none.
+
+        Nothing is written in the folder and nothing locked: a store with a log (a run is going on, or was killed) or of an older
+        version is read from a copy.
+
+        Raises:
+            PolarError: another version wrote it, or it changes too fast to be copied.
+        """
+        path = _path(folder)
+        if not path.exists():
+            with cls._opened(None, path) as store:
+                yield store
+        elif _log_of(path).exists() or _version(path) != VERSION:
+            with (
+                tempfile.TemporaryDirectory(prefix="polar-store-") as copies,
+                cls._opened(_copy(path, Path(copies)), path) as store,
+            ):
+                yield store
+        else:
+            with cls._opened(None, path, uri=f"{path.absolute().as_uri()}?mode=ro&immutable=1") as store:
+                yield store
+
+    @classmethod
+    @contextmanager
+    def _opened(cls, database: Path | None, path: Path, uri: str | None = None) -> Iterator[Store]:
+        """path: for messages, the store that the user knows."""
         try:
-            store = cls(path if path.exists() or not read_only else None)
+            store = cls(database, uri=uri)
         except sqlite3.Error as error:
             raise _explained(path, error) from error
+        store.path = path
         try:
             with store._explain():
-                store._prepare()
+                store._check_kind()
+                if uri is None:
+                    store._prepare()
             yield store
         finally:
             store._db.close()
 
-    def _prepare(self) -> None:
+    def _check_kind(self) -> None:
         tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         [application], [version] = (self._db.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version"))
         if tables and application != _APPLICATION:
@@ -100,6 +134,10 @@ class Store:
             raise PolarError(
                 f"{self.path}: a store of version {version}, this release knows {VERSION}; use another output folder"
             )
+
+    def _prepare(self) -> None:
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        [version] = self._db.execute("PRAGMA user_version").fetchone()
         self._db.execute("PRAGMA journal_mode = WAL")
         with self._transaction():
             self._db.execute("SELECT 1 FROM sqlite_master").fetchone()
@@ -120,7 +158,10 @@ class Store:
         for policy, now in settings.items():
             query = "SELECT settings FROM policies WHERE name = ? AND EXISTS (SELECT 1 FROM samples WHERE policy = name)"
             for [saved] in self._rows(query, policy):
-                if changed := differences(json.loads(saved), dict(now)):
+                before, after = json.loads(saved), dict(now)
+                if "files" not in before:  # noted by a release that did not look at them
+                    after.pop("files", None)
+                if changed := differences(before, after):
                     raise PolarError(
                         f"{self.path} holds samples of policy {policy!r} with other settings ({changed}); "
                         "use another name or output folder"
@@ -224,6 +265,47 @@ class Store:
             yield
         except sqlite3.Error as error:
             raise _explained(self.path, error) from error
+
+
+def _path(folder: Path) -> Path:
+    if (folder / "store").is_dir() or (folder / "settings.json").exists():
+        raise PolarError(f"{folder} holds samples of an older version (store/*.jsonl, settings.json); use another output folder")
+    return folder / "store.sqlite"
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _version(path: Path) -> int:
+    """From the header of a database: a big-endian number at byte 60 (SQLite's file format, 1.3)."""
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(64)[60:64])
+
+
+def _copy(path: Path, folder: Path) -> Path:
+    """Database and log as they were at one moment: a log only grows, unless it is moved into the database, which shows there."""
+    for _ in range(_COPIES):
+        before = _state(path)
+        shutil.copyfile(path, folder / path.name)
+        try:
+            shutil.copyfile(_log_of(path), _log_of(folder / path.name))
+        except FileNotFoundError:
+            _log_of(folder / path.name).unlink(missing_ok=True)
+        if _state(path) == before:
+            return folder / path.name
+    raise PolarError(f"{path}: it changes too fast to be read; try again, or wait for the run that fills it")
+
+
+def _state(path: Path) -> tuple[int, int, bytes]:
+    """What changes when the log is moved into the database or begun anew."""
+    stat = path.stat()
+    try:
+        with _log_of(path).open("rb") as log:
+            head = log.read(32)  # with salts that every new log has anew
+    except FileNotFoundError:
+        head = b""
+    return stat.st_size, stat.st_mtime_ns, head
 
 
 def _explained(path: Path | None, error: sqlite3.Error) -> PolarError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from inspect import signature
-from itertools import islice
 from os.path import commonprefix
 from threading import Event
 from typing import Any
@@ -22,6 +21,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from polar_rm.common.iteration import windows
 from polar_rm.errors import PolarError
 from polar_rm.model.language_models import load_causal_lm
 from polar_rm.sampling.backends.rendering import check_chat_template, encode
@@ -61,8 +61,7 @@ class TransformersBackend:
         """See :class:`Backend`. PolicyDown: a batch does not fit the device's memory."""
         # Without positions of its own (ALiBi, state spaces) a model has no bound.
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        requests = iter(requests)
-        while window := list(islice(requests, _WINDOW * self.batch_size)):
+        for window in windows(requests, _WINDOW * self.batch_size):
             encoded = [(encode(self.policy, self.tokenizer, request, context), request) for request in window]
             fitting = []
             for ids, request in encoded:
@@ -88,6 +87,7 @@ class TransformersBackend:
             gaps = [width - len(prompt) for prompt in ids]
             rows = [p[:shared] + [padding] * gap + p[shared:] for p, gap in zip(ids, gaps, strict=True)]
             masks = [[1] * shared + [0] * gap + [1] * (width - shared - gap) for gap in gaps]
+            stopping = _Stop(stop, self.stops, width, len(ids))
             output = self.model.generate(
                 torch.tensor(rows, device=device),
                 attention_mask=torch.tensor(masks, device=device),
@@ -95,11 +95,11 @@ class TransformersBackend:
                 max_new_tokens=self.policy.decoding.max_new_tokens,
                 do_sample=False,  # GumbelSampler leaves one token to choose
                 logits_processor=LogitsProcessorList([GumbelSampler(self.policy.decoding, seeds)]),
-                stopping_criteria=StoppingCriteriaList([_Stop(stop, self.stops, width)]),
+                stopping_criteria=StoppingCriteriaList([stopping]),
             )
         except torch.OutOfMemoryError as error:
             raise PolicyDown(f"out of memory with batch_size {self.batch_size}; try a smaller one") from error
-        return [self._decode(row.tolist()) for row in output[:, width:]]
+        return [self._decode(row.tolist()[:length]) for row, length in zip(output[:, width:], stopping.lengths, strict=True)]
 
     def _beginning(self, ids: Sequence[list[int]]) -> tuple[int, DynamicCache | None]:
         """Length of what all prompts begin with, a system prompt or a template, and its keys and values, computed once.
@@ -117,7 +117,9 @@ class TransformersBackend:
         return shared, cache
 
     def _decode(self, ids: list[int]) -> Outcome:
-        ends = {*_listed(self.model.generation_config.eos_token_id), self.model.generation_config.pad_token_id}
+        ends = set(_listed(self.model.generation_config.eos_token_id))
+        if ends:  # without them no sequence ends before the others, and the id that stands for padding is a token like any other
+            ends.add(self.model.generation_config.pad_token_id)
         length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
         is_done = length < len(ids) or length < self.policy.decoding.max_new_tokens
         text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
@@ -150,16 +152,21 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
     """Ends a batch of thousands of tokens within one token, and a sequence at a stop string.
 
     width: of the prompts. ``generate(stop_strings=...)`` would look at them too, and end where a prompt's end completes a stop.
+    lengths: new tokens up to a sequence's stop string, None without one; what follows was generated while others went on.
     """
 
-    def __init__(self, stop: Event, strings: StopStringCriteria | None, width: int) -> None:
+    def __init__(self, stop: Event, strings: StopStringCriteria | None, width: int, rows: int) -> None:
         self.stop, self.strings, self.width = stop, strings, width
+        self.lengths: list[int | None] = [None] * rows
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
         if self.stop.is_set() or self.strings is None:
             return torch.full((input_ids.shape[0],), self.stop.is_set(), device=input_ids.device)
-        found: torch.Tensor = self.strings(input_ids[:, self.width :], scores)
-        return found
+        stopped: torch.Tensor = self.strings(input_ids[:, self.width :], scores)
+        for row in stopped.nonzero().flatten().tolist():
+            if self.lengths[row] is None:
+                self.lengths[row] = input_ids.shape[1] - self.width
+        return stopped
 
 
 def _listed(value: int | list[int] | None) -> list[int]:

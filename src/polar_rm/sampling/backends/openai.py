@@ -29,28 +29,48 @@ GIVE_UP_AFTER = 3  # requests in a row that failed in all their attempts: the po
 
 # vLLM and OpenAI ("maximum context length"), SGLang ("longer than the model's context length"), llama.cpp ("context size").
 _TOO_LONG = re.compile(r"context.{0,3}(length|size|window)|(prompt|input) is too long", re.IGNORECASE)
-_OWN = ("model", "messages", "prompt", "n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop")  # of a body
+_OWN = (
+    "model",
+    "messages",
+    "prompt",
+    "n",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "stop",
+)
+# Whose answers depend on a field that is not sent: what must be asked for is what the server does without it.
+_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+Unsupported = Literal["temperature", "top_p", "top_k", "seed", "stop", "n", "max_tokens"]
 _POLICY_WIDE = {401: "the key was refused", 402: "payment is required", 403: "access was refused", 404: "no such model or URL"}
 
 
 class OpenAIPolicy(Policy):
     """Base policies use ``/completions``, chat policies ``/chat/completions``; one sample a request, with its own seed.
 
-    base_url: with the version, such as ``http://localhost:8000/v1``. api_key_env: NAME of the environment variable with the key.
-    timeout: seconds. retries: after 429, 5xx, timeouts, lost connections and answers that are none.
-    unsupported: body fields that the server refuses; they are not sent. extra_body: further ones. vLLM takes defaults from the
-    model's generation_config.json: serve with ``--generation-config vllm``, or name its repetition_penalty here.
+    vLLM takes defaults from the model's generation_config.json: serve with ``--generation-config vllm``, or name its
+    repetition_penalty in ``extra_body``.
     """
 
     backend: Literal["openai"] = "openai"
-    base_url: str
-    api_key_env: str | None = None
-    concurrency: PositiveInt = 16
-    requests_per_minute: float | None = Field(None, gt=0)
-    timeout: float = Field(600.0, gt=0)
-    retries: NonNegativeInt = 6
-    unsupported: tuple[Literal["top_k", "seed"], ...] = ()
-    extra_body: dict[str, Any] = Field({})
+    base_url: str = Field(description="Address of the server with the version, such as http://localhost:8000/v1.")
+    api_key_env: str | None = Field(None, description="NAME of the environment variable with the key, never the key.")
+    concurrency: PositiveInt = Field(16, description="Requests that are under way together.")
+    requests_per_minute: float | None = Field(None, gt=0, description="At most so many, tries included; default: no limit.")
+    timeout: float = Field(600.0, gt=0, description="Seconds that one try may take.")
+    retries: NonNegativeInt = Field(
+        6, description="Further tries after HTTP 429 and 5xx, timeouts, lost connections and answers that are none."
+    )
+    unsupported: tuple[Unsupported, ...] = Field(
+        (), description="Fields that the server refuses: they are not sent. What they ask for must then be the server's default."
+    )
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="What the server calls the limit on new tokens; reasoning models want max_completion_tokens."
+    )
+    extra_body: dict[str, Any] = Field({}, description="Further fields of every request, such as {repetition_penalty: 1.0}.")
 
     NOT_IN_IDENTITY: ClassVar[frozenset[str]] = Policy.NOT_IN_IDENTITY | {
         "base_url",
@@ -59,6 +79,7 @@ class OpenAIPolicy(Policy):
         "requests_per_minute",
         "timeout",
         "retries",
+        "max_tokens_key",
     }
     IS_LOCAL: ClassVar[bool] = False
 
@@ -76,22 +97,29 @@ class OpenAIPolicy(Policy):
             raise ValueError(f"policy {self.name!r}: base_url: {error}") from error
         if parts.username or parts.password or parts.query:
             raise ValueError(f"policy {self.name!r}: base_url must hold no credentials; name a variable as api_key_env")
-        if "top_k" in self.unsupported and self.decoding.top_k:
-            raise ValueError(f"policy {self.name!r}: the server takes no top_k; say decoding.top_k: 0, which is how it samples")
-        if own := [name for name in self.extra_body if name in _OWN]:  # rows would state what was not asked for
+        for name, default in _DEFAULTS.items():
+            if name in self.unsupported and getattr(self.decoding, name) != default:  # rows would state what was not asked for
+                raise ValueError(
+                    f"policy {self.name!r}: the server takes no {name}; say decoding.{name}: {default:g}, which is how it samples"
+                )
+        if own := [name for name in self.extra_body if name in _OWN]:
             raise ValueError(f"policy {self.name!r}: extra_body can't hold {', '.join(own)}: other keys of the policy say it")
         return self
 
     def is_seeded(self) -> bool:
+        """Whether the server is sent a seed."""
         return "seed" not in self.unsupported
 
     def max_concurrent(self, machine: Machine) -> int:
+        """Connections; the machine does not matter."""
         return self.concurrency
 
     def open(self, machine: Machine) -> OpenAIBackend:
+        """See :meth:`Policy.open`; nothing is sent yet."""
         return OpenAIBackend(self)
 
     def url(self) -> str:
+        """Where requests are posted to."""
         return f"{self.base_url.rstrip('/')}/{'chat/completions' if self.kind == 'chat' else 'completions'}"
 
     def body(self, request: Request) -> dict[str, Any]:
@@ -104,9 +132,12 @@ class OpenAIPolicy(Policy):
             "top_k": decoding.top_k or -1,
             "seed": request.seed,
         }
-        body = {"model": self.model, **asked, "n": 1, "max_tokens": decoding.max_new_tokens}
-        body |= {name: value for name, value in drawn.items() if name not in self.unsupported}
-        return body | ({"stop": list(self.stop)} if self.stop else {}) | self.extra_body
+        limits = {"n": 1, "max_tokens": decoding.max_new_tokens}
+        fields = limits | drawn | ({"stop": list(self.stop)} if self.stop else {})
+        sent = {name: value for name, value in fields.items() if name not in self.unsupported}
+        if "max_tokens" in sent:
+            sent[self.max_tokens_key] = sent.pop("max_tokens")
+        return {"model": self.model, **asked, **sent, **self.extra_body}
 
 
 class OpenAIBackend:
@@ -193,6 +224,13 @@ class OpenAIBackend:
         return read_answer(self.policy, answer, self.key), retry_after(answer)
 
 
+def _joined(content: Any) -> Any:
+    """A message's text, which may come as a list of text parts; anything else as it is."""
+    if isinstance(content, list) and all(part["type"] == "text" and isinstance(part["text"], str) for part in content):
+        return "".join(part["text"] for part in content)
+    return content
+
+
 def read_answer(policy: Policy, answer: httpx.Response, key: str = "") -> Outcome:
     """The outcome that a server's answer stands for. key: what no message may repeat."""
     status = answer.status_code
@@ -208,7 +246,7 @@ def read_answer(policy: Policy, answer: httpx.Response, key: str = "") -> Outcom
     try:
         content = json.loads(answer.content)
         choice = content["choices"][0]
-        text = choice["message"]["content"] if policy.kind == "chat" else choice["text"]
+        text = _joined(choice["message"]["content"]) if policy.kind == "chat" else choice["text"]
         tokens = (content.get("usage") or {}).get("completion_tokens")
         reason = choice.get("finish_reason")
         if not (isinstance(text, str | None) and isinstance(tokens, int | None) and isinstance(reason, str | None)):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from polar_rm.sampling.base import Backend, Machine, Policy
 
 
 class TransformersPolicy(Policy):
-    """model: a folder or ``package:NAME``. gguf_file: which one in it. n_layers: run only its first layers."""
+    """Runs in this process; policies of one model share its weights."""
 
     backend: Literal["transformers"] = "transformers"
-    gguf_file: str | None = None
-    n_layers: PositiveInt | None = None
+    gguf_file: str | None = Field(None, description="Name of the GGUF in the model's folder that holds the weights.")
+    n_layers: PositiveInt | None = Field(None, description="Run only so many layers, the first ones.")
 
     def open(self, machine: Machine) -> Backend:
         """See :meth:`Policy.open`; the model stays loaded for the next policy of the same one."""

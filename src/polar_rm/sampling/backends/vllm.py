@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
 from threading import Event
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from polar_rm.common.extras import needs
+from polar_rm.common.iteration import windows
+from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError
 from polar_rm.model.language_models import model_folder
 from polar_rm.sampling.backends.rendering import check_chat_template, encode
@@ -18,10 +20,12 @@ _WINDOW = 8  # batches handed over at once: vLLM schedules them itself, and resu
 
 
 class VLLMPolicy(Policy):
-    """model: a folder. engine: further arguments of ``vllm.LLM``, such as ``{tensor_parallel_size: 2, max_model_len: 8192}``."""
+    """Runs in this process on vLLM, which schedules all requests itself."""
 
     backend: Literal["vllm"] = "vllm"
-    engine: dict[str, Any] = Field({})
+    engine: dict[str, Any] = Field(
+        {}, description="Further arguments of vllm.LLM, such as {tensor_parallel_size: 2, max_model_len: 8192}."
+    )
 
     @model_validator(mode="after")
     def _leaves_us_ours(self) -> VLLMPolicy:
@@ -31,6 +35,7 @@ class VLLMPolicy(Policy):
         return self
 
     def open(self, machine: Machine) -> VLLMBackend:
+        """See :meth:`Policy.open`."""
         return VLLMBackend(self, machine)
 
 
@@ -38,24 +43,23 @@ class VLLMBackend:
     """A loaded policy. Raises PolarError when vLLM is missing or can't load the model."""
 
     def __init__(self, policy: VLLMPolicy, machine: Machine) -> None:
-        try:
+        with needs("vllm", f"policy {policy.name!r}: backend vllm"):
             import vllm
-        except ImportError as error:
-            raise PolarError(f"policy {policy.name!r}: backend vllm needs vLLM: pip install 'polar-rm[vllm]'") from error
         self.policy, self.batch_size, self.parameters = policy, machine.batch_size, vllm.SamplingParams
         own = {"revision": policy.revision, "dtype": {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}[machine.precision]}
         try:
             self.llm = vllm.LLM(str(model_folder(policy.model)), **own, **policy.engine)
         except (OSError, ValueError, RuntimeError, TypeError) as error:  # TypeError: an argument that it does not have
-            raise PolarError(f"policy {policy.name!r}: vLLM can't load {policy.model}: {str(error).splitlines()[0]}") from error
+            raise PolarError(f"policy {policy.name!r}: vLLM can't load {policy.model}: {first_line(error)}") from error
         self.tokenizer = self.llm.get_tokenizer()
         check_chat_template(policy, self.tokenizer)
 
     def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
         """See :class:`Backend`."""
         context = self.llm.llm_engine.model_config.max_model_len
-        requests = iter(requests)
-        while (window := list(islice(requests, _WINDOW * self.batch_size))) and not stop.is_set():
+        for window in windows(requests, _WINDOW * self.batch_size):
+            if stop.is_set():
+                return
             fitting: list[tuple[Request, list[int]]] = []
             for request in window:
                 ids = encode(self.policy, self.tokenizer, request, context)

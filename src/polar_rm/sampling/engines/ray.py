@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 
+from polar_rm.common.extras import needs
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Machine, NoSample, Outcome, Policy, Request, Sample
 from polar_rm.sampling.engines import Events, PolicyFailed, SampleArrived, Started, Work, by_key
@@ -26,10 +27,8 @@ def run(work: Work, machine: Machine) -> Generator[list[Events], None, None]:
     Raises:
         PolarError: Ray is not installed.
     """
-    try:
+    with needs("ray", "engine: ray"):
         import ray
-    except ImportError as error:
-        raise PolarError("engine ray needs Ray: pip install 'polar-rm[ray]'") from error
     if work and not ray.is_initialized():
         ray.init()
     for policy, requests in work:

@@ -1,0 +1,119 @@
+"""Data folders that we wrote: whether their files are still those that ``manifest.json`` lists.
+
+``polar sample`` and ``polar corpus`` write it last. Whoever reads such a folder as data asks here first, so that no reader goes
+on with what a kill, a full disk or a careless ``rm`` has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypedDict
+
+from polar_rm.common.files import read_json, sha256
+from polar_rm.common.text import first_line
+from polar_rm.errors import Damaged, PolarError
+
+NAME = "manifest.json"
+
+# Where a folder of each kind holds its Parquet files, and what is there before the first manifest.
+_KINDS = {
+    "polar-rm/trajectories/": ("sample", ("trajectories",), "store.sqlite"),
+    "polar-rm/corpus/": ("corpus", ("train", "unseen_prompts", "unseen_policies"), "work"),
+}
+
+
+class DataFile(TypedDict):
+    """What a manifest says of a file. bytes: its size."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def describe_file(path: Path, rows: int) -> DataFile:
+    """The entry of a file that has just been written."""
+    return {"rows": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def check_manifest(path: str | Path, *, full: bool = False) -> None:
+    """Whether a file or folder can be read as what ``polar sample`` or ``polar corpus`` wrote; others are left alone.
+
+    Names, sizes and numbers of rows are compared. full: the contents as well, by their SHA-256.
+
+    Raises:
+        Damaged: the first file that is missing, differs or is not listed.
+        PolarError: the verb that writes the folder has not finished.
+    """
+    path = Path(path)
+    for folder in (path, path.parent) if path.is_dir() else (path.parent, path.parent.parent):
+        if (files := listed_files(folder)) is not None:
+            _check_listed(folder, files, path, full)
+            return
+        for verb, kept_in, sign in _KINDS.values():
+            if (folder / sign).exists() and not (folder / NAME).exists() and path in (folder, *_managed(folder, kept_in)):
+                raise PolarError(f"{folder}: polar {verb} has not finished here (no {NAME}); run the same command again")
+
+
+def listed_files(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """The data files of a folder's manifest: name -> facts (see :class:`DataFile`; older manifests say less); None without one of
+    ours."""
+    manifest = folder / NAME
+    try:
+        stat = manifest.stat()
+    except OSError:
+        return None
+    return _parsed(manifest, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(16)
+def _parsed(manifest: Path, mtime_ns: int, size: int) -> dict[str, dict[str, Any]] | None:
+    try:
+        content = read_json(manifest)
+    except PolarError:  # another program's
+        return None
+    files, shards = content.get("files"), content.get("shards")
+    if not str(content.get("schema", "")).startswith(tuple(_KINDS)):
+        return None
+    if isinstance(files, list) and all(isinstance(each, dict) and "file" in each for each in files):
+        return {str(each["file"]): each for each in files}
+    return shards if isinstance(shards, dict) else None
+
+
+def _check_listed(folder: Path, files: Mapping[str, Mapping[str, Any]], path: Path, full: bool) -> None:
+    again = "run the command that wrote it again"
+    for name, facts in files.items():
+        file = folder / name
+        if path not in (folder, file, *file.parents):
+            continue
+        if not file.is_file():
+            raise Damaged(f"{file}: it is missing, but {folder / NAME} lists it; {again}")
+        if (size := file.stat().st_size) != facts.get("bytes", size):
+            raise Damaged(f"{file}: it has {size:,} bytes, {folder / NAME} says {facts['bytes']:,}; {again}")
+        if "rows" in facts and (rows := _rows(file)) != facts["rows"]:
+            raise Damaged(f"{file}: it has {rows:,} rows, {folder / NAME} says {facts['rows']:,}; {again}")
+        if full and "sha256" in facts and sha256(file) != facts["sha256"]:
+            raise Damaged(f"{file}: its content is not what was written ({folder / NAME} has another SHA-256); {again}")
+    kept_in = [name for _, names, _ in _KINDS.values() for name in names]
+    for file in _managed(folder, kept_in):
+        if file.is_file() and path in (folder, file, *file.parents) and str(file.relative_to(folder)) not in files:
+            raise Damaged(f"{file}: {folder / NAME} does not list it; an interrupted run may have left it: {again}")
+
+
+def _managed(folder: Path, kept_in: tuple[str, ...] | list[str]) -> Iterator[Path]:
+    """The places where a manifest's files are: folders, and the Parquet files that are there now."""
+    yield from folder.glob("*.parquet")
+    for name in kept_in:
+        yield folder / name
+        yield from (folder / name).glob("*.parquet")
+
+
+def _rows(file: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise Damaged(f"{file}: not a complete Parquet file: {first_line(error)}") from error
