@@ -1,7 +1,8 @@
+import re
 from pathlib import Path
 
 import pytest
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from polar_rm.common.config import Config, PathText, Seed, load_config, to_yaml
 from polar_rm.errors import ConfigError
@@ -106,3 +107,88 @@ def test_a_seed_that_no_library_takes_is_refused(seed):
     """B14."""
     with pytest.raises(ConfigError, match="seed"):
         load_config(Zoo, [], [f"seed={seed}"])
+
+
+def refusal(files=(), overrides=(), kind=Run):
+    with pytest.raises(ConfigError) as caught:
+        load_config(kind, files, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+BOMB = "name: one\na0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{p: *a{i}, q: *a{i}}}\n" for i in range(40))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "holds more than 100,000 values, aliases counted"),
+        (BOMB.replace("{p: *", "[*").replace(", q: *", ", *").replace("}", "]").replace("{x: 1]", "[1]"), "more than 100,000"),
+        ("name: one\noptim: &o {lr: *o}\n", r"the alias \*o stands within what it names"),
+        ("name: &n [*n]\n", r"the alias \*n stands within what it names"),
+        ("name: " + "[" * 1_000_000, "nested deeper than 64 levels"),
+        ("name: " + "{a: " * 20_000, "nested deeper than 64 levels"),
+        ("".join(" " * i + "a:\n" for i in range(1000)), "nested deeper than 64 levels"),
+        ("name: one\n#" + "x" * (1 << 20), "more than 1,048,576 bytes"),
+        ("name: one\nbatch: 1\nname: two\n", "line 3: the key 'name' stands there twice"),
+    ],
+)
+def test_what_a_small_text_grows_to_is_bounded(tmp_path, text, message):
+    """F12."""
+    path = write(tmp_path / "a.yaml", text)
+    found = refusal([path])
+    assert found.startswith(f"{path}: ")
+    assert re.search(message, found)
+
+
+def test_overrides_are_bounded_as_files_are():
+    """F12."""
+    assert refusal([], ["name=" + "[" * 20_000]).endswith("...: it is nested deeper than 64 levels")
+    assert "nested deeper than 64 levels" in refusal([], [".".join(["a"] * 20_000) + "=1"])
+    assert "the alias *n stands within" in refusal([], ["name=&n [*n]"])
+    assert "more than 1,048,576 bytes" in refusal([], ["name=x" + "x" * (1 << 20)])
+    assert len(refusal([], ["x" * 10_000])) < 300
+
+
+def test_a_file_without_end_is_read_to_the_bound_only(tmp_path):
+    """F12."""
+    path = tmp_path / "sparse.yaml"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    assert "more than 1,048,576 bytes" in refusal([path])
+
+
+def test_aliases_are_for_reading_a_later_layer_changes_one_place_only(tmp_path):
+    """F12."""
+
+    class Two(Config):
+        a: dict[str, list[dict[str, int]]]
+        b: dict[str, list[dict[str, int]]]
+
+    path = write(tmp_path / "a.yaml", "a: &shared {x: [&one {n: 1}, *one]}\nb: *shared\n")
+    config = load_config(Two, [path], ["b.x=[{n: 2}]"])
+    assert config.a == {"x": [{"n": 1}, {"n": 1}]}
+    assert config.b == {"x": [{"n": 2}]}
+    assert config.a["x"][0] is not config.a["x"][1]
+
+
+def test_recipes_are_files_by_name(tmp_path):
+    class Small(Config):
+        model_config = ConfigDict(extra="allow")
+
+    assert load_config(Small, ["recipe:pretrain_small"], ["batch_size=4"]).batch_size == 4
+    assert refusal(["recipe:pretrain_smal"]) == "recipe:pretrain_smal: no such recipe; did you mean recipe:pretrain_small?"
+    assert "there are: corpus, finetune, " in refusal(["recipe:zzz"])
+    assert refusal([tmp_path / "rft.yaml"]).endswith("No such file or directory; did you mean recipe:rft?")
+
+
+def test_a_key_in_the_wrong_group_or_of_another_word_is_shown_its_place():
+    class Other(Config):
+        optim: Optim = Optim()
+        lora: Lora | None = None
+        precision: str = "auto"
+        row_tokens: int = 1
+
+    assert "unknown key 'optim.rank'; did you mean 'lora.rank'?" in refusal([], ["optim.rank=1"], Other)
+    assert "unknown key 'dtype'; did you mean 'precision'?" in refusal([], ["dtype=bf16"], Other)
+    assert "unknown key 'optim.token_budget'; did you mean 'row_tokens'?" in refusal([], ["optim.token_budget=1"], Other)

@@ -1,0 +1,47 @@
+"""The configs that come with the package, by name."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+
+from polar_rm.errors import ConfigError
+
+PREFIX = "recipe:"
+"""``recipe:NAME`` stands for a packaged recipe wherever a config file is taken."""
+
+
+def recipe_names() -> list[str]:
+    """All names, sorted."""
+    folder = files("polar_rm") / "recipes"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def read_recipe(name: str) -> str:
+    """A recipe's text, comments included.
+
+    Raises:
+        ConfigError: there is no such recipe; the message has the nearest name, or all.
+    """
+    if name not in (names := recipe_names()):
+        near = get_close_matches(name, names, n=1)
+        hint = f"did you mean {PREFIX}{near[0]}?" if near else f"there are: {', '.join(names)}"
+        raise ConfigError(f"{PREFIX}{name}: no such recipe; {hint}")
+    return (files("polar_rm") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def recipe_summary(name: str) -> str:
+    """The first sentence of the comment that a recipe begins with."""
+    comment = []
+    for line in read_recipe(name).splitlines():
+        if not line.startswith("#"):
+            break
+        comment.append(line.removeprefix("#").strip())
+    return " ".join(comment).partition(". ")[0].rstrip(".:")
+
+
+def recipe_hint(path: str | Path) -> str:
+    """The end of a message about a config file that is missing: the recipe of its name, if there is one."""
+    name = Path(path).name.removesuffix(".yaml").removesuffix(".yml")
+    return f"; did you mean {PREFIX}{name}?" if name in recipe_names() else ""
