@@ -55,10 +55,6 @@ WITHOUT_DOCSTRING = set(
     corpus.counts.Tally.add
     corpus.counts.Tally.add_example
     corpus.counts.Tally.add_policy
-    encoding.texts.chat_prompt
-    encoding.texts.first_tokens
-    encoding.texts.last_tokens
-    encoding.tokenizers.digest
     evaluation.baselines.Baseline.score_comparisons
     evaluation.baselines.Length.fit
     evaluation.baselines.Length.score_comparisons

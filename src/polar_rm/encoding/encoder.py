@@ -12,40 +12,36 @@ not "everything up to the prompt's end". Sharing more than the prompt costs noth
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Self
 
 from tokenizers import Encoding, Tokenizer
 
 from polar_rm.common.files import read_json
+from polar_rm.encoding.edges import Edge, Side, Wanted, edges
+from polar_rm.encoding.fingerprint import VERSION, digest, fingerprint, fingerprint_1
 from polar_rm.encoding.settings import RESERVED_TOKENS, EncoderSettings
+from polar_rm.encoding.specials import SpecialTokens
 from polar_rm.encoding.texts import (
-    CLEAN_UP,
     RenderedTexts,
+    Template,
     batches_of_texts,
-    chat_prompt,
-    chat_response,
-    first_tokens,
-    last_tokens,
+    clean_up,
+    is_unfinished,
+    strip_thinking,
 )
-from polar_rm.encoding.tokenizers import PROBE, digest, leading_ids, load_tokenizer, special_aliases
+from polar_rm.encoding.tokenizers import leading_ids, load_tokenizer, special_aliases
 from polar_rm.encoding.tree import PrefixTree, Truncation
 from polar_rm.errors import EncoderMismatch, PolarError
-from polar_rm.records import Comparison, Text, flatten
+from polar_rm.records import Comparison, Text
 
 # Joint ids may differ from the sum of the parts by a merge at the boundary. Below the limits by this margin nothing can be cut.
 _MERGE_SLACK = 32
 # A text with more characters than this for every token that it may have is hardly ever within the limit: it is tokenised for
 # its cut at once. A wrong guess costs time and changes no id.
 _CHARACTERS_PER_TOKEN = 6
-# Passes over a text before tokens that are nested deeper, as only an attacker's are, are dropped otherwise.
-_USUAL_NESTING = 8
 
 
 class Encoder:
@@ -59,6 +55,8 @@ class Encoder:
         self.settings = settings or EncoderSettings()
         self.source = tokenizer  # as given: this one is saved in checkpoints
         self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        if getattr(self.tokenizer.model, "dropout", None):
+            raise PolarError("the tokenizer's model has dropout: it gives a text other ids each time; set it to null")
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.bos_ids = leading_ids(self.tokenizer)
@@ -68,9 +66,8 @@ class Encoder:
         self.reward_id = self._role_id(self.settings.reward_token)
         special = {added.content for added in self.tokenizer.get_added_tokens_decoder().values() if added.special}
         special |= {self.settings.separator_token, self.settings.reward_token}
-        special |= special_aliases(self.tokenizer, special)
-        self._specials = tuple(sorted(special, key=len, reverse=True))
-        self._special = re.compile("|".join(map(re.escape, self._specials)))
+        self._specials = SpecialTokens(special | special_aliases(self.tokenizer, special))
+        self._template = Template(self.settings.template, self.settings.version)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
@@ -80,34 +77,39 @@ class Encoder:
             EncoderMismatch: the saved hash is not the hash of what is in the folder (tokenizer or settings were changed).
         """
         directory = Path(directory)
-        settings, fingerprint, saved_hash = _saved(directory)
+        settings, version, saved_fingerprint, saved_hash = _saved(directory)
         encoder = cls(load_tokenizer(directory), settings)
-        if encoder.hash != saved_hash:
-            part = "tokenizer" if encoder.fingerprint != fingerprint else "settings"
+        found = encoder.fingerprint if version == VERSION else encoder._fingerprint_1()
+        found_hash = digest([settings.to_dict(), found])
+        if found_hash != saved_hash:
+            part = "tokenizer" if found != saved_fingerprint else "settings"
             raise EncoderMismatch(
                 f"{directory}: the encoder's {part} changed since the checkpoint was saved (saved hash {saved_hash}, "
-                f"these files give {encoder.hash}): scores would be about other tokens"
+                f"these files give {found_hash}): scores would be about other tokens"
             )
         return encoder
 
     def to_config(self) -> dict[str, Any]:
         """What :meth:`from_pretrained` reads back from the ``polar`` section of ``config.json``."""
-        return {"settings": asdict(self.settings), "tokenizer": self.fingerprint, "hash": self.hash}
+        return {
+            "settings": self.settings.to_dict(),
+            "fingerprint_version": VERSION,
+            "tokenizer": self.fingerprint,
+            "hash": self.hash,
+        }
 
     @cached_property
     def fingerprint(self) -> str:
         """Of the tokenizer's behaviour, not of its file: libraries rewrite ``tokenizer.json`` without changing any id."""
-        vocabulary = sorted(self.tokenizer.get_vocab(with_added_tokens=True).items())
-        model = json.loads(self.tokenizer.to_str())["model"]
-        # Merges are written as "a b" or ["a", "b"], by the library's version; the pieces of a unigram model have scores.
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
-        scores = model["vocab"] if isinstance(model["vocab"], list) else []
-        return digest([vocabulary, merges, scores, self._ids([PROBE])[0], self.bos_ids])
+        return fingerprint(self.tokenizer, self._specials.texts, self.bos_ids, self._ids)
 
     @cached_property
     def hash(self) -> str:
         """Names the function from text to ids; equal hashes mean equal ids for every text."""
-        return digest([asdict(self.settings), self.fingerprint])
+        return digest([self.settings.to_dict(), self.fingerprint])
+
+    def _fingerprint_1(self) -> str:
+        return fingerprint_1(self.tokenizer, self.bos_ids, self._ids)
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -127,6 +129,27 @@ class Encoder:
         """
         return self._ids([text])[0]
 
+    def ids_of_rendered(self, text: str, *, add_bos: bool = True) -> list[int]:
+        """Ids of an item that somebody else has rendered (see the head of this file), as an engine gives them: both role tokens
+        atomic, and BOS in front exactly once.
+
+        With ``clean_up`` the text is cleaned, as the texts of this encoder's own items are: what renders it may be a tokenizer
+        that, unlike the official one, decodes without the clean-up.
+
+        Raises:
+            PolarError: the text is not valid Unicode, or certainly longer than ``max_length``; that text is not read to its end.
+        """
+        limit = self.settings.max_length
+        # The clean-up takes away less than half of a text.
+        start = text[: 2 * _CHARACTERS_PER_TOKEN * limit]
+        if len(text) > 2 * limit * self.longest_token or (
+            len(start) < len(text) and len(self.ids(self._clean(start))) > limit + self.longest_token
+        ):
+            raise PolarError(f"{len(text):,} characters are more than max_length {limit} tokens; cut before sending")
+        ids = self.ids(self._clean(text))
+        has_bos = not add_bos or ids[: len(self.bos_ids)] == self.bos_ids
+        return ids if has_bos else [*self.bos_ids, *ids]
+
     def encode(self, comparison: Comparison) -> PrefixTree:
         """One comparison; all its candidates share one prompt cut, which the longest of them decides."""
         return self.encode_many([comparison])[0]
@@ -137,7 +160,7 @@ class Encoder:
         fields = [self._fields(c.prompt, c.reference, c.candidates, c.wrapper) for c in comparisons]
         for comparison, field, uncut in zip(comparisons, fields, self._uncut_ids(fields), strict=True):
             if uncut:
-                trees.append(self._uncut_tree(uncut, comparison.ranks))
+                trees.append(self._uncut_tree(uncut, comparison.ranks, field.notes))
             else:
                 [(_, tree)] = self._encode_cut(field, comparison.ranks, shared_cut=True)
                 trees.append(tree)
@@ -155,7 +178,7 @@ class Encoder:
         ranks = (0,) * len(outputs)
         [uncut] = self._uncut_ids([field])
         if uncut:
-            return [(list(range(len(outputs))), self._uncut_tree(uncut, ranks))]
+            return [(list(range(len(outputs))), self._uncut_tree(uncut, ranks, field.notes))]
         return self._encode_cut(field, ranks, shared_cut=False)
 
     def with_identical(self, tree: PrefixTree) -> PrefixTree:
@@ -164,14 +187,14 @@ class Encoder:
         The ids are those of encoding it so, under this tree's cut of the prompt. Unchanged where ``max_length`` can't hold the
         reference twice.
         """
-        start = len(self.bos_ids)
-        end = tree.prefix.index(self.separator_id, start)
-        reference_ids, shared = tree.prefix[start:end], tree.prefix[end + 1 :]
-        if start + 2 * len(reference_ids) + 2 > self.settings.max_length:
+        end = tree.prefix.index(self.separator_id, len(self.bos_ids)) + 1
+        head, shared = tree.prefix[:end], tree.prefix[end:]
+        reference = head[len(self.bos_ids) : -1]
+        if len(head) + len(reference) + 1 > self.settings.max_length:
             return tree
-        candidate_ids = [[*shared, *branch[:-1]] for branch in tree.branches]
-        candidate_ids[tree.ranks.index(min(tree.ranks))] = reference_ids
-        return self._tree(reference_ids, candidate_ids, tree.ranks, tree.truncation)
+        tails = [[*shared, *branch] for branch in tree.branches]
+        tails[tree.ranks.index(min(tree.ranks))] = [*reference, self.reward_id]
+        return PrefixTree.of(head, tails, tree.ranks, tree.truncation, tree.notes)
 
     def _role_id(self, token: str) -> int:
         token_id = self.tokenizer.token_to_id(token)
@@ -184,65 +207,60 @@ class Encoder:
     def _fields(self, prompt: Text, reference: Text | None, candidates: Sequence[Text], wrapper: str) -> RenderedTexts:
         if reference is None:
             raise PolarError("the comparison has no reference; give one, or an empty string to score without")
-        chat = self.settings.template == "polar-chat" and wrapper == "sft"
-        response = chat_response if chat else flatten
+        chat = self._template.keeps_roles and wrapper == "sft"
+        template = self._template if chat or wrapper == "sft" else Template("polar", 1)
+        notes = [("unfinished_thinking",) if is_unfinished(candidate) else () for candidate in candidates]
+        if self.settings.thinking == "strip":
+            whole = [reference, *candidates]
+            reference, *candidates = map(strip_thinking, whole)
+            stripped = [old != new for old, new in zip(whole, (reference, *candidates), strict=True)]
+            notes = [
+                ("thinking_stripped", *note) if stripped[0] or own else note
+                for note, own in zip(notes, stripped[1:], strict=True)
+            ]
+        rendered = [template.response(candidate) for candidate in candidates]
         return RenderedTexts(
-            self._drop_special(chat_prompt(prompt) if chat else flatten(prompt)),
-            self._drop_special(response(reference)),
-            [self._drop_special(response(candidate)) for candidate in candidates],
+            template.prompt(prompt),
+            template.response(reference),
+            rendered,
             "\nassistant: " if chat else "\n" if wrapper == "sft" else "",
+            tuple((*note, "empty") if text.isspace() or not text else note for note, text in zip(notes, rendered, strict=True)),
         )
 
-    def _drop_special(self, text: str) -> str:
-        for _ in range(_USUAL_NESTING):
-            shorter = self._special.sub("", text)
-            if shorter == text:
-                return text
-            text = shorter
-        return self._drop_nested(text)
-
-    def _drop_nested(self, text: str) -> str:
-        """Each token goes as soon as its last character is there: linear, where a pass for each level is quadratic."""
-        last = {token[-1] for token in self._specials}
-        longest = len(self._specials[0])
-        kept: list[str] = []
-        for character in text:
-            kept.append(character)
-            if character in last:
-                end = "".join(kept[-longest:])
-                if token := next((token for token in self._specials if end.endswith(token)), None):
-                    del kept[-len(token) :]
-        return "".join(kept)
-
     def _clean(self, text: str) -> str:
-        if self.settings.clean_up:
-            # SentencePiece writes spaces so, and its decoder makes one of a literal sign.
-            text = text.replace("▁", " ")
-            for spaced, closed in CLEAN_UP:
-                text = text.replace(spaced, closed)
-        return text
+        return clean_up(text) if self.settings.clean_up else text
 
     def _joint(self, field: RenderedTexts, prompt: str, reference: str, candidates: Sequence[str]) -> list[str]:
-        """``prompt ⊕ response`` for the reference and each candidate. An empty response gets no newline (as in training)."""
+        """``prompt ⊕ response`` for the reference and each candidate, whose special tokens are dropped already. An empty response
+        gets no newline (as in training)."""
         prompt = self._clean(prompt)
         responses = [self._clean(response) for response in (reference, *candidates)]
         # Dropped again because prompt and response can spell a special token across their boundary.
-        return [self._drop_special(prompt + field.glue + response if response else prompt) for response in responses]
+        return [self._specials.drop(prompt + field.glue + response if response else prompt) for response in responses]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenise(texts, self.tokenizer.encode_batch_fast)]
+
+    def _encodings(self, texts: Sequence[str]) -> list[Encoding]:
+        """With offsets."""
+        return list(self._tokenise(texts, self.tokenizer.encode_batch))
+
+    def _tokenise(self, texts: Sequence[str], encode: Callable[..., list[Encoding]]) -> Iterator[Encoding]:
+        """Every text passes here on its way to the tokenizer, and whatever is wrong with one is told here."""
         try:
-            encoded = (self.tokenizer.encode_batch_fast(batch, add_special_tokens=False) for batch in batches_of_texts(texts))
-            return [encoding.ids for batch in encoded for encoding in batch]
+            for batch in batches_of_texts(texts):
+                yield from encode(batch, add_special_tokens=False)
         except (TypeError, UnicodeError) as error:
-            raise PolarError(f"a text is not valid Unicode (a lone surrogate?): {error}") from error
+            raise _not_unicode(error) from error
 
     def _uncut_ids(self, fields: Sequence[RenderedTexts]) -> list[list[list[int]] | None]:
         """Joint ids of reference and candidates, tokenised as one batch; None where something may have to be cut."""
         response, prompt = (
             _CHARACTERS_PER_TOKEN * n_tokens for n_tokens in (self.settings.max_response_length, self.settings.max_length)
         )
+        drop = self._specials.drop
         joint = {
-            number: self._joint(field, field.prompt, field.reference, field.candidates)
+            number: self._joint(field, drop(field.prompt), drop(field.reference), [drop(text) for text in field.candidates])
             for number, field in enumerate(fields)
             if max(map(len, (field.reference, *field.candidates))) <= response and len(field.prompt) <= prompt
         }
@@ -260,16 +278,12 @@ class Encoder:
         self, field: RenderedTexts, ranks: tuple[int, ...], *, shared_cut: bool
     ) -> list[tuple[list[int], PrefixTree]]:
         """The general case: cut each response to its limit, then the prompt to what the two leave."""
-        prompt, *responses = self.tokenizer.encode_batch(
-            [field.prompt, field.reference, *field.candidates], add_special_tokens=False
-        )
-        (reference, n_reference, reference_cut), *cut_candidates = map(
-            self._cut_response, [field.reference, *field.candidates], responses
-        )
+        prompt, *responses = self._edges(field)
+        (reference, n_reference, reference_cut), *cut_candidates = map(self._cut_response, responses)
         budgets = [
             (self.settings.max_length - RESERVED_TOKENS - n_reference - n_candidate) // 2 for _, n_candidate, _ in cut_candidates
         ]
-        keeps = [max(0, min(len(prompt.ids), min(budgets) if shared_cut else budget)) for budget in budgets]
+        keeps = [max(0, min(len(prompt.offsets), min(budgets) if shared_cut else budget)) for budget in budgets]
         trees = []
         for keep in dict.fromkeys(keeps):
             indices = [i for i, other in enumerate(keeps) if other == keep]
@@ -277,12 +291,9 @@ class Encoder:
             candidate_cuts = tuple(cut_candidates[i][2] for i in indices)
             kept = keep
             while True:
-                text = last_tokens(field.prompt, prompt.offsets, kept)
-                reference_ids, *candidate_ids = self._ids(self._joint(field, text, reference, candidates))
-                cut = Truncation(len(prompt.ids) - kept, reference_cut, candidate_cuts)
-                tree = self._tree(reference_ids, candidate_ids, tuple(ranks[i] for i in indices), cut)
+                joint = self._ids(self._joint(field, prompt.last(kept), reference, candidates))
                 # Cutting can undo merges, so the joint ids may be longer than their parts were; the prompt stands in twice.
-                excess = len(tree.prefix) + max(map(len, tree.branches)) - self.settings.max_length
+                excess = len(self.bos_ids) + len(joint[0]) + max(map(len, joint[1:])) + 2 - self.settings.max_length
                 if excess <= 0:
                     break
                 if kept == 0:
@@ -290,45 +301,68 @@ class Encoder:
                         f"a sequence is {excess} tokens over max_length {self.settings.max_length} without its prompt"
                     )
                 kept = max(0, kept - (excess + 1) // 2)
-            trees.append((indices, tree))
+            cut = Truncation(len(prompt) - kept, reference_cut, candidate_cuts)
+            notes = tuple(field.notes[i] for i in indices)
+            trees.append((indices, self._tree(joint, tuple(ranks[i] for i in indices), cut, notes)))
         return trees
 
-    def _cut_response(self, text: str, encoding: Encoding) -> tuple[str, int, int]:
+    def _edges(self, field: RenderedTexts) -> list[Edge]:
+        """Of the prompt its last tokens, of each response its first (or last) ones, more of each than can be kept."""
+        settings = self.settings
+        response_side: Side = "first" if settings.response_cut_side == "right" else "last"
+        wanted = [Wanted(field.prompt, settings.max_length // 2, "last")]
+        wanted += [Wanted(text, settings.max_response_length, response_side) for text in (field.reference, *field.candidates)]
+        for one in wanted:  # of which some are not read to their end, where a lone surrogate may be
+            try:
+                one.text.encode()
+            except UnicodeError as error:
+                raise _not_unicode(error) from error
+        return edges(wanted, self._encodings, self._specials.drop, self._specials.characters)
+
+    def _cut_response(self, edge: Edge) -> tuple[str, int, int]:
         """The text within ``max_response_length`` tokens, its length in tokens and the tokens cut.
 
         The official client counts a BOS in every field; a cut from the left takes that BOS away first.
         """
-        n_tokens, n_bos, limit = len(encoding.ids), len(self.bos_ids), self.settings.max_response_length
-        if n_tokens + n_bos <= limit:
-            return text, n_tokens + n_bos, 0
+        n_tokens, n_bos, limit = len(edge), len(self.bos_ids), self.settings.max_response_length
+        if not edge.omitted and n_tokens + n_bos <= limit:
+            return edge.text, n_tokens + n_bos, 0
         if self.settings.response_cut_side == "right":
-            return first_tokens(text, encoding.offsets, limit - n_bos), limit, n_tokens + n_bos - limit
-        return last_tokens(text, encoding.offsets, min(n_tokens, limit)), limit, max(0, n_tokens - limit)
+            kept = min(len(edge.offsets), limit - n_bos)
+            return edge.first(kept), kept + n_bos, n_tokens - kept
+        kept = min(len(edge.offsets), limit)
+        return edge.last(kept), kept if edge.omitted else limit, n_tokens - kept
 
-    def _uncut_tree(self, ids: list[list[int]], ranks: tuple[int, ...]) -> PrefixTree:
-        return self._tree(ids[0], ids[1:], ranks, Truncation(candidates=(0,) * len(ranks)))
+    def _uncut_tree(self, ids: list[list[int]], ranks: tuple[int, ...], notes: tuple[tuple[str, ...], ...]) -> PrefixTree:
+        return self._tree(ids, ranks, Truncation(candidates=(0,) * len(ranks)), notes)
 
     def _tree(
-        self, reference_ids: list[int], candidate_ids: list[list[int]], ranks: tuple[int, ...], truncation: Truncation
+        self, ids: list[list[int]], ranks: tuple[int, ...], truncation: Truncation, notes: tuple[tuple[str, ...], ...]
     ) -> PrefixTree:
-        shared = commonprefix(candidate_ids)
-        prefix = [*self.bos_ids, *reference_ids, self.separator_id, *shared]
-        branches = [[*ids[len(shared) :], self.reward_id] for ids in candidate_ids]
-        return PrefixTree(prefix, branches, ranks, truncation)
+        """ids: of the reference and of each candidate."""
+        head = [*self.bos_ids, *ids[0], self.separator_id]
+        return PrefixTree.of(head, [[*own, self.reward_id] for own in ids[1:]], ranks, truncation, notes)
 
 
-def _saved(directory: Path) -> tuple[EncoderSettings, str, str]:
-    """Settings, the tokenizer's fingerprint and the hash of both, as :meth:`Encoder.to_config` gave them."""
+def _not_unicode(error: Exception) -> PolarError:
+    return PolarError(f"a text is not valid Unicode (a lone surrogate?): {error}")
+
+
+def _saved(directory: Path) -> tuple[EncoderSettings, int, str, str]:
+    """Settings, version of the fingerprint, fingerprint and hash, as :meth:`Encoder.to_config` gave them."""
     path = directory / "config.json"
     try:
         section = read_json(path)["polar"]["encoder"]
-        values, fingerprint, saved_hash = section["settings"], section["tokenizer"], section["hash"]
+        values, saved_fingerprint, saved_hash = section["settings"], section["tokenizer"], section["hash"]
+        version = section.get("fingerprint_version", 1)
         unknown = set(values) - set(EncoderSettings.__dataclass_fields__)
     except (KeyError, TypeError):
         raise PolarError(f"{path}: no encoder settings; is this a reward model saved by polar?") from None
     if unknown:
         raise EncoderMismatch(f"{path}: unknown encoder settings {sorted(unknown)}: saved by a newer version?")
+    if version not in (1, VERSION):
+        raise EncoderMismatch(f"{path}: unknown fingerprint_version {version!r}: saved by a newer version?")
     try:
-        return EncoderSettings(**values), fingerprint, saved_hash
+        return EncoderSettings(**values), version, saved_fingerprint, saved_hash
     except TypeError as error:
         raise EncoderMismatch(f"{path}: encoder settings of a wrong type: {error}") from None

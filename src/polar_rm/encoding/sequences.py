@@ -54,17 +54,12 @@ class TokenSequence:
 
 
 def tokenize(text: str, encoder: Encoder, *, add_bos: bool = True) -> list[int]:
-    """Ids of one rendered text as an engine gives them: both role tokens atomic, and BOS in front exactly once.
+    """Ids of one rendered text as an engine gives them (see :meth:`Encoder.ids_of_rendered`).
 
     Raises:
-        PolarError: the text is not valid Unicode, or so long that it needs no counting.
+        PolarError: the text is not valid Unicode, or certainly longer than ``max_length``.
     """
-    limit = encoder.settings.max_length
-    if len(text) > limit * encoder.longest_token:
-        raise PolarError(f"{len(text):,} characters are more than max_length {limit} tokens; cut before sending")
-    ids = encoder.ids(text)
-    has_bos = not add_bos or ids[: len(encoder.bos_ids)] == encoder.bos_ids
-    return ids if has_bos else [*encoder.bos_ids, *ids]
+    return encoder.ids_of_rendered(text, add_bos=add_bos)
 
 
 def render(ids: Sequence[int], encoder: Encoder) -> str:
@@ -85,7 +80,5 @@ def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def join(sequences: Sequence[TokenSequence]) -> PrefixTree:
-    """The tree of sequences with one head. Its prefix goes on as far as all tails agree, but not over the reward token."""
-    tails = [sequence.tail for sequence in sequences]
-    shared = min(len(commonprefix(tails)), min(map(len, tails)) - 1)
-    return PrefixTree([*sequences[0].head, *tails[0][:shared]], [tail[shared:] for tail in tails], (0,) * len(tails))
+    """The tree of sequences with one head."""
+    return PrefixTree.of(sequences[0].head, [sequence.tail for sequence in sequences], (0,) * len(sequences))

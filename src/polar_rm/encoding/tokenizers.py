@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from polar_rm.errors import PolarError
-
-# Every kind of thing that a tokenizer can treat differently; its ids are part of the tokenizer's fingerprint.
-PROBE = "It's 12,345.6 tabs\t and  spaces\r\n\n```py\ndef f(x): return x**2```  naïve Ünïcode 中文 日本 한국어 🙂👩‍💻 <|x|> </s>."
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -44,7 +40,3 @@ def leading_ids(tokenizer: Tokenizer) -> list[int]:
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     full = tokenizer.encode("a", add_special_tokens=True).ids
     return list(full[: full.index(plain[0])])
-
-
-def digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]

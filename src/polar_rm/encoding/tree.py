@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """Tokens cut away: from the prompt's beginning (once, all candidates share the cut) and from each response's end."""
+    """Tokens cut away: from the prompt's beginning (once, all candidates share the cut) and from each response's end.
+
+    Of a text that is many times as long as its limit, which is not read whole, the number is an estimate (never 0).
+    """
 
     prompt: int = 0
     reference: int = 0
@@ -20,12 +25,33 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class PrefixTree:
-    """An encoded comparison: ids of the shared prefix and of each candidate's own branch, which ends in the reward token."""
+    """An encoded comparison: ids of the shared prefix and of each candidate's own branch, which ends in the reward token.
+
+    notes: per candidate, what a reader of its score should know of its texts (see :data:`polar_rm.encoding.texts.NOTES`).
+    """
 
     prefix: list[int]
     branches: list[list[int]]
     ranks: tuple[int, ...]
     truncation: Truncation = Truncation()
+    notes: tuple[tuple[str, ...], ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        head: Sequence[int],
+        tails: Sequence[list[int]],
+        ranks: tuple[int, ...],
+        truncation: Truncation = Truncation(),
+        notes: tuple[tuple[str, ...], ...] = (),
+    ) -> Self:
+        """The tree of sequences with one head. Its prefix goes on as far as all tails agree, but not over their last token, which
+        is the reward token.
+
+        head: ids up to and with the separator. tails: at least one, the ids behind it.
+        """
+        shared = min(len(commonprefix(list(tails))), min(map(len, tails)) - 1)
+        return cls([*head, *tails[0][:shared]], [list(tail[shared:]) for tail in tails], ranks, truncation, notes)
 
     @property
     def n_tokens(self) -> int:
@@ -39,7 +65,8 @@ class PrefixTree:
     def distinct(self) -> tuple[PrefixTree, list[list[int]]]:
         """The tree without repeated branches, and for each of its branches the candidates that have it.
 
-        Different texts can have the same ids: what differed was cut away, or was a special token's text."""
+        Different texts can have the same ids: what differed was cut away, or was a special token's text.
+        """
         owners: dict[tuple[int, ...], list[int]] = {}
         for index, branch in enumerate(self.branches):
             owners.setdefault(tuple(branch), []).append(index)
@@ -61,4 +88,5 @@ class PrefixTree:
     def _subtree(self, indices: Sequence[int]) -> PrefixTree:
         cut = self.truncation
         cut = Truncation(cut.prompt, cut.reference, tuple(cut.candidates[i] for i in indices) if cut.candidates else ())
-        return PrefixTree(self.prefix, [self.branches[i] for i in indices], tuple(self.ranks[i] for i in indices), cut)
+        notes = tuple(self.notes[i] for i in indices) if self.notes else ()
+        return PrefixTree(self.prefix, [self.branches[i] for i in indices], tuple(self.ranks[i] for i in indices), cut, notes)

@@ -44,6 +44,8 @@ def awkward_items(settings: EncoderSettings) -> list[ScoreItem]:
         ScoreItem("naïve e\u0301 \u00e9 ﬁ Ａ ①", "\u202eright to left\u202c עברית العربية", "👩‍💻🏳️‍🌈 \u200b\ufeff \U0010ffff"),
         ScoreItem("Ignore <|im_end|> and <|reward|> please </s>", "<s>ok<|endoftext|>", "ok [UNUSED_TOKEN_130] [UNUSED_TOKEN_0]"),
         ScoreItem("<|rew<|reward|>ard|> " + "a" * 70, "-" * 50 + " " * 50, "....." * 20 + "\n" * 20),
+        # Spaces that the official slow tokenizer closes and fast ones keep.
+        ScoreItem("import x from 'react' ; if ( !( a ) ) { f ( ) ; }", "y , z ; isn 't it ?", "import y from 'vue' ! I 'm in ."),
         ScoreItem("Summarise.", response, "A short one."),
         ScoreItem("Summarise.", "A short one.", response + "!"),
         ScoreItem(prompt, "A short one.", "Another."),

@@ -10,14 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from polar_rm.encoding.texts import without_thinking
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem, Wrapper, flatten, group_items
 from polar_rm.records.fields import Refused
 from polar_rm.records.rows import to_item
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.transforms import transform
-
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
 def score_item(
@@ -46,19 +45,6 @@ def score_item(
     if not flatten(given).strip():
         raise PolarError("field 'reference': expected an answer to compare completions with, but it holds only thinking")
     return ScoreItem(item.prompt, given, output, wrapper)
-
-
-def without_thinking(text: str) -> str:
-    """The answer alone: what stands in ``<think>...</think>`` is removed. A text without tags stays as it is.
-
-    Chat templates may open the tag in the prompt, so all before a lone ``</think>`` is thinking. An unclosed ``<think>`` means
-    that the answer never came: what is left is the text before it. The official client's expression needs both tags, and so
-    scores the thinking in these two cases.
-    """
-    if "<think>" not in text and "</think>" not in text:
-        return text
-    answer = _THOUGHT.sub("", text).rpartition("</think>")[2]
-    return answer.partition("<think>")[0].strip()
 
 
 def client_options(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:

@@ -1,0 +1,168 @@
+"""F3: what a limit can't hold is not tokenised, and no id changes by that."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import tiny
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+
+from polar_rm.encoding import edges
+from polar_rm.encoding.encoder import Encoder
+from polar_rm.encoding.settings import EncoderSettings
+from polar_rm.errors import PolarError
+from polar_rm.model.native import add_role_tokens
+from polar_rm.records import Comparison
+
+
+def whole_text() -> Tokenizer:
+    """No pre-tokenizer: the whole text is one word, as in Llama 2 and POLAR."""
+    tokenizer = Tokenizer.from_str(tiny.tokenizer(bos=True).to_str())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return tokenizer
+
+
+def digits(pattern: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(tiny.tokenizer().to_str())
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return tokenizer
+
+
+def normalising() -> Tokenizer:
+    tokenizer = Tokenizer.from_str(tiny.tokenizer().to_str())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace("the", "")])
+    return tokenizer
+
+
+TOKENIZERS = {
+    "byte level": tiny.tokenizer,
+    "whole text": whole_text,
+    "digits from the left": lambda: digits(r"\p{N}{1,3}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
+    "digits from the right": lambda: digits(r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
+    "normalising": normalising,
+}
+ENCODERS = {
+    (name, side): Encoder(
+        add_role_tokens(build()), EncoderSettings(max_length=160, max_response_length=40, response_cut_side=side)
+    )
+    for name, build in TOKENIZERS.items()
+    for side in ("right", "left")
+}
+PIECES = st.sampled_from(
+    [
+        "the quick ",
+        "fox",
+        " ",
+        "\n",
+        "1234567",
+        "aaaaaaaa",
+        "naïve ",
+        "e\u0301",
+        "🙂",
+        "中文",
+        "<|rew",
+        "ard|>",
+        "<|reward|>",
+        "...",
+        "x",
+    ]
+)
+TEXTS = st.one_of(
+    st.lists(PIECES, max_size=400).map("".join),
+    st.tuples(
+        st.lists(PIECES, max_size=9).map("".join),
+        st.sampled_from(["7", "a", " ", "ab", "<|reward|>", "the ", "=", "🙂"]),
+        st.integers(0, 3000),
+    ).map(lambda parts: parts[0] + parts[1] * parts[2] + parts[0]),
+)
+
+
+def in_small_parts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(edges, "CHARACTERS_PER_TOKEN", 1)
+    patch.setattr(edges, "MARGIN", 64)
+    patch.setattr(edges, "ZONE", 64)
+
+
+@pytest.mark.parametrize("key", ENCODERS, ids="-".join)
+@settings(max_examples=40, deadline=None)
+@given(prompt=TEXTS, reference=TEXTS, candidates=st.lists(TEXTS, min_size=1, max_size=2))
+def test_ids_are_those_of_the_whole_text(key, prompt, reference, candidates):
+    encoder = ENCODERS[key]
+    comparison = Comparison(prompt, reference, tuple(candidates), tuple(range(len(candidates))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(edges, "CHARACTERS_PER_TOKEN", 10**6)
+        whole = encoder.encode(comparison)
+    with pytest.MonkeyPatch.context() as patch:
+        in_small_parts(patch)
+        found = encoder.encode(comparison)
+    assert (found.prefix, found.branches) == (whole.prefix, whole.branches)
+    assert bool(found.truncation) == bool(whole.truncation)
+    cut = [(t.prompt > 0, t.reference > 0, *(c > 0 for c in t.candidates)) for t in (found.truncation, whole.truncation)]
+    assert cut[0] == cut[1]
+
+
+def count_characters(encoder: Encoder, monkeypatch) -> list[int]:
+    seen: list[int] = []
+    tokenise = encoder._tokenise
+    monkeypatch.setattr(encoder, "_tokenise", lambda texts, encode: seen.append(sum(map(len, texts))) or tokenise(texts, encode))
+    return seen
+
+
+@pytest.mark.parametrize("field", ["prompt", "reference", "output"])
+@pytest.mark.parametrize("unit", ["the quick brown fox ", "7", "<|reward|>", "<|rew", "a"])
+def test_of_megabytes_little_is_read(monkeypatch, field, unit):
+    encoder = Encoder(add_role_tokens(tiny.tokenizer()), EncoderSettings(max_length=2000, max_response_length=500))
+    seen = count_characters(encoder, monkeypatch)
+    texts = {"prompt": "p", "reference": "r", "output": "o"} | {field: unit * (4_000_000 // len(unit))}
+    [(_, tree)] = encoder.encode_outputs(texts["prompt"], texts["reference"], [texts["output"]])
+    assert tree.truncation
+    assert len(tree.sequence(0)) <= 2000
+    assert sum(seen) < 4 * edges.MAX_CHARACTERS
+    if unit == "the quick brown fox ":
+        assert sum(seen) < 120_000
+
+
+def test_counts_of_cut_tokens_are_estimates_beyond_what_is_read():
+    encoder = Encoder(add_role_tokens(tiny.tokenizer()), EncoderSettings(max_length=400, max_response_length=100))
+    random.seed(0)
+    text = " ".join(random.choices(["the quick", "brown", "fox 12", "naïve,"], k=60_000))
+    n_tokens = len(encoder.ids(text))
+    [(_, tree)] = encoder.encode_outputs(text, text, [text])
+    cut = tree.truncation
+    for found, kept in ((cut.prompt, 98), (cut.reference, 100), (cut.candidates[0], 100)):
+        assert found == pytest.approx(n_tokens - kept, rel=0.02)
+
+
+@pytest.mark.parametrize("length", [0, 3_000, 40_000, 1_500_000])
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_a_lone_surrogate_is_one_clear_error_at_any_length(length, place):
+    """B3."""
+    encoder = Encoder(add_role_tokens(tiny.tokenizer()), EncoderSettings(max_length=500, max_response_length=64))
+    words = "fox " * (length // 8)
+    text = {"first": "\ud800" + words + words, "middle": words + "\udfff" + words, "last": words + words + "\ud83d"}[place]
+    for prompt, reference, output in ((text, "r", "o"), ("p", text, "o"), ("p", "r", text)):
+        with pytest.raises(PolarError, match="not valid Unicode"):
+            encoder.encode_outputs(prompt, reference, [output])
+        with pytest.raises(PolarError, match="not valid Unicode"):
+            encoder.encode(Comparison(prompt, reference, (output, "x"), (0, 1)))
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\ud800" + "fox " * 500])
+def test_a_rendered_text_with_a_lone_surrogate_is_refused(text):
+    """B3."""
+    encoder = Encoder(add_role_tokens(tiny.tokenizer()), EncoderSettings(max_length=500, max_response_length=64))
+    with pytest.raises(PolarError, match="not valid Unicode|more than max_length"):
+        encoder.ids_of_rendered(text)
+
+
+def test_a_rendered_text_beyond_the_limit_is_refused_by_its_beginning(monkeypatch):
+    encoder = Encoder(add_role_tokens(tiny.tokenizer()), EncoderSettings(max_length=500, max_response_length=64))
+    seen = count_characters(encoder, monkeypatch)
+    with pytest.raises(PolarError, match=r"8,008 characters are more than max_length 500 tokens"):
+        encoder.ids_of_rendered("the fox 1234567 " * 500 + "\ud800\ud800\ud800end..")
+    assert sum(seen) <= 6_000
+    assert len(encoder.ids_of_rendered("a<|reward|>" + "jumps over the lazy dog " * 60 + "[UNUSED_TOKEN_130]")) > 300
