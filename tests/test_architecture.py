@@ -47,7 +47,6 @@ WITHOUT_DOCSTRING = set(
     cli.options.load
     cli.options.print_values
     cli.options.report_bad
-    client.blocking.RewardClient.encoder
     conversion.internlm2.Shape.groups
     conversion.internlm2.Shape.of
     corpus.cleaning.Loop.copies

@@ -38,11 +38,11 @@ ITEMS = some()
 SCORES = [fakes.fake_score(fakes.ids_of(item, ENCODER)) for item in ITEMS]
 
 
-def ask(engine, items=ITEMS, **options):
+def ask(server, items=ITEMS, **options):
     options = {"model": ENCODER, "items_per_request": 7} | options
 
     async def run():
-        async with AsyncRewardClient(URL, transport=engine.transport, **options) as client:
+        async with AsyncRewardClient(URL, transport=server.transport, **options) as client:
             return await client.score(items)
 
     return asyncio.run(run())
@@ -184,10 +184,64 @@ def test_a_try_that_hangs_is_followed_by_another():
     assert rewards(ask(Hanging("sglang"), ITEMS[:2], timeout=0.5, deadline=20)) == SCORES[:2]
 
 
-def test_nobody_at_home():
-    with RewardClient("http://127.0.0.1:9", deadline=0.5) as client:
+def test_nobody_at_home_is_told_at_the_first_contact(caplog):
+    """A1, H9: ten minutes of silence before."""
+    with RewardClient("http://127.0.0.1:9", first_contact=0.3) as client:
         outcomes = client.score(ITEMS[:2])
+        with pytest.raises(PolarError, match="nobody answers at http://127.0.0.1:9: connection refused; is the reward server"):
+            client.check()
     assert [outcome.code for outcome in outcomes] == ["unavailable"] * 2
+    assert outcomes[0].message.startswith("nobody answers at http://127.0.0.1:9: connection refused")
+    assert caplog.messages[0].startswith("reward server http://127.0.0.1:9: connection refused; trying for")
+    with RewardClient("http://no-such-host.invalid:1", first_contact=0.1) as client:
+        assert "no such name" in client.score(ITEMS[:1])[0].message
+
+
+def gone():
+    error = httpx.ConnectError("All connection attempts failed")
+    error.__cause__ = ConnectionRefusedError()
+    return error
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_server_that_restarts_later_is_waited_for(named, caplog, monkeypatch):
+    """A1: ``first_contact`` counts until somebody has answered; then the deadline does, and the log tells of it."""
+    engine = reward_servers.Engine("sglang", replies=[gone()] * 5)
+    if named:  # a named engine is found by any answer
+        engine = reward_servers.Engine("nobody's", replies=[gone()] * 5)
+        engine.scored = lambda path, body, scores: httpx.Response(200, json={"data": [{"probs": [s]} for s in scores]})
+    options = {"engine": "vllm"} if named else {}
+    assert rewards(ask(engine, ITEMS[:1], first_contact=0.0, **options)) == SCORES[:1]
+    assert len(engine.requests) == 6
+    assert len(caplog.messages) == 2  # at once, and when it is over; the next would come half a minute later
+    assert "rewards:1: connection refused; trying for 600 s more" in caplog.messages[0]
+    assert "answers again" in caplog.messages[1]
+    caplog.clear()
+    monkeypatch.setattr("polar_rm.client.asynchronous._REPORT_SECONDS", 0.0)
+    ask(reward_servers.Engine("sglang", replies=[gone()] * 5), ITEMS[:1])
+    assert len(caplog.messages) == 6
+
+
+def test_a_wrong_server_is_told_with_the_url():
+    """H9: a 404 did not name what was asked."""
+    with fakes.running(fakes.make(encode=ENCODER)) as url:
+        client = RewardClient(url, engine="lmdeploy")  # whose route ours has, but not with this body
+        assert rewards(client.score_ids([fakes.ids_of(ITEMS[0], ENCODER)])) == SCORES[:1]
+        client.close()
+
+    class Other(reward_servers.Engine):
+        def reply(self, request):
+            return httpx.Response(404, text="nginx")
+
+    [outcome] = ask(Other("nginx"), ITEMS[:1])
+    assert outcome.code == "refused" and outcome.message == "HTTP 404 from http://rewards:1/v1/models: nginx"
+
+
+def test_a_single_item_that_meets_a_full_queue_is_sent_again():
+    """cli-1: many items hid it, whose halves were sent anew as after a refusal."""
+    engine = reward_servers.Engine("vllm", replies=[httpx.Response(429, json={"error": {"message": "full"}})] * 2)
+    assert rewards(ask(engine, ITEMS[:1])) == SCORES[:1]
+    assert [body for _, body in engine.requests] == [engine.requests[0][1]] * 3
 
 
 def test_a_refusal_hits_only_the_culprit():
@@ -290,7 +344,7 @@ def test_a_keys_newline_is_stripped_and_what_no_header_can_hold_is_told():
     assert rewards(ask(Keyed("vllm"), ITEMS[:1], api_key="abc\n")) == SCORES[:1]
     assert set(sent) == {"Bearer abc"}
     for bad in ("sécret", "two\nlines", "a b", "\n"):
-        with pytest.raises(PolarError, match="api_key: expected printable ASCII") as error:
+        with pytest.raises(PolarError, match="api_key: expected a key of printable ASCII") as error:
             RewardClient(URL, api_key=bad)
         assert bad not in str(error.value)
 
@@ -322,8 +376,8 @@ def test_mistakes_in_the_set_up_raise():
         ask(reward_servers.Engine("vllm"), model=None)
     with pytest.raises(PolarError, match="unknown engine 'tgi'"):
         RewardClient(URL, engine="tgi")
-    for bad in ("127.0.0.1:30000", "ftp://x", "http://", ""):
-        with pytest.raises(PolarError, match="not a URL"):
+    for bad in ("ftp://x", "http://", "", "http://http://127.0.0.1:30000", "http://127.0.0.1:30000/get_reward"):
+        with pytest.raises(PolarError, match="not a server's address"):
             RewardClient(bad)
 
 
@@ -359,6 +413,29 @@ def test_the_drop_ins_limits_are_the_checkpoints_or_its_own(checkpoint):
     assert lengths[0] > lengths[1]
     with pytest.raises(PolarError, match="server_type"):
         RewardModelClient(folder, server_type="tgi")
+
+
+def test_the_drop_in_takes_an_address_with_a_scheme_and_refuses_nonsense(checkpoint):
+    """H9."""
+    folder, model = checkpoint
+    item = {"prompt": "p", "reference": "r", "output": "o"}
+    with fakes.running(fakes.make(Scorer(model).score_trees, model.encoder)) as url:
+        for address in (url, f"{url}/", url.removeprefix("http://")):
+            assert len(RewardModelClient(folder, server_address=address, timeout=30, deadline=60)([item])) == 1
+    for bad in (
+        "http://http://127.0.0.1:30000",
+        "127.0.0.1:30000/get_reward",
+        "http://h:1/v1",
+        "h:port",
+        "h",
+        "http://h:99999",
+        "",
+    ):
+        with pytest.raises(PolarError, match="not a server's address"):
+            RewardModelClient(folder, server_address=bad)
+    client = RewardModelClient(folder, server_address="127.0.0.1:9", deadline=0.2)
+    with pytest.raises(ScoreError, match="connection refused"):
+        client([item])
 
 
 def test_the_drop_in_raises_where_the_official_client_gives_none(checkpoint):

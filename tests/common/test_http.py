@@ -1,22 +1,234 @@
-import httpx
+"""One transport: addresses, keys, proxies, and every way in which a server fails to answer, as typed outcomes."""
+
+import asyncio
+import contextlib
+import gzip
+import socket
+import threading
+import time
+
 import pytest
 
-from polar_rm.common.http import message_of, retry_after
+from polar_rm.common.http import NoReply, Reply, Transport, is_address, key_from_environment, server_url
+from polar_rm.errors import PolarError
+from polar_rm.rft.config import RewardConfig
+from polar_rm.sampling.backends.openai import OpenAIPolicy
+from polar_rm.sampling.base import Machine
+from polar_rm.serving.address import api_key
+
+
+@contextlib.contextmanager
+def answering(*parts, pause=0.0, endless=False):
+    """A server that gives everybody these bytes, and keeps what it was sent."""
+    over, received = threading.Event(), []
+
+    def answer(connection):
+        with connection, contextlib.suppress(OSError):
+            request = connection.recv(65536)
+            length = int((request.partition(b"Content-Length: ")[2] or b"0").split()[0])
+            while len(request.partition(b"\r\n\r\n")[2]) < length:
+                request += connection.recv(65536)
+            received.append(request)
+            for part in parts:
+                connection.sendall(part)
+            while endless and not over.wait(pause):
+                connection.sendall(b" ")
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", received
+        finally:
+            over.set()
+
+
+def http(body, *headers, status="200 OK"):
+    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def send(url, method="POST", path="/x", body=None, until=None, **options):
+    async def run():
+        async with Transport(url, **options) as transport:
+            return await transport.send(method, path, body, *([] if until is None else [until]))
+
+    return asyncio.run(run())
 
 
 def test_retry_after_may_be_a_date():
-    response = httpx.Response(429, headers={"Retry-After": "Wed, 21 Oct 2065 07:28:00 GMT"})
-    assert retry_after(response) > 1e8
-    assert retry_after(httpx.Response(429, headers={"Retry-After": "soon"})) is None
+    response = Reply(429, {"retry-after": "Wed, 21 Oct 2065 07:28:00 GMT"}, b"")
+    assert response.retry_after > 1e8
+    assert Reply(429, {"retry-after": "soon"}, b"").retry_after is None
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "-inf"])
 def test_nobody_waits_for_ever(value):
-    assert retry_after(httpx.Response(429, headers={"Retry-After": value})) is None
+    assert Reply(429, {"retry-after": value}, b"").retry_after is None
 
 
 def test_the_servers_words_are_found_where_each_puts_them():
-    for body in ({"error": {"message": "why"}}, {"error": "why"}, {"message": "why"}, {"detail": "why"}):
-        assert message_of(httpx.Response(400, json=body)) == "why"
+    for body in (b'{"error": {"message": "why"}}', b'{"error": "why"}', b'{"message": "why"}', b'{"detail": "why"}'):
+        assert Reply(400, {}, body).message == "why"
     for content in (b"<html>", b"[1]", b"", b"{}", b"[" * 200_000):
-        assert message_of(httpx.Response(502, content=content)) is None
+        assert Reply(502, {}, content).message is None
+
+
+def test_a_reply_that_trickles_in_gets_no_more_time():
+    """B18: a timeout for each read lets a byte a minute go on for ever."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"
+    with answering(head, pause=0.05, endless=True) as (url, _):
+        assert send(url, timeout=0.5) == NoReply("timeout", "no answer within 0.5 s")
+        assert send(url, until=time.monotonic() - 1).kind == "timeout"
+        # Through sampling's policy as well.
+        values = {"name": "p", "family": "f", "kind": "base", "model": "m", "base_url": f"{url}/v1", "retries": 0, "timeout": 0.5}
+        from polar_rm.sampling.base import Request
+
+        outcomes = []
+        policy = OpenAIPolicy.model_validate(values | {"decoding": {"max_new_tokens": 7}})
+        policy.open(Machine()).run([Request("p", "x", 0, 0)], lambda _, outcome: outcomes.append(outcome), threading.Event())
+        assert (outcomes[0].kind, outcomes[0].message) == ("timeout", "no answer within 0.5 s")
+
+
+def test_replies_have_a_bound_also_packed_ones():
+    bomb = http(gzip.compress(b" " * (1 << 20)), "Content-Encoding: gzip")
+    for content in (http(b" " * 5000), bomb):
+        with answering(content) as (url, _):
+            assert send(url, max_reply_bytes=4000) == NoReply("too_large", "the reply has more than 4,000 bytes")
+    with answering(bomb) as (url, _):
+        assert len(send(url).content) == 1 << 20
+
+
+def test_every_failure_has_its_kind():
+    assert send("http://127.0.0.1:9") == NoReply("absent", "connection refused")
+    assert send("http://no-such-host.invalid:1").kind == "absent"
+    with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf") as (url, _):
+        assert send(url).kind == "broken"
+    with answering(b"") as (url, _):
+        assert send(url).kind == "broken"
+    with answering(http(b"no gzip", "Content-Encoding: gzip")) as (url, _):
+        assert send(url).kind == "unreadable"
+    with answering(http(b"{}", status="503 Busy")) as (url, _):
+        assert send(url).status == 503
+
+
+def test_the_key_goes_to_the_server_and_into_no_message():
+    moved = http(b"", "Location: http://127.0.0.1:9/?sk-secret", status="302 Found")
+    with answering(moved) as (url, received):
+        reply = send(url, api_key="sk-secret")
+    assert b"Authorization: Bearer sk-secret\r\n" in received[0] and len(received) == 1
+    assert reply.status == 302 and reply.headers["location"] == "http://127.0.0.1:9/?***"
+    transport = Transport("http://127.0.0.1:9", api_key="sk-secret")
+    assert transport.said(Reply(400, {}, b"x" * 195 + b" sk-secret")) == "x" * 195 + " ***"
+
+
+def test_texts_with_half_characters_can_be_sent():
+    with answering(http(b"{}")) as (url, received):
+        send(url, body={"text": "\ud800 ü"})
+    assert received[0].endswith('{"text": "\\ud800 ü"}'.encode()) and b"Content-Type: application/json\r\n" in received[0]
+
+
+@pytest.fixture
+def proxies(monkeypatch):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://user:pass@127.0.0.1:9")
+
+
+def test_a_proxy_is_asked_where_it_may_be_and_told(proxies, monkeypatch):
+    """H26."""
+    with answering(http(b"{}")) as (url, _):
+        for address in (url, url.replace("127.0.0.1", "localhost")):
+            for asked in (True, False):
+                assert send(address, proxies=asked).status == 200
+    reply = send("http://policies.example", proxies=True)
+    assert reply == NoReply("absent", "connection refused through the proxy http://127.0.0.1:9 of the environment")
+    assert "proxy" not in send("http://policies.invalid", proxies=False).message
+    monkeypatch.setenv("no_proxy", "policies.invalid")
+    assert "proxy" not in send("http://policies.invalid", proxies=True).message
+    monkeypatch.setenv("http_proxy", "strange://127.0.0.1:9")
+    with pytest.raises(PolarError, match="can't be asked through the proxy strange://127.0.0.1:9 of the environment"):
+        send("http://policies.example", proxies=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("127.0.0.1:30000", "http://127.0.0.1:30000"),
+        ("http://h:1/", "http://h:1"),
+        (" https://h \n", "https://h"),
+        ("[::1]:5", "http://[::1]:5"),
+        ("http://[::1]:5/", "http://[::1]:5"),
+        ("node-7:8000", "http://node-7:8000"),
+    ],
+)
+def test_addresses(address, url):
+    """H9."""
+    assert server_url(address) == url and is_address(address.strip())
+
+
+BAD = [
+    "http://http://h:1",
+    "h:1/get_reward",
+    "http://h:1/v1",
+    "h",
+    "h:port",
+    "http://h:99999",
+    "ftp://h",
+    "http://",
+    "",
+    "http://h ost",
+]
+
+
+@pytest.mark.parametrize("address", [*BAD, "http://h:1?x=1", "http://h:1#x", "http://h:0", "//h:1"])
+def test_addresses_that_are_none(address):
+    with pytest.raises(PolarError, match="not a server's address.*expected http://HOST:PORT"):
+        server_url(address)
+    with pytest.raises(PolarError, match="credentials") as error:
+        server_url("http://me:secret@h:1")
+    assert "secret" not in str(error.value)
+    assert server_url("http://h:1/v1/", path=True) == "http://h:1/v1"
+    assert not is_address("runs/rm/model") and not is_address("C:\\models")
+
+
+def readers():
+    """Everybody who reads a key's environment variable."""
+    policy = {
+        "name": "p",
+        "family": "f",
+        "kind": "base",
+        "model": "m",
+        "base_url": "http://127.0.0.1:9/v1",
+        "api_key_env": "SOME_KEY",
+    }
+    return {
+        "server": lambda: api_key("127.0.0.1", "SOME_KEY", allow_open=False),
+        "rft": lambda: RewardConfig(source="http://127.0.0.1:9", api_key_env="SOME_KEY").open(),
+        "sampling": lambda: OpenAIPolicy.model_validate(policy).open(Machine()),
+        "parity": lambda: key_from_environment("SOME_KEY", "--api-key-env"),
+    }
+
+
+@pytest.mark.parametrize("reader", ["server", "rft", "sampling", "parity"])
+def test_a_keys_variable_is_read_by_one_rule(reader, monkeypatch):
+    """B17: four readers had four rules; set and empty went out without a key."""
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with pytest.raises(PolarError, match="the environment variable SOME_KEY is not set"):
+        readers()[reader]()
+    for empty in ("", " ", "\n"):
+        monkeypatch.setenv("SOME_KEY", empty)
+        with pytest.raises(PolarError, match="SOME_KEY is set, but it is empty"):
+            readers()[reader]()
+    for bad in ("sk-sécret", "sk-se cret", "sk-se\ncret"):
+        monkeypatch.setenv("SOME_KEY", bad)
+        with pytest.raises(PolarError, match="SOME_KEY: expected a key of printable ASCII") as error:
+            readers()[reader]()
+        assert "sk-" not in str(error.value)
+    monkeypatch.setenv("SOME_KEY", "k\r\n")
+    assert key_from_environment("SOME_KEY", "x") == api_key("127.0.0.1", "SOME_KEY", allow_open=False) == "k"

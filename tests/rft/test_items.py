@@ -70,6 +70,10 @@ def test_client_options_come_from_the_environment() -> None:
     }
     with pytest.raises(PolarError, match="POLAR_URL"):
         client_options({"POLAR_URL": ""})
+    with pytest.raises(PolarError, match="not a server's address"):
+        client_options({"POLAR_URL": "http://h:1/get_reward"})
+    with pytest.raises(PolarError, match="POLAR_API_KEY is set, but it is empty"):
+        client_options({"POLAR_URL": "h:1", "POLAR_API_KEY": ""})
 
 
 def test_a_group_is_what_shares_prompt_and_reference() -> None:

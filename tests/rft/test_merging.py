@@ -84,7 +84,7 @@ def test_a_failure_is_its_own_callers_alone(merger_of):
     engine = reward_servers.Engine("vllm", refuses=lambda ids: len(ids) > limit)
     *good, error = one_by_one(merger_of(engine), [*ITEMS, bad])
     assert good == SCORES
-    assert isinstance(error, ScoreError) and "refused: HTTP 400: one is too long" in str(error)
+    assert isinstance(error, ScoreError) and "refused: HTTP 400 from http://rewards:1/classify: one is too long" in str(error)
 
 
 def test_a_mistake_in_the_set_up_reaches_everybody(merger_of):

@@ -109,8 +109,21 @@ def test_a_failure_raises():
         pytest.raises(ScoreError, match="1 of 3 items have no reward; first item 3"),
     ):
         PolarReward(url)(PROMPTS, COMPLETIONS, reference=REFERENCES)
+
+
+def test_a_server_that_is_not_there_is_told_when_the_reward_is_made():
+    """A1: it was told after ten minutes in the first step."""
+    with pytest.raises(PolarError, match=r"nobody answers at http://127.0.0.1:9: connection refused"):
+        PolarReward("127.0.0.1:9", first_contact=0.2)
+    with fakes.running(fakes.make(encode=ENCODER, api_key="k")) as url, pytest.raises(PolarError, match="HTTP 401"):
+        PolarReward(url, api_key="other")
+
+
+def test_a_server_that_goes_ends_the_run():
+    with fakes.running(fakes.make(encode=ENCODER)) as url:
+        reward = PolarReward(url, deadline=0.5)
     with pytest.raises(ScoreError, match="3 of 3 items have no reward; .*unavailable"):
-        PolarReward(url, deadline=0.1)(PROMPTS, COMPLETIONS, reference=REFERENCES)
+        reward(PROMPTS, COMPLETIONS, reference=REFERENCES)
 
 
 def test_one_asynchronous_reward_serves_many_loops(url):

@@ -108,7 +108,7 @@ def test_blanks_around_the_key_are_no_part_of_it(server, monkeypatch, blank):
 @pytest.mark.parametrize("key", ["sk-sécret", "sk-se cret", "sk-se\ncret"])
 def test_a_key_that_no_header_can_carry_is_refused_and_not_repeated(server, monkeypatch, key):
     monkeypatch.setenv("POLAR_TEST_KEY", key)
-    with pytest.raises(PolarError, match="POLAR_TEST_KEY holds no key") as refused:
+    with pytest.raises(PolarError, match="POLAR_TEST_KEY: expected a key of printable ASCII") as refused:
         policy(server, api_key_env="POLAR_TEST_KEY").open(Machine())
     assert "sk-" not in str(refused.value)
 
@@ -130,7 +130,7 @@ def test_no_part_of_the_key_remains_where_a_message_is_cut(server, monkeypatch, 
         ({"api_key_env": "sk-live-123"}, "NAME of an environment variable"),
         ({"base_url": "http://user:sk-live-123@host/v1"}, "must hold no credentials"),
         ({"base_url": "localhost:8000"}, "looks like http"),
-        ({"base_url": "http://localhost:99999/v1"}, "base_url: Port out of range 0-65535"),
+        ({"base_url": "http://localhost:99999/v1"}, "Port out of range 0-65535"),
         ({"extra_body": {"min_p": 0.1, "temperature": 0.2, "seed": 1}}, "extra_body can't hold temperature, seed"),
         ({"extra_body": {"stop": ["x"]}}, "extra_body can't hold stop"),
         ({"extra_body": {"max_completion_tokens": 5}}, "extra_body can't hold max_completion_tokens"),

@@ -11,9 +11,10 @@ import httpx
 import pytest
 from support import fakes
 
+from polar_rm.common.http import is_loopback
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
-from polar_rm.serving.address import api_key, bind, is_loopback
+from polar_rm.serving.address import api_key, bind
 from polar_rm.serving.guard import Limits
 
 ENCODER = fakes.encoder(max_length=400, max_response_length=100)

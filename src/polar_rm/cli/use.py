@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,7 +21,6 @@ from polar_rm.cli.options import (
     report_bad,
 )
 from polar_rm.common.progress import progress_bar
-from polar_rm.errors import PolarError
 
 if TYPE_CHECKING:
     pass
@@ -198,13 +196,12 @@ def parity(
     """
     from polar_rm import parity as routes
     from polar_rm.common.files import write_json
+    from polar_rm.common.http import key_from_environment
     from polar_rm.model.devices import pick_device
     from polar_rm.records import read_items
 
     items = list(read_items(file)) if file else []
-    api_key = os.environ.get(api_key_env) if api_key_env else None
-    if api_key_env and not api_key:
-        raise PolarError(f"--api-key-env {api_key_env}: this environment variable is not set")
+    api_key = key_from_environment(api_key_env, "--api-key-env") if api_key_env else None
     result = routes.check(
         model, items, against=against, api_key=api_key, dtype=dtype, device=pick_device(device), tolerance=tolerance
     )

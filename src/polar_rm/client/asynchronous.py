@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,7 +23,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from polar_rm.client.jobs import Ids, Job, Jobs, by_group, encode
-from polar_rm.common.http import message_of, retry_after
+from polar_rm.common.http import Reply, Transport, checked_key, server_url
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import EncoderMismatch, PolarError
 from polar_rm.protocols import engines as protocols
@@ -37,16 +38,28 @@ _TRANSIENT = {408, 425, 429, 502, 503, 504}
 _GENERAL = {401, 403, 404, 405}
 
 
+# Seconds between two messages about a server that doesn't answer.
+_REPORT_SECONDS = 30.0
+# Seconds of one try of the first question, which every server answers at once.
+_PROBE_SECONDS = 10.0
+
+_log = logging.getLogger("polar_rm.client")
+
+
 class _Refused(Exception):
     """The server will not answer this request, however often it is sent."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"HTTP {status}: {message}")
+    def __init__(self, status: int, url: str, message: str) -> None:
+        super().__init__(f"HTTP {status} from {url}: {message}")
         self.status = status
 
 
 class _Unavailable(Exception):
     """No answer before the deadline."""
+
+
+class _Absent(_Unavailable):
+    """Nobody was there at the first contact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +68,37 @@ class _Server:
     model: str | None  # the name it serves under
 
 
+class _Outage:
+    """Tells of a server that does not answer: at once, and then twice a minute."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._began = self._reported = 0.0
+
+    def goes_on(self, reason: str, until: float) -> None:
+        """A try has failed."""
+        now = time.monotonic()
+        self._began = self._began or now
+        if not self._reported or now - self._reported >= _REPORT_SECONDS:
+            self._reported = now
+            since = f" for {now - self._began:.0f} s" if now - self._began >= 1 else ""
+            _log.warning("reward server %s: %s%s; trying for %.0f s more", self._url, reason, since, max(0.0, until - now))
+
+    def is_over(self) -> None:
+        """A try has been answered."""
+        if self._reported:
+            _log.warning("reward server %s: answers again after %.0f s", self._url, time.monotonic() - self._began)
+        self._began = self._reported = 0.0
+
+
 class AsyncRewardClient:
     """Scores items concurrently over a pool of connections; use it within one event loop.
 
-    url: of the server, with scheme and port. model: checkpoint folder (or its Encoder); needed for foreign engines, which are
-    sent token ids, and checked against our own server's encoder. engine: skips the question which server it is.
-    timeout: seconds of one try. deadline: seconds of one call with all its tries; transient errors are retried until then, with
-    exponential back-off and jitter or as the server's Retry-After says. max_concurrency: requests in flight.
+    url: of the server, ``http://HOST:PORT`` or ``HOST:PORT``. model: checkpoint folder (or its Encoder); needed for foreign
+    engines, which are sent token ids, and checked against our own server's encoder. engine: which server it is, instead of asking
+    it. timeout: seconds of one try. deadline: seconds of one call with all its tries; transient errors are retried until then,
+    with exponential back-off and jitter or as the server's Retry-After says, and told in the log. first_contact: seconds after
+    which it is an error that nobody listens there, as long as nobody ever did. max_concurrency: requests in flight.
     items_per_request: at most; small requests spread over replicas, the server merges them again.
     """
 
@@ -74,31 +111,31 @@ class AsyncRewardClient:
         api_key: str | None = None,
         timeout: float = 120.0,
         deadline: float = 600.0,
+        first_contact: float = 5.0,
         max_concurrency: int = 32,
         items_per_request: int = 64,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if engine is not None and engine not in protocols.ENGINES:
             raise PolarError(f"unknown engine {engine!r}; known: {', '.join(protocols.ENGINES)}")
-        self.encoder = Encoder.from_pretrained(model) if isinstance(model, (str, Path)) else model
-        self._timeout, self._deadline = timeout, deadline
+        self.url = server_url(url)
+        self._deadline, self._first_contact = deadline, first_contact
         self._items_per_request = items_per_request
-        self._server = _Server(engine, None) if engine else None
+        self._engine = engine
+        self._server: _Server | None = None
+        self._met = False  # somebody has answered there
+        self._outage = _Outage(self.url)
         self._probing = asyncio.Lock()
         self._slots = asyncio.Semaphore(max_concurrency)
-        try:
-            # Rewards come from a named host: a proxy of the environment would only get in the way (the official client agrees).
-            self._http = httpx.AsyncClient(
-                base_url=url,
-                headers=protocols.authorization(api_key),
-                limits=httpx.Limits(max_connections=max_concurrency, max_keepalive_connections=max_concurrency),
-                trust_env=False,
-                transport=transport,
-            )
-        except httpx.InvalidURL as error:
-            raise PolarError(f"{url!r} is not a URL: {error}") from None
-        if self._http.base_url.scheme not in ("http", "https") or not self._http.base_url.host:
-            raise PolarError(f"{url!r} is not a URL: expected http://HOST:PORT")
+        # Rewards come from a named host: a proxy of the environment would only get in the way (the official client agrees).
+        self._transport = Transport(
+            self.url,
+            api_key=None if api_key is None else checked_key(api_key, "api_key"),
+            timeout=timeout,
+            max_connections=max_concurrency,
+            client_transport=transport,
+        )
+        self.encoder = Encoder.from_pretrained(model) if isinstance(model, (str, Path)) else model
 
     async def __aenter__(self) -> Self:
         return self
@@ -108,7 +145,21 @@ class AsyncRewardClient:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._http.aclose()
+        await self._transport.close()
+
+    async def check(self) -> None:
+        """Find the server, within about ``first_contact`` seconds. A silent one passes: it may be loading its model.
+
+        Raises:
+            PolarError: nobody is there, it refuses us, or it is no server that we know.
+            EncoderMismatch: ``model`` does not encode as our server does.
+        """
+        try:
+            await self._find(time.monotonic() + self._first_contact)
+        except (_Absent, _Refused) as error:
+            raise PolarError(str(error)) from None
+        except _Unavailable as error:
+            _log.warning("reward server %s: %s", self.url, error)
 
     async def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         """One outcome per item, in order.
@@ -124,9 +175,7 @@ class AsyncRewardClient:
         if server.engine == "polar":
             return await self._in_requests(by_group(items), lambda part: self._post_items(part, until))
         if self.encoder is None:
-            raise PolarError(
-                f"{self._http.base_url} is a {server.engine} server: give model=, the checkpoint folder to encode with"
-            )
+            raise PolarError(f"{self.url} is a {server.engine} server: give model=, the checkpoint folder to encode with")
         encoded = await asyncio.get_running_loop().run_in_executor(None, encode, items, self.encoder)
         return await self._in_requests(encoded, lambda part: self._post_ids(server, part, until))
 
@@ -140,25 +189,38 @@ class AsyncRewardClient:
         return await self._in_requests(jobs, lambda part: self._post_ids(server, part, until))
 
     async def _probe(self, until: float) -> _Server | Failure:
-        """Which server this is, asked once; a failure where it can't be reached."""
+        """Which server this is; a failure where it can't be reached."""
+        try:
+            return await self._find(until)
+        except _Unavailable as error:
+            return Failure("unavailable", str(error))
+        except _Refused as error:
+            return Failure("refused", str(error))
+
+    async def _find(self, until: float) -> _Server:
+        """Which server this is, asked once. With a named engine it is enough that somebody answers."""
         async with self._probing:
             if self._server is None:
                 try:
                     self._server = self._recognised(await self._send("GET", "/v1/models", None, until))
-                except _Unavailable as error:
-                    return Failure("unavailable", str(error))
                 except _Refused as error:
-                    return Failure("refused", str(error))
+                    if self._engine is None or error.status in (401, 403):
+                        raise
+                    self._server = _Server(self._engine, None)
                 except BadReply as error:
-                    raise PolarError(f"{self._http.base_url}: {error}") from None
+                    if self._engine is None:
+                        raise PolarError(f"{self.url}: {error}") from None
+                    self._server = _Server(self._engine, None)
             return self._server
 
     def _recognised(self, models: Any) -> _Server:
+        if self._engine is not None:
+            return _Server(self._engine, None)
         engine, card = protocols.recognise(models)
         theirs = card.get("encoder_hash")
         if self.encoder and theirs not in (None, self.encoder.hash):
             raise EncoderMismatch(
-                f"{self._http.base_url}: the server encodes otherwise than the model folder (its encoder's hash is {theirs}, "
+                f"{self.url}: the server encodes otherwise than the model folder (its encoder's hash is {theirs}, "
                 f"the folder's {self.encoder.hash})"
             )
         return _Server(engine, card.get("id"))
@@ -194,45 +256,47 @@ class AsyncRewardClient:
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None, until: float) -> Any:
         """The JSON of a good reply; transient errors are retried until the deadline."""
-        attempt = 0
+        began, attempt = time.monotonic(), 0
         while True:
-            reason, pause = await self._try(method, path, body, until)
-            if pause is None:
-                return reason
+            async with self._slots:
+                latest = until if self._met else min(until, time.monotonic() + _PROBE_SECONDS)
+                reply = await self._transport.send(method, path, body, latest)
+            if isinstance(reply, Reply) and reply.status not in _TRANSIENT:
+                self._met = True
+                self._outage.is_over()
+                return _content(reply, self._transport)
             attempt += 1
+            end, pause, absent = until, 0.0, False
+            if isinstance(reply, Reply):
+                self._met = True
+                reason, pause = f"HTTP {reply.status}: {self._transport.said(reply, 300)}", reply.retry_after or 0.0
+            else:
+                if reply.kind in ("too_large", "unreadable"):
+                    raise BadReply(reply.message)
+                reason = reply.message
+                if absent := reply.kind == "absent" and not self._met:
+                    end = min(until, began + self._first_contact)
             # Full jitter: clients that failed together don't come back together.
             pause = pause or random.uniform(0, min(10.0, 0.2 * 2**attempt))
-            if time.monotonic() + pause > until:
+            if time.monotonic() + pause > end:
+                if absent:
+                    raise _Absent(f"nobody answers at {self.url}: {reason}; is the reward server running? ({attempt} tries)")
                 raise _Unavailable(f"{reason} ({attempt} tries)")
+            self._outage.goes_on(reason, end)
             await asyncio.sleep(pause)
 
-    async def _try(self, method: str, path: str, body: dict[str, Any] | None, until: float) -> tuple[Any, float | None]:
-        """(JSON, None), or a transient error's reason and the pause that the server wishes (0: no wish)."""
-        async with self._slots:
-            left = until - time.monotonic()
-            if left <= 0:
-                raise _Unavailable("the deadline passed while waiting for a connection")
-            seconds = min(self._timeout, left)
-            try:
-                async with asyncio.timeout(seconds):  # httpx's own is one for each read: a trickle would never end
-                    reply = await self._http.request(method, path, json=body, timeout=None)
-            except TimeoutError:
-                return f"no answer within {seconds:.3g} s", 0.0
-            except httpx.TransportError as error:
-                return f"{type(error).__name__} {error}".strip(), 0.0
-            except httpx.DecodingError as error:
-                raise BadReply(f"the reply can't be unpacked: {error}") from None
-        if reply.status_code in _TRANSIENT:
-            return f"HTTP {reply.status_code}: {_message(reply)}", retry_after(reply) or 0.0
-        if reply.status_code >= 400:
-            raise _Refused(reply.status_code, _message(reply))
-        if reply.status_code >= 300:
-            where = reply.headers.get("location", "nowhere")
-            raise BadReply(f"HTTP {reply.status_code}: a redirect to {where[:300]}; give the URL of the server itself")
-        try:
-            return json.loads(reply.content), None
-        except (ValueError, RecursionError):
-            raise BadReply("the reply is not JSON") from None
+
+def _content(reply: Reply, transport: Transport) -> Any:
+    """The JSON of a reply that another try would not change."""
+    if reply.status >= 400:
+        raise _Refused(reply.status, reply.url, transport.said(reply, 300))
+    if reply.status >= 300:
+        target = reply.headers.get("location", "nowhere")
+        raise BadReply(f"HTTP {reply.status}: a redirect to {target[:300]}; give the URL of the server itself")
+    try:
+        return json.loads(reply.content)
+    except (ValueError, RecursionError):
+        raise BadReply("the reply is not JSON") from None
 
 
 async def _split_on_refusal(jobs: Sequence[Job], post: Callable[[Sequence[Job]], Awaitable[list[Outcome]]]) -> list[Outcome]:
@@ -250,7 +314,3 @@ async def _split_on_refusal(jobs: Sequence[Job], post: Callable[[Sequence[Job]],
         half = len(jobs) // 2
         answers = await asyncio.gather(_split_on_refusal(jobs[:half], post), _split_on_refusal(jobs[half:], post))
         return [outcome for answer in answers for outcome in answer]
-
-
-def _message(reply: httpx.Response) -> str:
-    return (message_of(reply) or reply.reason_phrase)[:300]

@@ -36,6 +36,7 @@ class RewardClient:
 
     @property
     def encoder(self) -> Encoder | None:
+        """That of ``model``."""
         return self._client.encoder
 
     def close(self) -> None:
@@ -45,6 +46,10 @@ class RewardClient:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+
+    def check(self) -> None:
+        """See :meth:`AsyncRewardClient.check`."""
+        self._run(lambda client: client.check())
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         """See :meth:`AsyncRewardClient.score`."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polar_rm.client.blocking import RewardClient
+from polar_rm.common.http import server_url
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.sequences import TokenSequence, render, tokenize
 from polar_rm.encoding.settings import EncoderSettings
@@ -21,7 +22,11 @@ class RewardModelClient:
 
     It differs where the official one goes wrong: a failure raises instead of giving None, token ids are sent instead of text
     (fast tokenizers split the scoring token in text), tokenizers need no remote code. path: a native checkpoint folder, whose
-    own limits are the default.
+    own limits are the default. server_address: ``HOST:PORT``, a scheme may stand before it. timeout: seconds of one try;
+    deadline: of one call with all its tries.
+
+    Raises:
+        PolarError: an address or a type of server that is none, or ``path`` is no checkpoint.
     """
 
     def __init__(
@@ -32,16 +37,20 @@ class RewardModelClient:
         response_cut_side: Literal["right", "left"] | None = None,
         server_type: Literal["sglang", "vllm", "lmdeploy"] = "sglang",
         server_address: str = "127.0.0.1:30000",
+        *,
+        timeout: float = 120.0,
+        deadline: float = 600.0,
     ) -> None:
         if server_type not in ("sglang", "vllm", "lmdeploy"):
             raise PolarError(f"unknown server_type {server_type!r}; known: sglang, vllm, lmdeploy")
+        self._url = server_url(server_address)
+        self._options = {"timeout": timeout, "deadline": deadline}
         saved = Encoder.from_pretrained(path)
         given = {"max_length": max_length, "max_response_length": max_response_length, "response_cut_side": response_cut_side}
         changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         settings: EncoderSettings = replace(saved.settings, **changes)
         self.encoder = Encoder(load_tokenizer(path), settings)
         self.server_type: Engine = server_type
-        self._url = f"http://{server_address}"
         self._clients: dict[Engine, RewardClient] = {}
 
     def __call__(self, data: Any) -> list[float]:
@@ -75,7 +84,7 @@ class RewardModelClient:
         items = data if isinstance(data, list) else [data]
         sequences = [self._ids(item) for item in items]
         if engine not in self._clients:
-            self._clients[engine] = RewardClient(self._url, engine=engine)
+            self._clients[engine] = RewardClient(self._url, engine=engine, **self._options)
         return rewards(self._clients[engine].score_ids(sequences))
 
     def _ids(self, item: Any) -> list[int]:

@@ -1,40 +1,281 @@
-"""What passes between us and an HTTP server besides the work: whether a key can be sent, and what a server says when it does not
-do what it was asked: why, and when to ask again."""
+"""The one way to speak HTTP to another server: addresses, keys, proxies, and what comes back as typed outcomes.
+
+Retries, pace and concurrency are the callers' business.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import json
 import math
+import os
+import re
+import socket
+import ssl
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 import httpx
 
+from polar_rm.common.json import dump_json
+from polar_rm.errors import PolarError
 
-def can_be_sent(key: str) -> bool:
-    """Whether a header can hold a key. Whoever sends another quotes it in an error."""
-    return key.isascii() and key.isprintable() and " " not in key
+MAX_REPLY_BYTES = 256 << 20
+
+_WITHOUT_SCHEME = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s/:@\[\]]+):\d+/?")
 
 
-def message_of(reply: httpx.Response) -> str | None:
-    """The server's own words: OpenAI, vLLM, SGLang and ours put them in ``error.message``, others beside it or in ``detail``."""
+def server_url(address: str, *, path: bool = False) -> str:
+    """The URL of a server's root from ``http://HOST[:PORT]``, ``https://HOST[:PORT]`` or ``HOST:PORT``.
+
+    path: of APIs under one, such as ``http://HOST:PORT/v1``.
+
+    Raises:
+        PolarError: it is something else. Credentials in it are not repeated.
+    """
+    text = address.strip()
+    if _WITHOUT_SCHEME.fullmatch(text):
+        text = f"http://{text}"
+    expected = f"expected http://HOST:PORT{'/PATH' if path else ''}"
     try:
-        content = json.loads(reply.content)
-        error = content.get("error", content)
-        text = error if isinstance(error, str) else error.get("message") or error.get("detail")
-    except (ValueError, AttributeError, RecursionError):
-        return None
-    return str(text) if text else None
+        parts = urlsplit(text)
+        port, host = parts.port, parts.hostname
+    except ValueError as error:
+        raise PolarError(f"{address!r} is not a server's address: {error}; {expected}") from None
+    if parts.username is not None or parts.password is not None:
+        raise PolarError(f"a server's address must hold no credentials; {expected}, and name a variable that holds the key")
+    if text.count("://") > 1:
+        raise PolarError(f"{address!r} is not a server's address: it has two schemes; {expected}")
+    bad_characters = any(character.isspace() or not character.isprintable() for character in text)
+    if parts.scheme not in ("http", "https") or not host or port == 0 or bad_characters:
+        raise PolarError(f"{address!r} is not a server's address: {expected}")
+    if parts.query or parts.fragment or (parts.path.strip("/") and not path):
+        behind = text.partition("://")[2].partition(parts.netloc)[2]
+        raise PolarError(f"{address!r} is not a server's address: nothing may stand behind the host, not {behind!r}; {expected}")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
-def retry_after(reply: httpx.Response) -> float | None:
-    """Seconds, from a header that holds seconds or a date; None where it is absent or neither."""
-    value = reply.headers.get("retry-after", "")
+def is_address(text: str) -> bool:
+    """Whether a text that may name a server or a folder means a server: it has a scheme, or is ``HOST:PORT``."""
+    return "://" in text or bool(_WITHOUT_SCHEME.fullmatch(text))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to ``host``."""
+    if host.lower() == "localhost":
+        return True
     try:
-        seconds = float(value)
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
+        return False
+
+
+def key_from_environment(variable: str, option: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The key in an environment variable that ``option`` names, without the newline that keys out of files end in.
+
+    Raises:
+        PolarError: the variable is not set or empty, or no header can hold what it holds, which is not repeated.
+    """
+    value = environment.get(variable)
+    if value is None:
+        raise PolarError(f"{option}: the environment variable {variable} is not set")
+    if not value.strip():
+        raise PolarError(f"{option}: the environment variable {variable} is set, but it is empty")
+    return checked_key(value, f"{option}: the environment variable {variable}")
+
+
+def checked_key(key: str, where: str) -> str:
+    """The key without blanks around it.
+
+    Raises:
+        PolarError: ``where`` holds no key: no header can carry it.
+    """
+    stripped = key.strip()
+    if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
+        raise PolarError(f"{where}: expected a key of printable ASCII characters without spaces")
+    return stripped
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server answered, whatever its status. url: that was asked."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+    url: str = ""
+
+    @property
+    def text(self) -> str:
+        """The content, as far as it is text."""
+        return self.content.decode(errors="replace")
+
+    @property
+    def message(self) -> str | None:
+        """The server's own words: in ``error.message`` (OpenAI, vLLM, SGLang and we), beside it or in ``detail``."""
         try:
-            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
+            content = json.loads(self.content)
+            error = content.get("error", content)
+            text = error if isinstance(error, str) else error.get("message") or error.get("detail")
+        except (ValueError, AttributeError, RecursionError):
             return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+        return str(text) if text else None
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds, from a header that holds seconds or a date; None where it is absent or neither."""
+        value = self.headers.get("retry-after", "")
+        try:
+            seconds = float(value)
+        except ValueError:
+            try:
+                seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+            except (ValueError, TypeError):
+                return None
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+@dataclass(frozen=True, slots=True)
+class NoReply:
+    """Why nothing, or nothing whole, came back. absent: nobody listens there, or there is no such name."""
+
+    kind: Literal["absent", "connection", "timeout", "broken", "too_large", "unreadable"]
+    message: str
+
+
+class Transport:
+    """Requests to one server over a pool of connections, within one event loop.
+
+    url: of its root. timeout: seconds of one request, from its beginning to the last byte of the reply, however slowly that
+    trickles in. api_key: sent as a bearer; no message repeats it, and redirects, which could lead it elsewhere, are replies like
+    others. proxies: whether a proxy of the environment is asked; never for the loopback. max_reply_bytes: of one reply, unpacked.
+    client_transport: instead of the network.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 120.0,
+        max_connections: int = 32,
+        proxies: bool = False,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
+        client_transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url = url
+        self.timeout = timeout
+        self._key = api_key or ""
+        self._max_reply_bytes = max_reply_bytes
+        proxy = _proxy_for(url) if proxies else None
+        self._through = f" through the proxy {_without_credentials(proxy)} of the environment" if proxy else ""
+        try:
+            self._client = httpx.AsyncClient(
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+                timeout=None,  # httpx's are for each read
+                trust_env=False,
+                proxy=proxy,
+                verify=_certificates(url, proxy),
+                transport=client_transport,
+            )
+        except (ImportError, ValueError) as error:
+            raise PolarError(f"{url}: it can't be asked{self._through}: {error}") from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def send(self, method: str, path: str, body: Any = None, until: float = math.inf) -> Reply | NoReply:
+        """One request and what became of it. body: to send as JSON, or JSON already. until: its end, by ``time.monotonic()``."""
+        seconds = min(self.timeout, until - time.monotonic())
+        if seconds <= 0:
+            return NoReply("timeout", "no time was left to ask")
+        url = self.url + path
+        content = body if body is None or isinstance(body, bytes) else dump_json(body).encode()
+        headers = {} if content is None else {"Content-Type": "application/json"}
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._client.stream(method, url, content=content, headers=headers) as reply,
+            ):
+                chunks, size = [], 0
+                async for chunk in reply.aiter_bytes():
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > self._max_reply_bytes:
+                        return NoReply("too_large", f"the reply has more than {self._max_reply_bytes:,} bytes")
+        except TimeoutError:
+            return NoReply("timeout", f"no answer within {seconds:.3g} s{self._through}")
+        except httpx.RemoteProtocolError as error:
+            return NoReply("broken", self.masked(f"the server broke off{self._through}: {error}"))
+        except httpx.DecodingError as error:
+            return NoReply("unreadable", self.masked(f"the reply can't be unpacked: {error}"))
+        except httpx.TransportError as error:
+            return self._not_connected(error)
+        received = {name.lower(): self.masked(value) for name, value in reply.headers.items()}
+        return Reply(reply.status_code, received, b"".join(chunks), url)
+
+    def masked(self, text: str) -> str:
+        """The text without the key."""
+        return text.replace(self._key, "***") if self._key else text
+
+    def said(self, reply: Reply, length: int = 200) -> str:
+        """The server's message, or the beginning of what it sent instead, on one line."""
+        text = self.masked(reply.message or reply.text)  # before it is cut: half a key is one too
+        kind = reply.headers.get("content-type", "").partition(";")[0]
+        return " ".join(text.split())[:length] or f"an empty answer ({kind or 'no content type'})"
+
+    def _not_connected(self, error: httpx.TransportError) -> NoReply:
+        causes = list(_causes(error))
+        if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+            return NoReply("absent", f"connection refused{self._through}")
+        if name := next((cause for cause in causes if isinstance(cause, socket.gaierror)), None):
+            return NoReply("absent", f"no such name{self._through}: {name.strerror}")
+        return NoReply("connection", self.masked(f"{type(error).__name__}{self._through} {error}".strip()))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):  # of the addresses of one name
+            for inner in error.exceptions:
+                yield from _causes(inner)
+        error = error.__cause__ or error.__context__
+
+
+def _proxy_for(url: str) -> str | None:
+    """The environment's proxy for this URL, None where there is none, NO_PROXY names the host, or it is this machine itself."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
+
+
+def _without_credentials(url: str | None) -> str:
+    scheme, _, rest = (url or "").partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def _certificates(url: str, proxy: str | None) -> ssl.SSLContext | bool:
+    if url.startswith("http://") and not (proxy or "").startswith("https"):
+        return False  # no certificate is ever looked at; to load them takes longer than a request
+    if os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR"):
+        return ssl.create_default_context()  # which reads them
+    return True

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
+from polar_rm.common.http import checked_key
 from polar_rm.errors import PolarError
 from polar_rm.model.packing import first_fit, pack
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.parity.items import Encoded, awkward_items, encode, ids_differ
 from polar_rm.parity.report import BASELINE, Parity, Route
-from polar_rm.protocols.engines import authorization
 from polar_rm.records import ScoreItem, flatten
 from polar_rm.scoring.scorer import Scorer
 
@@ -66,7 +66,9 @@ def check(
     if against == "vllm":
         answers.append(_Answer("vllm", _all(_vllm(directory, encoded, dtype))))
     elif against not in (BASELINE, SERVE):
-        answers += _server(against, encoded, authorization(api_key))
+        answers += _server(
+            against, encoded, {} if api_key is None else {"Authorization": f"Bearer {checked_key(api_key, 'api_key')}"}
+        )
     baseline = _transformers(directory, encoded, dtype, device)
     routes = [Route(BASELINE, baseline, 0.0)] + [_route(answer, baseline) for answer in answers]
     return Parity(

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from polar_rm.common.http import can_be_sent
-from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem, Text
 from polar_rm.rewards.outcomes import Cut, Failure, Outcome, Reward
 
@@ -19,18 +17,6 @@ _OWNERS: dict[str, Engine] = {"polar-rm": "polar", "vllm": "vllm", "sglang": "sg
 
 class BadReply(Exception):
     """A reply that is not what the protocol says."""
-
-
-def authorization(api_key: str | None) -> dict[str, str]:
-    """The header that carries a key, where there is one.
-
-    Raises:
-        PolarError: no header can hold the key. The newline at the end of keys out of files is left out.
-    """
-    key = (api_key or "").strip()
-    if not can_be_sent(key) or bool(key) != bool(api_key):
-        raise PolarError("api_key: expected printable ASCII characters without spaces")
-    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def recognise(models: Any) -> tuple[Engine, dict[str, Any]]:

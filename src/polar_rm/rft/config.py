@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from polar_rm.common.config import Config, PathText, Seed
-from polar_rm.errors import PolarError
+from polar_rm.common.http import key_from_environment
 from polar_rm.records import Wrapper
 from polar_rm.rewards.transforms import Transform
 from polar_rm.rft.trl import PolarReward
@@ -41,16 +40,15 @@ class RewardConfig(Config):
     transform: Transform = Field("raw", description="What becomes of raw rewards; GRPO scales groups itself.")
 
     def open(self) -> PolarReward:
+        """The reward function, its server found or its model loaded."""
         """Make ready to score, by the server or in this process.
 
         Raises:
             PolarError: the key's variable is not set, or there is no such model.
         """
-        if self.api_key_env and self.api_key_env not in os.environ:
-            raise PolarError(f"reward.api_key_env: the environment variable {self.api_key_env} is not set")
         client: dict[str, Any] = {"model": self.encoder} if self.encoder else {}
         if self.api_key_env:
-            client["api_key"] = os.environ[self.api_key_env]
+            client["api_key"] = key_from_environment(self.api_key_env, "reward.api_key_env")
         return PolarReward(
             self.source, wrapper=self.wrapper, strip_thinking=self.strip_thinking, transform=self.transform, **client
         )

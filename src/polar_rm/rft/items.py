@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from polar_rm.common.http import key_from_environment, server_url
 from polar_rm.encoding.texts import without_thinking
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem, Wrapper, flatten, group_items
@@ -51,12 +52,14 @@ def client_options(environment: Mapping[str, str] = os.environ) -> dict[str, str
     """Arguments of a reward client, for trainers that load a bare file: POLAR_URL, POLAR_MODEL and POLAR_API_KEY.
 
     Raises:
-        PolarError: POLAR_URL is not set.
+        PolarError: POLAR_URL is not set, or POLAR_API_KEY holds no key.
     """
     url = environment.get("POLAR_URL")
     if not url:
         raise PolarError("the environment variable POLAR_URL is not set: the reward server's address, http://HOST:PORT")
-    return {"url": url, "model": environment.get("POLAR_MODEL") or None, "api_key": environment.get("POLAR_API_KEY") or None}
+    keyed = "POLAR_API_KEY" in environment
+    key = key_from_environment("POLAR_API_KEY", "the reward server's key", environment) if keyed else None
+    return {"url": server_url(url), "model": environment.get("POLAR_MODEL") or None, "api_key": key}
 
 
 def transformed(

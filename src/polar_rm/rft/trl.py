@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from polar_rm.client.blocking import RewardClient
+from polar_rm.common.http import is_address
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem, Wrapper
 from polar_rm.rewards.calibration import Calibration
@@ -29,11 +30,15 @@ _Score = Callable[[Sequence[ScoreItem]], tuple[list[float], list[bool]]]
 class PolarReward:
     """Rewards of completions against a reference that comes from a column of the data set.
 
-    source: a reward server's URL, or a reward model's folder. reference_column: strings or lists of messages. wrapper: how the
-    completion follows the prompt, see :class:`ScoreItem`; a row's column ``wrapper`` comes first. strip_thinking: of completion
-    and reference. transform: a name of :mod:`polar_rm.transforms`; GRPO scales groups itself, and with several ranks each sees a
-    part of the batch, so ``raw`` or ``tanh`` is what it needs. calibration: of ``percentile``; a folder brings its own. client:
-    options of :class:`RewardClient`, such as ``api_key``, or ``model`` for servers other than ours.
+    source: a reward server's URL, which is asked at once whether it is there, or a reward model's folder. reference_column:
+    strings or lists of messages. wrapper: how the completion follows the prompt, see :class:`ScoreItem`; a row's column
+    ``wrapper`` comes first. strip_thinking: of completion and reference. transform: a name of :mod:`polar_rm.transforms`; GRPO
+    scales groups itself, and with several ranks each sees a part of the batch, so ``raw`` or ``tanh`` is what it needs.
+    calibration: of ``percentile``; a folder brings its own. client: options of :class:`RewardClient`, such as ``api_key``, or
+    ``model`` for servers other than ours.
+
+    Raises:
+        PolarError: nobody answers at that URL, or not as a reward server does; no such folder or transform.
 
     TRL also logs ``polar/cut``, the share of items that were too long for the reward model, and under a transform
     ``polar/raw_reward``.
@@ -56,7 +61,7 @@ class PolarReward:
         self.transform = transform
         self.calibration = calibration if calibration or self._is_url else Calibration.load(source)
         transformed(transform, [], [], self.calibration)  # an unknown name is told before the first batch is generated
-        self._score: _Score | None = self._open()
+        self._score: _Score | None = self._open(check=True)
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
@@ -91,11 +96,18 @@ class PolarReward:
 
     @property
     def _is_url(self) -> bool:
-        return self.source.startswith(("http://", "https://"))
+        return is_address(self.source) and not Path(self.source).is_dir()
 
-    def _open(self) -> _Score:
+    def _open(self, *, check: bool = False) -> _Score:
         if self._is_url:
-            return _from_server(RewardClient(self.source, **self.client))
+            client = RewardClient(self.source, **self.client)
+            if check:  # before hours of work whose rewards nobody would give
+                try:
+                    client.check()
+                except PolarError:
+                    client.close()
+                    raise
+            return _from_server(client)
         if self.client:
             raise PolarError(f"{self.source} is a folder, not a URL: {', '.join(self.client)} can't be used")
         return _in_process(self.source)

@@ -59,7 +59,7 @@ async def compute_score(
     reference = ground_truth if reference_key is None else extra[reference_key]
     item = score_item(extra[prompt_key], solution_str, reference, wrapper=wrapper, strip_thinking=strip_thinking)
     if reward_router_address:
-        url = f"http://{reward_router_address}"
+        url = reward_router_address
     given = {"POLAR_URL": url, "POLAR_MODEL": model, "POLAR_API_KEY": api_key}
     options = client_options({**os.environ, **{name: value for name, value in given.items() if value}})
     reward = await asyncio.wrap_future(shared_merger(**options, engine=engine).submit(item))

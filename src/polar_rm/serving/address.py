@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import socket
 
+from polar_rm.common.http import is_loopback, key_from_environment
 from polar_rm.errors import PolarError
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server bound to ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def api_key(host: str, variable: str | None, *, allow_open: bool) -> str | None:
     """The key in the environment variable, None where none is asked for.
 
     Raises:
-        PolarError: the variable is empty, or others could reach the server without a key.
+        PolarError: the variable holds no key, or others could reach the server without a key.
     """
     if variable:
-        if key := os.environ.get(variable, "").strip():  # keys out of files end in a newline
-            return key
-        raise PolarError(f"--api-key-env {variable}: this environment variable is not set")
+        return key_from_environment(variable, "--api-key-env")
     if not is_loopback(host) and not allow_open:
         raise PolarError(
             f"--host {host} lets other machines in: name a key's environment variable by --api-key-env, or say --allow-open"

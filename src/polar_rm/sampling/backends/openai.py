@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import re
 import time
 from collections.abc import Iterable, Iterator
 from threading import Event
 from typing import Any, ClassVar, Literal
-from urllib.parse import urlsplit
 
-import httpx
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from polar_rm.common.http import can_be_sent, message_of, retry_after
+from polar_rm.common.http import NoReply, Reply, Transport, key_from_environment, server_url
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Emit, Machine, NoSample, Outcome, Policy, PolicyDown, Request, Sample
 
@@ -46,6 +43,16 @@ _OWN = (
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 Unsupported = Literal["temperature", "top_p", "top_k", "seed", "stop", "n", "max_tokens"]
 _POLICY_WIDE = {401: "the key was refused", 402: "payment is required", 403: "access was refused", 404: "no such model or URL"}
+
+
+_NO_REPLY: dict[str, Literal["connection", "timeout", "garbled"]] = {
+    "absent": "connection",
+    "connection": "connection",
+    "timeout": "timeout",
+    "broken": "garbled",
+    "unreadable": "garbled",
+    "too_large": "garbled",
+}
 
 
 class OpenAIPolicy(Policy):
@@ -88,15 +95,12 @@ class OpenAIPolicy(Policy):
         # The messages must not repeat what was written.
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             raise ValueError(f"policy {self.name!r}: api_key_env is the NAME of an environment variable, never the key")
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"policy {self.name!r}: base_url looks like http://localhost:8000/v1")
         try:
-            parts.port  # noqa: B018
-        except ValueError as error:
-            raise ValueError(f"policy {self.name!r}: base_url: {error}") from error
-        if parts.username or parts.password or parts.query:
-            raise ValueError(f"policy {self.name!r}: base_url must hold no credentials; name a variable as api_key_env")
+            if "://" not in self.base_url:
+                raise PolarError("it looks like http://localhost:8000/v1")
+            server_url(self.base_url, path=True)
+        except PolarError as error:
+            raise ValueError(f"policy {self.name!r}: base_url: {error}") from None
         for name, default in _DEFAULTS.items():
             if name in self.unsupported and getattr(self.decoding, name) != default:  # rows would state what was not asked for
                 raise ValueError(
@@ -145,11 +149,8 @@ class OpenAIBackend:
 
     def __init__(self, policy: OpenAIPolicy) -> None:
         self.policy = policy
-        self.key = os.environ.get(policy.api_key_env, "").strip() if policy.api_key_env else ""
-        if policy.api_key_env and not self.key:
-            raise PolarError(f"policy {policy.name!r}: the environment variable {policy.api_key_env} is not set")
-        if not can_be_sent(self.key):
-            raise PolarError(f"policy {policy.name!r}: {policy.api_key_env} holds no key: blanks or other than printable ASCII")
+        variable = policy.api_key_env
+        self.key = key_from_environment(variable, f"policy {policy.name!r}: api_key_env") if variable else None
 
     def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
         """See :class:`Backend`. PolicyDown: the key or the model is refused, or no request succeeds any more."""
@@ -157,11 +158,15 @@ class OpenAIBackend:
 
     async def _run(self, requests: Iterator[Request], emit: Emit, stop: Event) -> None:
         concurrency = self.policy.concurrency
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self.pace, self.failed_in_a_row, self.has_sample = _Pace(self.policy.requests_per_minute), 0, False
-        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=self.policy.timeout) as client:
-            workers = [asyncio.create_task(self._work(client, requests, emit)) for _ in range(concurrency)]
+        async with Transport(
+            self.policy.base_url.rstrip("/"),
+            api_key=self.key,
+            timeout=self.policy.timeout,
+            max_connections=concurrency,
+            proxies=True,
+        ) as transport:
+            workers = [asyncio.create_task(self._work(transport, requests, emit)) for _ in range(concurrency)]
             pending = set(workers)
             try:
                 while pending and not stop.is_set():
@@ -173,9 +178,9 @@ class OpenAIBackend:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _work(self, client: httpx.AsyncClient, requests: Iterator[Request], emit: Emit) -> None:
+    async def _work(self, transport: Transport, requests: Iterator[Request], emit: Emit) -> None:
         for request in requests:  # shared by all workers; they only take turns at an await
-            outcome = await self._ask(client, request)
+            outcome = await self._ask(transport, request)
             emit(request, outcome)
             self._judge(outcome)
 
@@ -190,14 +195,14 @@ class OpenAIBackend:
             if self.failed_in_a_row >= GIVE_UP_AFTER:
                 raise PolicyDown(f"{self.policy.url()}: {outcome.message} ({GIVE_UP_AFTER} requests in a row failed)")
 
-    async def _ask(self, client: httpx.AsyncClient, request: Request) -> Outcome:
+    async def _ask(self, transport: Transport, request: Request) -> Outcome:
         """One sample, or the failure of the last attempt."""
         body = json.dumps(self.policy.body(request)).encode()  # escapes: no character can break the request
         attempt = 0
         while True:
             attempt += 1
             await self.pace.turn()
-            outcome, patience = await self._attempt(client, body)
+            outcome, patience = await self._attempt(transport, body)
             if isinstance(outcome, Sample) or outcome.is_final or attempt > self.policy.retries:
                 break
             if patience is not None:
@@ -205,23 +210,19 @@ class OpenAIBackend:
             backoff = min(LONGEST_BACKOFF_S, BACKOFF_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
             await asyncio.sleep(backoff)
         if isinstance(outcome, NoSample):
-            return NoSample(outcome.kind, _masked(outcome.message, self.key), attempt)
+            return NoSample(outcome.kind, outcome.message, attempt)
         return outcome
 
-    async def _attempt(self, client: httpx.AsyncClient, body: bytes) -> tuple[Outcome, float | None]:
+    async def _attempt(self, transport: Transport, body: bytes) -> tuple[Outcome, float | None]:
         """The outcome, and the seconds that the server asked to wait."""
-        try:
-            answer = await client.post(self.policy.url(), content=body, headers={"Content-Type": "application/json"})
-        except httpx.TimeoutException:
-            return NoSample("timeout", f"no answer within {self.policy.timeout:g} s"), None
-        except httpx.RemoteProtocolError as error:
-            return NoSample("garbled", f"the server broke off: {error}"), None
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            return NoSample("connection", f"no connection: {error or type(error).__name__}"), None
-        if answer.status_code in _POLICY_WIDE:
-            reason = f"{_POLICY_WIDE[answer.status_code]} (HTTP {answer.status_code}: {_said(answer, self.key)})"
+        answer = await transport.send("POST", self.policy.url().removeprefix(transport.url), body)
+        if isinstance(answer, NoReply):
+            kind = _NO_REPLY[answer.kind]
+            return NoSample(kind, f"no connection: {answer.message}" if kind == "connection" else answer.message), None
+        if answer.status in _POLICY_WIDE:
+            reason = f"{_POLICY_WIDE[answer.status]} (HTTP {answer.status}: {transport.said(answer)})"
             raise PolicyDown(f"{self.policy.url()}: model {self.policy.model!r}: {reason}")
-        return read_answer(self.policy, answer, self.key), retry_after(answer)
+        return read_answer(self.policy, answer, transport.said(answer)), answer.retry_after
 
 
 def _joined(content: Any) -> Any:
@@ -231,18 +232,18 @@ def _joined(content: Any) -> Any:
     return content
 
 
-def read_answer(policy: Policy, answer: httpx.Response, key: str = "") -> Outcome:
-    """The outcome that a server's answer stands for. key: what no message may repeat."""
-    status = answer.status_code
+def read_answer(policy: Policy, answer: Reply, said: str) -> Outcome:
+    """The outcome that a server's answer stands for. said: the answer's words, for messages."""
+    status = answer.status
     if status == 429:
-        return NoSample("rate_limited", f"HTTP 429: {_said(answer, key)}")
+        return NoSample("rate_limited", f"HTTP 429: {said}")
     if status in (408, 425) or status >= 500:
-        return NoSample("server_error", f"HTTP {status}: {_said(answer, key)}")
+        return NoSample("server_error", f"HTTP {status}: {said}")
     if status == 413 or (400 <= status < 500 and _TOO_LONG.search(answer.text)):
-        return NoSample("too_long", f"HTTP {status}: {_said(answer, key)}")
+        return NoSample("too_long", f"HTTP {status}: {said}")
     if status >= 300:
         where = f" to {answer.headers['location']}" if "location" in answer.headers else ""
-        return NoSample("refused", f"HTTP {status}{where}: {_said(answer, key)}")
+        return NoSample("refused", f"HTTP {status}{where}: {said}")
     try:
         content = json.loads(answer.content)
         choice = content["choices"][0]
@@ -253,20 +254,9 @@ def read_answer(policy: Policy, answer: httpx.Response, key: str = "") -> Outcom
             raise TypeError
         (text or "").encode()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # no JSON, other JSON, half a surrogate pair
-        return NoSample("garbled", f"HTTP {status} with an answer that is no completion: {_said(answer, key)}")
+        return NoSample("garbled", f"HTTP {status} with an answer that is no completion: {said}")
     counted = tokens is not None and type(tokens) is int and 0 <= tokens < 2**31  # servers without a count may send -1
     return policy.answer(text or "", reason, tokens if counted else None)
-
-
-def _said(answer: httpx.Response, key: str) -> str:
-    """The server's message, or the beginning of what it sent instead."""
-    kind = answer.headers.get("content-type", "").partition(";")[0]
-    said = _masked(message_of(answer) or answer.text, key)  # before it is cut: half a key is one too
-    return " ".join(said.split())[:200] or f"an empty answer ({kind or 'no content type'})"
-
-
-def _masked(text: str, key: str) -> str:
-    return text.replace(key, "***") if key else text
 
 
 class _Pace:
