@@ -305,7 +305,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="checkpoint; by default SmolLM2's first layers with a random head")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--port", type=int, default=30100, help="and the next one for the peer")
-    parser.add_argument("--ours", default="", help='further options of our server, such as "--token-budget 2048"')
+    parser.add_argument("--ours", default="", help='further options of our server, such as "--row-tokens 2048"')
     parser.add_argument("--queue", type=int, default=20_000, help="flood: tokens that may wait")
     parser.add_argument("--peer-python", help="compare: interpreter of the environment with vLLM")
     parser.add_argument("--peer-options", default="--enforce-eager --max-model-len 2048", help="compare: further options of vLLM")

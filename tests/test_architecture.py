@@ -44,9 +44,6 @@ WITHOUT_DOCSTRING = set(
     """
     attention.layout.TreeLayout.n_tokens
     attention.layout.TreeSpan.n_tokens
-    cli.options.load
-    cli.options.print_values
-    cli.options.report_bad
     conversion.internlm2.Shape.groups
     conversion.internlm2.Shape.of
     corpus.cleaning.Loop.copies

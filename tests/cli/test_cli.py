@@ -127,13 +127,14 @@ def test_bad_files(polar, model, tmp_path):
     refused(polar("inspect", write(tmp_path / "one.jsonl", PAIR), "--row", 7, "--model", model), "there is no row 7")
 
 
-def test_results_have_a_place_before_there_are_any(polar, model, tmp_path):
+def test_results_have_a_place_before_there_are_any(polar, model, tmp_path, monkeypatch):
     items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
     refused(polar("score", "--model", model, "--input", items, "--output", items), items, "the input itself")
     pairs = write(tmp_path / "pairs.jsonl", PAIR)
-    refused(polar("evaluate", pairs, "--model", "none", "--json", tmp_path), tmp_path, "is a folder")
-    refused(polar("evaluate", pairs, "--model", "none", "--plot", "plot.pdf"), "plot.pdf", ".png, .svg")
-    refused(polar("evaluate", pairs, "--model", "none", "--json", pairs / "out.json"), "is no folder")
+    monkeypatch.delattr(RewardModel, "from_pretrained")
+    refused(polar("evaluate", pairs, "--model", model, "--json", tmp_path), tmp_path, "is a folder")
+    refused(polar("evaluate", pairs, "--model", model, "--plot", "plot.pdf"), "plot.pdf", ".png, .svg")
+    refused(polar("evaluate", pairs, "--model", model, "--json", pairs / "out.json"), "is no folder")
 
 
 def test_rows_are_counted_alike_everywhere(polar, model, tmp_path):
@@ -260,7 +261,8 @@ def test_dry_run_shows_config_and_plan_and_trains_nothing(polar, model, tmp_path
 
 
 @pytest.mark.parametrize(
-    "verb", ["sample", "pretrain", "finetune", "score", "evaluate", "inspect", "convert", "parity", "quickstart"]
+    "verb",
+    "sample corpus inspect pretrain finetune rft quickstart score serve evaluate parity convert config".split(),
 )
 def test_every_verb_explains_itself_with_an_example(polar, verb):
     code, shown, _ = polar(verb, "--help")

@@ -8,19 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polar_rm.cli.options import (
-    Arguments,
-    BadRows,
-    DryRun,
-    JsonFile,
-    ModelDir,
-    app,
-    console,
-    load,
-    messages,
-    print_text,
-    print_values,
-)
+from polar_rm.cli.options import DATA, Arguments, BadRows, BadRowsOf, DryRun, JsonFile, ModelDir, load, verb
+from polar_rm.cli.output import message, messages, print_table, print_text, print_values
+from polar_rm.common.paths import check_data
 from polar_rm.common.progress import progress_bar, progress_lines
 from polar_rm.errors import PolarError
 
@@ -28,11 +18,12 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
-@app.command()
+@verb("Data")
 def sample(
     arguments: Arguments,
     dry_run: DryRun = False,
     json: JsonFile = None,
+    on_bad_row: BadRowsOf = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask again for samples that came back empty, too long or refused.")
     ] = False,
@@ -52,9 +43,10 @@ def sample(
     """
     from polar_rm.common.files import write_json
     from polar_rm.sampling.config import SamplingConfig
+
+    config = load(SamplingConfig, arguments, on_bad_row)
     from polar_rm.sampling.runner import PolicyStatus, run_sampling
 
-    config = load(SamplingConfig, arguments)
     if dry_run:
         from polar_rm.common.config import to_yaml
         from polar_rm.sampling.estimate import describe, estimate
@@ -71,18 +63,18 @@ def sample(
 
         def show(status: PolicyStatus) -> None:
             failed = f", {status.failures.total():,} failed" if status.failures else ""
-            said = f"{status.tokens_per_s:,.0f} tokens/s{failed}" + (" [red]down" if status.error else "")
+            said = f"{status.tokens_per_s:,.0f} tokens/s{failed}" + (", down" if status.error else "")
             bar.update(tasks[status.policy], completed=status.sampled, total=status.planned, status=said)
             log(status.policy, f"{status.sampled}/{status.planned} samples, {said}")
 
         report = run_sampling(config, show, retry_failed=retry_failed)
     if json:
         write_json(json, report.to_json())
-    messages.print(report.describe(), markup=False, soft_wrap=True)
+    message(report.describe())
     report.check()
 
 
-@app.command()
+@verb("Data")
 def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRows = "error") -> None:
     """Turn trajectories into clean contrastive comparisons, with a report of how easily they are seen through.
 
@@ -100,12 +92,15 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
     """
     from polar_rm.common.config import to_yaml
     from polar_rm.common.files import write_json
-    from polar_rm.corpus.build import build
     from polar_rm.corpus.config import CorpusConfig
+
+    config = load(CorpusConfig, arguments)
+    for source in config.inputs:
+        check_data(source)
+    from polar_rm.corpus.build import build
     from polar_rm.corpus.plan import describe, make_plan
     from polar_rm.corpus.report import summary
 
-    config = load(CorpusConfig, arguments)
     if dry_run:
         print_text(to_yaml(config))
         lines = dict(describe(config, make_plan(config)))
@@ -123,15 +118,15 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
 
         report = build(config, on_bad_row=on_bad_row, progress=progress)
     for line in summary(report):
-        console.print(line, highlight=False, soft_wrap=True)
+        print_text(line)
     if json:
         write_json(json, report)
-    messages.print(f"corpus in {config.output}, report in {config.output / 'report.html'}")
+    message(f"corpus in {config.output}, report in {config.output / 'report.html'}")
 
 
-@app.command()
+@verb("Data")
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Comparisons, JSONL or Parquet.")],
+    file: Annotated[Path, typer.Argument(help="Comparisons, JSONL or Parquet.", **DATA)],
     model: ModelDir,
     row: Annotated[int, typer.Option(help="Which row, counted from 1; in JSONL the line.", min=1)] = 1,
     ids: Annotated[bool, typer.Option("--ids", help="Show every token with its id.")] = False,
@@ -151,6 +146,6 @@ def inspect(
     if comparison is None:
         raise PolarError(f"{file}: there is no row {row}")
     try:
-        console.print(render(comparison, encoder, ids=ids))
+        print_table(render(comparison, encoder, ids=ids))
     except PolarError as error:
         raise PolarError(f"{file}: row {row}: {error}") from None

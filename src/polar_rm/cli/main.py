@@ -1,27 +1,53 @@
-"""The ``polar`` command: thin verbs over the Python API."""
+"""The ``polar`` command: thin verbs over the Python API. What a verb needs, it imports when it is called."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
-from polar_rm.cli import data, serve, train, use  # noqa: F401  (they register their verbs)
+import typer
+
+from polar_rm.cli import data, evaluation, exchange, score, serve, train  # noqa: F401  (they register their verbs)
 from polar_rm.cli.options import app
+from polar_rm.cli.output import print_text
 from polar_rm.errors import PolarError
 
-# Tokenizers warn on every fork otherwise; batches are tokenised on all threads before any process is forked.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-# Libraries draw bars of their own while they load weights, across ours. Read when they are imported.
-os.environ.setdefault("TQDM_DISABLE", "1")
+ENVIRONMENT = {
+    # Tokenizers warn on every fork otherwise; batches are tokenised on all threads before any process is forked.
+    "TOKENIZERS_PARALLELISM": "true",
+    # Libraries draw bars of their own while they load weights, across ours.
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # transformers' load report calls our new head "MISSING"; we check for missing tensors ourselves.
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Defaults for libraries that read them when they are imported, which is after this."""
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+        from platform import python_version
+
+        libraries = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
+        print_text(f"polar-rm {metadata.version('polar-rm')} (Python {python_version()}, {libraries})")
+        raise typer.Exit
+
+
+@app.callback()
+def polar(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show versions and exit.", callback=_print_versions, is_eager=True)
+    ] = False,
+) -> None:
+    """Reward models pre-trained as policy discriminators (POLAR, arXiv 2507.05197)."""
 
 
 def main() -> None:
     """Entry point: a user's mistake is one clear line and exit code 2, never a traceback."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # its load report calls our new head "MISSING"; we check for missing tensors ourselves
-    logging.disable_progress_bar()
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         app()
     except PolarError as error:

@@ -8,11 +8,15 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from polar_rm.cli.options import Budget, Device, Dtype, ModelDir, app, messages
+from polar_rm.cli.options import Device, ModelDir, Precision, RowTokens, verb
+from polar_rm.cli.output import message
+from polar_rm.common.extras import needs
 from polar_rm.errors import PolarError
 
+VLLM_DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 
-@app.command()
+
+@verb("Use")
 def serve(
     model: ModelDir,
     engine_arguments: Annotated[
@@ -30,9 +34,9 @@ def serve(
     ] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the key to ask for.")] = None,
     allow_open: Annotated[bool, typer.Option("--allow-open", help="Let other machines in without a key.")] = False,
-    dtype: Dtype = "float32",
+    precision: Precision = "fp32",
     device: Device = "auto",
-    token_budget: Budget = 8192,
+    row_tokens: RowTokens = 8192,
     max_items: Annotated[int, typer.Option(help="Sequences in one request.", min=1)] = 4096,
     max_body_mib: Annotated[int, typer.Option(help="Size of one request's body, a prompt counted for each output.", min=1)] = 32,
     max_queue_tokens: Annotated[int, typer.Option(help="Waiting tokens beyond which requests get 429.", min=1)] = 2_000_000,
@@ -52,20 +56,19 @@ def serve(
 
         polar serve --model DIR --host 0.0.0.0 --api-key-env REWARD_KEY --pooling-flavour lmdeploy
 
-        polar serve --model DIR --engine vllm --dtype float16 -- --enforce-eager
+        polar serve --model DIR --engine vllm --precision fp16 -- --enforce-eager
     """
     if engine == "vllm":
-        _serve_with_vllm(model, host, port, pooling_flavour, api_key_env, allow_open, dtype, engine_arguments or [])
+        _serve_with_vllm(model, host, port, pooling_flavour, api_key_env, allow_open, precision, engine_arguments or [])
     if engine_arguments:
         raise PolarError(f"unexpected argument {engine_arguments[0]!r}: options behind -- are for --engine vllm")
-    try:
+    with needs("serve", "polar serve"):
         from polar_rm.serving import launch
-    except ModuleNotFoundError as error:
-        raise PolarError(f"the package {error.name} is missing; install the server's: pip install 'polar-rm[serve]'") from error
-    from polar_rm.model.devices import claim_device
+    from polar_rm.model.devices import claim_device, dtype_name
     from polar_rm.serving.address import api_key
     from polar_rm.serving.guard import Limits
 
+    claimed = claim_device(device)
     launch.serve(
         launch.Options(
             model,
@@ -73,9 +76,9 @@ def serve(
             port,
             pooling_flavour or "vllm",
             api_key(host, api_key_env, allow_open=allow_open),
-            dtype=dtype,
-            device=claim_device(device),
-            token_budget=token_budget,
+            dtype=dtype_name(precision, claimed),
+            device=claimed,
+            token_budget=row_tokens,
             max_waiting_tokens=max_queue_tokens,
             limits=Limits(max_body_mib << 20, max_items, max_seconds),
             log_texts=log_texts,
@@ -90,7 +93,7 @@ def _serve_with_vllm(
     flavour: Literal["vllm", "lmdeploy", "vllm-classify"] | None,
     api_key_env: str | None,
     allow_open: bool,
-    dtype: str,
+    precision: str,
     further: list[str],
 ) -> NoReturn:
     """Becomes the vLLM process."""
@@ -99,7 +102,9 @@ def _serve_with_vllm(
 
     key = api_key(host, api_key_env, allow_open=allow_open)
     installed = vllm.probe()
-    command = vllm.command(installed, model, host=host, port=port, dtype=dtype, flavour=flavour or "vllm-classify")
-    messages.print(f"vLLM {installed.version}: {' '.join([*command, *further])}", highlight=False)
+    command = vllm.command(
+        installed, model, host=host, port=port, dtype=VLLM_DTYPES[precision], flavour=flavour or "vllm-classify"
+    )
+    message(f"vLLM {installed.version}: {' '.join([*command, *further])}")
     # The key goes by the environment: a command line can be read by everybody on the machine.
     os.execve(command[0], [*command, *further], {**os.environ, **({"VLLM_API_KEY": key} if key else {})})

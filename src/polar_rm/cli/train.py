@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polar_rm.cli.options import Arguments, DryRun, JsonFile, app, console, load, messages, print_text, print_values
+from polar_rm.cli.options import Arguments, DryRun, JsonFile, load, verb
+from polar_rm.cli.output import message, messages, print_text, print_values
+from polar_rm.common.paths import check_data, check_model
+
+if TYPE_CHECKING:
+    from polar_rm.training.config import TrainConfig
 
 
-@app.command()
+@verb("Training")
 def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
     """Pre-train a reward model as a policy discriminator (paper, Eq. 7).
 
@@ -28,7 +33,7 @@ def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = Non
     _train(arguments, dry_run, json)
 
 
-@app.command()
+@verb("Training")
 def finetune(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
     """Fine-tune a reward model on ranked trajectories (paper, Eq. 8).
 
@@ -45,9 +50,11 @@ def _train(arguments: list[str], dry_run: bool, json: Path | None) -> None:
     from polar_rm.common.config import to_yaml
     from polar_rm.common.files import write_json
     from polar_rm.training.config import TrainConfig
-    from polar_rm.training.trainer import plan, train
 
     config = load(TrainConfig, arguments)
+    _check_inputs(config)
+    from polar_rm.training.trainer import plan, train
+
     if dry_run:
         print_text(to_yaml(config))
         found = plan(config, console=messages)
@@ -59,10 +66,23 @@ def _train(arguments: list[str], dry_run: bool, json: Path | None) -> None:
     if json:
         write_json(json, results)
     if int(os.environ.get("RANK", "0")) == 0:
-        messages.print(f"model saved in {config.output / 'model'}")
+        message(f"model saved in {config.output / 'model'}")
 
 
-@app.command()
+def _check_inputs(config: TrainConfig) -> None:
+    """Whether the paths lead somewhere, before torch is loaded."""
+    from polar_rm.model.language_models import model_folder
+
+    for file in (*config.data.train, *config.data.eval):
+        check_data(file)
+    if config.model.resume_from:
+        check_model(config.model.resume_from)
+    for source in (config.model.init, config.model.tokenizer):
+        if source:
+            model_folder(source)
+
+
+@verb("Training")
 def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
     """Fine-tune a policy on one machine, by TRL's GRPO or RLOO, with a reward model that compares with references.
 
@@ -77,10 +97,17 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) ->
     """
     from polar_rm.common.config import to_yaml
     from polar_rm.common.files import write_json
+    from polar_rm.model.language_models import model_folder
     from polar_rm.rft.config import RftConfig
-    from polar_rm.rft.run import read_rows, run
 
     config = load(RftConfig, arguments)
+    for file in config.data:
+        check_data(file)
+    model_folder(config.policy.model)
+    if "://" not in config.reward.source:
+        check_model(config.reward.source)
+    from polar_rm.rft.run import read_rows, run
+
     if dry_run:
         print_text(to_yaml(config))
         prompts = len(read_rows(config))
@@ -92,15 +119,15 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) ->
     def show(row: dict[str, float]) -> None:
         if "reward" in row:  # the last row is a summary
             length = row["completions/mean_length"]
-            messages.print(f"step {row['step']}: reward {row['reward']:+.3f}, {length:.0f} tokens a completion", highlight=False)
+            message(f"step {row['step']}: reward {row['reward']:+.3f}, {length:.0f} tokens a completion")
 
     results = run(config, show)
     if json:
         write_json(json, results)
-    messages.print(f"policy saved in {config.output / 'policy'}")
+    message(f"policy saved in {config.output / 'policy'}")
 
 
-@app.command()
+@verb("Training")
 def quickstart(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Of the training config, e.g. `max_steps=20`.", metavar="[KEY=VALUE]...")
@@ -118,10 +145,13 @@ def quickstart(
 
         polar quickstart max_steps=20 --output runs/glance
     """
+    from polar_rm.model.language_models import model_folder
+
+    model_folder(base)
     from polar_rm.quickstart.pipeline import Quickstart, run
     from polar_rm.quickstart.report import summary
 
     report = run(Quickstart(output, base, tuple(overrides or ()), messages))
     for line in summary(report):
-        console.print(line, highlight=False, soft_wrap=True)
-    messages.print(f"report in {output / 'report.html'}, model in {output / 'pretrain/model'}")
+        print_text(line)
+    message(f"report in {output / 'report.html'}, model in {output / 'pretrain/model'}")

@@ -175,7 +175,7 @@ def _explain(kind: type[Config], error: ValidationError, origins: dict[str, str]
     origin = next((origins[".".join(keys[:n])] for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in origins), None)
     where = f"{origin}: " if origin else ""
     if first["type"] == "extra_forbidden":
-        near = suggestion(keys[-1], _known(kind, keys[:-1])) or _elsewhere(kind, keys)
+        near = _elsewhere(kind, keys) or suggestion(keys[-1], _known(kind, keys[:-1]))
         return f"{where}unknown key {key!r}{near}"
     if first["type"] == "missing":
         return f"{where}the key {key!r} is missing"

@@ -32,13 +32,13 @@ def read_recipe(name: str) -> str:
 
 
 def recipe_summary(name: str) -> str:
-    """The first sentence of the comment that a recipe begins with."""
+    """The comment that a recipe begins with, up to an example."""
     comment = []
     for line in read_recipe(name).splitlines():
-        if not line.startswith("#"):
+        if not line.startswith("# ") or line.startswith("#   "):
             break
-        comment.append(line.removeprefix("#").strip())
-    return " ".join(comment).partition(". ")[0].rstrip(".:")
+        comment.append(line.removeprefix("# "))
+    return " ".join(comment)
 
 
 def recipe_hint(path: str | Path) -> str:

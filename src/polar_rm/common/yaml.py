@@ -38,6 +38,12 @@ def dump_yaml(value: Any) -> str:
     return text
 
 
+def dump_line(value: Any) -> str:
+    """A value in one line of such a text."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=float("inf"))
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def check_size(n_bytes: int) -> None:
     """Whether a text is short enough to be parsed.
 

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from polar_rm import attention
+from polar_rm.common.paths import no_model
 from polar_rm.encoding.tokenizers import load_tokenizer
 from polar_rm.errors import PolarError, UnsupportedModel
 from polar_rm.model.language_models import gguf_options, load_auto_tokenizer
@@ -26,7 +27,7 @@ def read_config(directory: str | Path, gguf_file: str | None = None) -> Pretrain
         UnsupportedModel: transformers doesn't know it, or prefix trees are not exact with it. PolarError: no such folder.
     """
     if not Path(directory).is_dir():
-        raise PolarError(f"{directory}: no such folder (models are read from local folders)")
+        raise PolarError(no_model(directory))
     options = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, **options)

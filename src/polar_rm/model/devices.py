@@ -19,6 +19,10 @@ _M_MMAP_MAX = -4
 _PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
+DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
+"""Precisions by their names in options, and the names that libraries have for them."""
+
+
 def pick_device(name: str) -> str:
     """``cpu`` or ``cuda``; ``auto`` takes CUDA where there is one.
 
@@ -57,12 +61,24 @@ def claim_device(name: str) -> str:
 
 
 def compute_dtype(precision: str, device: str) -> torch.dtype:
-    """Of matrix products: ``bf16``, ``fp32``, or with ``auto`` bf16 where the hardware has it."""
+    """Of matrix products: ``bf16``, ``fp32``, ``fp16``, or with ``auto`` bf16 where the hardware has it.
+
+    Raises:
+        PolarError: another name.
+    """
     if precision == "auto":
         # Before Ampere torch emulates bfloat16, and by default counts that as support.
         native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16()
         precision = "bf16" if native else "fp32"
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    if precision not in DTYPES:
+        raise PolarError(f"unknown precision {precision!r}; known: auto, {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, DTYPES[precision])
+    return dtype
+
+
+def dtype_name(precision: str, device: str) -> str:
+    """:func:`compute_dtype` by the name that libraries have for it, such as ``bfloat16``."""
+    return str(compute_dtype(precision, device)).removeprefix("torch.")
 
 
 def _cpu_has_bf16() -> bool:

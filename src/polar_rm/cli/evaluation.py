@@ -1,0 +1,127 @@
+"""Verbs that evaluate: evaluate, parity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from polar_rm.cli.options import DATA, MODEL, BadRows, Device, JsonFile, ModelDir, Precision, RowTokens, verb
+from polar_rm.cli.output import messages, print_table, report_bad
+from polar_rm.common.progress import progress_bar
+
+By = Annotated[str | None, typer.Option(help="Also per value of this metadata field, e.g. `subset` or `meta.language`.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw accuracies with intervals into this PNG or SVG.")]
+
+
+@verb("Evaluation")
+def evaluate(
+    files: Annotated[
+        list[Path], typer.Argument(help="Comparisons: ranked rows or {prompt, reference, chosen, rejected}.", **DATA)
+    ],
+    model: ModelDir,
+    by: By = None,
+    json: JsonFile = None,
+    plot: Plot = None,
+    reference: Annotated[
+        Literal["given", "empty", "shuffled"],
+        typer.Option(help="What scorers get as reference; `shuffled` is another prompt's."),
+    ] = "given",
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    row_tokens: RowTokens = 8192,
+    on_bad_row: BadRows = "error",
+    seed: Annotated[int, typer.Option(help="Of the bootstrap and of shuffled references.", min=0)] = 0,
+) -> None:
+    """Pairwise accuracy with a 95% interval, next to the baselines length and TF-IDF on the same pairs.
+
+    Examples:
+
+        polar evaluate pairs.jsonl --model runs/rm/model --by subset --json accuracy.json --plot accuracy.png
+
+        polar evaluate bench.parquet --model runs/rm/model --reference empty
+    """
+    from polar_rm.common.extras import needs
+    from polar_rm.common.files import check_target
+
+    with needs("evaluate", "polar evaluate"):
+        from polar_rm.evaluation import evaluate_files, report
+        from polar_rm.reporting.plots import PLOT_SUFFIXES
+    if plot:
+        check_target(plot, PLOT_SUFFIXES)
+    from polar_rm.model.devices import claim_device, dtype_name
+    from polar_rm.records import OnBadRow
+
+    claimed = claim_device(device)
+    bad = OnBadRow(on_bad_row, Path(f"{files[0].name}.rejected.jsonl"))
+    with progress_bar(messages) as bar:
+        task = bar.add_task("evaluating", total=None, status="")
+        result = evaluate_files(
+            model,
+            files,
+            by=by,
+            reference=reference,
+            seed=seed,
+            dtype=dtype_name(precision, claimed),
+            device=claimed,
+            token_budget=row_tokens,
+            on_bad_row=bad,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print_table(report.render(result.report))
+    if json:
+        report.write_report(json, result.report)
+    if plot:
+        report.write_plot(plot, result.report)
+    report_bad(bad)
+
+
+@verb("Evaluation")
+def parity(
+    model: Annotated[Path, typer.Argument(help="Folder of a reward model saved by polar.", **MODEL)],
+    file: Annotated[
+        Path | None, typer.Argument(help="Items {prompt, reference, output}; by default a set of awkward ones.", **DATA)
+    ] = None,
+    against: Annotated[
+        str,
+        typer.Option(
+            help="`serve`: our server in this process, over each protocol. URL: a running server. `vllm`: the one of this "
+            "environment. `transformers`: only trainer and scorer.",
+            metavar="serve|URL|vllm|transformers",
+        ),
+    ] = "serve",
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the key of the server at URL.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference that passes. Half precision on another engine needs about 0.05.", min=0)
+    ] = 1e-3,
+    json: JsonFile = None,
+    precision: Precision = "fp32",
+    device: Device = "auto",
+) -> None:
+    """Same ids and same scores in trainer, scorer, transformers, our server, vLLM and any other? Exit code 1 where not.
+
+    Every protocol that the server speaks is tried, with token ids and with text.
+
+    Examples:
+
+        polar parity runs/rm/model
+
+        polar parity runs/rm/model items.jsonl --against http://127.0.0.1:30000 --json parity.json
+    """
+    from polar_rm import parity as routes
+    from polar_rm.common.files import write_json
+    from polar_rm.common.http import key_from_environment
+    from polar_rm.model.devices import dtype_name, pick_device
+    from polar_rm.records import read_items
+
+    items = list(read_items(file)) if file else []
+    api_key = key_from_environment(api_key_env, "--api-key-env") if api_key_env else None
+    claimed = pick_device(device)
+    dtype = dtype_name(precision, claimed)
+    result = routes.check(model, items, against=against, api_key=api_key, dtype=dtype, device=claimed, tolerance=tolerance)
+    print_table(routes.render(result))
+    if json:
+        write_json(json, result.to_json())
+    if not result.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,59 @@
+"""The verb that scores a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polar_rm.cli.options import DATA, BadRows, Device, ModelDir, Precision, RowTokens, verb
+from polar_rm.cli.output import message, messages, report_bad
+from polar_rm.common.progress import status_line
+
+
+@verb("Use")
+def score(
+    model: ModelDir,
+    source: Annotated[
+        Path, typer.Option("--input", help="Items {prompt, reference, output[, wrapper]}: JSONL or Parquet.", **DATA)
+    ],
+    target: Annotated[Path, typer.Option("--output", help="JSONL of {row, reward, n_tokens, truncated, metadata}.")],
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    row_tokens: RowTokens = 8192,
+    on_bad_row: BadRows = "error",
+) -> None:
+    """Score a file of items: one raw reward per item, in input order.
+
+    Items next to each other with the same prompt and reference share their prefix. Interrupted, the same command continues.
+
+    Examples:
+
+        polar score --model runs/rm/model --input items.jsonl --output scores.jsonl
+    """
+    from polar_rm.common.files import sha256
+    from polar_rm.common.locks import owned
+    from polar_rm.model.devices import claim_device, dtype_name
+    from polar_rm.model.reward_model import RewardModel
+    from polar_rm.records import OnBadRow
+    from polar_rm.scoring.files import check_places, score_file
+
+    check_places(source, target)
+    with owned(target, "score"):
+        claimed = claim_device(device)
+        dtype = dtype_name(precision, claimed)
+        reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=claimed)
+        bad = OnBadRow(on_bad_row, target.with_name(target.name + ".rejected.jsonl"))
+        identity = {
+            "model": sha256(model),
+            "encoder_hash": reward_model.encoder.hash,
+            "input": sha256(source),
+            "dtype": dtype,
+        }
+        rows = 0
+        with status_line(messages, "scoring") as show:
+            for rows in score_file(reward_model, source, target, identity=identity, token_budget=row_tokens, on_bad_row=bad):
+                show(f"scoring: {rows:,} items")
+    message(f"{rows:,} items scored into {target}")
+    report_bad(bad)

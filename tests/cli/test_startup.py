@@ -1,0 +1,112 @@
+"""What a command loads before it can answer, seen from outside: each starts as a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "numpy", "pyarrow", "tokenizers", "sklearn", "matplotlib")
+
+# Runs the command and then writes which modules it had loaded, and the environment that they were loaded in.
+SPY = """
+import atexit, json, os, sys
+def write():
+    names = "TOKENIZERS_PARALLELISM TQDM_DISABLE TRANSFORMERS_VERBOSITY".split()
+    with open(os.environ["SPY"], "w") as file:
+        json.dump({"modules": sorted(sys.modules), "environment": {n: os.environ.get(n) for n in names}}, file)
+atexit.register(write)
+sys.argv = ["polar", *sys.argv[1:]]
+from polar_rm.cli.main import main
+main()
+"""
+
+
+def start(folder, *arguments, **environment):
+    process = subprocess.run(
+        [sys.executable, "-c", SPY, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "SPY": str(folder / "spy.json"), "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    seen = json.loads((folder / "spy.json").read_text())
+    return process, {name for name in HEAVY if name in seen["modules"]}, seen["environment"]
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("--version",), ("score", "--help"), ("pretrain", "-h")])
+def test_help_and_version_load_nothing_heavy(tmp_path, arguments):
+    """B19."""
+    process, heavy, environment = start(tmp_path, *arguments)
+    assert process.returncode == 0, process.stderr
+    assert "polar" in process.stdout
+    assert heavy == set()
+    assert environment == {"TOKENIZERS_PARALLELISM": "true", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("score", "--modle", "x"), "No such option: --modle"),
+        (("scoer",), "No such command 'scoer'"),
+        (("config", "pretrian"), "polar pretrian takes no config; those that do:"),
+        (("score", "--model", "nowhere", "--input", "x.jsonl", "--output", "y.jsonl"), "nowhere: no such folder of a model"),
+        (("evaluate", "none.jsonl", "--model", "model"), "none.jsonl: no such file or folder"),
+        (("inspect", "here.jsonl", "--model", "nowhere"), "nowhere: no such folder of a model"),
+        (("parity", "nowhere"), "nowhere: no such folder of a model"),
+        (("serve", "--model", "some/hub-id"), "hf download some/hub-id --local-dir hub-id"),
+        (("convert", "nowhere", "new"), "nowhere: no such folder of a model"),
+        (("quickstart", "--base", "nowhere"), "nowhere: no such folder of a model"),
+    ],
+)
+def test_a_typing_error_or_a_wrong_path_is_told_before_anything_heavy_is_loaded(tmp_path, arguments, message):
+    """B19."""
+    (tmp_path / "here.jsonl").touch()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").touch()
+    process, heavy, _ = start(tmp_path, *arguments)
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert heavy == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("pretrain", "missing.yaml"), "missing.yaml: No such file"),
+        (("rft", "missing.yaml"), "missing.yaml: No such file"),
+        (("sample", "missing.yaml"), "missing.yaml: No such file"),
+        (("corpus", "missing.yaml"), "missing.yaml: No such file"),
+        (("pretrain", "data.train=[a.jsonl]", "output=o", "model.init=nowhere"), "a.jsonl: no such file"),
+        (("pretrain", "data.train=[here.jsonl]", "output=o", "model.init=nowhere"), "nowhere: no such folder of a model"),
+        (("finetune", "data.train=[here.jsonl]", "output=o", "model.resume_from=nowhere"), "nowhere: no such folder"),
+        (("rft", "data=[here.jsonl]", "output=o", "policy.model=nowhere", "reward.source=x"), "nowhere: no such folder"),
+        (("pretrain", "lr=1", "output=o"), "unknown key 'lr'; did you mean 'optim.lr'?"),
+    ],
+)
+def test_a_wrong_config_is_told_before_torch_is_loaded(tmp_path, arguments, message):
+    """B19. Checking a config takes numpy and pyarrow: what rows are is part of it."""
+    (tmp_path / "here.jsonl").touch()
+    process, heavy, _ = start(tmp_path, *arguments)
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert not heavy & {"torch", "transformers", "sklearn", "matplotlib"}
+
+
+def test_the_environment_of_the_user_stays(tmp_path):
+    _, _, environment = start(tmp_path, "--help", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="info")
+    assert environment == {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "info"}
+
+
+def test_transformers_obeys_the_environment():
+    code = (
+        "from polar_rm.cli.main import main, ENVIRONMENT; import os; os.environ.update(ENVIRONMENT)\n"
+        "from transformers.utils import logging\n"
+        "print(logging.get_verbosity() == logging.ERROR, logging.is_progress_bar_enabled())"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert shown.split() == ["True", "False"]
