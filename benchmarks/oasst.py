@@ -30,7 +30,7 @@ def build(data: Path, output: Path) -> None:
     policies = sorted({row.policy for row in rows})
     unseen = set(random.Random(0).sample(policies, HELD_OUT_POLICIES))
     seen = set(policies) - unseen
-    held = {row.prompt_id for row in rows if is_held_out(row.prompt_id, HELD_OUT_PROMPTS)}
+    held = {row.prompt_id for row in rows if is_held_out(row.prompt, HELD_OUT_PROMPTS)}
 
     def comparisons(policies: set[str], in_held_prompts: bool, **options: int) -> list[Comparison]:
         chosen = [row for row in rows if row.policy in policies and (row.prompt_id in held) == in_held_prompts]

@@ -33,7 +33,7 @@ def build(files: list[Path], output: Path, train_pairs: int, test_pairs: int) ->
         rows = [row for row in read_comparisons(file) if row.reference]
         random.Random(0).shuffle(rows)
         for name, count in (("train", train_pairs), ("test", test_pairs)):
-            chosen = [row for row in rows if is_held_out(str(row.metadata["prompt_id"]), HELD_OUT) == (name == "test")]
+            chosen = [row for row in rows if is_held_out(row.prompt, HELD_OUT) == (name == "test")]
             parts[name] += chosen[: count // len(files)]
     for name, rows in parts.items():
         random.Random(0).shuffle(rows)

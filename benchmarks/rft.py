@@ -64,8 +64,8 @@ def build(author: str, output: Path) -> None:
     rows = list(read_trajectories(files("polar_rm.quickstart") / "data/trajectories.parquet"))
     answers = {row.prompt_id: row for row in reversed(rows) if row.policy == author and row.text.strip()}
     parts: dict[str, list[str]] = {"train": [], "held_out": []}
-    for prompt_id, row in sorted(answers.items()):
-        part = "held_out" if is_held_out(prompt_id, HELD_OUT_PROMPTS) else "train"
+    for _, row in sorted(answers.items()):
+        part = "held_out" if is_held_out(row.prompt, HELD_OUT_PROMPTS) else "train"
         parts[part].append(json.dumps({"prompt": row.prompt, "reference": row.text}) + "\n")
     for name, lines in parts.items():
         (output / f"{name}.jsonl").write_text("".join(lines[:TRAIN_PROMPTS] if name == "train" else lines), encoding="utf-8")

@@ -46,16 +46,6 @@ WITHOUT_DOCSTRING = set(
     attention.layout.TreeSpan.n_tokens
     conversion.internlm2.Shape.groups
     conversion.internlm2.Shape.of
-    corpus.cleaning.Loop.copies
-    corpus.cleaning.Loop.keep
-    corpus.counts.Tally.add
-    corpus.counts.Tally.add_example
-    corpus.counts.Tally.add_policy
-    evaluation.baselines.Baseline.score_comparisons
-    evaluation.baselines.Length.fit
-    evaluation.baselines.Length.score_comparisons
-    evaluation.baselines.Tfidf.fit
-    evaluation.baselines.Tfidf.score_comparisons
     model.backbones.add_embeddings
     model.backbones.attention_name
     model.backbones.dtype_of

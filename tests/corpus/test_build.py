@@ -10,23 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from support import trajectories
 from support.trajectories import FAMILIES, zoo
+from support.trajectories import corpus_config as config
 
 from polar_rm.corpus import build as build_module
 from polar_rm.corpus import plan as plan_module
 from polar_rm.corpus.build import build
-from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.plan import make_plan
 from polar_rm.corpus.report import _Sample, summary
 from polar_rm.errors import PolarError
 from polar_rm.records import Trajectory, read_comparisons, write_records
-
-
-def config(folder, rows=None, name="rows.parquet", **changes):
-    folder.mkdir(exist_ok=True)
-    if rows is not None:
-        write_records(folder / name, rows)
-    values = {"inputs": [str(folder / name)], "output": folder / "out", "workers": 1, "buckets": 3, "report": {"pairs": 50}}
-    return CorpusConfig.model_validate(values | changes)
 
 
 def shards(settings):

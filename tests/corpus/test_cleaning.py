@@ -100,6 +100,22 @@ def test_what_people_write_stays(text):
 
 
 @pytest.mark.parametrize(
+    ("unit", "stays", "is_cut"),
+    [
+        (f"{SENTENCE}\n", 7, 8),  # lines, and units that are long enough
+        ("go ", 31, 32),  # words
+        ("a", 95, 96),  # characters
+        ("on and off, ", 7, 8),  # three words
+    ],
+)
+def test_a_loop_is_as_long_as_published(unit, stays, is_cut):
+    """cle-1: by numbers, not by the code's own thresholds."""
+    assert clean(f"Well: {unit * stays}", "stop").text == f"Well: {unit * stays}"
+    cut = clean(f"Well: {unit * is_cut}", "stop")
+    assert cut.removed and len(cut.text) < len(unit * is_cut)
+
+
+@pytest.mark.parametrize(
     ("text", "kept"),
     [
         (f"{SENTENCE} {SENTENCE} Then it", f"{SENTENCE} {SENTENCE}"),
@@ -114,7 +130,9 @@ def test_what_people_write_stays(text):
     ],
 )
 def test_an_unfinished_ending_is_trimmed_where_the_limit_ended_the_text(text, kept):
-    assert clean(text, "length").text == kept
+    """cle-2: every word that engines have for the limit."""
+    for reason in ("length", "max_tokens", "max_length"):
+        assert clean(text, reason).text == kept
     assert clean(text, "stop").text == text
 
 

@@ -1,28 +1,77 @@
-from functools import partial
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from support import trajectories
 
 from polar_rm.corpus.engines import run_tasks
-from polar_rm.errors import BadRow, PolarError
+from polar_rm.errors import BadRow, MachineFailure, PolarError
 
 
-def refuse(task):
+def refuse(_, task):
     raise BadRow("file", task, "text", "a string")
 
 
+def fill_the_disk(_, task):
+    raise OSError(28, "No space left on device", "shard.parquet")
+
+
 def test_a_mistake_in_a_task_is_one_line():
-    with pytest.raises(PolarError, match="file: row 7: field 'text'"):
-        list(run_tasks(refuse, [7], workers=1))
+    with pytest.raises(PolarError, match="file: row 7: field 'text'") as mistake:
+        list(run_tasks(refuse, None, [7], workers=1))
+    assert not isinstance(mistake.value, MachineFailure)
+
+
+def test_a_full_disk_is_the_machines_fault():
+    with pytest.raises(MachineFailure, match=r"shard.parquet: No space left"):
+        list(run_tasks(fill_the_disk, None, [7], workers=1))
 
 
 @pytest.mark.slow
 def test_the_tasks_of_a_dead_worker_are_done_by_another(tmp_path):
-    assert sorted(run_tasks(partial(trajectories.die_once, tmp_path), range(6), workers=2)) == list(range(6))
+    assert sorted(run_tasks(trajectories.die_once, tmp_path, range(6), workers=2)) == list(range(6))
     assert {path.name for path in tmp_path.iterdir()} == {"died", *map(str, range(6))}
 
 
 @pytest.mark.slow
 def test_workers_that_always_die_are_given_up(tmp_path):
-    with pytest.raises(PolarError, match="died 3 times in a row"):
-        list(run_tasks(partial(trajectories.die, tmp_path), range(2), workers=2))
+    with pytest.raises(MachineFailure, match="died 3 times in a row"):
+        list(run_tasks(trajectories.die, tmp_path, range(2), workers=2))
+
+
+@pytest.mark.slow
+def test_the_job_is_sent_to_a_worker_once(tmp_path):
+    """Not with each of thousands of tasks: an index of evaluation prompts may be large."""
+    assert sorted(run_tasks(trajectories.note_job, trajectories.CountedJob(tmp_path), range(40), workers=2)) == list(range(40))
+    loads = list(tmp_path.glob("loaded-*"))
+    assert len(loads) == sum(path.stat().st_size for path in loads) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_worker_outlives_its_parent(tmp_path, number):
+    """F9: signals that reach the parent alone."""
+    code = f"""
+from pathlib import Path
+from support import trajectories
+from polar_rm.corpus.engines import run_tasks
+if __name__ == "__main__":
+    list(run_tasks(trajectories.sleep, Path({str(tmp_path)!r}), range(50), workers=2))
+"""
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, str(script)], env=environment, start_new_session=True)
+    until = time.monotonic() + 60
+    while len(workers := [int(path.name) for path in tmp_path.glob("[0-9]*")]) < 2:
+        assert parent.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    parent.send_signal(number)
+    assert parent.wait(30) == {signal.SIGKILL: -9, signal.SIGTERM: 128 + 15, signal.SIGINT: -2}[number]
+    until = time.monotonic() + 30
+    while any(map(trajectories.is_alive, workers)):
+        assert time.monotonic() < until, workers
+        time.sleep(0.05)

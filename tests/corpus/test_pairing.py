@@ -79,11 +79,13 @@ def test_ranked_comparisons_follow_the_order():
 
 
 def test_held_out_prompts_are_a_fraction_and_never_move():
+    """By their texts: copies of a prompt under other ids, or as messages, are in one split."""
     ids = [f"prompt {i}" for i in range(4000)]
     held = {i for i in ids if is_held_out(i, 0.2)}
     assert 0.17 < len(held) / len(ids) < 0.23
     assert held < {i for i in ids if is_held_out(i, 0.3)}
     assert held != {i for i in ids if is_held_out(i, 0.2, seed=1)}
+    assert held == {i for i in ids if is_held_out([{"role": "user", "content": f" {i.upper()}"}], 0.2)}
 
 
 def test_one_id_for_two_prompts_is_refused():

@@ -245,7 +245,7 @@ def test_only_a_window_of_comparisons_is_held():
 def test_progress_and_seed():
     seen = []
     items = corpus(6)
-    first = evaluate(FakeScorer(noisy), items, progress=lambda done, total: seen.append((done, total)))
+    first = evaluate(FakeScorer(noisy), items, progress=lambda task, done, total, status="": seen.append((done, total)))
     assert seen == [(i, 6) for i in range(1, 7)]
     assert first.report == evaluate(FakeScorer(noisy), items).report
     more = corpus(60)

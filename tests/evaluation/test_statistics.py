@@ -52,6 +52,17 @@ def test_interval_covers_the_truth_and_an_interval_over_pairs_would_not():
     assert naive < covered - 10
 
 
+def test_an_interval_is_that_of_95_percent():
+    """sta-e1: its coverage alone can't tell 95 from 90 percent."""
+    _, prompts = simulate(np.random.default_rng(2), 50)
+    values = np.random.default_rng(3).standard_normal((len(prompts), 1))
+    means = np.sort(resampled_means(values, prompts, resamples=1000, seed=5)[:, 0])
+    [(low, high)] = bootstrap_intervals(values, prompts, resamples=1000, seed=5)
+    # Of a thousand sorted means, by linear interpolation: 25 lie below, 25 above.
+    assert means[24] <= low <= means[25] and means[974] <= high <= means[975]
+    assert means[24] < means[25] and means[974] < means[975]
+
+
 def test_one_prompt_has_no_interval():
     values = np.array([[1.0, 0.0], [0.0, 1.0]])
     assert bootstrap_intervals(values, np.array([4, 4])) == [None, None]

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 from support import stub, tiny
+from support.owners import owned_elsewhere
 from support.sampling_runs import TEMPLATE, config, rows, served
 
 from polar_rm.common.config import to_yaml
-from polar_rm.common.locks import owned
 from polar_rm.common.manifests import check_manifest
 from polar_rm.errors import Damaged, PolarError
 from polar_rm.sampling import output as output_module
@@ -101,7 +101,7 @@ runner.run_sampling(config.load_config(SamplingConfig, [{str(tmp_path / "config.
 def test_a_second_run_is_refused_by_name_and_a_dry_run_is_not(tmp_path, server):
     """F1, B28."""
     settings = served(tmp_path, server.url)
-    with owned(settings.output, "sample"):
+    with owned_elsewhere(settings.output, "sample"):
         with pytest.raises(PolarError, match=rf"out: in use by polar sample on .*, process {os.getpid()}, since"):
             sample(settings)
         assert not settings.output.exists()

@@ -157,8 +157,9 @@ def test_penalties_of_the_models_own_generation_config_are_no_part_of_the_decodi
 def test_an_interrupted_run_loses_and_repeats_nothing(tmp_path, language_model):
     settings = config(tmp_path, language_model, batch_size=2)
 
-    def interrupt(status):
-        if status.asked >= 4:
+    def interrupt(task, done, total, status=""):
+        assert total == 10 and "tokens/s" in status
+        if done >= 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -3,9 +3,11 @@
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
-from polar_rm.records import Trajectory
+from polar_rm.corpus.config import CorpusConfig
+from polar_rm.records import Trajectory, write_records
 
 FAMILIES = {"a": "x", "b": "x", "c": "y", "d": "y"}
 
@@ -26,6 +28,15 @@ def text(policy, p, s):
     return f"{policy} says {' '.join(words)} ({s})."
 
 
+def corpus_config(folder, rows=None, name="rows.parquet", **changes):
+    """Settings of a build into ``folder/out`` from a file with these rows."""
+    folder.mkdir(exist_ok=True)
+    if rows is not None:
+        write_records(folder / name, rows)
+    values = {"inputs": [str(folder / name)], "output": folder / "out", "workers": 1, "buckets": 3, "report": {"pairs": 50}}
+    return CorpusConfig.model_validate(values | changes)
+
+
 def die_once(folder: Path, task: int) -> None:
     """Task 2 kills its process the first time."""
     marker = folder / "died"
@@ -37,3 +48,33 @@ def die_once(folder: Path, task: int) -> None:
 
 def die(folder: Path, task: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class CountedJob:
+    """Notes each time that a process unpickles it: a byte in ``loaded-PID``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ = state
+        with (self.folder / f"loaded-{os.getpid()}").open("a") as file:
+            file.write("x")
+
+
+def note_job(job: CountedJob, task: int) -> None:
+    (job.folder / str(task)).touch()
+
+
+def sleep(folder: Path, task: int) -> None:
+    """A long task; its process is named by a file."""
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and only waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from polar_rm.cli.options import DATA, Arguments, BadRows, BadRowsOf, DryRun, JsonFile, ModelDir, load, verb
 from polar_rm.cli.output import message, messages, print_table, print_text, print_values
 from polar_rm.common.paths import check_data
-from polar_rm.common.progress import progress_bar, progress_lines
+from polar_rm.common.progress import shown
 from polar_rm.errors import PolarError
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
 
 
 @verb("Data")
@@ -45,7 +42,7 @@ def sample(
     from polar_rm.sampling.config import SamplingConfig
 
     config = load(SamplingConfig, arguments, on_bad_row)
-    from polar_rm.sampling.runner import PolicyStatus, run_sampling
+    from polar_rm.sampling.runner import run_sampling
 
     if dry_run:
         from polar_rm.common.config import to_yaml
@@ -57,17 +54,8 @@ def sample(
         if json:
             write_json(json, [asdict(each) for each in estimates])
         return
-    log = progress_lines(messages)
-    with progress_bar(messages, enabled=messages.is_terminal) as bar:
-        tasks = {policy.name: bar.add_task(policy.name, total=None, status="") for policy in config.policies}
-
-        def show(status: PolicyStatus) -> None:
-            failed = f", {status.failures.total():,} failed" if status.failures else ""
-            said = f"{status.tokens_per_s:,.0f} tokens/s{failed}" + (", down" if status.error else "")
-            bar.update(tasks[status.policy], completed=status.sampled, total=status.planned, status=said)
-            log(status.policy, f"{status.sampled}/{status.planned} samples, {said}")
-
-        report = run_sampling(config, show, retry_failed=retry_failed)
+    with shown(messages, lines=True) as progress:
+        report = run_sampling(config, progress, retry_failed=retry_failed)
     if json:
         write_json(json, report.to_json())
     message(report.describe())
@@ -108,14 +96,7 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
         if json:
             write_json(json, lines)
         return
-    with progress_bar(messages) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, total=total, status="")
-            bar.update(tasks[name], completed=done)
-
+    with shown(messages) as progress:
         report = build(config, on_bad_row=on_bad_row, progress=progress)
     for line in summary(report):
         print_text(line)

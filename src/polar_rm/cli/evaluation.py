@@ -9,7 +9,7 @@ import typer
 
 from polar_rm.cli.options import DATA, MODEL, BadRows, Device, JsonFile, ModelDir, Precision, RowTokens, verb
 from polar_rm.cli.output import messages, print_table, report_bad
-from polar_rm.common.progress import progress_bar
+from polar_rm.common.progress import shown
 
 By = Annotated[str | None, typer.Option(help="Also per value of this metadata field, e.g. `subset` or `meta.language`.")]
 Plot = Annotated[Path | None, typer.Option(help="Draw accuracies with intervals into this PNG or SVG.")]
@@ -55,8 +55,7 @@ def evaluate(
 
     claimed = claim_device(device)
     bad = OnBadRow(on_bad_row, Path(f"{files[0].name}.rejected.jsonl"))
-    with progress_bar(messages) as bar:
-        task = bar.add_task("evaluating", total=None, status="")
+    with shown(messages) as progress:
         result = evaluate_files(
             model,
             files,
@@ -67,7 +66,7 @@ def evaluate(
             device=claimed,
             token_budget=row_tokens,
             on_bad_row=bad,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
     print_table(report.render(result.report))
     if json:

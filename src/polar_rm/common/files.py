@@ -17,7 +17,7 @@ from typing import Any
 
 from polar_rm.common.json import dump_json
 from polar_rm.common.locks import owned
-from polar_rm.errors import PolarError
+from polar_rm.errors import MachineFailure, PolarError
 
 
 def sha256(path: str | Path) -> str:
@@ -75,7 +75,7 @@ def write_file(path: str | Path, content: str | bytes) -> None:
         sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise PolarError(f"{path}: could not be written: {error.strerror}") from error
+        raise MachineFailure(f"{path}: could not be written: {error.strerror}") from error
 
 
 def temporary_path(path: Path, kind: str = "partial") -> Path:
@@ -117,7 +117,7 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
     try:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise PolarError(f"{target}: could not be saved: {error.strerror}") from error
+        raise MachineFailure(f"{target}: could not be saved: {error.strerror}") from error
     with owned(target, "writing a folder"):
         try:
             temporary.mkdir(parents=True)
@@ -132,7 +132,7 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
             refusal = disk_refusal(error, temporary)
             shutil.rmtree(temporary, ignore_errors=True)
             if refusal:
-                raise PolarError(f"{target}: could not be saved: {refusal}") from error
+                raise MachineFailure(f"{target}: could not be saved: {refusal}") from error
             raise
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict
 
 from polar_rm.common.files import read_json, sha256
 from polar_rm.common.text import first_line
@@ -65,6 +67,18 @@ def listed_files(folder: Path) -> dict[str, dict[str, Any]] | None:
     except OSError:
         return None
     return _parsed(manifest, stat.st_mtime_ns, stat.st_size)
+
+
+def check_content(path: Path, found: str) -> None:
+    """Whether a file whose SHA-256 is known anyway is the one that the manifest of its folder lists, if any does.
+
+    Raises:
+        Damaged: it is another one.
+    """
+    for folder in (path.parent, path.parent.parent):
+        listed = (listed_files(folder) or {}).get(str(path.relative_to(folder)), {}).get("sha256", found)
+        if listed != found:
+            raise Damaged(f"{path}: its content is not what was written ({folder / NAME} has another SHA-256)")
 
 
 @lru_cache(16)

@@ -1,13 +1,18 @@
-"""What long jobs show on a terminal. Texts are shown as they are: a path or a prompt is never read as rich's markup."""
+"""How long jobs tell how far they are, and what a terminal shows of it.
+
+Texts are shown as they are: a path or a prompt is never read as rich's markup.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 
@@ -28,9 +33,39 @@ def status_line(console: Console, text: str) -> Iterator[Callable[[str], None]]:
         yield lambda changed: status.update(Text(changed))
 
 
-def progress_bar(console: Console, *, enabled: bool = True) -> Progress:
+class Progress(Protocol):
+    """What a job calls as it goes on: one callable for all of its tasks, such as the stages of a corpus or the policies of a zoo.
+
+    task: its name. done, total: in whatever the task counts; total None: unknown. status: further words.
+    """
+
+    def __call__(self, task: str, done: int, total: int | None, status: str = "") -> None: ...
+
+
+def silent(task: str, done: int, total: int | None, status: str = "") -> None:
+    """The :class:`Progress` of who wants none."""
+
+
+@contextmanager
+def shown(console: Console, *, lines: bool = False) -> Iterator[Progress]:
+    """A :class:`Progress` that draws a bar for each task. lines: in logs, where a bar shows nothing, print lines now and then."""
+    log = progress_lines(console) if lines else None
+    tasks: dict[str, rich_progress.TaskID] = {}
+    with progress_bar(console, enabled=not lines or console.is_terminal) as bar:
+
+        def show(task: str, done: int, total: int | None, status: str = "") -> None:
+            if task not in tasks:
+                tasks[task] = bar.add_task(task, total=total, status="")
+            bar.update(tasks[task], completed=done, total=total, status=status)
+            if log:
+                log(task, f"{done}/{total}{f', {status}' if status else ''}")
+
+        yield show
+
+
+def progress_bar(console: Console, *, enabled: bool = True) -> rich_progress.Progress:
     """Rich progress with the time left. Every task has a description and a field ``status`` that ends its line."""
-    return Progress(
+    return rich_progress.Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),

@@ -11,34 +11,21 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_rm.common.files import sha256, write_json
+from polar_rm.common.manifests import DataFile, describe_file
 from polar_rm.corpus.cleaning import Cleaned, clean_all
-from polar_rm.corpus.counts import Tally, TextCounter, excerpt
+from polar_rm.corpus.counts import Tally, TextCounter, excerpts
 from polar_rm.corpus.job import Job
 from polar_rm.corpus.pairing import ComparisonTexts, MayMeet, TextsByPolicy, draw_comparisons, generator
 from polar_rm.corpus.partition import SCHEMA
-from polar_rm.corpus.splits import SPLITS, is_held_out_prompt, layout
+from polar_rm.corpus.results import LEDGER, BucketResult, Contaminated, LedgerRow, Refusal, save_result
+from polar_rm.corpus.splits import SPLITS, is_held_out, layout
 from polar_rm.errors import PolarError
 from polar_rm.records import Comparison, Text, flatten, write_records
 from polar_rm.records.cells import from_cell
-
-LEDGER = pa.schema(
-    {
-        "split": pa.string(),
-        "key": pa.uint64(),
-        "policy": pa.int32(),
-        "positives": pa.int32(),
-        "negatives": pa.list_(pa.int32()),
-        "characters": pa.int64(),
-        "words": pa.int64(),
-        "tokens": pa.int64(),
-    }
-)
-"""Counts of every comparison, in the order of the shard. Policies are indices in the sorted list of the job. ``key`` is a hash
-that says which comparisons stay when a policy has too many. Sizes: of prompt, reference and candidates, once each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,43 +39,42 @@ class PromptTexts:
 
 
 def build_bucket(job: Job, number: int) -> None:
-    """Write a shard for every split, ``ledgers/NUMBER.parquet`` and, when all is complete, ``buckets/NUMBER.json`` with counts.
+    """Write a shard for every split, ``ledgers/NUMBER.parquet`` and, when all is complete, ``buckets/NUMBER.json``.
 
     Raises:
         PolarError: a prompt_id names two prompts, and bad rows are not skipped.
     """
-    tally = Tally()
-    measure = TextCounter.load(job.config.report.tokenizer)
+    tally, refused = Tally(), list[Refusal]()
+    count_text = TextCounter.load(job.config.report.tokenizer)
     shards: dict[str, list[Comparison]] = {split: [] for split in SPLITS}
-    ledger: list[dict[str, Any]] = []
-    contaminated: list[dict[str, Any]] = []
+    ledger: list[LedgerRow] = []
+    contaminated: list[Contaminated] = []
     may_meet = job.may_meet()
-    for prompt in _prompts(job, number, tally, measure):
+    for prompt in _prompts(job, number, tally, refused, count_text):
         if job.evaluations and (match := job.evaluations.match(prompt.prompt)):
             contaminated.append({"prompt_id": prompt.prompt_id, "prompt": prompt.prompt, "match": match})
             continue
         for split, drawn in _pairs(job, prompt, may_meet):
             shards[split].append(_comparison(job, prompt, drawn))
-            ledger.append(_entry(job, split, prompt, drawn, measure))
+            ledger.append(_entry(job, split, prompt, drawn, count_text))
     written = {split: _write_shard(job, split, number, rows) for split, rows in shards.items() if rows}
-    # In the order of the shards: those of one split come together.
     ledger.sort(key=lambda row: SPLITS.index(row["split"]))
     path = job.path("ledgers", number, ".parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(ledger, LEDGER), path)
     tally.add("prompts", "contaminated", len(contaminated))
-    result = {"counts": tally.counts, "examples": tally.examples, "contaminated": contaminated, "refused": tally.refused}
-    write_json(job.path("buckets", number, ".json"), {**result, "shards": written})
+    result = BucketResult(tally.counts, tally.examples, contaminated, refused, written)
+    save_result(job.path("buckets", number, ".json"), result)
 
 
-def _write_shard(job: Job, split: str, number: int, comparisons: list[Comparison]) -> dict[str, Any]:
+def _write_shard(job: Job, split: str, number: int, comparisons: list[Comparison]) -> DataFile:
     path = job.path(f"shards/{split}", number, ".parquet")
-    return {"rows": write_records(path, comparisons), "sha256": sha256(path)}
+    return describe_file(path, write_records(path, comparisons))
 
 
 def _pairs(job: Job, prompt: PromptTexts, may_meet: MayMeet) -> Iterator[tuple[str, ComparisonTexts]]:
     splits, seed = job.config.splits, job.config.seed
-    held = is_held_out_prompt(prompt.prompt, splits, seed=seed)
+    held = is_held_out(prompt.prompt, splits.prompts, seed=seed)
     for split, (references, members) in layout(held, prompt.texts_by_policy, job.unseen, splits).items():
         texts_by_policy = {policy: texts for policy, texts in prompt.texts_by_policy.items() if policy in members}
         rng = generator(seed, prompt.prompt_id)
@@ -105,10 +91,10 @@ def _comparison(job: Job, prompt: PromptTexts, drawn: ComparisonTexts) -> Compar
     return drawn.comparison(prompt.prompt, metadata, job.wrapper(policy))
 
 
-def _entry(job: Job, split: str, prompt: PromptTexts, drawn: ComparisonTexts, measure: TextCounter) -> dict[str, Any]:
+def _entry(job: Job, split: str, prompt: PromptTexts, drawn: ComparisonTexts, count_text: TextCounter) -> LedgerRow:
     codes = [bisect_left(job.policies, policy) for policy in drawn.policies]
     digest = hashlib.blake2b(json.dumps([job.config.seed, prompt.prompt_id, drawn.policies[0]]).encode(), digest_size=8)
-    sizes = [measure(text) for text in (flatten(prompt.prompt), drawn.reference, *drawn.positives, *drawn.negatives)]
+    sizes = [count_text(text) for text in (flatten(prompt.prompt), drawn.reference, *drawn.positives, *drawn.negatives)]
     characters, words, tokens = map(sum, zip(*sizes, strict=True))
     return {
         "split": split,
@@ -126,12 +112,12 @@ Rows = dict[str, list[Any]]
 """The bucket's rows, column by column; a row is known by its index."""
 
 
-def _prompts(job: Job, number: int, tally: Tally, measure: TextCounter) -> Iterator[PromptTexts]:
+def _prompts(job: Job, number: int, tally: Tally, refused: list[Refusal], count_text: TextCounter) -> Iterator[PromptTexts]:
     """The bucket's prompts in the order of their hashes, with cleaned texts."""
     rows = _read(job, number)
     kept: list[int] = []
     for _, indices in groupby(range(len(rows["row"])), rows["prompt_id"].__getitem__):
-        kept += _of_one_prompt(job, rows, list(indices), tally)
+        kept += _of_one_prompt(job, rows, list(indices), refused)
     kept = _distinct(rows, kept, tally)
     cleaned = clean_all([rows["text"][i] for i in kept], [rows["finish_reason"][i] for i in kept], job.config.cleaning)
     for prompt_id, texts_of_prompt in groupby(zip(kept, cleaned, strict=True), lambda pair: rows["prompt_id"][pair[0]]):
@@ -146,7 +132,7 @@ def _prompts(job: Job, number: int, tally: Tally, measure: TextCounter) -> Itera
                 tally.add("trajectories", "equal_after_cleaning")
             else:
                 texts_by_policy[policy].add(text)
-                tally.add_text(policy, measure(text), rows["n_tokens"][index])
+                tally.add_text(policy, count_text(text), rows["n_tokens"][index])
         tally.add("prompts", "with_texts")
         texts = {policy: sorted(cell) for policy, cell in sorted(texts_by_policy.items())}
         yield PromptTexts(prompt_id, from_cell(rows["prompt"][index]), min(sources), texts)
@@ -157,7 +143,7 @@ def _read(job: Job, number: int) -> Rows:
     batches = []
     for part in range(len(job.parts)):
         path = job.path("parts", part, ".json")
-        wanted = json.loads(path.read_text())["batches"].get(str(number), [])
+        wanted = np.flatnonzero(np.load(path.with_suffix(".npy")) == number).tolist()
         if wanted:
             with pa.OSFile(str(path.with_suffix(".arrow"))) as file, pa.ipc.open_file(file) as reader:
                 batches += [reader.get_batch(batch) for batch in wanted]
@@ -167,7 +153,7 @@ def _read(job: Job, number: int) -> Rows:
     return {name: values for name, values in table.take(pa.array(order, pa.int64())).to_pydict().items() if name != "hash"}
 
 
-def _of_one_prompt(job: Job, rows: Rows, indices: list[int], tally: Tally) -> list[int]:
+def _of_one_prompt(job: Job, rows: Rows, indices: list[int], refused: list[Refusal]) -> list[int]:
     """The rows of one prompt_id, less those that mean another prompt by it than most do."""
     prompts = Counter(rows["prompt"][index] for index in indices)
     if len(prompts) == 1:
@@ -182,8 +168,8 @@ def _of_one_prompt(job: Job, rows: Rows, indices: list[int], tally: Tally) -> li
     for i in others:
         content = {name: rows[name][i] for name in ("source", "prompt_id", "prompt", "policy", "text")}
         expected = f"the prompt that most rows of {prompt_id!r} have"
-        row = {"path": paths[rows["part"][i]], "row": rows["row"][i], "field": "prompt", "expected": expected}
-        tally.refused.append(row | {"content": content})
+        path, row = paths[rows["part"][i]], rows["row"][i]
+        refused.append({"path": path, "row": row, "field": "prompt", "expected": expected, "content": content})
     return same
 
 
@@ -215,4 +201,4 @@ def _note_cleaning(tally: Tally, before: str, cleaned: Cleaned, prompt_id: str, 
         tally.add("cleaning", f"{rule}.texts")
         tally.add("cleaning", f"{rule}.characters", characters)
         if len(cleaned.removed) == 1:
-            tally.add_example(rule, {"prompt_id": prompt_id, "policy": policy, **excerpt(before, cleaned.text)})
+            tally.add_example(rule, prompt_id, policy, *excerpts(before, cleaned.text))

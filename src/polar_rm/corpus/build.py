@@ -7,79 +7,85 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_rm.common.files import claim_folder, read_json, sha256, write_file, write_json
+from polar_rm.common.locks import owned
+from polar_rm.common.manifests import DataFile, check_content, check_manifest
+from polar_rm.common.progress import Progress, silent
 from polar_rm.common.provenance import versions
 from polar_rm.corpus.buckets import build_bucket
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.contamination import index_evaluations
-from polar_rm.corpus.counts import EXAMPLES, TextCounter, add_up
+from polar_rm.corpus.counts import EXAMPLES, Example, TextCounter, add_up
 from polar_rm.corpus.engines import run_tasks
 from polar_rm.corpus.job import Job
 from polar_rm.corpus.lineage import lineage
 from polar_rm.corpus.partition import partition
 from polar_rm.corpus.plan import SCHEMA, CorpusPlan, make_plan
 from polar_rm.corpus.report import make_report, write_html
+from polar_rm.corpus.results import BucketResult, PartResult, Refusal, ThinnedResult, load_result
 from polar_rm.corpus.splits import SPLITS, held_out_policies
 from polar_rm.corpus.thinning import kept_rows, thin_bucket
-from polar_rm.errors import PolarError
+from polar_rm.errors import MachineFailure, PolarError
 from polar_rm.records import find_files
 
 _NOT_IN_IDENTITY = {"output", "inputs", "verify", "engine", "workers", "report", "decontamination"}
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage, its tasks done and their total."""
+R = TypeVar("R", PartResult, BucketResult, ThinnedResult)
 
 
-def build(
-    config: CorpusConfig, *, on_bad_row: Literal["error", "skip"] = "error", progress: Progress = lambda *_: None
-) -> dict[str, Any]:
+def build(config: CorpusConfig, *, on_bad_row: Literal["error", "skip"] = "error", progress: Progress = silent) -> dict[str, Any]:
     """Build the corpus, or what is missing of it, and return its report.
 
     Raises:
-        PolarError: bad input, an output folder of other settings, or nothing to compare.
+        MachineFailure: a full disk or killed workers; the same call continues.
+        Damaged: the finished corpus, or an input that polar wrote, is not as its manifest says.
+        PolarError: bad input, an output folder of other settings or in use, or nothing to compare.
     """
     plan = make_plan(config)
     job = Job(config, on_bad_row == "skip", plan.parts, plan.n_buckets)
-    inputs = [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} for file in plan.files]
-    claim_folder(config.output, _identity(job, inputs), "a corpus")
-    if (config.output / "manifest.json").exists():
-        shutil.rmtree(job.work, ignore_errors=True)  # killed at the very end
-        return read_json(config.output / "report.json")
-    try:
-        return _run(job, plan, inputs, progress)
-    except PolarError as error:
-        if not isinstance(error.__cause__, OSError | BrokenProcessPool):
+    with owned(config.output, "corpus"):
+        inputs = [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} for file in plan.files]
+        for file, facts in zip(plan.files, inputs, strict=True):
+            check_content(file, str(facts["sha256"]))
+        claim_folder(config.output, _identity(job, inputs), "a corpus")
+        if (config.output / "manifest.json").exists():
+            check_manifest(config.output, full=config.verify)
+            shutil.rmtree(job.work, ignore_errors=True)  # killed at the very end
+            return read_json(config.output / "report.json")
+        try:
+            return _run(job, plan, inputs, progress)
+        except MachineFailure:
+            raise
+        except PolarError:
             # The input or a setting is at fault: the next attempt will have others, and need not find the folder taken.
             shutil.rmtree(job.work, ignore_errors=True)
             (config.output / "settings.json").unlink()
-        raise
+            raise
 
 
 def _run(job: Job, plan: CorpusPlan, inputs: list[dict[str, Any]], progress: Progress) -> dict[str, Any]:
     config = job.config
-    parts = _stage(job, "parts", partition, len(plan.parts), progress)
+    parts = _stage(job, "parts", partition, PartResult, len(plan.parts), progress)
     job = _informed(job, plan, parts)
-    buckets = _stage(job, "buckets", build_bucket, plan.n_buckets, progress)
-    shards = [bucket["shards"] for bucket in buckets]
+    buckets = _stage(job, "buckets", build_bucket, BucketResult, plan.n_buckets, progress)
+    shards = [bucket.shards for bucket in buckets]
     if not any(shards):
         raise PolarError(f"there is nothing to compare: {_why(parts, buckets)}")
     if config.pairing.per_policy is not None:
         job = replace(job, thresholds=_thresholds(job))
-        shards = [each["shards"] for each in _stage(job, "thinned", thin_bucket, plan.n_buckets, progress)]
+        shards = [thinned.shards for thinned in _stage(job, "thinned", thin_bucket, ThinnedResult, plan.n_buckets, progress)]
     progress("report", 0, 1)
     _publish(job)
     _write_lines(config.output / "refused.jsonl", _refused(job, buckets))
-    _write_lines(config.output / "contaminated.jsonl", (row for bucket in buckets for row in bucket["contaminated"]))
+    _write_lines(config.output / "contaminated.jsonl", (row for bucket in buckets for row in bucket.contaminated))
     report = _report(job, parts, buckets, shards)
     write_json(config.output / "report.json", report)
     write_html(config.output / "report.html", report)
@@ -107,28 +113,37 @@ def _identity(job: Job, inputs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _stage(job: Job, name: str, work: Callable[[Job, int], None], count: int, progress: Progress) -> list[dict[str, Any]]:
-    """Run the tasks that left no ``work/NAME/NUMBER.json`` yet; returns all of these, in order."""
-    results = [job.path(name, number, ".json") for number in range(count)]
-    missing = [number for number, path in enumerate(results) if not path.exists()]
+def _stage(job: Job, name: str, work: Callable[[Job, int], None], kind: type[R], count: int, progress: Progress) -> list[R]:
+    """Run the tasks that left no ``work/NAME/NUMBER.json`` yet; returns the results of all, in order."""
+    missing = [number for number in range(count) if _result(job, name, number, kind) is None]
     progress(name, count - len(missing), count)
-    finished = run_tasks(partial(work, job), missing, engine=job.config.engine, workers=job.config.workers)
+    finished = run_tasks(work, job, missing, engine=job.config.engine, workers=job.config.workers)
     for done, _ in enumerate(finished, count - len(missing) + 1):
         progress(name, done, count)
-    return [json.loads(path.read_text()) for path in results]
+    results = [_result(job, name, number, kind) for number in range(count)]
+    if any(result is None for result in results):
+        raise MachineFailure(f"{job.work / name}: results of finished tasks are not there; do all workers see this folder?")
+    return [result for result in results if result is not None]
 
 
-def _informed(job: Job, plan: CorpusPlan, parts: list[dict[str, Any]]) -> Job:
+def _result(job: Job, name: str, number: int, kind: type[R]) -> R | None:
+    result = load_result(kind, job.path(name, number, ".json"))
+    if isinstance(result, PartResult) and result.source != job.parts[number].name:
+        return None  # of an interrupted build whose input was divided in another way
+    return result
+
+
+def _informed(job: Job, plan: CorpusPlan, parts: list[PartResult]) -> Job:
     """The job with what the first pass found out about policies."""
     config = job.config
-    policies = tuple(sorted({policy for part in parts for policy in part["policies"]}))
+    policies = tuple(sorted({policy for part in parts for policy in part.policies}))
     if len(policies) < 2:
         raise PolarError(f"there is nothing to compare: {_why(parts, [])}")
     evaluations = config.decontamination.files
     job = replace(
         job,
         policies=policies,
-        lineage=lineage(config, plan.files, policies, [part["lineage"] for part in parts]),
+        lineage=lineage(config, plan.files, policies, [part.lineage for part in parts]),
         unseen=held_out_policies(policies, config.splits, seed=config.seed),
         evaluations=index_evaluations(evaluations, config.decontamination.n) if evaluations else None,
     )
@@ -137,13 +152,13 @@ def _informed(job: Job, plan: CorpusPlan, parts: list[dict[str, Any]]) -> Job:
     return job
 
 
-def _why(parts: list[dict[str, Any]], buckets: list[dict[str, Any]]) -> str:
-    policies = sorted({policy for part in parts for policy in part["policies"]})
+def _why(parts: list[PartResult], buckets: list[BucketResult]) -> str:
+    policies = sorted({policy for part in parts for policy in part.policies})
     if not policies:
         return "no row of the inputs is a trajectory"
     if len(policies) == 1:
         return f"all trajectories are of one policy, {policies[0]!r}"
-    counts = add_up(bucket["counts"] for bucket in buckets)
+    counts = add_up(bucket.counts for bucket in buckets)
     if counts["prompts"]["contaminated"] and counts["prompts"]["contaminated"] == counts["prompts"].get("with_texts"):
         return f"all {counts['prompts']['contaminated']:,} prompts are in the evaluation files"
     return "no prompt has two different texts of one policy and another's that the settings allow"
@@ -172,27 +187,27 @@ def _publish(job: Job) -> None:
             (made / split).replace(job.config.output / split)
 
 
-def _refused(job: Job, buckets: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _refused(job: Job, buckets: list[BucketResult]) -> Iterator[Refusal]:
     for number in range(len(job.parts)):
         path = job.path("parts", number, ".refused.jsonl")
         if path.exists():
             with path.open(encoding="utf-8") as lines:
                 yield from map(json.loads, lines)
-    yield from sorted((row for bucket in buckets for row in bucket["refused"]), key=lambda row: (row["path"], row["row"]))
+    yield from sorted((row for bucket in buckets for row in bucket.refused), key=lambda row: (row["path"], row["row"]))
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _report(job: Job, parts: list[dict[str, Any]], buckets: list[dict[str, Any]], shards: list[dict[str, Any]]) -> dict[str, Any]:
-    counts = add_up(bucket["counts"] for bucket in buckets)
-    counts["trajectories"]["read"] = sum(part["rows"] + part["refused"] + part["unselected"] for part in parts)
-    counts["trajectories"]["unselected"] = sum(part["unselected"] for part in parts)
-    counts["trajectories"]["refused"] = sum(part["refused"] for part in parts) + sum(len(bucket["refused"]) for bucket in buckets)
-    examples: dict[str, list[dict[str, Any]]] = {}
+def _report(job: Job, parts: list[PartResult], buckets: list[BucketResult], shards: list[dict[str, DataFile]]) -> dict[str, Any]:
+    counts = add_up(bucket.counts for bucket in buckets)
+    counts["trajectories"]["read"] = sum(part.rows + part.refused + part.unselected for part in parts)
+    counts["trajectories"]["unselected"] = sum(part.unselected for part in parts)
+    counts["trajectories"]["refused"] = sum(part.refused for part in parts) + sum(len(bucket.refused) for bucket in buckets)
+    examples: dict[str, list[Example]] = {}
     for bucket in buckets:
-        for rule, each in bucket["examples"].items():
+        for rule, each in bucket.examples.items():
             examples[rule] = sorted(examples.get(rule, []) + each, key=lambda one: one["key"])[:EXAMPLES]
     return {"schema": SCHEMA, **make_report(job, counts, examples, _ledgers(job), shards)}
 
@@ -203,7 +218,9 @@ def _ledgers(job: Job) -> Iterator[tuple[int, pa.Table]]:
         yield number, ledger.filter(pa.array(kept_rows(job, ledger))) if job.thresholds else ledger
 
 
-def _manifest(job: Job, inputs: list[dict[str, Any]], report: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
+def _manifest(
+    job: Job, inputs: list[dict[str, Any]], report: dict[str, Any], shards: list[dict[str, DataFile]]
+) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "settings": _identity(job, inputs),

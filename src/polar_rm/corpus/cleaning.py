@@ -41,9 +41,11 @@ class Loop:
     kept: int
 
     def copies(self, period: int) -> int:
+        """Repeats of a unit of ``period`` tokens from which on they are a loop."""
         return max(8, -(-self.span // period))
 
     def keep(self, period: int) -> int:
+        """Repeats of a unit of ``period`` tokens that stay of a loop."""
         return max(3, -(-self.kept // period))
 
 

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from polar_rm.corpus.results import Match
 from polar_rm.corpus.splits import folded, prompt_key
 from polar_rm.records import Text, find_files, flatten, read_prompt_texts
 
@@ -41,7 +41,7 @@ class EvaluationIndex:
     short: dict[str, tuple[int, int]]
     files: tuple[str, ...]
 
-    def match(self, prompt: Text) -> dict[str, Any] | None:
+    def match(self, prompt: Text) -> Match | None:
         """The first shared n-gram and the evaluation prompt that has it, or None."""
         text = flatten(prompt)
         if origin := self.short.get(_whole(text)):

@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from polar_rm.errors import PolarError
 
 Counts = dict[str, dict[str, int]]
@@ -21,20 +23,31 @@ EXAMPLES = 3  # of each rule of cleaning
 _SHOWN = 160  # characters either side of a cut
 
 
+class Example(TypedDict):
+    """What a rule of cleaning did to a text. key: a hash of it. before, after: the text around the first difference."""
+
+    key: str
+    prompt_id: str
+    policy: str
+    before: str
+    after: str
+
+
 @dataclass
 class Tally:
     """counts: group -> name -> number; a policy's numbers are in the group ``policy:NAME``, its histogram of lengths in
     ``lengths:NAME``. examples: rule -> texts before and after, those of the smallest hashes, so that which are shown is fixed."""
 
     counts: Counts = field(default_factory=dict)
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    refused: list[dict[str, Any]] = field(default_factory=list)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
 
     def add(self, group: str, name: str, number: int = 1) -> None:
+        """Count ``number`` more."""
         values = self.counts.setdefault(group, {})
         values[name] = values.get(name, 0) + number
 
     def add_policy(self, policy: str, name: str, number: int = 1) -> None:
+        """Count ``number`` more of a policy."""
         self.add(f"policy:{policy}", name, number)
 
     def add_text(self, policy: str, size: Size, n_tokens: int | None) -> None:
@@ -44,10 +57,12 @@ class Tally:
             values[name] = values.get(name, 0) + number
         self.add(f"lengths:{policy}", str(length_bin(size[0])))
 
-    def add_example(self, rule: str, example: dict[str, Any]) -> None:
+    def add_example(self, rule: str, prompt_id: str, policy: str, before: str, after: str) -> None:
+        """Show this one, if its hash is among the smallest."""
         shown = self.examples.setdefault(rule, [])
+        example = {"prompt_id": prompt_id, "policy": policy, "before": before, "after": after}
         key = hashlib.blake2b(repr(example).encode(errors="backslashreplace"), digest_size=8).hexdigest()
-        shown.append({"key": key, **example})
+        shown.append({"key": key, "prompt_id": prompt_id, "policy": policy, "before": before, "after": after})
         shown.sort(key=lambda each: each["key"])
         del shown[EXAMPLES:]
 
@@ -108,12 +123,11 @@ class TextCounter:
         return self._known[text]
 
 
-def excerpt(before: str, after: str) -> dict[str, str]:
-    """Both texts around the first place where they differ."""
+def excerpts(before: str, after: str) -> tuple[str, str]:
+    """Both texts around the first character in which they differ."""
     same = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
     start = max(0, same - _SHOWN)
     lead = "…" if start else ""
-    return {
-        name: f"{lead}{text[start : same + _SHOWN]}{'…' if len(text) > same + _SHOWN else ''}"
-        for name, text in (("before", before), ("after", after))
-    }
+    end = same + _SHOWN
+    first, second = (f"{lead}{text[start:end]}{'…' if len(text) > end else ''}" for text in (before, after))
+    return first, second

@@ -1,109 +1,156 @@
 """Run independent tasks on all cores of this machine, or on a Ray cluster: the same tasks, so the same results.
 
-A task is a number; what it does is a function of that number, writes its files atomically and may be run again. So a worker that
-dies takes nothing along: its tasks are done by another one.
+A task is a number; what it does is a function of a job and that number, writes its files atomically and may be run again. So a
+worker that dies takes nothing along: its tasks are done by another one. The job is sent to each worker once.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from polar_rm.errors import PolarError
+from polar_rm.common.extras import needs
+from polar_rm.common.processes import die_with_parent
+from polar_rm.errors import MachineFailure, PolarError
 
-Work = Callable[[int], None]
+J = TypeVar("J")
 Engine = Literal["local", "ray"]
 
 _MAX_DEATHS = 3  # in a row, with no task done in between
 
 
-def run_tasks(work: Work, tasks: Sequence[int], *, engine: Engine = "local", workers: int | None = None) -> Iterator[int]:
-    """Yield tasks as they are done, in any order. ``work`` must be picklable.
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A task that has ended. error: what went wrong, or empty; an exception with fields of its own need not survive the way
+    between processes. by_machine: the machine is at fault and not the input."""
+
+    task: int
+    error: str = ""
+    by_machine: bool = False
+
+
+def run_tasks(
+    work: Callable[[J, int], None], job: J, tasks: Sequence[int], *, engine: Engine = "local", workers: int | None = None
+) -> Iterator[int]:
+    """Yield tasks as they are done, in any order. ``work`` and ``job`` must be picklable.
+
+    Workers end with this process, whatever ends it.
 
     Raises:
-        PolarError: what a task raised, or workers died again and again. Its cause is an ``OSError`` or the broken pool where the
-            machine is at fault and not the input: then what is done need not be done again.
+        MachineFailure: a worker's disk or memory, not the input, or workers that died again and again: what is done need not be
+            done again.
+        PolarError: what a task raised.
     """
-    guarded = partial(_guarded, work)
-    results = _on_ray(guarded, tasks, workers) if engine == "ray" else _on_processes(guarded, tasks, workers)
-    for task, error, by_machine in results:
-        if error:
-            raise PolarError(error) from (OSError(error) if by_machine else None)
-        yield task
+    results = _on_ray(work, job, tasks, workers) if engine == "ray" else _on_processes(work, job, tasks, workers)
+    for result in results:
+        if result.error:
+            raise MachineFailure(result.error) if result.by_machine else PolarError(result.error)
+        yield result.task
 
 
-Result = tuple[int, str, bool]
-"""The task, what went wrong (an exception with fields of its own need not survive the way between processes) or ``""``, and
-whether the machine is at fault."""
-
-
-def _guarded(work: Work, task: int) -> Result:
+def _done(work: Callable[[J, int], None], job: J, task: int) -> Result:
     try:
-        work(task)
+        work(job, task)
     except PolarError as error:
-        return task, str(error), isinstance(error.__cause__, OSError)
+        return Result(task, str(error), isinstance(error, MachineFailure))
     except OSError as error:
-        return task, f"{error.filename}: {error.strerror}" if error.filename else str(error), True
+        return Result(task, f"{error.filename}: {error.strerror}" if error.filename else str(error), True)
     finally:
         pa.default_memory_pool().release_unused()
-    return task, "", False
+    return Result(task)
 
 
-def _on_processes(work: Callable[[int], Result], tasks: Sequence[int], workers: int | None) -> Iterator[Result]:
+_run: Callable[[int], Result]  # of a worker: what it does with a task
+
+
+def _start(parent: int, work: Callable[[J, int], None], job: J) -> None:
+    global _run
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    pa.set_cpu_count(1)  # there is a process for every core
+    _run = partial(_done, work, job)
+
+
+def _run_task(task: int) -> Result:
+    return _run(task)
+
+
+def _on_processes(work: Callable[[J, int], None], job: J, tasks: Sequence[int], workers: int | None) -> Iterator[Result]:
     left, deaths = dict.fromkeys(tasks), 0
     workers = min(workers or _cores(), len(tasks))
     if workers <= 1:
-        yield from map(work, tasks)
+        yield from (_done(work, job, task) for task in tasks)
         return
     # Spawned, not forked: a forked child inherits the locks of the parent's threads.
     context = multiprocessing.get_context("spawn")
     while left:
-        with ProcessPoolExecutor(workers, context, _one_thread) as pool:
-            futures = [pool.submit(work, task) for task in left]
+        pool = ProcessPoolExecutor(workers, context, _start, (os.getpid(), work, job))
+        with _ended(pool):
+            futures = [pool.submit(_run_task, task) for task in left]
             try:
                 for future in as_completed(futures):
                     result = future.result()
-                    del left[result[0]]
+                    del left[result.task]
                     deaths = 0
                     yield result
             except BrokenProcessPool as error:
                 # It breaks the whole pool: the tasks that are left get a new one.
                 deaths += 1
                 if deaths == _MAX_DEATHS:
-                    raise PolarError(
+                    raise MachineFailure(
                         f"worker processes died {deaths} times in a row, perhaps for want of memory; try fewer workers"
                     ) from error
-            finally:
-                for future in futures:
-                    future.cancel()
 
 
-def _on_ray(work: Callable[[int], Result], tasks: Sequence[int], workers: int | None) -> Iterator[Result]:
-    """One row a task. All nodes must see the output folder. Ray itself runs the tasks of a dead worker again."""
+@contextmanager
+def _ended(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Workers are gone when the block is left. What they are at is done again by whoever continues, so nobody waits for it.
+
+    SIGTERM, which batch systems and containers send, would end this process without running any of this.
+    """
+    is_ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if is_ours:
+        signal.signal(signal.SIGTERM, _leave)
     try:
+        yield
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def _on_ray(work: Callable[[J, int], None], job: J, tasks: Sequence[int], workers: int | None) -> Iterator[Result]:
+    """One row a task. All nodes must see the output folder. Ray itself runs the tasks of a dead worker again."""
+    with needs("ray", "engine: ray"):
         import ray.data
-    except ImportError:
-        raise PolarError("engine: ray needs Ray: pip install 'polar-rm[ray]'") from None
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
-        return dict(zip(("task", "error", "by_machine"), work(int(row["task"])), strict=True))
+        return asdict(_done(work, job, int(row["task"])))
 
     if not tasks:
         return
     dataset = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks))
     for row in dataset.map(run, concurrency=workers).iter_rows():
-        yield int(row["task"]), str(row["error"]), bool(row["by_machine"])
-
-
-def _one_thread() -> None:
-    pa.set_cpu_count(1)  # there is a process for every core
+        yield Result(int(row["task"]), str(row["error"]), bool(row["by_machine"]))
 
 
 def _cores() -> int:

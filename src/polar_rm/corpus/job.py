@@ -15,12 +15,23 @@ from polar_rm.records import Wrapper
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A share of the input: some row groups of a Parquet file, or a whole JSONL file. first_row: of the file, counted from 1."""
+    """A share of the input: some row groups of a Parquet file, or the lines of a JSONL file that begin within some bytes.
+
+    first_row: of a Parquet part, counted from 1 in the file; how many lines stand before a part of JSONL is only known when it is
+    read. start, stop: bytes of a JSONL file; stop None: to its end. n_bytes: uncompressed, where that is known.
+    """
 
     path: Path
     row_groups: tuple[int, ...] | None
     first_row: int
     n_bytes: int
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Names the part among all parts of a build."""
+        return f"{self.path} {self.start} {self.stop} {list(self.row_groups or ())}"
 
 
 @dataclass(frozen=True, slots=True)

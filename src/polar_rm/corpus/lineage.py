@@ -59,10 +59,31 @@ def lineage(
 
     return Lineage(
         families=known("family", config.families, "family"),
-        models=known("checkpoint_of", config.models, "model"),
+        models=_models(policies, known("checkpoint_of", config.models, "checkpoint_of"), manifest),
         wrappers=known("wrapper", {"*": config.wrapper} if config.wrapper else {}, "wrapper"),
         licences=known("licence", {}, "licence"),
     )
+
+
+def _models(policies: Sequence[str], parents: Mapping[str, str], manifest: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """Policy -> its model, so that policies of one model have one name for it.
+
+    parents: what a policy is a checkpoint of, which may be a policy, a training run or a model. A policy that is a checkpoint of
+    nothing has the model that it was sampled from, which the manifest of ``polar sample`` names; so do its checkpoints.
+    """
+    models = {name: str(entry["model"]) for name, entry in manifest.items() if entry.get("model")}
+
+    def model_of(policy: str, below: tuple[str, ...]) -> str | None:
+        parent = parents.get(policy) or manifest.get(policy, {}).get("checkpoint_of")
+        if parent is None:
+            return models.get(policy)
+        line = (*below, policy)
+        if parent in line:  # its own model, or a circle, which is one model by whatever name
+            return min(line[line.index(parent) :])
+        return model_of(parent, line) or parent
+
+    found = {policy: model_of(policy, ()) for policy in policies}
+    return {policy: model for policy, model in found.items() if model is not None}
 
 
 def _sampled_policies(files: Iterable[Path]) -> Iterator[dict[str, Any]]:

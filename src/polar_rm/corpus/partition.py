@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from polar_rm.common.files import write_json
+from polar_rm.common.text import first_line
 from polar_rm.corpus.job import Job, Part
+from polar_rm.corpus.results import PartResult, save_result
 from polar_rm.errors import BadRow, PolarError
 from polar_rm.records import OnBadRow, read_numbered_trajectories
 from polar_rm.records.cells import parsed, to_cell
@@ -41,23 +41,10 @@ _BATCH_ROWS = 2048
 _CHUNK = 32 << 20  # bytes
 
 
-@dataclass
-class _Seen:
-    """What a part learns on the way. policies: their rows. lineage: what is known -> policy -> its values, of
-    which there should be one.
-
-    unselected: rows of policies that the config does not select. batches: bucket -> record batches of the part's file.
-    """
-
-    rows: int = 0
-    unselected: int = 0
-    policies: dict[str, int] = field(default_factory=dict)
-    lineage: dict[str, dict[str, list[str]]] = field(default_factory=lambda: {name: {} for name in _LINEAGE})
-    batches: dict[int, list[int]] = field(default_factory=dict)
-
-
 def partition(job: Job, number: int) -> None:
     """Write ``parts/NUMBER.arrow`` and, when it is complete, ``parts/NUMBER.json`` with counts and policies.
+
+    ``parts/NUMBER.npy`` holds the bucket of each record batch: int32 [batches].
 
     Raises:
         PolarError: the file holds no trajectories. BadRow: a row is none, and bad rows are not skipped.
@@ -65,15 +52,17 @@ def partition(job: Job, number: int) -> None:
     part, target = job.parts[number], job.path("parts", number, ".arrow")
     target.parent.mkdir(parents=True, exist_ok=True)
     bad = OnBadRow("skip" if job.skip_bad_rows else "error", job.path("parts", number, ".refused.jsonl"))
-    seen, written = _Seen(), 0
+    seen = PartResult(part.name, lineage={name: {} for name in _LINEAGE})
+    buckets: list[int] = []
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, SCHEMA, options=options) as writer:
         for chunk in _chunks(_tables(part, number, bad, seen, job.config.policies)):
             for bucket, batch in _deal(chunk, job.n_buckets):
                 writer.write_batch(batch)
-                seen.batches.setdefault(bucket, []).append(written)
-                written += 1
-    write_json(target.with_suffix(".json"), {**vars(seen), "refused": bad.count})
+                buckets.append(bucket)
+    np.save(target.with_suffix(".npy"), np.array(buckets, np.int32))
+    seen.refused = bad.count
+    save_result(target.with_suffix(".json"), seen)
 
 
 def bucket_of(hashes: np.ndarray[Any, np.dtype[np.uint64]], n_buckets: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -102,7 +91,7 @@ def _chunks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _tables(part: Part, number: int, bad: OnBadRow, seen: _Seen, patterns: Sequence[str]) -> Iterator[pa.Table]:
+def _tables(part: Part, number: int, bad: OnBadRow, seen: PartResult, patterns: Sequence[str]) -> Iterator[pa.Table]:
     rows = _json_tables(part.path, bad, seen) if part.row_groups is None else _parquet_tables(part, bad, seen)
     for table in rows:
         read = table.num_rows
@@ -157,7 +146,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _parquet_tables(part: Part, bad: OnBadRow, seen: _Seen) -> Iterator[pa.Table]:
+def _parquet_tables(part: Part, bad: OnBadRow, seen: PartResult) -> Iterator[pa.Table]:
     row = part.first_row
     try:
         # Read in a stream, not whole row groups: some writers put a million rows into one.
@@ -169,12 +158,10 @@ def _parquet_tables(part: Part, bad: OnBadRow, seen: _Seen) -> Iterator[pa.Table
                 row += len(table)
                 yield _checked(part.path, table, bad, seen)
     except (OSError, pa.ArrowException) as error:
-        raise PolarError(
-            f"{part.path}: not a complete Parquet file (after row {row - 1}): {str(error).splitlines()[0]}"
-        ) from error
+        raise PolarError(f"{part.path}: not a complete Parquet file (after row {row - 1}): {first_line(error)}") from error
 
 
-def _checked(path: Path, table: pa.Table, bad: OnBadRow, seen: _Seen) -> pa.Table:
+def _checked(path: Path, table: pa.Table, bad: OnBadRow, seen: PartResult) -> pa.Table:
     """Without the rows that are no trajectories, with columns of the types wanted."""
     suspicious = np.zeros(len(table), bool)
     for name in (*_TEXTS, "sample_id"):
@@ -263,7 +250,7 @@ def _with_prompts(path: Path, table: pa.Table, bad: OnBadRow) -> pa.Table:
     return table.filter(pa.array(kept))
 
 
-def _note_lineage(table: pa.Table, seen: _Seen) -> None:
+def _note_lineage(table: pa.Table, seen: PartResult) -> None:
     """What rows say of their policies, in columns of their own or else in the metadata."""
     known = [name for name in (*_LINEAGE, "metadata") if name in table.column_names]
     if known:
@@ -278,7 +265,7 @@ def _note_lineage(table: pa.Table, seen: _Seen) -> None:
                 _note(policy, {**(metadata if isinstance(metadata, dict) else {}), **row}, seen)
 
 
-def _note(policy: str, row: dict[str, Any], seen: _Seen) -> None:
+def _note(policy: str, row: dict[str, Any], seen: PartResult) -> None:
     for name, found in seen.lineage.items():
         if isinstance(row.get(name), str) and row[name] not in found.setdefault(policy, []):
             found[policy].append(row[name])
@@ -287,7 +274,7 @@ def _note(policy: str, row: dict[str, Any], seen: _Seen) -> None:
 # --------------------------------------------------------------------------------------------------------------- JSONL
 
 
-def _json_tables(path: Path, bad: OnBadRow, seen: _Seen) -> Iterator[pa.Table]:
+def _json_tables(path: Path, bad: OnBadRow, seen: PartResult) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     for number, record in read_numbered_trajectories(path, bad):
         copies = record.metadata.get("dup_count")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_rm.common.manifests import check_manifest
+from polar_rm.common.text import first_line
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.job import Part
 from polar_rm.corpus.partition import parquet_columns
@@ -35,9 +37,10 @@ def make_plan(config: CorpusConfig) -> CorpusPlan:
     """Look at the inputs' metadata and lay out all tasks; nothing is written.
 
     Raises:
+        Damaged: an input was written by polar, and is not as its manifest says.
         PolarError: a file is missing, unreadable, or its columns are not those of trajectories.
     """
-    files = tuple(dict.fromkeys(file for source in config.inputs for file in _files(source)))
+    files = tuple(dict.fromkeys(file for source in config.inputs for file in _files(source, config.verify)))
     parts: list[Part] = []
     rows: int | None = 0
     for file in files:
@@ -63,12 +66,18 @@ def describe(config: CorpusConfig, plan: CorpusPlan) -> list[tuple[str, str]]:
     ]
 
 
-def _files(source: str) -> list[Path]:
+def _files(source: str, verify: bool) -> list[Path]:
     """The files that an input means. A folder of ``polar sample`` also holds its store and lists of errors, as JSON lines: where
     there are Parquet files, they are the trajectories."""
+    path = Path(source)
+    if path.exists():
+        check_manifest(path, full=verify)
     found = find_files(source)
+    if not path.exists():
+        for file in found:
+            check_manifest(file, full=verify)
     tables = [file for file in found if file.name.endswith(".parquet")]
-    return tables if tables and Path(source).is_dir() else found
+    return tables if tables and path.is_dir() else found
 
 
 def _add_parquet(file: Path, parts: list[Part]) -> int:
@@ -81,7 +90,7 @@ def _add_parquet(file: Path, parts: list[Part]) -> int:
                 (metadata.row_group(i).num_rows, metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups)
             ]
     except (OSError, pa.ArrowException) as error:
-        raise PolarError(f"{file}: not a complete Parquet file: {str(error).splitlines()[0]}") from error
+        raise PolarError(f"{file}: not a complete Parquet file: {first_line(error)}") from error
     if not sum(rows for rows, _ in sizes):
         raise PolarError(f"{file}: it is empty: there are no rows")
     first = row = 1

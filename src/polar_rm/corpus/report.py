@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from polar_rm.common.files import write_file
-from polar_rm.corpus.counts import TEXT_COUNTS, Counts, length_of
+from polar_rm.common.manifests import DataFile
+from polar_rm.corpus.counts import TEXT_COUNTS, Counts, Example, length_of
 from polar_rm.corpus.job import Job
 from polar_rm.corpus.splits import SPLITS
 from polar_rm.evaluation.accuracy import score_pairs
@@ -24,18 +22,19 @@ from polar_rm.evaluation.statistics import bootstrap_intervals
 from polar_rm.evaluation.survey import NO_GROUP
 from polar_rm.records import Comparison
 from polar_rm.records.rows import to_comparison
+from polar_rm.reporting import words
+from polar_rm.reporting.html import render_page
 from polar_rm.reporting.plots import plot_accuracy, plot_lengths, plot_matrix
 
 _SHOWN_POLICIES = 40  # of the heat map
-_SAMPLED_BUCKETS = 64  # prompts are dealt to buckets by a hash, so some of many buckets are as good as all
 
 
 def make_report(
     job: Job,
     counts: Counts,
-    examples: dict[str, list[dict[str, Any]]],
+    examples: dict[str, list[Example]],
     ledgers: Iterable[tuple[int, pa.Table]],
-    shards: list[dict[str, Any]],
+    shards: list[dict[str, DataFile]],
 ) -> dict[str, Any]:
     """All numbers of the page. ledgers: of every bucket; the shards are in place."""
     splits: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
@@ -96,7 +95,7 @@ def _quantiles(lengths: dict[str, int]) -> list[float] | None:
     return [length_of(numbers[index]) for index in indices]
 
 
-def _cleaning(counts: dict[str, int], examples: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _cleaning(counts: dict[str, int], examples: dict[str, list[Example]]) -> dict[str, Any]:
     rules = sorted({name.partition(".")[0] for name in counts})
     return {
         rule: {
@@ -120,8 +119,7 @@ class _Sample:
         self._split: str | None = None
 
     def add(self, number: int, rows: dict[str, list[Any]]) -> None:
-        if number >= _SAMPLED_BUCKETS:
-            return
+        """Consider the comparisons of a bucket. rows: its ledger, column by column."""
         starts = {split: rows["split"].index(split) for split in set(rows["split"])}
         # Mixed anew, because caps keep small keys: those of capped policies would all be chosen.
         found = [
@@ -189,11 +187,7 @@ def write_html(path: Path, report: dict[str, Any]) -> None:
     Raises:
         PolarError: the file can't be written.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = lambda value: f"{value:,}"
-    environment.filters["measure"] = _measure
-    template = environment.from_string((files("polar_rm.corpus") / "report.html.j2").read_text(encoding="utf-8"))
-    write_file(path, template.render(report=report, plots={name: Markup(svg) for name, svg in _plots(report).items()}))
+    write_file(path, render_page("polar_rm.corpus", "report.html.j2", report, _plots(report)))
 
 
 def summary(report: dict[str, Any]) -> list[str]:
@@ -208,7 +202,7 @@ def summary(report: dict[str, Any]) -> list[str]:
         short = f" ({found['short']:,} with fewer negatives than asked)" if found["short"] else ""
         lines.append(f"{split}: {found['comparisons']:,} comparisons{short}, {found['pairs']:,} pairs")
     for name, found in {"all pairs": report["baselines"]["overall"], **report["baselines"]["by_distance"]}.items():
-        lines.append(f"baselines on {name}: " + ", ".join(f"{key} {_measure(value)}" for key, value in found.items()))
+        lines.append(f"baselines on {name}: " + ", ".join(f"{key} {words.measure(value)}" for key, value in found.items()))
     return lines
 
 
@@ -229,8 +223,3 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
         "matrix": plot_matrix(shown, matrix, x="policy of the negative", y="policy of the reference", title=title),
         "baselines": plot_accuracy(baselines),
     }
-
-
-def _measure(found: dict[str, Any]) -> str:
-    interval = found["ci95"]
-    return f"{found['accuracy']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")

@@ -14,12 +14,6 @@ from polar_rm.records import Text, flatten
 TRAIN, UNSEEN_PROMPTS, UNSEEN_POLICIES = SPLITS = ("train", "unseen_prompts", "unseen_policies")
 
 
-def is_held_out(prompt_id: str, fraction: float, *, seed: int = 0) -> bool:
-    """Whether a prompt belongs to the held-out ``fraction``. Decided by a hash: more data never moves a prompt."""
-    digest = hashlib.sha256(json.dumps([seed, prompt_id]).encode()).digest()
-    return int.from_bytes(digest[:8]) < fraction * 2**64
-
-
 def folded(text: str) -> str:
     """The text in small letters, and its accents in one spelling."""
     return unicodedata.normalize("NFC", text.casefold())
@@ -30,9 +24,13 @@ def prompt_key(prompt: Text) -> str:
     return " ".join(folded(flatten(prompt)).split())
 
 
-def is_held_out_prompt(prompt: Text, splits: Splits, *, seed: int = 0) -> bool:
-    """Whether a corpus of these settings keeps a prompt from training."""
-    return is_held_out(prompt_key(prompt), splits.prompts, seed=seed)
+def is_held_out(prompt: Text, fraction: float, *, seed: int = 0) -> bool:
+    """Whether a prompt belongs to the held-out ``fraction``, by its text: ids of two files may mean one prompt.
+
+    Decided by a hash: more data never moves a prompt.
+    """
+    digest = hashlib.sha256(json.dumps([seed, prompt_key(prompt)]).encode()).digest()
+    return int.from_bytes(digest[:8]) < fraction * 2**64
 
 
 def held_out_policies(policies: Iterable[str], splits: Splits, *, seed: int = 0) -> frozenset[str]:

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_rm.common.files import sha256, write_json
+from polar_rm.common.manifests import describe_file
 from polar_rm.corpus.job import Job
+from polar_rm.corpus.results import ThinnedResult, save_result
 
 
 def thin_bucket(job: Job, number: int) -> None:
@@ -24,8 +25,8 @@ def thin_bucket(job: Job, number: int) -> None:
             target = job.path(f"thin/{split}", number, ".parquet")
             target.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(table.filter(pa.array(mask)), target, compression="zstd")
-            written[split] = {"rows": int(mask.sum()), "sha256": sha256(target)}
-    write_json(job.path("thinned", number, ".json"), {"shards": written})
+            written[split] = describe_file(target, int(mask.sum()))
+    save_result(job.path("thinned", number, ".json"), ThinnedResult(written))
 
 
 def kept_rows(job: Job, ledger: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:

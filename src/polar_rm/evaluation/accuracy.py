@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import tee
 
 import numpy as np
 from numpy.typing import NDArray
 
+from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError, ScoreError
 from polar_rm.evaluation.baselines import BASELINES, make_baselines
 from polar_rm.evaluation.references import ComparisonScorer, ReferenceMode, apply_reference_protocol, prompt_key
@@ -25,8 +26,6 @@ from polar_rm.evaluation.statistics import (
 )
 from polar_rm.evaluation.survey import NO_GROUP, Survey, group_of, survey
 from polar_rm.records import Comparison
-
-Progress = Callable[[int, int], None]
 
 # Below this many prompts the bootstrap's interval is noticeably too narrow.
 _FEW_PROMPTS = 30
@@ -82,7 +81,7 @@ def evaluate(
     resamples: int = RESAMPLES,
     model: str | None = None,
     encoder_hash: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> EvaluationResult:
     """Accuracy over all ordered pairs (ties count half), Bradley-Terry loss, 95% intervals by bootstrap over prompts.
 
@@ -126,7 +125,7 @@ def score_pairs(
     *,
     by: str | None = None,
     total: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> PairScores:
     """Score one stream with several scorers, and keep the score difference of every ordered pair.
 
@@ -152,8 +151,7 @@ def score_pairs(
             group = group_codes.setdefault(NO_GROUP if by is None else group_of(comparison, by), len(group_codes))
             prompts.extend([prompt] * len(ordered))
             groups.extend([group] * len(ordered))
-        if progress:
-            progress(number, total)
+        progress("evaluate", number, total)
     return PairScores(
         {name: np.array(values, np.float64) for name, values in differences.items()},
         np.array(prompts, np.int64),

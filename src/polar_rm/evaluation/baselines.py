@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
 
+from polar_rm.common.iteration import windows
 from polar_rm.errors import PolarError
 from polar_rm.records import Comparison, flatten
 
@@ -28,7 +28,9 @@ class Baseline(Protocol):
         """Learn from a stream while passing it on; must be exhausted before scoring."""
         ...
 
-    def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]: ...
+    def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
+        """See :class:`polar_rm.evaluation.references.ComparisonScorer`."""
+        ...
 
 
 class Length:
@@ -39,9 +41,11 @@ class Length:
     """
 
     def fit(self, comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
+        """There is nothing to learn."""
         return iter(comparisons)
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
+        """One number for each candidate: see the class."""
         for comparison in comparisons:
             lengths = [math.log1p(len(flatten(candidate))) for candidate in comparison.candidates]
             reference = flatten(comparison.reference or "")
@@ -64,8 +68,8 @@ class Tfidf:
         self._documents = 0
 
     def fit(self, comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
-        stream = iter(comparisons)
-        while window := list(islice(stream, _WINDOW)):
+        """Count in how many references an n-gram is, while passing the comparisons on."""
+        for window in windows(comparisons, _WINDOW):
             references = [flatten(comparison.reference or "") for comparison in window]
             counts, rows = self._count(references)
             times = np.bincount(rows, minlength=counts.shape[0])
@@ -76,8 +80,8 @@ class Tfidf:
             yield from window
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
-        stream = iter(comparisons)
-        while window := list(islice(stream, _WINDOW)):
+        """One cosine for each candidate: see the class."""
+        for window in windows(comparisons, _WINDOW):
             texts: list[str] = []
             for comparison in window:
                 texts += [flatten(text) for text in (comparison.reference or "", *comparison.candidates)]

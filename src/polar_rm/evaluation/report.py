@@ -12,6 +12,7 @@ from rich.text import Text
 from polar_rm.common.files import write_json
 from polar_rm.reporting.measures import Measure
 from polar_rm.reporting.plots import accuracy_figure, save_figure
+from polar_rm.reporting.words import interval
 
 SCHEMA: Literal["polar-rm/evaluation/1"] = "polar-rm/evaluation/1"
 
@@ -99,7 +100,7 @@ def render(report: EvaluationReport) -> Group:
         table.add_section()
     table.add_row("all", *_cells(report), style="bold")
     lines = [
-        Text(f"model - {name}: {value['difference']:+.3f} {_interval(value['difference_ci95'], '+.3f')}")
+        Text(f"model - {name}: {value['difference']:+.3f} {interval(value['difference_ci95'], '+.3f', missing='-')}")
         for name, value in report["baselines"].items()
     ]
     warnings = [Text(f"warning: {line}", style="yellow") for line in report["warnings"]]
@@ -108,12 +109,8 @@ def render(report: EvaluationReport) -> Group:
 
 def _cells(group: EvaluationReport | GroupReport) -> list[str]:
     cells = [f"{group['n_pairs']:,}", f"{group['n_prompts']:,}", f"{group['accuracy']:.3f}"]
-    cells += [_interval(group["ci95"], ".3f"), f"{group['loss']:.3f}"]
+    cells += [interval(group["ci95"], missing="-"), f"{group['loss']:.3f}"]
     return cells + [f"{value['accuracy']:.3f}" for value in group["baselines"].values()]
-
-
-def _interval(interval: list[float] | None, form: str) -> str:
-    return "-" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
 def _measure(value: EvaluationReport | GroupReport | BaselineMeasure) -> Measure:

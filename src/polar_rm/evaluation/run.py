@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from polar_rm.common.files import sha256
-from polar_rm.evaluation.accuracy import EvaluationResult, Progress, evaluate
+from polar_rm.common.progress import Progress, silent
+from polar_rm.evaluation.accuracy import EvaluationResult, evaluate
 from polar_rm.evaluation.baselines import BASELINES
 from polar_rm.evaluation.references import ReferenceMode
 from polar_rm.evaluation.report import DataFile
@@ -55,7 +56,7 @@ def evaluate_files(
     device: str = "cpu",
     token_budget: int = 8192,
     on_bad_row: OnBadRow | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> EvaluationResult:
     """Load a native checkpoint and :func:`evaluate` it on files (JSONL or Parquet), in constant memory but for numbers.
 

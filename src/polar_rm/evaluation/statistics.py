@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polar_rm.errors import PolarError
+from polar_rm.reporting.words import interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -33,8 +34,8 @@ class PairedDifference:
     n_prompts: int
 
     def __str__(self) -> str:
-        interval = "no interval" if self.ci95 is None else f"95% [{self.ci95[0]:+.3f}, {self.ci95[1]:+.3f}]"
-        return f"{self.difference:+.3f} ({interval}, {self.n_pairs:,} pairs of {self.n_prompts:,} prompts)"
+        bounds = "no interval" if self.ci95 is None else f"95% {interval(self.ci95, '+.3f')}"
+        return f"{self.difference:+.3f} ({bounds}, {self.n_pairs:,} pairs of {self.n_prompts:,} prompts)"
 
 
 def resampled_means(values: Floats, prompts: Ints, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
@@ -94,5 +95,5 @@ def paired_difference(
         counts = f"{len(first)} and {len(second)} values of {len(prompts)} pairs"
         raise PolarError(f"a paired difference needs two values of every pair and at least one pair: got {counts}")
     values = (first - second)[:, None]
-    interval = bootstrap_intervals(values, prompts, resamples=resamples, seed=seed)[0]
-    return PairedDifference(float(values.mean()), interval, len(first), len(np.unique(prompts)))
+    bounds = bootstrap_intervals(values, prompts, resamples=resamples, seed=seed)[0]
+    return PairedDifference(float(values.mean()), bounds, len(first), len(np.unique(prompts)))

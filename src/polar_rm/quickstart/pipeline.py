@@ -20,7 +20,7 @@ from polar_rm.common.provenance import versions
 from polar_rm.corpus import build_ranked
 from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
-from polar_rm.corpus.splits import is_held_out_prompt
+from polar_rm.corpus.splits import is_held_out
 from polar_rm.evaluation import ComparisonFiles, EvaluationResult, evaluate
 from polar_rm.model.language_models import unpacked
 from polar_rm.model.reward_model import RewardModel
@@ -132,7 +132,7 @@ def _split(rows: Iterable[Trajectory], config: CorpusConfig) -> tuple[list[Traje
     """Rows of prompts to train on, and of held-out ones, as ``polar corpus`` splits them."""
     parts: tuple[list[Trajectory], list[Trajectory]] = ([], [])
     for row in rows:
-        parts[is_held_out_prompt(row.prompt, config.splits, seed=config.seed)].append(row)
+        parts[is_held_out(row.prompt, config.splits.prompts, seed=config.seed)].append(row)
     return parts
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from polar_rm.common.files import write_file
 from polar_rm.corpus.splits import UNSEEN_POLICIES, UNSEEN_PROMPTS
+from polar_rm.reporting.html import render_page
 from polar_rm.reporting.plots import plot_accuracy, plot_loss_curves, plot_score_distributions
+from polar_rm.reporting.words import interval
 
 # Splits of the corpus that test the pre-trained model.
 TESTS = {"unseen-prompts": UNSEEN_PROMPTS, "unseen-policies": UNSEEN_POLICIES}
@@ -23,11 +21,7 @@ def write_html(path: Path, report: dict[str, Any]) -> None:
     Raises:
         PolarError: the file can't be written.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["interval"] = _interval
-    template = environment.from_string((files("polar_rm.quickstart") / "report.html.j2").read_text(encoding="utf-8"))
-    plots = {name: Markup(svg) for name, svg in _plots(report).items()}
-    write_file(path, template.render(report=report, plots=plots))
+    write_file(path, render_page("polar_rm.quickstart", "report.html.j2", report, _plots(report)))
 
 
 def summary(report: dict[str, Any]) -> list[str]:
@@ -36,12 +30,12 @@ def summary(report: dict[str, Any]) -> list[str]:
     for name in TESTS:
         found = report["evaluate"][name]
         baselines = ", ".join(f"{key} {value['accuracy']:.3f}" for key, value in found["baselines"].items())
-        lines.append(f"{_title(name)}: accuracy {found['accuracy']:.3f} {_interval(found['ci95'])}; baselines: {baselines}")
+        lines.append(f"{_title(name)}: accuracy {found['accuracy']:.3f} {interval(found['ci95'])}; baselines: {baselines}")
     ranked = report["evaluate"]["ranked"]
     with_it, without = ranked["with pre-training"], ranked["without pre-training"]
     lines.append(
         f"ranked data: {with_it['accuracy']:.3f} with pre-training, {without['accuracy']:.3f} without; "
-        f"difference {ranked['difference']['accuracy']:+.3f} {_interval(ranked['difference']['ci95'], '+.3f')}"
+        f"difference {ranked['difference']['accuracy']:+.3f} {interval(ranked['difference']['ci95'], '+.3f')}"
     )
     for example in report["examples"]["examples"]:
         rewards = ", ".join(f"{row['candidate']} {row['reward']:+.2f}" for row in example["candidates"])
@@ -68,7 +62,3 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
 
 def _title(name: str) -> str:
     return name.replace("-", " ")
-
-
-def _interval(interval: list[float] | None, form: str = ".3f") -> str:
-    return "" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from polar_rm.common.locks import owned
+from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Policy, Request, Sample
 from polar_rm.sampling.config import SamplingConfig
@@ -92,10 +93,7 @@ class SamplingReport:
             raise PolarError(f"{found}. What arrived is kept; the same command asks for the rest")
 
 
-Progress = Callable[[PolicyStatus], None]
-
-
-def sample(config: SamplingConfig, progress: Progress = lambda _: None) -> Path:
+def sample(config: SamplingConfig, progress: Progress = silent) -> Path:
     """GumbelSampler what is missing and write trajectories and manifest; returns the Parquet file, or the folder with several.
 
     Raises:
@@ -107,8 +105,8 @@ def sample(config: SamplingConfig, progress: Progress = lambda _: None) -> Path:
     return report.path
 
 
-def run_sampling(config: SamplingConfig, progress: Progress = lambda _: None, *, retry_failed: bool = False) -> SamplingReport:
-    """As :func:`sample`, but policies that are not through are only reported.
+def run_sampling(config: SamplingConfig, progress: Progress = silent, *, retry_failed: bool = False) -> SamplingReport:
+    """As :func:`sample`, but policies that are not through are only reported. progress: a task for each policy, in samples.
 
     retry_failed: ask again where asking again should change nothing: no text, a prompt too long, a request refused.
     """
@@ -119,7 +117,7 @@ def run_sampling(config: SamplingConfig, progress: Progress = lambda _: None, *,
         work = [(policy, missing_requests(plan, store, policy.name, retry_failed)) for policy in config.policies]
         for status in statuses.values():
             status.failures.clear()  # progress shows those of this run; what the store says comes at the end
-            progress(status)
+            _tell(progress, status)
         run = ray.run if config.engine == "ray" else local.run
         with closing(run([(policy, requests) for policy, requests in work if requests], config.machine)) as events:
             _collect(events, store, plan.hashes, statuses, progress)
@@ -164,7 +162,13 @@ def _collect(
             statuses[name].seconds += spent[name][1]
         store.add(arrived, spent)
         for name in {event.policy for event in batch}:
-            progress(statuses[name])
+            _tell(progress, statuses[name])
+
+
+def _tell(progress: Progress, status: PolicyStatus) -> None:
+    failed = f", {status.failures.total():,} failed" if status.failures else ""
+    words = f"{status.tokens_per_s:,.0f} tokens/s{failed}" + (", down" if status.error else "")
+    progress(status.policy, status.sampled, status.planned, words)
 
 
 def _count(status: PolicyStatus, event: SampleArrived) -> None:
