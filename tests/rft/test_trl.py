@@ -177,13 +177,20 @@ def test_rows_keep_their_wrapper(tmp_path):
 
 def test_without_trl_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
-    with pytest.raises(PolarError, match=r"trl is missing; .* pip install 'polar-rm\[rft\]'"):
+    with pytest.raises(PolarError, match=r"polar rft needs the package (trl|datasets): pip install 'polar-rm\[rft\]'"):
         run(config(tmp_path, [{"prompt": "p", "reference": "r"}]))
 
 
 def test_a_dry_run_prints_the_plan(tmp_path, monkeypatch, capsys):
     config(tmp_path, [{"prompt": "p", "reference": "r"}])
-    base = ["policy.model=lm", "reward.source=rm", f"data=[{tmp_path}/rows.jsonl]", f"output={tmp_path}/run"]
+    for name in ("lm", "rm"):
+        (tmp_path / name).mkdir()
+    base = [
+        f"policy.model={tmp_path}/lm",
+        f"reward.source={tmp_path}/rm",
+        f"data=[{tmp_path}/rows.jsonl]",
+        f"output={tmp_path}/run",
+    ]
     monkeypatch.setattr(sys, "argv", ["polar", "rft", "recipes/rft.yaml", *base, "--dry-run"])
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from polar_rm.common.config import load_config
 from polar_rm.common.files import sha256, write_json
+from polar_rm.common.locks import owned
 from polar_rm.common.progress import plain_console, say
 from polar_rm.common.provenance import versions
 from polar_rm.corpus import build_ranked
@@ -22,7 +23,7 @@ from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.splits import is_held_out
 from polar_rm.evaluation import ComparisonFiles, EvaluationResult, evaluate
-from polar_rm.model.language_models import unpacked
+from polar_rm.model.language_models import model_folder, unpacked
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.quickstart.report import TESTS, write_html
 from polar_rm.records import Comparison, Trajectory, read_trajectories, write_records
@@ -39,7 +40,7 @@ LIVE_PROMPTS = 4
 # Ranked by construction: the same model, ever further from its likeliest words.
 RANKING = ("chat-cold", "chat", "chat-hot")
 # What stages leave in the run folder beside their results.
-FOLDERS = ("stages", "live", "corpus", "ranked", "pretrain", "finetune", "finetune-alone")
+FOLDERS = ("stages", "base", "live", "corpus", "ranked", "pretrain", "finetune", "finetune-alone")
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
     """Run every stage that is not finished yet, write ``report.json`` and ``report.html``, and return the report.
 
     Stages leave ``stages/NAME.json``; one whose inputs are unchanged is reused.
+
+    Raises:
+        PolarError: another process has the run folder.
     """
-    with as_file(files("polar_rm.quickstart") / "data") as data:
+    with owned(quickstart.output, "quickstart"), as_file(files("polar_rm.quickstart") / "data") as data:
         stages = _Stages(quickstart, sha256(data))
         rows = list(read_trajectories(data / "trajectories.parquet"))
         paths = (f"inputs=[{data / 'trajectories.parquet'}]", f"output={quickstart.output / 'corpus'}")
@@ -86,13 +90,24 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
     return report
 
 
+def identity(quickstart: Quickstart, data: str) -> dict[str, Any]:
+    """What the stages depend on, the bytes of the language model and our own version included. data: hash of what is packaged."""
+    made_with = versions()
+    return {
+        "data": data,
+        "base": [quickstart.base, sha256(model_folder(quickstart.base))],
+        "overrides": list(quickstart.overrides),
+        "version": [made_with["versions"]["polar-rm"], (made_with["git"] or {}).get("commit")],
+    }
+
+
 class _Stages:
     """Runs stages in order; each depends on all that came before it. What other data or settings left is removed."""
 
     def __init__(self, quickstart: Quickstart, data: str) -> None:
         self.console = quickstart.console
         self.folder = quickstart.output / "stages"
-        self.identity = [data, quickstart.base, list(quickstart.overrides)]
+        self.identity = identity(quickstart, data)
         self.results: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         if any(json.loads(path.read_text())["identity"] != self.identity for path in self.folder.glob("*.json")):

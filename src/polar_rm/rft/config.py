@@ -39,8 +39,12 @@ class RewardConfig(Config):
     strip_thinking: bool = Field(False, description="Take thinking out of completions and references.")
     transform: Transform = Field("raw", description="What becomes of raw rewards; GRPO scales groups itself.")
 
+    @property
+    def is_url(self) -> bool:
+        """Whether a server gives the rewards."""
+        return self.source.startswith(("http://", "https://"))
+
     def open(self) -> PolarReward:
-        """The reward function, its server found or its model loaded."""
         """Make ready to score, by the server or in this process.
 
         Raises:

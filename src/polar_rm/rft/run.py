@@ -5,8 +5,11 @@ At scale it is verl or OpenRLHF, with the adapters beside this file.
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,15 +18,20 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from polar_rm.common.config import suggestion
-from polar_rm.common.files import atomic_directory, claim_folder, write_json
+from polar_rm.common.extras import needs
+from polar_rm.common.files import atomic_directory, claim_folder, read_json, sha256, write_json
+from polar_rm.common.locks import owned
 from polar_rm.common.provenance import versions
 from polar_rm.errors import ConfigError, PolarError
 from polar_rm.model.devices import compute_dtype, pick_device
-from polar_rm.model.language_models import load_causal_lm
-from polar_rm.records import Text, read_referenced_prompts
+from polar_rm.model.language_models import load_causal_lm, model_folder
+from polar_rm.records import Text, find_files, read_referenced_prompts
 from polar_rm.rft.config import RftConfig
+from polar_rm.rft.trl import PolarReward
 from polar_rm.training.lora import adapter_settings
 from polar_rm.training.metrics import JsonlSink
+
+_log = logging.getLogger("polar_rm.rft")
 
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -32,26 +40,34 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
     """Train, save the policy, and return TRL's summary. on_log: gets every row of ``metrics.jsonl``.
 
     Raises:
-        PolarError: a package is missing, a wrong key, a bad row, a model that can't be loaded, or an item without a reward.
+        PolarError: a package is missing, a wrong key, a bad row, a model that can't be loaded, an item without a reward, or an
+            output folder of other settings, data or models, or in use.
     """
-    try:
+    with needs("rft", "polar rft"):
+        import datasets  # noqa: F401
         import trl
-        from datasets import Dataset
-    except ModuleNotFoundError as error:
-        raise PolarError(f"the package {error.name} is missing; install TRL's: pip install 'polar-rm[rft]'") from error
-    name = config.algorithm.upper()
-    arguments = _arguments(getattr(trl, f"{name}Config"), config)
+    arguments = _arguments(getattr(trl, f"{config.algorithm.upper()}Config"), config)
     rows = read_rows(config)
     reward = config.reward.open()
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    with owned(config.output, "rft") if is_first else nullcontext():
+        if is_first:
+            claim_folder(config.output, identity(config), "a fine-tuned policy")
+            remove_incomplete_checkpoints(config.output)
+        return _train(config, arguments, rows, reward, on_log)
+
+
+def _train(config: RftConfig, arguments: Any, rows: list[dict[str, Any]], reward: PolarReward, on_log: OnLog) -> dict[str, Any]:
+    import trl
+    from datasets import Dataset
+
     # With bf16, TRL computes in copies of these weights.
     tokenizer, model = load_causal_lm(config.policy.model, config.policy.gguf_file, torch.float32)
     if config.policy.kind == "chat" and not tokenizer.chat_template:
         raise PolarError(f"{config.policy.model}: it has no chat template; policy.kind base needs none")
     lora = config.lora and adapter_settings(config.lora, target_modules="all-linear", task_type="CAUSAL_LM")
-    if int(os.environ.get("RANK", "0")) == 0:
-        claim_folder(config.output, config.model_dump(mode="json"), "a fine-tuned policy")
     set_seed(config.seed)  # PEFT draws the adapter; TRL seeds that from 1.15 on
-    trainer = getattr(trl, f"{name}Trainer")(
+    trainer = getattr(trl, f"{config.algorithm.upper()}Trainer")(
         model=model,
         processing_class=tokenizer,
         reward_funcs=reward,
@@ -61,7 +77,8 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
         callbacks=[_Metrics(config.output / "metrics.jsonl", on_log)],
     )
     trainer.remove_callback(PrinterCallback)
-    results = trainer.train(resume_from_checkpoint=any(config.output.glob("checkpoint-*"))).metrics
+    checkpoint = last_checkpoint(config.output)
+    results = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
     if trainer.is_world_process_zero():
         tuned = trainer.accelerator.unwrap_model(trainer.model)
         with atomic_directory(config.output / "policy") as folder:
@@ -72,6 +89,51 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
             {"config": config.model_dump(mode="json"), "results": results, "trl": trl.__version__, **versions()},
         )
     return dict(results)
+
+
+def identity(config: RftConfig) -> dict[str, Any]:
+    """What a run depends on: its settings, and the bytes of its data, its policy and its reward model.
+
+    Under one name they may change between two runs. What a reward server serves is known by its address alone.
+
+    Raises:
+        PolarError: a file or model is not there.
+    """
+    reward = config.reward.encoder if config.reward.is_url else Path(config.reward.source)
+    return config.model_dump(mode="json") | {
+        "files": {
+            "data": [sha256(file) for source in config.data for file in find_files(source)],
+            "policy": sha256(model_folder(config.policy.model)),
+            "reward": sha256(reward) if reward else None,
+        }
+    }
+
+
+def checkpoints(output: Path) -> dict[Path, bool]:
+    """TRL's checkpoints in the order of their steps, and whether each is complete: ``trainer_state.json`` is written last."""
+    found: dict[Path, bool] = {}
+    folders = (path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
+    for folder in sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-"))):
+        try:
+            read_json(folder / "trainer_state.json")
+        except PolarError:
+            found[folder] = False
+        else:
+            found[folder] = True
+    return found
+
+
+def last_checkpoint(output: Path) -> Path | None:
+    """The one that a run goes on behind; None for a run that begins."""
+    return next((folder for folder, is_complete in reversed(checkpoints(output).items()) if is_complete), None)
+
+
+def remove_incomplete_checkpoints(output: Path) -> None:
+    """What a kill left while TRL was writing it in place: TRL itself would go on with the highest number."""
+    for folder, is_complete in checkpoints(output).items():
+        if not is_complete:
+            _log.warning("%s: it is incomplete (no trainer_state.json) and removed; the one before it counts", folder)
+            shutil.rmtree(folder)
 
 
 class _Metrics(TrainerCallback):  # type: ignore[misc]

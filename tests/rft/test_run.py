@@ -1,0 +1,69 @@
+"""What ``polar rft`` does without TRL: whose folder it is, and where it goes on."""
+
+import json
+
+import pytest
+from support import tiny
+
+from polar_rm.common.config import load_config
+from polar_rm.common.files import claim_folder
+from polar_rm.errors import ConfigError, PolarError
+from polar_rm.rft.config import RftConfig
+from polar_rm.rft.run import checkpoints, identity, last_checkpoint, remove_incomplete_checkpoints
+
+
+def config(folder, **changes):
+    values = {"policy.model": folder / "lm", "reward.source": folder / "rm", "output": folder / "o"}
+    values |= {"data": f"[{folder}/rows.jsonl]"}
+    return load_config(RftConfig, [], [f"{name}={value}" for name, value in (values | changes).items()])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.causal_lm(tmp_path / "lm")
+    (tmp_path / "rm").mkdir()
+    (tmp_path / "rm/model.safetensors").write_bytes(b"weights")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "p", "reference": "r"}) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "key"), [("rows.jsonl", "data"), ("lm/model.safetensors", "policy"), ("rm/model.safetensors", "reward")]
+)
+def test_what_changes_under_its_name_is_another_run(folder, file, key):
+    """F10."""
+    settings = config(folder)
+    claim_folder(settings.output, identity(settings), "a fine-tuned policy")
+    claim_folder(settings.output, identity(settings), "a fine-tuned policy")
+    with (folder / file).open("ab") as changed:
+        changed.write(b"\n")
+    with pytest.raises(PolarError, match=rf"other settings \(files.{key}: .* there, .* now\)"):
+        claim_folder(settings.output, identity(settings), "a fine-tuned policy")
+
+
+def test_a_reward_server_is_known_by_its_address_and_its_encoder_by_its_files(folder):
+    served = config(folder, **{"reward.source": "http://127.0.0.1:9"})
+    assert identity(served)["files"]["reward"] is None
+    with_encoder = config(folder, **{"reward.source": "http://127.0.0.1:9", "reward.encoder": folder / "rm"})
+    assert identity(with_encoder)["files"]["reward"] == identity(config(folder))["files"]["reward"]
+
+
+def test_half_a_checkpoint_is_passed_over_and_removed(tmp_path, caplog):
+    """B15, F10: killed while TRL writes the newest."""
+    assert last_checkpoint(tmp_path) is None
+    for step, state in ((5, "{}"), (10, "{}"), (20, None), (30, '{"step": 3')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state:
+            (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-best").mkdir()  # of the user
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    remove_incomplete_checkpoints(tmp_path)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
+    assert (tmp_path / "checkpoint-best").exists()
+    assert "checkpoint-20: it is incomplete" in caplog.text and "checkpoint-30: it is incomplete" in caplog.text
+
+
+def test_a_seed_that_numpy_does_not_take_is_refused(folder):
+    """B14."""
+    with pytest.raises(ConfigError, match="seed=-1: seed: input should be greater than or equal to 0, not -1"):
+        config(folder, seed=-1)
