@@ -72,19 +72,6 @@ WITHOUT_DOCSTRING = set(
     records.fields.Fields.wrapper
     scoring.scorer.check_finite
     serving.batching.Batcher.alive
-    serving.schema.ClassifiedRow
-    serving.schema.EmbeddingRow
-    serving.schema.ErrorBody
-    serving.schema.ExtraLogs
-    serving.schema.FailedItem
-    serving.schema.FailedOutput
-    serving.schema.ItemError
-    serving.schema.ModelCard
-    serving.schema.ModelsReply
-    serving.schema.ScoredItem
-    serving.schema.SglangMeta
-    serving.schema.StatusReply
-    serving.schema.Usage
     training.config.EncoderConfig.settings
     training.metrics.JsonlSink.close
     training.metrics.JsonlSink.write

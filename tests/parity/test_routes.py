@@ -114,7 +114,7 @@ def test_own_routes_agree_on_awkward_texts(folder):
 def test_every_protocol_that_a_server_speaks_is_tried(folder, score, serve):
     result = parity.check(folder, against=serve(vllm(score)))
     assert result.ok
-    assert names(result)[3:] == ["vLLM /classify, ids", "vLLM /classify, text", "/pooling, ids", "/pooling, text"]
+    assert names(result)[3:] == ["vLLM /classify, ids", "vLLM /classify, text", "vLLM /pooling, ids", "vLLM /pooling, text"]
     result = parity.check(folder, against=serve(sglang(score)))
     assert result.ok
     assert names(result)[3:] == ["SGLang /classify, ids", "SGLang /classify, text", "/v1/embeddings, ids", "/v1/embeddings, text"]
@@ -139,7 +139,11 @@ def test_our_servers_structured_protocol(folder, serve):
 def test_our_own_server_agrees_over_each_protocol(folder):
     result = parity.check(folder)
     assert result.ok
-    shapes = [f"/pooling, {kind} ({flavour})" for flavour in ("vllm", "vllm-classify", "lmdeploy") for kind in ("ids", "text")]
+    shapes = [
+        f"{engine} /pooling, {kind} ({flavour})"
+        for engine, flavour in (("vLLM", "vllm"), ("LMDeploy", "lmdeploy"), ("vLLM", "vllm-classify"))
+        for kind in ("ids", "text")
+    ]
     engines = [f"{name}, {kind}" for name in ("vLLM /classify", "SGLang /classify", "/v1/embeddings") for kind in ("ids", "text")]
     assert names(result)[3:] == ["/v1/score", *engines, "OpenRLHF /get_reward", *shapes]
     scored = {route.name: len(route.scores) for route in result.routes}

@@ -45,11 +45,14 @@ def test_calls_of_many_threads_are_merged(url, reward_func):
 
 def test_it_answers_as_the_route_does(url, reward_func):
     label = {"reference": "the dog", "prompt": "the quick fox"}
-    rows = {"queries": [PROMPT + "jumps</s>", PROMPT + "over " * 99], "prompts": [PROMPT] * 2, "labels": ["the dog", label]}
+    labels = ["the dog", label, {"reference": "", "prompt": "the quick fox"}]  # B6: the last was refused here, and scored there
+    queries = [PROMPT + "jumps</s>", PROMPT + "over " * 99, PROMPT + "jumps"]
+    rows = {"queries": queries, "prompts": [PROMPT] * 3, "labels": labels}
     reply = reward_func(**rows)
     assert reply == fakes.HTTP.post(f"{url}/get_reward", json={**rows, "query": rows["queries"]}).json()
     assert reply["rewards"][1] == expected("the quick fox", "the dog", "over " * 98 + "over")
-    assert reply["extra_logs"]["truncated"] == [0, 1]
+    assert reply["rewards"][2] == expected("the quick fox", "", "jumps")
+    assert reply["extra_logs"]["truncated"] == [0, 1, 0]
 
 
 def test_thinking_is_stripped_on_request(url, reward_func, monkeypatch):
@@ -66,7 +69,7 @@ def test_thinking_is_stripped_on_request(url, reward_func, monkeypatch):
         reward_func(*row)
 
 
-@pytest.mark.parametrize(("label", "reason"), [("", "label_key"), (None, "label"), ({"reference": ""}, "'reference'")])
+@pytest.mark.parametrize(("label", "reason"), [("", "label_key"), (None, "label"), ({"reference": " "}, "label_key")])
 def test_no_reward_without_a_reference(url, reward_func, label, reason):
     with pytest.raises(PolarError, match=reason):
         reward_func([PROMPT + "jumps"], [PROMPT], [label])

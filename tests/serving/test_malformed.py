@@ -1,18 +1,14 @@
 """Bodies near to right ones, huge ones, and others than their headers say: a status and a JSON reason, never a hang or a 5xx."""
 
-import contextlib
 import gzip
 import json
 import random
 import socket
-import time
 
 import pytest
 from support import fakes
 
 from polar_rm.encoding.sequences import render
-from polar_rm.errors import PolarError
-from polar_rm.protocols import wire
 from polar_rm.records import ScoreItem
 from polar_rm.scoring.scorer import Scorer
 
@@ -161,29 +157,3 @@ def test_texts_of_megabytes_are_answered(served, text):
     }
     statuses = {path: post(address, path, json.dumps(body).encode(), {})[0] for path, body in bodies.items()}
     assert statuses == {"/classify": 400, "/pooling": 400, "/v1/score": 200, "/get_reward": 200}
-
-
-def test_ends_of_answers_are_found_at_once():
-    assert wire._without_end_tokens("a b </s> <|im_end|>\n") == "a b"
-    assert wire._without_end_tokens("a b \n") == "a b \n"
-    assert wire._without_end_tokens("</s>") == ""
-    started = time.monotonic()
-    wire._without_end_tokens(" " * 1_000_000 + "x")
-    wire._without_end_tokens("x" + " " * 1_000_000)
-    assert time.monotonic() - started < 10
-
-
-def test_the_end_of_a_prompt_is_found_where_it_is_longest():
-    rng = random.Random(0)
-    for _ in range(3000):
-        first, second = ("".join(rng.choices("ab", k=rng.randint(0, 9))) for _ in range(2))
-        longest = max(n for n in range(len(first) + 1) if second.endswith(first[:n]))
-        assert wire._overlap(first, second) == longest, (first, second)
-
-
-@pytest.mark.parametrize("query", ["a" * 40 + "b", "a" * 40 + "b" + "a" * 1_000_000])
-def test_prompts_of_one_character_are_searched_once(query):
-    started = time.monotonic()
-    with contextlib.suppress(PolarError):
-        wire._behind(query, "a" * 1_000_000)
-    assert time.monotonic() - started < 10

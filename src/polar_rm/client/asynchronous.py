@@ -26,8 +26,7 @@ from polar_rm.client.jobs import Ids, Job, Jobs, by_group, encode
 from polar_rm.common.http import Reply, Transport, checked_key, server_url
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import EncoderMismatch, PolarError
-from polar_rm.protocols import engines as protocols
-from polar_rm.protocols.engines import BadReply, Engine
+from polar_rm.protocols import ENGINES, BadReply, Engine, polar, recognise
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.outcomes import Cut, Failure, FailureCode, Outcome, Reward
 
@@ -116,8 +115,8 @@ class AsyncRewardClient:
         items_per_request: int = 64,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        if engine is not None and engine not in protocols.ENGINES:
-            raise PolarError(f"unknown engine {engine!r}; known: {', '.join(protocols.ENGINES)}")
+        if engine is not None and engine not in ENGINES:
+            raise PolarError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
         self.url = server_url(url)
         self._deadline, self._first_contact = deadline, first_contact
         self._items_per_request = items_per_request
@@ -216,7 +215,7 @@ class AsyncRewardClient:
     def _recognised(self, models: Any) -> _Server:
         if self._engine is not None:
             return _Server(self._engine, None)
-        engine, card = protocols.recognise(models)
+        engine, card = recognise(models)
         theirs = card.get("encoder_hash")
         if self.encoder and theirs not in (None, self.encoder.hash):
             raise EncoderMismatch(
@@ -235,20 +234,20 @@ class AsyncRewardClient:
         return [outcomes[place] for place in range(len(outcomes))]
 
     async def _post_items(self, items: Sequence[ScoreItem], until: float) -> list[Outcome]:
-        path, body = protocols.score_request(items)
-        return protocols.score_outcomes(body, await self._send("POST", path, body, until))
+        body = polar.ask_items(items)
+        return polar.read_outcomes(body, await self._send("POST", polar.SCORE.path, body, until))
 
     async def _post_ids(self, server: _Server, jobs: Sequence[Ids], until: float) -> list[Outcome]:
         sequences = [job.ids for job in jobs]
-        path, body = protocols.ids_request(server.engine, server.model, sequences)
-        try:
-            reply = await self._send("POST", path, body, until)
-        except _Refused as error:
-            if server.engine != "vllm" or error.status != 404:
-                raise
-            path, body = protocols.pooling_request(server.model, sequences)
-            reply = await self._send("POST", path, body, until)
-        scores = protocols.ids_scores(reply, len(jobs))
+        *others, last = ENGINES[server.engine]
+        for protocol in (*others, last):
+            try:
+                reply = await self._send("POST", protocol.path, protocol.ask(server.model, sequences), until)
+                break
+            except _Refused as error:
+                if error.status != 404 or protocol is last:
+                    raise
+        scores = protocol.read(reply, len(jobs))
         return [
             score if isinstance(score, Failure) else Reward(score, len(job.ids), job.cut)
             for job, score in zip(jobs, scores, strict=True)

@@ -13,7 +13,7 @@ from polar_rm.encoding.sequences import TokenSequence, render, tokenize
 from polar_rm.encoding.settings import EncoderSettings
 from polar_rm.encoding.tokenizers import load_tokenizer
 from polar_rm.errors import PolarError
-from polar_rm.protocols.engines import Engine
+from polar_rm.protocols import Engine
 from polar_rm.rewards.outcomes import rewards
 
 

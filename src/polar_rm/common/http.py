@@ -229,6 +229,11 @@ class Transport:
         received = {name.lower(): self.masked(value) for name, value in reply.headers.items()}
         return Reply(reply.status_code, received, b"".join(chunks), url)
 
+    @property
+    def has_key(self) -> bool:
+        """Whether requests carry a key."""
+        return bool(self._key)
+
     def masked(self, text: str) -> str:
         """The text without the key."""
         return text.replace(self._key, "***") if self._key else text

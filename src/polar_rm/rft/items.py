@@ -21,12 +21,18 @@ from polar_rm.rewards.transforms import transform
 
 
 def score_item(
-    prompt: Any, completion: Any, reference: Any, *, wrapper: Wrapper = "sft", strip_thinking: bool = False
+    prompt: Any,
+    completion: Any,
+    reference: Any,
+    *,
+    wrapper: Wrapper = "sft",
+    strip_thinking: bool = False,
+    without_reference: bool = False,
 ) -> ScoreItem:
     """The item of one completion; each text is a string or a list (or array) of messages.
 
     strip_thinking: of the completion and of the reference; a reference from a thinking model would else be compared with what the
-    completion no longer holds.
+    completion no longer holds. without_reference: an empty reference is meant.
 
     Raises:
         PolarError: one of the three is missing or no text, or the reference is empty or only thinking. Trainers hand over ""
@@ -38,12 +44,12 @@ def score_item(
     except Refused as error:
         field = re.sub(r"^output", "completion", error.field)
         raise PolarError(f"field {field!r}: expected {error.expected}") from None
-    if not flatten(item.reference).strip():
+    if not without_reference and not flatten(item.reference).strip():
         raise PolarError("field 'reference': expected the text that completions are compared with, but it is empty")
     if not strip_thinking:
         return item
     output, given = (_last_without_thinking(text) for text in (item.output, item.reference))
-    if not flatten(given).strip():
+    if flatten(item.reference).strip() and not flatten(given).strip():
         raise PolarError("field 'reference': expected an answer to compare completions with, but it holds only thinking")
     return ScoreItem(item.prompt, given, output, wrapper)
 

@@ -16,7 +16,8 @@ import os
 from typing import Any
 
 from polar_rm.errors import PolarError
-from polar_rm.protocols.wire import openrlhf_item, openrlhf_reply, sigmoid
+from polar_rm.protocols.base import sigmoid
+from polar_rm.protocols.openrlhf import openrlhf_item, openrlhf_reply
 from polar_rm.rft.items import client_options, score_item
 from polar_rm.rft.merging import shared_merger
 
@@ -35,7 +36,12 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[Any], **_: 
     merger = shared_merger(**client_options())
     strip = _switch("POLAR_STRIP_THINKING")
     items = [openrlhf_item(*row) for row in zip(queries, prompts, labels, strict=True)]
-    futures = [merger.submit(score_item(item.prompt, item.output, item.reference, strip_thinking=strip)) for item in items]
+    stripped = [
+        # An empty reference has been said to be meant, or the item would have been refused.
+        score_item(item.prompt, item.output, item.reference, strip_thinking=strip, without_reference=True)
+        for item in items
+    ]
+    futures = [merger.submit(item) for item in stripped]
     results = [future.result() for future in futures]
     return openrlhf_reply(results, [sigmoid(result.reward) for result in results])
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polar_rm.errors import PolarError
-from polar_rm.protocols.engines import Engine
+from polar_rm.protocols import Engine
 from polar_rm.records import Wrapper
 from polar_rm.rft.items import client_options, score_item
 from polar_rm.rft.merging import shared_merger

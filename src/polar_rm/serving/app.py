@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import reduce
 from importlib import metadata
 from importlib.resources import files
+from operator import or_
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Body, FastAPI, Request
@@ -16,7 +18,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from polar_rm.errors import PolarError
-from polar_rm.protocols import wire
+from polar_rm.protocols import PROTOCOLS, ClassifyRequest, InputProtocol, openrlhf, polar
+from polar_rm.protocols.base import Answering, PoolingFlavour, explain, inputs_of, sigmoid
 from polar_rm.rewards.outcomes import Failure, Outcome, Reward
 from polar_rm.rewards.transforms import TRANSFORMS, transform
 from polar_rm.serving import examples, schema
@@ -45,7 +48,7 @@ def create_app(
     service: Service,
     *,
     limits: Limits | None = None,
-    flavour: wire.PoolingFlavour = "vllm",
+    flavour: PoolingFlavour = "vllm",
     api_key: str | None = None,
     log_texts: bool = False,
     hosts: Hosts | None = None,
@@ -82,77 +85,77 @@ def create_app(
     return guard
 
 
-def _add_engine_routes(app: FastAPI, service: Service, guard: Guard, flavour: wire.PoolingFlavour) -> None:
-    """The protocols of other engines, which carry rendered texts or token ids."""
+def _add_engine_routes(app: FastAPI, service: Service, guard: Guard, flavour: PoolingFlavour) -> None:
+    """The protocols of other engines, which carry rendered texts or token ids: one route for each path."""
+    paths: dict[str, list[InputProtocol]] = {}
+    for protocol in PROTOCOLS:
+        if isinstance(protocol, InputProtocol):
+            paths.setdefault(protocol.path, []).append(protocol)
+    for path, protocols in paths.items():
+        reply = reduce(or_, dict.fromkeys(protocol.reply for protocol in protocols))
+        app.post(
+            path,
+            summary=" and ".join(protocol.summary for protocol in protocols),
+            description=examples.DESCRIPTIONS[path],
+            responses=schema.reply(reply),
+        )(_engine_route(path, protocols, service, guard, flavour))
 
-    async def score(request: Request, value: wire.Input, add_bos: bool = True) -> tuple[list[Reward], bool]:
-        inputs, single = wire.inputs_of(value)
+
+def _engine_route(path: str, protocols: Sequence[InputProtocol], service: Service, guard: Guard, flavour: PoolingFlavour) -> Any:
+    by_body = {protocol.request: protocol for protocol in protocols}  # vLLM's and LMDeploy's bodies of /pooling are one
+    kind: Any = ClassifyRequest if len(by_body) > 1 else protocols[0].request
+
+    async def route(request: Request, body: Any) -> Any:
+        protocol = by_body[type(body)]
+        value, add_bos = protocol.inputs(body)
+        inputs, single = inputs_of(value)
         _admit(len(inputs), guard.limits)
         outcomes = await _unless_gone(request, service.score_inputs(inputs, add_bos=add_bos))
         _record(request, guard.metrics, outcomes)
-        return _all_rewards(outcomes), single
+        return protocol.answer(body, _all_rewards(outcomes), Answering(service.name, flavour, single))
 
-    @app.post(
-        "/classify",
-        summary="SGLang and vLLM",
-        responses=schema.reply(schema.ClassifyReply | list[schema.SglangReply] | schema.SglangReply),
-    )
-    async def classify(request: Request, body: Annotated[wire.ClassifyRequest, Body(openapi_examples=examples.CLASSIFY)]) -> Any:
-        """SGLang's body (`text` or `input_ids`) gets SGLang's reply, vLLM's (`input`) gets vLLM's."""
-        if isinstance(body, wire.SglangClassify):
-            results, single = await score(request, wire.sglang_input(body))
-            return wire.sglang_reply(results, single)
-        results, _ = await score(request, body.input, body.add_special_tokens)
-        return wire.classify_reply(results, service.name, body.use_activation)
-
-    @app.post("/pooling", summary="vLLM and LMDeploy", responses=schema.reply(schema.PoolingReply))
-    async def pooling(request: Request, body: Annotated[wire.PoolingRequest, Body(openapi_examples=examples.INPUTS)]) -> Any:
-        """The same body from both; the shape of the reply is the server's `--pooling-flavour`."""
-        results, _ = await score(request, body.input, body.add_special_tokens)
-        return wire.pooling_reply(results, service.name, flavour, body)
-
-    @app.post("/v1/embeddings", summary="SGLang and OpenAI", responses=schema.reply(schema.EmbeddingsReply))
-    async def embeddings(
-        request: Request, body: Annotated[wire.EmbeddingsRequest, Body(openapi_examples=examples.INPUTS)]
-    ) -> Any:
-        """One embedding of length one per input: the raw score."""
-        results, _ = await score(request, body.input)
-        return wire.embeddings_reply(results, service.name, body.encoding_format)
+    route.__name__ = path.strip("/").replace("/", "_")
+    route.__annotations__["body"] = Annotated[kind, Body(openapi_examples=examples.BODIES[path])]
+    return route
 
 
 def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     """Routes that carry prompts, references and outputs, which are rendered here."""
 
-    @app.post("/get_reward", summary="OpenRLHF", responses=schema.reply(schema.RewardsReply))
-    async def get_reward(request: Request, body: Annotated[wire.GetReward, Body(openapi_examples=examples.GET_REWARD)]) -> Any:
+    @app.post(openrlhf.GET_REWARD.path, summary=openrlhf.GET_REWARD.summary, responses=schema.reply(openrlhf.GET_REWARD.reply))
+    async def get_reward(
+        request: Request, body: Annotated[openrlhf.GetReward, Body(openapi_examples=examples.BODIES["/get_reward"])]
+    ) -> Any:
         """The label is the reference, or an object with `reference` and the untemplated `prompt`."""
         if not len(body.query) == len(body.prompts) == len(body.labels):
             raise PolarError("query, prompts and labels must have one length")
         _admit(len(body.query), guard.limits)
         rows = list(zip(body.query, body.prompts, body.labels, strict=True))
-        work = service.score_rows(rows, lambda row: len(row[0]) + len(row[1]), lambda row: wire.openrlhf_item(*row))
+        work = service.score_rows(rows, polar.text_length, lambda row: openrlhf.openrlhf_item(*row))
         outcomes = await _unless_gone(request, work)
         _record(request, guard.metrics, outcomes)
         results = _all_rewards(outcomes)
         card = service.calibration
-        to_unit = card.percentile if card else wire.sigmoid
-        return wire.openrlhf_reply(results, [to_unit(result.reward) for result in results])
+        to_unit = card.percentile if card else sigmoid
+        return openrlhf.openrlhf_reply(results, [to_unit(result.reward) for result in results])
 
-    @app.post("/v1/score", summary="Prompts, references and outputs", responses=schema.reply(schema.ScoreReply))
-    async def score(request: Request, body: Annotated[wire.ScoreRequest, Body(openapi_examples=examples.SCORE)]) -> Any:
+    @app.post(polar.SCORE.path, summary=polar.SCORE.summary, responses=schema.reply(polar.SCORE.reply))
+    async def score(
+        request: Request, body: Annotated[polar.ScoreRequest, Body(openapi_examples=examples.BODIES["/v1/score"])]
+    ) -> Any:
         """One result per output, or a typed error, in order; texts are rendered, tokenised and cut here."""
         good = [group for group in body.items if not isinstance(group, Failure)]
         failed = [group for group in body.items if isinstance(group, Failure)]
         items = [item for group in good for item in group.items()]
         _admit(len(items) + len(failed), guard.limits, characters=sum(group.characters for group in good))
-        transform(body.transform, [], service.calibration)  # what is refused, is refused before the work
+        transform(body.transform, [], service.calibration)  # an unknown one is refused before the work
         outcomes = await _unless_gone(request, service.score_items(items))
         _record(request, guard.metrics, [*outcomes, *failed])
         left = iter(outcomes)
         groups = [group if isinstance(group, Failure) else [next(left) for _ in group.outputs] for group in body.items]
         raw = [[outcome.reward for outcome in _rewards_in(group)] for group in groups]
         scores = transform(body.transform, raw, service.calibration)
-        results = [_group_reply(index, group, scores[index]) for index, group in enumerate(groups)]
+        results = [polar.group_reply(index, group, scores[index]) for index, group in enumerate(groups)]
         return {"model": service.name, "transform": body.transform, "results": results}
 
 
@@ -180,7 +183,7 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     async def prometheus() -> Response:
         return Response(generate_latest(guard.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/v1/models", summary="The one model", responses=schema.reply(schema.ModelsReply))
+    @app.get("/v1/models", summary="The one model", responses=schema.reply(polar.ModelsReply))
     async def models() -> Any:
         """`owned_by` tells clients which server this is; the encoder's hash, whether they encode as it does."""
         encoder = service.encoder
@@ -199,7 +202,7 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return error_reply(400, "invalid_request", wire.explain(error.errors()))
+        return error_reply(400, "invalid_request", explain(error.errors()))
 
     @app.exception_handler(PolarError)
     async def mistake(_: Request, error: PolarError) -> JSONResponse:
@@ -261,18 +264,3 @@ def _all_rewards(outcomes: Sequence[Outcome]) -> list[Reward]:
 
 def _rewards_in(group: list[Outcome] | Failure) -> list[Reward]:
     return [] if isinstance(group, Failure) else [outcome for outcome in group if isinstance(outcome, Reward)]
-
-
-def _group_reply(index: int, group: list[Outcome] | Failure, scores: Sequence[float]) -> dict[str, Any]:
-    if isinstance(group, Failure):
-        return {"index": index, "error": {"code": group.code, "message": group.message}}
-    left = iter(scores)
-    rows: list[dict[str, Any]] = []
-    for number, outcome in enumerate(group):
-        if isinstance(outcome, Failure):
-            rows.append({"index": number, "error": {"code": outcome.code, "message": outcome.message}})
-            continue
-        cut = {"prompt": outcome.cut.prompt, "reference": outcome.cut.reference, "output": outcome.cut.output}
-        score = {"reward": outcome.reward, "score": next(left), "n_tokens": outcome.n_tokens, "cut": cut}
-        rows.append({"index": number, **score})
-    return {"index": index, "outputs": rows}

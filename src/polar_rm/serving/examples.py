@@ -18,45 +18,55 @@ def _example(summary: str, value: dict[str, Any]) -> Any:
     return {"summary": summary, "value": value}
 
 
-CLASSIFY = {
-    "sglang": _example("SGLang, texts", {"text": [_RENDERED]}),
-    "vllm": _example("vLLM, texts", {"model": "rm", "input": [_RENDERED], "use_activation": False}),
+_INPUTS = {"texts": _example("Rendered texts", {"model": "rm", "input": [_RENDERED]})}
+BODIES: dict[str, Any] = {
+    "/classify": {
+        "sglang": _example("SGLang, texts", {"text": [_RENDERED]}),
+        "vllm": _example("vLLM, texts", {"model": "rm", "input": [_RENDERED], "use_activation": False}),
+    },
+    "/pooling": _INPUTS,
+    "/v1/embeddings": _INPUTS,
+    "/get_reward": {
+        "openrlhf": _example(
+            "Templated prompts and answers",
+            {
+                "query": ["<|im_start|>user\nWhat is the capital of China?<|im_end|>\n<|im_start|>assistant\nBeijing.<|im_end|>"],
+                "prompts": ["<|im_start|>user\nWhat is the capital of China?<|im_end|>\n<|im_start|>assistant\n"],
+                "labels": [{"reference": "It is Beijing.", "prompt": "What is the capital of China?"}],
+            },
+        )
+    },
+    "/v1/score": {
+        "texts": _example(
+            "Two candidates",
+            {
+                "items": [
+                    {
+                        "prompt": "What is the capital of China?",
+                        "reference": "Beijing.",
+                        "outputs": ["It is Beijing.", "Shanghai."],
+                    }
+                ],
+                "transform": "group_zscore",
+            },
+        ),
+        "messages": _example(
+            "Messages",
+            {
+                "items": [
+                    {
+                        "prompt": [{"role": "user", "content": "What is the capital of China?"}],
+                        "reference": [{"role": "assistant", "content": "Beijing."}],
+                        "outputs": [[{"role": "assistant", "content": "Shanghai."}]],
+                    }
+                ]
+            },
+        ),
+    },
 }
-INPUTS = {"texts": _example("Rendered texts", {"model": "rm", "input": [_RENDERED]})}
-GET_REWARD = {
-    "openrlhf": _example(
-        "Templated prompts and answers",
-        {
-            "query": ["<|im_start|>user\nWhat is the capital of China?<|im_end|>\n<|im_start|>assistant\nBeijing.<|im_end|>"],
-            "prompts": ["<|im_start|>user\nWhat is the capital of China?<|im_end|>\n<|im_start|>assistant\n"],
-            "labels": [{"reference": "It is Beijing.", "prompt": "What is the capital of China?"}],
-        },
-    )
+DESCRIPTIONS = {
+    "/classify": "SGLang's body (`text` or `input_ids`) gets SGLang's reply, vLLM's (`input`) gets vLLM's.",
+    "/pooling": "The same body from both; the shape of the reply is the server's `--pooling-flavour`.",
+    "/v1/embeddings": "One embedding of length one per input: the raw score.",
 }
-SCORE = {
-    "texts": _example(
-        "Two candidates",
-        {
-            "items": [
-                {
-                    "prompt": "What is the capital of China?",
-                    "reference": "Beijing.",
-                    "outputs": ["It is Beijing.", "Shanghai."],
-                }
-            ],
-            "transform": "group_zscore",
-        },
-    ),
-    "messages": _example(
-        "Messages",
-        {
-            "items": [
-                {
-                    "prompt": [{"role": "user", "content": "What is the capital of China?"}],
-                    "reference": [{"role": "assistant", "content": "Beijing."}],
-                    "outputs": [[{"role": "assistant", "content": "Shanghai."}]],
-                }
-            ]
-        },
-    ),
-}
+"""Of the routes of other engines."""

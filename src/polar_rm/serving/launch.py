@@ -20,7 +20,7 @@ import uvicorn
 
 from polar_rm.errors import PolarError
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.protocols.wire import PoolingFlavour
+from polar_rm.protocols.base import PoolingFlavour
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.scoring.scorer import Scorer
 from polar_rm.serving.address import bind

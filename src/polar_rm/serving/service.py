@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from polar_rm.client.jobs import encode
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.sequences import TokenSequence, tokenize
 from polar_rm.errors import PolarError
+from polar_rm.protocols.polar import text_length
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Cut, Failure, Outcome, Reward
@@ -116,14 +117,7 @@ def _slices(values: Sequence[T], size: Callable[[T], int]) -> Iterator[tuple[Seq
 
 
 def _characters(item: ScoreItem) -> int:
-    return sum(text_length(text) for text in (item.prompt, item.reference, item.output))
-
-
-def text_length(text: Any) -> int:
-    """Characters of a text or of the contents of messages."""
-    if isinstance(text, str):
-        return len(text)
-    return sum(len(message["content"]) for message in text or ())
+    return text_length((item.prompt, item.reference, item.output))
 
 
 def _outcome(encoded: _Encoded, score: float | Failure) -> Outcome:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import PolarError
-from polar_rm.protocols.wire import PoolingFlavour
+from polar_rm.protocols.base import PoolingFlavour
 
 _MODULE = "vllm.entrypoints.openai.api_server"
 

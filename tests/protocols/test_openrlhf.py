@@ -1,0 +1,146 @@
+"""OpenRLHF's protocol: answers behind templated prompts, references as labels."""
+
+import random
+import threading
+
+import pytest
+from support import fakes
+
+from polar_rm.encoding.sequences import render
+from polar_rm.errors import PolarError
+from polar_rm.protocols import openrlhf
+from polar_rm.protocols.base import sigmoid
+from polar_rm.records import ScoreItem
+from polar_rm.rewards.calibration import Calibration
+from polar_rm.serving.batching import Batcher
+
+ENCODER = fakes.encoder(max_length=200, max_response_length=60)
+ITEMS = [ScoreItem("What is the capital?", "Beijing.", output) for output in ("Beijing", "Shanghai is larger.", "")]
+ITEMS += [ScoreItem("over", "the dog", "the fox", "pretrain")]
+IDS = [fakes.ids_of(item, ENCODER) for item in ITEMS]
+TEXTS = [render(ids, ENCODER) for ids in IDS]
+SCORES = [fakes.fake_score(ids) for ids in IDS]
+
+
+@pytest.fixture(scope="module")
+def url():
+    with fakes.running(fakes.make(encode=ENCODER)) as address:
+        yield address
+
+
+@pytest.fixture
+def post(url):
+    def send(path, body, status=200):
+        reply = fakes.HTTP.post(url + path, json=body, timeout=60)
+        assert reply.status_code == status, reply.text
+        return reply.json()
+
+    return send
+
+
+def test_openrlhf(post):
+    prompt = "<|im_start|>user\nWhat is the capital?<|im_end|>\n<|im_start|>assistant\n"
+    raw = "What is the capital?"
+    body = {
+        "query": [prompt + "Shanghai.<|im_end|>\n", prompt + "fox</s>", prompt],
+        "prompts": [prompt] * 3,
+        "labels": ["Beijing.", {"reference": [{"role": "assistant", "content": "Beijing."}], "prompt": raw}, {"reference": ""}],
+    }
+    reply = post("/get_reward", body)
+    items = [ScoreItem(prompt, "Beijing.", "Shanghai."), ScoreItem(raw, "Beijing.", "fox"), ScoreItem(prompt, "", "")]
+    assert reply["rewards"] == [fakes.fake_score(fakes.ids_of(item, ENCODER)) for item in items]
+    assert all(0 <= score <= 1 for score in reply["scores"])
+    assert {len(values) for values in reply["extra_logs"].values()} == {3}
+
+
+def test_openrlhf_answers_are_found_behind_prompts_that_decode_otherwise():
+    prompt = "<s>user: Isn't it , well ?</s>\n<|assistant|>\nReasoning is off. "
+    item = openrlhf.openrlhf_item(prompt.replace(" ,", ",") + "the answer<eos>", prompt, "ref")
+    assert item == ScoreItem(prompt, "ref", "the answer")
+
+
+def test_openrlhf_answers_are_found_behind_prompts_that_lost_their_beginning():
+    turns = "".join(f"<|im_start|>user\nAnd how high is mount {i}?<|im_end|>\n<|im_start|>assistant\n" for i in range(9))
+    item = openrlhf.openrlhf_item(turns[-300:] + "Quite high.<|im_end|>", turns, "ref")
+    assert item == ScoreItem(turns, "ref", "Quite high.")
+
+
+def test_openrlhf_answers_are_cut_off_in_the_encoders_thread(post, monkeypatch):
+    threads = set()
+    item_of = openrlhf.openrlhf_item
+
+    def watched(*row):
+        threads.add(threading.current_thread().name)
+        return item_of(*row)
+
+    monkeypatch.setattr(openrlhf, "openrlhf_item", watched)
+    post("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": ["r"]})
+    assert threads == {"encoder_0"}
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"query": [""], "prompts": ["b"], "labels": ["r"]}, "does not begin with its prompt"),
+        ({"query": ["a"], "prompts": ["b"], "labels": ["r"]}, "does not begin with its prompt"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [None]}, "label"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [""]}, "label_key"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [" \n"]}, "label_key"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [{"reference": " "}]}, "label_key"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [[{"role": "assistant", "content": ""}]]}, "label_key"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [{"answer": "r"}]}, "label"),
+        ({"query": ["a", "b"], "prompts": ["a"], "labels": ["r"]}, "one length"),
+    ],
+)
+def test_openrlhf_never_gets_a_made_up_reward(post, body, reason):
+    assert reason in post("/get_reward", body, 400)["error"]["message"]
+
+
+def test_percentiles_with_a_card():
+    app = fakes.make(encode=ENCODER)
+    card = Calibration.from_rewards([*SCORES, -1000.0, 1000.0])
+    from polar_rm.serving.app import create_app
+    from polar_rm.serving.service import Service
+
+    app = create_app(Service("rm", ENCODER, Batcher(fakes.FakeModel()), card))
+    row = {"query": ["overthe fox"], "prompts": ["over"], "labels": ["the dog"]}
+    with fakes.running(app) as url:
+        body = {"items": [{"prompt": "over", "reference": "the dog", "outputs": ["the fox"], "wrapper": "pretrain"}]}
+        reply = fakes.HTTP.post(f"{url}/v1/score", json={**body, "transform": "percentile"}).json()
+        assert reply["results"][0]["outputs"][0]["score"] == card.percentile(SCORES[3])
+        assert "percentile" in fakes.HTTP.get(f"{url}/v1/models").json()["data"][0]["transforms"]
+        reply = fakes.HTTP.post(f"{url}/get_reward", json=row).json()
+        assert reply["scores"] == [card.percentile(reply["rewards"][0])] != [sigmoid(reply["rewards"][0])]
+
+
+def test_a_prompt_of_which_the_query_shares_a_little_is_not_its_prompt():
+    """wir-2: a made-up answer would be scored."""
+    for shared in (1, 10, 39):
+        query = "".join(chr(ord("a") + i % 26) for i in range(40)) + " and an answer"
+        prompt = query[:40] + " and another text " + query[:shared]
+        with pytest.raises(PolarError, match="does not begin with its prompt"):
+            openrlhf.openrlhf_item(query, prompt, "ref")
+    assert openrlhf.behind(query, "x" * 50 + query[:40]) == " and an answer"
+
+
+def test_ends_of_answers_are_found_at_once():
+    assert openrlhf.without_end_tokens("a b </s> <|im_end|>\n") == "a b"
+    assert openrlhf.without_end_tokens("a b \n") == "a b \n"
+    assert openrlhf.without_end_tokens("</s>") == ""
+    # With one expression for all blanks, hours.
+    for text in (" " * 1_000_000 + "x", "x" + " " * 1_000_000):
+        assert openrlhf.without_end_tokens(text) == text
+
+
+def test_the_end_of_a_prompt_is_found_where_it_is_longest():
+    rng = random.Random(0)
+    for _ in range(3000):
+        first, second = ("".join(rng.choices("ab", k=rng.randint(0, 9))) for _ in range(2))
+        longest = max(n for n in range(len(first) + 1) if second.endswith(first[:n]))
+        assert openrlhf.overlap(first, second) == longest, (first, second)
+
+
+@pytest.mark.parametrize("answer", ["b", "b" + "a" * 1_000_000])
+def test_prompts_of_one_character_are_searched_once(answer):
+    """Hours, if every place of the prompt were compared."""
+    assert openrlhf.behind("a" * 40 + answer, "a" * 1_000_000) == answer

@@ -1,0 +1,174 @@
+"""Our own protocol."""
+
+import json
+import math
+
+import pytest
+from support import fakes
+
+from polar_rm.encoding.sequences import render
+from polar_rm.protocols import polar
+from polar_rm.records import ScoreItem
+from polar_rm.rewards.transforms import transform
+
+ENCODER = fakes.encoder(max_length=200, max_response_length=60)
+ITEMS = [ScoreItem("What is the capital?", "Beijing.", output) for output in ("Beijing", "Shanghai is larger.", "")]
+ITEMS += [ScoreItem("over", "the dog", "the fox", "pretrain")]
+IDS = [fakes.ids_of(item, ENCODER) for item in ITEMS]
+TEXTS = [render(ids, ENCODER) for ids in IDS]
+SCORES = [fakes.fake_score(ids) for ids in IDS]
+
+
+@pytest.fixture(scope="module")
+def url():
+    with fakes.running(fakes.make(encode=ENCODER)) as address:
+        yield address
+
+
+@pytest.fixture
+def post(url):
+    def send(path, body, status=200):
+        reply = fakes.HTTP.post(url + path, json=body, timeout=60)
+        assert reply.status_code == status, reply.text
+        return reply.json()
+
+    return send
+
+
+def test_own_protocol(post):
+    groups = [
+        {
+            "prompt": ITEMS[0].prompt,
+            "reference": [{"role": "assistant", "content": "Beijing."}],
+            "outputs": [i.output for i in ITEMS[:3]],
+        },
+        {"prompt": "over", "reference": "the dog", "outputs": ["the fox"], "wrapper": "pretrain"},
+    ]
+    reply = post("/v1/score", {"items": groups})
+    rows = [row for result in reply["results"] for row in result["outputs"]]
+    assert [row["reward"] for row in rows] == SCORES == [row["score"] for row in rows]
+    assert [row["n_tokens"] for row in rows] == [len(ids) for ids in IDS]
+    assert [row["index"] for row in rows] == [0, 1, 2, 0]
+    for name in ("group_zscore", "whiten", "tanh"):
+        reply = post("/v1/score", {"items": groups, "transform": name})
+        got = [[row["score"] for row in result["outputs"]] for result in reply["results"]]
+        assert got == transform(name, [SCORES[:3], SCORES[3:]])
+    assert "calibration card" in post("/v1/score", {"items": groups, "transform": "percentile"}, 400)["error"]["message"]
+
+
+def test_a_transform_that_is_refused_costs_no_work():
+    model = fakes.FakeModel()
+    with fakes.running(fakes.make(model, ENCODER)) as url:
+        body = {"items": [{"prompt": "over", "reference": "the dog", "outputs": ["the fox"]}], "transform": "percentile"}
+        assert fakes.HTTP.post(f"{url}/v1/score", json=body).status_code == 400
+    assert not model.calls
+
+
+def test_cuts_are_reported(post):
+    item = {"prompt": "fox " * 100, "reference": "dog " * 100, "outputs": ["river", "bank " * 100]}
+    short, long = post("/v1/score", {"items": [item]})["results"][0]["outputs"]
+    assert short["cut"]["output"] == 0 and long["cut"]["output"] > 0
+    assert all(row["cut"]["prompt"] > 0 and row["cut"]["reference"] > 0 and row["n_tokens"] <= 200 for row in (short, long))
+
+
+def test_one_bad_item_fails_alone(post):
+    good = {"prompt": "over", "reference": "the dog", "outputs": ["the fox"], "wrapper": "pretrain"}
+    bad = [
+        {"prompt": "p"},
+        {**good, "outputs": []},
+        {**good, "output": "x"},
+        {**good, "reference": None},
+        5,
+        {**good, "prompt": []},
+    ]
+    reply = post("/v1/score", {"items": [good, *bad, good]})
+    first, *failed, last = reply["results"]
+    assert first["outputs"][0]["reward"] == last["outputs"][0]["reward"] == SCORES[3]
+    assert [row["error"]["code"] for row in failed] == ["invalid_item"] * len(bad)
+    assert "reference" in failed[0]["error"]["message"] and "output" in failed[2]["error"]["message"]
+
+
+def test_failures_are_typed():
+    model = fakes.FakeModel(fail=lambda ids: 1 / (len(ids) - len(IDS[1])))
+    with fakes.running(fakes.make(model, ENCODER)) as url:
+        items = [{"prompt": i.prompt, "reference": i.reference, "outputs": [i.output], "wrapper": i.wrapper} for i in ITEMS[1::2]]
+        failed, good = fakes.HTTP.post(f"{url}/v1/score", json={"items": items}).json()["results"]
+        assert failed["outputs"][0]["error"]["code"] == "model_error" and good["outputs"][0]["reward"] == SCORES[3]
+        reply = fakes.HTTP.post(f"{url}/classify", json={"text": TEXTS[:2]})
+        assert reply.status_code == 500 and reply.json()["error"]["type"] == "model_error"
+    with fakes.running(fakes.make(lambda trees: [[math.nan] * len(tree.branches) for tree in trees], ENCODER)) as url:
+        reply = fakes.HTTP.post(f"{url}/classify", json={"text": TEXTS[:1]})
+        assert reply.status_code == 500 and reply.json()["error"]["type"] == "non_finite"
+
+
+def test_texts_with_half_characters_fail_alone(url):
+    headers = {"content-type": "application/json"}
+    body = json.dumps(
+        {"items": [{"prompt": "over", "reference": "the dog", "outputs": ["\ud800", "the fox"], "wrapper": "pretrain"}]}
+    )
+    reply = fakes.HTTP.post(f"{url}/v1/score", content=body, headers=headers)
+    bad, good = reply.json()["results"][0]["outputs"]
+    assert bad["error"]["code"] == "invalid_item" and good["reward"] == SCORES[3]
+    reply = fakes.HTTP.post(f"{url}/classify", content='{"text": ["\\ud800"]}', headers=headers)
+    assert reply.status_code == 400
+
+
+GOOD = {"prompt": "over", "reference": "the dog", "outputs": ["the fox"], "wrapper": "pretrain"}
+
+
+@pytest.mark.parametrize("length", [1, 100, 4_000, 30_000, 300_000])
+def test_half_a_character_in_a_text_of_any_length_fails_alone(url, length):
+    """B3: beyond a length it was a TypeError, and 500 for its neighbours, too."""
+    bad = [{**GOOD, field: "x" * length + "\ud800"} for field in ("prompt", "reference")]
+    bad.append({**GOOD, "outputs": ["\ud800" + "x" * length]})
+    body = json.dumps({"items": [GOOD, *bad, GOOD]})
+    reply = fakes.HTTP.post(f"{url}/v1/score", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 200, reply.text
+    rows = [result["outputs"][0] for result in reply.json()["results"]]
+    assert rows[0]["reward"] == rows[-1]["reward"] == SCORES[3]
+    assert [row["error"]["code"] for row in rows[1:-1]] == ["invalid_item"] * 3
+    assert all("surrogate" in row["error"]["message"] for row in rows[1:-1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": [{"role": "user"}]}, "prompt.0.content: Field required"),
+        ({"prompt": [{"content": "x"}]}, "prompt.0.role: Field required"),
+        ({"prompt": [{"role": "user", "content": 5}]}, "prompt.0.content: expected a string or a list, not a number"),
+        ({"prompt": 5}, "prompt: expected a string or a list, not a number"),
+        ({"reference": None}, "reference: expected a string or a list, not null"),
+        ({"outputs": ["x", {"role": "assistant"}]}, "outputs.1: expected a string or a list, not an object"),
+        ({"outputs": ["x", ["y"]]}, "outputs.1.0: Input should be a valid dictionary or object to extract fields from"),
+        ({"outputs": "x"}, "outputs: Input should be a valid list"),
+        ({"prompt": 5, "reference": 5}, "prompt: expected a string or a list, not a number (and 1 more)"),
+        ({"str": 5}, "str: Extra inputs are not permitted"),
+        ({"my key": 5}, "my key: Extra inputs are not permitted"),
+    ],
+)
+def test_the_reason_is_that_of_the_type_which_was_meant(post, changes, message):
+    """H18: it was always the string's: "prompt.str: Input should be a valid string"."""
+    [result] = post("/v1/score", {"items": [{**GOOD, **changes}]})["results"]
+    assert result["error"] == {"code": "invalid_item", "message": message}
+
+
+def test_parts_of_a_message_are_one_text_and_what_is_none_is_told(post):
+    """H18, 23: content parts and null content."""
+    parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "fox"}]
+    messages = {**GOOD, "outputs": [[{"role": "assistant", "content": content}] for content in ("the fox", parts)]}
+    first, second = post("/v1/score", {"items": [messages]})["results"][0]["outputs"]
+    assert first["reward"] == second["reward"] == SCORES[3]
+    image = [{"type": "image_url", "image_url": {"url": "data:"}}]
+    bad = {**GOOD, "outputs": [[{"role": "assistant", "content": content}] for content in (image, None)]}
+    rows = post("/v1/score", {"items": [bad]})["results"][0]["outputs"]
+    assert [row["error"]["code"] for row in rows] == ["invalid_item"] * 2
+    assert "image_url" in rows[0]["error"]["message"]
+
+
+def test_characters_of_messages_count_wherever_they_stand():
+    call = {"function": {"name": "f", "arguments": "x" * 10}}
+    message = {"role": "assistant", "content": [{"type": "text", "text": "y" * 20}], "tool_calls": [call], "note": "z" * 99}
+    assert 30 <= polar.text_length([message]) < 60
+    assert polar.text_length(("ab", [{"role": "user", "content": "cd"}], None)) == 4
+    [group] = polar.ask_items([ScoreItem([message], "r", "o")])["items"]
+    assert group["prompt"] == [{key: message[key] for key in ("role", "content", "tool_calls")}]
