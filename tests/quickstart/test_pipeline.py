@@ -4,27 +4,62 @@ import json
 import pytest
 from rich.console import Console
 from support import tiny
+from support.owners import owned_elsewhere
 
+from polar_rm.errors import PolarError
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.quickstart.pipeline import Quickstart, _Stages, run
 from polar_rm.quickstart.report import summary
 from polar_rm.records import read_comparisons
 
 
-def test_what_other_settings_left_is_made_again(tmp_path):
-    def stages(*overrides):
-        return _Stages(Quickstart(tmp_path, "lm", overrides, Console(file=io.StringIO())), "data")
+def stages(folder, *overrides):
+    return _Stages(Quickstart(folder / "run", str(folder / "lm"), overrides, Console(file=io.StringIO())), "data")
 
-    stages("max_steps=3").run("base", lambda: {"folder": "one"})
-    (tmp_path / "pretrain").mkdir()
-    again = stages("max_steps=3")
+
+@pytest.fixture
+def base(tmp_path):
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm/model.safetensors").write_bytes(b"one")
+    return tmp_path
+
+
+def test_what_other_settings_left_is_made_again(base):
+    stages(base, "max_steps=3").run("base", lambda: {"folder": "one"})
+    (base / "run/pretrain").mkdir()
+    again = stages(base, "max_steps=3")
     again.run("base", lambda: {"folder": "two"})
     assert again.results["base"] == {"folder": "one"}
-    assert (tmp_path / "pretrain").exists()
-    other = stages("max_steps=2")
-    assert not (tmp_path / "pretrain").exists()
+    assert (base / "run/pretrain").exists()
+    other = stages(base, "max_steps=2")
+    assert not (base / "run/pretrain").exists()
     other.run("base", lambda: {"folder": "two"})
     assert other.results["base"] == {"folder": "two"}
+
+
+@pytest.mark.parametrize("change", ["weights", "version"])
+def test_stages_of_another_model_or_version_are_made_again_from_the_unpacked_model_on(base, monkeypatch, change):
+    """F10, B5, B20."""
+    stages(base).run("base", lambda: {"folder": "one"})
+    (base / "run/base").mkdir()
+    if change == "weights":
+        (base / "lm/model.safetensors").write_bytes(b"two")
+    else:
+        made_with = {"versions": {"polar-rm": "0.1.0"}, "git": {"commit": "another"}}
+        monkeypatch.setattr("polar_rm.quickstart.pipeline.versions", lambda: made_with)
+    again = stages(base)
+    assert not (base / "run/base").exists()
+    again.run("base", lambda: {"folder": "two"})
+    assert again.results["base"] == {"folder": "two"}
+
+
+def test_a_run_folder_in_use_is_refused(base):
+    """F1."""
+    with (
+        owned_elsewhere(base / "run", "quickstart"),
+        pytest.raises(PolarError, match="run: in use by polar quickstart on .*, process"),
+    ):
+        run(Quickstart(base / "run", str(base / "lm")))
 
 
 @pytest.mark.slow
