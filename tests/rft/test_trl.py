@@ -185,6 +185,7 @@ def test_a_dry_run_prints_the_plan(tmp_path, monkeypatch, capsys):
     config(tmp_path, [{"prompt": "p", "reference": "r"}])
     for name in ("lm", "rm"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
     base = [
         f"policy.model={tmp_path}/lm",
         f"reward.source={tmp_path}/rm",
