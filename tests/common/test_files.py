@@ -3,12 +3,13 @@
 import errno
 import json
 import os
+import sys
 
 import pytest
 
 from polar_rm.common import files
 from polar_rm.common.checksums import check_files, describe_files
-from polar_rm.common.extras import needs
+from polar_rm.common.extras import needs, require
 from polar_rm.common.files import (
     atomic_directory,
     check_target,
@@ -107,6 +108,15 @@ def test_a_missing_package_is_told_with_the_line_to_type():
         import no_such_wings.feathers  # noqa: F401
     with pytest.raises(ModuleNotFoundError), needs("fly", "polar fly"):
         import polar_rm.no_such_module  # noqa: F401
+
+
+def test_a_missing_package_is_told_before_the_work_that_ends_with_it(monkeypatch):
+    require("fly", "polar fly", "json")
+    with pytest.raises(PolarError, match=r"polar fly needs the package no_such_wings: pip install 'polar-rm\[fly\]'"):
+        require("fly", "polar fly", "no_such_wings")
+    monkeypatch.setitem(sys.modules, "json", None)
+    with pytest.raises(PolarError, match="needs the package json"):
+        require("fly", "polar fly", "json")
 
 
 @pytest.mark.parametrize(("error", "line"), [(ValueError("a\nb"), "a"), (KeyError(), "KeyError"), (OSError(" \n"), "OSError")])

@@ -294,8 +294,8 @@ def test_bad_rows_stop_or_are_set_aside(tmp_path):
     pq.write_table(table, tmp_path / "rows.parquet")
     with pytest.raises(PolarError, match=r"rows.parquet: row 4: field 'policy': expected a string, not null"):
         build(settings)
-    settings = settings.model_copy(update={"output": tmp_path / "skipped"})
-    report = build(settings, on_bad_row="skip")
+    settings = settings.model_copy(update={"output": tmp_path / "skipped", "on_bad_row": "skip"})
+    report = build(settings)
     refused = [json.loads(line) for line in (tmp_path / "skipped/refused.jsonl").read_text().splitlines()]
     assert [(row["row"], row["field"]) for row in refused] == [(4, "policy"), (6, "text")]
     assert report["counts"]["trajectories"]["refused"] == 2
@@ -306,8 +306,8 @@ def test_an_id_of_two_prompts(tmp_path):
     settings = config(tmp_path, [*zoo(), Trajectory("t", "p0", "another", "a", 9, "x")])
     with pytest.raises(PolarError, match=r"row 73: prompt_id 'p0' names another prompt than in .*: row 1$"):
         build(settings)
-    settings = settings.model_copy(update={"output": tmp_path / "skipped"})
-    assert build(settings, on_bad_row="skip")["counts"]["trajectories"]["refused"] == 1
+    settings = settings.model_copy(update={"output": tmp_path / "skipped", "on_bad_row": "skip"})
+    assert build(settings)["counts"]["trajectories"]["refused"] == 1
     [refused] = map(json.loads, (tmp_path / "skipped/refused.jsonl").read_text().splitlines())
     assert (refused["row"], refused["content"]["prompt"]) == (73, "another")
 
@@ -360,7 +360,7 @@ def test_numbers_that_can_not_be_are_named(tmp_path, name, value):
         settings = config(tmp_path, name=file, output=tmp_path / file.replace(".", "-"))
         with pytest.raises(PolarError, match=f"{file}: row 4: field '{name}': expected .*(2\\^53|64 bits)"):
             build(settings)
-        assert build(settings, on_bad_row="skip")["counts"]["trajectories"]["refused"] == 1
+        assert build(settings.model_copy(update={"on_bad_row": "skip"}))["counts"]["trajectories"]["refused"] == 1
 
 
 def test_a_count_of_copies_is_no_truth_value_and_a_column_of_another_type_is_named(tmp_path):

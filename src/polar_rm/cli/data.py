@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from polar_rm.cli.options import DATA, Arguments, BadRows, BadRowsOf, DryRun, JsonFile, ModelDir, load, verb
+from polar_rm.cli.options import DATA, Arguments, BadRowsOf, DryRun, JsonFile, ModelDir, load, verb
 from polar_rm.cli.output import message, messages, print_table, print_text, print_values
+from polar_rm.common.extras import needs
 from polar_rm.common.paths import check_data
 from polar_rm.common.progress import shown
 from polar_rm.errors import PolarError
@@ -63,7 +64,7 @@ def sample(
 
 
 @verb("Data")
-def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRows = "error") -> None:
+def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRowsOf = None) -> None:
     """Turn trajectories into clean contrastive comparisons, with a report of how easily they are seen through.
 
     Inputs are what `polar sample` wrote, or Parquet or JSONL of {source, prompt_id, prompt, policy, sample_id, text}.
@@ -82,12 +83,13 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
     from polar_rm.common.files import write_json
     from polar_rm.corpus.config import CorpusConfig
 
-    config = load(CorpusConfig, arguments)
+    config = load(CorpusConfig, arguments, on_bad_row)
     for source in config.inputs:
         check_data(source)
-    from polar_rm.corpus.build import build
-    from polar_rm.corpus.plan import describe, make_plan
-    from polar_rm.corpus.report import summary
+    with needs("evaluate", "polar corpus"):
+        from polar_rm.corpus.build import build
+        from polar_rm.corpus.plan import describe, make_plan
+        from polar_rm.corpus.report import summary
 
     if dry_run:
         print_text(to_yaml(config))
@@ -97,7 +99,7 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
             write_json(json, lines)
         return
     with shown(messages) as progress:
-        report = build(config, on_bad_row=on_bad_row, progress=progress)
+        report = build(config, progress=progress)
     for line in summary(report):
         print_text(line)
     if json:

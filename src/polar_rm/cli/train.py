@@ -11,6 +11,7 @@ import typer
 
 from polar_rm.cli.options import Arguments, DryRun, JsonFile, load, verb
 from polar_rm.cli.output import message, messages, print_text, print_values
+from polar_rm.common.extras import needs
 from polar_rm.common.paths import check_data, check_model
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) ->
     """
     from polar_rm.common.config import to_yaml
     from polar_rm.common.files import write_json
+    from polar_rm.common.http import is_address
     from polar_rm.model.language_models import model_folder
     from polar_rm.rft.config import RftConfig
 
@@ -104,7 +106,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) ->
     for file in config.data:
         check_data(file)
     model_folder(config.policy.model)
-    if "://" not in config.reward.source:
+    if not is_address(config.reward.source):
         check_model(config.reward.source)
     from polar_rm.rft.run import read_rows, run
 
@@ -148,8 +150,9 @@ def quickstart(
     from polar_rm.model.language_models import model_folder
 
     model_folder(base)
-    from polar_rm.quickstart.pipeline import Quickstart, run
-    from polar_rm.quickstart.report import summary
+    with needs("quickstart", "polar quickstart"):
+        from polar_rm.quickstart.pipeline import Quickstart, run
+        from polar_rm.quickstart.report import summary
 
     report = run(Quickstart(output, base, tuple(overrides or ()), messages))
     for line in summary(report):

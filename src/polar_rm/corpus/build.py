@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,7 +41,7 @@ _NOT_IN_IDENTITY = {"output", "inputs", "verify", "engine", "workers", "report",
 R = TypeVar("R", PartResult, BucketResult, ThinnedResult)
 
 
-def build(config: CorpusConfig, *, on_bad_row: Literal["error", "skip"] = "error", progress: Progress = silent) -> dict[str, Any]:
+def build(config: CorpusConfig, *, progress: Progress = silent) -> dict[str, Any]:
     """Build the corpus, or what is missing of it, and return its report.
 
     Raises:
@@ -50,7 +50,7 @@ def build(config: CorpusConfig, *, on_bad_row: Literal["error", "skip"] = "error
         PolarError: bad input, an output folder of other settings or in use, or nothing to compare.
     """
     plan = make_plan(config)
-    job = Job(config, on_bad_row == "skip", plan.parts, plan.n_buckets)
+    job = Job(config, config.on_bad_row == "skip", plan.parts, plan.n_buckets)
     with owned(config.output, "corpus"):
         inputs = [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} for file in plan.files]
         for file, facts in zip(plan.files, inputs, strict=True):
@@ -109,7 +109,6 @@ def _identity(job: Job, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         "decontamination": {"n": config.decontamination.n, "files": evaluations},
         "report": config.report.model_dump(mode="json"),
         "n_buckets": job.n_buckets,
-        "on_bad_row": "skip" if job.skip_bad_rows else "error",
     }
 
 

@@ -112,6 +112,9 @@ class CorpusConfig(Config):
     decontamination: Decontamination = Field(Decontamination(), description="Evaluation data to keep out.")
     report: Reporting = Field(Reporting(), description="What the report measures.")
     seed: Seed = Field(0, description="Of all random choices.")
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="error: stop at a bad row of the inputs. skip: write it to refused.jsonl, count it and go on."
+    )
     buckets: PositiveInt | None = Field(
         None, description="Parts that prompts are dealt to, a shard each; default: one for every 16 MiB."
     )
