@@ -15,5 +15,5 @@ with world("cpu") as where:
     trainer = Trainer(config, where)
     values = trainer.accumulate(list(range(len(trainer.train_set))))
     full = {n: t.grad.full_tensor() if hasattr(t.grad, "full_tensor") else t.grad for n, t in trainer.weights.named.items()}
-    if where.main:
+    if where.is_main:
         torch.save({"gradients": full, "values": values}, sys.argv[2])

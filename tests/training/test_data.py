@@ -1,12 +1,16 @@
+import errno
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from support import runs, tiny
 
+from polar_rm.common import files
 from polar_rm.common.config import load_config
+from polar_rm.common.files import sha256
 from polar_rm.errors import PolarError
 from polar_rm.records import OnBadRow, read_comparisons
 from polar_rm.training import data
@@ -114,16 +118,75 @@ def test_every_run_says_how_many_rows_are_left_out(tmp_path):
         plan(load_config(TrainConfig, [file]))
 
 
-def test_an_index_cut_off_by_a_full_disk_is_not_taken_for_one(encoder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_what_a_full_disk_cut_off_is_not_taken_for_encoded_data(encoder, tmp_path, monkeypatch, failing):
+    """F6, F7: the data's file, its folder and the index are on the disk in this order; nothing is left of what failed."""
     file = write(tmp_path / "a.jsonl", 2)
+    calls = []
 
-    def cut(path, content, *args, **kwargs):
-        path.open("wb").close()
-        raise OSError(28, "No space left on device")
+    def full(descriptor):
+        calls.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if len(calls) == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as broken:
-        broken.setattr(Path, "write_text", cut)
-        broken.setattr(Path, "write_bytes", cut)
-        with pytest.raises(PolarError, match="could not be written: No space left on device"):
+        broken.setattr(files.os, "fsync", full)
+        with pytest.raises(PolarError, match=r"could not be written: .*No space left on device"):
             encode_corpus([file], encoder, tmp_path / "data")
+    assert [".arrow." in calls[0], *[Path(c).name == "data" for c in calls[1:2]], *["index" in c for c in calls[2:]]] == [
+        True
+    ] * failing
+    assert not list((tmp_path / "data").glob(".*"))
     assert len(encode_corpus([file], encoder, tmp_path / "data")) == 2
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "removed":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        changed = {
+            "emptied": b"",
+            "truncated": content[:middle],
+            "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        }
+        path.write_bytes(changed[how])
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied", "truncated", "flipped"])
+@pytest.mark.parametrize("kind", ["arrow", "index.json"])
+def test_damaged_data_is_told_and_encoded_anew(encoder, tmp_path, kind, how):
+    """F6, H11."""
+    file = write(tmp_path / "a.jsonl", 20)
+    expected = [encode_corpus([file], encoder, tmp_path / "data")[i] for i in range(20)]
+    [damaged] = (tmp_path / "data").glob(f"*.{kind}")
+    damage(damaged, how)
+    reported = []
+    corpus = encode_corpus([file], encoder, tmp_path / "data", report=reported.append)
+    assert [corpus[i] for i in range(20)] == expected
+    if (kind, how) == ("index.json", "removed"):  # what a kill before the last step leaves
+        assert reported == []
+    else:
+        [message] = reported
+        assert message.startswith(str(damaged)) and message.endswith("the data is encoded anew")
+
+
+def test_files_are_hashed_once_before_they_are_read_and_must_not_change(encoder, tmp_path):
+    """B9, B25: patterns and folders mean files, whose hashes are those of what was trained on."""
+    (tmp_path / "in").mkdir()
+    paths = [write(tmp_path / f"in/{name}.jsonl", 3) for name in "ab"]
+    hashes = {str(path): sha256(path) for path in paths}
+    by_pattern = encode_corpus([tmp_path / "in/*.jsonl"], encoder, tmp_path / "data")
+    by_folder = encode_corpus([tmp_path / "in"], encoder, tmp_path / "data")
+    assert by_pattern.inputs == by_folder.inputs == hashes
+    assert by_pattern.digest == by_folder.digest
+    assert by_folder.describe(4) == f"{paths[1]}: comparison 2"
+
+    def change(count):
+        with paths[0].open("a") as file:
+            file.write("\n")
+
+    with pytest.raises(PolarError, match=r"a\.jsonl: it changed while it was read"):
+        encode_corpus([tmp_path / "in"], encoder, tmp_path / "other", progress=change)
+    assert not list((tmp_path / "other").glob("*.json"))

@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(tmp_path,
 
 def test_plans_say_what_will_happen(tmp_path):
     built = trainer(tmp_path, "optim.lr=paper", "optim.base_tokens=2e12", "batch_size=paper", "row_tokens=30")
-    plan = make_plan(built.config, built.model, built.train_set)
+    plan = make_plan(built.config, built.model.backbone, built.train_set, "cpu")
     assert plan.comparisons == 40
     assert plan.separate_tokens > plan.tokens
     text = "\n".join(f"{name}: {value}" for name, value in plan.describe())

@@ -31,7 +31,7 @@ def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = Non
 
         polar pretrain recipes/pretrain_small.yaml --dry-run
     """
-    _train(arguments, dry_run, json)
+    _train("pretrain", arguments, dry_run, json)
 
 
 @verb("Training")
@@ -44,10 +44,10 @@ def finetune(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = Non
 
         polar finetune recipes/finetune.yaml model.resume_from=runs/rm/model data.train='[pairs.jsonl]' output=runs/ft
     """
-    _train(arguments, dry_run, json)
+    _train("finetune", arguments, dry_run, json)
 
 
-def _train(arguments: list[str], dry_run: bool, json: Path | None) -> None:
+def _train(verb: str, arguments: list[str], dry_run: bool, json: Path | None) -> None:
     from polar_rm.common.config import to_yaml
     from polar_rm.common.files import write_json
     from polar_rm.training.config import TrainConfig
@@ -56,17 +56,19 @@ def _train(arguments: list[str], dry_run: bool, json: Path | None) -> None:
     _check_inputs(config)
     from polar_rm.training.trainer import plan, train
 
+    is_main = int(os.environ.get("RANK", "0")) == 0  # under torchrun every rank comes here
     if dry_run:
-        print_text(to_yaml(config))
-        found = plan(config, console=messages)
-        print_values(found.describe())
-        if json:
-            write_json(json, asdict(found))
+        found = plan(config, verb=verb, console=messages)
+        if is_main:
+            print_text(to_yaml(config))
+            print_values(found.describe())
+            if json:
+                write_json(json, asdict(found))
         return
-    results = train(config, console=messages)
-    if json:
-        write_json(json, results)
-    if int(os.environ.get("RANK", "0")) == 0:
+    results = train(config, verb=verb, console=messages)
+    if is_main:
+        if json:
+            write_json(json, results)
         message(f"model saved in {config.output / 'model'}")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from polar_rm.common.files import sha256
-from polar_rm.errors import Damaged
+from polar_rm.common.files import read_json, sha256, write_json
+from polar_rm.common.json import dump_json
+from polar_rm.errors import Damaged, PolarError
 
 
 class FileFacts(TypedDict):
@@ -39,3 +41,27 @@ def check_files(folder: str | Path, files: Mapping[str, FileFacts], *, full: boo
             raise Damaged(f"{path}: it has {size:,} bytes, written were {facts['bytes']:,}")
         if full and sha256(path) != facts["sha256"]:
             raise Damaged(f"{path}: its content is not what was written (another SHA-256)")
+
+
+def write_sealed(path: str | Path, value: Mapping[str, Any]) -> None:
+    """A JSON object with its own checksum under ``seal``; errors as in :func:`polar_rm.common.files.write_file`."""
+    write_json(path, {**value, "seal": _seal(value)})
+
+
+def read_sealed(path: str | Path) -> dict[str, Any]:
+    """What :func:`write_sealed` wrote, without the seal.
+
+    Raises:
+        Damaged: it is missing, not JSON, or not what was written.
+    """
+    try:
+        value = read_json(path)
+    except PolarError as error:
+        raise Damaged(str(error)) from error
+    if value.pop("seal", None) != _seal(value):
+        raise Damaged(f"{path}: its content is not what was written (its seal does not fit)")
+    return value
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(dump_json(value).encode()).hexdigest()

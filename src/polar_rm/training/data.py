@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from polar_rm.common.files import read_json, sha256, write_json
+from polar_rm.common.checksums import check_files, describe_files, read_sealed, write_sealed
+from polar_rm.common.files import disk_refusal, sha256, sync, temporary_path
 from polar_rm.common.iteration import windows
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.tree import PrefixTree
-from polar_rm.errors import PolarError
-from polar_rm.records import OnBadRow, read_comparisons
+from polar_rm.errors import Damaged, PolarError
+from polar_rm.records import Comparison, OnBadRow, find_files, read_comparisons
 
 _ROWS_PER_BATCH = 512  # of the Arrow file; also how many comparisons are tokenised together
 
@@ -49,11 +51,20 @@ class CorpusStats:
 
 
 class EncodedCorpus:
-    """Random access to encoded comparisons. ``lengths``: int32 [n], tokens of each tree."""
+    """Random access to encoded comparisons.
 
-    def __init__(self, path: Path, sources: Sequence[tuple[str, int]], digest: str) -> None:
+    lengths: int32 [n], tokens of each tree. inputs: SHA-256 of every file that was read, by its path, taken before it was read.
+    rejected, side_file: bad rows that were left out, and where they are.
+    """
+
+    def __init__(self, path: Path, index: Mapping[str, Any], digest: str) -> None:
+        """index: as :func:`encode_corpus` writes it."""
         self.path = path
         self.digest = digest
+        sources: list[tuple[str, int]] = index["sources"]
+        self.inputs: dict[str, str] = index["inputs"]
+        self.rejected: int = index["rejected"]
+        self.side_file: str | None = index["side_file"]
         self._names = [name for name, _ in sources]
         self._starts = np.cumsum([0] + [count for _, count in sources])[:-1].tolist()
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -99,70 +110,119 @@ def encode_corpus(
     on_bad_row: OnBadRow | None = None,
     empty_reference: bool = False,
     progress: Callable[[int], None] = lambda n: None,
+    report: Callable[[str], None] = lambda message: None,
 ) -> EncodedCorpus:
     """Encode files of comparisons into ``folder``, or open what an earlier run with the same input and encoder left there.
 
-    on_bad_row: its count and side file are afterwards those of the encoding, be it an earlier run's. empty_reference: train
-    without references (the paper's "w/o reference" ablation). progress: called with comparisons done.
+    paths: files, folders or patterns. on_bad_row: its count and side file are afterwards those of the encoding, be it an earlier
+    run's. empty_reference: train without references (the paper's "w/o reference" ablation). progress: called with comparisons
+    done. report: told, in a sentence, when what an earlier run left is damaged; it is then encoded anew.
 
     Raises:
         BadRow: a row is no comparison (unless it is skipped). PolarError: an earlier run skipped bad rows that this one must not
-            skip; a file holds no comparisons, or a comparison has no reference.
+            skip; a file holds no comparisons, or changed while it was read; a comparison has no reference.
     """
-    inputs = [sha256(path) for path in paths]
-    digest = hashlib.sha256(json.dumps([inputs, encoder.hash, empty_reference]).encode()).hexdigest()[:16]
-    target = folder / f"{digest}.arrow"
-    index = target.with_suffix(".index.json")
-    if not index.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        counts = _encode(paths, encoder, target, on_bad_row, empty_reference, progress)
-        sources = [[str(path), count] for path, count in zip(paths, counts, strict=True)]
-        rejected, side_file = (on_bad_row.count, on_bad_row.side_file) if on_bad_row else (0, None)
-        write_json(index, {"sources": sources, "rejected": rejected, "side_file": side_file})
-    saved = read_json(index)
-    if saved["rejected"] and (on_bad_row is None or on_bad_row.mode == "error"):
+    files = [file for path in paths for file in find_files(path)]
+    before = [_stamp(file) for file in files]
+    inputs = {str(file): sha256(file) for file in files}
+    content = [inputs[str(file)] for file in files]
+    digest = hashlib.sha256(json.dumps([content, encoder.hash, empty_reference]).encode()).hexdigest()[:16]
+    corpus = None
+    if _index_path(folder, digest).exists():
+        try:
+            corpus = open_corpus(folder, digest, full=True)
+        except Damaged as error:
+            report(f"{error}; the data is encoded anew")
+    if corpus is None:
+        counts = _encode(files, encoder, folder / f"{digest}.arrow", on_bad_row, empty_reference, progress)
+        if changed := [file for file, stamp in zip(files, before, strict=True) if _stamp(file) != stamp]:
+            raise PolarError(f"{changed[0]}: it changed while it was read; run the same command again")
+        index = {
+            "files": describe_files(folder, [f"{digest}.arrow"]),
+            "sources": [[str(file), count] for file, count in zip(files, counts, strict=True)],
+            "inputs": inputs,
+            "rejected": on_bad_row.count if on_bad_row else 0,
+            "side_file": str(on_bad_row.side_file) if on_bad_row else None,
+        }
+        write_sealed(_index_path(folder, digest), index)
+        corpus = open_corpus(folder, digest)
+    if corpus.rejected and (on_bad_row is None or on_bad_row.mode == "error"):
         raise PolarError(
-            f"{', '.join(map(str, paths))}: an earlier run skipped {saved['rejected']} bad rows, see {saved['side_file']}; mend "
+            f"{', '.join(map(str, paths))}: an earlier run skipped {corpus.rejected} bad rows, see {corpus.side_file}; mend "
             "them, or go on without them by data.on_bad_row=skip"
         )
     if on_bad_row:
-        on_bad_row.count, on_bad_row.side_file = saved["rejected"], saved["side_file"]
-    return EncodedCorpus(target, saved["sources"], digest)
+        on_bad_row.count, on_bad_row.side_file = corpus.rejected, corpus.side_file
+    corpus.inputs = inputs  # the same content may have lain under other names
+    return corpus
+
+
+def open_corpus(folder: Path, digest: str, *, full: bool = False) -> EncodedCorpus:
+    """What :func:`encode_corpus` has left in ``folder``. full: compare checksums, not only sizes.
+
+    Raises:
+        Damaged: index or data are missing, or not what was written.
+    """
+    index = read_sealed(_index_path(folder, digest))
+    check_files(folder, index["files"], full=full)
+    return EncodedCorpus(folder / f"{digest}.arrow", index, digest)
+
+
+def _index_path(folder: Path, digest: str) -> Path:
+    return folder / f"{digest}.index.json"
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    state = file.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def _encode(
-    paths: Sequence[Path],
+    files: Sequence[Path],
     encoder: Encoder,
     target: Path,
     on_bad_row: OnBadRow | None,
     empty_reference: bool,
     progress: Callable[[int], None],
 ) -> list[int]:
-    counts = [0] * len(paths)
-    trees: list[PrefixTree] = []
-    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-        # Every batch but the last is full, across files too, so that an index is found by division.
-        for number, path in enumerate(paths):
-            for window in windows(read_comparisons(path, on_bad_row), _ROWS_PER_BATCH):
-                if empty_reference:
-                    window = [replace(comparison, reference="") for comparison in window]
-                for offset, comparison in enumerate(window):
-                    if comparison.reference is None:
-                        raise PolarError(
-                            f"{path}: comparison {counts[number] + offset + 1} has no reference; "
-                            "data.reference=empty trains without references"
-                        )
-                trees += encoder.encode_many(window)
-                counts[number] += len(window)
-                while len(trees) >= _ROWS_PER_BATCH:
-                    writer.write_batch(_batch(trees[:_ROWS_PER_BATCH]))
-                    trees = trees[_ROWS_PER_BATCH:]
-                progress(sum(counts))
-        if trees:
-            writer.write_batch(_batch(trees))
-    if not sum(counts):
-        raise PolarError(f"{', '.join(map(str, paths))}: no comparisons")
+    """Write the Arrow file, under another name until it is whole and on the disk; comparisons of each file."""
+    counts = [0] * len(files)
+    partial = temporary_path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+            # Every batch but the last is full, across files too, so that an index is found by division.
+            trees: list[PrefixTree] = []
+            for number, file in enumerate(files):
+                for window in windows(read_comparisons(file, on_bad_row), _ROWS_PER_BATCH):
+                    trees += _trees(window, file, counts[number], encoder, empty_reference)
+                    counts[number] += len(window)
+                    while len(trees) >= _ROWS_PER_BATCH:
+                        writer.write_batch(_batch(trees[:_ROWS_PER_BATCH]))
+                        trees = trees[_ROWS_PER_BATCH:]
+                    progress(sum(counts))
+            if trees:
+                writer.write_batch(_batch(trees))
+        if not sum(counts):
+            raise PolarError(f"{', '.join(map(str, files))}: no comparisons")
+        sync(partial)
+        partial.replace(target)
+        sync(target.parent)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and (refusal := disk_refusal(error, target)):
+            raise PolarError(f"{target}: could not be written: {refusal}") from error
+        raise
     return counts
+
+
+def _trees(window: list[Comparison], file: Path, done: int, encoder: Encoder, empty_reference: bool) -> list[PrefixTree]:
+    if empty_reference:
+        window = [replace(comparison, reference="") for comparison in window]
+    for number, comparison in enumerate(window, done + 1):
+        if comparison.reference is None:
+            raise PolarError(f"{file}: comparison {number} has no reference; data.reference=empty trains without references")
+    return encoder.encode_many(window)
 
 
 def _batch(trees: Sequence[PrefixTree]) -> pa.RecordBatch:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
+import math
+import os
+import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +16,7 @@ import torch
 from transformers import PretrainedConfig
 
 from polar_rm.attention.layout import TreeLayout
+from polar_rm.common.files import write_file
 from polar_rm.common.json import dump_json
 from polar_rm.errors import PolarError
 from polar_rm.training.config import LoraConfig, TrainConfig
@@ -35,27 +39,84 @@ _PEAKS = {
 
 
 class Sink(Protocol):
-    def write(self, step: int, values: dict[str, float]) -> None: ...
-    def close(self) -> None: ...
+    """Where one line a step goes."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Log what was measured in a step."""
+
+    def sync(self) -> None:
+        """Have all that was logged on the disk: a checkpoint of this step comes next."""
+
+    def close(self) -> None:
+        """The run ends."""
 
 
 class JsonlSink:
-    """``metrics.jsonl``; on resume the lines of steps that will be taken again are dropped."""
+    """``metrics.jsonl``: one JSON object a step.
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        kept = []
-        if path.exists():
-            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in lines if json.loads(line)["step"] <= first_step]
-        path.write_text("".join(kept))
-        self._file = path.open("a")
+    On resume the lines of steps that will be taken again are dropped, and what a crash has damaged is mended as far as it can be.
+    last: the line of ``first_step``, as its checkpoint has it. report: told, in a sentence, of damaged and missing lines.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        first_step: int,
+        last: Mapping[str, Any] | None = None,
+        report: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        if path.exists() or first_step:
+            kept, damaged = _read_steps(path, first_step)
+            if first_step and first_step not in kept and last:
+                kept[first_step] = dump_json(dict(last))
+            missing = [step for step in range(1, first_step + 1) if step not in kept]
+            if damaged or missing:
+                report(
+                    f"{path}: damaged lines: {_some(damaged)}; steps whose line is lost: {_some(missing)}; the file was repaired"
+                )
+            write_file(path, "".join(f"{kept[step]}\n" for step in sorted(kept)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """One line."""
         self._file.write(dump_json({"step": step, **values}) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Have the lines on the disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
+
+
+def _read_steps(path: Path, first_step: int) -> tuple[dict[int, str], list[int]]:
+    """Lines of the steps up to ``first_step``, by step, and the numbers of lines that are none.
+
+    A last line without an end is what a kill leaves of a step that is taken again, no damage.
+    """
+    kept: dict[int, str] = {}
+    damaged = []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            values = json.loads(line)
+            step = values["step"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged.append(number)
+            continue
+        if not isinstance(step, int) or step < 1:
+            damaged.append(number)
+        elif step <= first_step:
+            kept[step] = line.decode()
+    return kept, damaged
+
+
+def _some(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:10]))
+    return f"{shown} and {len(numbers) - 10} more" if len(numbers) > 10 else shown or "none"
 
 
 class TensorBoardSink:
@@ -67,10 +128,16 @@ class TensorBoardSink:
         self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """One scalar a value."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def sync(self) -> None:
+        """Hand the events over to the system."""
+        self._writer.flush()
+
     def close(self) -> None:
+        """Write what is left."""
         self._writer.close()
 
 
@@ -87,15 +154,28 @@ class WandbSink:
         self._run: Any = wandb.init(project=project, name=name, id=run_id, resume="allow", config=config.model_dump(mode="json"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """One row of the run."""
         self._run.log(values, step=step)
 
+    def sync(self) -> None:
+        """Nothing to do: W&B sends from a process of its own."""
+
     def close(self) -> None:
+        """The run ends."""
         self._run.finish()
 
 
-def open_sinks(config: TrainConfig, first_step: int) -> list[Sink]:
-    """All that the config asks for; ``first_step`` is the last step that an earlier run has finished."""
-    sinks: list[Sink] = [JsonlSink(config.output / "metrics.jsonl", first_step)]
+def open_sinks(
+    config: TrainConfig,
+    first_step: int,
+    last: Mapping[str, Any] | None = None,
+    report: Callable[[str], None] = lambda message: None,
+) -> list[Sink]:
+    """All that the config asks for.
+
+    first_step: the last step that an earlier run has finished. last, report: see :class:`JsonlSink`.
+    """
+    sinks: list[Sink] = [JsonlSink(config.output / "metrics.jsonl", first_step, last, report)]
     if config.log.tensorboard:
         sinks.append(TensorBoardSink(config.output / "tensorboard", first_step))
     if config.log.wandb_project:
@@ -146,7 +226,12 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most memory so far, GiB: allocated on the accelerator, or resident in the process."""
+    """Most memory so far, GiB: allocated on the accelerator, or resident in the process; NaN where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return math.nan
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, Linux KiB

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from polar_rm.model.devices import claim_device
 from polar_rm.model.reward_model import RewardModel
+from polar_rm.training.exchange import Exchange
+
+T = TypeVar("T")
 
 # Seconds. DTensor's cache keeps the process group, and so gloo's threads, beyond its end. A thread that has just finished a
 # collective needs the interpreter once more, to drop the tensors; where it gets it only at shutdown, the whole process aborts.
@@ -24,14 +29,16 @@ _GLOO_LETS_GO = 0.2
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among all that ``torchrun`` started; alone, rank 0 of 1."""
+    """This process among all that ``torchrun`` started; alone, rank 0 of 1. exchange: how ranks talk; None alone."""
 
     rank: int
     size: int
     device: torch.device
+    exchange: Exchange | None = None
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
+        """Whether this rank writes what all share, and speaks for all."""
         return self.rank == 0
 
     def sum(self, values: list[float]) -> list[float]:
@@ -42,14 +49,31 @@ class World:
         dist.all_reduce(total)
         return [float(v) for v in total.tolist()]
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
+    def from_main(self, work: Callable[[], T]) -> T:
+        """Rank 0 works, however long; every rank gets its result (as JSON gives it back), or ends with its error."""
+        result: T = self.exchange.from_main(work) if self.exchange else work()
+        return result
+
+    def gather(self, value: T) -> list[T]:
+        """What every rank says, on every rank."""
+        return self.exchange.gather(value) if self.exchange else [value]
+
+    def heed(self, stop: Callable[[], bool]) -> None:
+        """stop: whether this process was asked to stop; a rank that then waits for a dead one ends by itself."""
+        if self.exchange:
+            self.exchange.stop_requested = stop
+
+
+_worlds = count()
 
 
 @contextmanager
 def world(device: str) -> Iterator[World]:
-    """Joins the process group that ``torchrun`` describes in the environment, and leaves it at the end."""
+    """Joins the process group that ``torchrun`` describes in the environment, and leaves it at the end.
+
+    An error on one rank ends all ranks with its message. Nothing long is waited for in a collective (see
+    :mod:`polar_rm.training.exchange`), so torch's own time limits stay: they end a run whose peer is dead.
+    """
     device = claim_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -59,10 +83,18 @@ def world(device: str) -> Iterator[World]:
     if device == "cuda":
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    exchange = Exchange.join(dist.get_rank(), size, next(_worlds))
+    exchange.watch()
     try:
-        yield World(dist.get_rank(), size, local)
+        yield World(dist.get_rank(), size, local, exchange)
+    except BaseException as error:
+        exchange.fail(explained := exchange.explain(error))
+        if explained is error:
+            raise
+        raise explained from error
     finally:
         dist.destroy_process_group()
+        exchange.close()
         if device == "cpu":
             time.sleep(_GLOO_LETS_GO)
 
@@ -77,6 +109,7 @@ class Weights:
 
     def __init__(self, model: RewardModel, where: World, compute: torch.dtype) -> None:
         self.model = model
+        self._is_main = where.is_main
         self._copies: list[tuple[nn.Parameter, torch.Tensor]] = []
         self._frozen: dict[str, torch.Tensor] = {}  # what the compute type can't hold; full_state gives it back
         if where.size > 1:
@@ -100,6 +133,10 @@ class Weights:
             elif not torch.equal(parameter.data.to(exact.dtype), exact):
                 self._frozen[name] = exact.cpu()
 
+    def rebind(self) -> None:
+        """After a sharded model was filled: its parameters are other objects than before."""
+        self.named = {name: p for name, p in self.model.backbone.named_parameters() if p.requires_grad}
+
     def publish(self) -> None:
         """After an optimiser step: show the new weights to the modules."""
         with torch.no_grad():
@@ -112,9 +149,18 @@ class Weights:
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def full_state(self) -> dict[str, torch.Tensor]:
-        """The model's complete float32 state dict on the main rank (collective: every rank must call it)."""
+        """The model's complete float32 state dict, in host memory, on rank 0; empty on the others.
+
+        Collective: every rank must call it. Other ranks hold one whole tensor at a time, for a moment.
+        """
         exact = self._frozen | self.named
-        return {name: _gather(exact.get(name, tensor)) for name, tensor in self.model.backbone.state_dict().items()}
+        state = {}
+        for name, tensor in self.model.backbone.state_dict().items():
+            whole = exact.get(name, tensor).detach()
+            whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
+            if self._is_main:
+                state[name] = whole.float().cpu()
+        return state
 
 
 def _shard(model: RewardModel, compute: torch.dtype) -> None:
@@ -125,9 +171,25 @@ def _shard(model: RewardModel, compute: torch.dtype) -> None:
     fully_shard(model, mp_policy=policy)
 
 
-def _gather(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).float().cpu()
+def fill_shards(model: nn.Module, source: Mapping[str, torch.Tensor] | None, device: torch.device) -> None:
+    """Give a sharded model on the meta device its memory and values, a tensor at a time.
+
+    source: all parameters and buffers by name on rank 0, None elsewhere. No rank but 0 ever holds more than its shards and one
+    whole tensor.
+    """
+    model.to_empty(device=device)
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            if source is not None:
+                whole.copy_(source[name])
+            if isinstance(tensor, DTensor):
+                part = distribute_tensor(whole, tensor.device_mesh, tensor.placements)
+                tensor.to_local().copy_(part.to_local())
+            else:
+                dist.broadcast(whole, 0)
+                tensor.copy_(whole)
 
 
 def _add_to(master: torch.Tensor):  # type: ignore[no-untyped-def]

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from polar_rm.errors import ConfigError
 from polar_rm.model.devices import compute_dtype
 from polar_rm.model.packing import steps_per_epoch
-from polar_rm.model.reward_model import RewardModel
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.schedule import paper_batch_size, paper_learning_rate
@@ -55,20 +55,17 @@ class Plan:
             yield "note", note
 
 
-def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) -> Plan:
+def make_plan(config: TrainConfig, backbone: PreTrainedModel, corpus: EncodedCorpus, device: str) -> Plan:
     """Steps, batch and learning rate; the paper's rules where the config asks for them.
+
+    backbone: on the meta device will do. device: that computes, ``cpu`` or ``cuda``.
 
     Raises:
         ConfigError: the paper's learning rate without the base model's tokens.
     """
-    stats, notes = corpus.stats, []
-    parameters = sum(p.numel() for p in model.backbone.base_model.parameters())
-    trained, frozen = model.backbone.score.weight.numel() + parameters, 0
-    if config.lora:
-        linear = [module for module in model.backbone.base_model.modules() if isinstance(module, torch.nn.Linear)]
-        adapters = config.lora.rank * sum(module.in_features + module.out_features for module in linear)
-        trained, frozen = trained - parameters + adapters, parameters
-    compute = compute_dtype(config.precision, model.device.type)
+    stats = corpus.stats
+    parameters, trained, frozen = _sizes(config, backbone)
+    compute = compute_dtype(config.precision, device)
     # What is trained has weight, gradient and two moments in float32, and a copy where another type computes.
     state_bytes = (16 if compute == torch.float32 else 16 + compute.itemsize) * trained + compute.itemsize * frozen
     # The paper counts every sequence whole.
@@ -85,23 +82,6 @@ def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) ->
         if config.optim.base_tokens is None:
             raise ConfigError("optim.lr=paper needs optim.base_tokens, the tokens that the base language model saw")
         lr = paper_learning_rate(parameters, config.optim.base_tokens, stats.separate_tokens * epochs)
-    if "paper" in (config.batch_size, config.optim.lr) and not 100e6 <= parameters <= 7.5e9:
-        notes.append(
-            f"the paper's rules were fitted from 100M to 7B parameters; for {parameters / 1e6:.0f}M they are extrapolation"
-        )
-    larger = int((corpus.lengths > config.row_tokens).sum())
-    if larger:
-        notes.append(
-            f"{larger} comparisons are longer than row_tokens and get a row of their own (longest: {stats.longest} tokens)"
-        )
-    positions = getattr(model.backbone.config, "max_position_embeddings", None)
-    if positions and stats.longest_sequence > positions:
-        notes.append(
-            f"the longest sequence has {stats.longest_sequence:,} tokens, more than the backbone is made for "
-            f"(max_position_embeddings: {positions:,})"
-        )
-    if stats.truncated:
-        notes.append(f"{stats.truncated} of {stats.comparisons} comparisons are truncated to the encoder's limits")
     return Plan(
         comparisons=stats.comparisons,
         pairs=stats.pairs,
@@ -109,7 +89,7 @@ def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) ->
         separate_tokens=stats.separate_tokens,
         truncated=stats.truncated,
         longest=stats.longest,
-        larger_than_row=larger,
+        larger_than_row=int((corpus.lengths > config.row_tokens).sum()),
         batch_size=batch_size,
         epochs=epochs,
         steps=steps,
@@ -118,5 +98,32 @@ def make_plan(config: TrainConfig, model: RewardModel, corpus: EncodedCorpus) ->
         trained=trained,
         state_bytes=state_bytes,
         flops=(6 * trained + 4 * frozen) * stats.tokens * epochs,
-        notes=tuple(notes),
+        notes=tuple(_notes(config, backbone, corpus, parameters)),
     )
+
+
+def _sizes(config: TrainConfig, backbone: PreTrainedModel) -> tuple[int, int, int]:
+    """Parameters of the backbone without its head; those that are trained (with the head, or adapters and head); frozen ones."""
+    parameters = sum(p.numel() for p in backbone.base_model.parameters())
+    head = backbone.score.weight.numel()
+    if not config.lora:
+        return parameters, parameters + head, 0
+    linear = [module for module in backbone.base_model.modules() if isinstance(module, torch.nn.Linear)]
+    adapters = config.lora.rank * sum(module.in_features + module.out_features for module in linear)
+    return parameters, adapters + head, parameters
+
+
+def _notes(config: TrainConfig, backbone: PreTrainedModel, corpus: EncodedCorpus, parameters: int) -> Iterator[str]:
+    stats = corpus.stats
+    if "paper" in (config.batch_size, config.optim.lr) and not 100e6 <= parameters <= 7.5e9:
+        yield f"the paper's rules were fitted from 100M to 7B parameters; for {parameters / 1e6:.0f}M they are extrapolation"
+    if larger := int((corpus.lengths > config.row_tokens).sum()):
+        yield f"{larger} comparisons are longer than row_tokens and get a row of their own (longest: {stats.longest} tokens)"
+    positions = getattr(backbone.config, "max_position_embeddings", None)
+    if positions and stats.longest_sequence > positions:
+        yield (
+            f"the longest sequence has {stats.longest_sequence:,} tokens, more than the backbone is made for "
+            f"(max_position_embeddings: {positions:,})"
+        )
+    if stats.truncated:
+        yield f"{stats.truncated} of {stats.comparisons} comparisons are truncated to the encoder's limits"

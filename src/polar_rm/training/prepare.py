@@ -1,35 +1,118 @@
-"""What a run is made of before its first step: model and plan."""
+"""What a run is made of before its first step, in the order of what is cheap: encoder, data, plan; only then weights."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from rich.console import Console
+
+from polar_rm.common.files import sha256, temporary_path
 from polar_rm.encoding.encoder import Encoder
-from polar_rm.errors import ConfigError
+from polar_rm.errors import ConfigError, Damaged, PolarError
+from polar_rm.model.blueprint import Blueprint, checkpoint_blueprint, language_model_blueprint, preset_blueprint
+from polar_rm.model.language_models import model_folder
 from polar_rm.model.reward_model import RewardModel
+from polar_rm.records import OnBadRow
 from polar_rm.training.config import EncoderConfig, TrainConfig
+from polar_rm.training.data import EncodedCorpus, encode_corpus, open_corpus
 from polar_rm.training.parallel import World
+from polar_rm.training.plan import Plan, make_plan
+
+T = TypeVar("T")
+
+# Seconds after which a file that rank 0 has written must be seen by all: attributes of network file systems are cached for up to
+# a minute.
+_VISIBLE_S = 120.0
 
 
-def build_model(config: TrainConfig, where: World) -> RewardModel:
-    """The model that a run starts from, in float32 master precision."""
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known of a run before its weights are loaded.
+
+    inputs: SHA-256 of every data file, by path, taken before it was read. base: SHA-256 of the folder that adapters rest on; None
+    without adapters.
+    """
+
+    blueprint: Blueprint
+    train_set: EncodedCorpus
+    eval_set: EncodedCorpus | None
+    plan: Plan
+    inputs: dict[str, str]
+    base: str | None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of data and model."""
+        return self.blueprint.encoder
+
+
+def prepare(config: TrainConfig, world: World, *, console: Console | None = None) -> Prepared:
+    """Read the model's settings, encode the data, plan the run; no weights are loaded. Every rank calls this.
+
+    Only rank 0 hashes, encodes and writes, for as long as it takes; the others then open its files.
+
+    Raises:
+        PolarError: bad settings, a bad row, a model that can't be used; on several ranks, an output folder that they don't share
+            or models that differ.
+    """
+    console = console or Console(stderr=True, soft_wrap=True)
+    blueprint = read_blueprint(config)
+    if world.size > 1:
+        _check_shared(config.output, world)
+        _check_same_model(blueprint, world)
+    names = {"train": config.data.train, "eval": config.data.eval}
+    encoded: dict[str, EncodedCorpus] = {}
+
+    def encode_all() -> dict[str, str]:
+        encoded.update({name: _encode(config, blueprint.encoder, name, paths, console) for name, paths in names.items() if paths})
+        return {name: corpus.digest for name, corpus in encoded.items()}
+
+    digests = world.from_main(encode_all)
+    corpora = encoded or {name: _open(config.output / "data", digest, world) for name, digest in digests.items()}
+    base = config.model.resume_from or config.model.init
+    # Checkpoints of adapters rest on weights that they don't hold.
+    base_hash = world.from_main(lambda: sha256(model_folder(base)) if config.lora and base else None)
+    plan = make_plan(config, blueprint.on_meta, corpora["train"], world.device.type)
+    inputs = {path: digest for corpus in corpora.values() for path, digest in corpus.inputs.items()}
+    return Prepared(blueprint, corpora["train"], corpora.get("eval"), plan, inputs, base_hash)
+
+
+def read_blueprint(config: TrainConfig) -> Blueprint:
+    """The architecture and the encoder that a run starts with."""
     source = config.model
-    implementation = None if config.attention == "auto" else config.attention
-    options: dict[str, Any] = {"device": str(where.device), "implementation": implementation}
-    if source.resume_from:
-        model = RewardModel.from_pretrained(source.resume_from, **options)
-        if source.encoder:
-            model.encoder = with_lengths(model.encoder, source.encoder, source.resume_from)
-        return model
     settings = source.encoder.settings() if source.encoder else None
-    options |= {"settings": settings, "gguf_file": source.gguf_file, "seed": config.seed}
+    if source.resume_from:
+        blueprint = checkpoint_blueprint(source.resume_from)
+        if not source.encoder:
+            return blueprint
+        return replace(blueprint, encoder=with_lengths(blueprint.encoder, source.encoder, source.resume_from))
     if source.init:
-        return RewardModel.from_causal_lm(source.init, n_layers=source.n_layers, **options)
+        return language_model_blueprint(source.init, settings=settings, n_layers=source.n_layers, gguf_file=source.gguf_file)
     assert source.preset is not None  # checked by the config
     assert source.tokenizer is not None
-    return RewardModel.from_preset(source.preset, source.tokenizer, **options)
+    return preset_blueprint(source.preset, source.tokenizer, settings=settings, gguf_file=source.gguf_file)
+
+
+def start_model(config: TrainConfig, blueprint: Blueprint, world: World) -> tuple[RewardModel, RewardModel | None]:
+    """The model that a run starts from, in float32.
+
+    Alone: the model and None. One of several ranks: a model on the meta device, to be sharded and then filled (see
+    :func:`polar_rm.training.parallel.fill_shards`), and on rank 0 the weights in host memory.
+    """
+    implementation = None if config.attention == "auto" else config.attention
+    if world.size == 1:
+        model = RewardModel.from_blueprint(blueprint, device=str(world.device), implementation=implementation, seed=config.seed)
+        return model, None
+    skeleton = blueprint.skeleton(implementation, world.device.type)
+    source: list[RewardModel] = []
+    world.from_main(lambda: source.append(RewardModel.from_blueprint(blueprint, seed=config.seed)))
+    return RewardModel(skeleton, blueprint.encoder, blueprint.specials), source[0] if source else None
 
 
 def with_lengths(encoder: Encoder, wanted: EncoderConfig, source: Path) -> Encoder:
@@ -40,3 +123,71 @@ def with_lengths(encoder: Encoder, wanted: EncoderConfig, source: Path) -> Encod
             f"model.encoder.template: {source} was trained with {encoder.settings.template!r}, not {settings.template!r}"
         )
     return Encoder(encoder.source, settings)
+
+
+def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path], console: Console) -> EncodedCorpus:
+    skip = config.data.on_bad_row == "skip"
+    bad = OnBadRow("skip", config.output / f"{name}.rejected.jsonl") if skip else None
+    with console.status(f"encoding {name} data") as status:
+        corpus = encode_corpus(
+            paths,
+            encoder,
+            config.output / "data",
+            on_bad_row=bad,
+            empty_reference=config.data.reference == "empty",
+            progress=lambda n: status.update(f"encoding {name} data: {n:,} comparisons"),
+            report=lambda message: console.print(message, markup=False, highlight=False),
+        )
+    if bad and bad.count:
+        console.print(f"{bad.count} bad rows of the {name} data were skipped, see {bad.side_file}", markup=False, highlight=False)
+    return corpus
+
+
+def _open(folder: Path, digest: str, world: World) -> EncodedCorpus:
+    """What rank 0 has just written; it may take a while until this node sees it."""
+    return _seen(lambda: open_corpus(folder, digest), world)
+
+
+def _check_shared(output: Path, world: World) -> None:
+    """Before hours are spent: does every rank see what rank 0 writes?"""
+    mark = output / temporary_path(Path("shared")).name
+
+    def write_mark() -> str:
+        output.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        return mark.name
+
+    name = world.from_main(write_mark)
+
+    def look() -> None:
+        if name not in os.listdir(output):
+            raise Damaged(f"{output / name}: no such file")
+
+    if not world.is_main:
+        _seen(look, world)
+    world.gather(None)
+    if world.is_main:
+        mark.unlink()
+
+
+def _seen(look: Callable[[], T], world: World) -> T:
+    """What ``look`` gives, once it finds what rank 0 has written."""
+    until = time.monotonic() + _VISIBLE_S
+    while True:
+        try:
+            return look()
+        except (Damaged, FileNotFoundError) as error:
+            if time.monotonic() > until:
+                raise PolarError(
+                    f"{socket.gethostname()} (rank {world.rank}) does not see what rank 0 wrote ({error}): all nodes need one "
+                    "shared output folder"
+                ) from error
+        time.sleep(min(1.0, _VISIBLE_S / 10))
+
+
+def _check_same_model(blueprint: Blueprint, world: World) -> None:
+    """Nodes may have another model under the same name."""
+    shapes = {name: list(tensor.shape) for name, tensor in blueprint.on_meta.state_dict().items()}
+    own: dict[str, Any] = {"encoder": blueprint.encoder.hash, "shapes": shapes}
+    if world.from_main(lambda: own) != own:
+        raise PolarError(f"{socket.gethostname()} (rank {world.rank}) has another model or tokenizer in its folder than rank 0")

@@ -5,31 +5,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from polar_rm.common import provenance
-from polar_rm.common.files import sha256, write_json
+from polar_rm.common.files import write_json
+from polar_rm.common.locks import owned
 from polar_rm.common.progress import progress_bar
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import ConfigError, NonFinite
 from polar_rm.model.devices import compute_dtype
-from polar_rm.model.language_models import model_folder
 from polar_rm.model.packing import batches, deal, first_fit, pack
-from polar_rm.records import OnBadRow
 from polar_rm.training import metrics, state
 from polar_rm.training.config import TrainConfig
-from polar_rm.training.data import EncodedCorpus, encode_corpus
+from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.lora import add_lora, merge_lora
 from polar_rm.training.losses import count_units, loss_sum, penalty_sum
-from polar_rm.training.parallel import Weights, World, world
-from polar_rm.training.plan import Plan, make_plan
-from polar_rm.training.prepare import build_model
+from polar_rm.training.parallel import Weights, World, fill_shards, world
+from polar_rm.training.plan import Plan
+from polar_rm.training.prepare import Prepared, prepare, start_model
 from polar_rm.training.schedule import learning_rate
 from polar_rm.training.signals import StopRequested, stop_signals
 from polar_rm.training.totals import Totals
@@ -41,16 +41,19 @@ _IDLE = PrefixTree([0], [[0], [0]], (0, 1))
 class Trainer:
     """Everything that a run holds. ``fit`` is the loop; one optimiser step is ``optimize``."""
 
-    def __init__(self, config: TrainConfig, where: World, *, console: Console | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, where: World, prepared: Prepared | None = None, *, console: Console | None = None
+    ) -> None:
+        """prepared: of this config and world; prepared now if it is left out."""
         self.config, self.where = config, where
         self.console = console or Console(stderr=True, soft_wrap=True)
+        self.prepared = prepared or prepare(config, where, console=self.console)
+        self.train_set, self.eval_set, self.plan = self.prepared.train_set, self.prepared.eval_set, self.prepared.plan
         self.compute = compute_dtype(config.precision, where.device.type)
-        self.model = build_model(config, where)
-        self.train_set = self._encode(config.data.train, "train")
-        self.eval_set = self._encode(config.data.eval, "eval") if config.data.eval else None
-        self.plan = make_plan(config, self.model, self.train_set)
+        self.model, source = start_model(config, self.prepared.blueprint, where)
         if config.lora:
-            add_lora(self.model, config.lora, config.seed)
+            for model in filter(None, (self.model, source)):
+                add_lora(model, config.lora, config.seed)
         if config.activation_checkpointing:
             backbone = self.model.backbone  # transformers 5 renames the method, 4 has only the old name
             enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
@@ -61,6 +64,10 @@ class Trainer:
                 for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
                     part.compile(dynamic=True)
         self.weights = Weights(self.model, where, self.compute)
+        if where.size > 1:
+            tensors = [*source.named_parameters(), *source.named_buffers()] if source else []
+            fill_shards(self.model, dict(tensors) if source else None, where.device)
+            self.weights.rebind()
         self.optimizer = torch.optim.AdamW(
             self.weights.named.values(),
             lr=self.plan.peak_lr,
@@ -69,21 +76,20 @@ class Trainer:
             weight_decay=config.optim.weight_decay,
             fused=where.size == 1,
         )
-        # Checkpoints of adapters rest on weights that they don't hold.
-        base = config.model.resume_from or config.model.init
-        self._base = sha256(model_folder(base)) if config.lora and base else None
         self.step = 0
         self.results: dict[str, Any] = {}  # of the newest step and evaluation; travels with checkpoints
+        self.line: dict[str, Any] = {}  # of the newest step in metrics.jsonl; travels, too, should the file be cut
 
     def fit(self) -> dict[str, Any]:
         """Run to the end, or continue an interrupted run to the end; returns what ``run.json`` records under ``results``."""
         config, plan = self.config, self.plan
         self._resume()
-        sinks = metrics.open_sinks(config, self.step) if self.where.main else []
+        sinks = metrics.open_sinks(config, self.step, self.line, self._report) if self.where.is_main else []
         steps = batches(len(self.train_set), plan.batch_size, seed=config.seed, start_step=self.step)
         peak = metrics.peak_flops(self.where.device, self.compute)
-        with progress_bar(self.console, enabled=self.where.main) as bar, stop_signals() as stop:
-            task = bar.add_task(config.output.name, total=plan.steps, completed=self.step, status="")
+        with progress_bar(self.console, enabled=self.where.is_main) as bar, stop_signals() as stop:
+            self.where.heed(lambda: stop.requested)
+            task = bar.add_task(escape(config.output.name), total=plan.steps, completed=self.step, status="")
             while self.step < plan.steps:
                 began = time.perf_counter()
                 values = self.optimize(next(steps).tolist())
@@ -92,27 +98,30 @@ class Trainer:
                 self.results |= {"steps": self.step, "train": dict(values)}
                 last = self.step == plan.steps
                 if self.eval_set and (last or (config.eval_every and self.step % config.eval_every == 0)):
-                    self.results["eval"] = self.evaluate(self.eval_set)
+                    self.results["eval"] = self._evaluated(self.eval_set)
                     values |= {f"eval_{name}": value for name, value in self.results["eval"].items()}
+                self.line = {"step": self.step, **values}
                 for sink in sinks:
                     sink.write(self.step, values)
                 bar.update(task, completed=self.step, status=f"loss {values['loss']:.3f} acc {values['accuracy']:.3f}")
                 stopping = any(self.where.sum([float(stop.requested)]))
                 if (config.checkpoint_every and self.step % config.checkpoint_every == 0) or last or stopping:
+                    for sink in sinks:
+                        sink.sync()
                     self.save()
                 if stopping and not last:
                     raise StopRequested(f"stopped at step {self.step} of {plan.steps}; the same command continues")
         for sink in sinks:
             sink.close()
         self._finish()
-        if any(self.where.sum([float(stop.requested)])):  # in the last step: whoever called must not go on to further work
+        if any(self.where.gather(stop.requested)):  # in the last step: whoever called must not go on to further work
             raise StopRequested(f"stopped; {config.output} is finished")
         return self.results
 
     def optimize(self, indices: list[int]) -> dict[str, float]:
         """One optimiser step on one global batch of comparisons."""
         began = time.perf_counter()
-        torch.manual_seed(hash((self.config.seed, self.step, self.where.rank)) % 2**63)  # for dropout; nothing else is random
+        torch.manual_seed(dropout_seed(self.config.seed, self.step, self.where.rank))  # nothing else is random
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.plan.steps, self.plan.peak_lr, self.config.optim)
         values = self.accumulate(indices)
@@ -165,33 +174,66 @@ class Trainer:
         values = totals.reduce(self.where)
         return {name: values[name] for name in ("loss", "accuracy", "margin")}
 
+    def _evaluated(self, corpus: EncodedCorpus) -> dict[str, float]:
+        """:meth:`evaluate`, checked.
+
+        Raises:
+            NonFinite: a value is not finite; names the comparisons whose scores are not.
+        """
+        values = self.evaluate(corpus)
+        if wrong := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
+            found = [i for each in self.where.gather(self._without_score(corpus)) for i in each]
+            raise NonFinite(f"step {self.step}: evaluation: {', '.join(wrong)} on {describe(corpus, sorted(found))}")
+        return values
+
+    @torch.no_grad()
+    def _without_score(self, corpus: EncodedCorpus) -> list[int]:
+        """This rank's comparisons among the first ones that have a score that is not finite (collective)."""
+        self.model.eval()
+        found = []
+        for own in self._own_rows(dict(enumerate(corpus.lengths.tolist()))):
+            scores = self.model(pack([corpus[i] for i in own] or [_IDLE]).to(self.where.device))
+            sizes = [len(corpus[i].ranks) for i in own]
+            found += [i for i, part in zip(own, scores[: sum(sizes)].split(sizes), strict=True) if not part.isfinite().all()]
+        self.model.train()
+        return found
+
     def save(self) -> None:
         """A checkpoint of the run, from which it continues exactly."""
-        meta = {"identity": self._identity(), "results": self.results}
+        meta = {"identity": self._identity(), "results": self.results, "line": self.line}
         folder = self.config.output / "checkpoints"
         state.save(folder, self.step, self.weights, self.optimizer, meta, self.where, self.config.keep_checkpoints)
 
     def _resume(self) -> None:
-        path = state.latest(self.config.output / "checkpoints")
         self.model.train()
-        if path is None:
+        folder = self.config.output / "checkpoints"
+
+        def find() -> dict[str, Any] | None:
+            found = state.newest(folder, self._report)
+            return {"name": found[0].name, **found[1]} if found else None
+
+        meta = self.where.from_main(find)
+        if meta is None:
             return
-        meta = state.read_meta(path)
+        path = folder / meta["name"]
         changed = [key for key, value in self._identity().items() if meta["identity"].get(key) != value]
         if changed:
             raise ConfigError(
                 f"{path}: this run was started with another {', '.join(changed)}; use the old settings or another output folder"
             )
-        state.load(path, self.weights, self.optimizer, self.where)
-        self.step, self.results = int(meta["step"]), meta["results"]
-        if self.where.main:
-            self.console.print(f"resuming {self.config.output} behind step {self.step}")
+        state.load(path, meta["step"], self.weights, self.optimizer, self.where)
+        self.step, self.results, self.line = int(meta["step"]), meta["results"], meta["line"]
+        if self.where.is_main:
+            self._report(f"resuming {self.config.output} behind step {self.step}")
+
+    def _report(self, message: str) -> None:
+        self.console.print(message, markup=False, highlight=False)
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between the parts of a run. How it is computed may: world size, row budget, precision, logging."""
         config = self.config.model_dump(mode="json", include={"model", "optim", "loss", "lora", "epochs", "max_steps", "seed"})
         return config | {
-            "base": self._base,
+            "base": self.prepared.base,
             "batch_size": self.plan.batch_size,
             "data": self.train_set.digest,
             "identical_steps": self.config.data.identical_steps,
@@ -215,58 +257,59 @@ class Trainer:
         for ranks in deal(rows, sizes, self.where.size):
             yield [indices[i] for i in ranks[self.where.rank]]
 
-    def _encode(self, paths: list[Path], name: str) -> EncodedCorpus:
-        """The main rank encodes, the others open its file."""
-        options: dict[str, Any] = {"empty_reference": self.config.data.reference == "empty"}
-        skip = self.config.data.on_bad_row == "skip"
-        bad = OnBadRow("skip", self.config.output / f"{name}.rejected.jsonl") if skip else None
-        if self.where.main:
-            with self.console.status(f"encoding {name} data") as status:
-                encode_corpus(
-                    paths,
-                    self.model.encoder,
-                    self.config.output / "data",
-                    on_bad_row=bad,
-                    progress=lambda n: status.update(f"encoding {name} data: {n:,} comparisons"),
-                    **options,
-                )
-            if bad and bad.count:
-                self.console.print(f"{bad.count} bad rows of the {name} data were skipped, see {bad.side_file}")
-        self.where.barrier()
-        return encode_corpus(paths, self.model.encoder, self.config.output / "data", on_bad_row=bad, **options)
-
     def _describe(self, indices: Sequence[int]) -> str:
-        named = "; ".join(self.train_set.describe(i) for i in indices[:8])
-        return named + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
+        return describe(self.train_set, indices)
 
     def _finish(self) -> None:
-        """Export the native checkpoint and write ``run.json``."""
+        """Export the native checkpoint and write ``run.json``; rank 0 may take its time."""
         full = self.weights.full_state()
-        if self.where.main:
-            merged = merge_lora(self.model, full) if self.config.lora else full
-            self.model.save(self.config.output / "model", merged)
-            write_json(
-                self.config.output / "run.json",
-                {
-                    "config": self.config.model_dump(mode="json"),
-                    "plan": asdict(self.plan),
-                    "data": {str(path): sha256(path) for path in [*self.config.data.train, *self.config.data.eval]},
-                    "encoder_hash": self.model.encoder.hash,
-                    "seed": self.config.seed,
-                    **provenance.versions(),
-                    "results": self.results,
-                },
-            )
-        self.where.barrier()
+        self.where.from_main(lambda: self._export(full))
+
+    def _export(self, full: dict[str, torch.Tensor]) -> None:
+        merged = merge_lora(self.model, full) if self.config.lora else full
+        self.model.save(self.config.output / "model", merged)
+        write_json(
+            self.config.output / "run.json",
+            {
+                "config": self.config.model_dump(mode="json"),
+                "plan": asdict(self.plan),
+                "data": self.prepared.inputs,
+                "encoder_hash": self.model.encoder.hash,
+                "seed": self.config.seed,
+                **provenance.versions(),
+                "results": self.results,
+            },
+        )
 
 
-def train(config: TrainConfig, *, console: Console | None = None) -> dict[str, Any]:
-    """Run a config to its end; under ``torchrun`` every rank calls this."""
-    with world(config.device) as where:
-        return Trainer(config, where, console=console).fit()
+def describe(corpus: EncodedCorpus, indices: Sequence[int]) -> str:
+    """Where comparisons came from, the first eight of them."""
+    named = "; ".join(corpus.describe(i) for i in indices[:8])
+    return named + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
 
 
-def plan(config: TrainConfig, *, console: Console | None = None) -> Plan:
-    """What :func:`train` would do; encodes the data and builds the model, trains nothing."""
-    with world(config.device) as where:
-        return Trainer(config, where, console=console).plan
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Of a step's dropout masks: a function of its arguments alone, whatever Python and numpy run it."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def train(config: TrainConfig, *, verb: str = "pretrain", console: Console | None = None) -> dict[str, Any]:
+    """Run a config to its end; under ``torchrun`` every rank calls this. verb: what others are told who want the same output.
+
+    Raises:
+        PolarError: another process works on this output, bad settings or data, a full disk.
+    """
+    with world(config.device) as where, _owner(config, where, verb):
+        prepared = prepare(config, where, console=console)
+        return Trainer(config, where, prepared, console=console).fit()
+
+
+def plan(config: TrainConfig, *, verb: str = "pretrain", console: Console | None = None) -> Plan:
+    """What :func:`train` would do. Encodes the data; loads no weights and trains nothing."""
+    with world(config.device) as where, _owner(config, where, verb):
+        return prepare(config, where, console=console).plan
+
+
+def _owner(config: TrainConfig, where: World, verb: str) -> AbstractContextManager[None]:
+    """Rank 0 owns the output for all; if it can't, all end with its message."""
+    return owned(config.output, verb) if where.is_main else nullcontext()
