@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -14,34 +15,58 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EncoderConfig(Config):
-    """Encoder settings. Lengths in tokens; those of an existing reward model change only when they are given here."""
+    """How texts become tokens. Left out, an existing reward model keeps its own."""
 
-    template: Literal["polar", "polar-chat"] = "polar"
-    max_length: PositiveInt = 16384
-    max_response_length: PositiveInt = 4096
+    template: Literal["polar", "polar-chat"] = Field(
+        "polar",
+        description="How messages become text: `polar` joins their contents by newlines, as the official models were trained; "
+        "`polar-chat` keeps the roles, so that system prompts and turns are told apart. A trained model keeps its template.",
+    )
+    max_length: PositiveInt = Field(
+        16384,
+        description="Limit of a whole sequence (prompt, reference, prompt again, candidate), in tokens. What the prompt has too "
+        "much is cut from its beginning. 16384 is the published limit.",
+    )
+    max_response_length: PositiveInt = Field(
+        4096,
+        description="Limit of a reference and of a candidate, in tokens; the first ones are kept. 4096 is the published limit.",
+    )
 
     def settings(self) -> EncoderSettings:
+        """As the encoder takes them."""
         return EncoderSettings(**self.model_dump())
 
 
 class ModelConfig(Config):
-    """Where the weights come from: exactly one of ``init``, ``resume_from`` and ``preset``.
+    """Where the weights come from: exactly one of ``init``, ``resume_from`` and ``preset``."""
 
-    init: folder of a causal language model whose backbone is taken. n_layers: keep only its first layers.
-    resume_from: folder of a reward model saved by polar (fine-tuning starts from the pre-trained one).
-    encoder: template and lengths of a new model. An existing one keeps its own where this is left out; given, the run goes on
-    with these lengths (from short responses to long ones, say).
-    preset: size of a randomly initialised Llama (polar_rm.model.presets.PRESETS), with the tokenizer of the folder ``tokenizer``.
-    gguf_file: name of a GGUF inside the ``init`` (or ``tokenizer``) folder.
-    """
-
-    init: Path | None = None
-    resume_from: Path | None = None
-    preset: str | None = None
-    tokenizer: Path | None = None
-    n_layers: PositiveInt | None = None
-    gguf_file: str | None = None
-    encoder: EncoderConfig | None = None
+    init: Path | None = Field(
+        None,
+        description="Folder of a causal language model, or `package:NAME` of an installed package with one. Its backbone gets a "
+        "new head that begins at zero.",
+    )
+    resume_from: Path | None = Field(
+        None, description="Folder of a reward model saved by polar: fine-tuning starts from the pre-trained one."
+    )
+    preset: str | None = Field(
+        None,
+        description="Size of a randomly initialised Llama: 1m, 5m, 15m, 50m, 100m, 200m, 400m or 1b parameters without the "
+        "embedding. Needs `tokenizer`.",
+    )
+    tokenizer: Path | None = Field(
+        None, description="Folder (or `package:NAME`) of the language model whose tokenizer a `preset` gets."
+    )
+    n_layers: PositiveInt | None = Field(
+        None, description="Keep only the first so many layers of `init`. By default all are kept."
+    )
+    gguf_file: str | None = Field(
+        None, description="Name of a GGUF file in the folder of `init` or `tokenizer`; needed only where there are several."
+    )
+    encoder: EncoderConfig | None = Field(
+        None,
+        description="Template and lengths. By default those of an existing reward model, or the published ones for a new model. "
+        "Given, an existing model goes on with these lengths, from short responses to long ones for instance.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:
@@ -57,17 +82,28 @@ class ModelConfig(Config):
 
 
 class DataConfig(Config):
-    """Files of comparisons (JSONL, Parquet). eval: evaluated during training. on_bad_row: refuse, or skip into a side file.
+    """Files of comparisons."""
 
-    identical_steps: in all comparisons of the first step, and in ever fewer up to this one, the reference stands in for the best
-    candidate. Pre-training begins on a plateau, as a candidate alone says nothing; from these a model soon learns to compare.
-    """
-
-    train: list[Path] = Field(min_length=1)
-    eval: list[Path] = Field(default_factory=list)
-    on_bad_row: Literal["error", "skip"] = "error"
-    reference: Literal["given", "empty"] = "given"
-    identical_steps: NonNegativeInt = 0
+    train: list[Path] = Field(
+        min_length=1, description="Files of comparisons to train on (JSONL, Parquet), folders of them, or patterns."
+    )
+    eval: list[Path] = Field(
+        default_factory=list, description="The same, to evaluate on at the end and every `eval_every` steps. By default none."
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error",
+        description="What to do with a row that is no comparison: `error` stops before anything is trained; `skip` writes it to "
+        "a side file in the run folder, counts it and goes on.",
+    )
+    reference: Literal["given", "empty"] = Field(
+        "given", description="`empty` trains without references, for the paper's ablation; rows may then lack them."
+    )
+    identical_steps: NonNegativeInt = Field(
+        0,
+        description="In all comparisons of the first step, and in ever fewer up to this one, the reference stands in for the "
+        "best candidate. Pre-training begins on a plateau, as a candidate alone says nothing; from these a model soon learns to "
+        "compare. By default none, as in the paper.",
+    )
 
     @model_validator(mode="after")
     def _identical_to_something(self) -> DataConfig:
@@ -77,40 +113,59 @@ class DataConfig(Config):
 
 
 class OptimConfig(Config):
-    """AdamW, linear warm-up and cosine decay; the defaults are the published fine-tuning settings (paper App. D.2, release).
+    """AdamW, linear warm-up and cosine decay; the defaults are the published fine-tuning settings (paper App. D.2, release)."""
 
-    lr: peak learning rate, or ``paper`` for the pre-training rule of App. F.1, which goes by the tokens of the run and needs
-    ``base_tokens``, the tokens that the base language model was trained on.
-    """
-
-    lr: PositiveFloat | Literal["paper"] = 1e-5
-    base_tokens: float | None = Field(None, gt=0)
-    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
-    eps: PositiveFloat = 1e-8  # with zero, a weight without a gradient yet (all, under a new head) would become NaN
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)
-    warmup: float = Field(0.03, ge=0, le=1)
-    final_lr: float = Field(0.1, ge=0, le=1)
+    lr: PositiveFloat | Literal["paper"] = Field(
+        1e-5,
+        description="Peak learning rate. Published for fine-tuning: 1e-5 at 1.8B parameters, 2e-5 at 7B. `paper` is the rule for "
+        "pre-training (App. F.1), which goes by the tokens of the run and needs `base_tokens`.",
+    )
+    base_tokens: float | None = Field(
+        None, gt=0, description="Tokens that the base language model was trained on; needed by `lr: paper` alone."
+    )
+    betas: tuple[_Beta, _Beta] = Field(
+        (0.9, 0.95), description="AdamW's decay rates of the running means of gradients and of their squares, as published."
+    )
+    eps: PositiveFloat = Field(
+        1e-8,
+        description="AdamW's term against division by zero. Zero is refused: a weight without a gradient yet (all, under a new "
+        "head) would become NaN.",
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay; none, as published.")
+    clip: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm, as published; `.inf` never scales.")
+    warmup: float = Field(0.03, ge=0, le=1, description="Share of all steps in which the learning rate rises, as published.")
+    final_lr: float = Field(
+        0.1, ge=0, le=1, description="Learning rate at the end of the cosine, as a share of the peak, as published."
+    )
 
 
 class LossConfig(Config):
-    """The paper uses plain Bradley-Terry (Eqs. 7 and 8); everything else is off by default.
+    """The paper uses plain Bradley-Terry (Eqs. 7 and 8); everything else is off by default."""
 
-    objective: ``bradley_terry`` averages over ordered pairs. ``listwise`` is the Plackett-Luce likelihood with ties: each
-        candidate against all that are ranked worse, averaged over the candidates that have any (Xia et al., ListMLE, 2008).
-    margin: subtracted from each score difference (Llama 2, section 3.2.2, with a constant margin).
-    label_smoothing: probability that a pair's label is wrong (conservative DPO, Mitchell 2023).
-    focal: weigh a pair by ``(1 - 2 relu(p - 1/2))^2``, so that pairs already right count less (InternLM2, section 4.3.2).
-    centring: weight of the mean squared score, which ties scores to zero (Eisenstein et al. 2023; TRL).
-    log_barrier: weight of ``-log(5 - s) - log(s + 5)``, which keeps scores within (-5, 5) (InternLM2; XTuner uses 0.01).
-    """
-
-    objective: Literal["bradley_terry", "listwise"] = "bradley_terry"
-    margin: float = Field(0.0, ge=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    focal: bool = False
-    centring: float = Field(0.0, ge=0)
-    log_barrier: float = Field(0.0, ge=0)
+    objective: Literal["bradley_terry", "listwise"] = Field(
+        "bradley_terry",
+        description="`bradley_terry` averages over ordered pairs. `listwise` is the Plackett-Luce likelihood with ties: each "
+        "candidate against all that are ranked worse, averaged over the candidates that have any (Xia et al., ListMLE, 2008).",
+    )
+    margin: float = Field(
+        0.0, ge=0, description="Subtracted from each difference of scores (Llama 2, section 3.2.2, with a constant margin)."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="Probability that a pair's label is wrong (conservative DPO, Mitchell 2023)."
+    )
+    focal: bool = Field(
+        False,
+        description="Weigh a pair by `(1 - 2 relu(p - 1/2))^2`, so that pairs already right count less (InternLM2, section "
+        "4.3.2).",
+    )
+    centring: float = Field(
+        0.0, ge=0, description="Weight of the mean squared score, which ties scores to zero (Eisenstein et al. 2023; TRL)."
+    )
+    log_barrier: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of `-log(5 - s) - log(s + 5)`, which keeps scores within (-5, 5) (InternLM2; XTuner uses 0.01).",
+    )
 
     @model_validator(mode="after")
     def _of_pairs_only(self) -> LossConfig:
@@ -123,49 +178,88 @@ class LossConfig(Config):
 class LoraConfig(Config):
     """Low-rank adapters by PEFT on the backbone's linear layers; the head is trained in full, embeddings stay."""
 
-    rank: PositiveInt = 16
-    alpha: PositiveInt = 32
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: PositiveInt = Field(16, description="Rank of the adapters.")
+    alpha: PositiveInt = Field(32, description="Adapters are scaled by `alpha / rank`; twice the rank is usual.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Probability with which an adapter's inputs are dropped in training.")
 
 
 class LogConfig(Config):
     """Besides ``metrics.jsonl``, which is always written."""
 
-    tensorboard: bool = True
-    wandb_project: str | None = None
+    tensorboard: bool = Field(True, description="Write TensorBoard events into the run folder.")
+    wandb_project: str | None = Field(None, description="Log to this project of Weights & Biases. By default not at all.")
+
+
+# What an option is called elsewhere, or was called here.
+_OTHER_NAMES = {"dtype": "precision", "token_budget": "row_tokens", "batch_tokens": "row_tokens"}
 
 
 class TrainConfig(Config):
-    """One run.
+    """One run."""
 
-    output: run folder: ``run.json``, ``metrics.jsonl``, ``checkpoints/``, ``model/``. Run again with the same config, it resumes.
-    batch_size: comparisons per optimiser step, over all ranks, or ``paper`` (rule of App. F.1; not with ``max_steps``, as it goes
-    by the tokens of the run, which then depend on it).
-    row_tokens: most tokens of one packed row; one row per rank and micro-step. It decides memory, never results.
-    max_steps: stop early; the schedule is laid out for what will be run. epochs: passes over the data.
-    precision: ``bf16`` computes in bfloat16 with float32 master weights; ``auto`` takes it where the hardware has it.
-    """
+    output: Path = Field(
+        description="Run folder: `run.json`, `metrics.jsonl`, `checkpoints/`, `data/` and at the end `model/`. Run again with the "
+        "same settings, a run continues there. All nodes need to share it."
+    )
+    model: ModelConfig = Field(description="Where the weights come from.")
+    data: DataConfig = Field(description="What is trained and evaluated on.")
+    optim: OptimConfig = Field(OptimConfig(), description="Optimiser and schedule.")
+    loss: LossConfig = Field(LossConfig(), description="Objective and penalties.")
+    lora: LoraConfig | None = Field(
+        None, description="Train low-rank adapters instead of all weights; needs PEFT. By default all weights are trained."
+    )
+    log: LogConfig = Field(LogConfig(), description="Where metrics go.")
+    batch_size: PositiveInt | Literal["paper"] = Field(
+        320,
+        description="Comparisons per optimiser step, over all ranks; 320 is the published number for fine-tuning. `paper` is the "
+        "rule for pre-training (App. F.1); it goes by the tokens of whole epochs, so not with `max_steps`.",
+    )
+    row_tokens: PositiveInt = Field(
+        32768,
+        description="Most tokens of one packed row; every rank computes one row at a time. It decides memory and speed, never "
+        "results. A longer comparison gets a row of its own.",
+    )
+    epochs: PositiveInt = Field(1, description="Passes over the data; one, as published.")
+    max_steps: PositiveInt | None = Field(
+        None, description="Stop after so many optimiser steps; the schedule is laid out for them. By default all epochs are run."
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="Type of the matrix products. Master weights, head and loss are float32 always. `auto` takes bfloat16 where "
+        "the hardware has it.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes CUDA where there is one.")
+    attention: Literal["auto", "tree_cpu", "tree_varlen", "tree_flex", "tree_dense"] = Field(
+        "auto",
+        description="Which tree attention: `tree_cpu`, `tree_varlen` (CUDA, half precision), `tree_flex` (CUDA, any precision) "
+        "or `tree_dense` (slow, for tests). `auto` takes the fastest for the device; results are equal up to rounding.",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory for about a third more time."
+    )
+    compile: bool = Field(False, description="Compile the layers with torch.compile: faster steps after a slow start.")
+    eval_every: PositiveInt | None = Field(
+        None, description="Evaluate on `data.eval` every so many steps. By default only at the end."
+    )
+    checkpoint_every: PositiveInt | None = Field(
+        None,
+        description="Save a checkpoint every so many steps, from which a killed run continues. By default only at the end and "
+        "when the run is told to stop.",
+    )
+    keep_checkpoints: PositiveInt = Field(
+        2, description="How many of the newest checkpoints stay; two, so that one is left should the newest be damaged."
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Of the order of the data, of new weights and of dropout. Equal seeds give equal runs."
+    )
 
-    output: Path
-    model: ModelConfig
-    data: DataConfig
-    optim: OptimConfig = OptimConfig()
-    loss: LossConfig = LossConfig()
-    lora: LoraConfig | None = None
-    log: LogConfig = LogConfig()
-    batch_size: PositiveInt | Literal["paper"] = 320
-    row_tokens: PositiveInt = 32768
-    epochs: PositiveInt = 1
-    max_steps: PositiveInt | None = None
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    attention: Literal["auto", "tree_cpu", "tree_varlen", "tree_flex", "tree_dense"] = "auto"
-    activation_checkpointing: bool = False
-    compile: bool = False
-    eval_every: PositiveInt | None = None
-    checkpoint_every: PositiveInt | None = None
-    keep_checkpoints: PositiveInt = 2
-    seed: int = Field(0, ge=0, lt=2**63)
+    @model_validator(mode="before")
+    @classmethod
+    def _by_other_names(cls, values: Any) -> Any:
+        for name, known in _OTHER_NAMES.items():
+            if isinstance(values, Mapping) and name in values:
+                raise ValueError(f"unknown key {name!r}; did you mean {known!r}?")
+        return values
 
     @model_validator(mode="after")
     def _evaluated_on_something(self) -> TrainConfig:

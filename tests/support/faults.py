@@ -1,0 +1,72 @@
+"""The ``polar`` command with a fault, for runs of several ranks: ``python faults.py FAULT VERB ...``.
+
+Collectives time out after ten seconds here, as if those of ten minutes or more were waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+RANK = int(os.environ["RANK"])
+FAULT = sys.argv.pop(1)
+SLOW_S = 20
+
+init_process_group = dist.init_process_group
+dist.init_process_group = lambda backend: init_process_group(backend, timeout=timedelta(seconds=10))
+
+from polar_rm.cli.main import main  # noqa: E402
+from polar_rm.errors import Damaged, PolarError  # noqa: E402
+from polar_rm.training import data, parallel, prepare, state, trainer  # noqa: E402
+
+
+def slowed(function):
+    def slow(*args, **kwargs):
+        time.sleep(SLOW_S)
+        return function(*args, **kwargs)
+
+    return slow
+
+
+def once_stale(folder, digest, **options):
+    """A network file system's cache: the new file is not seen at the first look."""
+    prepare.open_corpus = data.open_corpus
+    raise Damaged(f"{folder / digest}: it is missing")
+
+
+def refused_in_step_two(self, indices):
+    if RANK == 1 and self.step == 2:
+        raise PolarError("this rank can't go on")
+    return optimize(self, indices)
+
+
+def killed_in_step_two(self, indices):
+    if RANK == 1 and self.step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return optimize(self, indices)
+
+
+optimize = trainer.Trainer.optimize
+if FAULT == "slow-encode":
+    prepare.encode_corpus = slowed(prepare.encode_corpus)
+elif FAULT == "slow-export":
+    trainer.Trainer._export = slowed(trainer.Trainer._export)
+elif FAULT == "slow-checkpoint":
+    state._publish = slowed(state._publish)
+elif FAULT == "stale-cache" and RANK == 1:
+    prepare.open_corpus = once_stale
+elif FAULT == "not-shared":
+    prepare._VISIBLE_S = 2
+    if RANK == 1:
+        prepare.os.listdir = lambda folder: []
+elif FAULT == "refused":
+    trainer.Trainer.optimize = refused_in_step_two
+elif FAULT == "killed":
+    trainer.Trainer.optimize = killed_in_step_two
+assert parallel.World
+main()
