@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 RANK = int(os.environ["RANK"])
 FAULT = sys.argv.pop(1)
-SLOW_S = 20
+SLOW_S = 14
 
 init_process_group = dist.init_process_group
 dist.init_process_group = lambda backend: init_process_group(backend, timeout=timedelta(seconds=10))

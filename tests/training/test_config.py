@@ -1,6 +1,8 @@
+from typing import get_args
+
 import pytest
 
-from polar_rm.common.config import load_config
+from polar_rm.common.config import Config, load_config
 from polar_rm.errors import ConfigError
 from polar_rm.training.config import TrainConfig
 
@@ -47,3 +49,24 @@ def test_settings_that_do_not_go_together_are_refused(overrides, message):
 def test_what_is_near_a_bound_is_taken():
     config("optim={lr: paper, betas: [0, 0.999], eps: 1e-30, clip: .inf}", "eval_every=10", "data.eval=[x]")
     config("model={init: null, preset: 1m, tokenizer: x, gguf_file: x.gguf}", "seed=9223372036854775807")
+
+
+def described(kind):
+    for name, field in kind.model_fields.items():
+        yield f"{kind.__name__}.{name}", field.description
+        for inner in (field.annotation, *get_args(field.annotation)):
+            if isinstance(inner, type) and issubclass(inner, Config):
+                yield from described(inner)
+
+
+def test_every_key_is_described_in_words():
+    """`polar config` shows these; architecture 3.10."""
+    found = dict(described(TrainConfig))
+    assert len(found) > 40
+    assert [name for name, text in found.items() if not text or not text.rstrip("`").endswith(".")] == []
+
+
+@pytest.mark.parametrize(("old", "new"), [("dtype=fp32", "precision"), ("token_budget=9", "row_tokens")])
+def test_words_of_other_places_are_answered_with_ours(old, new):
+    with pytest.raises(ConfigError, match=f"unknown key '{old.split('=')[0]}'; did you mean '{new}'"):
+        config(old)

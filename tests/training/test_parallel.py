@@ -39,6 +39,15 @@ def test_two_ranks_and_one_give_the_same_gradients(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_ranks_add_up_bfloat16_gradients_in_float32(tmp_path):
+    """The same rows on one rank and on two: what differs is where they are added up. In bfloat16 that would show at 1e-3."""
+    options = ("precision=bf16", "row_tokens=60")
+    one, two = gradients(tmp_path, 1, *options), gradients(tmp_path, 2, *options)
+    for name, expected in one["gradients"].items():
+        assert (two["gradients"][name].float() - expected).norm() / expected.norm() < 1e-5, name
+
+
+@pytest.mark.slow
 def test_checkpoint_of_two_ranks_resumes_on_one(tmp_path):
     config = runs.config(tmp_path)
     whole = runs.run("pretrain", config, f"output={tmp_path / 'whole'}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -30,6 +29,12 @@ class EncoderConfig(Config):
     max_response_length: PositiveInt = Field(
         4096,
         description="Limit of a reference and of a candidate, in tokens; the first ones are kept. 4096 is the published limit.",
+    )
+
+    thinking: Literal["keep", "strip"] = Field(
+        "keep",
+        description="`strip` leaves out what stands between `<think>` and `</think>`, of references and candidates alike; `keep` "
+        "encodes responses as they are.",
     )
 
     def settings(self) -> EncoderSettings:
@@ -190,16 +195,12 @@ class LogConfig(Config):
     wandb_project: str | None = Field(None, description="Log to this project of Weights & Biases. By default not at all.")
 
 
-# What an option is called elsewhere, or was called here.
-_OTHER_NAMES = {"dtype": "precision", "token_budget": "row_tokens", "batch_tokens": "row_tokens"}
-
-
 class TrainConfig(Config):
     """One run."""
 
     output: Path = Field(
-        description="Run folder: `run.json`, `metrics.jsonl`, `checkpoints/`, `data/` and at the end `model/`. Run again with the "
-        "same settings, a run continues there. All nodes need to share it."
+        description="Run folder: `run.json`, `metrics.jsonl`, `checkpoints/`, `data/` and at the end `model/`. Run again with "
+        "the same settings, a run continues there. All nodes need to share it."
     )
     model: ModelConfig = Field(description="Where the weights come from.")
     data: DataConfig = Field(description="What is trained and evaluated on.")
@@ -252,14 +253,6 @@ class TrainConfig(Config):
     seed: int = Field(
         0, ge=0, lt=2**63, description="Of the order of the data, of new weights and of dropout. Equal seeds give equal runs."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_other_names(cls, values: Any) -> Any:
-        for name, known in _OTHER_NAMES.items():
-            if isinstance(values, Mapping) and name in values:
-                raise ValueError(f"unknown key {name!r}; did you mean {known!r}?")
-        return values
 
     @model_validator(mode="after")
     def _evaluated_on_something(self) -> TrainConfig:

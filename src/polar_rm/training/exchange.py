@@ -26,7 +26,7 @@ from polar_rm.errors import MachineFailure, PolarError
 # Seconds between two looks for news, at most; first looks come sooner.
 _LOOK_S = 1.0
 # For the main thread to end by itself after a failure elsewhere; in a collective of NCCL it can't.
-_GRACE_S = 10.0
+_GRACE_S = 5.0
 # Without a sign of life a rank is taken for dead, once this one was asked to stop.
 _SILENT_S = 20.0
 
@@ -114,6 +114,17 @@ class Exchange:
         with contextlib.suppress(RuntimeError):  # as in `fail`
             self._store.set(f"alive/{self.rank}", _DONE)
 
+    def linger(self) -> None:
+        """After a failure of this rank: go last, so that the others tell it, too, before torchrun ends them by a signal."""
+        until = time.monotonic() + 3 * _GRACE_S
+        keys = [f"alive/{rank}" for rank in range(self.size)]
+        with contextlib.suppress(RuntimeError):  # as in `fail`
+            while time.monotonic() < until and not all(
+                self._store.check([key]) and self._store.get(key).decode() == _DONE for key in keys
+            ):
+                time.sleep(0.05)
+            time.sleep(_LOOK_S / 2)  # what they print comes after their last word here
+
     def _watch(self) -> None:
         count, failed_since = 0, None
         seen: dict[int, tuple[str, float]] = {}
@@ -132,7 +143,14 @@ class Exchange:
                 message = f"{_GONE} ({first_line(error)})"
             failed_since = (failed_since or now) if message else None
             if message and failed_since is not None and now - failed_since >= _GRACE_S:
-                _end(message)
+                self._end(message)
+
+    def _end(self, message: str) -> NoReturn:
+        """In the way of the command line, from a thread."""
+        print(f"polar: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        with contextlib.suppress(RuntimeError):  # as in `fail`
+            self._store.set(f"alive/{self.rank}", _DONE)
+        os._exit(2)
 
     def _silent(self, seen: dict[int, tuple[str, float]], now: float) -> int | None:
         """A rank that has given no new sign of life for too long. seen: the last sign of each, and since when."""
@@ -163,8 +181,3 @@ class Exchange:
 
 
 _GONE = "another rank has ended without a word, or can't be reached; the same command continues behind the last checkpoint"
-
-
-def _end(message: str) -> NoReturn:
-    print(f"polar: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    os._exit(2)

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from polar_rm.model.devices import claim_device
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.training.exchange import Exchange
+from polar_rm.training.exchange import Exchange, OtherRankFailed
 
 T = TypeVar("T")
 
@@ -85,16 +85,20 @@ def world(device: str) -> Iterator[World]:
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     exchange = Exchange.join(dist.get_rank(), size, next(_worlds))
     exchange.watch()
+    failed = False
     try:
         yield World(dist.get_rank(), size, local, exchange)
     except BaseException as error:
         exchange.fail(explained := exchange.explain(error))
+        failed = explained is error and not isinstance(error, OtherRankFailed)
         if explained is error:
             raise
         raise explained from error
     finally:
         dist.destroy_process_group()
         exchange.close()
+        if failed:
+            exchange.linger()
         if device == "cpu":
             time.sleep(_GLOO_LETS_GO)
 

@@ -1,0 +1,185 @@
+"""What a crash of the machine leaves: it is named, and the run goes on from what is whole (F6, H11)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support import runs
+
+from polar_rm.common import files
+from polar_rm.common.config import load_config
+from polar_rm.errors import PolarError
+from polar_rm.training import metrics, state
+from polar_rm.training.config import TrainConfig
+from polar_rm.training.parallel import World
+from polar_rm.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of three steps with a checkpoint behind each of the last two."""
+    folder = tmp_path_factory.mktemp("run")
+    built = trainer(folder)
+    for step in (1, 2, 3):
+        built.optimize(list(range(8 * step, 8 * step + 8)))
+        built.step, built.results, built.line = step, {"steps": step}, {"step": step, "loss": step / 10}
+        if step > 1:
+            built.save()
+    return folder, built
+
+
+def trainer(folder):
+    config = load_config(TrainConfig, [runs.config(folder, keep_checkpoints=10)])
+    built = Trainer(config, World(0, 1, torch.device("cpu")))
+    built.model.train()
+    return built
+
+
+def changed(content: bytes, how: str) -> bytes:
+    middle = len(content) // 2
+    return {
+        "emptied": b"",
+        "truncated": content[:middle],
+        "flipped": content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :],
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied", "truncated", "flipped"])
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "meta.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, tmp_path, name, how):
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(run[0] / "run/checkpoints", checkpoints)
+    damaged = checkpoints / "step-00000003" / name
+    if how == "removed":
+        damaged.unlink()
+    else:
+        damaged.write_bytes(changed(damaged.read_bytes(), how))
+    reported = []
+    path, meta = state.newest(checkpoints, reported.append)
+    assert (path.name, meta["step"]) == ("step-00000002", 2)
+    [message] = reported
+    assert message.startswith(str(damaged)) and "set aside as damaged-step-00000003" in message
+    assert sorted(each.name for each in checkpoints.iterdir()) == ["damaged-step-00000003", "step-00000002"]
+    assert state.newest(checkpoints, reported.append)[0] == path and len(reported) == 1
+    shutil.rmtree(path)
+    assert state.newest(checkpoints, reported.append) is None
+
+
+def test_resumed_weights_moments_and_results_are_those_that_were_saved(run):
+    folder, built = run
+    again = trainer(folder)
+    again._resume()
+    assert (again.step, again.results, again.line) == (3, {"steps": 3}, {"step": 3, "loss": 0.3})
+    for name, tensor in built.weights.named.items():
+        assert torch.equal(again.weights.named[name], tensor)
+        for key, value in built.optimizer.state[tensor].items():
+            assert torch.equal(torch.as_tensor(again.optimizer.state[again.weights.named[name]][key]), torch.as_tensor(value))
+
+
+def test_what_torch_cannot_read_is_one_line(run, monkeypatch):
+    folder, built = run
+
+    def broken(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(state.dcp, "load", broken)
+    with pytest.raises(PolarError, match="step-00000003: torch can't read this checkpoint .AssertionError.; moved away"):
+        state.load(folder / "run/checkpoints/step-00000003", 3, built.weights, built.optimizer, built.where)
+
+
+def test_files_and_folders_are_on_the_disk_before_and_after_the_change_of_names(run, tmp_path, monkeypatch):
+    """A power cut: what has its name must have its content."""
+    _, built = run
+    events = []
+    rename = Path.rename
+
+    def renamed(self, target):
+        events.append(f"{self.name} -> {Path(target).name}")
+        return rename(self, target)
+
+    monkeypatch.setattr(files.os, "fsync", lambda fd: events.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name))
+    monkeypatch.setattr(Path, "rename", renamed)
+    state.save(tmp_path, 7, built.weights, built.optimizer, {}, built.where, 2)
+    at = events.index(".step-00000007.partial -> step-00000007")
+    synced = {name.rsplit(".", 2)[0].lstrip(".") if name.startswith(".meta.json") else name for name in events[:at]}
+    assert synced >= {"__0_0.distcp", ".metadata", "meta.json", ".step-00000007.partial"}
+    assert events[at + 1] == tmp_path.name
+
+
+def test_a_full_disk_leaves_no_half_a_checkpoint(run, tmp_path, monkeypatch):
+    """sta-3: what was written before the disk was full goes."""
+    _, built = run
+
+    def full(state, checkpoint_id, **options):
+        checkpoint_id.mkdir(parents=True)
+        (checkpoint_id / "__0_0.distcp").write_bytes(b"1")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state.dcp, "save", full)
+    with pytest.raises(PolarError, match=r"step-00000009: checkpoint could not be saved: .*No space left on device"):
+        state.save(tmp_path, 9, built.weights, built.optimizer, {}, built.where, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def log(path, *lines):
+    path.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
+
+
+def steps(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def opened(path, first_step, last=None):
+    reported = []
+    metrics.JsonlSink(path, first_step, last, reported.append).close()
+    return reported
+
+
+def test_damaged_lines_of_the_log_are_told_and_the_newest_comes_from_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log(path, {"step": 1, "loss": 1}, b"\0\0\0\n", {"step": 3, "loss": 3}, b'{"step": 4, "lo')
+    [message] = opened(path, 4, {"step": 4, "loss": 4})
+    assert message.endswith("metrics.jsonl: damaged lines: 2; steps whose line is lost: 2; the file was repaired")
+    assert steps(path) == [{"step": 1, "loss": 1}, {"step": 3, "loss": 3}, {"step": 4, "loss": 4}]
+    assert opened(path, 4) == [message.replace("lines: 2", "lines: none")]  # step 2 stays lost
+
+
+@pytest.mark.parametrize("line", [b"5\n", b'{"loss": 1}\n', b'{"step": "1"}\n', b"\xff\n", b"\n", b"[" * 100_000 + b"\n"])
+def test_whatever_is_no_line_of_a_step_is_damaged(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    log(path, {"step": 1}, line, {"step": 2})
+    [message] = opened(path, 2)
+    assert "damaged lines: 2; steps whose line is lost: none" in message
+    assert steps(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_an_interrupted_step_is_no_damage(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log(path, {"step": 1}, {"step": 2}, {"step": 3}, b'{"step": 4')
+    assert opened(path, 2) == []
+    assert steps(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_lost_log_is_told(tmp_path):
+    [message] = opened(tmp_path / "run/metrics.jsonl", 2, {"step": 2})
+    assert "steps whose line is lost: 1;" in message
+    assert steps(tmp_path / "run/metrics.jsonl") == [{"step": 2}]
+
+
+def test_a_kill_while_the_log_is_rewritten_leaves_the_old_one(tmp_path, monkeypatch):
+    """B24."""
+    path = tmp_path / "metrics.jsonl"
+    log(path, {"step": 1}, {"step": 2})
+
+    def killed(self, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        opened(path, 1)
+    assert steps(path) == [{"step": 1}, {"step": 2}]
