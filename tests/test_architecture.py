@@ -39,7 +39,7 @@ CIRCLES: set[frozenset[str]] = {
 }
 PRIVATE: set[tuple[str, str]] = set()
 LONG_FILES: set[str] = set()
-LONG_FUNCTIONS = {"cli.serve.serve", "training.plan.make_plan"}
+LONG_FUNCTIONS = {"cli.serve.serve"}
 WITHOUT_DOCSTRING = set(
     """
     attention.layout.TreeLayout.n_tokens
@@ -72,18 +72,6 @@ WITHOUT_DOCSTRING = set(
     records.fields.Fields.wrapper
     scoring.scorer.check_finite
     serving.batching.Batcher.alive
-    training.config.EncoderConfig.settings
-    training.metrics.JsonlSink.close
-    training.metrics.JsonlSink.write
-    training.metrics.Sink
-    training.metrics.Sink.close
-    training.metrics.Sink.write
-    training.metrics.TensorBoardSink.close
-    training.metrics.TensorBoardSink.write
-    training.metrics.WandbSink.close
-    training.metrics.WandbSink.write
-    training.parallel.World.barrier
-    training.parallel.World.main
     training.totals.Totals.add
     training.totals.Totals.reduce
     """.split()
