@@ -24,8 +24,8 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-from polar_rm.cli.main import main as main_of_polar  # noqa: E402
-from polar_rm.training import trainer  # noqa: E402, F401  (imported before the forks)
+from polar_rm.cli.main import main as main_of_polar
+from polar_rm.training import trainer  # noqa: F401  (imported before the forks)
 
 # Not equal from run to run: they are about time and memory.
 TIMED = {"seconds", "tokens_per_second", "pairs_per_second", "memory_gib", "mfu"}
