@@ -163,12 +163,12 @@ def _of_one_prompt(job: Job, rows: Rows, indices: list[int], refused: list[Refus
     same, others = ([i for i in indices if (rows["prompt"][i] == chosen) == wanted] for wanted in (True, False))
     paths = [str(part.path) for part in job.parts]
     if not job.skip_bad_rows:
-        here, there = (f"{paths[rows['part'][i]]}: row {rows['row'][i]}" for i in (others[0], same[0]))
+        here, there = (f"{paths[rows['part'][i]]}: row {job.row(rows['part'][i], rows['row'][i])}" for i in (others[0], same[0]))
         raise PolarError(f"{here}: prompt_id {prompt_id!r} names another prompt than in {there}")
     for i in others:
         content = {name: rows[name][i] for name in ("source", "prompt_id", "prompt", "policy", "text")}
         expected = f"the prompt that most rows of {prompt_id!r} have"
-        path, row = paths[rows["part"][i]], rows["row"][i]
+        path, row = paths[rows["part"][i]], job.row(rows["part"][i], rows["row"][i])
         refused.append({"path": path, "row": row, "field": "prompt", "expected": expected, "content": content})
     return same
 

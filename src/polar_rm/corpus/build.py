@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.contamination import index_evaluations
 from polar_rm.corpus.counts import EXAMPLES, Example, TextCounter, add_up
 from polar_rm.corpus.engines import run_tasks
-from polar_rm.corpus.job import Job
+from polar_rm.corpus.job import Job, Part
 from polar_rm.corpus.lineage import lineage
 from polar_rm.corpus.partition import partition
 from polar_rm.corpus.plan import SCHEMA, CorpusPlan, make_plan
@@ -141,6 +141,7 @@ def _informed(job: Job, plan: CorpusPlan, parts: list[PartResult]) -> Job:
     evaluations = config.decontamination.files
     job = replace(
         job,
+        lines_before=tuple(_lines_before(job.parts, parts)),
         policies=policies,
         lineage=lineage(config, plan.files, policies, [part.lineage for part in parts]),
         unseen=held_out_policies(policies, config.splits, seed=config.seed),
@@ -149,6 +150,15 @@ def _informed(job: Job, plan: CorpusPlan, parts: list[PartResult]) -> Job:
     job.may_meet()
     TextCounter.load(config.report.tokenizer)
     return job
+
+
+def _lines_before(parts: Sequence[Part], results: Sequence[PartResult]) -> Iterator[int]:
+    """Of each part, the lines of its file that stand before it; parts of a file follow each other."""
+    total = 0
+    for part, result in zip(parts, results, strict=True):
+        total = total if part.start else 0
+        yield total
+        total += result.lines
 
 
 def _why(parts: list[PartResult], buckets: list[BucketResult]) -> str:
@@ -191,7 +201,10 @@ def _refused(job: Job, buckets: list[BucketResult]) -> Iterator[Refusal]:
         path = job.path("parts", number, ".refused.jsonl")
         if path.exists():
             with path.open(encoding="utf-8") as lines:
-                yield from map(json.loads, lines)
+                for line in lines:
+                    row: Refusal = json.loads(line)
+                    row["path"], row["row"] = str(job.parts[number].path), job.row(number, row["row"])
+                    yield row
     yield from sorted((row for bucket in buckets for row in bucket.refused), key=lambda row: (row["path"], row["row"]))
 
 

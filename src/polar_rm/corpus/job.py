@@ -29,6 +29,11 @@ class Part:
     stop: int | None = None
 
     @property
+    def is_slice(self) -> bool:
+        """Whether it is some lines of a JSONL file."""
+        return self.start > 0 or self.stop is not None
+
+    @property
     def name(self) -> str:
         """Names the part among all parts of a build."""
         return f"{self.path} {self.start} {self.stop} {list(self.row_groups or ())}"
@@ -38,6 +43,7 @@ class Part:
 class Job:
     """policies, lineage, unseen, evaluations: known once the input is partitioned; empty before.
 
+    lines_before: of each part, the lines of its file that stand before it, where rows are numbered within the part.
     thresholds: split -> policy -> the largest key that a comparison with its reference may have, where policies are capped.
     """
 
@@ -50,6 +56,7 @@ class Job:
     unseen: frozenset[str] = frozenset()
     evaluations: EvaluationIndex | None = None
     thresholds: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    lines_before: tuple[int, ...] = ()
 
     @property
     def work(self) -> Path:
@@ -59,6 +66,10 @@ class Job:
     def path(self, kind: str, number: int, suffix: str) -> Path:
         """A file of one task's, such as ``work/parts/00003.arrow``."""
         return self.work / kind / f"{number:05d}{suffix}"
+
+    def row(self, part: int, row: int) -> int:
+        """The number of a row in its file, from that in its part."""
+        return row + (self.lines_before[part] if self.lines_before else 0)
 
     def wrapper(self, policy: str) -> Wrapper:
         """How a policy's texts join their prompts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def make_plan(config: CorpusConfig) -> CorpusPlan:
             count = _add_parquet(file, parts)
             rows = None if rows is None else rows + count
         else:
-            parts.append(Part(file, None, 1, file.stat().st_size))
+            parts += _json_parts(file)
             rows = None
     n_bytes = sum(part.n_bytes for part in parts)
     return CorpusPlan(files, rows, n_bytes, tuple(parts), config.buckets or min(_MAX_BUCKETS, 1 + n_bytes // _BUCKET_BYTES))
@@ -78,6 +79,17 @@ def _files(source: str, verify: bool) -> list[Path]:
             check_manifest(file, full=verify)
     tables = [file for file in found if file.name.endswith(".parquet")]
     return tables if tables and path.is_dir() else found
+
+
+def _json_parts(file: Path) -> Iterator[Part]:
+    """JSON lines are cut by bytes, so that all cores have a share of a large file; what is compressed can't be."""
+    size = file.stat().st_size
+    if size <= _PART_BYTES or not file.name.lower().endswith((".jsonl", ".ndjson")):
+        yield Part(file, None, 1, size)
+        return
+    for start in range(0, size, _PART_BYTES):
+        stop = start + _PART_BYTES
+        yield Part(file, None, 1, min(stop, size) - start, start, stop if stop < size else None)
 
 
 def _add_parquet(file: Path, parts: list[Part]) -> int:

@@ -1,0 +1,82 @@
+"""Large JSONL files are cut at newlines into parts that all cores read."""
+
+import json
+
+import pytest
+from support.trajectories import corpus_config as config
+from support.trajectories import zoo
+
+from polar_rm.corpus import plan as plan_module
+from polar_rm.corpus.build import build
+from polar_rm.corpus.partition import _copy_lines, _lines_before, _to_line
+from polar_rm.corpus.plan import make_plan
+from polar_rm.errors import PolarError
+from polar_rm.records import Trajectory, write_records
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"", b"\r\n"])
+def test_every_line_is_in_one_part_wherever_the_cuts_fall(tmp_path, ending):
+    content = b"\n\none\ntwo two two\n\nthree" + ending
+    path = tmp_path / "lines"
+    path.write_bytes(content)
+    whole = content.splitlines(keepends=True)
+    for size in range(1, len(content) + 1):
+        found, count = b"", 0
+        for start in range(0, len(content), size):
+            stop = start + size if start + size < len(content) else None
+            with path.open("rb") as file, (tmp_path / "copy").open("wb") as copy:
+                _to_line(file, start)
+                if start:
+                    assert count == _lines_before(path, start)
+                count += _copy_lines(file, copy, stop)
+            found += (tmp_path / "copy").read_bytes()
+        assert (found, count) == (content, len(whole))
+
+
+def numbered(folder, rows, blank_at=20):
+    """JSONL with a blank line, whose number rows behind it must not lose."""
+    write_records(folder / "rows.jsonl", rows)
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    lines.insert(blank_at, "")
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return lines
+
+
+def test_parts_of_a_jsonl_file_give_the_corpus_of_the_whole(tmp_path, monkeypatch):
+    numbered(tmp_path, zoo())
+    whole = config(tmp_path, name="rows.jsonl")
+    report = build(whole)
+    monkeypatch.setattr(plan_module, "_PART_BYTES", 700)
+    cut = config(tmp_path, name="rows.jsonl", output=tmp_path / "cut")
+    plan = make_plan(cut)
+    assert len(plan.parts) > 10 and sum(part.n_bytes for part in plan.parts) == plan.n_bytes
+    assert build(cut)["counts"] == report["counts"]
+    shards = [{path.name: path.read_bytes() for path in each.output.glob("train/*")} for each in (whole, cut)]
+    assert shards[0] == shards[1] != {}
+    assert not (cut.output / "work").exists()
+
+
+@pytest.mark.parametrize("size", [100, 700])  # shorter than a line, and than a few
+def test_bad_rows_have_the_numbers_of_their_lines(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(plan_module, "_PART_BYTES", size)
+    lines = numbered(tmp_path, zoo())
+    lines[50] = '{"source": 3}'
+    lines[60] = json.dumps(json.loads(lines[60]) | {"n_tokens": -1})
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    settings = config(tmp_path, name="rows.jsonl")
+    with pytest.raises(PolarError, match=r"rows.jsonl: row 51: field 'source': expected a string, not 3"):
+        build(settings)
+    assert build(settings, on_bad_row="skip")["counts"]["trajectories"]["refused"] == 2
+    refused = [json.loads(line) for line in (settings.output / "refused.jsonl").read_text().splitlines()]
+    path = str(tmp_path / "rows.jsonl")
+    assert [(row["path"], row["row"], row["field"]) for row in refused] == [(path, 51, "source"), (path, 61, "n_tokens")]
+
+
+def test_an_id_of_two_prompts_is_named_by_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_module, "_PART_BYTES", 700)
+    numbered(tmp_path, [*zoo(), Trajectory("t", "p0", "another", "a", 9, "x")])
+    with pytest.raises(PolarError, match=r"rows.jsonl: row 74: prompt_id 'p0' names another prompt than in .*: row 1$"):
+        build(config(tmp_path, name="rows.jsonl"))
+    report = build(settings := config(tmp_path, name="rows.jsonl"), on_bad_row="skip")
+    assert report["counts"]["trajectories"]["refused"] == 1
+    assert json.loads((settings.output / "refused.jsonl").read_text())["row"] == 74
