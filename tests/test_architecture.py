@@ -39,7 +39,7 @@ CIRCLES: set[frozenset[str]] = {
 }
 PRIVATE: set[tuple[str, str]] = set()
 LONG_FILES: set[str] = set()
-LONG_FUNCTIONS = {"cli.serve.serve"}
+LONG_FUNCTIONS: set[str] = set()
 WITHOUT_DOCSTRING = set(
     """
     attention.layout.TreeLayout.n_tokens

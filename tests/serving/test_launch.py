@@ -77,6 +77,26 @@ def test_mistakes_are_one_line(checkpoint, monkeypatch, capsys, arguments, reaso
     assert stop.value.code == 2 and reason in error and "Traceback" not in error
 
 
+def test_a_config_serves_as_flags_do_and_flags_stand_above(tmp_path, monkeypatch):
+    served = []
+    monkeypatch.setattr("polar_rm.serving.launch.serve", served.append)
+    monkeypatch.setattr("polar_rm.cli.serve.check_model", lambda folder: None)
+    (tmp_path / "serve.yaml").write_text("model: m\nport: 1\nhost: 127.0.0.2\nallowed_hosts: [a, b]\nprecision: bf16\n")
+    for arguments in (
+        [str(tmp_path / "serve.yaml"), "max_items=5", "--port", "7", "--log-texts"],
+        ["--model", "m", "--port", "7", "--host", "127.0.0.2", "--allowed-host", "a", "--allowed-host", "b"]
+        + ["--precision", "bf16", "--max-items", "5", "--log-texts"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["polar", "serve", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+    first, second = served
+    assert first == second
+    assert (str(first.model), first.port, first.max_items, first.log_texts) == ("m", 7, 5, True)
+    assert (first.allowed_hosts, first.device, first.max_seconds) == (("a", "b"), "auto", 300.0)
+
+
 def test_probes_and_refused_requests_do_not_keep_a_draining_server():
     guard = fakes.make()
     server = DrainingServer(guard, port=0)

@@ -91,6 +91,19 @@ def test_bodies_held_together_have_a_limit_and_are_let_go():
         held(0)
 
 
+def test_lists_and_objects_have_a_limit_and_brackets_in_texts_have_none():
+    """F3: eight million lists of one number, 30 MB, stopped the server for minutes."""
+    with fakes.running(fakes.make(encode=ENCODER, limits=Limits(items=10))) as url:
+        limit = 64 * 10 + 10_000
+        for body in ({"input": [[1]] * limit}, {"items": [{}] * limit}, {"labels": [{"a": []}] * (limit // 2)}):
+            refused(fakes.HTTP.post(f"{url}/classify", json=body), 413, "too_large")
+        text = '[{"\\"[' * limit
+        item = {"prompt": text, "reference": "r", "outputs": [text]}
+        assert fakes.HTTP.post(f"{url}/v1/score", json={"items": [item]}).status_code == 200
+        reply = fakes.HTTP.post(f"{url}/classify", json={"input_ids": [1] * (1_100_000)})
+        refused(reply, 400, "invalid_request")
+
+
 def test_a_body_that_is_not_sent_as_json_is_told_so():
     with fakes.running(fakes.make(encode=ENCODER)) as url:
         reply = fakes.HTTP.post(f"{url}/classify", content=b'{"text": "x"}', headers={"Content-Type": "text/plain"})

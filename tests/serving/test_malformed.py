@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import socket
 
@@ -14,6 +15,7 @@ from polar_rm.scoring.scorer import Scorer
 
 ROUTES = ["/classify", "/pooling", "/v1/embeddings", "/get_reward", "/v1/score"]
 KINDS = 16
+COUNT = int(os.environ.get("MALFORMED_REQUESTS", "600"))
 ODD = [None, True, -1, 0, 1e308, 2**70, "", "\x00", [], {}, [[]], [{}], [[[1]]], {"a": {"a": {}}}, "\ud800", ["x", 1], [None]]
 
 
@@ -107,7 +109,8 @@ def post(address: str, path: str, content: bytes, headers: dict[str, str], *, en
             return 0, b""
     if not received:
         return 0, b""
-    head, _, body = received.partition(b"\r\n\r\n")
+    # A line between, which a client that has closed its side passes over.
+    head, _, body = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
     return int(head.split()[1]), body
 
 
@@ -119,13 +122,13 @@ def rewards(served):
     return [row["reward"] for row in json.loads(body)["results"][0]["outputs"]]
 
 
-def test_600_malformed_requests_get_a_reason_and_change_nothing(served):
+def test_malformed_requests_get_a_reason_and_change_nothing(served):
     address, encoder = served
     rng = random.Random(0)
     before = rewards(served)
     good = good_bodies(encoder)
     statuses = []
-    for number in range(600):
+    for number in range(COUNT):
         kind = number % KINDS
         content, headers = malformed(rng, kind, good)
         path = rng.choice(ROUTES)
@@ -142,7 +145,7 @@ def test_600_malformed_requests_get_a_reason_and_change_nothing(served):
             error = json.loads(body)["error"]
             assert error["code"] == status and error["message"], case
             assert error["type"] in ("invalid_request", "invalid_item", "too_large"), case
-    assert statuses.count(200) < 150  # odd, and yet right
+    assert statuses.count(200) < COUNT / 4  # odd, and yet right
     assert rewards(served) == before
 
 

@@ -60,6 +60,7 @@ CONFIGS = {
     "pretrain": "polar_rm.training.config:TrainConfig",
     "finetune": "polar_rm.training.config:TrainConfig",
     "rft": "polar_rm.rft.config:RftConfig",
+    "serve": "polar_rm.serving.config:ServeConfig",
 }
 """Verbs that take a config, and its type; imported only when it is asked for."""
 

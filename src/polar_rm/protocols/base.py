@@ -39,7 +39,8 @@ class _FirstError(FailFast):
 
 
 Texts = Annotated[list[str], _FirstError()]
-Ids = Annotated[list[TokenId], _FirstError()]
+# No model takes as many; a limit of its own ends the check of more.
+Ids = Annotated[list[TokenId], Field(max_length=1 << 20), _FirstError()]
 IdLists = Annotated[list[Ids], _FirstError()]
 Input = str | Texts | Ids | IdLists
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import re
 import time
 import uuid
 from collections.abc import MutableMapping
@@ -26,6 +27,8 @@ _OPEN = {"/", "/health", "/ready", "/openapi.json"}
 
 
 _MAX_LOGGED_BYTES = 1 << 20
+_LISTS_PER_ITEM = 64  # lists and objects: of messages and their parts
+_JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _MAX_DISCARDED_BYTES = 1 << 20
 
 
@@ -162,9 +165,14 @@ class Guard:
 
         try:
             async with asyncio.timeout(min(30.0, self.limits.seconds)):
-                return await body.read(hold)
+                refusal = await body.read(hold)
         except TimeoutError:
             return error_reply(408, "timeout", "the request's body did not arrive in time", {"Connection": "close"})
+        limit = _LISTS_PER_ITEM * self.limits.items + 10_000
+        if refusal is None and (count := _lists_and_objects(body.content, limit)) > limit:
+            # A few bytes each, they take a minute to check, in which nobody else is answered.
+            return error_reply(413, "too_large", f"{count:,} lists and objects in one body; at most {limit:,} are taken")
+        return refusal
 
     async def _answer(self, scope: Scope, body: _Body, record: _Record) -> None:
         try:
@@ -248,6 +256,15 @@ class _Body:
             return await self._receive()  # then it says when the client has gone
         self._replayed = True
         return {"type": "http.request", "body": self.content, "more_body": False}
+
+
+def _lists_and_objects(content: bytes, limit: int) -> int:
+    """How many lists and objects JSON holds; texts are looked at only if there may be more than ``limit``."""
+    count = content.count(b"[") + content.count(b"{")
+    if count > limit:
+        outside = _JSON_STRING.sub(b"", content)
+        count = outside.count(b"[") + outside.count(b"{")
+    return count
 
 
 async def _discard(headers: dict[bytes, bytes], receive: Receive) -> None:

@@ -11,21 +11,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from polar_rm.errors import PolarError
+from polar_rm.model.devices import claim_device, dtype_name
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.protocols.base import PoolingFlavour
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.scoring.scorer import Scorer
-from polar_rm.serving.address import bind
+from polar_rm.serving.address import api_key, bind
 from polar_rm.serving.app import create_app
 from polar_rm.serving.batching import Batcher
+from polar_rm.serving.config import ServeConfig
 from polar_rm.serving.connections import Connections, close_read, raise_descriptor_limit, refuse_queued
 from polar_rm.serving.guard import Guard, Limits
 from polar_rm.serving.hosts import Hosts
@@ -40,50 +39,28 @@ KEEP_ALIVE_SECONDS = 75
 _QUEUED_CONNECTIONS = 2048
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to serve a checkpoint. window: seconds that an idle model waits for further requests to batch."""
-
-    model: Path
-    host: str = "127.0.0.1"
-    port: int = 30000
-    flavour: PoolingFlavour = "vllm"
-    api_key: str | None = None
-    dtype: str = "float32"
-    device: str = "cpu"
-    token_budget: int = 8192
-    window: float = 0.005
-    max_waiting_tokens: int = 2_000_000
-    limits: Limits = field(default_factory=Limits)
-    log_texts: bool = False
-    allowed_hosts: tuple[str, ...] = ()
-
-
-def serve(options: Options) -> None:
+def serve(config: ServeConfig) -> None:
     """Returns after a signal, when every accepted request has been answered; a second signal ends the process.
 
     Raises:
-        PolarError: the address can't be bound, or the model can't be loaded.
+        PolarError: others could reach the server without a key, the address can't be bound, or the model can't be loaded.
     """
+    key = api_key(config.host, config.api_key_env, allow_open=config.allow_open)
+    device = claim_device(config.device)
     log_to_stderr()
     raise_descriptor_limit()
-    with bind(options.host, options.port) as listener:
-        model = RewardModel.from_pretrained(options.model, dtype=options.dtype, device=options.device)
-        scorer = Scorer(model, token_budget=options.token_budget)
-        batcher = Batcher(
-            scorer.score_trees,
-            batch_tokens=options.token_budget,
-            window=options.window,
-            max_waiting_tokens=options.max_waiting_tokens,
-        )
-        service = Service(options.model.resolve().name, model.encoder, batcher, Calibration.load(options.model))
+    with bind(config.host, config.port) as listener:
+        model = RewardModel.from_pretrained(config.model, dtype=dtype_name(config.precision, device), device=device)
+        scorer = Scorer(model, token_budget=config.row_tokens)
+        batcher = Batcher(scorer.score_trees, batch_tokens=config.row_tokens, max_waiting_tokens=config.max_queue_tokens)
+        service = Service(config.model.resolve().name, model.encoder, batcher, Calibration.load(config.model))
         guard = create_app(
             service,
-            limits=options.limits,
-            flavour=options.flavour,
-            api_key=options.api_key,
-            log_texts=options.log_texts,
-            hosts=Hosts(options.host, options.allowed_hosts),
+            limits=Limits(config.max_body_mib << 20, config.max_items, config.max_seconds),
+            flavour=config.pooling_flavour or "vllm",
+            api_key=key,
+            log_texts=config.log_texts,
+            hosts=Hosts(config.host, tuple(name.lower() for name in config.allowed_hosts)),
         )
         DrainingServer(guard, server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS).run(sockets=[listener])
 
