@@ -5,16 +5,21 @@ import os
 
 import pyarrow.parquet as pq
 import pytest
+from support import runs
 from support.owners import owned_elsewhere
 from support.trajectories import corpus_config as config
 from support.trajectories import zoo
 
+from polar_rm.common.config import load_config
 from polar_rm.common.manifests import check_manifest, describe_file
 from polar_rm.corpus import build as build_module
 from polar_rm.corpus.build import build
 from polar_rm.corpus.plan import make_plan
 from polar_rm.errors import Damaged, MachineFailure, PolarError
+from polar_rm.evaluation import evaluate_files
 from polar_rm.records import write_records
+from polar_rm.training.config import TrainConfig
+from polar_rm.training.trainer import plan
 
 
 def sampled(folder, rows=None, **changes):
@@ -160,3 +165,20 @@ def test_few_prompts_in_many_buckets_have_baselines(tmp_path):
     assert second["baselines"]["overall"]["length"]["pairs"] == 24
     strict = json.loads((many.output / "report.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert 0 <= strict["baselines"]["overall"]["tfidf"]["accuracy"] <= 1
+
+
+def test_training_and_evaluation_refuse_what_is_left_of_a_corpus(tmp_path):
+    """F8."""
+    settings = config(tmp_path, zoo())
+    build(settings)
+    train = settings.output / "train"
+    ready = load_config(TrainConfig, [runs.config(tmp_path, data={"train": [str(train)]}, max_steps=1)])
+    plan(ready)
+    (train / "00001.parquet").unlink()
+    with pytest.raises(Damaged, match=r"00001.parquet: it is missing"):
+        plan(ready.model_copy(update={"output": tmp_path / "other"}))
+    with pytest.raises(Damaged, match=r"00001.parquet: it is missing"):
+        evaluate_files("no-model", [train])
+    (train / "00009.parquet").write_bytes((train / "00000.parquet").read_bytes())
+    with pytest.raises(Damaged, match=r"00009.parquet: .* does not list it"):
+        evaluate_files("no-model", [train / "*.parquet"])

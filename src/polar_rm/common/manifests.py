@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def describe_file(path: Path, rows: int) -> DataFile:
 def check_manifest(path: str | Path, *, full: bool = False) -> None:
     """Whether a file or folder can be read as what ``polar sample`` or ``polar corpus`` wrote; others are left alone.
 
+    path: may be a pattern, too.
     Names, sizes and numbers of rows are compared. full: the contents as well, by their SHA-256.
 
     Raises:
@@ -49,6 +51,10 @@ def check_manifest(path: str | Path, *, full: bool = False) -> None:
         PolarError: the verb that writes the folder has not finished.
     """
     path = Path(path)
+    if not path.exists():
+        for each in glob(str(path), recursive=True):
+            check_manifest(each, full=full)
+        return
     for folder in (path, path.parent) if path.is_dir() else (path.parent, path.parent.parent):
         if (files := listed_files(folder)) is not None:
             _check_listed(folder, files, path, full)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from polar_rm.common.files import sha256
+from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import Progress, silent
 from polar_rm.evaluation.accuracy import EvaluationResult, evaluate
 from polar_rm.evaluation.baselines import BASELINES
@@ -68,6 +69,8 @@ def evaluate_files(
     from polar_rm.model.reward_model import RewardModel
     from polar_rm.scoring.scorer import Scorer
 
+    for file in files:
+        check_manifest(file)
     comparisons = ComparisonFiles(files, on_bad_row)
     model = RewardModel.from_pretrained(model_dir, dtype=dtype, device=device)
     scorer = Scorer(model, token_budget=token_budget)

@@ -21,6 +21,7 @@ from polar_rm.common.config import suggestion
 from polar_rm.common.extras import needs
 from polar_rm.common.files import atomic_directory, claim_folder, read_json, sha256, write_json
 from polar_rm.common.locks import owned
+from polar_rm.common.manifests import check_manifest
 from polar_rm.common.provenance import versions
 from polar_rm.errors import ConfigError, PolarError
 from polar_rm.model.devices import compute_dtype, pick_device
@@ -46,6 +47,8 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
     with needs("rft", "polar rft"):
         import datasets  # noqa: F401
         import trl
+    for source in config.data:
+        check_manifest(source)
     arguments = _arguments(getattr(trl, f"{config.algorithm.upper()}Config"), config)
     rows = read_rows(config)
     reward = config.reward.open()

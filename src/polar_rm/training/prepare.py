@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from polar_rm.common.files import sha256, temporary_path
+from polar_rm.common.manifests import check_manifest
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import ConfigError, Damaged, PolarError
 from polar_rm.model.blueprint import Blueprint, checkpoint_blueprint, language_model_blueprint, preset_blueprint
@@ -126,6 +127,8 @@ def with_lengths(encoder: Encoder, wanted: EncoderConfig, source: Path) -> Encod
 
 
 def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path], console: Console) -> EncodedCorpus:
+    for path in paths:
+        check_manifest(path)
     skip = config.data.on_bad_row == "skip"
     bad = OnBadRow("skip", config.output / f"{name}.rejected.jsonl") if skip else None
     with console.status(f"encoding {name} data") as status:
