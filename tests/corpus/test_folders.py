@@ -182,3 +182,10 @@ def test_training_and_evaluation_refuse_what_is_left_of_a_corpus(tmp_path):
     (train / "00009.parquet").write_bytes((train / "00000.parquet").read_bytes())
     with pytest.raises(Damaged, match=r"00009.parquet: .* does not list it"):
         evaluate_files("no-model", [train / "*.parquet"])
+
+
+def test_a_place_that_takes_no_shards_is_the_machines_fault(tmp_path):
+    """So a build keeps what is done: the same command goes on."""
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineFailure, match=r"x.parquet: could not be written"):
+        write_records(tmp_path / "file/x.parquet", zoo(1))

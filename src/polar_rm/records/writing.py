@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_rm.common.json import dump_json
-from polar_rm.errors import BadRow, PolarError
+from polar_rm.errors import BadRow, MachineFailure, PolarError
 from polar_rm.records.cells import to_cells
 from polar_rm.records.fields import Refused
 from polar_rm.records.reading import SUFFIXES
@@ -83,7 +83,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise PolarError(f"{path}: could not be written: {error.strerror or error}") from error
+        raise MachineFailure(f"{path}: could not be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return count
