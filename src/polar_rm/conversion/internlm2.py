@@ -17,10 +17,10 @@ import torch
 from tokenizers import AddedToken
 
 from polar_rm.common.files import read_json
-from polar_rm.conversion.plan import Conversion, encoder_settings
+from polar_rm.conversion.plan import Conversion
 from polar_rm.conversion.sentencepiece import fast_tokenizer
 from polar_rm.encoding.encoder import Encoder
-from polar_rm.encoding.settings import SEPARATOR_TOKEN
+from polar_rm.encoding.settings import SEPARATOR_TOKEN, settings_within
 from polar_rm.errors import PolarError, UnsupportedModel
 from polar_rm.model.native import native_config, read_specials, tokenizer_config, tokenizer_files
 from polar_rm.model.weights import LazyTensor, check_tensors, read_weights
@@ -297,7 +297,7 @@ def _official_encoder(folder: Path, config: Mapping[str, Any]) -> Encoder:
         raise UnsupportedModel(f"{folder}: vocabulary mismatch: {size} pieces, but vocab_size is {config['vocab_size']}")
     if config["pad_token_id"] == config["reward_token_id"]:
         raise UnsupportedModel(f"{folder}: pad_token_id is the scoring token: readers would score at the token before it")
-    return Encoder(tokenizer, encoder_settings(config["max_position_embeddings"], reward_token=reward_token, clean_up=True))
+    return Encoder(tokenizer, settings_within(config["max_position_embeddings"], reward_token=reward_token, clean_up=True))
 
 
 def _official_files(folder: Path, encoder: Encoder) -> tuple[dict[str, bytes], dict[str, Any], list[str]]:

@@ -8,7 +8,6 @@ from math import prod
 from typing import Any, Literal
 
 from polar_rm.encoding.encoder import Encoder
-from polar_rm.encoding.settings import EncoderSettings
 from polar_rm.model.weights import LazyTensor
 
 Layout = Literal["native", "internlm2"]
@@ -45,10 +44,3 @@ class Conversion:
             ("encoder", self.encoder.hash),
             *(("note", note) for note in self.notes),
         ]
-
-
-def encoder_settings(max_positions: int, **settings: Any) -> EncoderSettings:
-    """Lengths as the official client has them, or shorter where the backbone has fewer positions."""
-    most = EncoderSettings()
-    length = min(most.max_length, max_positions)
-    return EncoderSettings(max_length=length, max_response_length=min(most.max_response_length, length // 4), **settings)

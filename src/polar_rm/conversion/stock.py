@@ -10,12 +10,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
-from polar_rm.conversion.plan import Conversion, encoder_settings
+from polar_rm.conversion.plan import Conversion
 from polar_rm.encoding.encoder import Encoder
-from polar_rm.encoding.settings import REWARD_TOKEN, SEPARATOR_TOKEN
+from polar_rm.encoding.settings import REWARD_TOKEN, SEPARATOR_TOKEN, settings_within
 from polar_rm.encoding.tokenizers import load_tokenizer
 from polar_rm.errors import UnsupportedModel
 from polar_rm.model.backbones import read_config
+from polar_rm.model.folders import check_layers
 from polar_rm.model.native import (
     add_role_tokens,
     native_config,
@@ -23,6 +24,7 @@ from polar_rm.model.native import (
     padding_token,
     read_specials,
     tokenizer_files,
+    with_named_bos,
 )
 from polar_rm.model.weights import LazyTensor, check_tensors, read_weights
 
@@ -59,10 +61,10 @@ def from_stock(folder: Path) -> Conversion:
     try:
         with torch.device("meta"):
             skeleton = AutoModelForSequenceClassification.from_config(config)
-    except ValueError:
+    except (ValueError, TypeError, AttributeError, KeyError):
         raise UnsupportedModel(f"{folder}: transformers has no sequence classification for {config.model_type!r}") from None
     check_tensors(folder, tensors, {name: tuple(value.shape) for name, value in skeleton.state_dict().items()})
-    encoder = Encoder(tokenizer, encoder_settings(config.max_position_embeddings, reward_token=reward_token))
+    encoder = Encoder(tokenizer, settings_within(config.max_position_embeddings, reward_token=reward_token))
     specials = read_specials(folder)
     specials["pad_token"] = padding_token(specials)
     config.pad_token_id = tokenizer.token_to_id(specials["pad_token"])
@@ -78,6 +80,7 @@ def from_stock(folder: Path) -> Conversion:
 
 def _read_config(folder: Path) -> PretrainedConfig:
     config = read_config(folder)
+    check_layers(folder)
     if getattr(config, "normalize_reward", False) and (getattr(config, "mean", 0), getattr(config, "std", 1)) != (0, 1):
         raise UnsupportedModel(f"{folder}: normalize_reward is true: OpenRLHF shifts its scores, which a bias-free head can't")
     config.num_labels = 1
@@ -108,7 +111,7 @@ def _with_stock_names(folder: Path, tensors: dict[str, LazyTensor]) -> dict[str,
 
 def _role_tokens(folder: Path, config: Any) -> tuple[Tokenizer, str, list[str]]:
     """The tokenizer with both roles as special tokens, the scoring token's text, and a note on what was added."""
-    source = load_tokenizer(folder)
+    source = with_named_bos(load_tokenizer(folder), folder, read_specials(folder))
     reward_id = getattr(config, "reward_token_id", None)  # xtuner's
     reward = REWARD_TOKEN if reward_id is None else source.id_to_token(reward_id)
     if reward is None:

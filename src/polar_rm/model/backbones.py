@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from polar_rm import attention
 from polar_rm.common.paths import no_model
+from polar_rm.common.text import first_line
 from polar_rm.encoding.tokenizers import load_tokenizer
 from polar_rm.errors import PolarError, UnsupportedModel
+from polar_rm.model.folders import check_config_file, check_layers, rope_refusals
 from polar_rm.model.language_models import gguf_options, load_auto_tokenizer
-from polar_rm.model.native import new_embeddings, read_specials
+from polar_rm.model.native import new_embeddings, read_specials, with_named_bos
 
 SUPPORTED = ("llama", "qwen2", "qwen3", "mistral")
 
@@ -28,11 +30,15 @@ def read_config(directory: str | Path, gguf_file: str | None = None) -> Pretrain
     """
     if not Path(directory).is_dir():
         raise PolarError(no_model(directory))
+    if gguf_file is None:
+        check_config_file(directory)
     options = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, **options)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # transformers raises whatever a value leads it to
         raise UnsupportedModel(f"{directory}: {first_line(error)}") from error
+    for reason in rope_refusals(config.to_dict()):  # a GGUF's, or what a family sets by itself
+        raise UnsupportedModel(f"{directory}: {reason}")
     if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None):
         raise UnsupportedModel(f"{directory}: {config.model_type} with a sliding window: prefix trees need full causal attention")
     if getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_causal", True):
@@ -50,8 +56,16 @@ def load_backbone(
     new_head: bool,
     gguf_file: str | None = None,
 ) -> PreTrainedModel:
+    """A folder's classifier with its weights. config: what to build. dtype, implementation: as of ``RewardModel``. new_head: the
+    head is not in the folder; its values are left to the caller.
+
+    Raises:
+        UnsupportedModel: weights that are missing, of another shape, not finite, or that transformers can't read.
+    """
     options: dict[str, Any] = {"config": config, "dtype": dtype_of(dtype), "trust_remote_code": False}
     options |= gguf_options(gguf_file)
+    if gguf_file is None:
+        check_layers(directory)
     try:
         backbone, loading = AutoModelForSequenceClassification.from_pretrained(
             directory,
@@ -60,7 +74,7 @@ def load_backbone(
             ignore_mismatched_sizes=True,  # refused below, by name
             **options,
         )
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # transformers raises whatever a value leads it to
         raise UnsupportedModel(f"{directory}: {first_line(error)}") from error
     for name, *shapes in sorted(loading["mismatched_keys"]):
         found, expected = (list(shape) for shape in shapes)
@@ -76,40 +90,65 @@ def load_backbone(
 
 
 def read_tokenizer(directory: str | Path, gguf_file: str | None) -> tuple[Tokenizer, dict[str, str]]:
+    """A language model's fast tokenizer, and its special tokens by name (see :func:`polar_rm.model.native.read_specials`)."""
     if gguf_file is None:
-        return load_tokenizer(directory), read_specials(directory)
+        specials = read_specials(directory)
+        return with_named_bos(load_tokenizer(directory), directory, specials), specials
     tokenizer = load_auto_tokenizer(directory, gguf_file)
     texts = {key: getattr(tokenizer, key, None) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
     return tokenizer.backend_tokenizer, {key: text for key, text in texts.items() if text}
 
 
 def keep_layers(config: PretrainedConfig, n_layers: int) -> None:
+    """Change a config so that it has only its first layers."""
     config.num_hidden_layers = n_layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:n_layers]
 
 
-def add_embeddings(backbone: PreTrainedModel, vocabulary: int, seed: int) -> None:
-    old = backbone.get_input_embeddings().weight.shape[0]
-    if vocabulary <= old:
-        return
-    backbone.resize_token_embeddings(vocabulary, mean_resizing=False)
+def add_embeddings(backbone: PreTrainedModel, vocabulary: int, known: Iterable[int], added: Sequence[int], seed: int) -> None:
+    """Set the rows of the embedding that new tokens have; the table grows to ``vocabulary`` rows where it has fewer.
+
+    known: ids whose rows the language model was trained with. added: ids that it never saw, of the role tokens. Many tables have
+    more rows than their tokenizer has ids: these are padding, often zeros, and no row to start from.
+    """
+    rows = backbone.get_input_embeddings().weight.shape[0]
+    if vocabulary > rows:
+        backbone.resize_token_embeddings(vocabulary, mean_resizing=False)
     with torch.no_grad():
         table = backbone.get_input_embeddings().weight
-        table[old:] = new_embeddings(table[:old], vocabulary - old, seed)
+        new = sorted({*added, *range(rows, vocabulary)})
+        if new:
+            trained = _rows(table, sorted(index for index in {*known} - {*new} if index < rows))
+            table[torch.tensor(new, device=table.device)] = new_embeddings(trained, len(new), seed)
+
+
+def untrained(backbone: PreTrainedModel, ids: Sequence[int]) -> list[int]:
+    """Those of some tokens whose rows of the embedding were never trained: they are zero, or equal to another's of them."""
+    table = backbone.get_input_embeddings().weight.detach()
+    rows = table[torch.tensor(list(ids), dtype=torch.long, device=table.device)].float()
+    typical = table[: 1 << 12].float().norm(dim=1).mean()
+    equal = (rows[:, None] == rows[None]).all(-1).sum(1) > 1
+    return [
+        index for index, same, norm in zip(ids, equal.tolist(), rows.norm(dim=1), strict=True) if same or norm < 1e-3 * typical
+    ]
+
+
+def _rows(table: torch.Tensor, indices: list[int]) -> torch.Tensor:
+    """Rows of a table; a view where they are its first ones, as tables have gigabytes."""
+    first = indices == list(range(len(indices)))
+    return table[: len(indices)] if first else table[torch.tensor(indices, device=table.device)]
 
 
 def attention_name(name: str | None, device: str) -> str:
+    """Of a registered tree attention; by default the fast one for the device."""
     attention.register()
     return name or attention.default_attention(torch.device(device))
 
 
 def dtype_of(name: str) -> torch.dtype:
+    """float32, bfloat16 or float16 by name; PolarError for another."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
         raise PolarError(f"unknown dtype {name!r}; known: {', '.join(known)}")
     return known[name]
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

@@ -6,15 +6,19 @@ Reading it takes a moment and no memory, so that data is encoded and a run is pl
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from polar_rm.encoding.encoder import Encoder
-from polar_rm.encoding.settings import EncoderSettings
+from polar_rm.encoding.settings import EncoderSettings, settings_within
 from polar_rm.errors import PolarError, UnsupportedModel
 from polar_rm.model.backbones import attention_name, dtype_of, keep_layers, load_backbone, read_config, read_tokenizer
 from polar_rm.model.language_models import gguf_in, gguf_parsed_once, model_folder
@@ -28,7 +32,8 @@ class Blueprint:
 
     config: of the backbone, as its weights are saved. encoder: with the role tokens. specials: see
     :func:`polar_rm.model.native.read_specials`. weights: folder that they are read from; None where they are drawn at random.
-    gguf_file: in that folder. is_new: the head is new (zeros) and the vocabulary grows by the role tokens.
+    gguf_file: in that folder. is_new: the head is new (zeros) and the vocabulary grows by the role tokens. added: ids of the role
+    tokens that the tokenizer did not have.
     """
 
     config: PretrainedConfig
@@ -37,6 +42,7 @@ class Blueprint:
     weights: Path | None
     gguf_file: str | None = None
     is_new: bool = True
+    added: tuple[int, ...] = ()
 
     @property
     def vocabulary(self) -> int:
@@ -106,7 +112,7 @@ def checkpoint_blueprint(directory: str | Path) -> Blueprint:
 def language_model_blueprint(
     directory: str | Path,
     *,
-    settings: EncoderSettings | None = None,
+    settings: EncoderSettings | Mapping[str, Any] | None = None,
     n_layers: int | None = None,
     gguf_file: str | None = None,
 ) -> Blueprint:
@@ -120,19 +126,38 @@ def language_model_blueprint(
             raise PolarError(f"n_layers must be 1 to {config.num_hidden_layers}, not {n_layers}")
         keep_layers(config, n_layers)
     tokenizer, specials = read_tokenizer(directory, gguf_file)
+    positions = getattr(config, "max_position_embeddings", None)
+    settings = settings if isinstance(settings, EncoderSettings) else settings_within(positions, **(settings or {}))
+    if positions and settings.max_length > positions:
+        warnings.warn(
+            f"{directory}: max_length {settings.max_length:,} is more than the backbone's {positions:,} positions: scores of "
+            "longer sequences will mean little",
+            stacklevel=2,
+        )
     encoder = Encoder(add_role_tokens(tokenizer), settings)
-    return Blueprint(config, encoder, specials | {"pad_token": padding_token(specials)}, directory, gguf_file)
+    specials = specials | {"pad_token": padding_token(specials)}
+    return Blueprint(config, encoder, specials, directory, gguf_file, added=_added(tokenizer, encoder))
 
 
 def preset_blueprint(
-    preset: str, tokenizer_directory: str | Path, *, settings: EncoderSettings | None = None, gguf_file: str | None = None
+    preset: str,
+    tokenizer_directory: str | Path,
+    *,
+    settings: EncoderSettings | Mapping[str, Any] | None = None,
+    gguf_file: str | None = None,
 ) -> Blueprint:
     """Of a randomly initialised Llama of a preset size; arguments and errors as of ``RewardModel.from_preset``."""
     if preset not in PRESETS:
         raise PolarError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
     directory = model_folder(tokenizer_directory)
     tokenizer, specials = read_tokenizer(directory, gguf_in(directory, gguf_file))
-    positions = (settings or EncoderSettings()).max_length
+    settings = settings if isinstance(settings, EncoderSettings) else settings_within(None, **(settings or {}))
+    positions = settings.max_length
     config = preset_config(preset, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=positions)
     encoder = Encoder(add_role_tokens(tokenizer), settings)
-    return Blueprint(config, encoder, specials | {"pad_token": padding_token(specials)}, None)
+    specials = specials | {"pad_token": padding_token(specials)}
+    return Blueprint(config, encoder, specials, None, added=_added(tokenizer, encoder))
+
+
+def _added(tokenizer: Tokenizer, encoder: Encoder) -> tuple[int, ...]:
+    return tuple(sorted({encoder.separator_id, encoder.reward_id} - set(tokenizer.get_vocab(with_added_tokens=True).values())))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from polar_rm.common.text import first_line
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import UnsupportedModel
-from polar_rm.model.backbones import SUPPORTED, first_line
+from polar_rm.model.backbones import SUPPORTED
 from polar_rm.model.packing import pack
 from polar_rm.records import Comparison
 
@@ -33,16 +34,21 @@ def check_family(backbone: PreTrainedModel, encoder: Encoder, name: str) -> None
 
 @torch.inference_mode()
 def equality_error(backbone: PreTrainedModel, encoder: Encoder) -> float:
-    """Largest relative difference of a tree's last hidden states to those of transformers' own attention on each sequence."""
+    """Largest relative difference of a tree's last hidden states to those of transformers' own attention on each sequence.
+
+    Beside the tree stands one whose positions lie behind the backbone's original length: where frequencies go by the longest
+    position of a row, it changes what the other gets.
+    """
     candidates = ("one", "two words", "three words here")
     tree = encoder.encode(Comparison("Say something.", "a word", candidates, (0, 1, 2)))
-    row = pack([tree]).to(backbone.device)
+    row = pack([tree, tree]).to(backbone.device)
     decoder = backbone.base_model
     implementation = backbone.config._attn_implementation
     try:
         positions = row.layout.position_ids().to(backbone.device)[None]
+        positions[:, tree.n_tokens :] += _first_long_position(backbone.config, tree.n_tokens)
         output = decoder(row.ids, position_ids=positions, use_cache=False, tree=row.layout)
-        together = output.last_hidden_state[0, row.layout.score_positions().to(backbone.device)]
+        together = output.last_hidden_state[0, row.layout.score_positions().to(backbone.device)[: len(candidates)]]
         backbone.set_attn_implementation("eager")
         sequences = [torch.tensor([tree.sequence(i)], device=backbone.device) for i in range(len(candidates))]
         alone = torch.cat([decoder(ids, use_cache=False).last_hidden_state[:, -1] for ids in sequences])
@@ -51,3 +57,13 @@ def equality_error(backbone: PreTrainedModel, encoder: Encoder) -> float:
     finally:
         backbone.set_attn_implementation(implementation)
     return float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
+
+
+def _first_long_position(config: PretrainedConfig, n_tokens: int) -> int:
+    """The first position of a tree that lies far behind the original length, or at the end of a table of positions."""
+    values = config.to_dict()
+    rope = values.get("rope_parameters") or values.get("rope_scaling")
+    length = int(values.get("max_position_embeddings") or values.get("n_positions") or 0)
+    if rope is None:
+        return max(0, length - n_tokens)
+    return 8 * (int(rope.get("original_max_position_embeddings") or 0) or length)

@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 from polar_rm.common.files import atomic_directory
 from polar_rm.common.paths import no_model
+from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def load_auto_tokenizer(source: str | Path, gguf_file: str | None = None) -> Any
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_in(folder, gguf_file), trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
-        raise PolarError(f"{folder}: no tokenizer could be loaded: {str(error).splitlines()[0]}") from error
+        raise PolarError(f"{folder}: no tokenizer could be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise PolarError(f"{folder}: its tokenizer has no fast version (tokenizer.json)")
     return tokenizer
@@ -114,8 +115,8 @@ def load_causal_lm(source: str | Path, gguf_file: str | None, dtype: torch.dtype
     options = gguf_options(gguf_in(folder, gguf_file))
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise PolarError(f"{folder}: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise PolarError(f"{folder}: {first_line(error)}") from error
     return tokenizer, model
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PretrainedConfig
 
 from polar_rm.common.files import atomic_directory, read_json, write_file, write_json
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import REWARD_TOKEN, SEPARATOR_TOKEN
+from polar_rm.encoding.tokenizers import leading_ids
 from polar_rm.errors import PolarError
 from polar_rm.model.weights import LazyTensor, write_shards
 
@@ -64,14 +65,44 @@ def write_checkpoint(
 
 
 def read_specials(directory: str | Path) -> dict[str, str]:
-    """The texts of the tokenizer's BOS, EOS, unknown and padding tokens, as far as it names them."""
+    """The texts of the tokenizer's BOS, EOS, unknown and padding tokens, as far as it names them.
+
+    Raises:
+        PolarError: one is neither a text nor an object with ``content``.
+    """
     path = Path(directory) / "tokenizer_config.json"
     if not path.is_file():
         return {}
     values = read_json(path)
-    contents = {key: values.get(key) for key in _TOKENIZER_KEYS}
-    texts = {key: token["content"] if isinstance(token, dict) else token for key, token in contents.items()}
-    return {key: text for key, text in texts.items() if text}
+    texts: dict[str, str] = {}
+    for key in _TOKENIZER_KEYS:
+        token = values.get(key)
+        text = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(text, str) and token is not None:
+            raise PolarError(f"{path}: {key}: expected a token's text, not {token!r:.60}")
+        if text:
+            texts[key] = text
+    return texts
+
+
+def with_named_bos(tokenizer: Tokenizer, directory: str | Path, specials: Mapping[str, str]) -> Tokenizer:
+    """The tokenizer, or a copy that puts BOS before a text where only ``tokenizer_config.json`` says so.
+
+    ``add_bos_token: true`` beside a ``tokenizer.json`` that adds none is how DeepSeek's distils are saved, which were trained
+    with the BOS.
+    """
+    path = Path(directory) / "tokenizer_config.json"
+    bos = specials.get("bos_token")
+    if bos is None or read_json(path).get("add_bos_token") is not True or leading_ids(tokenizer):
+        return tokenizer
+    bos_id = tokenizer.token_to_id(bos)
+    if bos_id is None:
+        raise PolarError(f"{path}: bos_token is {bos!r}, which the tokenizer does not have")
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    template = processors.TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, bos_id)])
+    before = tokenizer.post_processor
+    tokenizer.post_processor = template if before is None else processors.Sequence([before, template])
+    return tokenizer
 
 
 def add_role_tokens(tokenizer: Tokenizer, reward_token: str = REWARD_TOKEN) -> Tokenizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import EncoderSettings
-from polar_rm.model.backbones import SUPPORTED, add_embeddings
+from polar_rm.model.backbones import SUPPORTED, add_embeddings, untrained
 from polar_rm.model.blueprint import Blueprint, checkpoint_blueprint, language_model_blueprint, preset_blueprint
 from polar_rm.model.exactness import check_family
 from polar_rm.model.language_models import gguf_parsed_once
@@ -27,11 +27,13 @@ class RewardModel(nn.Module):
 
     ``backbone`` is the transformers ``*ForSequenceClassification`` model itself; no module of it is replaced. Attention is the
     function that its config names; hooks and :class:`InChunks` leave out or divide work without a change to scores. The head and
-    the scores are float32 whatever the backbone computes in (open-instruct 1387).
+    the scores are float32 whatever the backbone computes in (open-instruct 1387). ``untrained_tokens``: role tokens whose
+    embeddings are new and were never trained, empty for a saved model.
     """
 
     def __init__(self, backbone: PreTrainedModel, encoder: Encoder, specials: Mapping[str, str]) -> None:
         super().__init__()
+        self.untrained_tokens: tuple[str, ...] = ()
         self.backbone = backbone
         self.encoder = encoder
         self.specials = dict(specials)
@@ -63,7 +65,7 @@ class RewardModel(nn.Module):
         cls,
         directory: str | Path,
         *,
-        settings: EncoderSettings | None = None,
+        settings: EncoderSettings | Mapping[str, Any] | None = None,
         n_layers: int | None = None,
         gguf_file: str | None = None,
         dtype: str = "float32",
@@ -74,8 +76,9 @@ class RewardModel(nn.Module):
         """A reward model on a language model's backbone: zero-initialised head (the first loss is ln 2), role tokens added.
 
         directory: a folder or ``package:NAME`` (see :func:`model_folder`). gguf_file: which GGUF in it, where there are several.
-        n_layers: keep only the first layers (a small model of a pre-trained one's lower half). seed: of the embeddings of added
-        tokens.
+        settings: the encoder's, or some of them by name; lengths that are not given are the official ones, or shorter where the
+        backbone has fewer positions. n_layers: keep only the first layers (a small model of a pre-trained one's lower half).
+        seed: of the embeddings of added tokens.
         """
         blueprint = language_model_blueprint(directory, settings=settings, n_layers=n_layers, gguf_file=gguf_file)
         return cls.from_blueprint(blueprint, dtype=dtype, device=device, implementation=implementation, seed=seed)
@@ -86,7 +89,7 @@ class RewardModel(nn.Module):
         preset: str,
         tokenizer_directory: str | Path,
         *,
-        settings: EncoderSettings | None = None,
+        settings: EncoderSettings | Mapping[str, Any] | None = None,
         gguf_file: str | None = None,
         dtype: str = "float32",
         device: str = "cpu",
@@ -111,10 +114,13 @@ class RewardModel(nn.Module):
         """The model with its weights; arguments and errors as of the methods above, which are this and a blueprint."""
         backbone = blueprint.load(dtype, device, implementation, seed)
         if blueprint.is_new:
-            add_embeddings(backbone, blueprint.vocabulary, seed)
+            new = _untrained_roles(backbone, blueprint)
+            known = blueprint.encoder.source.get_vocab(with_added_tokens=True).values()
+            add_embeddings(backbone, blueprint.vocabulary, known, new, seed)
             nn.init.zeros_(backbone.score.weight)
         blueprint.mark(backbone)
         model = cls(backbone, blueprint.encoder, blueprint.specials).to(device).eval()
+        model.untrained_tokens = tuple(filter(None, map(blueprint.encoder.source.id_to_token, new))) if blueprint.is_new else ()
         check_family(backbone, blueprint.encoder, str(blueprint.weights or backbone.config.model_type))
         return model
 
@@ -154,3 +160,10 @@ class RewardModel(nn.Module):
     def device(self) -> torch.device:
         weight: torch.Tensor = self.backbone.score.weight
         return weight.device
+
+
+def _untrained_roles(backbone: PreTrainedModel, blueprint: Blueprint) -> list[int]:
+    """Ids of the role tokens that the language model never saw: added ones, and those that its tokenizer has for no use."""
+    roles = [blueprint.encoder.separator_id, blueprint.encoder.reward_id]
+    had = [index for index in roles if index not in blueprint.added]
+    return sorted([*blueprint.added, *untrained(backbone, had)])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from polar_rm.common.config import Config
-from polar_rm.encoding.settings import EncoderSettings
+from polar_rm.encoding.settings import settings_within
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -24,7 +24,8 @@ class EncoderConfig(Config):
     max_length: PositiveInt = Field(
         16384,
         description="Limit of a whole sequence (prompt, reference, prompt again, candidate), in tokens. What the prompt has too "
-        "much is cut from its beginning. 16384 is the published limit.",
+        "much is cut from its beginning. 16384 is the published limit; by default a new model has no more than its backbone's "
+        "positions.",
     )
     max_response_length: PositiveInt = Field(
         4096,
@@ -37,9 +38,11 @@ class EncoderConfig(Config):
         "encodes responses as they are.",
     )
 
-    def settings(self) -> EncoderSettings:
-        """As the encoder takes them."""
-        return EncoderSettings(**self.model_dump())
+    def settings(self) -> dict[str, Any]:
+        """Those that were given; the lengths of a new model else go by its backbone (see ``RewardModel.from_causal_lm``)."""
+        given = self.model_dump(exclude_unset=True)
+        settings_within(None, **given)  # raises for what no backbone could have
+        return given
 
 
 class ModelConfig(Config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -31,6 +32,12 @@ def add_lora(model: RewardModel, config: LoraConfig, seed: int) -> None:
 
     A head left to an adapter would be lost on reload and replaced at random (trl 381, OpenRLHF 1342), so it never is.
     """
+    if model.untrained_tokens:
+        warnings.warn(
+            f"lora leaves embeddings as they are, and this model never saw its tokens {' and '.join(model.untrained_tokens)}: "
+            "they stay as they were drawn. Pre-train without lora first, or start from a saved reward model",
+            stacklevel=2,
+        )
     linear = sorted(
         {name.rsplit(".", 1)[-1] for name, m in model.backbone.base_model.named_modules() if isinstance(m, torch.nn.Linear)}
     )

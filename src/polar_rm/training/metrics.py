@@ -191,7 +191,7 @@ def training_flops(config: PretrainedConfig, layout: TreeLayout, lora: LoraConfi
     """
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = head * config.num_attention_heads, head * config.num_key_value_heads
+    queries, keys = head * config.num_attention_heads, head * getattr(config, "num_key_value_heads", config.num_attention_heads)
     below = config.num_hidden_layers - 1
     rank = lora.rank if lora else 0
 

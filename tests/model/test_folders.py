@@ -1,0 +1,258 @@
+"""F13, F12, H13, B8: whatever a model folder says, it is taken exactly or refused in one line that names it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import tiny
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+from polar_rm.attention.layout import TreeLayout, TreeSpan
+from polar_rm.conversion.convert import plan
+from polar_rm.errors import PolarError, UnsupportedModel
+from polar_rm.model import exactness, weights
+from polar_rm.model.reward_model import RewardModel
+from polar_rm.training.metrics import training_flops
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("folders")
+    tiny.reward_model(folder / "lm").save(folder / "native")
+    return folder
+
+
+def config(**changes):
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def rope(**values):
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        written = json.loads(path.read_text())
+        written["rope_parameters"] = {"rope_theta": 10000.0, **values}
+        written["rope_scaling"] = values
+        path.write_text(json.dumps(written))
+
+    return change
+
+
+def pickled(value=None, **changes):
+    """Weights as PyTorch's own file, in the place of safetensors."""
+
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        torch.save(tensors if value is None else value, folder / "pytorch_model.bin", **changes)
+
+    return change
+
+
+def hostile_pickle(folder: Path) -> None:
+    class Runs:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / "ran"),)
+
+    pickled({"a": Runs()})(folder)
+
+
+def index(value):
+    def change(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(value))
+
+    return change
+
+
+def nested(depth: int):
+    def change(folder: Path) -> None:
+        text = (folder / "config.json").read_text().rstrip().removesuffix("}")
+        (folder / "config.json").write_text(text + ', "x": ' + '{"a":' * depth + "1" + "}" * depth + "}")
+
+    return change
+
+
+def tokenizer_config(**changes):
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def normalizer(*steps):
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        written = json.loads(path.read_text())
+        path.write_text(json.dumps(written | {"normalizer": {"type": "Sequence", "normalizers": list(steps)}}))
+
+    return change
+
+
+def packed_pickle(folder: Path) -> None:
+    pickled()(folder)
+    path, packed = folder / "pytorch_model.bin", folder / "packed"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w") as target:
+        for member in source.infolist():
+            kind = zipfile.ZIP_DEFLATED if member.filename.endswith("data.pkl") else zipfile.ZIP_STORED
+            content = source.read(member)
+            target.writestr(member.filename, content + bytes(1 << 22) if kind == zipfile.ZIP_DEFLATED else content, kind)
+    packed.replace(path)
+
+
+BOMB = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
+CASES = {
+    "hidden size 0": (config(hidden_size=0), r"config.json: hidden_size is 0: expected a positive integer"),
+    "hidden size as text": (config(hidden_size="64"), r"hidden_size is '64': expected a positive integer"),
+    "no integer": (config(num_attention_heads=True), "num_attention_heads is True"),
+    "negative positions": (config(max_position_embeddings=-5), "max_position_embeddings is -5"),
+    "NaN": (config(rms_norm_eps=float("nan")), "rms_norm_eps is nan: expected a positive number"),
+    "layers": (config(num_hidden_layers=10**7), "num_hidden_layers is 10,000,000: more than 10,000"),
+    "more layers than weights": (config(num_hidden_layers=3000), "says 3,000 layers, its weights hold 2"),
+    "rope x": (rope(rope_type="x"), "unknown type 'x'; known: default, "),
+    "rope is a list": (config(rope_parameters=[1], rope_scaling=[1]), "expected an object"),
+    "dynamic": (rope(rope_type="dynamic", factor=2.0), "'dynamic', whose frequencies depend on the longest sequence of a row"),
+    "longrope": (
+        rope(rope_type="longrope", factor=2.0, short_factor=[1.0] * 8, long_factor=[2.0] * 8),
+        "'longrope', whose frequencies depend",
+    ),
+    "longrope under its first name": (config(rope_scaling={"type": "su"}, rope_parameters=None), "'su', whose frequencies"),
+    "by layer type": (
+        rope(full_attention={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+        "'dynamic', whose frequencies",
+    ),
+    "factor": (rope(rope_type="linear", factor=float("nan")), "factor is nan: expected a positive number"),
+    **{
+        method: (config(quantization_config={"quant_method": method, "bits": 4}), rf"quantised \('{method}'\)")
+        for method in ("gptq", "awq", "bitsandbytes", "compressed-tensors", "unheard-of")
+    },
+    "quantised somehow": (config(quantization_config="int4"), "quantised"),
+    "nested": (nested(100_000), "config.json: not JSON"),
+    "nested less": (nested(500), "config.json: nested deeper than 50 levels"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json: not a JSON object"),
+    "model type": (config(model_type="no-such-model"), "no-such-model"),
+    "model type of no text": (config(model_type=5), "folder: "),
+    "index out of the folder": (
+        index({"weight_map": {"a": "../outside.safetensors"}}),
+        r"index.json: names the shard '../outside.safetensors', which is not in the folder",
+    ),
+    "index of a list": (index([]), "index.json: not a JSON object"),
+    "index of lists": (index({"weight_map": {"a": ["b"]}}), "has no 'weight_map'"),
+    "index of nothing": (index({"weight_map": {"a": "gone.safetensors"}}), "names the shard 'gone.safetensors'"),
+    "code in a pickle": (hostile_pickle, "not weights alone"),
+    "old pickle": (pickled(_use_new_zipfile_serialization=False), "not weights alone"),
+    "a list in a pickle": (pickled([torch.ones(2)]), "it holds no tensors by name"),
+    "integer keys": (pickled({1: torch.ones(2)}), "it holds no tensors by name"),
+    "a packed pickle": (packed_pickle, "is packed, .* for 4,[0-9,]+; torch packs nothing"),
+    "padding is an object": (tokenizer_config(pad_token={"x": 1}), r"tokenizer_config.json: pad_token: expected a token's text"),
+    "padding is a number": (tokenizer_config(pad_token=5), r"tokenizer_config.json: pad_token: expected a token's text, not 5"),
+    "a replacement bomb": (normalizer(BOMB, BOMB, BOMB), "make a text up to 1,000,000,000 times as long, more than 100"),
+    "tokenizer is a list": (lambda folder: (folder / "tokenizer.json").write_text("[]"), "tokenizer.json: not a JSON object"),
+    "tokenizer is nested": (
+        lambda folder: (folder / "tokenizer.json").write_text('{"normalizer":' * 50_000 + "1" + "}" * 50_000),
+        "tokenizer.json: not JSON",
+    ),
+    "odd normaliser": (normalizer({"type": "Replace", "pattern": 3, "content": "a"}), "tokenizer.json: not a tokenizer"),
+}
+
+
+@pytest.fixture
+def small_description(monkeypatch):
+    monkeypatch.setattr(weights, "MAX_DESCRIPTION", 1 << 20)
+
+
+@pytest.mark.parametrize("kind", ["lm", "native", "stock"])
+@pytest.mark.parametrize("name", CASES)
+def test_each_is_one_clear_line(folders, tmp_path, name, kind, small_description):
+    change, message = CASES[name]
+    folder = tmp_path / "folder"
+    shutil.copytree(folders / ("lm" if kind == "lm" else "native"), folder)
+    if kind == "stock":
+        written = json.loads((folder / "config.json").read_text())
+        del written["polar"]
+        (folder / "config.json").write_text(json.dumps(written))
+    load = {"lm": RewardModel.from_causal_lm, "native": RewardModel.from_pretrained, "stock": plan}[kind]
+    change(folder)
+    with pytest.raises(PolarError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    assert not (folder / "ran").exists()
+
+
+def test_weights_of_torch_are_read_where_they_are_weights_alone(folders, tmp_path):
+    shutil.copytree(folders / "lm", tmp_path / "lm")
+    pickled()(tmp_path / "lm")
+    one, other = (RewardModel.from_causal_lm(folder).state_dict() for folder in (folders / "lm", tmp_path / "lm"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_packages_that_weights_need_are_one_line(monkeypatch, folders):
+    from transformers import AutoModelForSequenceClassification
+
+    def missing(*_, **__):
+        raise ImportError("Using `bitsandbytes` 4-bit quantization requires bitsandbytes\n\nand more")
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", missing)
+    with pytest.raises(UnsupportedModel, match="lm: Using `bitsandbytes` 4-bit quantization requires bitsandbytes$"):
+        RewardModel.from_causal_lm(folders / "lm")
+
+
+def gpt_neox(folder: Path, **changes) -> Path:
+    tiny.causal_lm(folder)
+    torch.manual_seed(0)
+    size = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    GPTNeoXForCausalLM(GPTNeoXConfig(**size, max_position_embeddings=2048, **changes)).save_pretrained(folder)
+    return folder
+
+
+def test_a_family_that_we_never_heard_of_is_admitted_and_has_flops(tmp_path):
+    """B7."""
+    with pytest.warns(UserWarning, match="'gpt_neox' is not a known backbone; it passed the equality check"):
+        model = RewardModel.from_causal_lm(gpt_neox(tmp_path / "lm"))
+    layout = TreeLayout((TreeSpan(0, 10, (5, 5)),))
+    alike = tiny.config("llama", hidden_size=32, intermediate_size=48, num_key_value_heads=4, head_dim=8)
+    assert training_flops(model.backbone.config, layout) == training_flops(alike, layout)
+
+
+def test_the_equality_check_sees_frequencies_that_go_by_the_longest_position(tmp_path, monkeypatch):
+    """B8."""
+    from polar_rm.model import backbones
+
+    folder = gpt_neox(
+        tmp_path / "lm", rope_scaling={"rope_type": "dynamic", "factor": 8.0, "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    )
+    with pytest.raises(UnsupportedModel, match="'dynamic', whose frequencies"):
+        RewardModel.from_causal_lm(folder)
+    monkeypatch.setattr(backbones, "check_config_file", lambda folder: None)
+    monkeypatch.setattr(backbones, "rope_refusals", lambda values: [])
+    with pytest.raises(UnsupportedModel, match="differs from separate sequences"):
+        RewardModel.from_causal_lm(folder)
+    monkeypatch.setattr(exactness, "_first_long_position", lambda config, n_tokens: 0)
+    with pytest.warns(UserWarning, match="passed"):  # without a long row nothing would be seen
+        RewardModel.from_causal_lm(folder)
+
+
+def test_a_bomb_takes_no_memory(tmp_path):
+    """F12. In a process whose memory is bounded, as the tokenizer's library aborts where there is none."""
+    tiny.causal_lm(tmp_path / "lm")
+    normalizer(BOMB, BOMB, BOMB)(tmp_path / "lm")
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32));"
+        "from polar_rm.encoding.tokenizers import load_tokenizer\n"
+        "try: load_tokenizer(sys.argv[1])\nexcept Exception as error: print(type(error).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lm")], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "PolarError"

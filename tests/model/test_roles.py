@@ -1,0 +1,132 @@
+"""H3, H8, H20: role tokens, lengths and BOS of a model that is made of somebody's language model."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from support import tiny
+from tokenizers import AddedToken, Tokenizer
+from transformers import AutoModelForCausalLM
+
+from polar_rm.conversion.convert import plan
+from polar_rm.encoding.settings import REWARD_TOKEN, SEPARATOR_TOKEN, EncoderSettings
+from polar_rm.errors import PolarError
+from polar_rm.model.reward_model import RewardModel
+from polar_rm.training.config import EncoderConfig, LoraConfig
+from polar_rm.training.lora import add_lora
+
+KNOWN = 400
+
+
+def padded(folder: Path, rows: int = 512, fill: float = 0.0, tokenizer: Tokenizer | None = None) -> Path:
+    """A language model whose table has more rows than its tokenizer has tokens, as Qwen's have."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny.config("qwen2", vocab_size=rows))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[KNOWN:] = fill
+    tiny.causal_lm(folder, "qwen2")
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def with_roles() -> Tokenizer:
+    tokenizer = Tokenizer.from_str(tiny.tokenizer().to_str())
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in (SEPARATOR_TOKEN, REWARD_TOKEN)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("fill", [0.0, 7.0])
+@pytest.mark.parametrize("tokenizer", [None, with_roles], ids=["added", "never trained"])
+def test_role_tokens_start_as_known_ones_and_apart(tmp_path, fill, tokenizer):
+    """H3. In a padded table their rows are there, equal and perhaps zero."""
+    model = RewardModel.from_causal_lm(padded(tmp_path, fill=fill, tokenizer=tokenizer and tokenizer()))
+    table = model.backbone.get_input_embeddings().weight.detach()
+    assert table.shape[0] == 512
+    separator, reward = table[model.encoder.separator_id], table[model.encoder.reward_id]
+    known = table[:KNOWN]
+    assert not torch.equal(separator, reward)
+    for row in (separator, reward):
+        assert ((row - known.mean(0)) / known.std(0)).square().mean().sqrt() == pytest.approx(1, abs=0.3)
+    assert torch.equal(table[KNOWN + 2 :], torch.full_like(table[KNOWN + 2 :], fill))  # padding stays what it was
+    assert model.untrained_tokens == (SEPARATOR_TOKEN, REWARD_TOKEN)
+
+
+def test_role_tokens_that_were_trained_stay_as_they_are(tmp_path):
+    """H3."""
+    folder = padded(tmp_path, tokenizer=with_roles())
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[KNOWN : KNOWN + 2] = torch.randn(2, 64, generator=torch.Generator().manual_seed(3))
+    model.save_pretrained(folder)
+    made = RewardModel.from_causal_lm(folder)
+    assert torch.equal(made.backbone.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert made.untrained_tokens == ()
+
+
+def test_lora_on_tokens_that_nobody_trained_is_warned_about(tmp_path):
+    """H3."""
+    model = RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "lm"))
+    with pytest.warns(UserWarning, match=r"lora leaves embeddings.*<\|reward\|> and \[UNUSED_TOKEN_130\]"):
+        add_lora(model, LoraConfig(rank=2, alpha=4), seed=0)
+    RewardModel.from_causal_lm(tmp_path / "lm").save(tmp_path / "rm")
+    saved = RewardModel.from_pretrained(tmp_path / "rm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        add_lora(saved, LoraConfig(rank=2, alpha=4), seed=0)
+
+
+def test_lengths_of_a_new_model_are_no_longer_than_its_positions(tmp_path):
+    """H8."""
+    folder = tiny.causal_lm(tmp_path / "lm")  # of 2,048 positions
+    settings = RewardModel.from_causal_lm(folder).encoder.settings
+    assert (settings.max_length, settings.max_response_length) == (2048, 512)
+    given = EncoderConfig(template="polar-chat", max_length=1000).settings()
+    settings = RewardModel.from_causal_lm(folder, settings=given).encoder.settings
+    assert (settings.template, settings.max_length, settings.max_response_length) == ("polar-chat", 1000, 250)
+    model = RewardModel.from_causal_lm(folder)
+    model.save(tmp_path / "rm")
+    assert json.loads((tmp_path / "rm/tokenizer_config.json").read_text())["model_max_length"] == 2048
+    with pytest.warns(UserWarning, match="max_length 16,384 is more than the backbone's 2,048 positions"):
+        assert RewardModel.from_causal_lm(folder, settings=EncoderSettings()).encoder.settings.max_length == 16384
+    assert RewardModel.from_preset("1m", folder).encoder.settings == EncoderSettings()
+
+
+def say_bos(folder: Path, **changes: object) -> Path:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_a_bos_that_only_the_config_knows_is_obeyed(tmp_path):
+    """H20."""
+    plain = tiny.causal_lm(tmp_path / "plain")
+    assert RewardModel.from_causal_lm(plain).encoder.bos_ids == []
+    for value in (False, None, "yes"):
+        assert RewardModel.from_causal_lm(say_bos(plain, add_bos_token=value)).encoder.bos_ids == []
+    model = RewardModel.from_causal_lm(say_bos(plain, add_bos_token=True))
+    assert model.encoder.bos_ids == [0]
+    built_in = RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "built_in", bos=True))
+    assert model.encoder.hash == built_in.encoder.hash
+    assert model.encoder.encode_outputs("p", "r", ["o"]) == built_in.encoder.encode_outputs("p", "r", ["o"])
+    again = RewardModel.from_causal_lm(say_bos(tmp_path / "built_in", add_bos_token=True))
+    assert again.encoder.bos_ids == [0]
+    model.save(tmp_path / "rm")
+    assert RewardModel.from_pretrained(tmp_path / "rm").encoder.hash == model.encoder.hash
+    with pytest.raises(PolarError, match="bos_token is '<begin>', which the tokenizer does not have"):
+        RewardModel.from_causal_lm(say_bos(plain, bos_token="<begin>"))
+
+
+def test_a_bos_that_only_the_config_knows_is_obeyed_by_conversion(tmp_path):
+    """H20."""
+    tiny.reward_model(tmp_path / "lm").save(tmp_path / "rm")
+    config = json.loads((tmp_path / "rm/config.json").read_text())
+    del config["polar"]
+    (tmp_path / "rm/config.json").write_text(json.dumps(config))
+    assert plan(tmp_path / "rm").encoder.bos_ids == []
+    assert plan(say_bos(tmp_path / "rm", add_bos_token=True)).encoder.bos_ids == [0]
