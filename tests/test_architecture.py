@@ -31,12 +31,8 @@ FLOORS = [
     ["parity", "quickstart"],
     ["cli"],
 ]
-UPWARD: set[tuple[str, str]] = {
-    ("model.reward_model", "scoring"),
-}
-CIRCLES: set[frozenset[str]] = {
-    frozenset({"model.reward_model", "scoring.scorer"}),
-}
+UPWARD: set[tuple[str, str]] = set()
+CIRCLES: set[frozenset[str]] = set()
 PRIVATE: set[tuple[str, str]] = set()
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
@@ -46,18 +42,7 @@ WITHOUT_DOCSTRING = set(
     attention.layout.TreeSpan.n_tokens
     conversion.internlm2.Shape.groups
     conversion.internlm2.Shape.of
-    model.backbones.add_embeddings
-    model.backbones.attention_name
-    model.backbones.dtype_of
-    model.backbones.first_line
-    model.backbones.keep_layers
-    model.backbones.load_backbone
-    model.backbones.read_tokenizer
     model.packing.PackedRow.to
-    model.reward_model.RewardModel.device
-    model.weights.LazyTensor.nbytes
-    model.weights.LazyTensor.of
-    model.weights.LazyTensor.to
     parity.items.Encoded.ids
     parity.items.encode
     parity.items.ids_differ
@@ -70,7 +55,6 @@ WITHOUT_DOCSTRING = set(
     records.fields.Fields.text
     records.fields.Fields.texts
     records.fields.Fields.wrapper
-    scoring.scorer.check_finite
     serving.batching.Batcher.alive
     training.totals.Totals.add
     training.totals.Totals.reduce

@@ -1,4 +1,64 @@
 """Reward models pre-trained as policy discriminators (POLAR, arXiv 2507.05197).
 
-Nothing is imported here: ``polar_rm.records``, ``polar_rm.encoding`` and clients stay usable without torch.
+    import polar_rm
+
+    scorer = polar_rm.load("runs/quickstart/pretrain/model")
+    scorer.score_outputs(prompt="2 + 2?", reference="4", outputs=["4", "5"])
+
+Names are imported when they are asked for: ``polar_rm.records``, ``polar_rm.encoding`` and clients stay usable without torch.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polar_rm.client.blocking import RewardClient
+    from polar_rm.model.reward_model import RewardModel
+    from polar_rm.records import Comparison, ScoreItem, Trajectory
+    from polar_rm.scoring.scorer import Scorer
+
+__all__ = ["Comparison", "RewardClient", "RewardModel", "ScoreItem", "Scorer", "Trajectory", "__version__", "load"]
+
+_WHERE = {
+    "Comparison": "polar_rm.records",
+    "RewardClient": "polar_rm.client.blocking",
+    "RewardModel": "polar_rm.model.reward_model",
+    "ScoreItem": "polar_rm.records",
+    "Scorer": "polar_rm.scoring.scorer",
+    "Trajectory": "polar_rm.records",
+}
+
+
+def load(directory: str | Path, *, dtype: str = "float32", device: str = "auto") -> Scorer:
+    """A saved reward model, ready to score.
+
+    dtype: of the backbone: float32, bfloat16 or float16; scores are float32. device: cpu, cuda, or auto, which takes CUDA where
+    there is one.
+
+    Raises:
+        PolarError: no such folder, not a reward model, or one that was changed since it was saved.
+    """
+    from polar_rm.model.devices import pick_device
+    from polar_rm.model.reward_model import RewardModel
+    from polar_rm.scoring.scorer import Scorer
+
+    return Scorer(RewardModel.from_pretrained(directory, dtype=dtype, device=pick_device(device)))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        try:
+            return version("polar-rm")
+        except PackageNotFoundError:  # a source tree that nobody installed
+            return "0+unknown"
+    if name not in _WHERE:
+        raise AttributeError(f"module 'polar_rm' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

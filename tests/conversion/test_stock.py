@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from polar_rm.conversion.convert import convert, plan
 from polar_rm.errors import UnsupportedModel
 from polar_rm.model.reward_model import RewardModel
+from polar_rm.scoring.scorer import Scorer
 
 
 def rename(folder: Path, change, **config) -> Path:
@@ -47,7 +48,7 @@ def test_heads_of_other_trainers_come_in(tmp_path, family, change):
     convert(tmp_path / "theirs", tmp_path / "native")
     ours = RewardModel.from_pretrained(tmp_path / "native")
     question = {"prompt": "p", "reference": "the fox", "outputs": ["a dog", "the quick fox"]}
-    assert ours.score(**question) == pytest.approx(model.score(**question), abs=1e-5)
+    assert Scorer(ours).score_outputs(**question) == pytest.approx(Scorer(model).score_outputs(**question), abs=1e-5)
     config = json.loads((tmp_path / "native/config.json").read_text())
     assert (config["problem_type"], config["pad_token_id"]) == ("regression", 2)
     assert ours.encoder.settings.max_length == 2048  # the backbone has no more positions

@@ -16,6 +16,7 @@ from polar_rm.model import exactness, skipping
 from polar_rm.model.packing import pack
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import Comparison
+from polar_rm.scoring.scorer import Scorer
 
 OUTPUTS = ["the quick brown fox", "a slow green turtle", "", "the quick brown dog", "7 and 8"]
 
@@ -44,7 +45,8 @@ def change_weights(folder, change):
 def test_the_saved_folder_scores_equally_in_plain_transformers(tmp_path, family):
     model = tiny.reward_model(tmp_path / "lm", family)
     model.save(tmp_path / "model")
-    ours = RewardModel.from_pretrained(tmp_path / "model").score(prompt="What?", reference="a fox", outputs=OUTPUTS)
+    scorer = Scorer(RewardModel.from_pretrained(tmp_path / "model"))
+    ours = scorer.score_outputs(prompt="What?", reference="a fox", outputs=OUTPUTS)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", dtype=torch.float32)
     assert type(plain).__name__.lower() == f"{family}forsequenceclassification"
     encoder = model.encoder
@@ -96,7 +98,7 @@ def test_in_inference_a_row_goes_through_an_mlp_in_chunks_and_scores_the_same(tm
 
 def test_a_new_model_scores_zero_everywhere(tmp_path):
     model = tiny.reward_model(tmp_path / "lm", head=False)
-    assert model.score(prompt="p", reference="r", outputs=["a", "b"]) == [0.0, 0.0]
+    assert Scorer(model).score_outputs(prompt="p", reference="r", outputs=["a", "b"]) == [0.0, 0.0]
     assert model.backbone.score.weight.dtype == torch.float32
     assert model.backbone.score.bias is None
 
@@ -105,8 +107,8 @@ def test_bf16_backbones_keep_a_float32_head(saved):
     model = RewardModel.from_pretrained(saved, dtype="bfloat16")
     assert model.backbone.score.weight.dtype == torch.float32
     assert next(model.backbone.model.parameters()).dtype == torch.bfloat16
-    full = RewardModel.from_pretrained(saved).score(prompt="p", reference="r", outputs=OUTPUTS)
-    assert model.score(prompt="p", reference="r", outputs=OUTPUTS) == pytest.approx(full, rel=0.05, abs=0.1)
+    full = Scorer(RewardModel.from_pretrained(saved)).score_outputs(prompt="p", reference="r", outputs=OUTPUTS)
+    assert Scorer(model).score_outputs(prompt="p", reference="r", outputs=OUTPUTS) == pytest.approx(full, rel=0.05, abs=0.1)
 
 
 def test_only_the_first_layers_are_kept(tmp_path):
@@ -165,7 +167,7 @@ def test_weights_that_are_cut_or_of_another_shape_are_refused(saved, tmp_path):
     cut = copy(saved, tmp_path / "cut")
     weights = cut / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UnsupportedModel, match="cut: "):
+    with pytest.raises(PolarError, match="cut/model.safetensors: not a complete safetensors file"):
         RewardModel.from_pretrained(cut)
     narrow = copy(saved, tmp_path / "narrow")
     change_weights(narrow, lambda weights: weights.update({"model.norm.weight": torch.ones(63)}))
@@ -183,7 +185,7 @@ def test_a_backbone_may_be_wrapped_again(tmp_path):
     model = tiny.reward_model(tmp_path / "lm")
     again = RewardModel(model.backbone, model.encoder, model.specials)
     case = {"prompt": "the", "reference": "quick", "outputs": ["fox", "lazy dog"]}
-    assert again.score(**case) == model.score(**case)
+    assert Scorer(again).score_outputs(**case) == Scorer(model).score_outputs(**case)
 
 
 def test_threads_may_share_a_model(tmp_path):
@@ -192,7 +194,7 @@ def test_threads_may_share_a_model(tmp_path):
         {"prompt": "the", "reference": "quick", "outputs": ["fox"]},
         {"prompt": "a", "reference": "b", "outputs": ["c d", "e"]},
     ]
-    alone = [model.score(**case) for case in cases]
+    alone = [Scorer(model).score_outputs(**case) for case in cases]
     both = threading.Barrier(2, timeout=60)
 
     def wait(*_):
@@ -200,7 +202,7 @@ def test_threads_may_share_a_model(tmp_path):
 
     model.backbone.model.layers[-1].register_forward_pre_hook(wait)
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda case: model.score(**case), cases)) == alone
+        assert list(pool.map(lambda case: Scorer(model).score_outputs(**case), cases)) == alone
 
 
 def test_families_that_do_not_pass_the_equality_check_are_refused_by_name(tmp_path):

@@ -11,6 +11,7 @@ from polar_rm.model.reward_model import RewardModel
 from polar_rm.quickstart.pipeline import Quickstart, _Stages, run
 from polar_rm.quickstart.report import summary
 from polar_rm.records import read_comparisons
+from polar_rm.scoring.scorer import Scorer
 
 
 def stages(folder, *overrides):
@@ -83,7 +84,8 @@ def test_the_whole_job_on_a_tiny_model_and_a_second_run_that_reuses_it(tmp_path)
     assert page.count("<svg") == 4
     assert all(word in page for word in ("Who wrote it?", "cannot do", "without pre-training", "base-tale"))
     assert len(summary(report)) == 3 + 4
-    assert RewardModel.from_pretrained(tmp_path / "run/pretrain/model").score(prompt="p", reference="r", outputs=["o"])
+    scorer = Scorer(RewardModel.from_pretrained(tmp_path / "run/pretrain/model"))
+    assert scorer.score_outputs(prompt="p", reference="r", outputs=["o"])
 
     # Prompts and policies that are held out really are, and near duplicates never meet.
     trained = list(read_comparisons(tmp_path / "run/corpus/train"))

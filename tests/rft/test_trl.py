@@ -16,6 +16,7 @@ from polar_rm.records import ScoreItem
 from polar_rm.rft.config import RftConfig
 from polar_rm.rft.run import read_rows, run
 from polar_rm.rft.trl import AsyncPolarReward, PolarReward
+from polar_rm.scoring.scorer import Scorer
 
 ENCODER = fakes.encoder(max_length=60, max_response_length=20)
 PROMPTS = ["the dog", "the dog", "a fox"]
@@ -52,7 +53,7 @@ def test_a_folder_rewards_in_this_process(tmp_path):
     model.save(tmp_path / "model")
     rewards = PolarReward(tmp_path / "model", reference_column="answer")(PROMPTS, COMPLETIONS, answer=REFERENCES)
     triples = zip(PROMPTS, REFERENCES, COMPLETIONS, strict=True)
-    alone = [model.score(prompt=prompt, reference=ref, outputs=[output])[0] for prompt, ref, output in triples]
+    alone = [Scorer(model).score_outputs(prompt=prompt, reference=ref, outputs=[output])[0] for prompt, ref, output in triples]
     assert rewards == pytest.approx(alone, abs=1e-4)
     with pytest.raises(PolarError, match="api_key can't be used"):
         PolarReward(tmp_path / "model", api_key="k")

@@ -7,7 +7,9 @@ import torch
 from support import tiny
 
 from polar_rm.errors import PolarError, ScoreError
+from polar_rm.model.packing import pack
 from polar_rm.records import Comparison, OnBadRow, ScoreItem, write_records
+from polar_rm.scoring import scorer as scorer_module
 from polar_rm.scoring.files import score_file
 from polar_rm.scoring.scorer import Scorer
 
@@ -30,7 +32,7 @@ def items(n=40, seed=0):
 
 
 def one_by_one(model, some):
-    return [model.score(prompt=i.prompt, reference=i.reference, outputs=[i.output])[0] for i in some]
+    return [Scorer(model).score_outputs(prompt=i.prompt, reference=i.reference, outputs=[i.output])[0] for i in some]
 
 
 @pytest.mark.parametrize(("token_budget", "window"), [(8192, 1024), (60, 1024), (200, 7)])
@@ -58,7 +60,7 @@ def test_candidates_of_equal_ids_are_ties_wherever_they_stand(tmp_path):
     first, second = scorer.score_comparisons(some)
     assert len(set(first)) == 1 and len(first) == len(cut)
     assert second[0] == second[1] != second[2]
-    assert (scorer.cut, scorer.alike) == (1, 2)
+    assert (scorer.noted["truncated"], scorer.noted["tied"]) == (1, 2)
 
 
 def test_truncation_and_lengths_are_reported(tmp_path):
@@ -67,6 +69,66 @@ def test_truncation_and_lengths_are_reported(tmp_path):
     short, long = Scorer(model).score([ScoreItem("p", "fox", "dog"), ScoreItem("p", "fox", "lazy dog " * 30)])
     assert (short.truncated, long.truncated) == (False, True)
     assert short.n_tokens < long.n_tokens <= 40
+
+
+@pytest.mark.parametrize(
+    ("item", "cut"),
+    [
+        (ScoreItem("lazy dog " * 30, "fox", "dog"), (True, False, False)),
+        (ScoreItem("p", "lazy dog " * 30, "dog"), (False, True, False)),
+        (ScoreItem("p", "fox", "lazy dog " * 30), (False, False, True)),
+    ],
+)
+def test_a_cut_of_any_text_is_told(tmp_path, item, cut):
+    """sco-4."""
+    model = tiny.reward_model(tmp_path, settings=tiny.EncoderSettings(max_length=40, max_response_length=10))
+    [reward] = Scorer(model).score([item])
+    assert (reward.cut.prompt > 0, reward.cut.reference > 0, reward.cut.output > 0) == cut
+    assert reward.truncated and reward.notes == ("truncated",)
+
+
+def test_candidates_of_equal_ids_reach_the_model_once(model, monkeypatch):
+    """sco-3."""
+    seen = []
+    monkeypatch.setattr(scorer_module, "pack", lambda trees: seen.extend(trees) or pack(trees))
+    outputs = ["the fox", *("<|reward|>the fox" for _ in range(12))]
+    rewards = Scorer(model).score_outputs(prompt="p", reference="r", outputs=outputs)
+    assert len(set(rewards)) == 1
+    assert sum(len(tree.branches) for tree in seen) == 1
+
+
+def test_notes_are_given_with_each_score_and_counted(tmp_path):
+    """H8."""
+    model = tiny.reward_model(tmp_path, settings=tiny.EncoderSettings(max_length=3000, max_response_length=700))
+    long = ScoreItem("the fox " * 600, "fox", "dog")  # 2,048 positions
+    some = [long, ScoreItem("p", "r", " "), ScoreItem("p", "r", "<think>so"), ScoreItem("p", "r", "a dog")]
+    scorer = Scorer(model)
+    notes = [reward.notes for reward in scorer.score(some)]
+    assert notes == [("beyond_positions",), ("empty",), ("unfinished_thinking",), ()]
+    assert scorer.noted == {"beyond_positions": 1, "empty": 1, "unfinished_thinking": 1}
+    write_records(tmp_path / "items.jsonl", some)
+    with pytest.warns(UserWarning, match="1 items are longer than the backbone's positions"):
+        run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [tuple(row["notes"]) for row in rows] == notes
+    comparison = Comparison("the fox " * 600, "fox", ("dog", "<think>x"), (0, 1))
+    list(scorer.score_comparisons([comparison, comparison]))
+    assert (scorer.noted["beyond_positions"], scorer.noted["unfinished_thinking"]) == (3, 3)
+
+
+def test_a_model_is_left_in_the_mode_that_it_had(tmp_path):
+    """B21."""
+    model = tiny.reward_model(tmp_path)
+    model.train()
+    model.backbone.model.layers[0].eval()  # somebody froze it
+    before = {name: module.training for name, module in model.named_modules()}
+    scorer = Scorer(model)
+    assert scorer.score_outputs(prompt="p", reference="r", outputs=["a"])
+    assert {name: module.training for name, module in model.named_modules()} == before
+    seen = []
+    model.backbone.model.layers[1].register_forward_pre_hook(lambda module, args: seen.append(model.training))
+    scorer.score_outputs(prompt="p", reference="r", outputs=["a"])
+    assert seen == [False]
 
 
 def test_a_score_that_is_not_finite_is_an_error(tmp_path):

@@ -16,6 +16,14 @@ from polar_rm.evaluation.references import ReferenceMode
 from polar_rm.evaluation.report import DataFile
 from polar_rm.records import Comparison, OnBadRow, find_files, read_comparisons
 
+# What a report says of comparisons whose scores have a note.
+_WARNINGS = {
+    "truncated": "have a text that was cut to the encoder's limits",
+    "tied": "have candidates that the encoder makes equal: ties",
+    "beyond_positions": "are longer than the backbone's positions: their scores mean little",
+    "unfinished_thinking": "have a candidate whose thinking never ends",
+}
+
 
 class ComparisonFiles:
     """Files of comparisons as one stream that can be read more than once; the first pass alone reports bad rows.
@@ -86,8 +94,7 @@ def evaluate_files(
         progress=progress,
     )
     result.report["data"] = comparisons.describe()
-    if scorer.cut:
-        result.report["warnings"].append(f"{scorer.cut:,} comparisons have a text that was cut to the encoder's limits")
-    if scorer.alike:
-        result.report["warnings"].append(f"{scorer.alike:,} comparisons have candidates that the encoder makes equal: ties")
+    for note, words in _WARNINGS.items():
+        if count := scorer.noted[note]:
+            result.report["warnings"].append(f"{count:,} comparisons {words}")
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,6 @@ from polar_rm.model.language_models import gguf_parsed_once
 from polar_rm.model.native import save_native
 from polar_rm.model.packing import PackedRow
 from polar_rm.model.skipping import InChunks, only_score_positions
-from polar_rm.records import Text, Wrapper
 
 
 class RewardModel(nn.Module):
@@ -138,19 +137,6 @@ class RewardModel(nn.Module):
         scores: torch.Tensor = self.backbone.score(ends.float())[:, 0]
         return scores.clone()  # FSDP2 hooks its backward to what is returned, and warns of a view
 
-    @torch.inference_mode()
-    def score(self, *, prompt: Text, reference: Text, outputs: Sequence[Text], wrapper: Wrapper = "sft") -> list[float]:
-        """One raw reward per output. Only differences mean something (design: scores are unbounded).
-
-        Raises:
-            ScoreError: a score is not finite.
-        """
-        from polar_rm.records import ScoreItem
-        from polar_rm.scoring.scorer import Scorer
-
-        items = [ScoreItem(prompt, reference, output, wrapper) for output in outputs]
-        return [scored.reward for scored in Scorer(self).score(items)]
-
     def save(self, directory: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write a native checkpoint atomically. ``weights``: the state dict to write instead of this module's own (the
         trainer's float32 master weights)."""
@@ -158,6 +144,7 @@ class RewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its head is."""
         weight: torch.Tensor = self.backbone.score.weight
         return weight.device
 

@@ -226,12 +226,12 @@ def _measure(scorer: _Recorder, path: Path, by: str | None = None) -> Evaluation
 def _examples(output: Path) -> dict[str, Any]:
     """For every live prompt an identical, a same-policy and an other-policy candidate."""
     rows = json.loads((output / "stages/sample.json").read_text())["result"]["trajectories"]
-    model = RewardModel.from_pretrained(output / "pretrain/model")
+    scorer = Scorer(RewardModel.from_pretrained(output / "pretrain/model"))
     examples = []
     for prompt in dict.fromkeys(row["prompt"] for row in rows):
         own, other = ([row["text"] for row in rows if row["prompt"] == prompt and row["policy"] == p] for p in LIVE_POLICIES)
         candidates = {"identical": own[0], "same policy": own[1], "other policy": other[0]}
-        rewards = model.score(prompt=prompt, reference=own[0], outputs=list(candidates.values()))
+        rewards = scorer.score_outputs(prompt=prompt, reference=own[0], outputs=list(candidates.values()))
         scored = [{"candidate": c, "text": t, "reward": r} for (c, t), r in zip(candidates.items(), rewards, strict=True)]
         examples.append({"prompt": prompt, "reference": own[0], "candidates": scored})
     return {"policies": list(LIVE_POLICIES), "examples": examples}

@@ -37,13 +37,33 @@ class Cut:
         return cls(cut.prompt, cut.reference, cut.candidates[branch] if cut.candidates else 0)
 
 
+Note = Literal["truncated", "beyond_positions", "unfinished_thinking", "thinking_stripped", "empty"]
+"""What a reader of a reward should know. truncated: a text was cut to the encoder's limits. beyond_positions: the sequence is
+longer than the backbone's positions, where scores mean little. The others: see :mod:`polar_rm.encoding.texts`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """reward: raw and unbounded. n_tokens: of the whole sequence."""
+    """reward: raw and unbounded. n_tokens: of the whole sequence. notes: see :data:`Note`; none where nothing is known."""
 
     reward: float
     n_tokens: int
     cut: Cut = Cut()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a text was cut to the encoder's limits."""
+        return bool(self.cut)
+
+    @classmethod
+    def of(cls, reward: float, tree: PrefixTree, branch: int, max_positions: int | None = None) -> Reward:
+        """Of one candidate of an encoded tree. max_positions: of the backbone."""
+        n_tokens = len(tree.prefix) + len(tree.branches[branch])
+        cut = Cut.of(tree, branch)
+        notes = {"truncated": bool(cut), "beyond_positions": bool(max_positions) and n_tokens > (max_positions or 0)}
+        of_texts = tree.notes[branch] if tree.notes else ()
+        return cls(reward, n_tokens, cut, (*(note for note, holds in notes.items() if holds), *of_texts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +28,7 @@ def score_file(
     token_budget: int = 8192,
     on_bad_row: OnBadRow | None = None,
 ) -> Iterator[int]:
-    """Score a file of items into JSONL rows {row, reward, n_tokens, truncated, metadata}; yields the count of rows written.
+    """Score a file of items into JSONL; yields the count of rows written: {row, reward, n_tokens, truncated, notes, metadata}.
 
     Rows go to ``target.partial``, which becomes ``target`` at the end. Run again after an interruption, it continues behind the
     last window of items (see :class:`Scorer`) whose rows are all there, so that the result has the bytes of an uninterrupted run.
@@ -62,6 +63,11 @@ def score_file(
         partial.rename(target)
         sync(target.parent)
         state.unlink()
+    if count := scorer.noted["beyond_positions"]:
+        warnings.warn(
+            f"{count:,} items are longer than the backbone's positions: their scores mean little (noted as beyond_positions)",
+            stacklevel=2,
+        )
 
 
 def _keep_rows(file: BinaryIO, numbers: Sequence[int]) -> bool:
@@ -89,7 +95,13 @@ def _score_window(scorer: Scorer, window: Sequence[tuple[int, ScoreItem]], sourc
     """The lines of one window; those before an item without a score are given first."""
     for (number, item), scored in zip(window, scorer.score_window([item for _, item in window]), strict=True):
         check_finite(scored, f"{source}: row {number}")
-        row = {"row": number, "reward": scored.reward, "n_tokens": scored.n_tokens, "truncated": scored.truncated}
+        row = {
+            "row": number,
+            "reward": scored.reward,
+            "n_tokens": scored.n_tokens,
+            "truncated": scored.truncated,
+            "notes": list(scored.notes),
+        }
         yield (dump_json(row | {"metadata": item.metadata}) + "\n").encode()
 
 
