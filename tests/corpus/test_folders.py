@@ -186,6 +186,6 @@ def test_training_and_evaluation_refuse_what_is_left_of_a_corpus(tmp_path):
 
 def test_a_place_that_takes_no_shards_is_the_machines_fault(tmp_path):
     """So a build keeps what is done: the same command goes on."""
-    (tmp_path / "file").touch()
+    (tmp_path / "x.parquet").mkdir()
     with pytest.raises(MachineFailure, match=r"x.parquet: could not be written"):
-        write_records(tmp_path / "file/x.parquet", zoo(1))
+        write_records(tmp_path / "x.parquet", zoo(1))
