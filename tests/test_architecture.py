@@ -47,14 +47,6 @@ WITHOUT_DOCSTRING = set(
     parity.items.encode
     parity.items.ids_differ
     parity.report.Parity.ok
-    records.fields.Fields.has
-    records.fields.Fields.integer
-    records.fields.Fields.number
-    records.fields.Fields.ranks
-    records.fields.Fields.string
-    records.fields.Fields.text
-    records.fields.Fields.texts
-    records.fields.Fields.wrapper
     serving.batching.Batcher.alive
     training.totals.Totals.add
     training.totals.Totals.reduce

@@ -110,10 +110,11 @@ def test_bad_rows(polar, model, tmp_path, row, wanted):
     pairs = write(tmp_path / "pairs.jsonl", PAIR, row)
     refused(polar("evaluate", pairs, "--model", model), pairs, wanted)
     refused(polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run"), pairs, wanted)
-    code, _, error = polar("evaluate", pairs, "--model", model, "--on-bad-row", "skip")
+    code, said, _ = polar("evaluate", pairs, "--model", model, "--on-bad-row", "skip")
     assert code == 0
-    assert "1 bad rows were skipped" in error
-    assert json.loads((tmp_path / "pairs.jsonl.rejected.jsonl").read_text())["row"] == 2
+    assert "1 bad rows were skipped" in " ".join(said.split())
+    [side_file] = tmp_path.glob("pairs.jsonl.*.rejected")
+    assert json.loads(side_file.read_text())["row"] == 2
 
 
 def test_bad_files(polar, model, tmp_path):
@@ -130,6 +131,8 @@ def test_bad_files(polar, model, tmp_path):
 def test_results_have_a_place_before_there_are_any(polar, model, tmp_path, monkeypatch):
     items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
     refused(polar("score", "--model", model, "--input", items, "--output", items), items, "the input itself")
+    pattern = tmp_path / "item*.jsonl"  # H14
+    refused(polar("score", "--model", model, "--input", pattern, "--output", items), items, "the input itself")
     pairs = write(tmp_path / "pairs.jsonl", PAIR)
     monkeypatch.delattr(RewardModel, "from_pretrained")
     refused(polar("evaluate", pairs, "--model", model, "--json", tmp_path), tmp_path, "is a folder")

@@ -49,3 +49,21 @@ def test_bad_rows_stop_or_are_set_aside_once(tmp_path):
     assert evaluate(Length(), ComparisonFiles([path], bad)).report["n_pairs"] == 2
     assert len(side.read_text().splitlines()) == 2
     assert bad.count == 2
+
+
+def test_what_the_evaluation_writes_is_not_evaluated(tmp_path):
+    """H1."""
+    write(tmp_path / "a.jsonl", [row(1)])
+    report = write(tmp_path / "b.jsonl", [row(2)])
+    with pytest.raises(PolarError, match="b.jsonl: this run writes this file"):
+        ComparisonFiles([tmp_path], outputs=[report])
+
+
+def test_notes_are_counted_once_however_often_the_files_are_read(tmp_path):
+    """H4."""
+    path = write(tmp_path / "a.jsonl", [row(1, chosen="p1 again"), row(2)])
+    bad = OnBadRow()
+    files = ComparisonFiles([path], bad)
+    for _ in range(3):
+        assert len(list(files)) == 2
+    assert [warning.partition(":")[0] for warning in bad.warnings()] == ["1 row"]

@@ -144,3 +144,10 @@ def test_the_end_of_a_prompt_is_found_where_it_is_longest():
 def test_prompts_of_one_character_are_searched_once(answer):
     """Hours, if every place of the prompt were compared."""
     assert openrlhf.behind("a" * 40 + answer, "a" * 1_000_000) == answer
+
+
+def test_labels_out_of_tables_may_spell_messages_as_json_text():
+    """H5: references and prompts, never what the policy wrote."""
+    text = '[{"content": "So.", "role": "assistant"}]'
+    item = openrlhf.openrlhf_item("Q" + text, "Q", text)
+    assert (item.reference, item.output) == ([{"content": "So.", "role": "assistant"}], text)

@@ -172,3 +172,14 @@ def test_characters_of_messages_count_wherever_they_stand():
     assert polar.text_length(("ab", [{"role": "user", "content": "cd"}], None)) == 4
     [group] = polar.ask_items([ScoreItem([message], "r", "o")])["items"]
     assert group["prompt"] == [{key: message[key] for key in ("role", "content", "tool_calls")}]
+
+
+def test_an_output_that_repeats_the_prompt_fails_alone(post):
+    """H4: by field, with the way out; its neighbour is scored."""
+    user = {"role": "user", "content": "over"}
+    outputs = [[user, {"role": "assistant", "content": "the fox"}], "the fox"]
+    [item] = post("/v1/score", {"items": [{"prompt": "over", "reference": "the dog", "outputs": outputs}]})["results"]
+    bad, good = item["outputs"]
+    assert bad["error"]["code"] == "invalid_item"
+    assert "field 'output': expected the answer alone, but it begins with the prompt" in bad["error"]["message"]
+    assert isinstance(good["reward"], float)

@@ -10,15 +10,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from polar_rm.errors import BadRow, PolarError
 from polar_rm.records import (
     Comparison,
+    InvalidRecord,
     OnBadRow,
     ScoreItem,
     Trajectory,
+    check,
     flatten,
     read_comparisons,
     read_items,
@@ -157,11 +159,11 @@ def test_row_numbers_have_gaps_where_rows_were_skipped(tmp_path):
 
 def test_files_that_are_no_files(tmp_path):
     (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "data.csv").touch()
+    (tmp_path / "data.xlsx").touch()
     (tmp_path / "folder").mkdir()
     for name, message in [
         ("empty.jsonl", "is empty"),
-        ("data.csv", "unknown kind of file"),
+        ("data.xlsx", "unknown kind of file"),
         ("missing.jsonl", "no such file"),
         ("folder", "holds no"),
     ]:
@@ -250,7 +252,11 @@ def comparisons(draw):
         st.lists(st.integers(0, 5), min_size=len(candidates), max_size=len(candidates)).filter(lambda r: len(set(r)) > 1)
     )
     wrapper = draw(st.sampled_from(["sft", "pretrain"]))
-    return Comparison(draw(either), draw(st.none() | either), tuple(candidates), tuple(ranks), wrapper, {"note": draw(texts)})
+    made = Comparison(draw(either), draw(st.none() | either), tuple(candidates), tuple(ranks), wrapper, {"note": draw(texts)})
+    try:
+        return check(made)
+    except InvalidRecord:  # an answer that happens to begin with the prompt's messages
+        assume(False)
 
 
 trajectories = st.builds(
@@ -341,3 +347,15 @@ def test_gzip_files_are_reproducible(tmp_path):
         write_records(tmp_path / name, [ScoreItem("p", "r", "o")])
     assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
     assert json.loads(gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()))["output"] == "o"
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+def test_a_string_in_metadata_stays_a_string(tmp_path, suffix):
+    """B27: and a table's text of digits is no object."""
+    row = {"prompt": "p", "reference": "r", "output": "o", "metadata": "123", "meta": "[1"}
+    path = lines(tmp_path / "data.jsonl", row, row | {"meta": '{"a": 1}'})
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist([row, row | {"meta": '{"a": 1}'}]), path := tmp_path / "data.parquet")
+    first, second = read_items(path)
+    assert first.metadata == {"metadata": "123", "meta": "[1"}
+    assert second.metadata["meta"] == ({"a": 1} if suffix == ".parquet" else '{"a": 1}')

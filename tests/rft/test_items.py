@@ -80,3 +80,21 @@ def test_a_group_is_what_shares_prompt_and_reference() -> None:
     items = [score_item(prompt, output, "r") for prompt, output in [("a", "1"), ("b", "1"), ("a", "2"), ("b", "2")]]
     assert transformed("group_zscore", items, [1.0, 10.0, 3.0, 10.0]) == [-1.0, 0.0, 1.0, 0.0]
     assert transformed("raw", items, [1.0, 10.0, 3.0, 11.0]) == [1.0, 10.0, 3.0, 11.0]
+
+
+def test_a_completion_that_repeats_the_prompt_is_refused() -> None:
+    """H4."""
+    prompt = [{"role": "user", "content": "Why?"}]
+    with pytest.raises(PolarError, match="field 'completion': expected the answer alone, but it begins with the prompt"):
+        score_item(prompt, [*prompt, {"role": "assistant", "content": "So."}], "Because.")
+    with pytest.raises(PolarError, match="field 'reference': expected the answer alone"):
+        score_item("Why?", "So.", [*prompt, {"role": "assistant", "content": "So."}])
+
+
+def test_messages_as_json_text_are_messages_but_for_what_a_policy_wrote() -> None:
+    """H5: trainers read prompts and references from tables."""
+    text = '[{"content": "Why?", "role": "user"}]'
+    item = score_item(text, text, '[{"content": "So.", "role": "assistant"}]')
+    assert item.prompt == [{"content": "Why?", "role": "user"}]
+    assert item.reference == [{"content": "So.", "role": "assistant"}]
+    assert item.output == text

@@ -364,7 +364,7 @@ def test_every_input_is_in_the_manifest_and_bad_rows_are_told_by_each_run(tmp_pa
     for _ in range(2):
         sample(settings)
         assert manifest(settings)["bad_rows"] == 4
-        assert len((settings.output / "rejected.jsonl").read_text().splitlines()) == 4
+        assert len((settings.output / "prompts.rejected").read_text().splitlines()) == 4
     names = [tmp_path / "texts.jsonl", tmp_path / "many/0.jsonl", tmp_path / "many/1.jsonl"]
     assert manifest(settings)["inputs"] == {str(name): hashlib.sha256(name.read_bytes()).hexdigest() for name in names}
 

@@ -113,8 +113,8 @@ def test_every_run_says_how_many_rows_are_left_out(tmp_path):
         said = io.StringIO()
         config = load_config(TrainConfig, [file], ["data.on_bad_row=skip"])
         assert plan(config, console=Console(file=said, soft_wrap=True)).comparisons == 40
-        assert f"1 bad rows of the train data were skipped, see {tmp_path / 'run/train.rejected.jsonl'}" in said.getvalue()
-    with pytest.raises(PolarError, match=r"skipped 1 bad rows, see .*train\.rejected\.jsonl"):
+        assert f"1 bad rows of the train data were skipped, see {tmp_path / 'run/train.rejected'}" in said.getvalue()
+    with pytest.raises(PolarError, match=r"skipped 1 bad rows, see .*train\.rejected"):
         plan(load_config(TrainConfig, [file]))
 
 
@@ -190,3 +190,37 @@ def test_files_are_hashed_once_before_they_are_read_and_must_not_change(encoder,
     with pytest.raises(PolarError, match=r"a\.jsonl: it changed while it was read"):
         encode_corpus([tmp_path / "in"], encoder, tmp_path / "other", progress=change)
     assert not list((tmp_path / "other").glob("*.json"))
+
+
+def test_patterns_and_folders_are_the_files_that_they_mean(encoder, tmp_path):
+    """B25, H14: hashed and listed file by file; hidden files change nothing (H6)."""
+    (tmp_path / "in").mkdir()
+    files = [write(tmp_path / "in/a.jsonl", 3), write(tmp_path / "in/b.jsonl", 4)]
+    plain = encode_corpus(files, encoder, tmp_path / "data")
+    write(tmp_path / "in/.hidden.jsonl", 2)
+    for path in (tmp_path / "in", tmp_path / "in/*.jsonl"):
+        corpus = encode_corpus([path], encoder, tmp_path / "data")
+        assert (len(corpus), corpus.digest) == (7, plain.digest)
+        assert corpus.inputs == {str(file): sha256(file) for file in files}
+    assert corpus.describe(3) == f"{files[1]}: comparison 1"
+    with pytest.raises(PolarError, match="b.jsonl: this run writes this file"):
+        encode_corpus([tmp_path / "in"], encoder, tmp_path / "data", outputs=[files[1]])
+
+
+def test_stripped_prompts_are_another_corpus_and_are_told_again(encoder, tmp_path):
+    """H4: also by a run that finds the data encoded."""
+    prompt = {"role": "user", "content": "p"}
+    row = {"prompt": "p", "reference": "r", "chosen": [prompt, {"role": "assistant", "content": "a"}], "rejected": "b"}
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(PolarError, match="row 1: field 'chosen': expected the answer alone"):
+        encode_corpus([file], encoder, tmp_path / "data")
+    for _ in range(2):
+        bad = OnBadRow(strip_prompt=True)
+        corpus = encode_corpus([file], encoder, tmp_path / "data", on_bad_row=bad)
+        assert bad.warnings() == [
+            f"1 row: the prompt's messages at the beginning of 'chosen' were dropped (strip_prompt) (first: {file}: row 1)"
+        ]
+    file.write_text(json.dumps(row | {"chosen": "a"}) + "\n")
+    other = encode_corpus([file], encoder, tmp_path / "data")
+    assert (corpus[0].branches, corpus.digest != other.digest) == (other[0].branches, True)

@@ -67,7 +67,7 @@ def sample(
 def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRowsOf = None) -> None:
     """Turn trajectories into clean contrastive comparisons, with a report of how easily they are seen through.
 
-    Inputs are what `polar sample` wrote, or Parquet or JSONL of {source, prompt_id, prompt, policy, sample_id, text}.
+    Inputs are what `polar sample` wrote, or Parquet, JSON, CSV or Arrow of {source, prompt_id, prompt, policy, sample_id, text}.
     The output folder gets `train/`, `unseen_prompts/`, `unseen_policies/` (Parquet), `report.html`, `report.json`,
     `manifest.json`, `refused.jsonl` and `contaminated.jsonl`. Interrupted, the same command continues.
 
@@ -109,7 +109,7 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
 
 @verb("Data")
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Comparisons, JSONL or Parquet.", **DATA)],
+    file: Annotated[Path, typer.Argument(help="Comparisons: JSON, CSV, Parquet, Arrow.", **DATA)],
     model: ModelDir,
     row: Annotated[int, typer.Option(help="Which row, counted from 1; in JSONL the line.", min=1)] = 1,
     ids: Annotated[bool, typer.Option("--ids", help="Show every token with its id.")] = False,

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from polar_rm.cli.options import DATA, MODEL, BadRows, Device, JsonFile, ModelDir, Precision, RowTokens, verb
-from polar_rm.cli.output import messages, print_table, report_bad
+from polar_rm.cli.options import DATA, MODEL, BadRows, Device, JsonFile, ModelDir, Precision, RowTokens, StripPrompt, verb
+from polar_rm.cli.output import messages, print_table
 from polar_rm.common.progress import shown
 
 By = Annotated[str | None, typer.Option(help="Also per value of this metadata field, e.g. `subset` or `meta.language`.")]
@@ -32,6 +32,7 @@ def evaluate(
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
     on_bad_row: BadRows = "error",
+    strip_prompt: StripPrompt = False,
     seed: Annotated[int, typer.Option(help="Of the bootstrap and of shuffled references.", min=0)] = 0,
 ) -> None:
     """Pairwise accuracy with a 95% interval, next to the baselines length and TF-IDF on the same pairs.
@@ -51,10 +52,10 @@ def evaluate(
     if plot:
         check_target(plot, PLOT_SUFFIXES)
     from polar_rm.model.devices import claim_device, dtype_name
-    from polar_rm.records import OnBadRow
+    from polar_rm.records import OnBadRow, side_file
 
     claimed = claim_device(device)
-    bad = OnBadRow(on_bad_row, Path(f"{files[0].name}.rejected.jsonl"))
+    bad = OnBadRow(on_bad_row, side_file(json or plot, files), strip_prompt=strip_prompt)
     with shown(messages) as progress:
         result = evaluate_files(
             model,
@@ -66,6 +67,7 @@ def evaluate(
             device=claimed,
             token_budget=row_tokens,
             on_bad_row=bad,
+            outputs=[path for path in (json, plot) if path],
             progress=progress,
         )
     print_table(report.render(result.report))
@@ -73,7 +75,6 @@ def evaluate(
         report.write_report(json, result.report)
     if plot:
         report.write_plot(plot, result.report)
-    report_bad(bad)
 
 
 @verb("Evaluation")

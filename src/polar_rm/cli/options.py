@@ -97,6 +97,12 @@ BadRowsOf = Annotated[
 RowTokens = Annotated[
     int, typer.Option("--row-tokens", help="Most tokens of one packed row; decides memory, not results.", min=1)
 ]
+StripPrompt = Annotated[
+    bool,
+    typer.Option(
+        "--strip-prompt", help="Drop the prompt's messages where an answer begins with them; such rows are refused otherwise."
+    ),
+]
 
 
 def load(kind: type[C], arguments: list[str], on_bad_row: str | None = None) -> C:

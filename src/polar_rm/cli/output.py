@@ -38,6 +38,8 @@ def message(text: str) -> None:
 
 
 def report_bad(bad: OnBadRow) -> None:
-    """How many rows were skipped, if any, and where they are."""
+    """How many rows were skipped, if any, and where they are; what was noted about the others."""
     if bad.count:
         message(f"{bad.count:,} bad rows were skipped, see {bad.side_file}")
+    for warning in bad.warnings():
+        message(f"warning: {warning}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from polar_rm.cli.options import DATA, BadRows, Device, ModelDir, Precision, RowTokens, verb
+from polar_rm.cli.options import DATA, BadRows, Device, ModelDir, Precision, RowTokens, StripPrompt, verb
 from polar_rm.cli.output import message, messages, report_bad
 from polar_rm.common.progress import status_line
 
@@ -16,13 +16,14 @@ from polar_rm.common.progress import status_line
 def score(
     model: ModelDir,
     source: Annotated[
-        Path, typer.Option("--input", help="Items {prompt, reference, output[, wrapper]}: JSONL or Parquet.", **DATA)
+        Path, typer.Option("--input", help="Items {prompt, reference, output[, wrapper]}: JSON, CSV, Parquet, Arrow.", **DATA)
     ],
     target: Annotated[Path, typer.Option("--output", help="JSONL of {row, reward, n_tokens, truncated, metadata}.")],
     precision: Precision = "fp32",
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
     on_bad_row: BadRows = "error",
+    strip_prompt: StripPrompt = False,
 ) -> None:
     """Score a file of items: one raw reward per item, in input order.
 
@@ -36,20 +37,22 @@ def score(
     from polar_rm.common.locks import owned
     from polar_rm.model.devices import claim_device, dtype_name
     from polar_rm.model.reward_model import RewardModel
-    from polar_rm.records import OnBadRow
+    from polar_rm.records import OnBadRow, find_file, side_file
     from polar_rm.scoring.files import check_places, score_file
 
+    source = source if source.exists() else find_file(source)
     check_places(source, target)
     with owned(target, "score"):
         claimed = claim_device(device)
         dtype = dtype_name(precision, claimed)
         reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=claimed)
-        bad = OnBadRow(on_bad_row, target.with_name(target.name + ".rejected.jsonl"))
+        bad = OnBadRow(on_bad_row, side_file(target), strip_prompt=strip_prompt)
         identity = {
             "model": sha256(model),
             "encoder_hash": reward_model.encoder.hash,
             "input": sha256(source),
             "dtype": dtype,
+            "strip_prompt": strip_prompt,
         }
         rows = 0
         with status_line(messages, "scoring") as show:

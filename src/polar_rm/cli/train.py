@@ -38,7 +38,7 @@ def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = Non
 def finetune(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
     """Fine-tune a reward model on ranked trajectories (paper, Eq. 8).
 
-    Rows are {prompt, reference, chosen, rejected[, wrapper]} or {prompt, reference, candidates, ranks}, JSONL or Parquet.
+    Rows are {prompt, reference, chosen, rejected[, wrapper]} or {prompt, reference, candidates, ranks}: JSON, CSV or Parquet.
 
     Examples:
 
@@ -89,7 +89,7 @@ def _check_inputs(config: TrainConfig) -> None:
 def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
     """Fine-tune a policy on one machine, by TRL's GRPO or RLOO, with a reward model that compares with references.
 
-    Rows are {prompt, reference}, JSONL or Parquet. The output folder gets `policy/`, `metrics.jsonl` and `run.json`.
+    Rows are {prompt, reference}: JSON, CSV, Parquet or Arrow. The output folder gets `policy/`, `metrics.jsonl` and `run.json`.
     Interrupted, the same command goes on behind the last checkpoint. Several processes: `accelerate launch -m polar_rm rft ...`
 
     Examples:

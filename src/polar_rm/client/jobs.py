@@ -8,9 +8,7 @@ from typing import Generic, TypeVar
 
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import PolarError
-from polar_rm.records import ScoreItem, group_items
-from polar_rm.records.fields import Refused
-from polar_rm.records.rows import to_row
+from polar_rm.records import InvalidRecord, ScoreItem, check, group_items
 from polar_rm.rewards.outcomes import Cut, Failure
 
 Job = TypeVar("Job")
@@ -36,21 +34,26 @@ class Jobs(Generic[Job]):
 def by_group(items: Sequence[ScoreItem]) -> Jobs[ScoreItem]:
     """Items as they are, those with one prompt, reference and wrapper next to each other; one that is no item has failed."""
     jobs: Jobs[ScoreItem] = Jobs([], [], {})
-    for index in (index for group in group_items(items) for index in group):
-        try:
-            to_row(items[index])
-        except Refused as error:
-            jobs.failed[index] = Failure("invalid_item", str(error))
-        else:
-            jobs.todo.append(items[index])
-            jobs.places.append(index)
+    for group in _checked_groups(items, jobs.failed):
+        jobs.todo.extend(items[index] for index in group)
+        jobs.places.extend(group)
     return jobs
+
+
+def _checked_groups(items: Sequence[ScoreItem], failed: dict[int, Failure]) -> list[list[int]]:
+    """Indices of the items by group, without those that a file's reader would refuse, such as an output with the prompt in it."""
+    for index, item in enumerate(items):
+        try:
+            check(item)
+        except InvalidRecord as error:
+            failed[index] = Failure("invalid_item", str(error))
+    return [kept for group in group_items(items) if (kept := [index for index in group if index not in failed])]
 
 
 def encode(items: Sequence[ScoreItem], encoder: Encoder) -> Jobs[Ids]:
     """The same as token ids; an item that can't be encoded has failed."""
     jobs: Jobs[Ids] = Jobs([], [], {})
-    groups = group_items(items)[::-1]
+    groups = _checked_groups(items, jobs.failed)[::-1]
     while groups:
         group = groups.pop()
         first = items[group[0]]

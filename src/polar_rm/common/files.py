@@ -21,16 +21,23 @@ from polar_rm.errors import MachineFailure, PolarError
 
 
 def sha256(path: str | Path) -> str:
-    """Of a file's bytes, or for a folder of all its files' names and bytes."""
+    """Of a file's bytes, or for a folder of all its files' names and bytes, but for those with a hidden name on their way.
+
+    What notebooks, desktops and locks leave in a folder (``.ipynb_checkpoints``, ``._x``, ``__MACOSX``) is not what it holds.
+    """
     path = Path(path)
     if path.is_dir():
-        names = sorted(p for p in path.rglob("*") if p.is_file())
+        names = sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
         return hashlib.sha256("".join(f"{p.relative_to(path)} {sha256(p)}\n" for p in names).encode()).hexdigest()
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise PolarError(f"{path}: {error.strerror}") from error
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(name.startswith((".", "_")) for name in path.parts)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

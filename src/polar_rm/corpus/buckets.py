@@ -24,8 +24,7 @@ from polar_rm.corpus.partition import SCHEMA
 from polar_rm.corpus.results import LEDGER, BucketResult, Contaminated, LedgerRow, Refusal, save_result
 from polar_rm.corpus.splits import SPLITS, is_held_out, layout
 from polar_rm.errors import PolarError
-from polar_rm.records import Comparison, Text, flatten, write_records
-from polar_rm.records.cells import from_cell
+from polar_rm.records import Comparison, Text, flatten, from_cell, write_records
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,16 @@ from polar_rm.common.text import first_line
 from polar_rm.corpus.job import Job, Part
 from polar_rm.corpus.results import PartResult, save_result
 from polar_rm.errors import BadRow, PolarError
-from polar_rm.records import OnBadRow, read_numbered_trajectories
-from polar_rm.records.cells import parsed, to_cell
-from polar_rm.records.fields import Refused
-from polar_rm.records.rows import to_prompt_text, to_row, to_trajectory
+from polar_rm.records import (
+    InvalidRecord,
+    OnBadRow,
+    parsed,
+    read_numbered_trajectories,
+    to_cell,
+    to_prompt_text,
+    to_row,
+    to_trajectory,
+)
 
 _TEXTS = ("source", "prompt_id", "prompt", "policy", "text")
 _OPTIONAL = {"finish_reason": pa.string(), "n_tokens": pa.int64(), "dup_count": pa.int64()}
@@ -251,7 +257,7 @@ def _checked(path: Path, table: pa.Table, bad: OnBadRow, seen: PartResult) -> pa
         try:
             to_trajectory({name: value for name, value in content.items() if name not in _NUMBERS}, is_cell=True)
             _check_numbers(content.get("n_tokens"), content.get("dup_count"))
-        except Refused as error:
+        except InvalidRecord as error:
             bad.refuse(BadRow(str(path), table["row"][index].as_py(), error.field, error.expected), content)
     if suspicious.any():
         table = table.filter(pa.array(~suspicious))
@@ -282,10 +288,10 @@ def _uncountable(column: pa.ChunkedArray) -> Any:
 
 
 def _check_numbers(*values: Any) -> None:
-    """Raises Refused for a count of tokens or copies that can be none. What is no number says nothing."""
+    """Raises InvalidRecord for a count of tokens or copies that can be none. What is no number says nothing."""
     for name, value in zip(_NUMBERS, values, strict=True):
         if isinstance(value, int | float) and (isinstance(value, bool) or not 0 <= value <= _MAX_COUNT):
-            raise Refused(name, f"a number from 0 to 2^53, not {json.dumps(value)}")
+            raise InvalidRecord(name, f"a number from 0 to 2^53, not {json.dumps(value)}")
 
 
 def _value(scalar: pa.Scalar) -> Any:
@@ -304,20 +310,20 @@ def _converted(column: pa.ChunkedArray | pa.Array, kind: pa.DataType) -> pa.Chun
 
 def _with_prompts(path: Path, table: pa.Table, bad: OnBadRow) -> pa.Table:
     """Prompts that are messages, or look so, in the form in which they are written again."""
-    special = pc.or_(pc.starts_with(table["prompt"], '[{"role"'), pc.starts_with(table["prompt"], '["['))
+    special = pc.match_substring_regex(table["prompt"], r"^\s*\[")
     if not pc.any(special).as_py():
         return table
-    written: dict[str, str | Refused] = {}
+    written: dict[str, str | InvalidRecord] = {}
     for cell in table["prompt"].filter(special).unique().to_pylist():
         try:
             written[cell] = str(to_cell(to_prompt_text({"prompt": cell}, is_cell=True)))
-        except Refused as error:
+        except InvalidRecord as error:
             written[cell] = error
     prompts: list[str] = []
     kept = np.ones(len(table), bool)
     for index, cell in enumerate(table["prompt"].to_pylist()):
         value = written.get(cell, cell)
-        if isinstance(value, Refused):
+        if isinstance(value, InvalidRecord):
             row = table.slice(index, 1).to_pylist()[0]
             bad.refuse(BadRow(str(path), row.pop("row"), value.field, value.expected), row)
             kept[index], value = False, ""
@@ -356,7 +362,7 @@ def _json_tables(path: Path, bad: OnBadRow, seen: PartResult) -> Iterator[pa.Tab
         copies = record.metadata.get("dup_count")
         try:
             _check_numbers(record.n_tokens, copies)
-        except Refused as error:
+        except InvalidRecord as error:
             bad.refuse(BadRow(str(path), number, error.field, error.expected), to_row(record))
             continue
         _note(record.policy, record.metadata, seen)

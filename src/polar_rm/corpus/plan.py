@@ -41,7 +41,7 @@ def make_plan(config: CorpusConfig) -> CorpusPlan:
         Damaged: an input was written by polar, and is not as its manifest says.
         PolarError: a file is missing, unreadable, or its columns are not those of trajectories.
     """
-    files = tuple(dict.fromkeys(file for source in config.inputs for file in _files(source, config.verify)))
+    files = tuple(dict.fromkeys(file for source in config.inputs for file in _files(source, config.output, config.verify)))
     parts: list[Part] = []
     rows: int | None = 0
     for file in files:
@@ -67,13 +67,13 @@ def describe(config: CorpusConfig, plan: CorpusPlan) -> list[tuple[str, str]]:
     ]
 
 
-def _files(source: str, verify: bool) -> list[Path]:
+def _files(source: str, output: Path, verify: bool) -> list[Path]:
     """The files that an input means. A folder of ``polar sample`` also holds its store and lists of errors, as JSON lines: where
     there are Parquet files, they are the trajectories."""
     path = Path(source)
     if path.exists():
         check_manifest(path, full=verify)
-    found = find_files(source)
+    found = find_files(source, [output])
     if not path.exists():
         for file in found:
             check_manifest(file, full=verify)

@@ -20,8 +20,7 @@ from polar_rm.evaluation.accuracy import score_pairs
 from polar_rm.evaluation.baselines import BASELINES, make_baselines
 from polar_rm.evaluation.statistics import bootstrap_intervals
 from polar_rm.evaluation.survey import NO_GROUP
-from polar_rm.records import Comparison
-from polar_rm.records.rows import to_comparison
+from polar_rm.records import Comparison, to_comparison
 from polar_rm.reporting import words
 from polar_rm.reporting.html import render_page
 from polar_rm.reporting.plots import plot_accuracy, plot_lengths, plot_matrix

@@ -14,7 +14,7 @@ from polar_rm.evaluation.accuracy import EvaluationResult, evaluate
 from polar_rm.evaluation.baselines import BASELINES
 from polar_rm.evaluation.references import ReferenceMode
 from polar_rm.evaluation.report import DataFile
-from polar_rm.records import Comparison, OnBadRow, find_files, read_comparisons
+from polar_rm.records import Comparison, OnBadRow, read_comparisons, survey_files
 
 # What a report says of comparisons whose scores have a note.
 _WARNINGS = {
@@ -28,19 +28,22 @@ _WARNINGS = {
 class ComparisonFiles:
     """Files of comparisons as one stream that can be read more than once; the first pass alone reports bad rows.
 
-    paths: files, folders or patterns, as :func:`find_files` takes them; here afterwards every file that they mean.
-    rows: comparisons read from each file by the latest pass.
+    paths: files, folders or patterns, as :func:`survey_files` takes them; here afterwards every file that they mean.
+    rows: comparisons read from each file by the latest pass. outputs: what this run writes; none of the files may be one.
     """
 
-    def __init__(self, paths: Sequence[str | Path], on_bad_row: OnBadRow | None = None) -> None:
-        self.paths = [file for path in paths for file in find_files(path)]
+    def __init__(
+        self, paths: Sequence[str | Path], on_bad_row: OnBadRow | None = None, outputs: Sequence[str | Path] = ()
+    ) -> None:
+        self.found = survey_files(paths, outputs)
+        self.paths = list(self.found.files)
         self.rows = [0] * len(self.paths)
         self._on_bad_row = on_bad_row
 
     def __iter__(self) -> Iterator[Comparison]:
         on_bad_row = self._on_bad_row
         if on_bad_row is not None:
-            self._on_bad_row = replace(on_bad_row, side_file=os.devnull)
+            self._on_bad_row = replace(on_bad_row, side_file=os.devnull, notes={})
         for number, path in enumerate(self.paths):
             self.rows[number] = 0
             for comparison in read_comparisons(path, on_bad_row):
@@ -65,6 +68,7 @@ def evaluate_files(
     device: str = "cpu",
     token_budget: int = 8192,
     on_bad_row: OnBadRow | None = None,
+    outputs: Sequence[str | Path] = (),
     progress: Progress = silent,
 ) -> EvaluationResult:
     """Load a native checkpoint and :func:`evaluate` it on files (JSONL or Parquet), in constant memory but for numbers.
@@ -79,7 +83,8 @@ def evaluate_files(
 
     for file in files:
         check_manifest(file)
-    comparisons = ComparisonFiles(files, on_bad_row)
+    on_bad_row = on_bad_row or OnBadRow()
+    comparisons = ComparisonFiles(files, on_bad_row, outputs)
     model = RewardModel.from_pretrained(model_dir, dtype=dtype, device=device)
     scorer = Scorer(model, token_budget=token_budget)
     result = evaluate(
@@ -97,4 +102,9 @@ def evaluate_files(
     for note, words in _WARNINGS.items():
         if count := scorer.noted[note]:
             result.report["warnings"].append(f"{count:,} comparisons {words}")
+    if on_bad_row.count:
+        result.report["warnings"].append(f"{on_bad_row.count:,} bad rows were skipped, see {on_bad_row.side_file}")
+    result.report["warnings"] += on_bad_row.warnings()
+    if comparisons.found.left_out:
+        result.report["warnings"].append(f"of the folders were taken {comparisons.found.describe()}")
     return result

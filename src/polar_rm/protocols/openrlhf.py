@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from polar_rm.errors import PolarError
 from polar_rm.protocols.base import Foreign, Protocol, explain, part_of, read_rows
 from polar_rm.protocols.polar import ItemBody
-from polar_rm.records import ScoreItem, flatten
+from polar_rm.records import ScoreItem, flatten, from_cell
 from polar_rm.rewards.outcomes import Failure, Reward
 
 # Ends of turn and of text that policies' templates put behind an answer.
@@ -35,6 +35,8 @@ def openrlhf_item(query: str, prompt: str, label: Any) -> ScoreItem:
         PolarError: no answer can be told from the prompt, or the label is no reference.
     """
     fields = label if isinstance(label, dict) else {"reference": label}
+    # Labels come out of tables, where messages may be JSON text.
+    fields = {name: from_cell(value) if isinstance(value, str) else value for name, value in fields.items()}
     answer = without_end_tokens(behind(query, prompt))
     try:
         body = ItemBody(prompt=fields.get("prompt", prompt), reference=fields.get("reference"), outputs=[answer])

@@ -1,10 +1,14 @@
-"""Records and their files: comparisons, trajectories and items to score, as JSONL, Parquet or ``datasets`` objects."""
+"""Records and their files: comparisons, trajectories and items to score, in JSON, CSV, Parquet, Arrow or ``datasets`` objects.
+
+What other packages need of rows stands here: :func:`check` for one record, ``to_...`` for one row, ``read_...`` for files.
+"""
 
 from polar_rm.common.json import dump_json
+from polar_rm.records.bad_rows import SIDE_SUFFIX, OnBadRow, side_file
+from polar_rm.records.cells import from_cell, parsed, to_cell
+from polar_rm.records.finding import SUFFIXES, Found, check_not_output, find_file, find_files, survey_files
 from polar_rm.records.reading import (
-    OnBadRow,
     Source,
-    find_files,
     read_comparisons,
     read_items,
     read_numbered_comparisons,
@@ -16,6 +20,7 @@ from polar_rm.records.reading import (
     read_texts,
     read_trajectories,
 )
+from polar_rm.records.rows import RowRules, check, to_comparison, to_item, to_prompt_text, to_row, to_trajectory
 from polar_rm.records.types import (
     Comparison,
     Message,
@@ -27,22 +32,33 @@ from polar_rm.records.types import (
     flatten,
     group_items,
 )
+from polar_rm.records.values import InvalidRecord
 from polar_rm.records.writing import write_records
 
 __all__ = [
+    "SIDE_SUFFIX",
+    "SUFFIXES",
     "Comparison",
+    "Found",
+    "InvalidRecord",
     "Message",
     "OnBadRow",
     "Record",
+    "RowRules",
     "ScoreItem",
     "Source",
     "Text",
     "Trajectory",
     "Wrapper",
+    "check",
+    "check_not_output",
     "dump_json",
+    "find_file",
     "find_files",
     "flatten",
+    "from_cell",
     "group_items",
+    "parsed",
     "read_comparisons",
     "read_items",
     "read_numbered_comparisons",
@@ -53,5 +69,13 @@ __all__ = [
     "read_referenced_prompts",
     "read_texts",
     "read_trajectories",
+    "side_file",
+    "survey_files",
+    "to_cell",
+    "to_comparison",
+    "to_item",
+    "to_prompt_text",
+    "to_row",
+    "to_trajectory",
     "write_records",
 ]

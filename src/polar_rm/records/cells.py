@@ -1,4 +1,9 @@
-"""Texts and records as a table's cells hold them."""
+"""Texts and records as a table's cells hold them: there a column has one type, so a list of messages is JSON text.
+
+Any JSON text that is a list of messages stands for these messages, in whatever spelling. A plain string that would be read so is
+stored as the only element of a JSON list of strings, and so is a string that looks like such a list: every string comes back as
+it was.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,8 @@ from typing import Any
 from polar_rm.common.json import dump_json
 from polar_rm.records.types import Text
 
-MESSAGES_START = '[{"role"'
-# A plain string that would be read as messages is stored in a table as the only element of a JSON list of strings, and so is a
-# string that looks like such a list. Every string then comes back as it was.
-QUOTED_START = '["['
+# Strings with these beginnings are always quoted; earlier versions knew no other signs.
+_QUOTED = ('[{"role"', '["[')
 
 
 def to_cells(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,22 +33,32 @@ def to_cell(text: Text | None) -> str | None:
     """A text as a table holds it: messages, and strings that look like them, as JSON."""
     if isinstance(text, list):
         return dump_json([{"role": message["role"], **message} for message in text])
-    if isinstance(text, str) and text.startswith((MESSAGES_START, QUOTED_START)):
+    if isinstance(text, str) and _needs_quotes(text):
         return dump_json([text])
     return text
 
 
 def from_cell(cell: str) -> Text:
-    """The text that a cell of a table stands for."""
-    if not cell.startswith((MESSAGES_START, QUOTED_START)):
+    """The text that a cell of a table stands for; the inverse of :func:`to_cell`."""
+    if not cell.startswith("[") and not cell.lstrip().startswith("["):  # nearly all
+        return cell
+    if '"role"' not in cell and not cell[1:].lstrip(" \t\r\n[").startswith('"'):  # neither messages nor a quoted string
         return cell
     value = parsed(cell)
-    if isinstance(value, list) and cell.startswith(MESSAGES_START):
-        return value
+    if _are_messages(value):
+        return value  # type: ignore[no-any-return]
     match value:
-        case [str(text)] if text.startswith((MESSAGES_START, QUOTED_START)):
+        case [str(text)] if _needs_quotes(text):
             return text
     return cell
+
+
+def looks_like_messages(text: str) -> str | None:
+    """Whether a plain string is a list of messages in another form, and in which: JSON text, or Python's own notation."""
+    start = text[:64].lstrip()
+    if start[1:].lstrip().startswith(("{'role'", "{'content'")):
+        return "Python's notation"
+    return "JSON text" if '"role"' in text and _are_messages(parsed(text)) else None
 
 
 def parsed(text: str) -> Any:
@@ -54,3 +67,23 @@ def parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def parsed_structure(text: str) -> Any:
+    """The JSON object or list, or the text itself where it is neither: a text of digits stays one."""
+    value = parsed(text)
+    return value if isinstance(value, (dict, list)) else text
+
+
+def _needs_quotes(text: str) -> bool:
+    return text.startswith(_QUOTED) or from_cell(text) is not text
+
+
+def _are_messages(value: Any) -> bool:
+    """Objects with a role, and what such objects hold; what is missing in one of them is told when they are checked."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in value)
+        and any("content" in message or "tool_calls" in message for message in value)
+    )

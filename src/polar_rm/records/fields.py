@@ -3,246 +3,235 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from numbers import Integral, Real
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from numbers import Real
 from typing import Any, TypeVar, get_args
 
-from polar_rm.records.cells import from_cell, parsed
+from polar_rm.records.cells import from_cell, looks_like_messages, parsed_structure
+from polar_rm.records.messages import plain_messages
 from polar_rm.records.types import Text, Wrapper, flatten
+from polar_rm.records.values import (
+    MAX_TEXT_CHARACTERS,
+    InvalidRecord,
+    check_unicode,
+    is_finite,
+    is_integer,
+    kind_of,
+    without_nan,
+)
 
 T = TypeVar("T")
 _WRAPPERS: tuple[Wrapper, ...] = get_args(Wrapper)
 _TEXT = "text or a list of messages"
-
-
-class Refused(Exception):
-    """A row is no record: ``field`` was expected to be ``expected``. The reader adds file and row number."""
-
-    def __init__(self, field: str, expected: str) -> None:
-        super().__init__(f"field {field!r}: expected {expected}")
-        self.field, self.expected = field, expected
+_MAY_BE_MESSAGES = frozenset(("[", " ", "\n", "\t", "\r"))  # first characters; nearly all texts have others
+# Without these columns a row means something else, so that a slip in their names must not make them metadata.
+_NEARLY = {name: (f"{name}s", name.title(), f"{name.title()}s", name.upper()) for name in ("reference", "wrapper")}
 
 
 class Fields:
-    """Takes checked fields out of one row; the columns that nobody took are the record's metadata."""
+    """Takes checked fields out of one row; the columns that nobody took are the record's metadata.
+
+    is_cell: the row is one of a table, where messages and lists are JSON text. notes: what is taken as it is, but may be meant
+    otherwise; in the words of a message about many rows.
+
+    Every method that takes a field raises :class:`InvalidRecord` where it is missing, null or not what it should be.
+    """
 
     def __init__(self, row: Mapping[str, Any], is_cell: bool) -> None:
         # Data frames write missing values as NaN.
         self._left = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-        self._missing = object()
+        self._names = row.keys()
         self._is_cell = is_cell
+        self.notes: list[str] = []
 
     def has(self, name: str) -> bool:
+        """Whether the column is there and not null."""
         return self._left.get(name) is not None
 
     def text(self, name: str) -> Text:
+        """A string, or the messages of a conversation, with contents that are strings."""
         return self._text(name, self._pop(name, _TEXT))
 
     def filled(self, name: str) -> Text:
         """A text that is not blank."""
         value = self.text(name)
         if not flatten(value).strip():
-            raise Refused(name, f"a {name}, but it is empty")
+            raise InvalidRecord(name, f"a {name}, but it is empty")
         return value
 
     def optional(self, take: Callable[[str], T], name: str) -> T | None:
-        """``take(name)``, or None where the column is missing or null."""
+        """``take(name)``, or None where the column is missing or null.
+
+        Raises:
+            InvalidRecord: also where a reference or a wrapper is missing, and a column's name differs by a final s or by case.
+        """
         if self.has(name):
             return take(name)
+        if name in _NEARLY and name not in self._left and (near := self._near(name)):
+            raise InvalidRecord(name, f"one {name} a row, but the row has {near!r}; did you mean {name!r}?")
         self._left.pop(name, None)
         return None
 
     def texts(self, name: str) -> tuple[Text, ...]:
+        """A list of at least two texts."""
         expected = "a list of at least two texts"
-        values = self._pop(name, expected)
-        if not isinstance(values, (list, tuple)):
-            raise Refused(name, f"{expected}, not {_kind(values)}")
+        values = self._list(name, self._pop(name, expected), expected)
         if len(values) < 2:
-            raise Refused(name, f"{expected}, not {len(values)}")
+            raise InvalidRecord(name, f"{expected}, not {len(values)}")
         return tuple(self._text(f"{name}[{i}]", value) for i, value in enumerate(values))
 
+    def one_or_more(self, name: str) -> list[Text]:
+        """A text, or a list of texts, as RewardBench 2 has several rejected ones."""
+        value = self._pop(name, _TEXT)
+        if isinstance(value, (list, tuple)) and value and not isinstance(value[0], dict):
+            return [self._text(f"{name}[{i}]", each) for i, each in enumerate(value)]
+        return [self._text(name, value)]
+
     def ranks(self, name: str, count: int) -> tuple[int, ...]:
+        """A list of ``count`` integers >= 0, at least two of them different.
+
+        Whole floats, which data frames make of integers beside a missing one, and texts of digits are taken as integers.
+        """
         expected = "a list of integers >= 0, one for each candidate"
-        values = self._pop(name, expected)
-        if not isinstance(values, (list, tuple)):
-            raise Refused(name, f"{expected}, not {_kind(values)}")
+        values = self._list(name, self._pop(name, expected), expected)
         if len(values) != count:
-            raise Refused(name, f"{count} ranks, one for each candidate, not {len(values)}")
-        for value in values:
-            if not _is_integer(value) or value < 0:
-                raise Refused(name, f"{expected}, not {_kind(value)}")
-        if len(set(values)) == 1:
-            raise Refused(name, "at least two different ranks: with equal ones there is nothing to compare")
-        return tuple(map(int, values))
+            raise InvalidRecord(name, f"{count} ranks, one for each candidate, not {len(values)}")
+        ranks = [_as_integer(value) for value in values]
+        for value, rank in zip(values, ranks, strict=True):
+            if not is_integer(rank) or rank < 0:
+                raise InvalidRecord(name, f"{expected}, not {kind_of(value)}")
+        if len(set(ranks)) == 1:
+            raise InvalidRecord(name, "at least two different ranks: with equal ones there is nothing to compare")
+        return tuple(map(int, ranks))
 
     def wrapper(self) -> Wrapper:
+        """``sft``, which is the default, or ``pretrain``."""
         value = self.optional(self.string, "wrapper") or "sft"
         for known in _WRAPPERS:
             if value == known:
                 return known
-        raise Refused("wrapper", f"one of {', '.join(_WRAPPERS)}, not {value!r}")
+        raise InvalidRecord("wrapper", f"one of {', '.join(_WRAPPERS)}, not {value!r}")
 
     def string(self, name: str) -> str:
+        """A string, be it empty."""
         value = self._pop(name, "a string")
         if not isinstance(value, str):
-            raise Refused(name, f"a string, not {_kind(value)}")
-        _check_unicode(name, value)
+            raise InvalidRecord(name, f"a string, not {kind_of(value)}")
+        _check_length(name, value)
+        check_unicode(name, value)
         return value
 
     def integer(self, name: str) -> int:
+        """An integer of 64 bits; in tables also a whole float or a text of digits."""
         value = self._pop(name, "an integer")
-        if not _is_integer(value):
-            raise Refused(name, f"an integer, not {_kind(value)}")
-        return int(value)
+        whole = _as_integer(value) if self._is_cell else value
+        if not is_integer(whole):
+            raise InvalidRecord(name, f"an integer, not {kind_of(value)}")
+        return int(whole)
 
     def number(self, name: str) -> float:
-        value = self._pop(name, "a number")
-        if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
-            raise Refused(name, f"a finite number, not {_kind(value)}")
+        """A finite number; in tables also its text."""
+        value = given = self._pop(name, "a number")
+        if self._is_cell and isinstance(value, str):
+            value = _as_number(value)
+        if isinstance(value, bool) or not isinstance(value, Real) or not is_finite(value):
+            raise InvalidRecord(name, f"a finite number, not {kind_of(given)}")
         return float(value)
 
     def metadata(self) -> dict[str, Any]:
-        """The column ``metadata`` with all columns left. ``meta`` may be JSON text (so may ``metadata``); other text stays.
+        """The column ``metadata`` with all columns left. In tables it may be JSON text, and so may ``meta``; other text stays.
 
         Raises:
-            Refused: a column differs from the value of its name in ``metadata``, a text is no Unicode, or the nesting too deep.
+            InvalidRecord: a column differs from the value of its name in ``metadata``, a text is no Unicode, or the nesting too
+                deep.
         """
         left = self._left
-        if isinstance(meta := left.get("meta"), str):
-            left["meta"] = parsed(meta)
+        if self._is_cell and isinstance(meta := left.get("meta"), str):
+            left["meta"] = parsed_structure(meta)
         own = left.pop("metadata", None)
-        own = parsed(own) if isinstance(own, str) else own
+        own = parsed_structure(own) if self._is_cell and isinstance(own, str) else own
         if not isinstance(own, dict):
             own = {} if own is None else {"metadata": own}
         left = {name: value for name, value in left.items() if value is not None or name not in own}  # null contradicts nothing
         metadata: dict[str, Any] = {**own, **left}
-        _check_unicode("metadata", metadata)
-        metadata = _without_nan(metadata)
+        if metadata:
+            check_unicode("metadata", metadata)
+        metadata = without_nan(metadata)
         for name in left:
-            if name in own and _without_nan(own[name]) != metadata[name]:
-                raise Refused(name, "one value, but the row's metadata has another of this name")
+            if name in own and without_nan(own[name]) != metadata[name]:
+                raise InvalidRecord(name, "one value, but the row's metadata has another of this name")
         return metadata
 
     def _pop(self, name: str, expected: str) -> Any:
-        value = self._left.pop(name, self._missing)
-        if value is self._missing:
-            raise Refused(name, f"{expected}, but it is missing")
-        if value is None:
-            raise Refused(name, f"{expected}, not null")
+        value = self._left.pop(name, None)
+        if value is not None:
+            return value
+        if name not in self._names:
+            near = self._near(name) or next(iter(get_close_matches(name, _strings(self._left), n=1, cutoff=0.8)), None)
+            hint = f", and the row has {near!r}; did you mean {name!r}?" if near else ""
+            raise InvalidRecord(name, f"{expected}, but it is missing{hint}")
+        raise InvalidRecord(name, f"{expected}, not null")
+
+    def _near(self, name: str) -> str | None:
+        """A column left whose name is nearly this one, such as ``references``."""
+        return next((near for near in _NEARLY.get(name, ()) if near in self._left), None)
+
+    def _list(self, name: str, value: Any, expected: str) -> list[Any] | tuple[Any, ...]:
+        value = parsed_structure(value) if self._is_cell and isinstance(value, str) else value
+        if not isinstance(value, (list, tuple)):
+            raise InvalidRecord(name, f"{expected}, not {kind_of(value)}")
         return value
 
     def _text(self, name: str, value: Any) -> Text:
-        if self._is_cell and isinstance(value, str):
-            value = from_cell(value)
-        if not isinstance(value, (str, list)):
-            raise Refused(name, f"{_TEXT}, not {_kind(value)}")
+        if type(value) is str and value.isascii() and value[:1] not in _MAY_BE_MESSAGES and len(value) <= MAX_TEXT_CHARACTERS:
+            return value
+        if isinstance(value, str):
+            if len(value) > MAX_TEXT_CHARACTERS:
+                _check_length(name, value)
+            if value[:1] in _MAY_BE_MESSAGES:
+                value = self._maybe_messages(name, value)
         if isinstance(value, list):
-            _check_messages(name, value)
-        _check_unicode(name, value)
+            return plain_messages(name, value)
+        if not isinstance(value, str):
+            if isinstance(value, Real) and not isinstance(value, bool):
+                raise InvalidRecord(name, f'{_TEXT}, not the number {kind_of(value)}; write it as a text: "{kind_of(value)}"')
+            raise InvalidRecord(name, f"{_TEXT}, not {kind_of(value)}")
+        check_unicode(name, value)
+        return value
+
+    def _maybe_messages(self, name: str, text: str) -> Text:
+        value = from_cell(text) if self._is_cell else text
+        if value is text and text[:64].lstrip().startswith("[") and (form := looks_like_messages(text)):
+            self.notes.append(f"{_field(name)!r} is text that spells messages in {form}; it is taken as that text")
         return value
 
 
-def _check_messages(name: str, messages: list[Any]) -> None:
-    if not messages:
-        raise Refused(name, f"{_TEXT}, not an empty list")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise Refused(f"{name}[{i}]", f"a message with role and content, not {_kind(message)}")
-        for key in ("role", "content"):
-            if key not in message:
-                raise Refused(f"{name}[{i}].{key}", "a string, but it is missing")
-            if not isinstance(message[key], str):
-                raise Refused(f"{name}[{i}].{key}", f"a string, not {_kind(message[key])}")
+def _check_length(name: str, text: str) -> None:
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise InvalidRecord(name, f"a text of at most {MAX_TEXT_CHARACTERS:,} characters, not of {len(text):,}")
 
 
-def _without_nan(value: Any) -> Any:
-    """None in place of NaN, at any depth; what holds none stays the same object.
-
-    Types are asked for before each call inside: most metadata is a few strings and integers.
-    """
-    if isinstance(value, float):
-        return None if math.isnan(value) else value
-    if not isinstance(value, (dict, list, tuple)):
-        return value
-    result: Any = value
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        if type(inner) not in _NEVER_NAN and (clean := _without_nan(inner)) is not inner:
-            if result is value:
-                result = dict(value) if isinstance(value, dict) else list(value)
-            result[key] = clean
-    return result
+def _as_integer(value: Any) -> Any:
+    """A whole float or a text of digits as an integer; anything else as it is."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and value.isascii() and value.removeprefix("-").isdigit() and len(value) < 20:
+        return int(value)
+    return value
 
 
-_NEVER_NAN = {str, int, bool, type(None)}
-
-
-def _check_unicode(name: str, value: Any) -> None:
-    """JSON can spell half a surrogate pair, which is no character: no tokenizer and no UTF-8 file takes it."""
-    if _is_ascii(value):
-        return
+def _as_number(text: str) -> Any:
     try:
-        _check_characters(name, value)
-    except RecursionError:
-        raise Refused(name, "values that are nested less deeply") from None
+        return float(text)
+    except ValueError:
+        return text
 
 
-def _check_characters(name: str, value: Any) -> None:
-    """The same question before each call inside keeps names from being put together for texts that need none."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            expected = f"Unicode text, but character {error.start + 1} is the lone surrogate U+{ord(value[error.start]):04X}"
-            raise Refused(name, expected) from None
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            if not _is_ascii(key):
-                _check_characters(f"{name}, a key", key)
-            if not _is_ascii(inner):
-                _check_characters(f"{name}.{key}", inner)
-    elif isinstance(value, (list, tuple)):
-        for i, inner in enumerate(value):
-            if not _is_ascii(inner):
-                _check_characters(f"{name}[{i}]", inner)
+def _strings(names: Iterable[Any]) -> list[str]:
+    """Iterables of rows may have keys of any type."""
+    return [name for name in names if isinstance(name, str)]
 
 
-def _is_ascii(value: Any) -> bool:
-    """A string knows it without a look at its characters, and most are."""
-    return type(value) is str and value.isascii()
-
-
-def _is_integer(value: Any) -> bool:
-    """An integer of 64 bits: a Parquet file holds no other."""
-    return (type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))) and _has_64_bits(value)
-
-
-def _has_64_bits(value: Any) -> bool:
-    return -(2**63) <= int(value) < 2**63
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
-        return False
-
-
-def _kind(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case Integral() if not _has_64_bits(value):
-            return "an integer of more than 64 bits"
-        case Integral() | float():
-            return str(value)
-        case str():
-            return "a string"
-        case bytes():
-            return "bytes (a binary column)"
-        case list() | tuple():
-            return "a list"
-        case dict():
-            return "an object"
-    return f"a {type(value).__name__}"
+def _field(name: str) -> str:
+    return name.partition("[")[0]

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Message = dict[str, Any]
-"""A chat message: ``role`` and ``content`` are strings; further keys are kept but never encoded."""
+"""A chat message: ``role`` and ``content`` are strings; ``tool_calls`` and further keys are kept.
+
+Readers also take a content that is a list of text parts (joined as they are) or, beside ``tool_calls``, null (the empty string).
+"""
 
 Text = str | list[Message]
 """A string, or the messages of a conversation."""
@@ -77,10 +80,21 @@ def group_items(items: Sequence[ScoreItem]) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
     for index, item in enumerate(items):
         # Items that nobody has checked may hold anything.
-        groups.setdefault(json.dumps([item.prompt, item.reference, item.wrapper], default=str), []).append(index)
+        try:
+            key = json.dumps([item.prompt, item.reference, item.wrapper], default=str)
+        except (TypeError, ValueError, RecursionError):  # keys of odd types, values that hold themselves
+            key = f"item {index}"
+        groups.setdefault(key, []).append(index)
     return list(groups.values())
 
 
 def flatten(text: Text) -> str:
     """The text as one string: a string as it is, of messages the contents joined by newlines (official template)."""
-    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
+    return text if isinstance(text, str) else "\n".join(_content(message["content"]) for message in text)
+
+
+def _content(content: Any) -> str:
+    """Records hold strings; messages that nobody has checked may hold a list of parts, or null beside tool calls."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+    return content if isinstance(content, str) else ""

@@ -6,53 +6,19 @@ import gzip
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from polar_rm.common.files import sync, temporary_path
 from polar_rm.common.json import dump_json
 from polar_rm.errors import BadRow, MachineFailure, PolarError
-from polar_rm.records.cells import to_cells
-from polar_rm.records.fields import Refused
-from polar_rm.records.reading import SUFFIXES
 from polar_rm.records.rows import to_row
-from polar_rm.records.types import Comparison, Record, ScoreItem, Trajectory
+from polar_rm.records.types import Record
+from polar_rm.records.values import InvalidRecord
 
-_ROW_GROUP = 4096
-
-_SCHEMAS: dict[type, pa.Schema] = {
-    Comparison: pa.schema(
-        {
-            "prompt": pa.string(),
-            "reference": pa.string(),
-            "candidates": pa.list_(pa.string()),
-            "ranks": pa.list_(pa.int64()),
-            "wrapper": pa.string(),
-            "metadata": pa.string(),
-        }
-    ),
-    ScoreItem: pa.schema(dict.fromkeys(["prompt", "reference", "output", "wrapper", "metadata"], pa.string())),
-    Trajectory: pa.schema(
-        {
-            "source": pa.string(),
-            "prompt_id": pa.string(),
-            "prompt": pa.string(),
-            "policy": pa.string(),
-            "sample_id": pa.int64(),
-            "text": pa.string(),
-            "temperature": pa.float64(),
-            "top_p": pa.float64(),
-            "top_k": pa.int64(),
-            "seed": pa.int64(),
-            "finish_reason": pa.string(),
-            "n_tokens": pa.int64(),
-            "metadata": pa.string(),
-        }
-    ),
-}
+WRITTEN = (".jsonl", ".jsonl.gz", ".parquet")
+"""Suffixes of files that are written."""
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
@@ -65,23 +31,22 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
         BadRow: a record that its reader would refuse. PolarError: no records, two kinds, an unknown suffix, a full disk.
     """
     path = Path(path)
-    if not path.name.endswith(SUFFIXES):
-        raise PolarError(f"{path}: unknown kind of file; known: {', '.join(SUFFIXES)}")
+    if not path.name.endswith(WRITTEN):
+        raise PolarError(f"{path}: unknown kind of file; known: {', '.join(WRITTEN)}")
     iterator = iter(records)
     first = next(iterator, None)
     if first is None:
         raise PolarError(f"{path}: there are no records to write")
     rows = _rows(path, type(first), chain([first], iterator))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            count = (
-                _write_table(file, rows, _SCHEMAS[type(first)]) if path.suffix == ".parquet" else _write_lines(file, rows, path)
-            )
+            count = _write_table(file, rows, type(first)) if path.suffix == ".parquet" else _write_lines(file, rows, path)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise MachineFailure(f"{path}: could not be written: {error.strerror or error}") from error
     finally:
@@ -95,7 +60,7 @@ def _rows(path: Path, kind: type, records: Iterable[Record]) -> Iterator[dict[st
             raise PolarError(f"{path}: record {number} is a {type(record).__name__}, those before are {kind.__name__}")
         try:
             yield to_row(record)
-        except Refused as error:
+        except InvalidRecord as error:
             raise BadRow(str(path), number, error.field, error.expected) from None
 
 
@@ -105,10 +70,7 @@ def _write_lines(file: IO[bytes], rows: Iterator[dict[str, object]], path: Path)
         return sum(1 for row in rows if sink.write(dump_json(row).encode() + b"\n"))
 
 
-def _write_table(file: IO[bytes], rows: Iterator[dict[str, object]], schema: pa.Schema) -> int:
-    count = 0
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        while group := [to_cells(row) for row in islice(rows, _ROW_GROUP)]:
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
-            count += len(group)
-    return count
+def _write_table(file: IO[bytes], rows: Iterator[dict[str, object]], kind: type[Record]) -> int:
+    from polar_rm.records.tables import write_table  # pyarrow takes long to load
+
+    return write_table(file, rows, kind)

@@ -13,9 +13,7 @@ from typing import Any
 from polar_rm.common.http import key_from_environment, server_url
 from polar_rm.encoding.texts import without_thinking
 from polar_rm.errors import PolarError
-from polar_rm.records import ScoreItem, Wrapper, flatten, group_items
-from polar_rm.records.fields import Refused
-from polar_rm.records.rows import to_item
+from polar_rm.records import InvalidRecord, ScoreItem, Wrapper, check, flatten, from_cell, group_items
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.transforms import transform
 
@@ -38,10 +36,11 @@ def score_item(
         PolarError: one of the three is missing or no text, or the reference is empty or only thinking. Trainers hand over ""
             where a data set has no such column, so that scoring without a reference would go unnoticed.
     """
-    row = {"prompt": _plain(prompt), "output": _plain(completion), "reference": _plain(reference), "wrapper": wrapper}
+    # Prompts and references come out of tables, where messages may be JSON text; what a policy wrote is never read so.
+    asked, wanted = (from_cell(text) if isinstance(text, str) else _plain(text) for text in (prompt, reference))
     try:
-        item = to_item(row)
-    except Refused as error:
+        item = check(ScoreItem(asked, wanted, _plain(completion), wrapper))
+    except InvalidRecord as error:
         field = re.sub(r"^output", "completion", error.field)
         raise PolarError(f"field {field!r}: expected {error.expected}") from None
     if not without_reference and not flatten(item.reference).strip():

@@ -183,8 +183,10 @@ def read_rows(config: RftConfig) -> list[dict[str, Any]]:
     """The data as TRL takes it: prompts of a chat policy are lists of messages.
 
     Raises:
-        PolarError: a bad row, or columns that no table can hold.
+        PolarError: a bad row, columns that no table can hold, or a file that this run writes.
     """
+    for source in config.data:
+        find_files(source, [config.output])
     rows = [
         {
             "prompt": _messages(prompt) if config.policy.kind == "chat" else prompt,

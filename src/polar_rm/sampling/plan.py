@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from polar_rm.errors import PolarError
-from polar_rm.records import OnBadRow
+from polar_rm.records import OnBadRow, side_file
 from polar_rm.sampling.base import Policy, Request
 from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.prompts import Prefixes, Prompt, make_prefixes, read_rows
@@ -59,7 +59,7 @@ def make_plan(config: SamplingConfig, folder: Path | None = None) -> SamplingPla
     """
     if folder is not None and config.on_bad_row == "skip":
         folder.mkdir(parents=True, exist_ok=True)
-    bad = OnBadRow(config.on_bad_row, folder / "rejected.jsonl" if folder else os.devnull)
+    bad = OnBadRow(config.on_bad_row, side_file(folder / "prompts") if folder else os.devnull)
     prompts: list[Prompt] = []
     counts = []
     for number, source in enumerate(config.prompts):

@@ -14,7 +14,6 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from polar_rm.common.config import Config, PathText
-from polar_rm.common.extras import needs
 from polar_rm.common.files import sha256, write_file
 from polar_rm.errors import BadRow, PolarError
 from polar_rm.records import OnBadRow, Text, find_files, read_prompts, read_texts
@@ -81,7 +80,7 @@ def read_rows(source: PromptRows, on_bad_row: OnBadRow) -> Iterator[Prompt]:
 
 
 def input_files(source: PromptRows | Prefixes) -> list[Path]:
-    """The files that prompts come from; a folder saved by ``datasets`` is one of them."""
+    """The files that prompts come from."""
     if isinstance(source, PromptRows):
         return find_files(source.rows)
     return [file for path in source.texts for file in _files(path)]
@@ -158,10 +157,10 @@ def _cut(source: Prefixes, seed: int, chosen: list[tuple[str, str]]) -> list[Pro
 
 
 def _files(path: Path) -> list[Path]:
-    if (path / "dataset_info.json").exists():
-        return [path]
     if path.is_dir():
-        plain = sorted(file for file in path.rglob("*") if file.suffix in _PLAIN and file.is_file())
+        plain = sorted(
+            file for file in path.rglob("*") if file.suffix in _PLAIN and file.is_file() and not _is_hidden(file, path)
+        )
         return plain or find_files(path)
     return [path] if path.suffix in _PLAIN and path.exists() else _matching(path)
 
@@ -175,16 +174,12 @@ def _texts(source: Prefixes, files: list[Path], on_bad_row: OnBadRow) -> Iterato
     for file in files:
         if file.suffix in _PLAIN:
             yield from _passages(file, _PASSAGE * source.max_tokens, on_bad_row)
-        elif file.is_dir():
-            yield from read_texts(_dataset(file), source.column, on_bad_row)
         else:
             yield from read_texts(file, source.column, on_bad_row)
 
 
-def _dataset(folder: Path) -> Any:
-    with needs("datasets", f"{folder}: reading it"):
-        import datasets
-    return datasets.load_from_disk(str(folder))
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(name.startswith((".", "_")) for name in file.relative_to(folder).parts)
 
 
 def _passages(path: Path, characters: int, on_bad_row: OnBadRow) -> Iterator[str]:

@@ -103,6 +103,10 @@ class DataConfig(Config):
         description="What to do with a row that is no comparison: `error` stops before anything is trained; `skip` writes it to "
         "a side file in the run folder, counts it and goes on.",
     )
+    strip_prompt: bool = Field(
+        False,
+        description="Drop the prompt's messages where an answer (reference, candidate) begins with them; otherwise the row is bad.",
+    )
     reference: Literal["given", "empty"] = Field(
         "given", description="`empty` trains without references, for the paper's ablation; rows may then lack them."
     )

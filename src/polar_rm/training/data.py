@@ -19,7 +19,7 @@ from polar_rm.common.iteration import windows
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import Damaged, PolarError
-from polar_rm.records import Comparison, OnBadRow, find_files, read_comparisons
+from polar_rm.records import Comparison, OnBadRow, read_comparisons, survey_files
 
 _ROWS_PER_BATCH = 512  # of the Arrow file; also how many comparisons are tokenised together
 
@@ -54,7 +54,7 @@ class EncodedCorpus:
     """Random access to encoded comparisons.
 
     lengths: int32 [n], tokens of each tree. inputs: SHA-256 of every file that was read, by its path, taken before it was read.
-    rejected, side_file: bad rows that were left out, and where they are.
+    rejected, side_file: bad rows that were left out, and where they are. notes: as of :class:`~polar_rm.records.OnBadRow`.
     """
 
     def __init__(self, path: Path, index: Mapping[str, Any], digest: str) -> None:
@@ -65,6 +65,7 @@ class EncodedCorpus:
         self.inputs: dict[str, str] = index["inputs"]
         self.rejected: int = index["rejected"]
         self.side_file: str | None = index["side_file"]
+        self.notes = {text: (int(count), str(first)) for text, (count, first) in index.get("notes", {}).items()}
         self._names = [name for name, _ in sources]
         self._starts = np.cumsum([0] + [count for _, count in sources])[:-1].tolist()
         self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -109,24 +110,27 @@ def encode_corpus(
     *,
     on_bad_row: OnBadRow | None = None,
     empty_reference: bool = False,
+    outputs: Sequence[Path] = (),
     progress: Callable[[int], None] = lambda n: None,
     report: Callable[[str], None] = lambda message: None,
 ) -> EncodedCorpus:
     """Encode files of comparisons into ``folder``, or open what an earlier run with the same input and encoder left there.
 
-    paths: files, folders or patterns. on_bad_row: its count and side file are afterwards those of the encoding, be it an earlier
-    run's. empty_reference: train without references (the paper's "w/o reference" ablation). progress: called with comparisons
-    done. report: told, in a sentence, when what an earlier run left is damaged; it is then encoded anew.
+    paths: files, folders or patterns. on_bad_row: its count, notes and side file are afterwards those of the encoding, be it an
+    earlier run's. empty_reference: train without references (the paper's "w/o reference" ablation). outputs: what the run
+    writes; none of it is read. progress: called with comparisons done. report: told, in a sentence, when what an earlier run
+    left is damaged; it is then encoded anew.
 
     Raises:
         BadRow: a row is no comparison (unless it is skipped). PolarError: an earlier run skipped bad rows that this one must not
             skip; a file holds no comparisons, or changed while it was read; a comparison has no reference.
     """
-    files = [file for path in paths for file in find_files(path)]
+    files = survey_files(paths, outputs).files
     before = [_stamp(file) for file in files]
     inputs = {str(file): sha256(file) for file in files}
     content = [inputs[str(file)] for file in files]
-    digest = hashlib.sha256(json.dumps([content, encoder.hash, empty_reference]).encode()).hexdigest()[:16]
+    stripped = ["strip_prompt"] if on_bad_row and on_bad_row.strip_prompt else []
+    digest = hashlib.sha256(json.dumps([content, encoder.hash, empty_reference, *stripped]).encode()).hexdigest()[:16]
     corpus = None
     if _index_path(folder, digest).exists():
         try:
@@ -143,6 +147,7 @@ def encode_corpus(
             "inputs": inputs,
             "rejected": on_bad_row.count if on_bad_row else 0,
             "side_file": str(on_bad_row.side_file) if on_bad_row else None,
+            "notes": on_bad_row.notes if on_bad_row else {},
         }
         write_sealed(_index_path(folder, digest), index)
         corpus = open_corpus(folder, digest)
@@ -152,7 +157,7 @@ def encode_corpus(
             "them, or go on without them by data.on_bad_row=skip"
         )
     if on_bad_row:
-        on_bad_row.count, on_bad_row.side_file = corpus.rejected, corpus.side_file
+        on_bad_row.count, on_bad_row.side_file, on_bad_row.notes = corpus.rejected, corpus.side_file, corpus.notes
     corpus.inputs = inputs  # the same content may have lain under other names
     return corpus
 

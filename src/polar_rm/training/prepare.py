@@ -19,7 +19,7 @@ from polar_rm.errors import ConfigError, Damaged, PolarError
 from polar_rm.model.blueprint import Blueprint, checkpoint_blueprint, language_model_blueprint, preset_blueprint
 from polar_rm.model.language_models import model_folder
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.records import OnBadRow
+from polar_rm.records import OnBadRow, side_file
 from polar_rm.training.config import EncoderConfig, TrainConfig
 from polar_rm.training.data import EncodedCorpus, encode_corpus, open_corpus
 from polar_rm.training.parallel import World
@@ -129,8 +129,7 @@ def with_lengths(encoder: Encoder, wanted: EncoderConfig, source: Path) -> Encod
 def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path], console: Console) -> EncodedCorpus:
     for path in paths:
         check_manifest(path)
-    skip = config.data.on_bad_row == "skip"
-    bad = OnBadRow("skip", config.output / f"{name}.rejected.jsonl") if skip else None
+    bad = OnBadRow(config.data.on_bad_row, side_file(config.output / name), strip_prompt=config.data.strip_prompt)
     with console.status(f"encoding {name} data") as status:
         corpus = encode_corpus(
             paths,
@@ -138,11 +137,14 @@ def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path],
             config.output / "data",
             on_bad_row=bad,
             empty_reference=config.data.reference == "empty",
+            outputs=[config.output],
             progress=lambda n: status.update(f"encoding {name} data: {n:,} comparisons"),
             report=lambda message: console.print(message, markup=False, highlight=False),
         )
-    if bad and bad.count:
+    if bad.count:
         console.print(f"{bad.count} bad rows of the {name} data were skipped, see {bad.side_file}", markup=False, highlight=False)
+    for warning in bad.warnings():
+        console.print(f"warning: {name} data: {warning}", markup=False, highlight=False)
     return corpus
 
 

@@ -274,6 +274,9 @@ class Trainer:
                 "config": self.config.model_dump(mode="json"),
                 "plan": asdict(self.plan),
                 "data": self.prepared.inputs,
+                "bad_rows": {
+                    name: corpus.rejected for name, corpus in (("train", self.train_set), ("eval", self.eval_set)) if corpus
+                },
                 "encoder_hash": self.model.encoder.hash,
                 "seed": self.config.seed,
                 **provenance.versions(),

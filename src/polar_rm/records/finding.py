@@ -1,0 +1,191 @@
+"""Which files a path means."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from polar_rm.errors import PolarError
+from polar_rm.records.bad_rows import SIDE_SUFFIX
+
+SUFFIXES = (
+    ".jsonl",
+    ".jsonl.gz",
+    ".jsonl.zst",
+    ".ndjson",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+    ".feather",
+)
+"""Of files that are read, in whatever case."""
+
+_SPLIT_MANIFEST = "manifest.json"
+_DATASET = "state.json"  # of a folder written by ``datasets.Dataset.save_to_disk``
+_DATASETS = "dataset_dict.json"  # of one written by ``DatasetDict.save_to_disk``
+# Lists beside our outputs, under the suffix of data. Their rows are no records.
+_OURS = {"metrics.jsonl", "rejected.jsonl", "refused.jsonl", "contaminated.jsonl"}
+_OURS_ENDS = (SIDE_SUFFIX, ".rejected.jsonl", ".refused.jsonl", ".partial")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """files: what is read, in order. left_out: why files of folders are not read -> how many."""
+
+    files: tuple[Path, ...]
+    left_out: dict[str, int]
+
+    def describe(self) -> str:
+        """For example ``3 files; left out: 2 hidden``."""
+        said = f"{len(self.files):,} file{'' if len(self.files) == 1 else 's'}"
+        left_out = ", ".join(f"{count:,} {why}" for why, count in self.left_out.items())
+        return f"{said}; left out: {left_out}" if left_out else said
+
+
+def find_files(source: str | Path, outputs: Iterable[str | Path] = ()) -> list[Path]:
+    """The data files that a path means: itself, those under a folder, or those that match a pattern; sorted.
+
+    Of a folder are left out: names that begin with ``.`` or ``_``, lists that polar writes, and ``.json`` files,
+    most of which hold settings. A folder saved by ``datasets`` means its Arrow files.
+    outputs: what this run writes.
+
+    Raises:
+        PolarError: there are none, a file's suffix is unknown, a folder holds several splits, or the run writes one of the files.
+    """
+    return list(survey_files([source], outputs).files)
+
+
+def survey_files(sources: Iterable[str | Path], outputs: Iterable[str | Path] = ()) -> Found:
+    """:func:`find_files` of several paths, with what was left out."""
+    left_out: Counter[str] = Counter()
+    outputs = list(map(Path, outputs))
+    files = [file for source in sources for file in _find(Path(source), left_out)]
+    for file in files:
+        check_not_output(file, outputs)
+    return Found(tuple(files), dict(left_out))
+
+
+def find_file(source: str | Path, outputs: Iterable[str | Path] = ()) -> Path:
+    """The one file that a path, a folder or a pattern means.
+
+    Raises:
+        PolarError: it means several, or as of :func:`find_files`.
+    """
+    files = find_files(source, outputs)
+    if len(files) > 1:
+        raise PolarError(f"{source}: it means {len(files):,} files; name one at a time: rows of several would have equal numbers")
+    return files[0]
+
+
+def check_not_output(file: Path, outputs: Iterable[str | Path]) -> None:
+    """Whether a run that writes ``outputs`` (files or folders) may read a file.
+
+    Raises:
+        PolarError: it is one of them or lies inside one.
+    """
+    for output in map(Path, outputs):
+        if not output.exists():
+            continue
+        if output.samefile(file):
+            raise PolarError(f"{file}: this run writes this file, so it can't be read as data; use another name for the output")
+        if output.is_dir() and any(folder.exists() and folder.samefile(output) for folder in file.absolute().parents):
+            raise PolarError(
+                f"{file}: it lies in {output}, where this run writes, so it can't be read as data; use another output folder"
+            )
+
+
+def _find(path: Path, left_out: Counter[str]) -> list[Path]:
+    if path.is_dir():
+        found = sorted(_walk(path, left_out))
+        if not found:
+            raise PolarError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file{_but(left_out)}")
+        return found
+    if not path.exists():
+        matching = sorted(Path(name) for name in glob(str(path), recursive=True))
+        if not matching:
+            raise PolarError(f"{path}: no such file or folder")
+        kept = [each for each in matching if not _is_left_out(each, left_out)]
+        found = [file for each in kept for file in (sorted(_walk(each, left_out)) if each.is_dir() else _find(each, left_out))]
+        if not found:
+            raise PolarError(f"{path}: nothing that matches holds data{_but(left_out)}")
+        return found
+    if not suffix_of(path):
+        raise PolarError(f"{path}: unknown kind of file; known: {', '.join(SUFFIXES)}")
+    return [path]
+
+
+def _but(left_out: Counter[str]) -> str:
+    return f" (left out: {', '.join(f'{count:,} {why}' for why, count in left_out.items())})" if left_out else ""
+
+
+def suffix_of(path: Path) -> str:
+    """The one of :data:`SUFFIXES` that a name ends in, in lower case; empty if none."""
+    name = path.name.lower()
+    return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default="")
+
+
+def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """The folder's data files; symbolic links to folders are not followed."""
+    names = set(os.listdir(folder))
+    if _SPLIT_MANIFEST in names and (splits := _splits(folder / _SPLIT_MANIFEST)):
+        raise PolarError(f"{folder}: it is a corpus of several splits; name {folder / splits[0]}")
+    if _DATASETS in names:
+        inner = _read(folder / _DATASETS).get("splits") or sorted(each.name for each in folder.iterdir() if each.is_dir())
+        raise PolarError(f"{folder}: it is a data set of several splits; name one of {', '.join(map(str, inner))}")
+    if _DATASET in names and isinstance(parts := _read(folder / _DATASET).get("_data_files"), list):
+        yield from (folder / part["filename"] for part in parts if Path(part["filename"]).name == part["filename"])
+        return
+    for name in sorted(names):
+        path = folder / name
+        if path.is_dir():
+            if _is_hidden(name):
+                left_out["hidden folders"] += 1
+            elif name == "work" and "settings.json" in names:
+                left_out["folders of unfinished work"] += 1
+            elif path.is_symlink():
+                left_out["links to folders"] += 1
+            else:
+                yield from _walk(path, left_out)
+        elif suffix_of(path) and not _is_left_out(path, left_out):
+            if suffix_of(path) == ".json":
+                left_out[".json (read only where named)"] += 1
+            elif path.is_file():
+                yield path
+
+
+def _is_left_out(path: Path, left_out: Counter[str]) -> bool:
+    """Hidden files, and lists and encodings that polar wrote beside its outputs."""
+    if _is_hidden(path.name):
+        left_out["hidden"] += 1
+    elif path.name in _OURS or path.name.endswith(_OURS_ENDS) or path.with_suffix(".index.json").exists():
+        left_out["written by polar, no data"] += 1
+    else:
+        return False
+    return True
+
+
+def _is_hidden(name: str) -> bool:
+    """As Arrow and ``datasets`` see it: also what notebooks, macOS and Spark leave beside data."""
+    return name.startswith((".", "_"))
+
+
+def _splits(manifest: Path) -> list[str]:
+    """The splits of a corpus that ``polar corpus`` built; none for other manifests."""
+    shards = _read(manifest).get("shards")
+    return sorted({str(name).partition("/")[0] for name in shards if "/" in str(name)}) if isinstance(shards, dict) else []
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

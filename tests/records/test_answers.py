@@ -1,0 +1,237 @@
+"""Answers that repeat their prompt (H4), and messages in all their spellings (H5, Missing 23 and 25)."""
+
+import json
+import logging
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polar_rm.errors import BadRow
+from polar_rm.records import (
+    Comparison,
+    InvalidRecord,
+    OnBadRow,
+    ScoreItem,
+    check,
+    from_cell,
+    read_comparisons,
+    read_items,
+    read_prompt_texts,
+    to_cell,
+    write_records,
+)
+
+USER = {"role": "user", "content": "Why?"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+YES, NO = {"role": "assistant", "content": "Because yes."}, {"role": "assistant", "content": "no"}
+WAY_OUT = "expected the answer alone, but it begins with the prompt; take those messages out"
+
+
+def lines(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["Why?", " Why?\n", [USER], [SYSTEM, USER], [USER, YES, {"role": "user", "content": "And?"}]],
+    ids=["text", "blanks", "message", "system", "turns"],
+)
+@pytest.mark.parametrize("table", [False, True])
+def test_an_answer_that_begins_with_the_prompt_is_refused_or_stripped(tmp_path, prompt, table):
+    """H4."""
+    whole = [USER, YES, {"role": "user", "content": "And?"}] if isinstance(prompt, list) and len(prompt) == 3 else [USER]
+    good = {"prompt": prompt, "reference": "Because.", "chosen": [YES], "rejected": [NO]}
+    for field, answer in [("chosen", [*whole, YES]), ("rejected", [SYSTEM, *whole, NO]), ("reference", [*whole, YES, NO])]:
+        row = good | {field: answer}
+        if table:
+            row = {name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
+            path = tmp_path / "data.parquet"
+            pq.write_table(pa.Table.from_pylist([row]), path)
+        else:
+            path = lines(tmp_path / "data.jsonl", row)
+        with pytest.raises(BadRow, match=f"row 1: field '{field}': {WAY_OUT}.*strip_prompt"):
+            list(read_comparisons(path))
+        bad = OnBadRow(strip_prompt=True)
+        [comparison] = read_comparisons(path, bad)
+        rest = answer[answer.index(whole[-1], len(whole) - 1) + 1 :]
+        found = {"chosen": comparison.candidates[0], "rejected": comparison.candidates[1], "reference": comparison.reference}
+        assert found == {**{name: good[name] for name in found}, field: rest}
+        [warning] = bad.warnings()
+        assert (
+            warning
+            == f"1 row: the prompt's messages at the beginning of '{field}' were dropped (strip_prompt) (first: {path}: row 1)"
+        )
+
+
+def test_items_candidates_and_single_records_are_asked_the_same(tmp_path):
+    """H4: one check for files, requests and trainers."""
+    item = {"prompt": "Why?", "reference": "", "output": [USER, YES]}
+    with pytest.raises(BadRow, match=f"field 'output': {WAY_OUT}"):
+        list(read_items([item]))
+    with pytest.raises(InvalidRecord, match=f"field 'output': {WAY_OUT}"):
+        check(ScoreItem("Why?", "", [USER, YES]))
+    assert check(ScoreItem("Why?", "", [USER, YES]), strip_prompt=True).output == [YES]
+    with pytest.raises(InvalidRecord, match=rf"field 'candidates\[1\]': {WAY_OUT}"):
+        check(Comparison([USER], None, ("a", [USER, NO]), (0, 1)))
+    with pytest.raises(BadRow, match="field 'output': expected an answer, but nothing comes behind the prompt's messages"):
+        list(read_items([item | {"output": [USER]}], OnBadRow(strip_prompt=True)))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [[{"role": "assistant", "content": "Why?"}], [{"role": "user", "content": "Why not?"}, YES], [YES, USER, NO]],
+    ids=["echo", "other question", "later"],
+)
+def test_answers_that_only_resemble_the_prompt_are_taken(answer):
+    """H4."""
+    for prompt in ("Why?", [USER]):
+        assert check(ScoreItem(prompt, "", answer)).output == answer
+
+
+def test_texts_that_begin_with_the_prompt_are_counted_and_told_once(tmp_path, caplog):
+    """H4: the shape of hh-rlhf; nothing can tell whether it is meant."""
+    prompt = "Human: Why is the sky blue? Assistant:"
+    row = {"prompt": prompt, "reference": "r", "chosen": f"{prompt} scattering", "rejected": f"{prompt} paint"}
+    short = {"prompt": "The", "reference": "r", "chosen": "Therefore", "rejected": "b"}
+    path = lines(tmp_path / "data.jsonl", short, row, row | {"rejected": "no"})
+    bad = OnBadRow()
+    assert len(list(read_comparisons(path, bad))) == 3
+    text = "begins with the whole text of the prompt, which is then scored as part of the answer"
+    assert bad.warnings() == [
+        f"2 rows: 'chosen' {text} (first: {path}: row 2)",
+        f"1 row: 'rejected' {text} (first: {path}: row 2)",
+    ]
+    with caplog.at_level(logging.WARNING):
+        list(read_comparisons(path))
+    assert [record.getMessage() for record in caplog.records] == bad.warnings()
+
+
+SPELLINGS = [
+    json.dumps([USER, YES]),
+    json.dumps([{"content": "Why?", "role": "user"}, {"content": "Because yes.", "role": "assistant"}]),
+    json.dumps([USER, YES], indent=1),
+    f"\n {json.dumps([USER, YES])} ",
+    json.dumps([USER, YES], separators=(",", ":")),
+]
+
+
+@pytest.mark.parametrize("cell", SPELLINGS, ids=range(len(SPELLINGS)))
+def test_messages_are_recognised_in_tables_however_they_are_spelt(tmp_path, cell):
+    """H5."""
+    row = {"prompt": cell, "reference": cell, "candidates": [json.dumps([YES]), "b"], "ranks": [0, 1]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "data.parquet")
+    bad = OnBadRow(strip_prompt=True)
+    assert list(read_prompt_texts(tmp_path / "data.parquet")) == [[USER, YES]]
+    row["reference"] = "r"
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "data.parquet")
+    [comparison] = read_comparisons(tmp_path / "data.parquet", bad)
+    assert comparison == Comparison([USER, YES], "r", ([YES], "b"), (0, 1))
+
+
+def test_messages_as_text_in_jsonl_stay_text_and_are_told(tmp_path):
+    """H5: there a string is a string."""
+    path = lines(tmp_path / "items.jsonl", *({"prompt": cell, "reference": "r", "output": "o"} for cell in SPELLINGS))
+    bad = OnBadRow()
+    assert [item.prompt for item in read_items(path, bad)] == SPELLINGS
+    [warning] = bad.warnings()
+    assert warning.startswith("5 rows: 'prompt' is text that spells messages in JSON text; it is taken as that text (first:")
+    bad = OnBadRow()
+    pq.write_table(pa.Table.from_pylist([{"prompt": str([USER]), "reference": "r", "output": "o"}]), tmp_path / "a.parquet")
+    assert next(read_items(tmp_path / "a.parquet", bad)).prompt == str([USER])
+    assert "Python's notation" in bad.warnings()[0]
+
+
+pieces = st.sampled_from(
+    ['[{"role"', '"content": ""', '[{"content": "x", "role": "user"}]', '["', '"]', "[", "]", " ", "\n", '\\"', "{", "}"]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=12) | st.lists(pieces, max_size=5).map("".join), st.integers(0, 3))
+def test_every_string_comes_back_from_a_cell(text, depth):
+    """H5: the quoting rule, also of what is quoted already."""
+    for _ in range(depth):
+        text = json.dumps([text])
+    if "\ud7ff" < max(text, default="") < "\ue000":
+        return
+    cell = to_cell(text)
+    assert isinstance(cell, str)
+    assert from_cell(cell) == text
+
+
+def test_content_may_be_text_parts_or_null_beside_tool_calls(tmp_path):
+    """Missing 23."""
+    parts = [{"role": "assistant", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}]
+    calls = [[{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": name}}]}] for name in ("f", "g")]
+    row = {"prompt": "p", "reference": parts, "candidates": calls, "ranks": [0, 1]}
+    [comparison] = read_comparisons(lines(tmp_path / "data.jsonl", row))
+    assert comparison.reference == [{"role": "assistant", "content": "a b"}]
+    assert comparison.candidates == tuple([{**message, "content": ""} for message in call] for call in calls)
+    for suffix in ("jsonl", "parquet"):
+        write_records(tmp_path / f"out.{suffix}", [comparison])
+        assert list(read_comparisons(tmp_path / f"out.{suffix}")) == [comparison]
+    with pytest.raises(BadRow, match=r"field 'candidates\[1\]': expected a text other than that of candidates\[0\]"):
+        list(read_comparisons([row | {"candidates": [calls[0], calls[0]]}]))
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "expected"),
+    [
+        ([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}], "output[0].content[1]", "type 'image_url'"),
+        ([{"type": "text"}], "output[0].content[0]", "one whose text is null"),
+        ([], "output[0].content", "not an empty list"),
+        (None, "output[0].content", "not null"),
+        (["a"], "output[0].content[0]", "not a string"),
+    ],
+)
+def test_other_contents_are_refused_by_name(content, field, expected):
+    """Missing 23."""
+    with pytest.raises(BadRow, match=expected) as caught:
+        list(read_items([{"prompt": "p", "reference": "r", "output": [{"role": "assistant", "content": content}]}]))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("ranks", [[1.0, 2.0], ["1", "2"]])
+def test_ranks_may_be_whole_floats_and_digits(ranks):
+    """Missing 25."""
+    [comparison] = read_comparisons([{"prompt": "p", "reference": "r", "candidates": ["a", "b"], "ranks": ranks}])
+    assert comparison.ranks == (1, 2)
+    assert all(type(rank) is int for rank in comparison.ranks)
+
+
+def test_lists_of_chosen_and_rejected_are_ranked(tmp_path):
+    """Missing 25: the shape of RewardBench 2."""
+    row = {"prompt": "p", "reference": "r", "chosen": ["a"], "rejected": ["b", [YES], "d"]}
+    [comparison] = read_comparisons(lines(tmp_path / "data.jsonl", row))
+    assert (comparison.candidates, comparison.ranks) == (("a", "b", [YES], "d"), (0, 1, 1, 1))
+    for wrong, field in [
+        ({"rejected": ["b", "a"]}, "rejected[1]"),
+        ({"chosen": []}, "chosen"),
+        ({"chosen": ["a", 3]}, "chosen[1]"),
+    ]:
+        with pytest.raises(BadRow) as caught:
+            list(read_comparisons([row | wrong]))
+        assert caught.value.field == field
+
+
+def test_a_number_where_a_text_belongs_is_told_how_to_write_it():
+    """Missing 25: 4 or 4.0, only the sender knows."""
+    with pytest.raises(
+        BadRow, match="field 'reference': expected text or a list of messages, not the number 4; write it as a text"
+    ):
+        list(read_items([{"prompt": "p", "reference": 4, "output": "o"}]))
+
+
+@pytest.mark.parametrize("near", ["references", "Reference"])
+def test_a_column_with_nearly_the_right_name_is_no_metadata(near):
+    """Missing 25: without its reference a comparison would be another one, silently."""
+    with pytest.raises(BadRow, match=f"field 'reference': expected .*{near}'; did you mean 'reference'"):
+        list(read_comparisons([{"prompt": "p", near: ["r"], "chosen": "a", "rejected": "b"}]))
+    with pytest.raises(BadRow, match=f"field 'reference': expected .*{near}'; did you mean 'reference'"):
+        list(read_items([{"prompt": "p", near: ["r"], "output": "a"}]))
+    row = {"prompt": "p", "reference": "r", near: ["r"], "output": "a"}
+    assert next(read_items([row])).metadata == {near: ["r"]}
