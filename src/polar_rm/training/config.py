@@ -105,7 +105,7 @@ class DataConfig(Config):
     )
     strip_prompt: bool = Field(
         False,
-        description="Drop the prompt's messages where an answer (reference, candidate) begins with them; otherwise the row is bad.",
+        description="Drop the prompt's messages where an answer (reference, candidate) begins with them; else the row is bad.",
     )
     reference: Literal["given", "empty"] = Field(
         "given", description="`empty` trains without references, for the paper's ablation; rows may then lack them."
