@@ -15,6 +15,7 @@ from polar_rm.model.reward_model import RewardModel
 from polar_rm.parity import routes
 
 PAIR = {"prompt": "p", "reference": "the fox", "chosen": "the quick fox", "rejected": "12 34", "subset": "x"}
+SKIP = ("--on-bad-row", "skip")
 RANKED = {"prompt": "p", "reference": "r", "candidates": ["a", "b"], "ranks": [0, 1]}
 
 
@@ -110,7 +111,10 @@ def test_bad_rows(polar, model, tmp_path, row, wanted):
     pairs = write(tmp_path / "pairs.jsonl", PAIR, row)
     refused(polar("evaluate", pairs, "--model", model), pairs, wanted)
     refused(polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run"), pairs, wanted)
-    code, said, _ = polar("evaluate", pairs, "--model", model, "--on-bad-row", "skip")
+    code, _, error = polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run", *SKIP, "--dry-run")
+    assert code == 0, error
+    assert "1 bad rows of the train data were skipped" in error
+    code, said, _ = polar("evaluate", pairs, "--model", model, *SKIP)
     assert code == 0
     assert "1 bad rows were skipped" in " ".join(said.split())
     [side_file] = tmp_path.glob("pairs.jsonl.*.rejected")
@@ -182,6 +186,7 @@ def test_bad_options(polar, model, tmp_path):
     base = ("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run")
     refused(polar(*base, "optim.learning_rate=1"), "unknown key 'optim.learning_rate'")
     refused(polar(*base, "batchsize=1"), "unknown key 'batchsize'; did you mean 'batch_size'?")
+    refused(polar(*base, "data.on_bad_row=skip"), "unknown key 'data.on_bad_row'; did you mean 'on_bad_row'?")
     refused(polar(*base, "optim.lr=high"), "optim.lr=high: optim.lr")
     refused(polar("pretrain", "missing.yaml"), "missing.yaml: No such file")
     if not torch.cuda.is_available():
@@ -271,3 +276,36 @@ def test_every_verb_explains_itself_with_an_example(polar, verb):
     code, shown, _ = polar(verb, "--help")
     assert code == 0
     assert f"polar {verb}" in shown
+
+
+@pytest.mark.parametrize("name", ["run[/b]", "run[bold]"])
+def test_an_output_folder_is_no_markup(polar, model, tmp_path, name):
+    """F13."""
+    (tmp_path / name).mkdir(parents=True)
+    items = write(tmp_path / name / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"}, {"prompt": "p"})
+    scores = tmp_path / name / "scores.jsonl"
+    code, _, error = polar("score", "--model", model, "--input", items, "--output", scores, "--on-bad-row", "skip")
+    assert code == 0, error
+    assert f"1 items scored into {scores}" in error
+    assert f"1 bad rows were skipped, see {scores.parent}" in error
+    pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR | {"prompt": "q"})
+    base = (f"model.resume_from={model}", f"data.train=[{pairs}]", "batch_size=2", "log.tensorboard=false")
+    code, _, error = polar("pretrain", *base, f"output={name}/rm")
+    assert code == 0, error
+    assert f"model saved in {name}/rm/model" in error
+    refused(polar("score", "--model", model, "--input", name, "--output", "s.jsonl"), f"{name}: it is a folder")
+
+
+def test_old_words_name_the_new_ones(polar, model, tmp_path):
+    items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
+    base = ("score", "--model", model, "--input", items, "--output", tmp_path / "s.jsonl")
+    for old, new in (("--dtype", "--precision"), ("--token-budget", "--row-tokens")):
+        for given in ((old, "1"), (f"{old}=1",)):
+            code, _, error = polar(*base, *given)
+            assert code == 2
+            assert f"No such option: {old}. Did you mean {new}?" in " ".join(error.split())
+    code, _, error = polar("inspect", items, "--model", model, "--dtype", "x")  # has neither word
+    assert code == 2
+    assert "--precision" not in error
+    code, _, error = polar(*base, "--precision", "bf16", "--row-tokens", "64")
+    assert code == 0, error

@@ -111,7 +111,7 @@ def test_every_run_says_how_many_rows_are_left_out(tmp_path):
         rows.write("{}\n")
     for _ in range(2):
         said = io.StringIO()
-        config = load_config(TrainConfig, [file], ["data.on_bad_row=skip"])
+        config = load_config(TrainConfig, [file], ["on_bad_row=skip"])
         assert plan(config, console=Console(file=said, soft_wrap=True)).comparisons == 40
         assert f"1 bad rows of the train data were skipped, see {tmp_path / 'run/train.rejected'}" in said.getvalue()
     with pytest.raises(PolarError, match=r"skipped 1 bad rows, see .*train\.rejected"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from polar_rm.common.paths import check_data, check_model
 
@@ -18,7 +18,17 @@ C = TypeVar("C", bound="Config")
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 Panel = Literal["Data", "Training", "Use", "Evaluation", "Exchange"]
 
+VERBS = "sample corpus inspect pretrain finetune rft quickstart score serve evaluate parity convert config".split()
+"""In the order in which a user comes to need them; ``polar --help`` lists them and their panels so."""
+
+
+class _Group(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=VERBS.index)
+
+
 app = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

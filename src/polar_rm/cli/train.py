@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polar_rm.cli.options import Arguments, DryRun, JsonFile, load, verb
+from polar_rm.cli.options import Arguments, BadRowsOf, DryRun, JsonFile, load, verb
 from polar_rm.cli.output import message, messages, print_text, print_values
-from polar_rm.common.extras import needs
+from polar_rm.common.extras import needs, require
 from polar_rm.common.paths import check_data, check_model
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @verb("Training")
-def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
+def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRowsOf = None) -> None:
     """Pre-train a reward model as a policy discriminator (paper, Eq. 7).
 
     Run again with the same config, it continues where it stopped.
@@ -31,11 +31,11 @@ def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = Non
 
         polar pretrain recipes/pretrain_small.yaml --dry-run
     """
-    _train("pretrain", arguments, dry_run, json)
+    _train("pretrain", arguments, dry_run, json, on_bad_row)
 
 
 @verb("Training")
-def finetune(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
+def finetune(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRowsOf = None) -> None:
     """Fine-tune a reward model on ranked trajectories (paper, Eq. 8).
 
     Rows are {prompt, reference, chosen, rejected[, wrapper]} or {prompt, reference, candidates, ranks}: JSON, CSV or Parquet.
@@ -44,15 +44,15 @@ def finetune(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = Non
 
         polar finetune recipes/finetune.yaml model.resume_from=runs/rm/model data.train='[pairs.jsonl]' output=runs/ft
     """
-    _train("finetune", arguments, dry_run, json)
+    _train("finetune", arguments, dry_run, json, on_bad_row)
 
 
-def _train(verb: str, arguments: list[str], dry_run: bool, json: Path | None) -> None:
+def _train(verb: str, arguments: list[str], dry_run: bool, json: Path | None, on_bad_row: str | None) -> None:
     from polar_rm.common.config import to_yaml
     from polar_rm.common.files import write_json
     from polar_rm.training.config import TrainConfig
 
-    config = load(TrainConfig, arguments)
+    config = load(TrainConfig, arguments, on_bad_row)
     _check_inputs(config)
     from polar_rm.training.trainer import plan, train
 
@@ -73,7 +73,7 @@ def _train(verb: str, arguments: list[str], dry_run: bool, json: Path | None) ->
 
 
 def _check_inputs(config: TrainConfig) -> None:
-    """Whether the paths lead somewhere, before torch is loaded."""
+    """Whether the paths lead somewhere and optional packages are there, before torch is loaded."""
     from polar_rm.model.language_models import model_folder
 
     for file in (*config.data.train, *config.data.eval):
@@ -83,10 +83,16 @@ def _check_inputs(config: TrainConfig) -> None:
     for source in (config.model.init, config.model.tokenizer):
         if source:
             model_folder(source)
+    if config.log.tensorboard:
+        require("train", "log.tensorboard", "tensorboard")
+    if config.log.wandb_project:
+        require("wandb", "log.wandb_project", "wandb")
+    if config.lora:
+        require("peft", "lora", "peft")
 
 
 @verb("Training")
-def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) -> None:
+def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRowsOf = None) -> None:
     """Fine-tune a policy on one machine, by TRL's GRPO or RLOO, with a reward model that compares with references.
 
     Rows are {prompt, reference}: JSON, CSV, Parquet or Arrow. The output folder gets `policy/`, `metrics.jsonl` and `run.json`.
@@ -104,7 +110,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None) ->
     from polar_rm.model.language_models import model_folder
     from polar_rm.rft.config import RftConfig
 
-    config = load(RftConfig, arguments)
+    config = load(RftConfig, arguments, on_bad_row)
     for file in config.data:
         check_data(file)
     model_folder(config.policy.model)

@@ -17,6 +17,7 @@ from typing import Any
 
 from polar_rm.common.json import dump_json
 from polar_rm.common.locks import owned
+from polar_rm.common.text import last_line
 from polar_rm.errors import MachineFailure, PolarError
 
 
@@ -172,7 +173,7 @@ def disk_refusal(error: BaseException, folder: Path) -> str | None:
     if not isinstance(error, OSError) and not any(reason in str(error) for reason in reasons):
         return None
     existing = next((path for path in (folder, *folder.parents) if path.exists()), Path())
-    return f"{str(error).strip().splitlines()[-1]} ({shutil.disk_usage(existing).free / 2**20:,.0f} MiB are free)"
+    return f"{last_line(error)} ({shutil.disk_usage(existing).free / 2**20:,.0f} MiB are free)"
 
 
 def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> None:

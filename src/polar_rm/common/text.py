@@ -5,5 +5,13 @@ from __future__ import annotations
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return _lines(error)[0]
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's message; its type where it has none."""
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return str(error).strip().splitlines() or [type(error).__name__]

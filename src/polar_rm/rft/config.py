@@ -74,4 +74,8 @@ class RftConfig(Config):
     trainer: dict[str, Any] = Field(
         default_factory=dict, description="Keys of TRL's GRPOConfig or RLOOConfig, passed through, such as save_steps."
     )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error",
+        description="error: stop at a bad row of the data. skip: write it to OUTPUT/data.rejected and go on.",
+    )
     seed: Seed = Field(0, description="Of the adapter, the order of prompts and the completions.")

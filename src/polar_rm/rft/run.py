@@ -26,7 +26,7 @@ from polar_rm.common.provenance import versions
 from polar_rm.errors import ConfigError, PolarError
 from polar_rm.model.devices import compute_dtype, pick_device
 from polar_rm.model.language_models import load_causal_lm, model_folder
-from polar_rm.records import Text, find_files, read_referenced_prompts
+from polar_rm.records import OnBadRow, Text, find_files, read_referenced_prompts, side_file
 from polar_rm.rft.config import RftConfig
 from polar_rm.rft.trl import PolarReward
 from polar_rm.training.lora import adapter_settings
@@ -187,13 +187,14 @@ def read_rows(config: RftConfig) -> list[dict[str, Any]]:
     """
     for source in config.data:
         find_files(source, [config.output])
+    bad = OnBadRow(config.on_bad_row, side_file(config.output / "data"))
     rows = [
         {
             "prompt": _messages(prompt) if config.policy.kind == "chat" else prompt,
             "reference": reference,
             "wrapper": wrapper or config.reward.wrapper,
         }
-        for prompt, reference, wrapper in read_referenced_prompts(config.data)
+        for prompt, reference, wrapper in read_referenced_prompts(config.data, bad)
     ]
     for column in ("prompt", "reference"):
         if len({isinstance(row[column], str) for row in rows}) > 1:

@@ -98,11 +98,6 @@ class DataConfig(Config):
     eval: list[Path] = Field(
         default_factory=list, description="The same, to evaluate on at the end and every `eval_every` steps. By default none."
     )
-    on_bad_row: Literal["error", "skip"] = Field(
-        "error",
-        description="What to do with a row that is no comparison: `error` stops before anything is trained; `skip` writes it to "
-        "a side file in the run folder, counts it and goes on.",
-    )
     strip_prompt: bool = Field(
         False,
         description="Drop the prompt's messages where an answer (reference, candidate) begins with them; else the row is bad.",
@@ -256,6 +251,11 @@ class TrainConfig(Config):
     )
     keep_checkpoints: PositiveInt = Field(
         2, description="How many of the newest checkpoints stay; two, so that one is left should the newest be damaged."
+    )
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error",
+        description="What to do with a row that is no comparison: `error` stops before anything is trained; `skip` writes it to "
+        "a side file in the run folder, counts it and goes on.",
     )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Of the order of the data, of new weights and of dropout. Equal seeds give equal runs."

@@ -154,7 +154,7 @@ def encode_corpus(
     if corpus.rejected and (on_bad_row is None or on_bad_row.mode == "error"):
         raise PolarError(
             f"{', '.join(map(str, paths))}: an earlier run skipped {corpus.rejected} bad rows, see {corpus.side_file}; mend "
-            "them, or go on without them by data.on_bad_row=skip"
+            "them, or go on without them by on_bad_row=skip"
         )
     if on_bad_row:
         on_bad_row.count, on_bad_row.side_file, on_bad_row.notes = corpus.rejected, corpus.side_file, corpus.notes

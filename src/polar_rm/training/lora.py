@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from polar_rm.errors import PolarError
+from polar_rm.common.extras import needs
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.training.config import LoraConfig
 
@@ -20,10 +20,8 @@ def adapter_settings(config: LoraConfig, **options: Any) -> Any:
     Raises:
         PolarError: PEFT is not installed.
     """
-    try:
+    with needs("peft", "lora"):
         import peft
-    except ImportError as error:
-        raise PolarError("lora needs PEFT: pip install 'polar-rm[peft]'") from error
     return peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, **options)
 
 

@@ -16,9 +16,9 @@ import torch
 from transformers import PretrainedConfig
 
 from polar_rm.attention.layout import TreeLayout
+from polar_rm.common.extras import needs
 from polar_rm.common.files import write_file
 from polar_rm.common.json import dump_json
-from polar_rm.errors import PolarError
 from polar_rm.training.config import LoraConfig, TrainConfig
 
 # Dense bf16 and fp16 peaks of common accelerators, FLOP/s (vendors' data sheets, without sparsity). The first name found counts,
@@ -123,7 +123,8 @@ class TensorBoardSink:
     """Event files in the run folder; a resumed run purges the steps that it repeats."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        with needs("train", "log.tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
 
@@ -145,10 +146,8 @@ class WandbSink:
     """A W&B run named after the run folder; the id under which it is resumed is that of the whole path."""
 
     def __init__(self, project: str, config: TrainConfig) -> None:
-        try:
+        with needs("wandb", "log.wandb_project"):
             import wandb
-        except ImportError as error:
-            raise PolarError("log.wandb_project needs Weights & Biases: pip install 'polar-rm[wandb]'") from error
         name = config.output.name
         run_id = f"{name}-{hashlib.sha256(str(config.output.resolve()).encode()).hexdigest()[:8]}"
         self._run: Any = wandb.init(project=project, name=name, id=run_id, resume="allow", config=config.model_dump(mode="json"))

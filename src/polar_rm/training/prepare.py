@@ -14,6 +14,7 @@ from rich.console import Console
 
 from polar_rm.common.files import sha256, temporary_path
 from polar_rm.common.manifests import check_manifest
+from polar_rm.common.progress import plain_console, say, status_line
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import ConfigError, Damaged, PolarError
 from polar_rm.model.blueprint import Blueprint, checkpoint_blueprint, language_model_blueprint, preset_blueprint
@@ -62,7 +63,7 @@ def prepare(config: TrainConfig, world: World, *, console: Console | None = None
         PolarError: bad settings, a bad row, a model that can't be used; on several ranks, an output folder that they don't share
             or models that differ.
     """
-    console = console or Console(stderr=True, soft_wrap=True)
+    console = console or plain_console(stderr=True)
     blueprint = read_blueprint(config)
     if world.size > 1:
         _check_shared(config.output, world)
@@ -129,8 +130,8 @@ def with_lengths(encoder: Encoder, wanted: EncoderConfig, source: Path) -> Encod
 def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path], console: Console) -> EncodedCorpus:
     for path in paths:
         check_manifest(path)
-    bad = OnBadRow(config.data.on_bad_row, side_file(config.output / name), strip_prompt=config.data.strip_prompt)
-    with console.status(f"encoding {name} data") as status:
+    bad = OnBadRow(config.on_bad_row, side_file(config.output / name), strip_prompt=config.data.strip_prompt)
+    with status_line(console, f"encoding {name} data") as show:
         corpus = encode_corpus(
             paths,
             encoder,
@@ -138,13 +139,13 @@ def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path],
             on_bad_row=bad,
             empty_reference=config.data.reference == "empty",
             outputs=[config.output],
-            progress=lambda n: status.update(f"encoding {name} data: {n:,} comparisons"),
-            report=lambda message: console.print(message, markup=False, highlight=False),
+            progress=lambda n: show(f"encoding {name} data: {n:,} comparisons"),
+            report=lambda message: say(console, message),
         )
     if bad.count:
-        console.print(f"{bad.count} bad rows of the {name} data were skipped, see {bad.side_file}", markup=False, highlight=False)
+        say(console, f"{bad.count} bad rows of the {name} data were skipped, see {bad.side_file}")
     for warning in bad.warnings():
-        console.print(f"warning: {name} data: {warning}", markup=False, highlight=False)
+        say(console, f"warning: {name} data: {warning}")
     return corpus
 
 

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.markup import escape
 
 from polar_rm.common import provenance
 from polar_rm.common.files import write_json
 from polar_rm.common.locks import owned
-from polar_rm.common.progress import progress_bar
+from polar_rm.common.progress import plain_console, progress_bar, say
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import ConfigError, NonFinite
 from polar_rm.model.devices import compute_dtype
@@ -46,7 +45,7 @@ class Trainer:
     ) -> None:
         """prepared: of this config and world; prepared now if it is left out."""
         self.config, self.where = config, where
-        self.console = console or Console(stderr=True, soft_wrap=True)
+        self.console = console or plain_console(stderr=True)
         self.prepared = prepared or prepare(config, where, console=self.console)
         self.train_set, self.eval_set, self.plan = self.prepared.train_set, self.prepared.eval_set, self.prepared.plan
         self.compute = compute_dtype(config.precision, where.device.type)
@@ -89,7 +88,7 @@ class Trainer:
         peak = metrics.peak_flops(self.where.device, self.compute)
         with progress_bar(self.console, enabled=self.where.is_main) as bar, stop_signals() as stop:
             self.where.heed(lambda: stop.requested)
-            task = bar.add_task(escape(config.output.name), total=plan.steps, completed=self.step, status="")
+            task = bar.add_task(config.output.name, total=plan.steps, completed=self.step, status="")
             while self.step < plan.steps:
                 began = time.perf_counter()
                 values = self.optimize(next(steps).tolist())
@@ -227,7 +226,7 @@ class Trainer:
             self._report(f"resuming {self.config.output} behind step {self.step}")
 
     def _report(self, message: str) -> None:
-        self.console.print(message, markup=False, highlight=False)
+        say(self.console, message)
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between the parts of a run. How it is computed may: world size, row budget, precision, logging."""
