@@ -88,6 +88,12 @@ def test_openrlhf_answers_are_cut_off_in_the_encoders_thread(post, monkeypatch):
         ({"query": ["a"], "prompts": ["a"], "labels": [" \n"]}, "label_key"),
         ({"query": ["a"], "prompts": ["a"], "labels": [{"reference": " "}]}, "label_key"),
         ({"query": ["a"], "prompts": ["a"], "labels": [[{"role": "assistant", "content": ""}]]}, "label_key"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [[{"role": "assistant", "content": None}]]}, "content"),
+        ({"query": ["a"], "prompts": ["a"], "labels": [[{"role": "assistant", "content": [{"type": "image"}]}]]}, "'image'"),
+        (
+            {"query": ["a"], "prompts": ["a"], "labels": [[{"role": "assistant", "content": 5}]]},
+            "label: reference.0.content: exp",
+        ),
         ({"query": ["a"], "prompts": ["a"], "labels": [{"answer": "r"}]}, "label"),
         ({"query": ["a", "b"], "prompts": ["a"], "labels": ["r"]}, "one length"),
     ],

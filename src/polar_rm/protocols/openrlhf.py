@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from polar_rm.encoding.texts import content_of
 from polar_rm.errors import PolarError
 from polar_rm.protocols.base import Foreign, Protocol, explain, part_of, read_rows
 from polar_rm.protocols.polar import ItemBody
-from polar_rm.records import ScoreItem, flatten, from_cell
+from polar_rm.records import ScoreItem, Text, flatten, from_cell
 from polar_rm.rewards.outcomes import Failure, Reward
 
 # Ends of turn and of text that policies' templates put behind an answer.
@@ -43,10 +44,14 @@ def openrlhf_item(query: str, prompt: str, label: Any) -> ScoreItem:
     except ValidationError as error:
         raise PolarError(f"label: {explain(error.errors(include_url=False))}") from None
     item = body.items()[0]
-    if not flatten(item.reference).strip() and not (isinstance(label, dict) and item.reference == ""):
+    if _is_blank(item.reference) and not (isinstance(label, dict) and item.reference == ""):
         # "" is what OpenRLHF sends where no column of labels is named.
         raise PolarError("the label is empty: name the column of references with --data.label_key")
     return item
+
+
+def _is_blank(text: Text) -> bool:
+    return not any(content.strip() for content in ([text] if isinstance(text, str) else map(content_of, text)))
 
 
 def behind(query: str, prompt: str) -> str:
