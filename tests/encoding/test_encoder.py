@@ -147,6 +147,18 @@ def test_no_sequence_exceeds_the_limit_and_no_character_is_broken(text, limit):
         assert "�" not in encoder.tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("limit", range(1, 24))
+def test_what_is_kept_of_a_response_is_within_its_limit(limit, side):
+    """enc-4. A character of several tokens is kept whole or not at all."""
+    encoder = make(max_length=200, max_response_length=limit, response_cut_side=side)
+    text = "🙂é中🙂🙂 naïve 🙂" * 3
+    [edge] = encoder._edges(encoder._fields("", "", [text], "sft"))[2:]
+    kept, _, cut = encoder._cut_response(edge)
+    assert len(encoder.ids(kept)) <= limit
+    assert cut > 0
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text("ab é🙂\n", max_size=60), st.lists(st.text("ab é🙂\n", max_size=400), min_size=2, max_size=3))
 def test_guessing_that_a_text_is_long_changes_no_id(prompt, responses):

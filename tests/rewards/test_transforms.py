@@ -35,7 +35,7 @@ def test_percentiles_agree_with_numpy_and_survive_saving(tmp_path):
     rewards = [rng.gauss(-4, 3) for _ in range(999)]
     Calibration.from_rewards(rewards).save(tmp_path)
     card = Calibration.load(tmp_path)
-    assert card == Calibration.from_rewards(rewards)
+    assert card.quantiles == Calibration.from_rewards(rewards).quantiles
     assert (card.n, card.mean, card.std) == (999, pytest.approx(np.mean(rewards)), pytest.approx(np.std(rewards)))
     for share in (0.013, 0.25, 0.5, 0.987):
         [[got]] = transform("percentile", [[float(np.quantile(rewards, share))]], card)
@@ -82,3 +82,32 @@ def test_what_is_refused(tmp_path):
         (tmp_path / "calibration.json").write_text(text)
         with pytest.raises(PolarError, match=r"calibration\.json: not a calibration card"):
             Calibration.load(tmp_path)
+
+
+def test_a_card_fits_its_own_model_alone(tmp_path):
+    """F11."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, byte in ((first, b"a"), (second, b"b")):
+        folder.mkdir()
+        (folder / "config.json").write_text('{"polar": {"encoder": {"hash": "e1"}}}')
+        (folder / "model.safetensors").write_bytes(byte * 300_000)
+    Calibration.from_rewards([1.0, 2.0]).save(first)
+    assert Calibration.load(first).encoder == "e1"
+    (second / "calibration.json").write_bytes((first / "calibration.json").read_bytes())
+    with pytest.raises(PolarError, match="the card of another model \\(other weights\\)"):
+        Calibration.load(second)
+    (first / "config.json").write_text('{"polar": {"encoder": {"hash": "e2"}}}')
+    with pytest.raises(PolarError, match="other encoder"):
+        Calibration.load(first)
+
+
+@pytest.mark.parametrize(
+    "change", ['"mean": NaN', '"std": -3', '"std": Infinity', '"n": 1', '"x": ' + "[" * 100_000 + "]" * 100_000]
+)
+def test_cards_that_no_rewards_give_are_refused(tmp_path, change):
+    """F11."""
+    Calibration.from_rewards([1.0, 2.0]).save(tmp_path)
+    path = tmp_path / "calibration.json"
+    path.write_text(path.read_text().rstrip().removesuffix("}") + f", {change}}}")
+    with pytest.raises(PolarError, match="not a calibration card"):
+        Calibration.load(tmp_path)

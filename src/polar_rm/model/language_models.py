@@ -14,7 +14,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from polar_rm.common.files import atomic_directory
+from polar_rm.common.files import atomic_directory, read_json, sha256, write_json
 from polar_rm.common.paths import no_model
 from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError
@@ -122,17 +122,23 @@ def load_causal_lm(source: str | Path, gguf_file: str | None, dtype: torch.dtype
 
 def unpacked(source: str | Path, target: Path) -> str:
     """Where to load a language model from that is loaded more than once: ``source`` itself, or a GGUF's weights as an ordinary
-    folder ``target``, written now if it is not there. Reading a GGUF takes some 15 seconds of one core, each time.
+    folder ``target``, written now if it does not hold this very file's. Reading a GGUF takes some 15 seconds of one core, each
+    time.
     """
-    if gguf_in(model_folder(source)) is None:
+    folder = model_folder(source)
+    name = gguf_in(folder)
+    if name is None:
         return str(source)
-    if not target.exists():
+    origin = {"gguf": sha256(folder / name)}
+    mark = target / "unpacked.json"
+    if not mark.is_file() or read_json(mark) != origin:
         import torch
 
         tokenizer, model = load_causal_lm(source, None, torch.float32)
         with atomic_directory(target) as partial:
             tokenizer.save_pretrained(partial)
             model.save_pretrained(partial)
+            write_json(partial / mark.name, origin)
     return str(target)
 
 

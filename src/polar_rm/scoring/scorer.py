@@ -23,6 +23,10 @@ from polar_rm.rewards.outcomes import Reward
 
 # On a CPU only a tree that is longer makes a longer row: filling them gains nothing there, and values fall out of the cache.
 _CPU_ROW_TOKENS = 2048
+# On a CPU a tree of so many scores ends each row. Matrix products of fewer than eight rows round differently from larger ones,
+# and without it the number of an item's neighbours would decide which of the two it meets: in the last layer, which runs where
+# scores are read, and in the last chunk of a row.
+_FILLER_BRANCHES = 8
 
 
 class Scorer:
@@ -40,6 +44,8 @@ class Scorer:
         self.token_budget = token_budget
         self.window = window
         self.noted: Counter[str] = Counter()
+        encoder = model.encoder
+        self._filler = PrefixTree([encoder.separator_id], [[encoder.reward_id]] * _FILLER_BRANCHES, (0,) * _FILLER_BRANCHES)
         self._max_positions = getattr(model.backbone.config, "max_position_embeddings", None)
 
     def score(self, items: Iterable[ScoreItem]) -> Iterator[Reward]:
@@ -107,9 +113,10 @@ class Scorer:
             once, candidates = tree.distinct()
             parts += [(index, [candidates[i] for i in part], subtree) for part, subtree in once.split(self.token_budget)]
         row_tokens = min(self.token_budget, _CPU_ROW_TOKENS) if self.model.device.type == "cpu" else self.token_budget
+        filler = [self._filler] if self.model.device.type == "cpu" else []
         with _in_inference(self.model):
             for row in first_fit([subtree.n_tokens for _, _, subtree in parts], row_tokens):
-                packed = pack([parts[i][2] for i in row]).to(self.model.device)
+                packed = pack([*(parts[i][2] for i in row), *filler]).to(self.model.device)
                 flat = iter(self.model(packed).tolist())
                 for i in row:
                     index, part, _ = parts[i]
