@@ -62,11 +62,12 @@ def measure(k: int, dtype: torch.dtype, length: int, rounds: int) -> dict[str, A
     lengths = [len(sequence) for sequence in sequences(layout)]
     alone = [tensors(n, dtype) for n in lengths]
     batch = [torch.randn(len(lengths), t.shape[1], max(lengths), DIM, dtype=dtype, requires_grad=True) for t in row]
-    masks = [dense_mask(TreeLayout((TreeSpan(0, span.prefix, span.branches),))) for span in layout.spans]
+    masks = [dense_mask(TreeLayout((TreeSpan(0, span.prefix, span.branches),)).tensors()) for span in layout.spans]
+    tree = layout.tensors()
     trees = [(tensors(len(mask), dtype), mask) for mask in masks]
 
     def ours() -> None:
-        tree_cpu(*row, layout, DIM**-0.5).sum().backward()
+        tree_cpu(*row, tree, DIM**-0.5).sum().backward()
 
     def separate() -> None:
         for query, key, value in alone:

@@ -28,7 +28,7 @@ from polar_rm.model.packing import pack
 from polar_rm.model.presets import preset_config
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.training.config import LossConfig
-from polar_rm.training.losses import loss_sum
+from polar_rm.training.losses import loss_sum, pair_indices
 from polar_rm.training.metrics import peak_flops, training_flops
 
 VOCABULARY = 32000
@@ -66,10 +66,11 @@ def measure(
     comparison: PrefixTree, trees: dict[str, RewardModel], plain: Any, device: torch.device, rounds: int
 ) -> dict[str, Any]:
     row = pack([comparison]).to(device)
+    pairs = pair_indices(row.ranks, device)
     sequences = [torch.tensor([comparison.sequence(i)], device=device) for i in range(len(comparison.branches))]
 
     def tree_step(model: RewardModel) -> None:
-        loss_sum(model(row), row.ranks, LossConfig()).backward()
+        loss_sum(model(row), pairs, LossConfig()).backward()
 
     def one_by_one() -> None:
         for ids in sequences:

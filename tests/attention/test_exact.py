@@ -121,24 +121,24 @@ def test_recomputed_probabilities_give_the_same_gradients(keep, monkeypatch):
 
 @pytest.mark.parametrize("last", [False, True])
 def test_gradcheck(last):
-    layout = TreeLayout((TreeSpan(0, 3, (2, 1)), TreeSpan(6, 1, (2,))), scores_only=last)
+    tree = TreeLayout((TreeSpan(0, 3, (2, 1)), TreeSpan(6, 1, (2,)))).tensors()
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(1, heads, 9, 4, dtype=torch.float64, generator=generator, requires_grad=True) for heads in (4, 2, 2)
     )
-    assert torch.autograd.gradcheck(lambda q, k, v: cpu.tree_cpu(q, k, v, layout, 0.5), (query, key, value))
+    assert torch.autograd.gradcheck(lambda q, k, v: cpu.tree_cpu(q, k, v, tree, 0.5, last), (query, key, value))
 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_in_inference_another_kernel_gives_the_same(last):
     spans = (TreeSpan(0, 150, (300, 1, 129)), TreeSpan(580, 1, (128, 2)))
-    layout = TreeLayout(spans, scores_only=last)
+    tree = TreeLayout(spans).tensors()
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, heads, 711, 8, generator=generator) for heads in (6, 2, 2))
-    rows = layout.score_positions() if last else torch.arange(711)
-    expected = cpu.tree_cpu(query, key, value, layout, 0.3)[:, :, rows]
+    rows = tree.scores if last else torch.arange(711)
+    expected = cpu.tree_cpu(query, key, value, tree, 0.3, last)[:, :, rows]
     with torch.inference_mode():
-        torch.testing.assert_close(cpu.tree_cpu(query, key, value, layout, 0.3)[:, :, rows], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(cpu.tree_cpu(query, key, value, tree, 0.3, last)[:, :, rows], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_wrong_branch_mask_is_caught():
@@ -147,16 +147,16 @@ def test_wrong_branch_mask_is_caught():
     row = pack(forest)
     [span] = row.layout.spans
     model = build("llama", "tree_cpu")
-    leaky = TreeLayout((TreeSpan(0, span.prefix, (sum(span.branches),)),))
+    leaky = TreeLayout((TreeSpan(0, span.prefix, (sum(span.branches),)),)).tensors()
     with torch.no_grad():
         expected = separate_scores(build("llama", "eager"), forest)
-        hidden = model.model(row.ids, position_ids=row.layout.position_ids()[None], use_cache=False, tree=leaky).last_hidden_state
-        difference = (model.score(hidden[0, row.layout.score_positions()])[:, 0] - expected).abs()
+        hidden = model.model(row.ids, position_ids=row.tree.positions[None], use_cache=False, tree=leaky).last_hidden_state
+        difference = (model.score(hidden[0, row.tree.scores])[:, 0] - expected).abs()
     assert difference[0] < 1e-5
     assert difference[1:].min() > 1e-3
 
 
 def test_dense_mask_is_the_definition():
-    mask = dense_mask(TreeLayout((TreeSpan(0, 2, (1, 2)), TreeSpan(5, 1, (1,)))))
+    mask = dense_mask(TreeLayout((TreeSpan(0, 2, (1, 2)), TreeSpan(5, 1, (1,)))).tensors())
     expected = ["1......", "11.....", "111....", "11.1...", "11.11..", ".....1.", ".....11"]
     assert ["".join("1" if seen else "." for seen in row) for row in mask.tolist()] == expected

@@ -6,21 +6,41 @@ from support import tiny
 from transformers import AutoModelForSequenceClassification
 
 from polar_rm import attention
-from polar_rm.attention import TreeLayout, TreeSpan
+from polar_rm.attention import TreeLayout, TreeSpan, cpu, flex
 from polar_rm.attention.dense import dense_mask
-from polar_rm.attention.flex import block_mask
 from polar_rm.errors import PolarError, UnsupportedModel
 
 attention.register()
 LAYOUT = TreeLayout((TreeSpan(0, 3, (2, 1)), TreeSpan(6, 1, (2,))))
+TREE = LAYOUT.tensors()
 
 
 def test_positions_and_counts():
     assert LAYOUT.n_tokens == 9
-    assert LAYOUT.position_ids().tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 2]
-    assert LAYOUT.score_positions().tolist() == [4, 5, 8]
-    assert LAYOUT.attention_pairs == int(dense_mask(LAYOUT).sum())
-    assert LAYOUT.last.attention_pairs == int(dense_mask(LAYOUT)[LAYOUT.score_positions()].sum())
+    assert TREE.positions.tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 2]
+    assert TREE.scores.tolist() == [4, 5, 8]
+    assert LAYOUT.attention_pairs == int(dense_mask(TREE).sum())
+    assert LAYOUT.score_pairs == int(dense_mask(TREE)[TREE.scores].sum())
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_tensors_say_what_the_layout_does(padding):
+    tree = LAYOUT.tensors(padding)
+    pad = [[9, 3, 9, 0]] if padding else []
+    assert tree.segments.tolist() == [[0, 3, 0, 0], [3, 2, 0, 3], [5, 1, 0, 3], [6, 1, 6, 0], [7, 2, 6, 1], *pad]
+    assert tree.trees.tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 1] + [2] * padding
+    assert tree.branches.tolist() == [0, 0, 0, 1, 1, 2, 0, 1, 1] + [0] * padding
+    assert tree.positions.tolist() == [0, 1, 2, 3, 4, 3, 0, 1, 2, *range(padding)]
+    assert tree.scores.tolist() == [4, 5, 8]
+
+
+def test_blocks_are_counted_as_the_kernel_takes_them():
+    """The room for probabilities is what all blocks need, or a little more in bfloat16."""
+    tree = TreeLayout((TreeSpan(0, 150, (300, 1, 128)), TreeSpan(579, 1, (129,)))).tensors(5)
+    for granule, counted in ((1, tree.blocks), (cpu.GRANULE, tree.filled_blocks)):
+        blocks = [block for segment in cpu._segments(tree.segments, False, granule) for block in segment.blocks()]
+        needed = sum(block.size * block.visible for block in blocks)
+        assert needed == counted if granule == 1 else needed <= counted < 1.2 * needed
 
 
 @pytest.mark.parametrize(("prefix", "branches"), [(0, (1,)), (2, ()), (2, (1, 0))])
@@ -29,11 +49,13 @@ def test_empty_parts_are_refused(prefix, branches):
         TreeSpan(0, prefix, branches)
 
 
-def test_what_an_implementation_derives_is_made_once_for_all_layers():
-    layout = TreeLayout(LAYOUT.spans)
-    made = layout.once(lambda row, device: object(), torch.device("cpu"))
-    masks = [row.once(block_mask, torch.device("cpu")) for row in (layout, layout, layout.last)]
-    assert masks[0] is masks[1] is masks[2] is not made
+def test_a_block_mask_is_made_once_for_all_layers_and_goes_with_its_row():
+    tree, other = LAYOUT.tensors(), LAYOUT.tensors()
+    before = len(flex._MASKS)
+    assert flex.block_mask(tree) is flex.block_mask(tree) is not flex.block_mask(other)
+    assert len(flex._MASKS) == before + 2
+    del tree, other
+    assert len(flex._MASKS) == before
 
 
 def test_gaps_are_refused():
@@ -41,7 +63,7 @@ def test_gaps_are_refused():
         TreeLayout((TreeSpan(0, 3, (2, 1)), TreeSpan(7, 1, (2,))))
 
 
-def run(family="llama", ids=None, tree=LAYOUT, training=False, **changes):
+def run(family="llama", ids=None, tree=TREE, training=False, **changes):
     config = tiny.config(family, num_labels=1, attn_implementation="tree_cpu", **changes)
     model = AutoModelForSequenceClassification.from_config(config).train(training).model
     ids = torch.ones(1, 9, dtype=torch.long) if ids is None else ids
@@ -64,4 +86,4 @@ def test_misuse_is_refused_instead_of_scored():
 def test_flex_has_no_backward_on_a_cpu():
     query = torch.ones(1, 2, 9, 4, requires_grad=True)
     with pytest.raises(PolarError, match="use tree_cpu"):
-        attention.IMPLEMENTATIONS["tree_flex"](query, query, query, LAYOUT, 0.5)
+        attention.IMPLEMENTATIONS["tree_flex"](query, query, query, TREE, 0.5)

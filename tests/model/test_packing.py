@@ -12,8 +12,8 @@ from polar_rm.model.packing import batches, deal, first_fit, pack, steps_per_epo
 def test_row_lays_out_prefixes_and_branches():
     row = pack([PrefixTree([5, 6], [[7], [8, 9]], (0, 1)), PrefixTree([1], [[2, 3], [4]], (1, 0))])
     assert row.ids.tolist() == [[5, 6, 7, 8, 9, 1, 2, 3, 4]]
-    assert row.layout.position_ids().tolist() == [0, 1, 2, 2, 3, 0, 1, 2, 1]
-    assert row.layout.score_positions().tolist() == [2, 4, 7, 8]
+    assert row.tree.positions.tolist() == [0, 1, 2, 2, 3, 0, 1, 2, 1]
+    assert row.tree.scores.tolist() == [2, 4, 7, 8]
     assert row.ranks == ((0, 1), (1, 0))
 
 

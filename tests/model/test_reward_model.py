@@ -220,8 +220,13 @@ def test_the_equality_check_admits_exact_families_and_sees_wrong_ones(tmp_path, 
         RewardModel.from_causal_lm(tmp_path / "lm")
     from polar_rm.attention.layout import TreeLayout
 
-    positions = TreeLayout.position_ids
-    monkeypatch.setattr(TreeLayout, "position_ids", lambda self: positions(self).clamp(max=12))
+    tensors = TreeLayout.tensors
+
+    def wrong(self, padding=0):
+        right = tensors(self, padding)
+        return right._replace(positions=right.positions.clamp(max=12))
+
+    monkeypatch.setattr(TreeLayout, "tensors", wrong)
     with pytest.raises(UnsupportedModel, match="differs from separate sequences"):
         RewardModel.from_causal_lm(tmp_path / "lm")
 

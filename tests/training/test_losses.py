@@ -21,7 +21,7 @@ def sigmoid(x: float) -> float:
 
 
 def total(config: LossConfig) -> float:
-    return float(loss_sum(torch.tensor(SCORES), RANKS, config))
+    return float(loss_sum(torch.tensor(SCORES), pair_indices(RANKS), config))
 
 
 def test_pairs_are_all_ordered_ones():
@@ -60,10 +60,18 @@ def test_listwise_refuses_what_is_of_pairs(given):
 
 
 def test_listwise_of_two_is_bradley_terry():
-    scores, ranks = torch.tensor([0.3, -0.4]), [(0, 1)]
-    assert loss_sum(scores, ranks, LossConfig(objective="listwise")) == pytest.approx(
-        float(loss_sum(scores, ranks, LossConfig()))
+    scores, pairs = torch.tensor([0.3, -0.4]), pair_indices([(0, 1)])
+    assert loss_sum(scores, pairs, LossConfig(objective="listwise")) == pytest.approx(
+        float(loss_sum(scores, pairs, LossConfig()))
     )
+
+
+def test_listwise_is_stable_and_differentiable_where_scores_lie_far_apart():
+    scores = torch.tensor([-400.0, 300.0, 1.0], requires_grad=True)
+    loss = loss_sum(scores, pair_indices([(0, 1, 1)]), LossConfig(objective="listwise"))
+    loss.backward()
+    assert loss.item() == pytest.approx(700)
+    assert scores.grad.tolist() == pytest.approx([-1, 1, 0])
 
 
 def test_penalties():
@@ -77,4 +85,4 @@ def test_penalties():
 
 
 def test_equal_scores_lose_ln_2_per_pair():
-    assert float(loss_sum(torch.zeros(5), RANKS, LossConfig())) == pytest.approx(3 * math.log(2))
+    assert float(loss_sum(torch.zeros(5), pair_indices(RANKS), LossConfig())) == pytest.approx(3 * math.log(2))

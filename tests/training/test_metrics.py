@@ -83,7 +83,7 @@ def test_flops_are_those_that_torch_counts(tmp_path, layers, lora, tolerance):
     with FlopCounterMode(display=False) as counter:
         model(row).sum().backward()
     head = 6 * 128 * 6
-    pairs = row.layout.attention_pairs * (layers - 1) + row.layout.last.attention_pairs
+    pairs = row.layout.attention_pairs * (layers - 1) + row.layout.score_pairs
     masked = 12 * (layers * 27**2 - pairs) * 64  # dense attention computes them
     expected = counter.get_total_flops() - head - masked
     assert metrics.training_flops(model.backbone.config, row.layout, lora) == pytest.approx(expected, rel=tolerance)

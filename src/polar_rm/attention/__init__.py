@@ -1,7 +1,7 @@
 """Attention over prefix trees, as attention implementations of transformers.
 
-A model loaded with ``attn_implementation="tree_cpu"`` takes the row's :class:`TreeLayout` as the keyword argument ``tree`` of its
-forward, which stock backbones hand down to every attention layer. Nothing is patched.
+A model loaded with ``attn_implementation="tree_cpu"`` takes the row's :class:`TreeTensors` as the keyword argument ``tree`` of
+its forward, which stock backbones hand down to every attention layer. Nothing is patched.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from transformers.masking_utils import AttentionMaskInterface
 from polar_rm.attention.cpu import tree_cpu
 from polar_rm.attention.dense import tree_dense
 from polar_rm.attention.flex import tree_flex
-from polar_rm.attention.layout import TreeLayout, TreeSpan
-from polar_rm.attention.varlen import tree_varlen
+from polar_rm.attention.layout import TreeLayout, TreeSpan, TreeTensors
+from polar_rm.attention.varlen import has_kernel, tree_varlen
 from polar_rm.errors import PolarError, UnsupportedModel
 
-__all__ = ["IMPLEMENTATIONS", "TreeLayout", "TreeSpan", "default_attention", "register"]
+__all__ = ["IMPLEMENTATIONS", "TreeLayout", "TreeSpan", "TreeTensors", "compiles", "default_attention", "register"]
 
-Implementation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, TreeLayout, float], torch.Tensor]
+# (query, key, value, tree, scale, scores_only). scores_only: only the queries at score positions matter, as in a last layer; an
+# implementation may leave out the others, and may return anything finite there.
+Implementation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, TreeTensors, float, bool], torch.Tensor]
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "tree_cpu": tree_cpu,
@@ -44,6 +46,11 @@ def default_attention(device: torch.device) -> str:
     return "tree_varlen" if device.type == "cuda" else "tree_cpu"
 
 
+def compiles(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a whole layer around this attention is one graph that fits every row. FlexAttention's block mask is none."""
+    return has_kernel(device, dtype) if name == "tree_varlen" else name in ("tree_cpu", "tree_dense")
+
+
 def _no_mask(*args: Any, **kwargs: Any) -> None:
     return None
 
@@ -57,14 +64,15 @@ def _adapter(implementation: Implementation) -> Callable[..., tuple[torch.Tensor
         attention_mask: torch.Tensor | None,
         scaling: float | None = None,
         dropout: float = 0.0,
-        tree: TreeLayout | None = None,
+        tree: TreeTensors | None = None,
+        scores_only: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """query [1, heads, T, dim] -> [1, T, heads, dim], as transformers expects it."""
         if tree is None:
-            raise PolarError("tree attention was called without a tree: pass tree=TreeLayout to the model's forward")
-        if query.shape[0] != 1 or query.shape[2] != tree.n_tokens:
-            raise PolarError(f"a packed row is [1, {tree.n_tokens}], but the model was given {[query.shape[0], query.shape[2]]}")
+            raise PolarError("tree attention was called without a tree: pass tree=TreeTensors to the model's forward")
+        if query.shape[0] != 1 or query.shape[2] != len(tree.trees):
+            raise PolarError(f"a packed row is [1, {len(tree.trees)}], but the model was given {[*query.shape[::2]]}")
         if kwargs.get("sliding_window") is not None:
             raise UnsupportedModel("prefix trees need full causal attention, but this layer has a sliding window")
         if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
@@ -75,6 +83,6 @@ def _adapter(implementation: Implementation) -> Callable[..., tuple[torch.Tensor
             raise UnsupportedModel("tree attention has no dropout; set attention_dropout to 0 in the model's config")
         query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves what RoPE touched in float32
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return implementation(query, key, value, tree, scale).transpose(1, 2).contiguous(), None
+        return implementation(query, key, value, tree, scale, scores_only).transpose(1, 2).contiguous(), None
 
     return attend

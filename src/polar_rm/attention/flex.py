@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from polar_rm.attention.layout import TreeLayout
+from polar_rm.attention.layout import TreeTensors
 from polar_rm.errors import PolarError
 
 
@@ -22,17 +23,27 @@ def _compiled() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def block_mask(layout: TreeLayout, device: torch.device) -> BlockMask:
-    """On a device, whether a query sees a key: ``tree_and_branch_ids`` of the row says so."""
-    tree, branch = (ids.to(device) for ids in layout.tree_and_branch_ids())
-
-    def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return (q >= k) & (tree[q] == tree[k]) & ((branch[k] == 0) | (branch[q] == branch[k]))
-
-    return create_block_mask(visible, None, None, layout.n_tokens, layout.n_tokens, device=device)
+# Of each row that is still held, by its tensor ``trees``: all layers share it.
+_MASKS: Any = WeakTensorKeyDictionary()
 
 
-def tree_flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: TreeLayout, scale: float) -> torch.Tensor:
+def block_mask(row: TreeTensors) -> BlockMask:
+    """Whether a query sees a key; made for the first layer."""
+    tree, branch = row.trees, row.branches
+    if tree not in _MASKS:
+
+        def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            return (q >= k) & (copy[q] == copy[k]) & ((branch[k] == 0) | (branch[q] == branch[k]))
+
+        copy = tree.clone()  # the mask must not hold what it is found by
+        _MASKS[tree] = create_block_mask(visible, None, None, len(tree), len(tree), device=tree.device)
+    mask: BlockMask = _MASKS[tree]
+    return mask
+
+
+def tree_flex(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: TreeTensors, scale: float, scores_only: bool = False
+) -> torch.Tensor:
     """query [1, heads, T, dim], key and value [1, kv_heads, T, dim] -> [1, heads, T, dim]; differentiable on CUDA only."""
     if query.device.type == "cpu" and query.requires_grad:
         raise PolarError("attention tree_flex has no backward on a CPU, nor has tree_varlen; use tree_cpu")
@@ -41,7 +52,7 @@ def tree_flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layou
         query,
         key,
         value,
-        block_mask=layout.once(block_mask, query.device),
+        block_mask=block_mask(tree),
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )

@@ -12,6 +12,7 @@ from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import UnsupportedModel
 from polar_rm.model.backbones import SUPPORTED
 from polar_rm.model.packing import pack
+from polar_rm.model.skipping import at_scores
 from polar_rm.records import Comparison
 
 # Equal to fp32 rounding; a wrong mask is off by 1e-2 or more.
@@ -45,10 +46,10 @@ def equality_error(backbone: PreTrainedModel, encoder: Encoder) -> float:
     decoder = backbone.base_model
     implementation = backbone.config._attn_implementation
     try:
-        positions = row.layout.position_ids().to(backbone.device)[None]
+        positions = row.tree.positions[None].clone()
         positions[:, tree.n_tokens :] += _first_long_position(backbone.config, tree.n_tokens)
-        output = decoder(row.ids, position_ids=positions, use_cache=False, tree=row.layout)
-        together = output.last_hidden_state[0, row.layout.score_positions().to(backbone.device)[: len(candidates)]]
+        output = decoder(row.ids, position_ids=positions, use_cache=False, tree=row.tree)
+        together = at_scores(backbone, output.last_hidden_state, row.tree)[: len(candidates)]
         backbone.set_attn_implementation("eager")
         sequences = [torch.tensor([tree.sequence(i)], device=backbone.device) for i in range(len(candidates))]
         alone = torch.cat([decoder(ids, use_cache=False).last_hidden_state[:, -1] for ids in sequences])

@@ -1,4 +1,4 @@
-"""Trees -> rows: many trees of different lengths in one sequence, without a padding token.
+"""Trees -> rows: many trees of different lengths in one sequence.
 
 An optimiser step takes the next ``batch_size`` comparisons of a seeded permutation and packs *them* into rows. So the global
 batch depends neither on the number of ranks nor on the row budget, and the place in the data is one integer: the step.
@@ -13,24 +13,28 @@ from typing import Self
 import numpy as np
 import torch
 
-from polar_rm.attention.layout import TreeLayout, TreeSpan
+from polar_rm.attention.layout import TreeLayout, TreeSpan, TreeTensors, sent
 from polar_rm.encoding.tree import PrefixTree
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """One micro-step's input. ``ids``: int64 [1, T]; ``ranks``: one tuple per tree, in the order of the layout's spans."""
+    """One micro-step's input. ``ids``: int64 [1, T]; ``tree``: every index that the model needs, of the same T tokens; ``ranks``:
+    one tuple per tree, in the order of the layout's spans. ``layout``: without the padding, for counting on the host."""
 
     ids: torch.Tensor
+    tree: TreeTensors
     layout: TreeLayout
     ranks: tuple[tuple[int, ...], ...]
 
     def to(self, device: torch.device) -> Self:
-        return type(self)(self.ids.to(device, non_blocking=True), self.layout, self.ranks)
+        """Without waiting for the device."""
+        return type(self)(sent(self.ids, device), self.tree.to(device), self.layout, self.ranks)
 
 
-def pack(trees: Sequence[PrefixTree]) -> PackedRow:
-    """Lay trees one behind another: each tree's prefix, then its branches."""
+def pack(trees: Sequence[PrefixTree], *, multiple: int = 1) -> PackedRow:
+    """Lay trees one behind another: each tree's prefix, then its branches. The row is filled up with tokens that nobody reads,
+    to a ``multiple`` of so many (compiled code likes few sizes; one is no padding)."""
     ids: list[int] = []
     spans = []
     for tree in trees:
@@ -38,7 +42,10 @@ def pack(trees: Sequence[PrefixTree]) -> PackedRow:
         ids.extend(tree.prefix)
         for branch in tree.branches:
             ids.extend(branch)
-    return PackedRow(torch.tensor([ids]), TreeLayout(tuple(spans)), tuple(tree.ranks for tree in trees))
+    layout = TreeLayout(tuple(spans))
+    padding = -len(ids) % multiple
+    ids.extend([0] * padding)
+    return PackedRow(torch.tensor([ids]), layout.tensors(padding), layout, tuple(tree.ranks for tree in trees))
 
 
 def first_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -18,16 +18,20 @@ from polar_rm.model.exactness import check_family
 from polar_rm.model.language_models import gguf_parsed_once
 from polar_rm.model.native import save_native
 from polar_rm.model.packing import PackedRow
-from polar_rm.model.skipping import InChunks, only_score_positions
+from polar_rm.model.skipping import at_scores, leave_out_work
+
+# A mask that transformers takes for a prepared one and hands on unread. Without any it would look, on the host, whether positions
+# restart: a wait for the device in every row.
+_PREPARED = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 
 class RewardModel(nn.Module):
     """r(prompt, reference, candidate) for every candidate of a row of prefix trees.
 
     ``backbone`` is the transformers ``*ForSequenceClassification`` model itself; no module of it is replaced. Attention is the
-    function that its config names; hooks and :class:`InChunks` leave out or divide work without a change to scores. The head and
-    the scores are float32 whatever the backbone computes in (open-instruct 1387). ``untrained_tokens``: role tokens whose
-    embeddings are new and were never trained, empty for a saved model.
+    function that its config names; what :mod:`polar_rm.model.skipping` attaches leaves out or divides work without a change to
+    scores. The head and the scores are float32 whatever the backbone computes in (open-instruct 1387). ``untrained_tokens``: role
+    tokens whose embeddings are new and were never trained, empty for a saved model.
     """
 
     def __init__(self, backbone: PreTrainedModel, encoder: Encoder, specials: Mapping[str, str]) -> None:
@@ -37,11 +41,8 @@ class RewardModel(nn.Module):
         self.encoder = encoder
         self.specials = dict(specials)
         backbone.score.float()
-        if backbone.config.model_type in SUPPORTED and not hasattr(backbone, "_leaves_out_work"):
-            backbone._leaves_out_work = True  # hooks stay with the backbone, which may be wrapped again
-            only_score_positions(backbone.base_model)
-            for layer in backbone.base_model.layers[:-1]:
-                InChunks(layer.mlp)
+        if backbone.config.model_type in SUPPORTED:
+            leave_out_work(backbone)
 
     @classmethod
     def from_pretrained(
@@ -125,15 +126,14 @@ class RewardModel(nn.Module):
 
     def forward(self, row: PackedRow) -> torch.Tensor:
         """Scores of all candidates of the row, tree by tree: float32 [n_candidates]."""
-        layout = row.layout
-        device = row.ids.device
         output = self.backbone.base_model(
             input_ids=row.ids,
-            position_ids=layout.position_ids().to(device)[None],
+            attention_mask=_PREPARED,
+            position_ids=row.tree.positions[None],
             use_cache=False,  # with a cache, transformers takes restarting positions for one document and leaks between trees
-            tree=layout,
+            tree=row.tree,
         )
-        ends = output.last_hidden_state[0, layout.score_positions().to(device)]
+        ends = at_scores(self.backbone, output.last_hidden_state, row.tree)
         scores: torch.Tensor = self.backbone.score(ends.float())[:, 0]
         return scores.clone()  # FSDP2 hooks its backward to what is returned, and warns of a view
 

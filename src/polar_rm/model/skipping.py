@@ -2,66 +2,74 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from polar_rm.attention import TreeLayout
+from polar_rm.attention import TreeTensors
 
 
-def only_score_positions(decoder: Any) -> None:
-    """In the last layer only keys and values are computed for every token; what comes after runs where a score is read.
+def leave_out_work(backbone: PreTrainedModel) -> None:
+    """Once for each backbone, which may be wrapped again."""
+    layers = backbone.base_model.layers
+    if hasattr(backbone, "leaves_out_work"):
+        return
+    LastLayer(layers[-1])
+    for layer in layers[:-1]:
+        InChunks(layer.mlp)
+    backbone.leaves_out_work = True
+
+
+def at_scores(backbone: PreTrainedModel, hidden: torch.Tensor, tree: TreeTensors) -> torch.Tensor:
+    """[1, T or candidates, hidden], a backbone's output -> [candidates, hidden]"""
+    return hidden[0] if hasattr(backbone, "leaves_out_work") else hidden[0, tree.scores]
+
+
+class LastLayer:
+    """Stands in for the ``forward`` of a last decoder layer: only keys and values are computed for every token, all else where a
+    score is read. Given a tree it returns [1, candidates, hidden], at the score positions.
 
     Nothing attends to a last layer's output, so scores and gradients stay the same. It saves nearly all of that layer: little in
-    a deep model, a sixth in one of six layers. Hooks of the stock modules: what goes in is gathered, what comes out is
-    scattered into zeros. Those of the layer itself run again where activation checkpointing calls it again, with its own row.
+    a deep model, a sixth in one of six layers. Everything it goes by is an argument, so that threads may share a model, and
+    activation checkpointing and compiled code see what they need.
     """
-    layer = decoder.layers[-1]
-    layer.register_forward_pre_hook(_note, with_kwargs=True)
-    for first, last in (
-        (layer.self_attn.q_proj, layer.self_attn.q_proj),
-        (layer.self_attn.o_proj, layer.self_attn.o_proj),
-        (layer.post_attention_layernorm, layer.mlp),
-        (decoder.norm, decoder.norm),
-    ):
-        first.register_forward_pre_hook(_gather)
-        last.register_forward_hook(_scatter)
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer, self._whole = layer, layer.forward
+        layer.forward = self
+
+    def __call__(self, hidden_states: torch.Tensor, *args: Any, tree: TreeTensors | None = None, **kwargs: Any) -> torch.Tensor:
+        if tree is None:  # transformers is called without us
+            whole: torch.Tensor = self._whole(hidden_states, *args, **kwargs)
+            return whole
+        layer: Any = self._layer
+        narrowed = _AtScores(layer.self_attn, tree.scores)
+        normed = layer.input_layernorm(hidden_states)
+        attended = type(layer.self_attn).forward(narrowed, normed, *args, tree=tree, scores_only=True, **kwargs)[0]
+        hidden = hidden_states[:, tree.scores] + attended
+        ends: torch.Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return ends
 
 
-class _LastLayer(threading.local):
-    """The row whose last layer this thread computes: threads may share a model, and all of them its hooks."""
+class _AtScores:
+    """An attention module, to its own ``forward``, but for two projections. ``q_proj`` computes queries at the score positions
+    and zeros elsewhere; ``o_proj`` takes its input there."""
 
-    positions: torch.Tensor | None = None
-    n_tokens = 0
+    def __init__(self, module: Any, scores: torch.Tensor) -> None:
+        self._module, self._scores = module, scores
 
+    def q_proj(self, hidden: torch.Tensor) -> torch.Tensor:
+        query: torch.Tensor = self._module.q_proj(hidden[:, self._scores])
+        return query.new_zeros(1, hidden.shape[1], query.shape[-1]).index_copy(1, self._scores, query)
 
-_LAST_LAYER = _LastLayer()
-
-
-def _note(
-    layer: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]] | None:
-    tree: TreeLayout | None = kwargs.get("tree")  # absent where transformers is called without us
-    if tree is None:
-        _LAST_LAYER.positions = None
-        return None
-    _LAST_LAYER.positions = tree.score_positions().to(args[0].device)
-    _LAST_LAYER.n_tokens = args[0].shape[1]
-    return args, kwargs | {"tree": tree.last}
-
-
-def _gather(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-    if _LAST_LAYER.positions is None:
-        return None
-    return (args[0][:, _LAST_LAYER.positions],)
-
-
-def _scatter(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    if _LAST_LAYER.positions is None:
+    def o_proj(self, attended: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self._module.o_proj(attended[:, self._scores])
         return output
-    return output.new_zeros(1, _LAST_LAYER.n_tokens, output.shape[-1]).index_copy(1, _LAST_LAYER.positions, output)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 class InChunks:
@@ -78,7 +86,7 @@ class InChunks:
         module.forward = self
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        if not torch.is_inference_mode_enabled() or hidden.device.type != "cpu" or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled() or hidden.device.type != "cpu":
             whole: torch.Tensor = self._whole(hidden)
             return whole
         return torch.cat([self._whole(part) for part in hidden.split(self.TOKENS, 1)], 1)

@@ -11,13 +11,18 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from polar_rm.attention.layout import sent
 from polar_rm.training.config import LossConfig
 
 Ranks = Sequence[Sequence[int]]
 
 
-def pair_indices(ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions (better, worse) of all ordered pairs of a row's flat scores: two int64 tensors [n_pairs]."""
+# Positions (better, worse) of ordered pairs in a row's flat scores: two int64 tensors [n_pairs], on the scores' device.
+Pairs = tuple[torch.Tensor, torch.Tensor]
+
+
+def pair_indices(ranks: Ranks, device: torch.device | None = None) -> Pairs:
+    """All ordered pairs, sent to a device without waiting for it."""
     better, worse = [], []
     offset = 0
     for tree in ranks:
@@ -27,7 +32,9 @@ def pair_indices(ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor]:
                     better.append(offset + i)
                     worse.append(offset + j)
         offset += len(tree)
-    return torch.tensor(better, dtype=torch.long), torch.tensor(worse, dtype=torch.long)
+    found = torch.tensor([better, worse], dtype=torch.long)
+    better_found, worse_found = (sent(found, device) if device else found).unbind()
+    return better_found, worse_found
 
 
 def count_units(ranks: Ranks, config: LossConfig) -> int:
@@ -37,11 +44,11 @@ def count_units(ranks: Ranks, config: LossConfig) -> int:
     return sum(rank < other for tree in ranks for rank in tree for other in tree)
 
 
-def loss_sum(scores: torch.Tensor, ranks: Ranks, config: LossConfig) -> torch.Tensor:
+def loss_sum(scores: torch.Tensor, pairs: Pairs, config: LossConfig) -> torch.Tensor:
     """The objective summed over a row's units. scores: float32 [n_candidates]. Penalties are added by :func:`penalty_sum`."""
     if config.objective == "listwise":
-        return _listwise(scores, ranks)
-    better, worse = (index.to(scores.device) for index in pair_indices(ranks))
+        return _listwise(scores, pairs)
+    better, worse = pairs
     difference = scores[better] - scores[worse] - config.margin
     loss = -F.logsigmoid(difference)
     if config.label_smoothing:
@@ -63,12 +70,11 @@ def penalty_sum(scores: torch.Tensor, config: LossConfig) -> torch.Tensor:
     return total
 
 
-def _listwise(scores: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    terms = []
-    for tree_scores, tree in zip(scores.split([len(tree) for tree in ranks]), ranks, strict=True):
-        order = torch.tensor(tree, device=scores.device)
-        worse = order[:, None] < order[None, :]
-        against = worse | torch.eye(len(tree), dtype=torch.bool, device=scores.device)
-        log_mass = torch.logsumexp(tree_scores.expand(len(tree), -1).masked_fill(~against, -torch.inf), dim=1)
-        terms.append((log_mass - tree_scores)[worse.any(dim=1)].sum())
-    return torch.stack(terms).sum()
+def _listwise(scores: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+    """Of each winner w against the losers l of its pairs: log(1 + sum of exp(s_l - s_w)), and 0 without any."""
+    better, worse = pairs
+    behind = scores[worse] - scores[better]
+    # The largest exponent, at least the 0 of the winner itself, is taken out of every sum.
+    most = torch.zeros_like(scores).scatter_reduce(0, better, behind.detach(), "amax")
+    mass = torch.exp(-most).index_add(0, better, torch.exp(behind - most[better]))
+    return (most + torch.log(mass)).sum()

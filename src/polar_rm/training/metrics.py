@@ -204,7 +204,7 @@ def training_flops(config: PretrainedConfig, layout: TreeLayout, lora: LoraConfi
     if lora:  # nothing below the first layer is trained: its projections of the input hand no gradient down
         asking = layout.n_tokens if below else candidates
         flops -= 2 * hidden * (2 * (keys + rank) * layout.n_tokens + (queries + rank) * asking)
-    pairs = layout.attention_pairs * below + layout.last.attention_pairs
+    pairs = layout.attention_pairs * below + layout.score_pairs
     return float(flops + 12 * pairs * queries)
 
 

@@ -47,9 +47,14 @@ class World:
         """Summed over ranks, in float64."""
         if self.size == 1:
             return values
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        total = self.add_up(torch.tensor(values, dtype=torch.float64, device=self.device))
         return [float(v) for v in total.tolist()]
+
+    def add_up(self, values: torch.Tensor) -> torch.Tensor:
+        """Summed over ranks, where they are."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
 
     def from_main(self, work: Callable[[], T]) -> T:
         """Rank 0 works, however long; every rank gets its result (as JSON gives it back), or ends with its error."""
@@ -149,13 +154,14 @@ class Weights:
     def publish(self) -> None:
         """After an optimiser step: show the new weights to the modules."""
         with torch.no_grad():
-            for parameter, master in self._copies:
-                parameter.copy_(master)
+            if self._copies:
+                shown, masters = zip(*self._copies, strict=True)
+                torch._foreach_copy_(list(shown), list(masters))
 
-    def clip(self, limit: float) -> float:
-        """Scale all gradients to a norm of at most ``limit``; returns the norm before."""
+    def clip(self, limit: float) -> torch.Tensor:
+        """Scale all gradients to a norm of at most ``limit``; returns the norm before, on the device and equal on all ranks."""
         norm = nn.utils.clip_grad_norm_(self.named.values(), limit)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def full_state(self) -> dict[str, torch.Tensor]:
         """The model's complete float32 state dict, in host memory, on rank 0; empty on the others.

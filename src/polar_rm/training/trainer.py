@@ -20,12 +20,13 @@ from polar_rm.common.progress import plain_console, progress_bar, say
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import ConfigError, NonFinite
 from polar_rm.model.devices import compute_dtype
-from polar_rm.model.packing import batches, deal, first_fit, pack
+from polar_rm.model.layers import checkpoint_activations, compile_layers
+from polar_rm.model.packing import PackedRow, batches, deal, first_fit, pack
 from polar_rm.training import metrics, state
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.lora import add_lora, merge_lora
-from polar_rm.training.losses import count_units, loss_sum, penalty_sum
+from polar_rm.training.losses import count_units, loss_sum, pair_indices, penalty_sum
 from polar_rm.training.parallel import Weights, World, fill_shards, world
 from polar_rm.training.plan import Plan
 from polar_rm.training.prepare import Prepared, prepare, start_model
@@ -35,6 +36,9 @@ from polar_rm.training.totals import Totals
 
 # A rank without a row in a micro-step still takes part in FSDP's collectives, with this tree and a loss of zero.
 _IDLE = PrefixTree([0], [[0], [0]], (0, 1))
+
+# Rows for compiled layers are filled up to a multiple of so many tokens.
+_MULTIPLE = 64
 
 
 class Trainer:
@@ -53,15 +57,9 @@ class Trainer:
         if config.lora:
             for model in filter(None, (self.model, source)):
                 add_lora(model, config.lora, config.seed)
+        self._compiled = config.compile and compile_layers(self.model.backbone, self.compute)
         if config.activation_checkpointing:
-            backbone = self.model.backbone  # transformers 5 renames the method, 4 has only the old name
-            enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
-        if config.compile:
-            # Whole layers would compile again for every layout; these parts hold nearly all element-wise work.
-            for layer in self.model.backbone.base_model.layers:
-                for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
-                    part.compile(dynamic=True)
+            checkpoint_activations(self.model.backbone)
         self.weights = Weights(self.model, where, self.compute)
         if where.size > 1:
             tensors = [*source.named_parameters(), *source.named_buffers()] if source else []
@@ -123,54 +121,77 @@ class Trainer:
         torch.manual_seed(dropout_seed(self.config.seed, self.step, self.where.rank))  # nothing else is random
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.plan.steps, self.plan.peak_lr, self.config.optim)
-        values = self.accumulate(indices)
-        norm = self.weights.clip(self.config.optim.clip)
-        if not math.isfinite(norm):
+        totals = self._backward(indices)
+        # The one place of a step that waits for the device: nothing is stepped before it is known to be finite.
+        values = self._read(totals, self.weights.clip(self.config.optim.clip))
+        if not math.isfinite(norm := values["grad_norm"]):
             raise NonFinite(f"step {self.step + 1}: the gradient's norm is {norm} on {self._describe(indices)}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.weights.publish()
         seconds = time.perf_counter() - began
-        values |= {"grad_norm": norm, "lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
+        values |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
         values |= {"tokens_per_second": values["tokens"] / seconds, "pairs_per_second": values["pairs"] / seconds}
         values["memory_gib"] = metrics.peak_memory(self.where.device)
         return values
 
     def accumulate(self, indices: list[int]) -> dict[str, float]:
         """Add up the gradients of the mean loss over a global batch; every rank computes the same plan for it."""
+        return self._read(self._backward(indices))
+
+    def _backward(self, indices: list[int]) -> Totals:
+        """Forwards and backwards, row by row; nothing in here waits for the device."""
         trees = self._trees(indices)
         # The loss is divided by what the *whole* batch holds, so rows with many pairs weigh more, as they should.
         units = sum(count_units([tree.ranks], self.config.loss) for tree in trees.values())
         candidates = sum(len(tree.ranks) for tree in trees.values())
-        totals = Totals()
+        totals = Totals(self.where.device)
         for own in self._own_rows({i: tree.n_tokens for i, tree in trees.items()}):
-            row = pack([trees[i] for i in own] or [_IDLE]).to(self.where.device)
+            row = self._row([trees[i] for i in own])
+            pairs = pair_indices(row.ranks, self.where.device)
             scores = self.model(row)
-            loss = loss_sum(scores, row.ranks, self.config.loss) / units + penalty_sum(scores, self.config.loss) / candidates
-            if not torch.isfinite(loss):
-                raise NonFinite(f"step {self.step + 1}: the loss is {loss.item()} on {self._describe(own)}")
+            loss = loss_sum(scores, pairs, self.config.loss) / units + penalty_sum(scores, self.config.loss) / candidates
             # FSDP averages gradients over ranks; the division above already was global.
             (loss * (self.where.size if own else 0)).backward()
             if own:
-                totals.add(loss.detach(), scores.detach(), row)
+                totals.add(own, loss, scores, pairs, row.layout.n_tokens)
                 totals.flops += metrics.training_flops(self.model.backbone.config, row.layout, self.config.lora)
-        return totals.reduce(self.where)
+        return totals
+
+    def _row(self, trees: Sequence[PrefixTree]) -> PackedRow:
+        """Trees on their way to the device, or where there are none, the idle one."""
+        return pack(trees or [_IDLE], multiple=_MULTIPLE if self._compiled else 1).to(self.where.device)
+
+    def _read(self, totals: Totals, norm: torch.Tensor | None = None) -> dict[str, float]:
+        """What a batch added up to, over all ranks.
+
+        Raises:
+            NonFinite: the loss of a row of any rank, on all ranks; the others would wait for it in the next collective.
+        """
+        values, not_finite = totals.read(self.where, norm)
+        if not_finite:
+            own = totals.offending()
+            found = f"the loss is {own[0]} on {self._describe(own[1])}" if own else None
+            first = next(filter(None, self.where.gather(found)))
+            raise NonFinite(f"step {self.step + 1}: {first}")
+        return values
 
     @torch.no_grad()
     def evaluate(self, corpus: EncodedCorpus) -> dict[str, float]:
         """Loss, accuracy and margin on a whole corpus."""
         self.model.eval()
-        totals = Totals()
+        totals = Totals(self.where.device)
         chunk = 64 * max(1, self.config.row_tokens // corpus.stats.longest)
         for start in range(0, len(corpus), chunk):
             for own in self._own_rows({i: int(corpus.lengths[i]) for i in range(start, min(start + chunk, len(corpus)))}):
-                row = pack([corpus[i] for i in own] or [_IDLE]).to(self.where.device)
+                row = self._row([corpus[i] for i in own])
+                pairs = pair_indices(row.ranks, self.where.device)
                 scores = self.model(row)
                 if own:
-                    totals.add(loss_sum(scores, row.ranks, self.config.loss), scores, row)
+                    totals.add(own, loss_sum(scores, pairs, self.config.loss), scores, pairs, row.layout.n_tokens)
                     totals.units += count_units(row.ranks, self.config.loss)
         self.model.train()
-        values = totals.reduce(self.where)
+        values = totals.read(self.where).values
         return {name: values[name] for name in ("loss", "accuracy", "margin")}
 
     def _evaluated(self, corpus: EncodedCorpus) -> dict[str, float]:
@@ -191,7 +212,7 @@ class Trainer:
         self.model.eval()
         found = []
         for own in self._own_rows(dict(enumerate(corpus.lengths.tolist()))):
-            scores = self.model(pack([corpus[i] for i in own] or [_IDLE]).to(self.where.device))
+            scores = self.model(self._row([corpus[i] for i in own]))
             sizes = [len(corpus[i].ranks) for i in own]
             found += [i for i, part in zip(own, scores[: sum(sizes)].split(sizes), strict=True) if not part.isfinite().all()]
         self.model.train()
