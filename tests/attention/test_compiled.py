@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from torch._dynamo.utils import counters
 from transformers import AutoModelForSequenceClassification
 

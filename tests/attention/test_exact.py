@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from polar_rm import attention
 from polar_rm.attention import TreeLayout, TreeSpan, cpu
-from polar_rm.attention.dense import dense_mask
+from polar_rm.attention.dense import dense_mask, tree_dense
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.model.packing import PackedRow, pack
 from polar_rm.model.reward_model import RewardModel
@@ -160,3 +160,37 @@ def test_dense_mask_is_the_definition():
     mask = dense_mask(TreeLayout((TreeSpan(0, 2, (1, 2)), TreeSpan(5, 1, (1,)))).tensors())
     expected = ["1......", "11.....", "111....", "11.1...", "11.11..", ".....1.", ".....11"]
     assert ["".join("1" if seen else "." for seen in row) for row in mask.tolist()] == expected
+
+
+def test_in_bf16_a_prefix_adds_up_its_branches_in_float32():
+    """Gradients of a prefix under 64 branches, against float64, and against every branch as a sequence of its own whose
+    gradients are added up in float32."""
+    span = TreeSpan(0, 20, (8,) * 64)
+    tree = TreeLayout((span,)).tensors()
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(1, heads, span.n_tokens, 16, generator=generator).bfloat16() for heads in (4, 2, 2, 4)]
+    *inputs, gradient = drawn
+    gradient[:, :, : span.prefix] = 0
+
+    def differentiated(attend, tensors, gradient):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        attend(*leaves).backward(gradient)
+        return [leaf.grad.double() for leaf in leaves[1:]]
+
+    def causal(query, key, value):
+        return tree_dense(query, key, value, TreeLayout((TreeSpan(0, 1, (query.shape[2] - 1,)),)).tensors(), 0.3)
+
+    exact = differentiated(lambda *t: tree_dense(*t, tree, 0.3), [t.double() for t in inputs], gradient.double())
+    ours = differentiated(lambda *t: cpu.tree_cpu(*t, tree, 0.3), inputs, gradient)
+    apart = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in inputs[1:]]
+    for start, length in span.branch_starts():
+        tokens = torch.tensor([*range(span.prefix), *range(start, start + length)])
+        found = differentiated(causal, [t[:, :, tokens] for t in inputs], gradient[:, :, tokens])
+        for total, part in zip(apart, found, strict=True):
+            total[:, :, tokens] += part
+    prefix = slice(0, span.prefix)
+    for mine, theirs, right in zip(ours, apart, exact, strict=True):
+        mine_off, theirs_off = ((found - right)[:, :, prefix].norm() for found in (mine, theirs))
+        # Ours is rounded to bfloat16 once, at the end; theirs is the sum as it is.
+        rounding = (right.bfloat16().double() - right)[:, :, prefix].norm()
+        assert mine_off < 1.05 * (theirs_off**2 + rounding**2) ** 0.5

@@ -1,5 +1,6 @@
 """Run under torchrun by test_parallel: writes the gradients of one global batch."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from polar_rm.training.config import TrainConfig
 from polar_rm.training.parallel import world
 from polar_rm.training.trainer import Trainer
 
+if backend := os.environ.get("COMPILE_BACKEND"):  # traces all and generates no code, which takes long
+    real = torch.compile
+    torch.compile = lambda function, **options: real(function, backend=backend, **options)
 config = load_config(TrainConfig, [Path(sys.argv[1])], sys.argv[3:])
 with world("cpu") as where:
     trainer = Trainer(config, where)

@@ -186,9 +186,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
 def _differentiate(backward: Any) -> Any:
     def differentiate(ctx: Any, gradient: torch.Tensor | None, _: None) -> tuple[torch.Tensor | None, ...]:
         if gradient is None:
-            return (None,) * ctx.n_inputs
+            return (None,) * int(ctx.n_inputs)
         gradients: tuple[torch.Tensor, ...] = backward(gradient, *ctx.saved_tensors, ctx.scale)
-        return *gradients, *(None,) * (ctx.n_inputs - 3)
+        return *gradients, *(None,) * (int(ctx.n_inputs) - 3)
 
     return differentiate
 

@@ -1,0 +1,36 @@
+"""Run under torchrun by test_parallel: on rank 1 the scores of its second row are NaN; every rank writes the error that it gets,
+and which rows those were."""
+
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from polar_rm.common.config import load_config
+from polar_rm.errors import NonFinite
+from polar_rm.training.config import TrainConfig
+from polar_rm.training.parallel import world
+from polar_rm.training.trainer import Trainer
+
+config = load_config(TrainConfig, [Path(sys.argv[1])], ["row_tokens=150"])
+with world("cpu") as where:
+    trainer = Trainer(config, where)
+    lengths = {i: trainer.train_set[i].n_tokens for i in range(16)}
+    rows = [trainer._describe(own) for own in trainer._own_rows(lengths)]
+    seen = []
+
+    def spoil(module, args, scores):
+        seen.append(scores)
+        return scores * float("nan") if where.rank == 1 and len(seen) == 2 else None
+
+    trainer.model.register_forward_hook(spoil)
+    before = [p.detach().clone() for p in trainer.weights.named.values()]
+    try:
+        trainer.optimize(list(range(16)))
+        message = "no error"
+    except NonFinite as error:
+        message = str(error)
+    assert all((a == b).all() for a, b in zip(before, trainer.weights.named.values(), strict=True))  # nothing was stepped
+    named = [rows[1] if where.rank == 1 else ""]
+    dist.broadcast_object_list(named, src=1)
+    Path(f"{sys.argv[2]}-{where.rank}").write_text(f"{message}\n{named[0]}")
