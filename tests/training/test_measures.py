@@ -48,15 +48,15 @@ def test_every_logged_value_is_what_its_name_says(tmp_path, monkeypatch):
     built = start(tmp_path, "max_steps=1", "batch_size=16", "optim.lr=1e-3", "optim.warmup=0", **scoring)
     seconds = iter(range(0, 10**6, 2))  # every look at the clock is two seconds later
     now = [0.0]
-    accumulate = Trainer.accumulate
+    backward = Trainer._backward
 
     def two_seconds(self, indices):
         seen.extend(indices)
         now[0] = next(seconds) + 2.0
-        return accumulate(self, indices)
+        return backward(self, indices)
 
     seen: list[int] = []
-    monkeypatch.setattr(Trainer, "accumulate", two_seconds)
+    monkeypatch.setattr(Trainer, "_backward", two_seconds)
     monkeypatch.setattr(trainer.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(metrics, "peak_flops", lambda device, dtype: 1e9)
     monkeypatch.setattr(metrics, "training_flops", lambda *args: 0.25e9)
