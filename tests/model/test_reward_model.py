@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from support import tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BloomConfig, BloomForCausalLM
@@ -171,7 +172,12 @@ def test_weights_that_are_cut_or_of_another_shape_are_refused(saved, tmp_path):
         RewardModel.from_pretrained(cut)
     narrow = copy(saved, tmp_path / "narrow")
     change_weights(narrow, lambda weights: weights.update({"model.norm.weight": torch.ones(63)}))
-    with pytest.raises(UnsupportedModel, match=r"'model.norm.weight' has the shape \[63\], by config.json it is \[64\]"):
+    shapes = (
+        r"the shape \[63\], by config.json it is \[64\]"
+        if transformers.__version__ >= "5"
+        else "another shape than by config.json"
+    )
+    with pytest.raises(UnsupportedModel, match=f"tensor 'model.norm.weight' has {shapes}$"):
         RewardModel.from_pretrained(narrow)
 
 

@@ -35,17 +35,17 @@ def one_by_one(model, some):
     return [Scorer(model).score_outputs(prompt=i.prompt, reference=i.reference, outputs=[i.output])[0] for i in some]
 
 
-@pytest.mark.parametrize(("token_budget", "window"), [(8192, 1024), (60, 1024), (200, 7)])
-def test_scores_come_in_input_order_whatever_is_grouped(model, token_budget, window):
+@pytest.mark.parametrize(("row_tokens", "window"), [(8192, 1024), (60, 1024), (200, 7)])
+def test_scores_come_in_input_order_whatever_is_grouped(model, row_tokens, window):
     some = items()
-    scored = list(Scorer(model, token_budget=token_budget, window=window).score(iter(some)))
+    scored = list(Scorer(model, row_tokens=row_tokens, window=window).score(iter(some)))
     assert [s.reward for s in scored] == pytest.approx(one_by_one(model, some), abs=2e-5)
     assert len({round(s.reward, 3) for s in scored}) > 30
 
 
 def test_comparisons_score_like_their_candidates(model):
     some = [Comparison("p", "the fox", ("a dog", "the river", "a bank"), (0, 1, 1)), Comparison("q", "", ("x", "y"), (1, 0))]
-    together = list(Scorer(model, token_budget=30).score_comparisons(some))
+    together = list(Scorer(model, row_tokens=30).score_comparisons(some))
     for comparison, scores in zip(some, together, strict=True):
         alone = [ScoreItem(comparison.prompt, comparison.reference, c) for c in comparison.candidates]
         assert scores == pytest.approx(one_by_one(model, alone), abs=2e-5)
@@ -53,7 +53,7 @@ def test_comparisons_score_like_their_candidates(model):
 
 def test_candidates_of_equal_ids_are_ties_wherever_they_stand(tmp_path):
     settings = tiny.EncoderSettings(max_length=60, max_response_length=10)
-    scorer = Scorer(tiny.reward_model(tmp_path, settings=settings), token_budget=60)
+    scorer = Scorer(tiny.reward_model(tmp_path, settings=settings), row_tokens=60)
     cut = tuple("lazy dog " * 30 + word for word in WORDS)  # what differs is cut off
     special = ("the fox", "<|reward|>the fox", "a dog")
     some = [Comparison("p", "r", cut, tuple(range(len(cut)))), Comparison("p", "r", special, (0, 1, 1))]
@@ -176,7 +176,7 @@ def test_files_are_scored_row_by_row(model, tmp_path):
 def test_a_row_without_a_score_is_named_and_those_before_it_stay(model, tmp_path, monkeypatch):
     rows = [{"prompt": "p", "reference": "r", "output": f"fox {i}"} for i in range(30)]
     (tmp_path / "items.jsonl").write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"token_budget": 8192, "window": 8})
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"row_tokens": 8192, "window": 8})
     score_trees, seen = Scorer.score_trees, []
 
     def broken(self, trees):
@@ -225,7 +225,7 @@ def test_metadata_is_written_as_standard_json(model, tmp_path):
 
 def test_an_interrupted_file_continues_behind_its_last_whole_row(model, tmp_path, monkeypatch):
     write_records(tmp_path / "items.jsonl", items())
-    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"token_budget": 8192, "window": 8})
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"row_tokens": 8192, "window": 8})
     run(model, tmp_path / "items.jsonl", tmp_path / "whole.jsonl")
     steps = score_file(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl", identity={"model": "m"})
     while next(steps) < 16:
@@ -272,7 +272,7 @@ def watch(monkeypatch) -> list[int]:
 def test_a_damaged_partial_result_is_continued_where_it_is_whole(model, tmp_path, monkeypatch, damage, kept):
     """F1, F15: not by a count of lines; and with the bytes of an uninterrupted run."""
     write_records(tmp_path / "items.jsonl", items())
-    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"token_budget": 8192, "window": 8})
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"row_tokens": 8192, "window": 8})
     run(model, tmp_path / "items.jsonl", tmp_path / "whole.jsonl")
     whole = (tmp_path / "whole.jsonl").read_text()
     (tmp_path / "scores.jsonl.partial").write_text("".join(damage(whole.splitlines(keepends=True))))

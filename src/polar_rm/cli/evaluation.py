@@ -65,7 +65,7 @@ def evaluate(
             seed=seed,
             dtype=dtype_name(precision, claimed),
             device=claimed,
-            token_budget=row_tokens,
+            row_tokens=row_tokens,
             on_bad_row=bad,
             outputs=[path for path in (json, plot) if path],
             progress=progress,

@@ -56,7 +56,7 @@ def score(
         }
         rows = 0
         with status_line(messages, "scoring") as show:
-            for rows in score_file(reward_model, source, target, identity=identity, token_budget=row_tokens, on_bad_row=bad):
+            for rows in score_file(reward_model, source, target, identity=identity, row_tokens=row_tokens, on_bad_row=bad):
                 show(f"scoring: {rows:,} items")
     message(f"{rows:,} items scored into {target}")
     report_bad(bad)

@@ -66,7 +66,7 @@ def evaluate_files(
     seed: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
-    token_budget: int = 8192,
+    row_tokens: int = 8192,
     on_bad_row: OnBadRow | None = None,
     outputs: Sequence[str | Path] = (),
     progress: Progress = silent,
@@ -86,7 +86,7 @@ def evaluate_files(
     on_bad_row = on_bad_row or OnBadRow()
     comparisons = ComparisonFiles(files, on_bad_row, outputs)
     model = RewardModel.from_pretrained(model_dir, dtype=dtype, device=device)
-    scorer = Scorer(model, token_budget=token_budget)
+    scorer = Scorer(model, row_tokens=row_tokens)
     result = evaluate(
         scorer,
         comparisons,

@@ -76,8 +76,10 @@ def load_backbone(
         )
     except Exception as error:  # transformers raises whatever a value leads it to
         raise UnsupportedModel(f"{directory}: {first_line(error)}") from error
-    for name, *shapes in sorted(loading["mismatched_keys"]):
-        found, expected = (list(shape) for shape in shapes)
+    for mismatched in sorted(loading["mismatched_keys"]):
+        if isinstance(mismatched, str):  # transformers 4 gives names alone
+            raise UnsupportedModel(f"{directory}: tensor {mismatched!r} has another shape than by config.json")
+        name, found, expected = mismatched[0], list(mismatched[1]), list(mismatched[2])
         raise UnsupportedModel(f"{directory}: tensor {name!r} has the shape {found}, by config.json it is {expected}")
     # transformers fills missing tensors at random and only warns: a reloaded model would score noise (trl 381).
     missing = {key for key in loading["missing_keys"] if not (new_head and key == "score.weight")}

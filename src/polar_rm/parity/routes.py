@@ -137,7 +137,7 @@ def _own_server(scorer: Scorer, encoded: Sequence[Encoded]) -> list[Answer]:
     for flavour in get_args(PoolingFlavour):
         pooling = lmdeploy.POOLING if flavour == "lmdeploy" else vllm.POOLING
         others = [] if answers else [protocol for protocol in PROTOCOLS if protocol.path != pooling.path]
-        service = Service("rm", scorer.model.encoder, Batcher(scorer.score_trees, batch_tokens=scorer.token_budget))
+        service = Service("rm", scorer.model.encoder, Batcher(scorer.score_trees, batch_tokens=scorer.row_tokens))
         with in_thread(create_app(service, flavour=flavour)) as url:
             for answer in ask_server(url, encoded, protocols=[*others, pooling]):
                 named = answer.name.startswith(pooling.name)

@@ -25,7 +25,7 @@ def score_file(
     target: str | Path,
     *,
     identity: dict[str, Any],
-    token_budget: int = 8192,
+    row_tokens: int = 8192,
     on_bad_row: OnBadRow | None = None,
 ) -> Iterator[int]:
     """Score a file of items into JSONL; yields the count of rows written: {row, reward, n_tokens, truncated, notes, metadata}.
@@ -42,7 +42,7 @@ def score_file(
     check_places(source, target)
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
-    scorer = Scorer(model, token_budget=token_budget)
+    scorer = Scorer(model, row_tokens=row_tokens)
     with owned(target, "score"):
         if partial.exists():
             _check_identity(state, identity)

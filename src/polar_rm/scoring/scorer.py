@@ -32,16 +32,16 @@ _FILLER_BRANCHES = 8
 class Scorer:
     """Scores streams with one model.
 
-    token_budget: most tokens of one row, which bounds memory; longer trees are split. window: items that are looked at together;
+    row_tokens: most tokens of one row, which bounds memory; longer trees are split. window: items that are looked at together;
     it bounds both the memory for texts and how far apart two items may stand to share a prefix.
 
     noted: how many items and comparisons so far had each note (see :data:`polar_rm.rewards.outcomes.Note`), and under ``tied``
     comparisons with candidates of equal ids.
     """
 
-    def __init__(self, model: RewardModel, *, token_budget: int = 8192, window: int = 1024) -> None:
+    def __init__(self, model: RewardModel, *, row_tokens: int = 8192, window: int = 1024) -> None:
         self.model = model
-        self.token_budget = token_budget
+        self.row_tokens = row_tokens
         self.window = window
         self.noted: Counter[str] = Counter()
         encoder = model.encoder
@@ -111,8 +111,8 @@ class Scorer:
         parts = []
         for index, tree in enumerate(trees):
             once, candidates = tree.distinct()
-            parts += [(index, [candidates[i] for i in part], subtree) for part, subtree in once.split(self.token_budget)]
-        row_tokens = min(self.token_budget, _CPU_ROW_TOKENS) if self.model.device.type == "cpu" else self.token_budget
+            parts += [(index, [candidates[i] for i in part], subtree) for part, subtree in once.split(self.row_tokens)]
+        row_tokens = min(self.row_tokens, _CPU_ROW_TOKENS) if self.model.device.type == "cpu" else self.row_tokens
         filler = [self._filler] if self.model.device.type == "cpu" else []
         with _in_inference(self.model):
             for row in first_fit([subtree.n_tokens for _, _, subtree in parts], row_tokens):

@@ -51,7 +51,7 @@ def serve(config: ServeConfig) -> None:
     raise_descriptor_limit()
     with bind(config.host, config.port) as listener:
         model = RewardModel.from_pretrained(config.model, dtype=dtype_name(config.precision, device), device=device)
-        scorer = Scorer(model, token_budget=config.row_tokens)
+        scorer = Scorer(model, row_tokens=config.row_tokens)
         batcher = Batcher(scorer.score_trees, batch_tokens=config.row_tokens, max_waiting_tokens=config.max_queue_tokens)
         service = Service(config.model.resolve().name, model.encoder, batcher, Calibration.load(config.model))
         guard = create_app(
