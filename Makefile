@@ -27,7 +27,7 @@ test: $(READY)  ## all tests; FAST=1 leaves out those that train or start proces
 .venv-oldest/ready: tests/oldest.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-oldest
 	$(call pip,oldest) -c constraints.txt torch
-	$(call pip,oldest) -c constraints.txt -r $< pytest pytest-timeout hypothesis schemathesis sentencepiece
+	$(call pip,oldest) -c constraints.txt -r $< pytest pytest-timeout hypothesis sentencepiece
 	$(call pip,oldest) --no-deps -e .
 	.venv-oldest/bin/python -m pip check
 	touch $@

@@ -66,7 +66,7 @@ def test_bad_rows_have_the_numbers_of_their_lines(tmp_path, monkeypatch, size):
     settings = config(tmp_path, name="rows.jsonl")
     with pytest.raises(PolarError, match=r"rows.jsonl: row 51: field 'source': expected a string, not 3"):
         build(settings)
-    assert build(settings, on_bad_row="skip")["counts"]["trajectories"]["refused"] == 2
+    assert build(settings.model_copy(update={"on_bad_row": "skip"}))["counts"]["trajectories"]["refused"] == 2
     refused = [json.loads(line) for line in (settings.output / "refused.jsonl").read_text().splitlines()]
     path = str(tmp_path / "rows.jsonl")
     assert [(row["path"], row["row"], row["field"]) for row in refused] == [(path, 51, "source"), (path, 61, "n_tokens")]
@@ -77,6 +77,7 @@ def test_an_id_of_two_prompts_is_named_by_its_line(tmp_path, monkeypatch):
     numbered(tmp_path, [*zoo(), Trajectory("t", "p0", "another", "a", 9, "x")])
     with pytest.raises(PolarError, match=r"rows.jsonl: row 74: prompt_id 'p0' names another prompt than in .*: row 1$"):
         build(config(tmp_path, name="rows.jsonl"))
-    report = build(settings := config(tmp_path, name="rows.jsonl"), on_bad_row="skip")
+    settings = config(tmp_path, name="rows.jsonl").model_copy(update={"on_bad_row": "skip"})
+    report = build(settings)
     assert report["counts"]["trajectories"]["refused"] == 1
     assert json.loads((settings.output / "refused.jsonl").read_text())["row"] == 74

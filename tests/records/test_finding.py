@@ -143,12 +143,12 @@ def test_folders_that_datasets_saved(tmp_path):
     message = [{"role": "user", "content": "p"}]
     rows = [PAIR | {"prompt": message, "chosen": f"a{i}"} for i in range(5)]
     dataset = datasets.Dataset.from_list(rows)
-    dataset.save_to_disk(tmp_path / "set", num_shards=2)
+    dataset.save_to_disk(str(tmp_path / "set"), num_shards=2)
     (tmp_path / "set/cache-1234.arrow").write_bytes(b"left by a map")
     assert [comparison.candidates[0] for comparison in read_comparisons(tmp_path / "set")] == [f"a{i}" for i in range(5)]
     assert next(read_comparisons(tmp_path / "set")).prompt == message
     assert [file.name for file in find_files(tmp_path)] == ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
-    datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(tmp_path / "dict")
+    datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(str(tmp_path / "dict"))
     with pytest.raises(PolarError, match="dict: it is a data set of several splits; name one of train, test"):
         find_files(tmp_path / "dict")
     assert len(list(read_comparisons(tmp_path / "dict/test"))) == 5

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import resource
 import subprocess
 import sys
 
@@ -184,6 +183,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", BOMBS)
 def test_small_files_that_unfold_to_gigabytes_need_little_memory(tmp_path, kind):
     """F12: a limit of memory, in a process of its own, is the oracle."""
@@ -192,7 +192,7 @@ def test_small_files_that_unfold_to_gigabytes_need_little_memory(tmp_path, kind)
     subprocess.run([sys.executable, "-c", code, path], check=True)
     assert path.stat().st_size < 10 << 20
     code = """
-import resource, sys
+import sys
 from polar_rm.errors import PolarError
 from polar_rm.records import read_comparisons
 rows = 0
@@ -201,7 +201,9 @@ try:
         rows += 1
 except PolarError as error:
     print(error)
-print(rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+# Not getrusage: on Linux its maximum starts with that of the process that started this one.
+[line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(rows, int(line.split()[1]) >> 10)
 """
     said = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True).stdout
     rows, mebibytes = map(int, said.splitlines()[-1].split())
@@ -223,8 +225,3 @@ def test_many_columns_are_refused_at_once(tmp_path):
     lines.check_names(tmp_path, names[:10_000])
     with pytest.raises(PolarError, match="two columns have the name 'c0'"):
         lines.check_names(tmp_path, [*names[:5000], "c0"])
-
-
-def test_peak_memory_is_measured_in_kibibytes():
-    """The oracle above rests on it."""
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 10_000

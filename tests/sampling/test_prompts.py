@@ -50,7 +50,7 @@ def test_all_kinds_of_files_give_the_same_prefixes(tmp_path, tokenizer):
     expected, _ = prefixes(jsonl(tmp_path / "texts.jsonl", TEXTS), tokenizer)
     pq.write_table(pa.table({"body": TEXTS}), tmp_path / "texts.parquet")
     assert prefixes(tmp_path / "texts.parquet", tokenizer, column="body")[0] == expected
-    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "saved")
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(tmp_path / "saved"))
     assert prefixes(tmp_path / "saved", tokenizer)[0] == expected
     (tmp_path / "plain").mkdir()
     for number, text in enumerate(TEXTS):
