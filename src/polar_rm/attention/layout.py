@@ -25,6 +25,7 @@ class TreeSpan:
 
     @property
     def n_tokens(self) -> int:
+        """Of the tree: its prefix and all its branches."""
         return self.prefix + sum(self.branches)
 
     def branch_starts(self) -> Iterator[tuple[int, int]]:
@@ -50,6 +51,7 @@ class TreeLayout:
 
     @cached_property
     def n_tokens(self) -> int:
+        """Of the row: all its trees, without padding."""
         return sum(span.n_tokens for span in self.spans)
 
     @cached_property

@@ -68,6 +68,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
+        """From the content of an InternLM2 or Llama ``config.json``."""
         heads = config["num_attention_heads"]
         return cls(
             config["num_hidden_layers"],
@@ -81,6 +82,7 @@ class Shape:
 
     @property
     def groups(self) -> int:
+        """Query heads that share a key and value head."""
         return self.heads // self.kv_heads
 
     def names(self) -> dict[str, str]:

@@ -23,6 +23,7 @@ class Encoded:
 
     @property
     def ids(self) -> list[int]:
+        """The complete token ids, BOS and the scoring token included."""
         return self.tree.sequence(0)
 
 
@@ -53,11 +54,13 @@ def awkward_items(settings: EncoderSettings) -> list[ScoreItem]:
 
 
 def encode(encoder: Encoder, item: ScoreItem) -> Encoded:
+    """One item alone, and the text that decodes to its ids but for BOS."""
     [(_, tree)] = encoder.encode_outputs(item.prompt, item.reference, [item.output], item.wrapper)
     ids = tree.sequence(0)[len(encoder.bos_ids) :]
     return Encoded(item, tree, encoder.tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def ids_differ(directory: str | Path, encoded: Sequence[Encoded]) -> list[int]:
+    """Items, counted from 1, in whose rendered text transformers' own tokenizer of the checkpoint finds other ids."""
     tokenizer = load_auto_tokenizer(directory)
     return [number for number, one in enumerate(encoded, 1) if tokenizer(one.text)["input_ids"] != one.ids]

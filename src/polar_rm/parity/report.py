@@ -38,6 +38,7 @@ class Parity:
 
     @property
     def ok(self) -> bool:
+        """Whether every route gave every score within the tolerance, and every text its ids."""
         within = all(not route.refused and route.difference <= self.tolerance for route in self.routes)
         return within and not self.ids_differ
 

@@ -99,6 +99,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
+        """Whether the task that feeds the model runs."""
         return self._task is not None and not self._task.done()
 
     async def submit(self, sequences: Sequence[TokenSequence]) -> list[float | Failure]:
