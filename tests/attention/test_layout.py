@@ -34,6 +34,19 @@ def test_tensors_say_what_the_layout_does(padding):
     assert tree.scores.tolist() == [4, 5, 8]
 
 
+@pytest.mark.parametrize("padding", [0, 3])
+def test_kernels_of_accelerators_are_told_what_sees_what(padding):
+    """Ends of the queries and keys of each part. Only CUDA reads them, so that no score on a CPU shows a wrong one."""
+    tree = LAYOUT.tensors(padding)
+    assert tree.ends.tolist() == [0, 3, 5, 6, 7, 9] + [9 + padding] * bool(padding)
+    assert tree.prefixes.tolist() == [0, 1, 2, 6]
+    assert tree.tree_query_ends.tolist() == [0, 3, 6, 7, 9] + [9 + padding] * bool(padding)
+    assert tree.tree_key_ends.tolist() == [0, 0, 3, 3, 4] + [4] * bool(padding)
+    assert tree.score_keys.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 8]
+    assert tree.score_ends.tolist() == [0, 1, 2, 3] and tree.score_key_ends.tolist() == [0, 5, 9, 12]
+    assert (tree.most.tolist(), tree.tree_most.tolist(), tree.score_most.tolist()) == ([3, 3], [3, 3], [2, 5])
+
+
 def test_blocks_are_counted_as_the_kernel_takes_them():
     """The room for probabilities is what all blocks need, or a little more in bfloat16."""
     tree = TreeLayout((TreeSpan(0, 150, (300, 1, 128)), TreeSpan(579, 1, (129,)))).tensors(5)

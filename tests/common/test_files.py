@@ -72,6 +72,20 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch, exchange):
     assert [path.name for path in tmp_path.rglob("*")] == ["m", "two"]
 
 
+def test_a_files_folder_is_synced_behind_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "sync", lambda path: seen.append((path, (tmp_path / "a").read_text())))
+    seen = []
+    write_file(tmp_path / "a", "new")
+    assert seen == [(tmp_path, "new")]
+
+
+def test_others_may_read_a_folder_that_was_written(tmp_path):
+    """safetensors makes files that only their owner reads, and a server may be another user's."""
+    with atomic_directory(tmp_path / "m") as folder:
+        (folder / "weights").touch(mode=0o600)
+    assert (tmp_path / "m/weights").stat().st_mode & 0o777 == 0o644
+
+
 def test_a_full_disk_is_told_with_the_target(tmp_path):
     with (
         pytest.raises(PolarError, match=r"m: could not be saved: .*No space left.* MiB are free"),
@@ -166,3 +180,11 @@ def test_a_folders_hash_changes_with_names_and_contents(tmp_path):
     second = sha256(tmp_path / "d")
     write_file(tmp_path / "d/b", "2")
     assert len({first, second, sha256(tmp_path / "d")}) == 3
+
+
+@pytest.mark.parametrize("name", [".a", "_a", ".cache/a", "__MACOSX/a", "deep/._a"])
+def test_what_desktops_leave_in_a_folder_is_not_hashed(tmp_path, name):
+    write_file(tmp_path / "d/a", "1")
+    before = sha256(tmp_path / "d")
+    write_file(tmp_path / "d" / name, "2")
+    assert sha256(tmp_path / "d") == before

@@ -67,6 +67,20 @@ def test_the_lock_is_removed_with_its_owner_and_never_under_anothers_feet(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lock_that_its_last_owner_removes_meanwhile_is_made_anew(tmp_path, monkeypatch):
+    """Locked on a file that is gone, this process and the next one would both be owners."""
+    removed, flock = [], locks.fcntl.flock
+
+    def slow(descriptor, operation):
+        if not removed:
+            removed.append((tmp_path / ".out.lock").unlink())
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(locks.fcntl, "flock", slow)
+    with owned(tmp_path / "out", "score"):
+        assert json.loads((tmp_path / ".out.lock").read_text())["pid"] == os.getpid()
+
+
 def test_another_thread_of_the_owner_is_another_owner(tmp_path):
     def other():
         with owned(tmp_path / "out", "other"):

@@ -99,6 +99,8 @@ def test_settings_of_older_and_newer_libraries_are_one():
     old = {"type": "Metaspace", "replacement": "_", "add_prefix_space": False}
     new = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "never", "split": True}
     assert fingerprint._canonical(old) == fingerprint._canonical(new) != fingerprint._canonical({**new, "split": False})
+    always = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always"}
+    assert fingerprint._canonical({"type": "Metaspace", "replacement": "_"}) == fingerprint._canonical(always)
     missing = {"type": "ByteLevel", "add_prefix_space": False}
     assert fingerprint._canonical(missing) == fingerprint._canonical({**missing, "use_regex": True, "trim_offsets": False})
 

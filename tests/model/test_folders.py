@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support import tiny
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -256,3 +256,11 @@ def test_a_bomb_takes_no_memory(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lm")], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "PolarError"
+
+
+def test_a_buffer_that_old_checkpoints_carry_is_passed_over(folders, tmp_path):
+    shutil.copytree(folders / "native", tmp_path / "old")
+    path = tmp_path / "old/model.safetensors"
+    written = load_file(path)
+    save_file(written | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, path, metadata={"format": "pt"})
+    assert weights.read_weights(tmp_path / "old").keys() == written.keys()

@@ -51,3 +51,16 @@ def test_batches_resume_anywhere_and_cover_each_epoch(start):
     epochs = [np.concatenate(whole[e * per_epoch : (e + 1) * per_epoch]) for e in range(3)]
     assert all(sorted(epoch) == list(range(14)) for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_two_seeds_have_no_epoch_in_common():
+    """An order drawn from the sum of seed and epoch would give run 4 the epochs of run 3, one later."""
+    orders = set()
+    for seed in range(4):
+        stream = batches(14, 14, seed=seed)
+        orders |= {tuple(next(stream).tolist()) for _ in range(4)}
+    assert len(orders) == 16
+
+
+def test_rows_of_like_cost_meet_in_one_micro_step():
+    assert deal([[0], [1], [2, 3], [4]], [1, 9, 3, 5, 2], 2) == [[[1], [2, 3]], [[4], [0]]]

@@ -237,6 +237,13 @@ def test_the_equality_check_admits_exact_families_and_sees_wrong_ones(tmp_path, 
         RewardModel.from_causal_lm(tmp_path / "lm")
 
 
+def test_a_difference_that_is_no_number_is_no_equality(tmp_path, monkeypatch):
+    monkeypatch.setattr(exactness, "SUPPORTED", ())
+    monkeypatch.setattr(exactness, "equality_error", lambda backbone, encoder: float("nan"))
+    with pytest.raises(UnsupportedModel, match="differs from separate sequences by nan"):
+        RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "lm"))
+
+
 def test_settings_travel_with_the_checkpoint(tmp_path):
     settings = EncoderSettings(template="polar-chat", max_length=300, max_response_length=50)
     tiny.reward_model(tmp_path / "lm", settings=settings).save(tmp_path / "model")

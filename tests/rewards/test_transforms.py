@@ -101,6 +101,17 @@ def test_a_card_fits_its_own_model_alone(tmp_path):
         Calibration.load(first)
 
 
+@pytest.mark.parametrize("place", [0, 3_020_000, 5_999_999])
+def test_a_card_sees_changes_in_every_part_of_the_weights(tmp_path, place):
+    weights = bytearray(6_000_000)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    Calibration.from_rewards([1.0, 2.0]).save(tmp_path)
+    weights[place] = 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    with pytest.raises(PolarError, match="other weights"):
+        Calibration.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "change", ['"mean": NaN', '"std": -3', '"std": Infinity', '"n": 1', '"x": ' + "[" * 100_000 + "]" * 100_000]
 )

@@ -1,6 +1,8 @@
 import json
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -249,6 +251,18 @@ def test_an_interrupted_file_continues_behind_its_last_whole_row(model, tmp_path
     assert (tmp_path / "scores.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are found in /proc")
+def test_rows_are_on_the_disk_before_they_count_and_so_is_the_name(model, tmp_path, monkeypatch):
+    """A power cut must not take back what was reported as written."""
+    write_records(tmp_path / "items.jsonl", items())
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"row_tokens": 8192, "window": 8})
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+    for done in score_file(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl", identity={"model": "m"}):
+        assert synced.count("scores.jsonl.partial") == done // 8
+    assert synced[-1] == tmp_path.name
+
+
 def watch(monkeypatch) -> list[int]:
     """Items of every window that is scored from now on."""
     scored, score_window = [], Scorer.score_window
@@ -264,10 +278,11 @@ def watch(monkeypatch) -> list[int]:
         (lambda lines: lines[:24] + [lines[23]] + lines[24:], 24),
         (lambda lines: lines[:30] + ["\0" * 200], 24),
         (lambda lines: lines[:30] + ['{"row": 31, "reward": null}\n'], 24),
+        (lambda lines: [*lines[:30], '{"row": 31, "reward": NaN}\n', *lines[31:]], 24),
         (lambda lines: lines[:29], 24),
         (lambda lines: [*lines, lines[-1]], 40),
     ],
-    ids=["lost", "lost later", "doubled", "zeros", "no reward", "within a window", "behind the end"],
+    ids=["lost", "lost later", "doubled", "zeros", "no reward", "no number", "within a window", "behind the end"],
 )
 def test_a_damaged_partial_result_is_continued_where_it_is_whole(model, tmp_path, monkeypatch, damage, kept):
     """F1, F15: not by a count of lines; and with the bytes of an uninterrupted run."""
