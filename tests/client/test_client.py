@@ -351,8 +351,11 @@ def test_a_keys_newline_is_stripped_and_what_no_header_can_hold_is_told():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_has_a_client_that_lives(url):
-    with RewardClient(url, model=ENCODER) as client:
+def test_a_forked_child_has_a_client_that_lives():
+    with (
+        fakes.running(fakes.make(encode=ENCODER, api_key="k")) as url,
+        RewardClient(url, model=ENCODER, api_key="k") as client,  # whose options are the child's, too
+    ):
         assert rewards(client.score(ITEMS[:2])) == SCORES[:2]
         context = multiprocessing.get_context("fork")
         answers = context.Queue()
@@ -437,6 +440,15 @@ def test_the_drop_in_takes_an_address_with_a_scheme_and_refuses_nonsense(checkpo
     client = RewardModelClient(folder, server_address="127.0.0.1:9", deadline=0.2)
     with pytest.raises(ScoreError, match="connection refused"):
         client([item])
+
+
+def test_the_drop_in_waits_as_long_as_it_was_told(checkpoint):
+    folder, _ = checkpoint
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        client = RewardModelClient(folder, server_address=address, timeout=0.3, deadline=0.6)
+        with pytest.raises(ScoreError, match=r"no answer within 0\.3 s"):
+            client([{"prompt": "p", "reference": "r", "output": "o"}])
 
 
 def test_the_drop_in_raises_where_the_official_client_gives_none(checkpoint):

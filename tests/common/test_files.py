@@ -180,11 +180,3 @@ def test_a_folders_hash_changes_with_names_and_contents(tmp_path):
     second = sha256(tmp_path / "d")
     write_file(tmp_path / "d/b", "2")
     assert len({first, second, sha256(tmp_path / "d")}) == 3
-
-
-@pytest.mark.parametrize("name", [".a", "_a", ".cache/a", "__MACOSX/a", "deep/._a"])
-def test_what_desktops_leave_in_a_folder_is_not_hashed(tmp_path, name):
-    write_file(tmp_path / "d/a", "1")
-    before = sha256(tmp_path / "d")
-    write_file(tmp_path / "d" / name, "2")
-    assert sha256(tmp_path / "d") == before

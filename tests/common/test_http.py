@@ -126,6 +126,28 @@ def test_the_key_goes_to_the_server_and_into_no_message():
     assert transport.said(Reply(400, {}, b"x" * 195 + b" sk-secret")) == "x" * 195 + " ***"
 
 
+def test_every_connection_is_kept_for_the_next_request():
+    async def run():
+        connections, together = [], asyncio.Barrier(4)
+
+        async def answer(reader, writer):
+            connections.append(writer)
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                while await reader.readuntil(b"\r\n\r\n"):
+                    await together.wait()  # all four are under way
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with Transport(url, max_connections=4) as transport:
+            for _ in range(3):
+                assert {reply.status for reply in await asyncio.gather(*(transport.send("GET", "/") for _ in range(4)))} == {200}
+        server.close()
+        return len(connections)
+
+    assert asyncio.run(run()) == 4
+
+
 def test_texts_with_half_characters_can_be_sent():
     with answering(http(b"{}")) as (url, received):
         send(url, body={"text": "\ud800 ü"})

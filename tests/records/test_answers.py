@@ -81,6 +81,14 @@ def test_items_candidates_and_single_records_are_asked_the_same(tmp_path):
         list(read_items([item | {"output": [USER]}], OnBadRow(strip_prompt=True)))
 
 
+def test_a_system_message_that_the_prompts_text_holds_is_part_of_the_prompt():
+    """H4: the prompt rendered without roles, the answer as a whole conversation."""
+    item = ScoreItem("Be brief.\nWhy?", "", [SYSTEM, USER, YES])
+    with pytest.raises(InvalidRecord, match=f"field 'output': {WAY_OUT}"):
+        check(item)
+    assert check(item, strip_prompt=True).output == [YES]
+
+
 @pytest.mark.parametrize(
     "answer",
     [[{"role": "assistant", "content": "Why?"}], [{"role": "user", "content": "Why not?"}, YES], [YES, USER, NO]],
@@ -235,3 +243,11 @@ def test_a_column_with_nearly_the_right_name_is_no_metadata(near):
         list(read_items([{"prompt": "p", near: ["r"], "output": "a"}]))
     row = {"prompt": "p", "reference": "r", near: ["r"], "output": "a"}
     assert next(read_items([row])).metadata == {near: ["r"]}
+
+
+@pytest.mark.parametrize(
+    "text", ['[{"role" is where a list of messages begins', '["[ is how a quoted one does', '[{"role": "user"']
+)
+def test_strings_that_begin_as_messages_do_are_quoted_as_ever(text):
+    """Files of earlier versions hold them so, and what is written now can be read there."""
+    assert to_cell(text) == json.dumps([text]) and from_cell(json.dumps([text])) == text

@@ -73,6 +73,16 @@ def test_hidden_files_and_our_lists_are_left_out_of_folders(tmp_path):
     assert find_files(named) == [named]  # who names a file means it
 
 
+def test_links_to_folders_are_not_followed(tmp_path):
+    """They may lead round in a circle, or to the same files twice."""
+    kept = lines(tmp_path / "data/a.jsonl", PAIR)
+    lines(tmp_path / "other/b.jsonl", PAIR)
+    (tmp_path / "data/other").symlink_to(tmp_path / "other")
+    (tmp_path / "data/round").symlink_to(tmp_path / "data")
+    assert survey_files([tmp_path / "data"]).describe() == "1 file; left out: 2 links to folders"
+    assert find_files(tmp_path / "data") == [kept]
+
+
 def test_a_second_run_with_bad_rows_reads_nothing_of_the_first(tmp_path):
     """H1: it read its own refusals for ever."""
     lines(tmp_path / "pairs.jsonl", PAIR, {"prompt": "p"})

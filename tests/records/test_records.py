@@ -342,8 +342,9 @@ def test_failed_writing_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_gzip_files_are_reproducible(tmp_path):
-    for name in ("a.jsonl.gz", "b.jsonl.gz"):
+def test_gzip_files_are_reproducible(tmp_path, monkeypatch):
+    for hour, name in enumerate(("a.jsonl.gz", "b.jsonl.gz"), 1):
+        monkeypatch.setattr(gzip.time, "time", lambda now=3600.0 * hour: now)
         write_records(tmp_path / name, [ScoreItem("p", "r", "o")])
     assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
     assert json.loads(gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()))["output"] == "o"
