@@ -136,6 +136,12 @@ def test_an_unfinished_ending_is_trimmed_where_the_limit_ended_the_text(text, ke
     assert clean(text, "stop").text == text
 
 
+def test_half_of_a_text_is_the_most_that_is_cut_at_its_end():
+    start, rest = "All is well.", " And then on"  # of equal length
+    assert clean(start + rest, "length").text == start
+    assert clean(f"{start}{rest}e", "length").text == f"{start}{rest}e"
+
+
 @pytest.mark.parametrize(
     ("text", "trimmed"),
     [

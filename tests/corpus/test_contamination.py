@@ -39,6 +39,13 @@ def test_short_evaluation_prompts_match_only_equal_ones(index):
     assert index.match("Say hello. Then go on with whatever you like, but never say hello.") is None
 
 
+def test_prompts_without_words_match_only_themselves(tmp_path):
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"prompt": "🙂 ?"}) + "\n")
+    index = index_evaluations([str(tmp_path / "eval.jsonl")], 13)
+    assert index.match(" 🙂  ?")["row"] == 1
+    assert index.match("!") is index.match("") is None
+
+
 def test_files_without_prompts_are_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(PolarError, match="row 1: field 'prompt'"):

@@ -20,7 +20,9 @@ from polar_rm.training import metrics, parallel, trainer
 from polar_rm.training.config import LoraConfig, TrainConfig
 from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.lora import adapter_settings
+from polar_rm.training.losses import pair_indices
 from polar_rm.training.parallel import World
+from polar_rm.training.totals import Totals
 from polar_rm.training.trainer import Trainer, dropout_seed
 
 
@@ -95,6 +97,15 @@ def test_every_logged_value_is_what_its_name_says(tmp_path, monkeypatch):
     }
     assert row == pytest.approx(expected, rel=2e-4, abs=1e-5)
     assert 0 < expected["accuracy"] < 1 and expected["reward_std"] > 0.01 and rows > 2
+
+
+def test_the_spread_of_rewards_far_from_zero_is_not_lost_in_their_squares():
+    scores = 1000 + torch.randn(64, generator=torch.Generator().manual_seed(0)) / 10
+    totals = Totals(torch.device("cpu"))
+    for part in scores.split(8):
+        totals.add([0], torch.tensor(1.0), part, pair_indices([range(8)]), 5)
+    spread = totals.read(World(0, 1, torch.device("cpu"))).values["reward_std"]
+    assert spread == pytest.approx(scores.double().std(correction=0).item(), rel=1e-5)
 
 
 def test_the_record_of_a_run_holds_what_was_run(tmp_path):
