@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import stat
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,6 +197,27 @@ def test_configs_that_can_not_be_kept_exactly_are_refused(tmp_path, changes, rea
     with pytest.raises(UnsupportedModel, match=reason):
         convert(tmp_path / "model", tmp_path / "native")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_config_that_says_nothing_of_biases_is_refused(tmp_path):
+    """Without the key the official class has biases."""
+    official.checkpoint(tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    del config["bias"]
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match="its attention has biases"):
+        plan(tmp_path / "model")
+
+
+def test_the_disk_must_hold_the_result(source, tmp_path, monkeypatch):
+    needed = plan(source).nbytes
+    free = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
+    with pytest.raises(PolarError, match=r"native: needs .* GB, only .* GB are free"):
+        convert(source, tmp_path / "native")
+    assert not (tmp_path / "native").exists()
+    free.free = needed
+    convert(source, tmp_path / "native")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ from support import fakes, tiny
 from polar_rm import parity
 from polar_rm.errors import PolarError
 from polar_rm.parity.items import encode, ids_differ
+from polar_rm.parity.report import Parity
+from polar_rm.parity.routes import _route
+from polar_rm.parity.servers import Answer
 from polar_rm.records import ScoreItem
 from polar_rm.scoring.scorer import Scorer
 
@@ -225,3 +228,10 @@ def test_a_server_that_can_not_be_asked_is_one_clear_line(folder, serve):
         parity.check(folder, against="localhost")
     with pytest.raises(PolarError, match="vLLM is not installed here"):
         parity.check(folder, against="vllm")
+
+
+def test_a_score_that_is_no_number_never_agrees():
+    """max() passes over a NaN behind a number."""
+    route = _route(Answer("x", {0: 0.5, 1: math.nan}), [0.5, 0.5])
+    assert math.isnan(route.difference)
+    assert not Parity("m", 2, 0, 9, 1e-3, [], [route]).ok

@@ -109,6 +109,14 @@ def test_closing_answers_what_is_under_way(merger_of):
     assert future.result(timeout=0).reward == SCORES[0]
 
 
+def test_what_was_answered_is_held_no_longer(merger_of):
+    merger = merger_of(reward_servers.Engine("sglang"))
+    for item in ITEMS[:3]:
+        merger.submit(item).result(60)
+    merger.close()
+    assert not merger._flights
+
+
 def test_a_process_has_one_merger_per_server_even_if_threads_race():
     made = []
     start = threading.Barrier(8)

@@ -130,7 +130,8 @@ def test_numbers_that_are_no_scores_are_failures():
     good, *bad = serve(work, model)
     assert good == 0.5
     assert [failure.code for failure in bad] == ["non_finite", "non_finite"]
-    assert serve(work, lambda trees: [])[0].code == "model_error"
+    for too_few in (lambda trees: [], lambda trees: [[0.5] for _ in trees]):
+        assert [failure.code for failure in serve(work, too_few)] == ["model_error"] * 3
 
 
 def test_a_full_queue_refuses_and_then_goes_on():

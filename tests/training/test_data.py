@@ -192,6 +192,14 @@ def test_files_are_hashed_once_before_they_are_read_and_must_not_change(encoder,
     assert not list((tmp_path / "other").glob("*.json"))
 
 
+def test_inputs_have_the_names_that_this_run_was_given(encoder, tmp_path):
+    first, second = write(tmp_path / "first.jsonl", 3), tmp_path / "second.jsonl"
+    digest = encode_corpus([first], encoder, tmp_path / "data").digest
+    first.rename(second)
+    reused = encode_corpus([second], encoder, tmp_path / "data", progress=lambda n: pytest.fail("it is encoded already"))
+    assert (reused.digest, reused.inputs) == (digest, {str(second): sha256(second)})
+
+
 def test_patterns_and_folders_are_the_files_that_they_mean(encoder, tmp_path):
     """B25, H14: hashed and listed file by file; hidden files change nothing (H6)."""
     (tmp_path / "in").mkdir()
