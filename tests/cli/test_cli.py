@@ -13,6 +13,7 @@ from polar_rm.cli import main as cli
 from polar_rm.model import weights
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.parity import routes
+from polar_rm.scoring import files
 
 PAIR = {"prompt": "p", "reference": "the fox", "chosen": "the quick fox", "rejected": "12 34", "subset": "x"}
 SKIP = ("--on-bad-row", "skip")
@@ -90,6 +91,25 @@ def test_score_then_evaluate_then_inspect(polar, model, tmp_path):
     assert code == 0
     for wanted in ("the fox", "<|reward|>", "[UNUSED_TOKEN_130]", "truncated", "position of the score"):
         assert wanted in shown
+
+
+def test_scores_are_continued_only_with_what_decides_them(polar, model, tmp_path, monkeypatch):
+    write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
+    seen = []
+    monkeypatch.setattr(files, "score_file", lambda *given, identity, **options: iter([seen.append(identity) or 1]))
+    for options in ((), ("--precision", "bf16"), ("--strip-prompt",), ("--row-tokens", "64")):
+        assert polar("score", "--model", model, "--input", "items.jsonl", "--output", "s.jsonl", *options)[0] == 0
+    first, precision, stripped, rows = seen
+    assert first == rows and first not in (precision, stripped) and precision != stripped
+
+
+def test_what_is_taken_but_may_be_meant_otherwise_is_told(polar, model, tmp_path):
+    """H4."""
+    prompt = "Why is the sky blue?"
+    items = write(tmp_path / "items.jsonl", {"prompt": prompt, "reference": "r", "output": f"{prompt} It scatters."})
+    code, _, error = polar("score", "--model", model, "--input", items, "--output", "s.jsonl")
+    assert code == 0
+    assert "warning: 1 row: 'output' begins with the whole text of the prompt" in " ".join(error.split())
 
 
 def test_rows_without_a_reference_need_the_option(polar, model, tmp_path):

@@ -9,7 +9,7 @@ from polar_rm.common.config import load_config
 from polar_rm.common.files import claim_folder
 from polar_rm.errors import ConfigError, PolarError
 from polar_rm.rft.config import RftConfig
-from polar_rm.rft.run import checkpoints, identity, last_checkpoint, remove_incomplete_checkpoints
+from polar_rm.rft.run import checkpoints, identity, last_checkpoint, read_rows, remove_incomplete_checkpoints
 
 
 def config(folder, **changes):
@@ -46,6 +46,14 @@ def test_a_reward_server_is_known_by_its_address_and_its_encoder_by_its_files(fo
     assert identity(served)["files"]["reward"] is None
     with_encoder = config(folder, **{"reward.source": "http://127.0.0.1:9", "reward.encoder": folder / "rm"})
     assert identity(with_encoder)["files"]["reward"] == identity(config(folder))["files"]["reward"]
+
+
+def test_what_the_run_writes_is_no_data(folder):
+    """H1."""
+    (folder / "o").mkdir()
+    (folder / "rows.jsonl").rename(folder / "o/rows.jsonl")
+    with pytest.raises(PolarError, match=r"rows\.jsonl: it lies in .*/o, where this run writes"):
+        read_rows(config(folder, data=f"[{folder}/o/rows.jsonl]"))
 
 
 def test_half_a_checkpoint_is_passed_over_and_removed(tmp_path, caplog):

@@ -70,6 +70,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, tmp_path,
     assert state.newest(checkpoints, reported.append) is None
 
 
+def test_a_step_that_is_damaged_again_is_set_aside_again(run, tmp_path):
+    for _ in range(2):
+        shutil.copytree(run[0] / "run/checkpoints", tmp_path / "checkpoints", dirs_exist_ok=True)
+        (tmp_path / "checkpoints/step-00000003/meta.json").unlink()
+        assert state.newest(tmp_path / "checkpoints", lambda message: None)[0].name == "step-00000002"
+
+
 def test_resumed_weights_moments_and_results_are_those_that_were_saved(run):
     folder, built = run
     again = trainer(folder)
