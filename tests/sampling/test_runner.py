@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from functools import wraps
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,10 +18,12 @@ from polar_rm.common.config import load_config, to_yaml
 from polar_rm.errors import BadRow, ConfigError, PolarError
 from polar_rm.model.language_models import load_auto_tokenizer
 from polar_rm.records import read_trajectories
+from polar_rm.sampling import runner
 from polar_rm.sampling.backends.generation import GumbelSampler
 from polar_rm.sampling.backends.rendering import encode
-from polar_rm.sampling.base import Decoding, Machine, Request
+from polar_rm.sampling.base import Decoding, Machine, Request, Sample
 from polar_rm.sampling.config import SamplingConfig
+from polar_rm.sampling.engines import SampleArrived, Started
 from polar_rm.sampling.estimate import describe, estimate
 from polar_rm.sampling.plan import make_plan
 from polar_rm.sampling.runner import run_sampling, sample
@@ -339,6 +342,16 @@ def test_rows_say_what_a_corpus_needs_to_know(tmp_path, server):
     assert row.metadata == {"family": "fa", "wrapper": "sft", "checkpoint_of": "m-run", "step": 100}
     assert (row.temperature, row.top_p, row.top_k, row.n_tokens, row.finish_reason) == (1.0, 0.9, 50, 3, "stop")
     assert manifest(settings)["policies"][0]["licence"] == "Apache-2.0"
+
+
+def test_every_second_of_a_policy_is_counted_once(monkeypatch):
+    clock = iter([10.0, 12.0, 15.0])
+    monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
+    events = [[Started("a")], *([SampleArrived("a", Request("p", "x", i, 0), Sample("t", "stop", 6))] for i in range(2))]
+    store, status = Mock(), runner.PolicyStatus("a", 2, 0)
+    runner._collect(events, store, {"p": "hash"}, {"a": status}, lambda *_: None)
+    assert [call.args[1] for call in store.add.call_args_list] == [{}, {"a": (6, 2.0)}, {"a": (6, 3.0)}]
+    assert (status.tokens, status.seconds, status.tokens_per_s) == (12, 5.0, 2.4)
 
 
 def test_a_seed_that_the_server_does_not_take_is_in_no_row(tmp_path, server):

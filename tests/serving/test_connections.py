@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 from support import fakes
@@ -97,6 +98,21 @@ def test_who_waits_longest_without_asking_gives_place(serve):
         gate.set()
         for connection in (asking, *held[5:]):
             assert b"200 OK" in connection.recv(1 << 16)
+
+
+def test_who_never_asked_gives_place_before_who_has():
+    """A client between two requests keeps its connection as long as there are strangers."""
+    connections = Connections(limit=2)
+    asked, stranger, late, later = (Mock() for _ in range(4))
+    connections.opened(asked)
+    connections.busy(asked)
+    connections.idle(asked)
+    connections.opened(stranger)
+    connections.opened(late)
+    assert stranger.transport.abort.called and not asked.transport.abort.called
+    connections.busy(late)
+    connections.opened(later)
+    assert asked.transport.abort.called and not late.transport.abort.called
 
 
 def test_a_client_may_close_its_side_behind_a_request(serve):

@@ -116,6 +116,20 @@ def test_probes_and_refused_requests_do_not_keep_a_draining_server():
     assert not thread.is_alive() and statuses == {200, 503}
 
 
+def test_a_draining_server_waits_half_a_second_behind_the_last_request():
+    guard = fakes.make()
+    server = DrainingServer(guard)
+    guard.draining = True
+
+    async def ends():
+        found = []
+        for guard.active in (0, 0, 0, 0, 1, 0, 0, 0, 0, 0):
+            found.append(await server.on_tick(1))
+        return found
+
+    assert asyncio.run(ends()) == [False] * 9 + [True]
+
+
 STUCK = """
 import logging, threading
 from support import fakes
