@@ -123,9 +123,10 @@ def test_the_deadline_ends_retries_with_a_typed_failure():
         rewards(outcomes)
 
 
-def test_nobody_asks_again_before_the_server_wishes():
-    engine = reward_servers.Engine("sglang", replies=[httpx.Response(503, headers={"Retry-After": "60"})])
-    outcomes = ask(engine, deadline=20, items_per_request=64)
+@pytest.mark.parametrize(("owner", "model"), [("sglang", ENCODER), ("polar-rm", None)])
+def test_nobody_asks_again_before_the_server_wishes(owner, model):
+    engine = reward_servers.Engine(owner, replies=[httpx.Response(503, headers={"Retry-After": "30"})])
+    outcomes = ask(engine, model=model, deadline=20, items_per_request=64)
     assert {outcome.code for outcome in outcomes} == {"unavailable"} and "(1 tries)" in outcomes[0].message
 
 

@@ -131,6 +131,14 @@ def test_the_record_of_a_run_holds_what_was_run(tmp_path):
     assert run["versions"]["torch"] == torch.__version__
 
 
+def test_the_log_is_on_the_disk_before_a_checkpoint_of_its_step(tmp_path, monkeypatch):
+    built, done = start(tmp_path, "max_steps=1"), []
+    monkeypatch.setattr(metrics.JsonlSink, "sync", lambda self: done.append("log"))
+    monkeypatch.setattr(Trainer, "save", lambda self: done.append("checkpoint"))
+    built.fit()
+    assert done == ["log", "checkpoint"]
+
+
 def test_ties_count_half(tmp_path):
     """trn-7: a new head scores everything zero."""
     values = start(tmp_path).accumulate(list(range(16)))

@@ -16,6 +16,7 @@ from support import runs
 from torch.distributed import PrefixStore, TCPStore
 
 from polar_rm.errors import MachineFailure, PolarError
+from polar_rm.training import exchange
 from polar_rm.training.exchange import Exchange, OtherRankFailed
 
 SCRIPT = Path(__file__).parents[1] / "support/faults.py"
@@ -133,6 +134,14 @@ def test_ranks_hear_what_rank_0_and_what_each_says(exchanges):
     assert called == [0]
     assert both(exchanges, lambda e: e.gather(10 * e.rank)) == [[0, 10]] * 2
     assert both(exchanges, lambda e: e.from_main(lambda: "next")) == ["next"] * 2
+
+
+def test_processes_that_torchrun_starts_anew_do_not_read_what_the_dead_ones_left(monkeypatch):
+    monkeypatch.setattr(exchange, "TCPStore", lambda *given, **options: "store")
+    monkeypatch.setattr(exchange, "PrefixStore", lambda prefix, store: prefix)
+    for name, value in {"MASTER_ADDR": "a", "MASTER_PORT": "1", "TORCHELASTIC_RESTART_COUNT": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert exchange.Exchange.join(0, 2, 1)._store == "polar/2/1"
 
 
 def test_the_first_failure_is_every_ranks(exchanges):
