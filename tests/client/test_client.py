@@ -188,7 +188,7 @@ def test_a_try_that_hangs_is_followed_by_another():
 
 def test_nobody_at_home_is_told_at_the_first_contact(caplog):
     """A1, H9: ten minutes of silence before."""
-    with RewardClient("http://127.0.0.1:9", first_contact=0.3) as client:
+    with RewardClient("http://127.0.0.1:9", first_contact=2) as client:
         outcomes = client.score(ITEMS[:2])
         with pytest.raises(PolarError, match="nobody answers at http://127.0.0.1:9: connection refused; is the reward server"):
             client.check()
@@ -447,8 +447,8 @@ def test_the_drop_in_waits_as_long_as_it_was_told(checkpoint):
     folder, _ = checkpoint
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        client = RewardModelClient(folder, server_address=address, timeout=0.3, deadline=0.6)
-        with pytest.raises(ScoreError, match=r"no answer within 0\.3 s"):
+        client = RewardModelClient(folder, server_address=address, timeout=0.3, deadline=3)
+        with pytest.raises(ScoreError, match=r"no answer within 0\.\d+ s \(([2-9]|\d\d) tries\)"):
             client([{"prompt": "p", "reference": "r", "output": "o"}])
 
 
