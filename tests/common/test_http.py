@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import gzip
-import socket
 import threading
 import time
 
 import pytest
+from support.raw_server import answering
 
 from polar_rm.common.http import NoReply, Reply, Transport, is_address, key_from_environment, server_url
 from polar_rm.errors import PolarError
@@ -15,36 +15,6 @@ from polar_rm.rft.config import RewardConfig
 from polar_rm.sampling.backends.openai import OpenAIPolicy
 from polar_rm.sampling.base import Machine
 from polar_rm.serving.address import api_key
-
-
-@contextlib.contextmanager
-def answering(*parts, pause=0.0, endless=False):
-    """A server that gives everybody these bytes, and keeps what it was sent."""
-    over, received = threading.Event(), []
-
-    def answer(connection):
-        with connection, contextlib.suppress(OSError):
-            request = connection.recv(65536)
-            length = int((request.partition(b"Content-Length: ")[2] or b"0").split()[0])
-            while len(request.partition(b"\r\n\r\n")[2]) < length:
-                request += connection.recv(65536)
-            received.append(request)
-            for part in parts:
-                connection.sendall(part)
-            while endless and not over.wait(pause):
-                connection.sendall(b" ")
-
-    def accept():
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=accept, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}", received
-        finally:
-            over.set()
 
 
 def http(body, *headers, status="200 OK"):

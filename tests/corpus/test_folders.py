@@ -11,7 +11,7 @@ from support.trajectories import corpus_config as config
 from support.trajectories import zoo
 
 from polar_rm.common.config import load_config
-from polar_rm.common.manifests import check_manifest, describe_file
+from polar_rm.common.manifests import check_manifest, describe_data_file
 from polar_rm.corpus import build as build_module
 from polar_rm.corpus.build import build
 from polar_rm.corpus.plan import make_plan
@@ -28,7 +28,7 @@ def sampled(folder, rows=None, **changes):
     for number in range(3):
         path = folder / f"trajectories/{number:05d}-of-00003.parquet"
         count = write_records(path, rows[number::3])
-        files.append({"file": f"trajectories/{path.name}", **describe_file(path, count)})
+        files.append({"file": f"trajectories/{path.name}", **describe_data_file(path, count)})
     (folder / "store.sqlite").touch()
     manifest = {"schema": "polar-rm/trajectories/1", "files": files, "policies": [], **changes}
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -7,35 +7,13 @@ import struct
 import pytest
 from pydantic import TypeAdapter
 from support import fakes, tiny
+from support.scored_items import ENCODER, IDS, ITEMS, SCORES, TEXTS
 
 from polar_rm.encoding.sequences import render
 from polar_rm.protocols import PROTOCOLS, BadReply, InputProtocol, lmdeploy, openrlhf, polar
 from polar_rm.protocols.base import sigmoid
 from polar_rm.records import ScoreItem
 from polar_rm.scoring.scorer import Scorer
-
-ENCODER = fakes.encoder(max_length=200, max_response_length=60)
-ITEMS = [ScoreItem("What is the capital?", "Beijing.", output) for output in ("Beijing", "Shanghai is larger.", "")]
-ITEMS += [ScoreItem("over", "the dog", "the fox", "pretrain")]
-IDS = [fakes.ids_of(item, ENCODER) for item in ITEMS]
-TEXTS = [render(ids, ENCODER) for ids in IDS]
-SCORES = [fakes.fake_score(ids) for ids in IDS]
-
-
-@pytest.fixture(scope="module")
-def url():
-    with fakes.running(fakes.make(encode=ENCODER)) as address:
-        yield address
-
-
-@pytest.fixture
-def post(url):
-    def send(path, body, status=200):
-        reply = fakes.HTTP.post(url + path, json=body, timeout=60)
-        assert reply.status_code == status, reply.text
-        return reply.json()
-
-    return send
 
 
 def official_request(server_type, address, texts):

@@ -5,34 +5,11 @@ import math
 
 import pytest
 from support import fakes
+from support.scored_items import ENCODER, IDS, ITEMS, SCORES, TEXTS
 
-from polar_rm.encoding.sequences import render
 from polar_rm.protocols import polar
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.transforms import transform
-
-ENCODER = fakes.encoder(max_length=200, max_response_length=60)
-ITEMS = [ScoreItem("What is the capital?", "Beijing.", output) for output in ("Beijing", "Shanghai is larger.", "")]
-ITEMS += [ScoreItem("over", "the dog", "the fox", "pretrain")]
-IDS = [fakes.ids_of(item, ENCODER) for item in ITEMS]
-TEXTS = [render(ids, ENCODER) for ids in IDS]
-SCORES = [fakes.fake_score(ids) for ids in IDS]
-
-
-@pytest.fixture(scope="module")
-def url():
-    with fakes.running(fakes.make(encode=ENCODER)) as address:
-        yield address
-
-
-@pytest.fixture
-def post(url):
-    def send(path, body, status=200):
-        reply = fakes.HTTP.post(url + path, json=body, timeout=60)
-        assert reply.status_code == status, reply.text
-        return reply.json()
-
-    return send
 
 
 def test_own_protocol(post):

@@ -15,7 +15,7 @@ from polar_rm.errors import PolarError
 from polar_rm.records import OnBadRow, read_comparisons
 from polar_rm.training import data
 from polar_rm.training.config import TrainConfig
-from polar_rm.training.data import encode_corpus
+from polar_rm.training.data import encode_corpus, open_corpus
 from polar_rm.training.trainer import plan
 
 
@@ -198,6 +198,8 @@ def test_inputs_have_the_names_that_this_run_was_given(encoder, tmp_path):
     first.rename(second)
     reused = encode_corpus([second], encoder, tmp_path / "data", progress=lambda n: pytest.fail("it is encoded already"))
     assert (reused.digest, reused.inputs) == (digest, {str(second): sha256(second)})
+    for corpus in (reused, open_corpus(tmp_path / "data", digest)):  # the other ranks open what rank 0 left
+        assert corpus.describe(2) == f"{second}: comparison 3"
 
 
 def test_patterns_and_folders_are_the_files_that_they_mean(encoder, tmp_path):

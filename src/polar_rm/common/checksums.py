@@ -19,12 +19,17 @@ class FileFacts(TypedDict):
     sha256: str
 
 
+def describe_file(path: Path) -> FileFacts:
+    """Of one file, as it is now."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
 def describe_files(folder: str | Path, names: Iterable[str] | None = None) -> dict[str, FileFacts]:
     """What :func:`check_files` needs, by name relative to ``folder``; names: by default all files in it, at any depth."""
     folder = Path(folder)
     if names is None:
         names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in sorted(names)}
+    return {name: describe_file(folder / name) for name in sorted(names)}
 
 
 def check_files(folder: str | Path, files: Mapping[str, FileFacts], *, full: bool = False) -> None:

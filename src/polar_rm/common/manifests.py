@@ -14,6 +14,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from polar_rm.common.checksums import describe_file
 from polar_rm.common.files import read_json, sha256
 from polar_rm.common.text import first_line
 from polar_rm.errors import Damaged, PolarError
@@ -35,9 +36,9 @@ class DataFile(TypedDict):
     sha256: str
 
 
-def describe_file(path: Path, rows: int) -> DataFile:
+def describe_data_file(path: Path, rows: int) -> DataFile:
     """The entry of a file that has just been written."""
-    return {"rows": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"rows": rows, **describe_file(path)}
 
 
 def check_manifest(path: str | Path, *, full: bool = False) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_rm.common.manifests import DataFile, describe_file
+from polar_rm.common.manifests import DataFile, describe_data_file
 from polar_rm.corpus.cleaning import Cleaned, clean_all
 from polar_rm.corpus.counts import Tally, TextCounter, excerpts
 from polar_rm.corpus.job import Job
@@ -68,7 +68,7 @@ def build_bucket(job: Job, number: int) -> None:
 
 def _write_shard(job: Job, split: str, number: int, comparisons: list[Comparison]) -> DataFile:
     path = job.path(f"shards/{split}", number, ".parquet")
-    return describe_file(path, write_records(path, comparisons))
+    return describe_data_file(path, write_records(path, comparisons))
 
 
 def _pairs(job: Job, prompt: PromptTexts, may_meet: MayMeet) -> Iterator[tuple[str, ComparisonTexts]]:

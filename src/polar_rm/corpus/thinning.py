@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_rm.common.manifests import describe_file
+from polar_rm.common.manifests import describe_data_file
 from polar_rm.corpus.job import Job
 from polar_rm.corpus.results import ThinnedResult, save_result
 
@@ -25,7 +25,7 @@ def thin_bucket(job: Job, number: int) -> None:
             target = job.path(f"thin/{split}", number, ".parquet")
             target.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(table.filter(pa.array(mask)), target, compression="zstd")
-            written[split] = describe_file(target, int(mask.sum()))
+            written[split] = describe_data_file(target, int(mask.sum()))
     save_result(job.path("thinned", number, ".json"), ThinnedResult(written))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from polar_rm.common.checksums import FileFacts, describe_files
+from polar_rm.common.checksums import FileFacts, describe_file
 from polar_rm.common.files import read_json, write_json
 from polar_rm.errors import PolarError
 from polar_rm.model.language_models import model_folder
@@ -58,7 +58,7 @@ def _checksums(policy: Policy, known: dict[str, Any]) -> dict[str, Any]:
         if (noted.get("bytes"), noted.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
             facts = {"bytes": noted["bytes"], "sha256": noted["sha256"]}
         else:
-            facts = describe_files(folder, [name])[name]
+            facts = describe_file(path)
         files[name] = {**facts, "mtime_ns": stat.st_mtime_ns}
     return files
 

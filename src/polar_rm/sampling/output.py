@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polar_rm.common.files import sha256, sync, write_json
-from polar_rm.common.manifests import DataFile, describe_file
+from polar_rm.common.manifests import DataFile, describe_data_file
 from polar_rm.common.provenance import versions
 from polar_rm.records import Trajectory, write_records
 from polar_rm.sampling.base import Policy
@@ -56,7 +56,7 @@ def write_trajectories(config: SamplingConfig, plan: SamplingPlan, store: Store)
         path = target if n == 1 else target / f"{number:05d}-of-{n:05d}.parquet"
         written = staging / path.name
         count = write_records(written, _chained(first, rows))
-        files.append({"file": str(path.relative_to(config.output)), **describe_file(written, count)})
+        files.append({"file": str(path.relative_to(config.output)), **describe_data_file(written, count)})
     for each in files:
         path = config.output / each["file"]
         path.parent.mkdir(parents=True, exist_ok=True)

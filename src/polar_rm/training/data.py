@@ -137,6 +137,9 @@ def encode_corpus(
             corpus = open_corpus(folder, digest, full=True)
         except Damaged as error:
             report(f"{error}; the data is encoded anew")
+    if corpus is not None and corpus.inputs != inputs:
+        _rename_sources(folder, digest, files, inputs)
+        corpus = open_corpus(folder, digest)
     if corpus is None:
         counts = _encode(files, encoder, folder / f"{digest}.arrow", on_bad_row, empty_reference, progress)
         if changed := [file for file, stamp in zip(files, before, strict=True) if _stamp(file) != stamp]:
@@ -158,7 +161,6 @@ def encode_corpus(
         )
     if on_bad_row:
         on_bad_row.count, on_bad_row.side_file, on_bad_row.notes = corpus.rejected, corpus.side_file, corpus.notes
-    corpus.inputs = inputs  # the same content may have lain under other names
     return corpus
 
 
@@ -171,6 +173,14 @@ def open_corpus(folder: Path, digest: str, *, full: bool = False) -> EncodedCorp
     index = read_sealed(_index_path(folder, digest))
     check_files(folder, index["files"], full=full)
     return EncodedCorpus(folder / f"{digest}.arrow", index, digest)
+
+
+def _rename_sources(folder: Path, digest: str, files: Sequence[Path], inputs: Mapping[str, str]) -> None:
+    """The same content lay under other names when it was encoded; messages, on all ranks, are about the files of today."""
+    index = read_sealed(_index_path(folder, digest))
+    counts = [count for _, count in index["sources"]]
+    sources = [[str(file), count] for file, count in zip(files, counts, strict=True)]
+    write_sealed(_index_path(folder, digest), {**index, "sources": sources, "inputs": inputs})
 
 
 def _index_path(folder: Path, digest: str) -> Path:
