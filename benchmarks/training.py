@@ -297,6 +297,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if 8 not in arguments.batches:  # told before the measurements, whose padded peer it is
+        parser.error("argument --batches: 8 must be among them")
     if arguments.side:
         one_side(arguments.work, arguments.k[0], arguments.side, arguments)
         return
