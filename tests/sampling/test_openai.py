@@ -132,14 +132,14 @@ def test_no_part_of_the_key_remains_where_a_message_is_cut(server, monkeypatch, 
     [
         ({"api_key_env": "sk-live-123"}, "NAME of an environment variable"),
         ({"base_url": "http://user:sk-live-123@host/v1"}, "must hold no credentials"),
-        ({"base_url": "localhost:8000"}, "looks like http"),
+        ({"base_url": "localhost:8000"}, "expected a URL such as http"),
         ({"base_url": "http://localhost:99999/v1"}, "Port out of range 0-65535"),
         ({"extra_body": {"min_p": 0.1, "temperature": 0.2, "seed": 1}}, "extra_body can't hold temperature, seed"),
         ({"extra_body": {"stop": ["x"]}}, "extra_body can't hold stop"),
         ({"extra_body": {"max_completion_tokens": 5}}, "extra_body can't hold max_completion_tokens"),
-        ({"unsupported": ["top_k"]}, "say decoding.top_k: 0"),
-        ({"unsupported": ["top_p"]}, "say decoding.top_p: 1, which"),
-        ({"unsupported": ["temperature"], "decoding": {"temperature": 0.5}}, "say decoding.temperature: 1, which"),
+        ({"unsupported": ["top_k"]}, "set decoding.top_k: 0"),
+        ({"unsupported": ["top_p"]}, "set decoding.top_p: 1, which"),
+        ({"unsupported": ["temperature"], "decoding": {"temperature": 0.5}}, "set decoding.temperature: 1, which"),
     ],
 )
 def test_settings_that_are_refused(server, change, message):
@@ -242,7 +242,7 @@ def test_one_request_that_always_fails_does_not_stop_the_policy(server):
 def test_connections_are_limited(server):
     server.respond = lambda body, _: time.sleep(0.03) or stub.good(body)
     ask(policy(server, concurrency=3), 12)
-    assert server.most_at_once == 3
+    assert server.max_in_progress == 3
 
 
 @pytest.mark.parametrize(("per_minute", "gap"), [(1200, 0.05), (None, 0.0)])
@@ -253,15 +253,15 @@ def test_requests_are_spaced_evenly_and_a_pause_holds_all_of_them_back(monkeypat
         now[0] += seconds
 
     async def workers():
-        pace = openai._Pace(per_minute)
+        limiter = openai._RateLimiter(per_minute)
 
         async def worker():
             for _ in range(2):
-                await pace.turn()
+                await limiter.acquire()
                 turns.append(round(now[0] - 100, 6))
 
         await asyncio.gather(*(worker() for _ in range(4)))
-        pace.pause(0.6)
+        limiter.pause(0.6)
         await asyncio.gather(*(worker() for _ in range(2)))
 
     monkeypatch.setattr(openai, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -287,4 +287,4 @@ def test_a_stop_ends_a_run_at_once(server):
         [Request("p", "x", i, i) for i in range(50)], lambda *_: None, stop
     )
     released.set()
-    assert time.monotonic() - began < 30 and len(server.bodies) <= 2  # no answer was waited for, and none asked after it
+    assert time.monotonic() - began < 30 and len(server.bodies) <= 2  # it waited for no answer, and sent no further request

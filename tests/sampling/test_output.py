@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, also where it is killed, and who may write there."""
+"""The files that a run leaves in its folder, also when it is killed, and who may write there."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_a_kill_while_files_are_written_leaves_the_earlier_ones_whole(tmp_path, 
 
 @pytest.mark.parametrize("step", ["write_manifest", "remove_stale"])
 def test_a_kill_between_files_and_manifest_is_told_to_readers(tmp_path, server, monkeypatch, step):
-    """F8: with other buckets the folder holds both kinds of files then; a reader must not take them all."""
+    """F8: with another number of buckets the folder then holds files of both runs; a reader must not take all of them."""
     sample(served(tmp_path, server.url, prompts=20, buckets=3))
 
     def stop(*_):
@@ -92,7 +92,7 @@ runner.run_sampling(config.load_config(SamplingConfig, [{str(tmp_path / "config.
     for kill_at in (1, 20, 40):
         environment = {**os.environ, "KILL_AT": str(kill_at), "PYTHONPATH": os.pathsep.join(sys.path)}
         assert subprocess.run([sys.executable, "-c", watch], env=environment, check=False).returncode == -signal.SIGKILL
-        check_manifest(settings.output, full=True)  # all of the run before: one file, 800 rows
+        check_manifest(settings.output, full=True)  # the files of the run before: one file, 800 rows
         assert manifest(settings)["n_trajectories"] == 800
     assert len(rows(sample(settings))) == 800
     assert len(manifest(settings)["files"]) > 50
@@ -110,7 +110,7 @@ def test_a_second_run_is_refused_by_name_and_a_dry_run_is_not(tmp_path, server):
 
 
 def test_a_dry_run_leaves_the_folder_as_it_is(tmp_path):
-    """B28, with a local model, whose checksums a real run notes."""
+    """B28, with a local model, whose checksums a real run writes down."""
     folder = tiny.causal_lm(tmp_path / "lm")
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     settings = config(tmp_path, folder)
@@ -143,7 +143,7 @@ def test_another_model_under_the_same_name_is_seen(tmp_path):
 
 
 def test_the_last_line_says_why_there_is_no_sample(tmp_path, server):
-    """21: the reason, not only its kind."""
+    """21: the reason of the failures, not only their kind."""
     server.respond = lambda *_: stub.error(400, "Unsupported parameter: use 'max_completion_tokens' instead")
     settings = served(tmp_path, server.url, prompts=1)
     with pytest.raises(PolarError, match="a: 2 of 2 missing, 2 refused .HTTP 400: Unsupported .*'max_completion_tokens' instead"):

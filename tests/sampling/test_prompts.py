@@ -21,8 +21,8 @@ def tokenizer(tmp_path_factory):
 
 def prefixes(path, tokenizer, seed=0, mode="error", **changes):
     source = Prefixes.model_validate({"texts": str(path), "tokenizer": str(tokenizer)} | changes)
-    made, counts = make_prefixes(source, seed, None, OnBadRow(mode, path.parent / "rejected.jsonl"))
-    return {prompt.prompt_id: prompt.prompt for prompt in made}, counts
+    drawn, counts = make_prefixes(source, seed, None, OnBadRow(mode, path.parent / "rejected.jsonl"))
+    return {prompt.prompt_id: prompt.prompt for prompt in drawn}, counts
 
 
 def jsonl(path, texts):
@@ -32,18 +32,18 @@ def jsonl(path, texts):
 
 def test_prefixes_are_beginnings_of_texts_of_random_length_and_reproducible(tmp_path, tokenizer):
     path = jsonl(tmp_path / "texts.jsonl", TEXTS)
-    made, counts = prefixes(path, tokenizer, count=30, max_tokens=50)
+    drawn, counts = prefixes(path, tokenizer, count=30, max_tokens=50)
     assert counts == {"texts": 40, "empty": 0, "repeated": 0, "bad": 0, "too_short": 0}
-    assert all(any(text.startswith(prefix) for text in TEXTS) for prefix in made.values())
+    assert all(any(text.startswith(prefix) for text in TEXTS) for prefix in drawn.values())
     encode = AutoTokenizer.from_pretrained(tokenizer)
-    lengths = [len(encode(prefix)["input_ids"]) for prefix in made.values()]
+    lengths = [len(encode(prefix)["input_ids"]) for prefix in drawn.values()]
     assert 1 <= min(lengths) < 15 and 35 < max(lengths) <= 52  # a cut beside a multi-byte character may move by its bytes
-    assert prefixes(path, tokenizer, count=30, max_tokens=50)[0] == made
-    # Independent of the order of texts; a larger count keeps those of a smaller one; another seed draws others.
+    assert prefixes(path, tokenizer, count=30, max_tokens=50)[0] == drawn
+    # The order of texts does not matter. A larger count keeps the prefixes of a smaller one; another seed draws others.
     jsonl(path, TEXTS[::-1])
-    assert prefixes(path, tokenizer, count=30, max_tokens=50)[0] == made
-    assert made.items() < prefixes(path, tokenizer, count=40, max_tokens=50)[0].items()
-    assert not set(made.values()) & set(prefixes(path, tokenizer, seed=1, max_tokens=50)[0].values()) > {""}
+    assert prefixes(path, tokenizer, count=30, max_tokens=50)[0] == drawn
+    assert drawn.items() < prefixes(path, tokenizer, count=40, max_tokens=50)[0].items()
+    assert not set(drawn.values()) & set(prefixes(path, tokenizer, seed=1, max_tokens=50)[0].values()) > {""}
 
 
 def test_all_kinds_of_files_give_the_same_prefixes(tmp_path, tokenizer):
@@ -62,25 +62,25 @@ def test_a_long_file_gives_passages_from_paragraph_to_paragraph(tmp_path, tokeni
     paragraphs = [f"Paragraph {i} begins here.\nIt has two lines." for i in range(60)]
     path = tmp_path / "book.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join(paragraphs).encode())
-    made, counts = prefixes(path, tokenizer, max_tokens=30)
-    assert 10 < counts["texts"] < 30 and len(made) == counts["texts"]
-    assert all(prompt.startswith("Paragraph"[: len(prompt)]) for prompt in made.values())
+    drawn, counts = prefixes(path, tokenizer, max_tokens=30)
+    assert 10 < counts["texts"] < 30 and len(drawn) == counts["texts"]
+    assert all(prompt.startswith("Paragraph"[: len(prompt)]) for prompt in drawn.values())
 
 
 def test_empty_repeated_and_short_texts_are_counted(tmp_path, tokenizer):
     path = jsonl(tmp_path / "texts.jsonl", [*TEXTS, "", " \n", TEXTS[0], "fox"])
-    made, counts = prefixes(path, tokenizer, min_tokens=10, max_tokens=20)
+    drawn, counts = prefixes(path, tokenizer, min_tokens=10, max_tokens=20)
     assert counts == {"texts": 44, "empty": 2, "repeated": 1, "bad": 0, "too_short": 1}
-    assert len(made) == 40
+    assert len(drawn) == 40
     with pytest.raises(PolarError, match="count asks for 41 prefixes, its texts give 40 .*2 empty, 1 repeated"):
         prefixes(path, tokenizer, count=41, min_tokens=10)
 
 
 def test_a_blank_prefix_is_too_short(tmp_path, tokenizer):
     path = jsonl(tmp_path / "texts.jsonl", [f"\n\n\n   fox {i}" for i in range(30)])
-    made, counts = prefixes(path, tokenizer, max_tokens=6)
-    assert all(prefix.strip() for prefix in made.values())
-    assert counts["too_short"] == 30 - len(made) > 0
+    drawn, counts = prefixes(path, tokenizer, max_tokens=6)
+    assert all(prefix.strip() for prefix in drawn.values())
+    assert counts["too_short"] == 30 - len(drawn) > 0
 
 
 def test_broken_unicode_names_the_row_or_is_counted(tmp_path, tokenizer):
@@ -88,8 +88,8 @@ def test_broken_unicode_names_the_row_or_is_counted(tmp_path, tokenizer):
     path.write_bytes(b'{"text": "good fox"}\n{"text": "bad \\ud800"}\n{"text": "bad \xff"}\n{"text": 3}\n')
     with pytest.raises(BadRow, match="row 2: field 'text': expected Unicode text"):
         prefixes(path, tokenizer)
-    made, counts = prefixes(path, tokenizer, mode="skip")
-    assert len(made) == 1 and counts["bad"] == 3
+    drawn, counts = prefixes(path, tokenizer, mode="skip")
+    assert len(drawn) == 1 and counts["bad"] == 3
     assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 3
     plain = tmp_path / "text.txt"
     plain.write_bytes(b"fine\n\nnot \xff fine\n")
@@ -97,14 +97,14 @@ def test_broken_unicode_names_the_row_or_is_counted(tmp_path, tokenizer):
         prefixes(plain, tokenizer)
 
 
-def test_made_prefixes_are_kept_until_texts_or_settings_change(tmp_path, tokenizer, monkeypatch):
+def test_prefixes_are_cached_until_texts_or_settings_change(tmp_path, tokenizer, monkeypatch):
     path, cache = jsonl(tmp_path / "texts.jsonl", TEXTS), tmp_path / "prefixes.json"
     source = Prefixes(texts=(path,), tokenizer=str(tokenizer), count=5)
-    made = make_prefixes(source, 0, cache, OnBadRow())
+    drawn = make_prefixes(source, 0, cache, OnBadRow())
     with monkeypatch.context() as patch:
         patch.setattr("polar_rm.sampling.prompts._choose", None)
-        assert make_prefixes(source, 0, cache, OnBadRow()) == made
-    assert make_prefixes(source, 1, cache, OnBadRow()) != made
+        assert make_prefixes(source, 0, cache, OnBadRow()) == drawn
+    assert make_prefixes(source, 1, cache, OnBadRow()) != drawn
     jsonl(path, TEXTS[5:])
     assert make_prefixes(source, 1, cache, OnBadRow())[1]["texts"] == 35
 

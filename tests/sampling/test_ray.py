@@ -13,7 +13,7 @@ ray = pytest.importorskip("ray")
 
 
 class Fragile(transformers.TransformersPolicy):
-    """Its process dies once, in the middle of its work."""
+    """A policy whose process dies once, in the middle of its work."""
 
     def open(self, machine):
         backend = super().open(machine)
@@ -51,7 +51,7 @@ def test_ray_gives_the_rows_of_the_local_engine_even_if_a_worker_dies(tmp_path, 
     settings = settings.model_copy(update={"policies": [fragile]})
     report = run_sampling(settings)
     assert marker.exists()
-    assert [status.asked for status in report.policies] == [8]  # what is stored already is not drawn again
+    assert [status.asked for status in report.policies] == [8]  # stored samples are not drawn again
     assert local.rows(report.path) == expected
 
 

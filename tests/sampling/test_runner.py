@@ -23,7 +23,7 @@ from polar_rm.sampling.backends.generation import GumbelSampler
 from polar_rm.sampling.backends.rendering import encode
 from polar_rm.sampling.base import Decoding, Machine, Request, Sample
 from polar_rm.sampling.config import SamplingConfig
-from polar_rm.sampling.engines import SampleArrived, Started
+from polar_rm.sampling.engines import PolicyStarted, SampleArrived
 from polar_rm.sampling.estimate import describe, estimate
 from polar_rm.sampling.plan import make_plan
 from polar_rm.sampling.runner import run_sampling, sample
@@ -50,45 +50,45 @@ def test_a_sample_does_not_depend_on_what_it_was_batched_with(tmp_path, language
     assert rows(sample(config(tmp_path, language_model, seed=1, output=tmp_path / "c"))) != together
 
 
-def test_what_all_prompts_begin_with_is_computed_once(tmp_path, language_model, monkeypatch):
+def test_the_shared_prefix_of_all_prompts_is_computed_once(tmp_path, language_model, monkeypatch):
     shapes, forward = [], LlamaForCausalLM.forward
 
     @wraps(forward)
-    def noted(model, input_ids, **rest):
+    def recorded(model, input_ids, **rest):
         shapes.append(tuple(input_ids.shape))
         return forward(model, input_ids, **rest)
 
-    monkeypatch.setattr(LlamaForCausalLM, "forward", noted)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", recorded)
     settings = config(tmp_path, language_model, batch_size=10)
     policy = settings.policies[1].model_copy(update={"template": "one two three four five six: {prompt}"})
     sample(settings.model_copy(update={"policies": [policy]}))
-    (one, beginning), (together, rest) = shapes[:2]
-    assert (one, together) == (1, 10)
-    assert beginning > 6
-    assert rest <= 5 * 2  # tokens of the longest prompt
+    (one, prefix_length), (batch, rest_length) = shapes[:2]
+    assert (one, batch) == (1, 10)
+    assert prefix_length > 6
+    assert rest_length <= 5 * 2  # tokens of the longest prompt
 
 
 @pytest.mark.parametrize("batch_size", [1, 20])
 def test_a_stop_string_is_looked_for_in_new_text_alone(tmp_path, language_model, batch_size):
     base = config(tmp_path, language_model).policies[1].model_copy(update={"template": "{prompt}\n", "samples": 8})
-    free = sample(config(tmp_path, language_model, policies=[base], output=tmp_path / "free"))
-    texts = {(row.prompt_id, row.sample_id): row for row in read_trajectories(free)}
-    # A prompt's last character and the first new one; and what stands within new texts.
+    unstopped = sample(config(tmp_path, language_model, policies=[base], output=tmp_path / "unstopped"))
+    texts = {(row.prompt_id, row.sample_id): row for row in read_trajectories(unstopped)}
+    # across: a prompt's last character and the first new one. within: two characters inside a new text.
     across = ["\n" + row.text[0] for row in texts.values() if "\n" not in row.text[:1]]
     within = [row.text[2:4] for row in texts.values() if len(row.text) > 6][:2]
     stopping = base.model_copy(update={"stop": tuple(across + within)})
     settings = config(tmp_path, language_model, policies=[stopping], batch_size=batch_size)
-    found = {(row.prompt_id, row.sample_id): row for row in read_trajectories(sample(settings))}
-    cut = 0
+    stopped = {(row.prompt_id, row.sample_id): row for row in read_trajectories(sample(settings))}
+    n_stopped = 0
     for key, row in texts.items():
-        places = [row.text.index(stop) for stop in stopping.stop if stop in row.text]
-        cut += bool(places)
-        if places and min(places) > 0:
-            assert (found[key].text, found[key].finish_reason) == (row.text[: min(places)], "stop")
-        elif not places:
-            assert (found[key].text, found[key].finish_reason) == (row.text, row.finish_reason)
-            assert found[key].n_tokens == row.n_tokens
-    assert 2 <= cut < len(texts) / 2
+        positions = [row.text.index(stop) for stop in stopping.stop if stop in row.text]
+        n_stopped += bool(positions)
+        if positions and min(positions) > 0:
+            assert (stopped[key].text, stopped[key].finish_reason) == (row.text[: min(positions)], "stop")
+        elif not positions:
+            assert (stopped[key].text, stopped[key].finish_reason) == (row.text, row.finish_reason)
+            assert stopped[key].n_tokens == row.n_tokens
+    assert 2 <= n_stopped < len(texts) / 2
 
 
 def test_a_model_with_a_sliding_window_shares_nothing(tmp_path):
@@ -133,8 +133,8 @@ def test_without_an_end_token_id_0_is_a_token_like_others(tmp_path):
     with_zero = [7, 0, 8, 9, 10, 11]
     sampled = backend._decode(with_zero)
     assert (sampled.n_tokens, sampled.finish_reason) == (6, "length")
-    found = sample(config(tmp_path, folder, policies=[base]))
-    assert {row.n_tokens for row in read_trajectories(found)} == {6}
+    path = sample(config(tmp_path, folder, policies=[base]))
+    assert {row.n_tokens for row in read_trajectories(path)} == {6}
 
 
 def test_layers_that_are_not_there(tmp_path, language_model):
@@ -143,7 +143,7 @@ def test_layers_that_are_not_there(tmp_path, language_model):
     with pytest.raises(PolarError, match="n_layers must be 1 to 2, not 3"):
         base.model_copy(update={"n_layers": 3}).open(machine)
     folder = of_family(tmp_path / "bloom", BLOOM)
-    with pytest.raises(PolarError, match="n_layers: the layers of a BloomForCausalLM are not found"):
+    with pytest.raises(PolarError, match="n_layers is not supported for a BloomForCausalLM: it has no list of layers"):
         base.model_copy(update={"n_layers": 1, "model": str(folder)}).open(machine)
 
 
@@ -199,11 +199,10 @@ def test_after_two_kills_the_same_command_continues(tmp_path, server):
         assert running.wait() == -signal.SIGKILL
         due.clear()
     assert subprocess.run(command, check=False).returncode == 0
-    found = rows(settings.output / "trajectories.parquet")
-    assert len(found) == 2 * 20 * 2
+    assert len(rows(settings.output / "trajectories.parquet")) == 2 * 20 * 2
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["complete"] and 0 < sum(policy["asked"] for policy in result["policies"]) < 80
-    assert len(server.bodies) <= 80 + 2 * 2 * 2  # what was under way when the kills came is asked twice, nothing else
+    assert len(server.bodies) <= 80 + 2 * 2 * 2  # only the requests in progress at the two kills are sent twice
 
 
 def test_more_policies_and_prompts_ask_only_for_what_is_missing(tmp_path, server):
@@ -212,7 +211,7 @@ def test_more_policies_and_prompts_ask_only_for_what_is_missing(tmp_path, server
     sample(served(tmp_path, server.url, server.url, prompts=4))
     assert len(server.bodies) == 6 + 2 + 8
     assert len(rows(tmp_path / "out/trajectories.parquet")) == 16
-    moved = served(tmp_path, "http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1", prompts=4)  # another address, all there
+    moved = served(tmp_path, "http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1", prompts=4)  # another address; nothing is missing
     assert run_sampling(moved).n_trajectories == 16
     report = run_sampling(served(tmp_path, server.url, prompts=4))
     assert (report.n_trajectories, report.unplanned) == (8, 8)
@@ -245,9 +244,9 @@ def test_a_policy_that_is_down_does_not_stop_the_others_and_is_asked_again(tmp_p
         ):
             sample(settings)
         assert {policy for policy, _, _ in rows(tmp_path / "out/trajectories.parquet")} == {"a"}
-        found = {policy["policy"]: policy for policy in manifest(settings)["policies"]}
-        assert (found["a"]["sampled"], found["b"]["sampled"], found["b"]["missing"]) == (10, 0, 10)
-        assert found["b"]["failures"]["garbled"] >= 3 and "maintenance" in found["b"]["error"]
+        entries = {policy["policy"]: policy for policy in manifest(settings)["policies"]}
+        assert (entries["a"]["sampled"], entries["b"]["sampled"], entries["b"]["missing"]) == (10, 0, 10)
+        assert entries["b"]["failures"]["garbled"] >= 3 and "maintenance" in entries["b"]["error"]
         broken.respond = lambda body, _: stub.good(body)
         healthy = settings.model_copy(update={"policies": settings.policies[:2]})
         assert len(rows(sample(healthy))) == 20
@@ -265,8 +264,8 @@ def test_failures_that_are_final_are_counted_and_asked_again_only_on_demand(tmp_
     server.respond = respond
     settings = served(tmp_path, server.url)
     assert len(rows(sample(settings))) == 6
-    [found] = manifest(settings)["policies"]
-    assert (found["failures"], found["missing"]) == ({"empty": 2, "too_long": 2}, 0)
+    [entry] = manifest(settings)["policies"]
+    assert (entry["failures"], entry["missing"]) == ({"empty": 2, "too_long": 2}, 0)
     again = run_sampling(settings)
     assert again.policies[0].asked == 0
     assert json.loads(json.dumps(again.to_json()))["policies"][0]["failures"] == {"empty": 2, "too_long": 2}
@@ -285,7 +284,7 @@ def test_a_prompt_that_failed_is_asked_again_once_it_is_another(tmp_path, server
     assert manifest(settings)["policies"][0]["failures"] == {}
 
 
-def test_a_policy_that_only_fails_is_not_through(tmp_path, server):
+def test_a_policy_that_only_fails_is_not_complete(tmp_path, server):
     server.respond = lambda body, _: stub.good(body, "")
     settings = served(tmp_path, server.url)
     with pytest.raises(PolarError, match="a: 10 of 10 missing, 10 empty"):
@@ -347,7 +346,7 @@ def test_rows_say_what_a_corpus_needs_to_know(tmp_path, server):
 def test_every_second_of_a_policy_is_counted_once(monkeypatch):
     clock = iter([10.0, 12.0, 15.0])
     monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
-    events = [[Started("a")], *([SampleArrived("a", Request("p", "x", i, 0), Sample("t", "stop", 6))] for i in range(2))]
+    events = [[PolicyStarted("a")], *([SampleArrived("a", Request("p", "x", i, 0), Sample("t", "stop", 6))] for i in range(2))]
     store, status = Mock(), runner.PolicyStatus("a", 2, 0)
     runner._collect(events, store, {"p": "hash"}, {"a": status}, lambda *_: None)
     assert [call.args[1] for call in store.add.call_args_list] == [{}, {"a": (6, 2.0)}, {"a": (6, 3.0)}]

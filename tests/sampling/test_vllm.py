@@ -1,4 +1,4 @@
-"""The adapter against a stand-in for vLLM, which CPU machines seldom have."""
+"""The adapter with a fake vLLM, because vLLM is seldom installed on CPU machines."""
 
 import sys
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ def test_a_model_that_does_not_load_is_one_line(policy):
         policy.model_copy(update={"engine": {"max_model_len": 0}}).open(Machine())
 
 
-def test_arguments_of_the_engine_that_are_ours_or_nobodys(policy):
+def test_reserved_and_unknown_arguments_of_the_engine(policy):
     for key in ("model", "revision", "dtype"):
         with pytest.raises(ValidationError, match=f"policy 'p': engine can't hold {key}; see the key"):
             VLLMPolicy.model_validate(policy.model_dump() | {"engine": {key: "x"}})

@@ -29,7 +29,7 @@ def config(folder, language_model, **changes):
 
 
 def served(folder, *urls, prompts=5, changes=None, **top):
-    """A config of chat policies ``a``, ``b`` ... behind servers."""
+    """A config of chat policies ``a``, ``b`` ... behind the servers at ``urls``."""
     policies = [
         {"name": name, "family": f"f{name}", "kind": "chat", "backend": "openai", "model": "m", "base_url": url, "retries": 1}
         | {"decoding": {"max_new_tokens": 6}, "concurrency": 2}

@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server that answers well or badly, as a test tells it."""
+"""A small OpenAI-compatible server whose answers a test chooses, good or bad ones."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from typing import Any
 
 @dataclass
 class Stub:
-    """url: the base URL. bodies, headers, times: of the requests so far. respond: from a body and the request's number, counted
-    from 1, to (status, headers, content); None breaks the connection off."""
+    """The state of a running server.
+
+    url: the base URL. bodies, headers, times: of the requests so far. respond: maps a body and the number of the request, counted
+    from 1, to (status, headers, content); None closes the connection. in_progress, max_in_progress: numbers of requests.
+    """
 
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-    at_once: int = 0
-    most_at_once: int = 0
+    in_progress: int = 0
+    max_in_progress: int = 0
     respond: Callable[[dict[str, Any], int], tuple[int, dict[str, str], bytes] | None] = lambda body, _: good(body)
 
 
@@ -56,12 +59,12 @@ def served(port: int = 0) -> Iterator[Stub]:
                 stub.bodies.append(body | {"path": self.path})
                 stub.headers.append(dict(self.headers))
                 stub.times.append(time.monotonic())
-                stub.at_once += 1
-                stub.most_at_once = max(stub.most_at_once, stub.at_once)
+                stub.in_progress += 1
+                stub.max_in_progress = max(stub.max_in_progress, stub.in_progress)
                 number = len(stub.bodies)
             answer = stub.respond(body, number)
             with lock:
-                stub.at_once -= 1
+                stub.in_progress -= 1
             if answer is None:
                 self.close_connection = True
                 return

@@ -1,4 +1,4 @@
-"""What a backend is written against: policies and their decoding, requests, and what comes back."""
+"""The types that backends implement and use: policies, decoding, requests and outcomes."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ Precision = Literal["auto", "bf16", "fp32"]
 class Decoding(Config):
     """How the next token is drawn; the defaults are the published ones (paper, App. D.1.1)."""
 
-    temperature: float = Field(1.0, gt=0, description="Divides the logits: below 1 likely tokens become likelier.")
-    top_p: float = Field(0.9, gt=0, le=1, description="Draw from the likeliest tokens that hold this probability; 1: from all.")
-    top_k: NonNegativeInt = Field(50, description="Draw from so many of the likeliest tokens; 0: from all.")
-    max_new_tokens: PositiveInt = Field(4096, description="Tokens after which a sample ends, finished or not.")
+    temperature: float = Field(1.0, gt=0, description="Divisor of the logits; below 1 likely tokens become more likely.")
+    top_p: float = Field(0.9, gt=0, le=1, description="Sample from the likeliest tokens of this total probability; 1: from all.")
+    top_k: NonNegativeInt = Field(50, description="Sample from this many of the likeliest tokens; 0: from all.")
+    max_new_tokens: PositiveInt = Field(4096, description="Maximum number of tokens of a sample, finished or not.")
 
 
 class RayActors(Config):
-    """With ``engine: ray``: how many actors load the policy, and what each of them occupies."""
+    """Number and resources of the actors that load a policy with ``engine: ray``."""
 
-    actors: PositiveInt = Field(1, description="Number of actors, each with the model loaded.")
-    cpus: float = Field(1.0, gt=0, description="CPU cores that Ray reserves for each.")
-    gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each.")
+    actors: PositiveInt = Field(1, description="Number of actors; each loads the model.")
+    cpus: float = Field(1.0, gt=0, description="CPU cores that Ray reserves for each actor.")
+    gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each actor.")
 
 
 class Policy(Config):
-    """A way to answer: a model, what is put around the prompt, and a decoding. Each backend adds keys of its own."""
+    """A model, the text around the prompt, and a decoding. Each backend adds keys of its own."""
 
-    name: str = Field(min_length=1, description="Its name in the rows; different for each policy.")
-    family: str = Field(description="Models of one family are nearer to each other than to others, such as qwen.")
+    name: str = Field(min_length=1, description="Name of the policy in the rows; unique in the config.")
+    family: str = Field(description="Model family, such as qwen; models of one family resemble each other more than others.")
     kind: Literal["chat", "base"] = Field(
-        description="chat: renders the model's chat template, with system in front. base: continues template, plain text."
+        description="chat: renders the model's chat template, with system in front. base: continues template as plain text."
     )
     backend: str = Field(description="What runs the model: transformers, openai (a server) or vllm.")
-    model: PathText = Field(description="A folder or package:NAME; behind a server the name that it knows the model by.")
-    revision: str | None = Field(None, description="Of the weights, where the backend can choose one.")
-    checkpoint_of: str | None = Field(None, description="The policy or training run that this is a checkpoint of.")
+    model: PathText = Field(description="A folder or package:NAME; with backend openai the server's name of the model.")
+    revision: str | None = Field(None, description="Revision of the weights, where the backend can choose one.")
+    checkpoint_of: str | None = Field(None, description="The policy or training run that this policy is a checkpoint of.")
     step: NonNegativeInt | None = Field(None, description="The training step of a checkpoint.")
     system: str | None = Field(None, description="System prompt of a chat policy.")
-    template: str = Field("{prompt}", description="What a base policy continues; {prompt} stands for the prompt.")
-    stop: tuple[str, ...] = Field((), description="A sample ends before the first of these texts.")
-    decoding: Decoding = Field(Decoding(), description="How tokens are drawn.")
+    template: str = Field("{prompt}", description="The text that a base policy continues; {prompt} stands for the prompt.")
+    stop: tuple[str, ...] = Field((), description="Stop strings: a sample ends before the first of them.")
+    decoding: Decoding = Field(Decoding(), description="How tokens are sampled.")
     samples: PositiveInt = Field(2, description="Samples per prompt.")
-    weight: float = Field(1.0, gt=0, description="How often it is drawn, relative to the others (assignment.method: draw).")
-    licence: str | None = Field(None, description="A note for the manifest: under which licence its texts may be used.")
-    ray: RayActors = Field(RayActors(), description="What it occupies on a Ray cluster.")
+    weight: float = Field(1.0, gt=0, description="Relative frequency with which the policy is drawn (assignment.method: draw).")
+    licence: str | None = Field(None, description="A note for the manifest: the licence under which its texts may be used.")
+    ray: RayActors = Field(RayActors(), description="Resources of the policy on a Ray cluster.")
 
-    # Keys that no sample depends on: they may change between two runs into one folder.
+    # No sample depends on these keys: they may change between two runs into one folder.
     NOT_IN_IDENTITY: ClassVar[frozenset[str]] = frozenset(
         {"name", "family", "checkpoint_of", "step", "samples", "weight", "licence", "ray"}
     )
-    # Whether the policy computes on this machine: such policies run one after another, the others all at once.
+    # Whether the policy computes on this machine. Local policies run one after another, the others concurrently.
     IS_LOCAL: ClassVar[bool] = True
 
     @model_validator(mode="after")
@@ -73,19 +73,19 @@ class Policy(Config):
         return self
 
     def settings(self, machine: Machine) -> dict[str, Any]:
-        """What its samples depend on, as JSON."""
+        """The settings that its samples depend on, as JSON."""
         precision = {"precision": machine.precision} if self.IS_LOCAL else {}
         return self.model_dump(mode="json", exclude=set(self.NOT_IN_IDENTITY)) | precision
 
     def max_concurrent(self, machine: Machine) -> int:
-        """Requests that it works on together."""
+        """Maximum number of requests in progress."""
         return machine.batch_size
 
     def open(self, machine: Machine) -> Backend:
-        """Load the model, or make ready to ask a server.
+        """Load the model, or prepare a client of its server.
 
         Raises:
-            PolarError: it can't be loaded.
+            PolarError: the model can't be loaded.
         """
         raise NotImplementedError
 
@@ -99,19 +99,19 @@ class Policy(Config):
         return self.template.replace("{prompt}", flatten(prompt))
 
     def continues(self) -> bool:
-        """Whether samples are the very next text of the prompt, as in the paper's prefixes."""
+        """Whether samples directly continue the prompt's text, as with the paper's prefixes."""
         return self.kind == "base" and self.template == "{prompt}"
 
     def is_seeded(self) -> bool:
-        """Whether a sample is drawn with its request's seed."""
+        """Whether the seed of a request is used."""
         return True
 
     def answer(self, text: str, finish_reason: str | None, n_tokens: int | None) -> Sample | NoSample:
         """The outcome of a request whose generated text is ``text``."""
-        cuts = [text.find(stop) for stop in self.stop if stop in text]
-        if cuts:
-            text, finish_reason = text[: min(cuts)], "stop"
-        if self.kind == "base" and not self.continues():  # the blank behind "Answer:" belongs to the template
+        stops = [text.find(stop) for stop in self.stop if stop in text]
+        if stops:
+            text, finish_reason = text[: min(stops)], "stop"
+        if self.kind == "base" and not self.continues():  # the space after "Answer:" belongs to the template
             text = text.strip()
         if not text.strip():
             return NoSample("empty", "the policy returned no text")
@@ -120,7 +120,7 @@ class Policy(Config):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """How policies of this process compute. batch_size: sequences generated together."""
+    """How local policies compute. batch_size: number of sequences generated together."""
 
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -129,7 +129,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sample to draw. seed: its own, so that a sample does not depend on what it was batched with."""
+    """One sample to draw. seed: one per request, so that a sample does not depend on the rest of its batch."""
 
     prompt_id: str
     prompt: Text
@@ -139,7 +139,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """finish_reason: ``stop`` at the end of text, ``length`` at the limit; a server may have others. n_tokens: generated."""
+    """A generated text. finish_reason: ``stop`` at the end of text, ``length`` at the limit; a server may report others.
+    n_tokens: number of generated tokens."""
 
     text: str
     finish_reason: str | None
@@ -151,11 +152,11 @@ FailureKind = Literal["empty", "too_long", "refused", "rate_limited", "server_er
 
 @dataclass(frozen=True, slots=True)
 class NoSample:
-    """A request without a sample. attempts: how often it was asked.
+    """A request that gave no sample. attempts: how often it was sent.
 
-    empty: no text came. too_long: the prompt, or prompt and new tokens, exceed the context. refused: another HTTP 4xx, or the
-    chat template takes no such conversation.
-    rate_limited: HTTP 429. server_error: HTTP 5xx. garbled: no answer of the protocol (HTML, half a JSON, nothing).
+    empty: the text is empty. too_long: the prompt, or prompt and new tokens, exceed the context. refused: another HTTP 4xx, or
+    the chat template can't render the conversation.
+    rate_limited: HTTP 429. server_error: HTTP 5xx. garbled: the answer does not follow the protocol (HTML, half a JSON, nothing).
     """
 
     kind: FailureKind
@@ -164,12 +165,12 @@ class NoSample:
 
     @property
     def is_final(self) -> bool:
-        """Asking again would change nothing."""
+        """Whether another attempt would fail in the same way."""
         return self.kind in ("empty", "too_long", "refused")
 
 
 class PolicyDown(PolarError):
-    """A policy can't answer at all: a server is gone, a model or key is unknown, memory is exhausted."""
+    """A policy can't answer any request: its server is gone, its model or key is unknown, or memory is exhausted."""
 
 
 Outcome = Sample | NoSample
@@ -177,12 +178,12 @@ Emit = Callable[[Request, Outcome], None]
 
 
 class Backend(Protocol):
-    """A policy that is ready to answer."""
+    """A loaded policy."""
 
     def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
-        """Answer requests in any order, calling ``emit`` with each outcome at once; returns early when ``stop`` is set.
+        """Answer requests in any order and call ``emit`` with each outcome immediately; return early when ``stop`` is set.
 
         Raises:
-            PolicyDown: going on is pointless. Requests without an outcome are asked again by the next run.
+            PolicyDown: no further request can succeed. The next run sends the requests without an outcome again.
         """
         ...

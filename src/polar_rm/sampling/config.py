@@ -19,36 +19,36 @@ PromptSource = Annotated[
 
 
 class Assignment(Config):
-    """Who is asked for what."""
+    """Which policies answer which prompts."""
 
     method: Literal["grid", "draw"] = Field(
         "grid",
-        description="grid: every policy of the prompt's pool, each for all its samples. draw (paper, App. D.1.1): policies at "
-        "random by their weights; the first gives all its samples, the others one.",
+        description="grid: every policy of the prompt's pool gives all its samples. draw (paper, App. D.1.1): policies are drawn "
+        "at random by weight; the first gives all its samples, the others one each.",
     )
-    policies: PositiveInt = Field(2, description="With draw: how many policies answer a prompt.")
+    policies: PositiveInt = Field(2, description="With draw: number of policies per prompt.")
 
 
 class SamplingConfig(Config):
     """One run of ``polar sample``."""
 
-    output: Path = Field(description="Folder of the trajectories, manifest.json and store.sqlite, which holds what has arrived.")
+    output: Path = Field(description="Folder for the trajectories, manifest.json and store.sqlite, which holds every sample.")
     prompts: list[PromptSource] = Field(
         min_length=1, description="A file of rows {prompt_id, prompt}, or a list of such files and of texts to take prefixes of."
     )
     source: str = Field(description="Name of the corpus, written into every row.")
-    policies: list[AnyPolicy] = Field(min_length=1, description="Who is asked.")
+    policies: list[AnyPolicy] = Field(min_length=1, description="The policies that answer the prompts.")
     assignment: Assignment = Field(Assignment(), description="Which policies answer which prompt.")
-    limit: PositiveInt | None = Field(None, description="Use only so many prompts of each source, the first ones.")
-    seed: Seed = Field(0, description="Of all random choices; each sample gets a seed of its own from it.")
+    limit: PositiveInt | None = Field(None, description="Use only the first N prompts of each source.")
+    seed: Seed = Field(0, description="Seed of all random choices; the seed of each sample is derived from it.")
     on_bad_row: Literal["error", "skip"] = Field(
-        "error", description="error: stop at a bad row of the prompts. skip: write it to rejected.jsonl and go on."
+        "error", description="error: stop at a bad row of the prompts. skip: write it to OUTPUT/prompts.rejected and continue."
     )
-    buckets: PositiveInt = Field(1, description="Parquet files that prompts are spread over; 1: one file.")
+    buckets: PositiveInt = Field(1, description="Number of Parquet files that the prompts are spread over.")
     engine: Literal["local", "ray"] = Field("local", description="local: this process and servers. ray: a Ray cluster.")
-    batch_size: PositiveInt = Field(64, description="Sequences that policies in process generate together.")
-    precision: Precision = Field("auto", description="Of policies in process: bf16, fp32, or auto by what the hardware has.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Of policies in process; auto takes CUDA if there is any.")
+    batch_size: PositiveInt = Field(64, description="Number of sequences that local policies generate together.")
+    precision: Precision = Field("auto", description="Precision of local policies: bf16, fp32, or auto (by hardware).")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of local policies; auto: CUDA where there is one.")
 
     @field_validator("prompts", mode="before")
     @classmethod
@@ -70,7 +70,7 @@ class SamplingConfig(Config):
     def _fits_together(self) -> SamplingConfig:
         names = [policy.name for policy in self.policies]
         if len(set(names)) < len(names):
-            raise ValueError(f"policies need different names, not {', '.join(names)}")
+            raise ValueError(f"policies must have different names, not {', '.join(names)}")
         pools = {source.pool for source in self.prompts}
         for policy in self.policies:
             if not pools & {policy.kind, "any"}:
@@ -79,17 +79,17 @@ class SamplingConfig(Config):
                 raise ValueError(f"policy {policy.name!r}: a weight has no effect with assignment.method grid")
         need = self.assignment.policies if self.assignment.method == "draw" else 1
         for pool in sorted(pools):
-            if (there := len(self.pool(pool))) < need:
-                raise ValueError(f"prompts of pool {pool} need at least {need} such policies, there are {there}")
+            if (count := len(self.pool(pool))) < need:
+                raise ValueError(f"prompts of pool {pool} need at least {need} such policies, there are {count}")
         return self
 
     @property
     def machine(self) -> Machine:
-        """How policies of this process compute."""
+        """How local policies compute."""
         return Machine(self.precision, self.device, self.batch_size)
 
     def pool(self, name: str) -> list[Policy]:
-        """The policies that prompts of this pool may ask."""
+        """The policies that may answer prompts of this pool."""
         return [policy for policy in self.policies if name in ("any", policy.kind)]
 
 

@@ -1,4 +1,4 @@
-"""What a run would cost, before anything is spent."""
+"""Estimates the cost of a sampling run without sending a request."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from polar_rm.sampling.plan import make_plan
 from polar_rm.sampling.runner import missing_requests
 from polar_rm.sampling.store import Store
 
-CHARACTERS_PER_TOKEN = 4  # of a prompt, roughly, in English
-
+CHARACTERS_PER_TOKEN = 4  # rough value for English prompts
 
 Basis = Literal["measured", "assumed", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of one policy. requests: still to ask. prompt_tokens: roughly. new_tokens: by the measured mean length, or the most there
-    can be. seconds: None without a speed. basis: where length and speed come from."""
+    """The estimate of one policy.
+
+    planned: number of samples in the plan. requests: number of samples still to draw. prompt_tokens: a rough value.
+    new_tokens: by the measured mean length, else the maximum. seconds: None if the speed is unknown.
+    basis: where length and speed come from.
+    """
 
     policy: str
     planned: int
@@ -34,9 +37,9 @@ class Estimate:
 
 
 def estimate(config: SamplingConfig, tokens_per_s: float | None = None) -> list[Estimate]:
-    """One estimate for each policy; nothing is asked, written or locked, and a run may be going on in the folder.
+    """One estimate for each policy. It sends, writes and locks nothing, so a run may be using the folder at the same time.
 
-    tokens_per_s: assumed of policies whose speed the output folder's store has not measured.
+    tokens_per_s: assumed speed of policies for which the store in the output folder has no measurement.
 
     Raises:
         PolarError: as :func:`sample`.
@@ -62,15 +65,13 @@ def estimate(config: SamplingConfig, tokens_per_s: float | None = None) -> list[
 
 
 def describe(estimates: list[Estimate]) -> str:
-    """A line for each policy, and the sums."""
+    """One line for each policy, and one for the sums."""
     lines = []
     for each in estimates:
-        time = (
-            "time unknown, see --tokens-per-second" if each.seconds is None else f"about {timedelta(seconds=round(each.seconds))}"
-        )
+        time = "time unknown (--tokens-per-second)" if each.seconds is None else f"about {timedelta(seconds=round(each.seconds))}"
         lines.append(
             f"{each.policy:>18}: {each.requests:,} of {each.planned:,} samples to draw, {each.prompt_tokens:,} prompt tokens, "
-            f"{'about' if each.basis == 'measured' else 'at most'} {each.new_tokens:,} new ones, {time} ({each.basis} speed)"
+            f"{'about' if each.basis == 'measured' else 'at most'} {each.new_tokens:,} new tokens, {time} ({each.basis} speed)"
         )
     requests, tokens = sum(each.requests for each in estimates), sum(each.new_tokens for each in estimates)
     return "\n".join([*lines, f"{'all':>18}: {requests:,} samples, {tokens:,} new tokens"])

@@ -1,4 +1,4 @@
-"""What the samples of a policy depend on: its settings, and for models of this machine the bytes of their files."""
+"""What the samples of a policy depend on: its settings and, for local models, the contents of the model's files."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from polar_rm.sampling.base import Policy
 from polar_rm.sampling.config import SamplingConfig
 
 NAME = "models.json"
-"""In the output folder: sizes, times and checksums of the files of local models, so that a run need not read them again."""
+"""A file in the output folder: sizes, times and checksums of the files of local models. Runs reuse it instead of reading them."""
 
-_WITHOUT_EFFECT = (".md", ".png", ".lock", ".log", ".py", ".pyc")  # beside a model; no code of a model's folder is ever run
+_IGNORED_SUFFIXES = (".md", ".png", ".lock", ".log", ".py", ".pyc")  # no code in a model's folder is ever run
 
 
 def identities(config: SamplingConfig, *, keep: bool = False) -> dict[str, dict[str, Any]]:
-    """Of each policy, as JSON. keep: note checksums in the output folder; a dry run writes nothing.
+    """The identity of each policy, as JSON. keep: write the checksums to the output folder; a dry run writes nothing.
 
-    A model's weights may change under one name, and samples of both would be mixed without a trace. A model that is not there
+    A model's weights may change under the same name; without checksums, samples of both would be mixed unnoticed. A missing model
     has no checksum: its policy fails when it is opened.
     """
-    known = _read(config.output / NAME)
-    sums = {policy.model: _checksums(policy, known) for policy in config.policies if policy.IS_LOCAL}
+    saved = _read(config.output / NAME)
+    sums = {policy.model: _checksums(policy, saved) for policy in config.policies if policy.IS_LOCAL}
     if keep and any(sums.values()):
         write_json(config.output / NAME, {model: files for model, files in sums.items() if files})
-    found: dict[str, dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for policy in config.policies:
         weights = {name: facts["sha256"] for name, facts in sums.get(policy.model, {}).items()} if policy.IS_LOCAL else {}
-        found[policy.name] = policy.settings(config.machine) | {"seed": config.seed} | ({"files": weights} if weights else {})
-    return found
+        result[policy.name] = policy.settings(config.machine) | {"seed": config.seed} | ({"files": weights} if weights else {})
+    return result
 
 
-def _checksums(policy: Policy, known: dict[str, Any]) -> dict[str, Any]:
-    """{name: {bytes, mtime_ns, sha256}} of the model's files; a file of the size and time that is noted is not read again.
+def _checksums(policy: Policy, saved: dict[str, Any]) -> dict[str, Any]:
+    """{name: {bytes, mtime_ns, sha256}} of the model's files. A file with the saved size and time is not read again.
 
-    Of several GGUFs the named one counts, and folders in the model's folder (checkpoints of its training) do not.
+    Of several GGUF files only the named one counts. Subfolders (checkpoints of the model's training) do not count.
     """
     try:
         folder = model_folder(policy.model)
     except PolarError:
         return {}
-    before = known.get(policy.model, {})
+    before = saved.get(policy.model, {})
     files: dict[str, Any] = {}
     gguf = getattr(policy, "gguf_file", None)
     for path in sorted(folder.iterdir()):
         name = path.name
-        if not path.is_file() or path.suffix in _WITHOUT_EFFECT or name.startswith("."):
+        if not path.is_file() or path.suffix in _IGNORED_SUFFIXES or name.startswith("."):
             continue
         if gguf is not None and path.suffix == ".gguf" and name != gguf:
             continue
-        stat, noted = path.stat(), before.get(name, {})
+        stat, earlier = path.stat(), before.get(name, {})
         facts: FileFacts
-        if (noted.get("bytes"), noted.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
-            facts = {"bytes": noted["bytes"], "sha256": noted["sha256"]}
+        if (earlier.get("bytes"), earlier.get("mtime_ns")) == (stat.st_size, stat.st_mtime_ns):
+            facts = {"bytes": earlier["bytes"], "sha256": earlier["sha256"]}
         else:
             facts = describe_file(path)
         files[name] = {**facts, "mtime_ns": stat.st_mtime_ns}
@@ -66,5 +66,5 @@ def _checksums(policy: Policy, known: dict[str, Any]) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return read_json(path) if path.exists() else {}
-    except PolarError:  # cut short: the checksums are made again
+    except PolarError:  # the file is incomplete: compute the checksums again
         return {}

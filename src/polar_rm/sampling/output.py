@@ -1,10 +1,11 @@
-"""Parquet files and the manifest out of a store."""
+"""Writes the Parquet files and the manifest from a store."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,18 @@ class TrajectoryFile(DataFile):
 
 
 def trajectories_path(config: SamplingConfig) -> Path:
-    """A file, or with several buckets a folder of them."""
+    """The Parquet file, or a folder of Parquet files for several buckets."""
     return config.output / ("trajectories.parquet" if config.buckets == 1 else "trajectories")
 
 
 def write_trajectories(config: SamplingConfig, plan: SamplingPlan, store: Store) -> list[TrajectoryFile]:
-    """All planned samples that have arrived; returns {file, rows, bytes, sha256} of each file.
+    """Write all planned samples that are in the store; returns {file, rows, bytes, sha256} of each file.
 
-    Rows are sorted by prompt, policy and sample, whatever order they arrived in. A prompt's bucket is a hash of its id, so files
-    can be read side by side with all samples of a prompt in one of them. An empty bucket has no file.
+    Rows are sorted by prompt, policy and sample, in whatever order they arrived. A prompt's bucket is a hash of its id: one file
+    holds all samples of a prompt, so the files can be read in parallel. An empty bucket has no file.
 
-    Files of an earlier run stay until all new ones are written: first under a hidden name, then renamed. Whatever a kill leaves,
-    ``manifest.json`` tells a reader that files are not those that it lists.
+    Files of an earlier run stay until all new ones are written under hidden names, which are then renamed. If the process is
+    killed between these steps, ``manifest.json`` lists other files than those in the folder, so a reader notices.
     """
     wanted = _wanted(config, plan)
     target, n = trajectories_path(config), config.buckets
@@ -55,7 +56,7 @@ def write_trajectories(config: SamplingConfig, plan: SamplingPlan, store: Store)
             continue
         path = target if n == 1 else target / f"{number:05d}-of-{n:05d}.parquet"
         written = staging / path.name
-        count = write_records(written, _chained(first, rows))
+        count = write_records(written, chain([first], rows))
         files.append({"file": str(path.relative_to(config.output)), **describe_data_file(written, count)})
     for each in files:
         path = config.output / each["file"]
@@ -68,7 +69,8 @@ def write_trajectories(config: SamplingConfig, plan: SamplingPlan, store: Store)
 
 
 def remove_stale(config: SamplingConfig, files: list[TrajectoryFile]) -> None:
-    """Trajectories of an earlier run, with another number of buckets, say; once the manifest no longer lists them."""
+    """Remove trajectories of an earlier run, such as one with another number of buckets. Call it once the manifest lists the new
+    files."""
     kept = {config.output / each["file"] for each in files}
     folder = config.output / "trajectories"
     old = [config.output / "trajectories.parquet", *folder.glob(f"[0-9]*-of-{'[0-9]' * 5}.parquet")]
@@ -82,7 +84,7 @@ def remove_stale(config: SamplingConfig, files: list[TrajectoryFile]) -> None:
 def write_manifest(
     config: SamplingConfig, plan: SamplingPlan, files: list[TrajectoryFile], policies: list[dict[str, Any]]
 ) -> None:
-    """``manifest.json``: what the files hold and what they were made with."""
+    """Write ``manifest.json``: the contents, settings and inputs of the files."""
     settings = config.model_dump(mode="json")
     content = {
         "schema": SCHEMA,
@@ -100,7 +102,7 @@ def write_manifest(
 
 
 def _wanted(config: SamplingConfig, plan: SamplingPlan) -> dict[str, list[tuple[Policy, int]]]:
-    """For every prompt its policies in the order of the config, and their numbers of samples."""
+    """By prompt id: the policies in the order of the config, with their numbers of samples."""
     wanted: dict[str, list[tuple[Policy, int]]] = {prompt.prompt_id: [] for prompt in plan.prompts}
     for policy in config.policies:
         for index, count in plan.shares[policy.name]:
@@ -136,15 +138,10 @@ def _trajectories(
 
 
 def _metadata(policy: Policy) -> dict[str, Any]:
-    """How near a policy is to others, and how its text joins the prompt (see ``wrapper`` of a comparison)."""
+    """The policy's relations to others, and how its text joins the prompt (see ``wrapper`` of a comparison)."""
     metadata: dict[str, Any] = {"family": policy.family, "wrapper": "pretrain" if policy.continues() else "sft"}
     if policy.checkpoint_of is not None:
         metadata["checkpoint_of"] = policy.checkpoint_of
     if policy.step is not None:
         metadata["step"] = policy.step
     return metadata
-
-
-def _chained(first: Trajectory, rest: Iterator[Trajectory]) -> Iterator[Trajectory]:
-    yield first
-    yield from rest

@@ -1,4 +1,4 @@
-"""Which policy answers which prompt how often, with which seeds."""
+"""The sampling plan: which policy answers which prompt, how often, and with which seeds."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from polar_rm.sampling.prompts import Prefixes, Prompt, make_prefixes, read_rows
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """shares: for every policy, (index of a prompt, number of samples), in the order of prompts.
+    """All samples of a run.
 
-    counts: of the texts behind prefixes, see :func:`make_prefixes`. bad_rows: prompts and texts that were skipped.
+    shares: for every policy, (index of a prompt, number of samples), in the order of prompts.
+    counts: numbers of texts, for each source of prefixes, see :func:`make_prefixes`.
+    bad_rows: number of prompts and texts that were skipped.
     """
 
     prompts: list[Prompt]
@@ -34,11 +36,11 @@ class SamplingPlan:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """Of all prompts, by their ids."""
+        """Hashes of all prompts, by prompt id."""
         return {prompt.prompt_id: prompt.hash for prompt in self.prompts}
 
     def size(self, policy: str) -> int:
-        """Number of samples planned."""
+        """Number of planned samples of a policy."""
         return sum(count for _, count in self.shares[policy])
 
     def requests(self, policy: str) -> Iterator[Request]:
@@ -51,11 +53,12 @@ class SamplingPlan:
 
 
 def make_plan(config: SamplingConfig, folder: Path | None = None) -> SamplingPlan:
-    """Read the prompts and deal them out. folder: for bad rows that are skipped and prefixes that took time to
-    make; None writes nothing.
+    """Read the prompts and assign policies to them.
+
+    folder: receives skipped bad rows and the cache of prefixes; None writes nothing.
 
     Raises:
-        BadRow: a prompt is not one, or its id came before. PolarError: see :func:`make_prefixes`.
+        BadRow: a row holds no prompt, or repeats an id. PolarError: see :func:`make_prefixes`.
     """
     if folder is not None and config.on_bad_row == "skip":
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,9 +67,9 @@ def make_plan(config: SamplingConfig, folder: Path | None = None) -> SamplingPla
     counts = []
     for number, source in enumerate(config.prompts):
         if isinstance(source, Prefixes):
-            made, found = make_prefixes(source, config.seed, folder and folder / f"prefixes-{number}.json", bad)
-            counts.append(found)
-            prompts += made[: config.limit]
+            prefixes, text_counts = make_prefixes(source, config.seed, folder and folder / f"prefixes-{number}.json", bad)
+            counts.append(text_counts)
+            prompts += prefixes[: config.limit]
         else:
             prompts += islice(read_rows(source, bad), config.limit)
     _check_ids(prompts)
@@ -79,7 +82,7 @@ def make_plan(config: SamplingConfig, folder: Path | None = None) -> SamplingPla
 
 
 def sample_seed(*names: str | int) -> int:
-    """A hash of what names a sample. With 63 bits, two of 100 million samples share a seed with probability 0.0005."""
+    """A hash of the names that identify a sample. With 63 bits, two of 10^8 samples share a seed with probability 0.0005."""
     return int.from_bytes(hashlib.sha256(json.dumps(names).encode()).digest()[:8]) >> 1
 
 
@@ -91,10 +94,10 @@ def _assigned(config: SamplingConfig, pool: list[Policy], prompt: Prompt) -> lis
 
 
 def _arrival(seed: int, prompt_id: str, policy: Policy) -> float:
-    """An exponential variable of rate ``weight``: the first k to arrive are a weighted draw without replacement.
+    """An exponential random variable of rate ``weight``: the k smallest are a weighted draw without replacement.
 
-    It depends on prompt and policy alone (rendezvous hashing). A policy that joins the pool displaces others on some prompts, and
-    nobody who was in is asked for more than before.
+    It depends on seed, prompt and policy alone (rendezvous hashing). A policy that joins the pool displaces others on some
+    prompts, and no other policy has to give more samples than before.
     """
     uniform = (sample_seed(seed, "draw", prompt_id, policy.name) + 1) / 2**63
     return -math.log(uniform) / policy.weight

@@ -1,4 +1,4 @@
-"""What policies are asked: rows with instructions, and random prefixes of ordinary text."""
+"""Prompts for the policies: rows with instructions, and random prefixes of ordinary text."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from polar_rm.records import OnBadRow, Text, find_files, read_prompts, read_text
 Pool = Literal["base", "chat", "any"]
 
 _PLAIN = (".txt", ".md")
-_CHARACTERS = 64  # of a text are tokenised for each token that may be needed; more can't matter
-_PASSAGE = 5  # characters of a plain file's passage for each token of the longest prefix
+_CHARACTERS_PER_TOKEN = 64  # upper bound: the rest of a text can't be part of its prefix and is not tokenised
+_PASSAGE_CHARACTERS_PER_TOKEN = 5  # length of a plain file's passages, per token of the longest prefix
 
 
 class PromptRows(Config):
     """Rows {prompt_id, prompt} as JSONL or Parquet."""
 
     rows: Path = Field(description="A file, a folder or a pattern.")
-    pool: Pool = Field("any", description="The kind of policies that are asked: base, chat or any.")
+    pool: Pool = Field("any", description="The kind of policies that answer: base, chat or any.")
 
 
 class Prefixes(Config):
-    """The first min_tokens to max_tokens tokens of ordinary texts, the number drawn evenly (paper, App. D.1.1)."""
+    """The first tokens of ordinary texts; their number is uniform from min_tokens to max_tokens (paper, App. D.1.1)."""
 
     texts: tuple[Path, ...] = Field(
         description=".txt and .md files, JSONL or Parquet, a folder of these or one saved by datasets, or a pattern. Plain files "
-        "are cut at blank lines into passages that are long enough."
+        "are split at blank lines into passages that are long enough."
     )
-    tokenizer: PathText = Field(description="Counts the tokens: a model's folder or package:NAME.")
+    tokenizer: PathText = Field(description="The tokenizer that counts tokens: a model's folder or package:NAME.")
     column: str = Field("text", description="The column with the text, in JSONL and Parquet.")
     count: PositiveInt | None = Field(
-        None, description="How many prefixes, chosen at random; a larger count keeps those of a smaller one. Default: all texts."
+        None, description="Number of random prefixes; a larger count keeps those of a smaller one. Default: one of every text."
     )
     min_tokens: PositiveInt = Field(1, description="Tokens of the shortest prefix.")
     max_tokens: PositiveInt = Field(1024, description="Tokens of the longest prefix.")
-    pool: Pool = Field("base", description="The kind of policies that are asked: base, chat or any.")
+    pool: Pool = Field("base", description="The kind of policies that answer: base, chat or any.")
 
     @model_validator(mode="before")
     @classmethod
@@ -62,7 +62,7 @@ class Prefixes(Config):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question or beginning. pool: the kind of policies that are asked."""
+    """A question, or a text to continue. pool: the kind of policies that answer."""
 
     prompt_id: str
     prompt: Text
@@ -70,12 +70,16 @@ class Prompt:
 
     @property
     def hash(self) -> str:
-        """Of the prompt alone, whatever its id: 16 hexadecimal digits."""
+        """Hash of the prompt without its id: 16 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self.prompt, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_rows(source: PromptRows, on_bad_row: OnBadRow) -> Iterator[Prompt]:
-    """Raises BadRow: a row is no prompt, is empty, or its id came before (unless bad rows are skipped)."""
+    """The prompts of a source.
+
+    Raises:
+        BadRow: a row holds no prompt or an empty one, or repeats an id (unless bad rows are skipped).
+    """
     return (Prompt(prompt_id, prompt, source.pool) for prompt_id, prompt in read_prompts(source.rows, on_bad_row))
 
 
@@ -87,12 +91,13 @@ def input_files(source: PromptRows | Prefixes) -> list[Path]:
 
 
 def make_prefixes(source: Prefixes, seed: int, cache: Path | None, on_bad_row: OnBadRow) -> tuple[list[Prompt], dict[str, int]]:
-    """Prefixes in an order that depends on seed and texts alone, and counts of texts read, empty, repeated and bad.
+    """The prefixes, and the numbers of texts that were read, empty, repeated and bad.
 
-    cache: a JSON file for the result where nothing was bad, as tokenising millions of texts takes time; None does without.
+    The order of the prefixes depends on seed and texts alone.
+    cache: a JSON file that keeps the result if no text was bad, because tokenising millions of texts takes time; None: no cache.
 
     Raises:
-        PolarError: there are fewer texts than asked for. BadRow: broken Unicode, unless it is skipped.
+        PolarError: there are fewer texts than ``count``. BadRow: a text is not valid Unicode, unless bad rows are skipped.
     """
     files = input_files(source)
     settings = source.model_dump(mode="json", exclude={"texts"})
@@ -104,25 +109,25 @@ def make_prefixes(source: Prefixes, seed: int, cache: Path | None, on_bad_row: O
     refused = on_bad_row.count
     chosen, counts = _choose(source, seed, _texts(source, files, on_bad_row))
     counts["bad"] = on_bad_row.count - refused
-    prompts = _cut(source, seed, chosen)
+    prompts = _draw_prefixes(source, seed, chosen)
     counts["too_short"] = len(chosen) - len(prompts)
     if source.count is not None and len(prompts) < source.count:
-        found = ", ".join(f"{value} {name}" for name, value in counts.items())
-        raise PolarError(f"{source.texts[0]}: count asks for {source.count} prefixes, its texts give {len(prompts)} ({found})")
-    if cache is not None and not counts["bad"]:  # bad rows are told anew by each run
+        detail = ", ".join(f"{value} {name}" for name, value in counts.items())
+        raise PolarError(f"{source.texts[0]}: count asks for {source.count} prefixes, its texts give {len(prompts)} ({detail})")
+    if cache is not None and not counts["bad"]:  # each run reports bad rows again
         rows = [asdict(prompt) for prompt in prompts]
         write_file(cache, json.dumps({"identity": identity, "counts": counts, "prompts": rows}, ensure_ascii=False))
     return prompts, counts
 
 
 def _choose(source: Prefixes, seed: int, texts: Iterator[str]) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    """(key, text): those with the smallest hashes, a sample that memory holds even where the texts do not fit."""
+    """(key, text) of the texts with the smallest hashes. Memory holds the chosen texts only."""
     counts = dict.fromkeys(["texts", "empty", "repeated"], 0)
-    kept: list[tuple[int, str, str]] = []  # a heap with the largest hash first
+    kept: list[tuple[int, str, str]] = []  # a heap whose first entry has the largest hash
     seen: set[bytes] = set()
     for text in texts:
         counts["texts"] += 1
-        text = text[: _CHARACTERS * source.max_tokens]
+        text = text[: _CHARACTERS_PER_TOKEN * source.max_tokens]
         digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
         if not text.strip():
             counts["empty"] += 1
@@ -138,8 +143,11 @@ def _choose(source: Prefixes, seed: int, texts: Iterator[str]) -> tuple[list[tup
     return [(key, text) for _, key, text in sorted(kept, reverse=True)], counts
 
 
-def _cut(source: Prefixes, seed: int, chosen: list[tuple[str, str]]) -> list[Prompt]:
-    """Prefixes are substrings of their texts: a cut never falls inside a character. None is blank: that prompts nothing."""
+def _draw_prefixes(source: Prefixes, seed: int, chosen: list[tuple[str, str]]) -> list[Prompt]:
+    """One prefix of each text that is long enough.
+
+    A prefix is a substring of its text, so it never ends inside a character. Blank prefixes are left out: they ask for nothing.
+    """
     from polar_rm.model.language_models import load_auto_tokenizer
 
     tokenizer, prompts = load_auto_tokenizer(source.tokenizer), []
@@ -173,7 +181,7 @@ def _matching(path: Path) -> list[Path]:
 def _texts(source: Prefixes, files: list[Path], on_bad_row: OnBadRow) -> Iterator[str]:
     for file in files:
         if file.suffix in _PLAIN:
-            yield from _passages(file, _PASSAGE * source.max_tokens, on_bad_row)
+            yield from _passages(file, _PASSAGE_CHARACTERS_PER_TOKEN * source.max_tokens, on_bad_row)
         else:
             yield from read_texts(file, source.column, on_bad_row)
 
@@ -183,7 +191,10 @@ def _is_hidden(file: Path, folder: Path) -> bool:
 
 
 def _passages(path: Path, characters: int, on_bad_row: OnBadRow) -> Iterator[str]:
-    """Runs of paragraphs of at least so many characters; a file without blank lines is cut at twice that. Rows are lines."""
+    """Consecutive paragraphs, joined until they have at least this many characters.
+
+    Without a blank line, a passage ends at twice that length. Bad rows are named by their line number.
+    """
     lines: list[str] = []
     size = 0
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Runs a sampling plan: every sample is stored when it arrives, and an interrupted run continues with what is missing."""
+"""Runs a sampling plan. Every sample is stored when it arrives, and an interrupted run continues with the missing ones."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Policy, Request, Sample
 from polar_rm.sampling.config import SamplingConfig
-from polar_rm.sampling.engines import Events, PolicyFailed, SampleArrived, Started, by_key, local, ray
+from polar_rm.sampling.engines import PolicyFailed, PolicyStarted, SampleArrived, SamplingEvent, by_key, local, ray
 from polar_rm.sampling.identity import identities
 from polar_rm.sampling.output import remove_stale, trajectories_path, write_manifest, write_trajectories
 from polar_rm.sampling.plan import SamplingPlan, make_plan
-from polar_rm.sampling.store import Arrived, Store
+from polar_rm.sampling.store import OutcomeRow, Store
 
 
 @dataclass(slots=True)
 class PolicyStatus:
-    """Where a policy stands.
+    """The progress of a policy.
 
-    planned, sampled: numbers of samples, of all runs. failures: numbers of requests without a sample by their last failure.
-    final: failures that asking again would not change. error: why it gave up. reason: the message of its most frequent failure.
-    asked, tokens, seconds: of this run; seconds count from the loaded model.
+    planned, sampled: numbers of samples, over all runs. failures: numbers of requests without a sample, by their last failure.
+    final: number of failures that would recur on another attempt. error: why the policy gave up.
+    reason: the message of its most frequent failure.
+    asked, tokens, seconds: of this run; seconds count from when the model is loaded.
     """
 
     policy: str
@@ -44,16 +45,16 @@ class PolicyStatus:
 
     @property
     def tokens_per_s(self) -> float:
-        """New tokens a second in this run."""
+        """New tokens per second in this run."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
     def missing(self) -> int:
-        """Samples that the same command would ask for again."""
+        """Number of samples that the same command would request again."""
         return self.planned - self.sampled - (self.final if self.sampled else 0)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for a file."""
+        """All fields and properties, for a file."""
         # asdict can't copy a Counter before Python 3.12.
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return values | {"failures": dict(self.failures), "missing": self.missing, "tokens_per_s": self.tokens_per_s}
@@ -61,7 +62,7 @@ class PolicyStatus:
 
 @dataclass(frozen=True)
 class SamplingReport:
-    """The outcome of a run. path: the trajectories. unplanned: samples in the store that this config does not ask for."""
+    """The result of a run. path: the trajectories. unplanned: number of samples in the store that this config does not plan."""
 
     path: Path
     n_trajectories: int
@@ -69,36 +70,36 @@ class SamplingReport:
     unplanned: int
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for a file; ``complete``: every policy is through."""
+        """All fields, for a file. ``complete``: no policy has missing samples."""
         policies = [status.to_json() for status in self.policies]
         values = {"trajectories": str(self.path), "n_trajectories": self.n_trajectories, "unplanned": self.unplanned}
         return values | {"complete": all(status.missing == 0 for status in self.policies), "policies": policies}
 
     def describe(self) -> str:
-        """For the terminal: what is there, and whatever is not as planned."""
+        """A text for the terminal: the trajectories, the failures, and the samples outside the plan."""
         lines = [f"{self.n_trajectories:,} trajectories in {self.path}"]
         for s in self.policies:
             if s.failures:
-                because = f" ({s.reason})" if s.reason else ""
-                lines.append(f"{s.policy}: no sample from {_counted(s.failures)} requests, see manifest.json{because}")
+                reason = f" ({s.reason})" if s.reason else ""
+                lines.append(f"{s.policy}: requests without a sample: {_format_counts(s.failures)}, see manifest.json{reason}")
         if self.unplanned:
             lines.append(f"the store holds {self.unplanned:,} more samples that this config does not ask for")
         return "\n".join(lines)
 
     def check(self) -> None:
-        """Raises PolarError with one line that lists the policies which are not through."""
-        left = [status for status in self.policies if status.missing]
-        if left:
-            found = "; ".join(f"{s.policy}: {s.missing} of {s.planned} missing, {_cause(s)}" for s in left)
-            raise PolarError(f"{found}. What arrived is kept; the same command asks for the rest")
+        """Raises PolarError with one line that lists the policies with missing samples."""
+        incomplete = [status for status in self.policies if status.missing]
+        if incomplete:
+            causes = "; ".join(f"{s.policy}: {s.missing} of {s.planned} missing, {_cause(s)}" for s in incomplete)
+            raise PolarError(f"{causes}. All samples that arrived are kept; run the same command again to draw the rest")
 
 
 def sample(config: SamplingConfig, progress: Progress = silent) -> Path:
-    """GumbelSampler what is missing and write trajectories and manifest; returns the Parquet file, or the folder with several.
+    """Draw the missing samples and write trajectories and manifest; returns the Parquet file, or the folder of several.
 
     Raises:
-        PolarError: the folder holds samples of other settings, prompts are bad, or a policy is not through. In the last case
-            everything that arrived is stored and written.
+        PolarError: the folder holds samples of other settings, prompts are bad, or samples of a policy are missing. In the last
+            case all samples that arrived are stored and written.
     """
     report = run_sampling(config, progress)
     report.check()
@@ -106,9 +107,9 @@ def sample(config: SamplingConfig, progress: Progress = silent) -> Path:
 
 
 def run_sampling(config: SamplingConfig, progress: Progress = silent, *, retry_failed: bool = False) -> SamplingReport:
-    """As :func:`sample`, but policies that are not through are only reported. progress: a task for each policy, in samples.
+    """As :func:`sample`, but policies with missing samples are only reported. progress: a task for each policy, in samples.
 
-    retry_failed: ask again where asking again should change nothing: no text, a prompt too long, a request refused.
+    retry_failed: also repeat requests whose failure is final: no text, a prompt too long, a request refused.
     """
     with owned(config.output, "sample"), Store.open(config.output) as store:
         plan = make_plan(config, config.output)
@@ -116,59 +117,60 @@ def run_sampling(config: SamplingConfig, progress: Progress = silent, *, retry_f
         statuses = {policy.name: _status(plan, store, policy.name) for policy in config.policies}
         work = [(policy, missing_requests(plan, store, policy.name, retry_failed)) for policy in config.policies]
         for status in statuses.values():
-            status.failures.clear()  # progress shows those of this run; what the store says comes at the end
-            _tell(progress, status)
+            status.failures.clear()  # progress shows the failures of this run; the report reads all of them from the store
+            _show(progress, status)
         run = ray.run if config.engine == "ray" else local.run
         with closing(run([(policy, requests) for policy, requests in work if requests], config.machine)) as events:
             _collect(events, store, plan.hashes, statuses, progress)
         final = {policy.name: _status(plan, store, policy.name) for policy in config.policies}
         for name, status in final.items():
-            seen = statuses[name]
-            status.error, status.asked, status.tokens, status.seconds = seen.error, seen.asked, seen.tokens, seen.seconds
+            run_status = statuses[name]
+            status.error, status.asked = run_status.error, run_status.asked
+            status.tokens, status.seconds = run_status.tokens, run_status.seconds
         files = write_trajectories(config, plan, store)
-        write_manifest(config, plan, files, [_described(policy, final[policy.name]) for policy in config.policies])
+        write_manifest(config, plan, files, [_manifest_entry(policy, final[policy.name]) for policy in config.policies])
         remove_stale(config, files)
         unplanned = store.counts().total() - sum(status.sampled for status in final.values())
     return SamplingReport(trajectories_path(config), sum(file["rows"] for file in files), list(final.values()), unplanned)
 
 
 def _collect(
-    events: Iterable[list[Events]],
+    events: Iterable[list[SamplingEvent]],
     store: Store,
     hashes: dict[str, str],
     statuses: dict[str, PolicyStatus],
     progress: Progress,
 ) -> None:
-    """Store what arrives; each commit also notes tokens and seconds, for the next dry run."""
+    """Store the outcomes. Each commit also records tokens and seconds, for the estimates of later dry runs."""
     since: dict[str, float] = {}
     for batch in events:
         now = time.monotonic()
-        arrived, spent = [], {}
+        rows, throughput = [], {}
         for event in batch:
             status = statuses[event.policy]
-            if isinstance(event, Started):
+            if isinstance(event, PolicyStarted):
                 since[event.policy] = now
             elif isinstance(event, PolicyFailed):
                 status.error = event.error
             else:
                 r = event.request
-                arrived.append(Arrived(event.policy, r.prompt_id, hashes[r.prompt_id], r.sample_id, r.seed, event.outcome))
+                rows.append(OutcomeRow(event.policy, r.prompt_id, hashes[r.prompt_id], r.sample_id, r.seed, event.outcome))
                 _count(status, event)
-        for name in {a.policy for a in arrived}:
-            tokens = sum(a.outcome.n_tokens or 0 for a in arrived if a.policy == name and isinstance(a.outcome, Sample))
-            spent[name] = (tokens, now - since[name])
+        for name in {row.policy for row in rows}:
+            tokens = sum(row.outcome.n_tokens or 0 for row in rows if row.policy == name and isinstance(row.outcome, Sample))
+            throughput[name] = (tokens, now - since[name])
             since[name] = now
             statuses[name].tokens += tokens
-            statuses[name].seconds += spent[name][1]
-        store.add(arrived, spent)
+            statuses[name].seconds += throughput[name][1]
+        store.add(rows, throughput)
         for name in {event.policy for event in batch}:
-            _tell(progress, statuses[name])
+            _show(progress, statuses[name])
 
 
-def _tell(progress: Progress, status: PolicyStatus) -> None:
+def _show(progress: Progress, status: PolicyStatus) -> None:
     failed = f", {status.failures.total():,} failed" if status.failures else ""
-    words = f"{status.tokens_per_s:,.0f} tokens/s{failed}" + (", down" if status.error else "")
-    progress(status.policy, status.sampled, status.planned, words)
+    text = f"{status.tokens_per_s:,.0f} tokens/s{failed}" + (", down" if status.error else "")
+    progress(status.policy, status.sampled, status.planned, text)
 
 
 def _count(status: PolicyStatus, event: SampleArrived) -> None:
@@ -180,7 +182,7 @@ def _count(status: PolicyStatus, event: SampleArrived) -> None:
 
 
 def _status(plan: SamplingPlan, store: Store, policy: str) -> PolicyStatus:
-    """What the store says of the samples that are planned."""
+    """The state of a policy's planned samples in the store."""
     sampled, failures = store.sampled(policy), store.failures(policy, plan.hashes)
     counts = {plan.prompts[index].prompt_id: count for index, count in plan.shares[policy]}
     done = 0
@@ -192,19 +194,22 @@ def _status(plan: SamplingPlan, store: Store, policy: str) -> PolicyStatus:
                     "use other prompt ids or another output folder"
                 )
             done += 1
-    left = [f for (key, number), f in failures.items() if number < counts.get(key, 0)]
-    kinds: Counter[str] = Counter(failure.kind for failure in left)
-    final = sum(failure.is_final for failure in left)
-    reasons = Counter(failure.message for failure in left)
+    planned = [failure for (prompt_id, sample_id), failure in failures.items() if sample_id < counts.get(prompt_id, 0)]
+    kinds: Counter[str] = Counter(failure.kind for failure in planned)
+    final = sum(failure.is_final for failure in planned)
+    reasons = Counter(failure.message for failure in planned)
     reason = reasons.most_common(1)[0][0] if reasons else None
     return PolicyStatus(policy, plan.size(policy), done, kinds, final, reason=reason)
 
 
 def missing_requests(plan: SamplingPlan, store: Store, policy: str, retry_failed: bool = False) -> list[Request]:
-    """What a run would ask a policy. What failed before comes last: a request that always fails must not keep others waiting."""
+    """The requests that a run would send to a policy.
+
+    Requests that failed before come last: one that always fails must not delay the others.
+    """
     sampled, failures = store.sampled(policy), store.failures(policy, plan.hashes)
     requests = by_key(plan.requests(policy))
-    # Where nothing came at all, the cause is the policy and not its requests: see PolicyStatus.missing.
+    # Without a single sample, the cause is the policy and not its requests: see PolicyStatus.missing.
     retry_failed = retry_failed or not requests.keys() & sampled.keys()
     fresh = [request for key, request in requests.items() if key not in sampled and key not in failures]
     return fresh + [requests[key] for key in requests if key in failures and (retry_failed or not failures[key].is_final)]
@@ -213,14 +218,14 @@ def missing_requests(plan: SamplingPlan, store: Store, policy: str, retry_failed
 def _cause(status: PolicyStatus) -> str:
     if status.error or not status.failures:
         return status.error or "interrupted"
-    return f"{_counted(status.failures)} ({status.reason})"
+    return f"{_format_counts(status.failures)} ({status.reason})"
 
 
-def _counted(failures: Counter[str]) -> str:
+def _format_counts(failures: Counter[str]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in failures.items())
 
 
-def _described(policy: Policy, status: PolicyStatus) -> dict[str, Any]:
+def _manifest_entry(policy: Policy, status: PolicyStatus) -> dict[str, Any]:
     """A policy's entry in the manifest."""
     names = ("family", "kind", "model", "checkpoint_of", "step", "licence")
     labels = {name: getattr(policy, name) for name in names}

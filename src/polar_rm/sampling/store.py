@@ -1,9 +1,9 @@
-"""Every sample that has arrived, in one SQLite file.
+"""One SQLite file with every sample that has arrived.
 
-SQLite rather than a file of lines for each policy: the primary key makes a repeated sample impossible, a commit is whole or
-absent after SIGKILL and on a full disk, and rows come out by prompt without being held in memory. The log is written ahead (WAL)
-and not forced to the disk with each commit: after a power cut the last samples may be missing, and are drawn again. The lock is
-exclusive, which keeps two runs out of one folder and lets WAL work on network file systems.
+Why SQLite and not a file of lines for each policy: the primary key makes a repeated sample impossible, a commit is whole or
+absent after SIGKILL and on a full disk, and rows are read by prompt without holding them in memory. The write-ahead log (WAL) is
+not forced to disk with each commit: after a power failure the last samples may be missing, and the next run draws them again.
+The lock is exclusive: it keeps two runs out of one folder and lets WAL work on network file systems.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from polar_rm.errors import PolarError
 from polar_rm.sampling.base import NoSample, Outcome, Sample
 
 VERSION = 2
-_APPLICATION = 0x504C5253  # "PLRS", by which the file is known as ours
-_COPIES = 20  # tries to copy a store that a run is filling
+_APPLICATION = 0x504C5253  # "PLRS", the application_id of our files
+_MAX_COPY_ATTEMPTS = 20  # for copies of a store that a run is filling
 
 _TABLES = """
 CREATE TABLE policies (name TEXT PRIMARY KEY, settings TEXT NOT NULL, tokens INTEGER DEFAULT 0, seconds REAL DEFAULT 0);
@@ -41,16 +41,16 @@ CREATE TABLE failures (
     PRIMARY KEY (policy, prompt_id, sample_id)
 ) WITHOUT ROWID;
 """
-# Those of version 1 do not say of which prompt they are; they count for none, and are asked again.
-_FROM_1 = "ALTER TABLE failures ADD COLUMN prompt_hash TEXT NOT NULL DEFAULT ''"
+# Failures of version 1 do not say which prompt they belong to: they match no prompt, and their requests are sent again.
+_MIGRATION_FROM_1 = "ALTER TABLE failures ADD COLUMN prompt_hash TEXT NOT NULL DEFAULT ''"
 
 Key = tuple[str, int]
 """(prompt_id, sample_id) of one policy."""
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
-    """An outcome with all that identifies its request."""
+class OutcomeRow:
+    """An outcome with the fields that identify its request."""
 
     policy: str
     prompt_id: str
@@ -61,7 +61,7 @@ class Arrived:
 
 
 class Store:
-    """An open store; ``path`` None is one in memory. Every method raises PolarError when the disk is full or the file damaged."""
+    """An open store; ``path`` None: in memory. Every method raises PolarError if the disk is full or the file is damaged."""
 
     def __init__(self, path: Path | None, *, uri: str | None = None) -> None:
         self.path = path
@@ -72,10 +72,10 @@ class Store:
     @classmethod
     @contextmanager
     def open(cls, folder: Path) -> Iterator[Store]:
-        """The store of an output folder, made if need be.
+        """Open the store of an output folder, and create it if it does not exist.
 
         Raises:
-            PolarError: another run has it open, or another version wrote it.
+            PolarError: another run has it open, or an unknown version wrote it.
         """
         path = _path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,19 +85,19 @@ class Store:
     @classmethod
     @contextmanager
     def read(cls, folder: Path) -> Iterator[Store]:
-        """What the store of an output folder holds now, also while a run fills it; an empty one where there is none.
+        """Open the store of an output folder for reading, also while a run fills it; an empty store if there is none.
 
-        Nothing is written in the folder and nothing locked: a store with a log (a run is going on, or was killed) or of an older
-        version is read from a copy.
+        It writes and locks nothing in the folder: a store with a log (a run is in progress, or was killed) or of an older version
+        is read from a copy.
 
         Raises:
-            PolarError: another version wrote it, or it changes too fast to be copied.
+            PolarError: an unknown version wrote it, or it changes too fast to be copied.
         """
         path = _path(folder)
         if not path.exists():
             with cls._opened(None, path) as store:
                 yield store
-        elif _log_of(path).exists() or _version(path) != VERSION:
+        elif _wal_path(path).exists() or _version(path) != VERSION:
             with (
                 tempfile.TemporaryDirectory(prefix="polar-store-") as copies,
                 cls._opened(_copy(path, Path(copies)), path) as store,
@@ -110,7 +110,7 @@ class Store:
     @classmethod
     @contextmanager
     def _opened(cls, database: Path | None, path: Path, uri: str | None = None) -> Iterator[Store]:
-        """path: for messages, the store that the user knows."""
+        """Open ``database``. path: the store's path in the output folder, for messages."""
         try:
             store = cls(database, uri=uri)
         except sqlite3.Error as error:
@@ -146,20 +146,20 @@ class Store:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA application_id = {_APPLICATION}")
             elif version == 1:
-                self._db.execute(_FROM_1)
+                self._db.execute(_MIGRATION_FROM_1)
             self._db.execute(f"PRAGMA user_version = {VERSION}")
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
-        """settings: of each policy, what its samples depend on.
+        """Compare settings with those of the stored samples. settings: by policy, what its samples depend on.
 
         Raises:
-            PolarError: the store holds samples of a policy with other settings. They would be mixed without a trace.
+            PolarError: the store holds samples of a policy with other settings. They would be mixed unnoticed.
         """
-        for policy, now in settings.items():
+        for policy, current in settings.items():
             query = "SELECT settings FROM policies WHERE name = ? AND EXISTS (SELECT 1 FROM samples WHERE policy = name)"
             for [saved] in self._rows(query, policy):
-                before, after = json.loads(saved), dict(now)
-                if "files" not in before:  # noted by a release that did not look at them
+                before, after = json.loads(saved), dict(current)
+                if "files" not in before:  # an earlier release wrote them, without checksums of the model's files
                     after.pop("files", None)
                 if changed := differences(before, after):
                     raise PolarError(
@@ -168,38 +168,38 @@ class Store:
                     )
 
     def claim(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
-        """:meth:`check`, and note the settings. Those of a policy of which nothing has come yet may change."""
+        """Call :meth:`check`, and save the settings. The settings of a policy without samples may change."""
         self.check(settings)
         with self._explain(), self._transaction():
-            for policy, now in settings.items():
+            for policy, current in settings.items():
                 changed = "policy = ? AND NOT EXISTS (SELECT 1 FROM policies WHERE name = ? AND settings = ?)"
-                self._db.execute(f"DELETE FROM failures WHERE {changed}", [policy, policy, json.dumps(now)])
-                note = (
+                self._db.execute(f"DELETE FROM failures WHERE {changed}", [policy, policy, json.dumps(current)])
+                save = (
                     "INSERT INTO policies (name, settings) VALUES (?, ?) ON CONFLICT DO UPDATE SET settings = excluded.settings"
                 )
-                self._db.execute(note, [policy, json.dumps(now)])
+                self._db.execute(save, [policy, json.dumps(current)])
 
-    def add(self, arrived: Iterable[Arrived], throughput: Mapping[str, tuple[int, float]]) -> None:
-        """Store outcomes in one transaction. throughput: further (tokens, seconds) of policies."""
+    def add(self, rows: Iterable[OutcomeRow], throughput: Mapping[str, tuple[int, float]]) -> None:
+        """Store outcomes in one transaction. throughput: by policy, (tokens, seconds) to add to its totals."""
         with self._explain(), self._transaction():
-            for a in arrived:
-                if isinstance(a.outcome, Sample):
-                    key, sample = (a.prompt_id, a.policy, a.sample_id), a.outcome
-                    row = (*key, a.prompt_hash, a.seed, sample.text, sample.finish_reason, sample.n_tokens)
+            for row in rows:
+                if isinstance(row.outcome, Sample):
+                    key, sample = (row.prompt_id, row.policy, row.sample_id), row.outcome
+                    fields = (*key, row.prompt_hash, row.seed, sample.text, sample.finish_reason, sample.n_tokens)
                     # An engine that replaces a lost worker may deliver a sample again; the first one counts.
-                    self._db.execute("INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+                    self._db.execute("INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?)", fields)
                     self._db.execute("DELETE FROM failures WHERE prompt_id = ? AND policy = ? AND sample_id = ?", key)
                 else:
-                    failure = a.outcome
+                    failure = row.outcome
                     values = (
-                        a.policy,
-                        a.prompt_id,
-                        a.sample_id,
+                        row.policy,
+                        row.prompt_id,
+                        row.sample_id,
                         failure.kind,
                         failure.is_final,
                         failure.message,
                         failure.attempts,
-                        a.prompt_hash,
+                        row.prompt_hash,
                     )
                     self._db.execute(
                         "INSERT INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET kind = excluded.kind, "
@@ -212,12 +212,12 @@ class Store:
                 self._db.execute(add, [tokens, seconds, policy])
 
     def sampled(self, policy: str) -> dict[Key, str]:
-        """Keys of a policy's samples with the hashes of their prompts."""
+        """The keys of a policy's samples, with the hashes of their prompts."""
         rows = self._rows("SELECT prompt_id, sample_id, prompt_hash FROM samples WHERE policy = ?", policy)
         return {(prompt_id, sample_id): digest for prompt_id, sample_id, digest in rows}
 
     def failures(self, policy: str, hashes: Mapping[str, str]) -> dict[Key, NoSample]:
-        """The last failures of a policy's requests. hashes: of the prompts by their ids; failures of others do not count."""
+        """The last failures of a policy's requests. hashes: by prompt id; failures of prompts with another hash do not count."""
         rows = self._rows(
             "SELECT prompt_id, sample_id, prompt_hash, kind, message, attempts FROM failures WHERE policy = ?", policy
         )
@@ -228,19 +228,19 @@ class Store:
         }
 
     def samples_of(self, prompt_id: str) -> dict[tuple[str, int], tuple[int, Sample]]:
-        """(policy, sample_id) to (seed, sample) of one prompt."""
+        """The samples of one prompt: (policy, sample_id) to (seed, sample)."""
         rows = self._rows(
             "SELECT policy, sample_id, seed, text, finish_reason, n_tokens FROM samples WHERE prompt_id = ?", prompt_id
         )
         return {(policy, sample_id): (seed, Sample(*sample)) for policy, sample_id, seed, *sample in rows}
 
     def throughput(self, policy: str) -> tuple[int, float]:
-        """(tokens, seconds) that have been measured."""
+        """The measured (tokens, seconds) of a policy."""
         rows = self._rows("SELECT tokens, seconds FROM policies WHERE name = ?", policy)
         return rows[0] if rows else (0, 0.0)
 
     def counts(self) -> Counter[str]:
-        """Number of samples by policy, planned or not."""
+        """Numbers of samples by policy, planned or not."""
         with self._explain():
             return Counter(dict(self._db.execute("SELECT policy, count(*) FROM samples GROUP BY policy")))
 
@@ -254,7 +254,7 @@ class Store:
         try:
             yield
         except BaseException:
-            if self._db.in_transaction:  # a full disk has rolled back already
+            if self._db.in_transaction:  # on a full disk SQLite has already rolled back
                 self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
@@ -273,36 +273,36 @@ def _path(folder: Path) -> Path:
     return folder / "store.sqlite"
 
 
-def _log_of(path: Path) -> Path:
+def _wal_path(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
 
 
 def _version(path: Path) -> int:
-    """From the header of a database: a big-endian number at byte 60 (SQLite's file format, 1.3)."""
+    """The user_version in the header of a database: a big-endian number at byte 60 (SQLite's file format, 1.3)."""
     with path.open("rb") as file:
         return int.from_bytes(file.read(64)[60:64])
 
 
 def _copy(path: Path, folder: Path) -> Path:
-    """Database and log as they were at one moment: a log only grows, unless it is moved into the database, which shows there."""
-    for _ in range(_COPIES):
+    """Copy database and log as of one moment: a log only grows, unless it is moved into the database, which then changes."""
+    for _ in range(_MAX_COPY_ATTEMPTS):
         before = _state(path)
         shutil.copyfile(path, folder / path.name)
         try:
-            shutil.copyfile(_log_of(path), _log_of(folder / path.name))
+            shutil.copyfile(_wal_path(path), _wal_path(folder / path.name))
         except FileNotFoundError:
-            _log_of(folder / path.name).unlink(missing_ok=True)
+            _wal_path(folder / path.name).unlink(missing_ok=True)
         if _state(path) == before:
             return folder / path.name
-    raise PolarError(f"{path}: it changes too fast to be read; try again, or wait for the run that fills it")
+    raise PolarError(f"{path}: the store changes too fast to be read; try again, or wait for the run that fills it")
 
 
 def _state(path: Path) -> tuple[int, int, bytes]:
-    """What changes when the log is moved into the database or begun anew."""
+    """Values that change when the log is moved into the database or started anew."""
     stat = path.stat()
     try:
-        with _log_of(path).open("rb") as log:
-            head = log.read(32)  # with salts that every new log has anew
+        with _wal_path(path).open("rb") as log:
+            head = log.read(32)  # contains salts, which differ in every new log
     except FileNotFoundError:
         head = b""
     return stat.st_size, stat.st_mtime_ns, head
@@ -310,7 +310,7 @@ def _state(path: Path) -> tuple[int, int, bytes]:
 
 def _explained(path: Path | None, error: sqlite3.Error) -> PolarError:
     if "locked" in str(error):
-        return PolarError(f"{path}: another run has it open; two can't sample into one folder")
+        return PolarError(f"{path}: another run has it open; two runs can't sample into one folder")
     if "full" in str(error):
-        return PolarError(f"{path}: the disk is full; what arrived is kept, the same command goes on")
+        return PolarError(f"{path}: the disk is full; all samples that arrived are kept, and the same command continues")
     return PolarError(f"{path}: {error}")

@@ -1,4 +1,4 @@
-"""Engines that answer requests, one file each. To add one, write its file beside these and name its policy here."""
+"""Backends that answer requests, one file each. To add one, write its file here and enter its policy into ``BACKENDS``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BACKENDS: dict[str, type[Policy]] = {"transformers": TransformersPolicy, "openai
 
 def _named(value: Any) -> str:
     name = value.get("backend", DEFAULT) if isinstance(value, dict) else getattr(value, "backend", DEFAULT)
-    return f"{name} policy"  # with a blank: no key of the user's, see config.py
+    return f"{name} policy"  # contains a space, so that it equals no key of a user's config, see config.py
 
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 else:
     _tagged = tuple(Annotated[kind, Tag(f"{name} policy")] for name, kind in BACKENDS.items())
     AnyPolicy = Annotated[Union[_tagged], Discriminator(_named)]  # noqa: UP007
-"""A policy of the backend that its key ``backend`` names."""
+"""A policy of the backend that is named by its key ``backend``."""
 
 
 def check_keys(policy: Any) -> None:
-    """Of one policy as the user wrote it.
+    """Check the keys of one policy as written in the config.
 
     Raises:
-        ValueError: the backend is unknown, or a key belongs to another one.
+        ValueError: the backend is unknown, or a key belongs to another backend.
     """
     if not isinstance(policy, dict):
         return

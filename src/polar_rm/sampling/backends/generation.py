@@ -1,4 +1,4 @@
-"""Text out of a transformers model: batches in which every sample has a random generator of its own."""
+"""Generates text with a transformers model, in batches in which every sample has its own random generator."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from polar_rm.model.language_models import load_causal_lm
 from polar_rm.sampling.backends.rendering import check_chat_template, encode
 from polar_rm.sampling.base import Decoding, Emit, NoSample, Outcome, Policy, PolicyDown, Request
 
-_WINDOW = 16  # batches whose requests are sorted by length, against padding
+_BATCHES_PER_WINDOW = 16  # the requests of a window are sorted by length, which saves padding
 
 
 class TransformersBackend:
     """A loaded policy.
 
-    gguf_file: which one in the model's folder holds the weights. n_layers: run only the first ones.
-    batch_size: sequences generated together.
+    gguf_file: name of the GGUF file with the weights, in the model's folder. n_layers: run only the first N layers.
+    batch_size: number of sequences generated together.
 
     Raises:
-        PolarError: its model can't be loaded, or has no chat template that it needs.
+        PolarError: the model can't be loaded, or lacks the chat template that the policy needs.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class TransformersBackend:
         self.tokenizer, self.model = _load(policy.model, gguf_file, n_layers, dtype, device)
         check_chat_template(policy, self.tokenizer)
         self.stops = StopStringCriteria(self.tokenizer, list(policy.stop)) if policy.stop else None
-        # transformers renamed it within its fifth version.
+        # transformers renamed this argument within its fifth version.
         self.cache_name = "cache" if "cache" in signature(self.model.forward).parameters else "past_key_values"
 
     def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
         """See :class:`Backend`. PolicyDown: a batch does not fit the device's memory."""
-        # Without positions of its own (ALiBi, state spaces) a model has no bound.
+        # Models without position embeddings (ALiBi, state spaces) have no limit.
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        for window in windows(requests, _WINDOW * self.batch_size):
+        for window in windows(requests, _BATCHES_PER_WINDOW * self.batch_size):
             encoded = [(encode(self.policy, self.tokenizer, request, context), request) for request in window]
             fitting = []
             for ids, request in encoded:
@@ -80,10 +80,10 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def _generate(self, ids: Sequence[list[int]], seeds: Sequence[int], stop: Event) -> list[Outcome]:
-        """One batch. Padding stands behind what all prompts begin with, and so at the left where that is nothing."""
+        """Generate one batch. Padding follows the prefix that all prompts share; without such a prefix it is left padding."""
         width, padding, device = max(map(len, ids)), self.model.generation_config.pad_token_id, self.model.device
         try:
-            shared, cache = self._beginning(ids)
+            shared, cache = self._shared_prefix(ids)
             gaps = [width - len(prompt) for prompt in ids]
             rows = [p[:shared] + [padding] * gap + p[shared:] for p, gap in zip(ids, gaps, strict=True)]
             masks = [[1] * shared + [0] * gap + [1] * (width - shared - gap) for gap in gaps]
@@ -93,44 +93,44 @@ class TransformersBackend:
                 attention_mask=torch.tensor(masks, device=device),
                 **{self.cache_name: cache},
                 max_new_tokens=self.policy.decoding.max_new_tokens,
-                do_sample=False,  # GumbelSampler leaves one token to choose
+                do_sample=False,  # GumbelSampler has already drawn the token
                 logits_processor=LogitsProcessorList([GumbelSampler(self.policy.decoding, seeds)]),
                 stopping_criteria=StoppingCriteriaList([stopping]),
             )
         except torch.OutOfMemoryError as error:
-            raise PolicyDown(f"out of memory with batch_size {self.batch_size}; try a smaller one") from error
+            raise PolicyDown(f"out of memory with batch_size {self.batch_size}; try a smaller batch_size") from error
         return [self._decode(row.tolist()[:length]) for row, length in zip(output[:, width:], stopping.lengths, strict=True)]
 
-    def _beginning(self, ids: Sequence[list[int]]) -> tuple[int, DynamicCache | None]:
-        """Length of what all prompts begin with, a system prompt or a template, and its keys and values, computed once.
+    def _shared_prefix(self, ids: Sequence[list[int]]) -> tuple[int, DynamicCache | None]:
+        """Length of the prompts' common prefix (a system prompt or a template), and its keys and values, computed once.
 
-        Models that keep more than keys and values of every token (sliding windows, state spaces) share nothing.
+        The length is 0 for models whose cache holds anything but keys and values of every token (sliding windows, state spaces).
         """
         shared = min(len(commonprefix(ids)), min(map(len, ids)) - 1)
         if len(ids) == 1 or shared < 1:
             return 0, None
-        beginning = torch.tensor([ids[0][:shared]], device=self.model.device)
-        cache = self.model(beginning, use_cache=True).get(self.cache_name)
+        prefix = torch.tensor([ids[0][:shared]], device=self.model.device)
+        cache = self.model(prefix, use_cache=True).get(self.cache_name)
         if not isinstance(cache, DynamicCache) or any(type(layer) is not DynamicLayer for layer in cache.layers):
             return 0, None
         cache.batch_repeat_interleave(len(ids))
         return shared, cache
 
     def _decode(self, ids: list[int]) -> Outcome:
-        ends = set(_listed(self.model.generation_config.eos_token_id))
-        if ends:  # without them no sequence ends before the others, and the id that stands for padding is a token like any other
-            ends.add(self.model.generation_config.pad_token_id)
-        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        end_ids = set(_as_list(self.model.generation_config.eos_token_id))
+        if end_ids:  # without end tokens no sequence ends early, and the padding id is an ordinary token
+            end_ids.add(self.model.generation_config.pad_token_id)
+        length = next((i for i, token in enumerate(ids) if token in end_ids), len(ids))
         is_done = length < len(ids) or length < self.policy.decoding.max_new_tokens
         text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
         return self.policy.answer(text, "stop" if is_done else "length", length)
 
 
 class GumbelSampler(LogitsProcessor):  # type: ignore[misc]
-    """Leaves one token a sequence, drawn by the Gumbel trick: the argmax of logits plus Gumbel noise is a softmax sample.
+    """Draws one token per sequence by the Gumbel trick: the argmax of logits plus Gumbel noise is a softmax sample.
 
-    Every sequence has a generator of its own. ``generate(do_sample=True)`` has one for the batch: there a sample depends on
-    what it was batched with.
+    Every sequence has its own generator. ``generate(do_sample=True)`` has one for the batch, so that a sample would depend on the
+    rest of its batch.
     """
 
     def __init__(self, decoding: Decoding, seeds: Sequence[int]) -> None:
@@ -139,7 +139,7 @@ class GumbelSampler(LogitsProcessor):  # type: ignore[misc]
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        # scores: [batch, vocabulary]. The nucleus is looked for among the top k alone, as everywhere: sorting them is cheap.
+        # scores: [batch, vocabulary]. Top-p is applied after top-k, as in other libraries, so that only k values are sorted.
         values, ids = scores.float().topk(min(self.decoding.top_k or scores.shape[-1], scores.shape[-1]), dim=-1)
         values = self.nucleus(input_ids, values / self.decoding.temperature)
         uniform = torch.stack([torch.rand(values.shape[-1], generator=generator) for generator in self.generators])
@@ -149,10 +149,11 @@ class GumbelSampler(LogitsProcessor):  # type: ignore[misc]
 
 
 class _Stop(StoppingCriteria):  # type: ignore[misc]
-    """Ends a batch of thousands of tokens within one token, and a sequence at a stop string.
+    """Ends the whole batch within one token when ``stop`` is set, and a sequence at a stop string.
 
-    width: of the prompts. ``generate(stop_strings=...)`` would look at them too, and end where a prompt's end completes a stop.
-    lengths: new tokens up to a sequence's stop string, None without one; what follows was generated while others went on.
+    width: number of prompt tokens, which are not searched: ``generate(stop_strings=...)`` would also find a stop string that
+    begins in the prompt.
+    lengths: new tokens of a sequence up to its stop string, None without one; later tokens only fill the batch.
     """
 
     def __init__(self, stop: Event, strings: StopStringCriteria | None, width: int, rows: int) -> None:
@@ -169,36 +170,36 @@ class _Stop(StoppingCriteria):  # type: ignore[misc]
         return stopped
 
 
-def _listed(value: int | list[int] | None) -> list[int]:
+def _as_list(value: int | list[int] | None) -> list[int]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _plain(own: GenerationConfig, tokenizer: Any) -> GenerationConfig:
-    """Special tokens alone: a model's own settings may hold penalties and warpers, which are no part of a policy's decoding."""
-    ends = sorted({*_listed(own.eos_token_id), *_listed(tokenizer.eos_token_id)})
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
-    return GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=ends or None, pad_token_id=padding)
+def _special_tokens_only(config: GenerationConfig, tokenizer: Any) -> GenerationConfig:
+    """A config without the model's penalties and warpers, which are not part of a policy's decoding."""
+    end_ids = sorted({*_as_list(config.eos_token_id), *_as_list(tokenizer.eos_token_id)})
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end_ids or [0])[0]
+    return GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=end_ids or None, pad_token_id=padding)
 
 
 def _truncate(model: Any, n_layers: int) -> None:
     layers = getattr(model.base_model, "layers", None)
     if layers is None:
-        raise PolarError(f"n_layers: the layers of a {type(model).__name__} are not found")
+        raise PolarError(f"n_layers is not supported for a {type(model).__name__}: it has no list of layers")
     if n_layers > len(layers):
         raise PolarError(f"n_layers must be 1 to {len(layers)}, not {n_layers}")
     model.base_model.layers = layers[:n_layers]
 
 
-_loaded: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # the last model: policies often share one and differ in prompts only
+_loaded: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # the last model: policies often share it and differ in prompts only
 
 
-def _load(source: str, named: str | None, n_layers: int | None, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
-    key = (source, named, n_layers, dtype, device)
+def _load(source: str, gguf_file: str | None, n_layers: int | None, dtype: torch.dtype, device: str) -> tuple[Any, Any]:
+    key = (source, gguf_file, n_layers, dtype, device)
     if key not in _loaded:
-        _loaded.clear()  # before the next one comes: two need not fit into memory
-        tokenizer, model = load_causal_lm(source, named, dtype)
+        _loaded.clear()  # before loading the next model, because two may not fit into memory
+        tokenizer, model = load_causal_lm(source, gguf_file, dtype)
         if n_layers is not None:
             _truncate(model, n_layers)
-        model.generation_config = _plain(model.generation_config, tokenizer)
+        model.generation_config = _special_tokens_only(model.generation_config, tokenizer)
         _loaded[key] = tokenizer, model.to(device).eval()
     return _loaded[key]

@@ -1,6 +1,7 @@
-"""Policies behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama or a hosted one.
+"""Policies behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama or a hosted service.
 
-httpx rather than the ``openai`` package: every bad answer must become a typed outcome, and retries are counted and paced here.
+We use httpx rather than the ``openai`` package, because every bad answer must become a typed outcome, and retries must be counted
+and spaced in one place.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Emit, Machine, NoSample, Outcome, Policy, PolicyDown, Request, Sample
 
 BACKOFF_S = 1.0  # before the first retry; doubles, with jitter
-LONGEST_BACKOFF_S = 60.0
-GIVE_UP_AFTER = 3  # requests in a row that failed in all their attempts: the policy is down
+MAX_BACKOFF_S = 60.0
+MAX_FAILURES_IN_A_ROW = 3  # requests that failed in all their attempts; then the policy is down
 
 # vLLM and OpenAI ("maximum context length"), SGLang ("longer than the model's context length"), llama.cpp ("context size").
 _TOO_LONG = re.compile(r"context.{0,3}(length|size|window)|(prompt|input) is too long", re.IGNORECASE)
-_OWN = (
+_RESERVED_FIELDS = (
     "model",
     "messages",
     "prompt",
@@ -39,12 +40,10 @@ _OWN = (
     "seed",
     "stop",
 )
-# Whose answers depend on a field that is not sent: what must be asked for is what the server does without it.
+# What servers do without a field. If a field is not sent, the decoding must ask for this value.
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 Unsupported = Literal["temperature", "top_p", "top_k", "seed", "stop", "n", "max_tokens"]
 _POLICY_WIDE = {401: "the key was refused", 402: "payment is required", 403: "access was refused", 404: "no such model or URL"}
-
-
 _NO_REPLY: dict[str, Literal["connection", "timeout", "garbled"]] = {
     "absent": "connection",
     "connection": "connection",
@@ -56,26 +55,28 @@ _NO_REPLY: dict[str, Literal["connection", "timeout", "garbled"]] = {
 
 
 class OpenAIPolicy(Policy):
-    """Base policies use ``/completions``, chat policies ``/chat/completions``; one sample a request, with its own seed.
+    """A policy behind a server. Base policies use ``/completions``, chat policies ``/chat/completions``.
 
-    vLLM takes defaults from the model's generation_config.json: serve with ``--generation-config vllm``, or name its
-    repetition_penalty in ``extra_body``.
+    Each request asks for one sample, with its own seed. vLLM takes defaults from the model's generation_config.json: start it
+    with ``--generation-config vllm``, or set repetition_penalty in ``extra_body``.
     """
 
     backend: Literal["openai"] = "openai"
-    base_url: str = Field(description="Address of the server with the version, such as http://localhost:8000/v1.")
-    api_key_env: str | None = Field(None, description="NAME of the environment variable with the key, never the key.")
-    concurrency: PositiveInt = Field(16, description="Requests that are under way together.")
-    requests_per_minute: float | None = Field(None, gt=0, description="At most so many, tries included; default: no limit.")
-    timeout: float = Field(600.0, gt=0, description="Seconds that one try may take.")
+    base_url: str = Field(description="Base URL of the server's API with its version, such as http://localhost:8000/v1.")
+    api_key_env: str | None = Field(None, description="NAME of the environment variable with the key, never the key itself.")
+    concurrency: PositiveInt = Field(16, description="Maximum number of requests in progress.")
+    requests_per_minute: float | None = Field(
+        None, gt=0, description="Maximum number of requests per minute, retries included; default: no limit."
+    )
+    timeout: float = Field(600.0, gt=0, description="Seconds that one attempt may take.")
     retries: NonNegativeInt = Field(
-        6, description="Further tries after HTTP 429 and 5xx, timeouts, lost connections and answers that are none."
+        6, description="Further attempts after HTTP 429 and 5xx, timeouts, lost connections and malformed answers."
     )
     unsupported: tuple[Unsupported, ...] = Field(
-        (), description="Fields that the server refuses: they are not sent. What they ask for must then be the server's default."
+        (), description="Fields that the server refuses: they are not sent. Their values must then be the server's defaults."
     )
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = Field(
-        "max_tokens", description="What the server calls the limit on new tokens; reasoning models want max_completion_tokens."
+        "max_tokens", description="The server's name for the limit on new tokens; reasoning models want max_completion_tokens."
     )
     extra_body: dict[str, Any] = Field({}, description="Further fields of every request, such as {repetition_penalty: 1.0}.")
 
@@ -92,30 +93,32 @@ class OpenAIPolicy(Policy):
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> OpenAIPolicy:
-        # The messages must not repeat what was written.
+        # The messages must not repeat the value, which may be a key.
         if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             raise ValueError(f"policy {self.name!r}: api_key_env is the NAME of an environment variable, never the key")
         try:
             if "://" not in self.base_url:
-                raise PolarError("it looks like http://localhost:8000/v1")
+                raise PolarError("expected a URL such as http://localhost:8000/v1")
             server_url(self.base_url, path=True)
         except PolarError as error:
             raise ValueError(f"policy {self.name!r}: base_url: {error}") from None
         for name, default in _DEFAULTS.items():
-            if name in self.unsupported and getattr(self.decoding, name) != default:  # rows would state what was not asked for
+            if name in self.unsupported and getattr(self.decoding, name) != default:  # rows would state a wrong value
                 raise ValueError(
-                    f"policy {self.name!r}: the server takes no {name}; say decoding.{name}: {default:g}, which is how it samples"
+                    f"policy {self.name!r}: the server takes no {name}; set decoding.{name}: {default:g}, which is how it samples"
                 )
-        if own := [name for name in self.extra_body if name in _OWN]:
-            raise ValueError(f"policy {self.name!r}: extra_body can't hold {', '.join(own)}: other keys of the policy say it")
+        if reserved := [name for name in self.extra_body if name in _RESERVED_FIELDS]:
+            raise ValueError(
+                f"policy {self.name!r}: extra_body can't hold {', '.join(reserved)}: other keys of the policy set them"
+            )
         return self
 
     def is_seeded(self) -> bool:
-        """Whether the server is sent a seed."""
+        """Whether requests contain a seed."""
         return "seed" not in self.unsupported
 
     def max_concurrent(self, machine: Machine) -> int:
-        """Connections; the machine does not matter."""
+        """Maximum number of requests in progress; ``machine`` is not used."""
         return self.concurrency
 
     def open(self, machine: Machine) -> OpenAIBackend:
@@ -123,29 +126,29 @@ class OpenAIPolicy(Policy):
         return OpenAIBackend(self)
 
     def url(self) -> str:
-        """Where requests are posted to."""
+        """The URL of the requests."""
         return f"{self.base_url.rstrip('/')}/{'chat/completions' if self.kind == 'chat' else 'completions'}"
 
     def body(self, request: Request) -> dict[str, Any]:
-        """What is posted for a request."""
+        """The JSON body of a request."""
         decoding = self.decoding
-        asked = {"messages": self.messages(request.prompt)} if self.kind == "chat" else {"prompt": self.text(request.prompt)}
-        drawn = {
+        prompt = {"messages": self.messages(request.prompt)} if self.kind == "chat" else {"prompt": self.text(request.prompt)}
+        sampling = {
             "temperature": decoding.temperature,
             "top_p": decoding.top_p,
             "top_k": decoding.top_k or -1,
             "seed": request.seed,
         }
         limits = {"n": 1, "max_tokens": decoding.max_new_tokens}
-        fields = limits | drawn | ({"stop": list(self.stop)} if self.stop else {})
+        fields = limits | sampling | ({"stop": list(self.stop)} if self.stop else {})
         sent = {name: value for name, value in fields.items() if name not in self.unsupported}
         if "max_tokens" in sent:
             sent[self.max_tokens_key] = sent.pop("max_tokens")
-        return {"model": self.model, **asked, **sent, **self.extra_body}
+        return {"model": self.model, **prompt, **sent, **self.extra_body}
 
 
 class OpenAIBackend:
-    """Asks one server. Raises PolarError when the key's variable is not set or holds no key."""
+    """Sends requests to one server. Raises PolarError if the key's variable is not set or holds no valid key."""
 
     def __init__(self, policy: OpenAIPolicy) -> None:
         self.policy = policy
@@ -153,12 +156,12 @@ class OpenAIBackend:
         self.key = key_from_environment(variable, f"policy {policy.name!r}: api_key_env") if variable else None
 
     def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
-        """See :class:`Backend`. PolicyDown: the key or the model is refused, or no request succeeds any more."""
+        """See :class:`Backend`. PolicyDown: the server refuses the key or the model, or no request succeeds any more."""
         asyncio.run(self._run(iter(requests), emit, stop))
 
     async def _run(self, requests: Iterator[Request], emit: Emit, stop: Event) -> None:
         concurrency = self.policy.concurrency
-        self.pace, self.failed_in_a_row, self.has_sample = _Pace(self.policy.requests_per_minute), 0, False
+        self.limiter, self.failed_in_a_row, self.has_sample = _RateLimiter(self.policy.requests_per_minute), 0, False
         async with Transport(
             self.policy.base_url.rstrip("/"),
             api_key=self.key,
@@ -179,42 +182,42 @@ class OpenAIBackend:
                 await asyncio.gather(*workers, return_exceptions=True)
 
     async def _work(self, transport: Transport, requests: Iterator[Request], emit: Emit) -> None:
-        for request in requests:  # shared by all workers; they only take turns at an await
-            outcome = await self._ask(transport, request)
+        for request in requests:  # all workers share the iterator; they switch only at an await
+            outcome = await self._send(transport, request)
             emit(request, outcome)
-            self._judge(outcome)
+            self._check_health(outcome)
 
-    def _judge(self, outcome: Outcome) -> None:
-        """A request may have its own trouble; several in a row mean that the policy is down."""
+    def _check_health(self, outcome: Outcome) -> None:
+        """Raises PolicyDown after several failures in a row; one failure may be the fault of its request."""
         if isinstance(outcome, Sample):
             self.failed_in_a_row, self.has_sample = 0, True
         elif outcome.kind in ("empty", "too_long") or (outcome.kind == "refused" and self.has_sample):
             return
         else:
             self.failed_in_a_row += 1
-            if self.failed_in_a_row >= GIVE_UP_AFTER:
-                raise PolicyDown(f"{self.policy.url()}: {outcome.message} ({GIVE_UP_AFTER} requests in a row failed)")
+            if self.failed_in_a_row >= MAX_FAILURES_IN_A_ROW:
+                raise PolicyDown(f"{self.policy.url()}: {outcome.message} ({MAX_FAILURES_IN_A_ROW} requests in a row failed)")
 
-    async def _ask(self, transport: Transport, request: Request) -> Outcome:
+    async def _send(self, transport: Transport, request: Request) -> Outcome:
         """One sample, or the failure of the last attempt."""
         body = json.dumps(self.policy.body(request)).encode()  # escapes: no character can break the request
         attempt = 0
         while True:
             attempt += 1
-            await self.pace.turn()
-            outcome, patience = await self._attempt(transport, body)
+            await self.limiter.acquire()
+            outcome, retry_after = await self._attempt(transport, body)
             if isinstance(outcome, Sample) or outcome.is_final or attempt > self.policy.retries:
                 break
-            if patience is not None:
-                self.pace.pause(patience)  # for all workers: the server asked for it
-            backoff = min(LONGEST_BACKOFF_S, BACKOFF_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+            if retry_after is not None:
+                self.limiter.pause(retry_after)  # all workers wait, as the server asked
+            backoff = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
             await asyncio.sleep(backoff)
         if isinstance(outcome, NoSample):
             return NoSample(outcome.kind, outcome.message, attempt)
         return outcome
 
     async def _attempt(self, transport: Transport, body: bytes) -> tuple[Outcome, float | None]:
-        """The outcome, and the seconds that the server asked to wait."""
+        """The outcome, and the seconds that the server asked us to wait."""
         answer = await transport.send("POST", self.policy.url().removeprefix(transport.url), body)
         if isinstance(answer, NoReply):
             kind = _NO_REPLY[answer.kind]
@@ -226,24 +229,24 @@ class OpenAIBackend:
 
 
 def _joined(content: Any) -> Any:
-    """A message's text, which may come as a list of text parts; anything else as it is."""
+    """The text of a list of text parts; any other content unchanged."""
     if isinstance(content, list) and all(part["type"] == "text" and isinstance(part["text"], str) for part in content):
         return "".join(part["text"] for part in content)
     return content
 
 
-def read_answer(policy: Policy, answer: Reply, said: str) -> Outcome:
-    """The outcome that a server's answer stands for. said: the answer's words, for messages."""
+def read_answer(policy: Policy, answer: Reply, message: str) -> Outcome:
+    """The outcome of a server's answer. message: the server's words, for the messages of failures."""
     status = answer.status
     if status == 429:
-        return NoSample("rate_limited", f"HTTP 429: {said}")
+        return NoSample("rate_limited", f"HTTP 429: {message}")
     if status in (408, 425) or status >= 500:
-        return NoSample("server_error", f"HTTP {status}: {said}")
+        return NoSample("server_error", f"HTTP {status}: {message}")
     if status == 413 or (400 <= status < 500 and _TOO_LONG.search(answer.text)):
-        return NoSample("too_long", f"HTTP {status}: {said}")
+        return NoSample("too_long", f"HTTP {status}: {message}")
     if status >= 300:
-        where = f" to {answer.headers['location']}" if "location" in answer.headers else ""
-        return NoSample("refused", f"HTTP {status}{where}: {said}")
+        target = f" to {answer.headers['location']}" if "location" in answer.headers else ""
+        return NoSample("refused", f"HTTP {status}{target}: {message}")
     try:
         content = json.loads(answer.content)
         choice = content["choices"][0]
@@ -254,22 +257,22 @@ def read_answer(policy: Policy, answer: Reply, said: str) -> Outcome:
             raise TypeError
         (text or "").encode()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # no JSON, other JSON, half a surrogate pair
-        return NoSample("garbled", f"HTTP {status} with an answer that is no completion: {said}")
-    counted = tokens is not None and type(tokens) is int and 0 <= tokens < 2**31  # servers without a count may send -1
-    return policy.answer(text or "", reason, tokens if counted else None)
+        return NoSample("garbled", f"HTTP {status} with an answer that is no completion: {message}")
+    is_count = tokens is not None and type(tokens) is int and 0 <= tokens < 2**31  # servers without a count may send -1
+    return policy.answer(text or "", reason, tokens if is_count else None)
 
 
-class _Pace:
-    """Spaces requests evenly below a rate, and holds all of them back when a server asks for it."""
+class _RateLimiter:
+    """Spaces requests evenly below a rate, and delays all of them when a server asks for it."""
 
     def __init__(self, per_minute: float | None) -> None:
         self.gap = 60 / per_minute if per_minute else 0.0
         self.free_at = 0.0
-        self.first = asyncio.Lock()
+        self.lock = asyncio.Lock()
 
-    async def turn(self) -> None:
-        async with self.first:  # only one waits for a time, so a pause moves the times of all the others
-            while (wait := self.free_at - time.monotonic()) > 0:  # a pause may come meanwhile
+    async def acquire(self) -> None:
+        async with self.lock:  # only one worker waits for a time, so a pause delays all the others too
+            while (wait := self.free_at - time.monotonic()) > 0:  # a pause may have moved the time during the sleep
                 await asyncio.sleep(wait)
             self.free_at = time.monotonic() + self.gap
 

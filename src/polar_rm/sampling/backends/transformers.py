@@ -1,4 +1,4 @@
-"""Policies that run in this process, on transformers. torch is imported on use: the other backends do without."""
+"""Policies that run in this process, on transformers. torch is imported on use, because the other backends don't need it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from polar_rm.sampling.base import Backend, Machine, Policy
 
 
 class TransformersPolicy(Policy):
-    """Runs in this process; policies of one model share its weights."""
+    """A policy that runs in this process; policies of one model share its weights."""
 
     backend: Literal["transformers"] = "transformers"
-    gguf_file: str | None = Field(None, description="Name of the GGUF in the model's folder that holds the weights.")
-    n_layers: PositiveInt | None = Field(None, description="Run only so many layers, the first ones.")
+    gguf_file: str | None = Field(None, description="Name of the GGUF file with the weights, in the model's folder.")
+    n_layers: PositiveInt | None = Field(None, description="Run only the first N layers of the model.")
 
     def open(self, machine: Machine) -> Backend:
-        """See :meth:`Policy.open`; the model stays loaded for the next policy of the same one."""
+        """See :meth:`Policy.open`; the model stays loaded for the next policy that uses it."""
         from polar_rm.model.devices import claim_device, compute_dtype
         from polar_rm.sampling.backends.generation import TransformersBackend
 

@@ -1,4 +1,4 @@
-"""Policies on a GPU machine with vLLM in this process, for throughput without a server."""
+"""Policies that run on vLLM in this process, for throughput on a GPU without a server."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from polar_rm.model.language_models import model_folder
 from polar_rm.sampling.backends.rendering import check_chat_template, encode
 from polar_rm.sampling.base import Emit, Machine, NoSample, Policy, Request
 
-_WINDOW = 8  # batches handed over at once: vLLM schedules them itself, and results are stored after each window
+_BATCHES_PER_CALL = 8  # vLLM schedules the requests of a call itself; results are stored after each call
 
 
 class VLLMPolicy(Policy):
-    """Runs in this process on vLLM, which schedules all requests itself."""
+    """A policy that runs in this process on vLLM, which schedules all requests itself."""
 
     backend: Literal["vllm"] = "vllm"
     engine: dict[str, Any] = Field(
@@ -28,7 +28,7 @@ class VLLMPolicy(Policy):
     )
 
     @model_validator(mode="after")
-    def _leaves_us_ours(self) -> VLLMPolicy:
+    def _holds_no_reserved_key(self) -> VLLMPolicy:
         for key, instead in {"model": "model", "revision": "revision", "dtype": "precision"}.items():
             if key in self.engine:
                 raise ValueError(f"policy {self.name!r}: engine can't hold {key}; see the key {instead}")
@@ -46,10 +46,10 @@ class VLLMBackend:
         with needs("vllm", f"policy {policy.name!r}: backend vllm"):
             import vllm
         self.policy, self.batch_size, self.parameters = policy, machine.batch_size, vllm.SamplingParams
-        own = {"revision": policy.revision, "dtype": {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}[machine.precision]}
+        dtype = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}[machine.precision]
         try:
-            self.llm = vllm.LLM(str(model_folder(policy.model)), **own, **policy.engine)
-        except (OSError, ValueError, RuntimeError, TypeError) as error:  # TypeError: an argument that it does not have
+            self.llm = vllm.LLM(str(model_folder(policy.model)), revision=policy.revision, dtype=dtype, **policy.engine)
+        except (OSError, ValueError, RuntimeError, TypeError) as error:  # TypeError: an unknown argument
             raise PolarError(f"policy {policy.name!r}: vLLM can't load {policy.model}: {first_line(error)}") from error
         self.tokenizer = self.llm.get_tokenizer()
         check_chat_template(policy, self.tokenizer)
@@ -57,7 +57,7 @@ class VLLMBackend:
     def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
         """See :class:`Backend`."""
         context = self.llm.llm_engine.model_config.max_model_len
-        for window in windows(requests, _WINDOW * self.batch_size):
+        for window in windows(requests, _BATCHES_PER_CALL * self.batch_size):
             if stop.is_set():
                 return
             fitting: list[tuple[Request, list[int]]] = []

@@ -1,4 +1,4 @@
-"""What carries a plan out: threads of this process, or a Ray cluster. Both yield the same events."""
+"""Engines that execute a plan: threads of this process, or a Ray cluster. Both yield the same events."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from polar_rm.sampling.base import Outcome, Policy, Request
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """A policy is loaded and asks its first request."""
+class PolicyStarted:
+    """A policy is loaded and begins with its requests."""
 
     policy: str
 
 
 @dataclass(frozen=True, slots=True)
 class SampleArrived:
-    """An outcome has arrived."""
+    """The outcome of a request has arrived."""
 
     policy: str
     request: Request
@@ -26,17 +26,17 @@ class SampleArrived:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFailed:
-    """A policy gave up; its other requests have no outcome."""
+    """A policy gave up; its remaining requests have no outcome."""
 
     policy: str
     error: str
 
 
-Events = Started | SampleArrived | PolicyFailed
+SamplingEvent = PolicyStarted | SampleArrived | PolicyFailed
 Work = Sequence[tuple[Policy, Sequence[Request]]]
-"""Policies and what they are still asked."""
+"""Policies with the requests that they still have to answer."""
 
 
 def by_key(requests: Iterable[Request]) -> dict[tuple[str, int], Request]:
-    """Requests of one policy by (prompt_id, sample_id), in their order."""
+    """Requests of one policy by (prompt_id, sample_id), in the same order."""
     return {(request.prompt_id, request.sample_id): request for request in requests}

@@ -1,4 +1,4 @@
-"""Threads of this process: one for each policy behind a server, and one for all that compute here, one after another."""
+"""Threads of this process: one for each policy behind a server, and one for all local policies, which run one after another."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from threading import Event, Thread
 
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Machine, Outcome, Request
-from polar_rm.sampling.engines import Events, PolicyFailed, SampleArrived, Started, Work
+from polar_rm.sampling.engines import PolicyFailed, PolicyStarted, SampleArrived, SamplingEvent, Work
 
-_PATIENCE_S = 10.0  # for threads to notice that they should stop
+_JOIN_TIMEOUT_S = 10.0  # time for threads to notice that they should stop
 
-_Queue = SimpleQueue[tuple[Events | BaseException | None, Event]]
-"""What happened, and an event that is set once it is dealt with."""
+_Queue = SimpleQueue[tuple[SamplingEvent | BaseException | None, Event]]
+"""A sampling event, an error or the end of a thread (None), and a threading event that is set once the item is processed."""
 
 
-def run(work: Work, machine: Machine) -> Generator[list[Events], None, None]:
-    """Whatever has arrived, again and again until every policy is through. Closing the iterator stops all threads.
+def run(work: Work, machine: Machine) -> Generator[list[SamplingEvent], None, None]:
+    """Yields the events that have arrived, until every policy has finished. Closing the iterator stops all threads.
 
-    Asking for more says that what came before is stored. Until then the thread that sent it asks nothing further, so a kill costs
-    no more than the requests that are under way.
+    The caller stores the events before it asks for more. Until then the thread that sent them sends no further request, so a kill
+    costs no more than the requests in progress.
 
-    Raises: an error that is no user's mistake, as it is.
+    Raises: any error that is not the user's mistake, unchanged.
     """
     queue: _Queue = SimpleQueue()
     stop = Event()
-    here = [item for item in work if item[0].IS_LOCAL]
-    here.sort(key=lambda item: item[0].model)  # policies of one model follow each other: it is loaded once
-    groups = [here, *([item] for item in work if not item[0].IS_LOCAL)]
+    local = [item for item in work if item[0].IS_LOCAL]
+    local.sort(key=lambda item: item[0].model)  # policies of one model are adjacent, so that it is loaded once
+    groups = [local, *([item] for item in work if not item[0].IS_LOCAL)]
     threads = [Thread(target=_run_group, args=(group, machine, queue, stop), daemon=True) for group in groups if group]
     for thread in threads:
         thread.start()
     running = len(threads)
     try:
         while running:
-            events: list[Events] = []
-            dealt_with: list[Event] = []
-            for event, done in _waiting(queue):
-                dealt_with.append(done)
+            events: list[SamplingEvent] = []
+            processed: list[Event] = []
+            for event, done in _next_items(queue):
+                processed.append(done)
                 if isinstance(event, BaseException):
                     raise event
                 if event is None:
@@ -47,16 +47,16 @@ def run(work: Work, machine: Machine) -> Generator[list[Events], None, None]:
                 else:
                     events.append(event)
             yield events
-            for done in dealt_with:
+            for done in processed:
                 done.set()
     finally:
         stop.set()
         for thread in threads:
-            thread.join(_PATIENCE_S)
+            thread.join(_JOIN_TIMEOUT_S)
 
 
-def _waiting(queue: _Queue) -> Iterator[tuple[Events | BaseException | None, Event]]:
-    """The next event, and all that have arrived meanwhile: they share a commit."""
+def _next_items(queue: _Queue) -> Iterator[tuple[SamplingEvent | BaseException | None, Event]]:
+    """Waits for the next item and adds all others that are there: they share a commit."""
     yield queue.get()
     try:
         while True:
@@ -66,12 +66,12 @@ def _waiting(queue: _Queue) -> Iterator[tuple[Events | BaseException | None, Eve
 
 
 def _run_group(group: Work, machine: Machine, queue: _Queue, stop: Event) -> None:
-    def tell(event: Events | BaseException | None) -> Event:
+    def put(event: SamplingEvent | BaseException | None) -> Event:
         queue.put((event, done := Event()))
         return done
 
-    def answered(policy: str, request: Request, outcome: Outcome) -> None:
-        stored = tell(SampleArrived(policy, request, outcome))
+    def emit(policy: str, request: Request, outcome: Outcome) -> None:
+        stored = put(SampleArrived(policy, request, outcome))
         while not stored.wait(0.2) and not stop.is_set():
             pass
 
@@ -81,10 +81,10 @@ def _run_group(group: Work, machine: Machine, queue: _Queue, stop: Event) -> Non
                 break
             try:
                 backend = policy.open(machine)
-                tell(Started(policy.name))
-                backend.run(requests, partial(answered, policy.name), stop)
+                put(PolicyStarted(policy.name))
+                backend.run(requests, partial(emit, policy.name), stop)
             except PolarError as error:
-                tell(PolicyFailed(policy.name, str(error)))
-    except BaseException as error:  # the main thread raises it: a bug must not look like a policy that is down
-        tell(error)
-    tell(None)
+                put(PolicyFailed(policy.name, str(error)))
+    except BaseException as error:  # the main thread raises it, because a bug must not look like a policy that is down
+        put(error)
+    put(None)
