@@ -161,7 +161,7 @@ def test_results_have_a_place_before_there_are_any(polar, model, tmp_path, monke
     monkeypatch.delattr(RewardModel, "from_pretrained")
     refused(polar("evaluate", pairs, "--model", model, "--json", tmp_path), tmp_path, "is a folder")
     refused(polar("evaluate", pairs, "--model", model, "--plot", "plot.pdf"), "plot.pdf", ".png, .svg")
-    refused(polar("evaluate", pairs, "--model", model, "--json", pairs / "out.json"), "is no folder")
+    refused(polar("evaluate", pairs, "--model", model, "--json", pairs / "out.json"), "is not a folder")
 
 
 def test_rows_are_counted_alike_everywhere(polar, model, tmp_path):

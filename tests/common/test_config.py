@@ -122,30 +122,30 @@ BOMB = "name: one\na0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{p: *a{i},
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB, "holds more than 100,000 values, aliases counted"),
+        (BOMB, "holds more than 100,000 values after its aliases are expanded"),
         (BOMB.replace("{p: *", "[*").replace(", q: *", ", *").replace("}", "]").replace("{x: 1]", "[1]"), "more than 100,000"),
-        ("name: one\noptim: &o {lr: *o}\n", r"the alias \*o stands within what it names"),
-        ("name: &n [*n]\n", r"the alias \*n stands within what it names"),
+        ("name: one\noptim: &o {lr: *o}\n", r"the alias \*o refers to itself"),
+        ("name: &n [*n]\n", r"the alias \*n refers to itself"),
         ("name: " + "[" * 1_000_000, "nested deeper than 64 levels"),
         ("name: " + "{a: " * 20_000, "nested deeper than 64 levels"),
         ("".join(" " * i + "a:\n" for i in range(1000)), "nested deeper than 64 levels"),
         ("name: one\n#" + "x" * (1 << 20), "more than 1,048,576 bytes"),
-        ("name: one\nbatch: 1\nname: two\n", "line 3: the key 'name' stands there twice"),
+        ("name: one\nbatch: 1\nname: two\n", "line 3: the key 'name' appears twice"),
     ],
 )
-def test_what_a_small_text_grows_to_is_bounded(tmp_path, text, message):
+def test_what_a_small_text_expands_to_is_bounded(tmp_path, text, message):
     """F12."""
     path = write(tmp_path / "a.yaml", text)
-    found = refusal([path])
-    assert found.startswith(f"{path}: ")
-    assert re.search(message, found)
+    error = refusal([path])
+    assert error.startswith(f"{path}: ")
+    assert re.search(message, error)
 
 
 def test_overrides_are_bounded_as_files_are():
     """F12."""
     assert refusal([], ["name=" + "[" * 20_000]).endswith("...: it is nested deeper than 64 levels")
     assert "nested deeper than 64 levels" in refusal([], [".".join(["a"] * 20_000) + "=1"])
-    assert "the alias *n stands within" in refusal([], ["name=&n [*n]"])
+    assert "the alias *n refers to itself" in refusal([], ["name=&n [*n]"])
     assert "more than 1,048,576 bytes" in refusal([], ["name=x" + "x" * (1 << 20)])
     assert len(refusal([], ["x" * 10_000])) < 300
 
@@ -158,7 +158,7 @@ def test_a_file_without_end_is_read_to_the_bound_only(tmp_path):
     assert "more than 1,048,576 bytes" in refusal([path])
 
 
-def test_aliases_are_for_reading_a_later_layer_changes_one_place_only(tmp_path):
+def test_a_later_layer_changes_one_of_two_values_that_share_an_alias(tmp_path):
     """F12."""
 
     class Two(Config):
@@ -178,11 +178,11 @@ def test_recipes_are_files_by_name(tmp_path):
 
     assert load_config(Small, ["recipe:pretrain_small"], ["batch_size=4"]).batch_size == 4
     assert refusal(["recipe:pretrain_smal"]) == "recipe:pretrain_smal: no such recipe; did you mean recipe:pretrain_small?"
-    assert "there are: corpus, finetune, " in refusal(["recipe:zzz"])
+    assert "the recipes are corpus, finetune, " in refusal(["recipe:zzz"])
     assert refusal([tmp_path / "rft.yaml"]).endswith("No such file or directory; did you mean recipe:rft?")
 
 
-def test_a_key_in_the_wrong_group_or_of_another_word_is_shown_its_place():
+def test_an_error_names_the_right_group_and_the_right_name_of_a_key():
     class Other(Config):
         optim: Optim = Optim()
         lora: Lora | None = None

@@ -1,4 +1,4 @@
-"""Writing files and folders: whole or not at all, durable, and standard JSON."""
+"""Writing files and folders: atomic, durable, and standard JSON."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ from polar_rm.errors import Damaged, PolarError
 
 
 def test_json_is_standard_json(tmp_path):
-    """B4, B23: NaN is no JSON."""
+    """B4, B23: NaN is not JSON."""
     write_json(tmp_path / "a.json", {"x": float("nan"), "y": [float("inf")], "path": tmp_path})
     refuse = {"parse_constant": lambda name: pytest.fail(name)}
     assert json.loads((tmp_path / "a.json").read_text(), **refuse) == {"x": None, "y": ["inf"], "path": str(tmp_path)}
@@ -45,18 +45,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_files_and_folders_are_synced_before_names_change(tmp_path, monkeypatch):
     """F6: a power cut must not leave names without content."""
-    seen = []
-    monkeypatch.setattr(files, "sync", lambda path: seen.append(("sync", path.name)))
+    events = []
+    monkeypatch.setattr(files, "sync", lambda path: events.append(("sync", path.name)))
     real = files._replace_directory
     monkeypatch.setattr(
-        files, "_replace_directory", lambda new, target: (seen.append(("rename", target.name)), real(new, target))
+        files, "_replace_directory", lambda new, target: (events.append(("rename", target.name)), real(new, target))
     )
     with atomic_directory(tmp_path / "m") as folder:
         (folder / "deep").mkdir()
         (folder / "deep/a").write_text("1")
-    rename = seen.index(("rename", "m"))
-    assert {name for kind, name in seen[:rename]} >= {"a", "deep", folder.name}
-    assert seen[rename + 1 :] == [("sync", tmp_path.name)]
+    rename = events.index(("rename", "m"))
+    assert {name for kind, name in events[:rename]} >= {"a", "deep", folder.name}
+    assert events[rename + 1 :] == [("sync", tmp_path.name)]
 
 
 @pytest.mark.parametrize("exchange", [True, False])
@@ -72,21 +72,21 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch, exchange):
     assert [path.name for path in tmp_path.rglob("*")] == ["m", "two"]
 
 
-def test_a_files_folder_is_synced_behind_its_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "sync", lambda path: seen.append((path, (tmp_path / "a").read_text())))
-    seen = []
+def test_a_files_folder_is_synced_after_the_rename(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "sync", lambda path: synced.append((path, (tmp_path / "a").read_text())))
     write_file(tmp_path / "a", "new")
-    assert seen == [(tmp_path, "new")]
+    assert synced == [(tmp_path, "new")]
 
 
 def test_others_may_read_a_folder_that_was_written(tmp_path):
-    """safetensors makes files that only their owner reads, and a server may be another user's."""
+    """safetensors writes files that only their owner can read, and a server may run as another user."""
     with atomic_directory(tmp_path / "m") as folder:
         (folder / "weights").touch(mode=0o600)
     assert (tmp_path / "m/weights").stat().st_mode & 0o777 == 0o644
 
 
-def test_a_full_disk_is_told_with_the_target(tmp_path):
+def test_a_full_disk_is_reported_with_the_target(tmp_path):
     with (
         pytest.raises(PolarError, match=r"m: could not be saved: .*No space left.* MiB are free"),
         atomic_directory(tmp_path / "m"),
@@ -104,17 +104,17 @@ def test_damage_is_named(tmp_path):
     check_files(tmp_path, facts, full=True)
     (tmp_path / "a").write_text("content oF a")
     check_files(tmp_path, facts)
-    with pytest.raises(Damaged, match="a: its content is not what was written"):
+    with pytest.raises(Damaged, match="a: the content is not what was written"):
         check_files(tmp_path, facts, full=True)
     (tmp_path / "a").write_text("cut")
-    with pytest.raises(Damaged, match="a: it has 3 bytes, written were 12"):
+    with pytest.raises(Damaged, match="a: the file has 3 bytes, but 12 were written"):
         check_files(tmp_path, facts)
     (tmp_path / "a").unlink()
-    with pytest.raises(Damaged, match="a: it is missing"):
+    with pytest.raises(Damaged, match="a: the file is missing"):
         check_files(tmp_path, facts)
 
 
-def test_a_missing_package_is_told_with_the_line_to_type():
+def test_a_missing_package_is_reported_with_the_command_that_installs_it():
     with (
         pytest.raises(PolarError, match=r"polar fly needs the package no_such_wings: pip install 'polar-rm\[fly\]'"),
         needs("fly", "polar fly"),
@@ -124,7 +124,7 @@ def test_a_missing_package_is_told_with_the_line_to_type():
         import polar_rm.no_such_module  # noqa: F401
 
 
-def test_a_missing_package_is_told_before_the_work_that_ends_with_it(monkeypatch):
+def test_a_missing_package_is_reported_before_the_work_that_needs_it(monkeypatch):
     require("fly", "polar fly", "json")
     with pytest.raises(PolarError, match=r"polar fly needs the package no_such_wings: pip install 'polar-rm\[fly\]'"):
         require("fly", "polar fly", "no_such_wings")
@@ -144,7 +144,7 @@ def test_targets_are_checked_before_the_work(tmp_path):
     for target, message in (
         (tmp_path, "it is a folder"),
         (tmp_path / "a.txt", "unknown kind"),
-        (tmp_path / "f/a.jsonl", "no folder"),
+        (tmp_path / "f/a.jsonl", "f is not a folder"),
     ):
         (tmp_path / "f").write_text("")
         with pytest.raises(PolarError, match=message):
@@ -167,7 +167,7 @@ def test_differences_are_five_by_name():
 
 
 @pytest.mark.parametrize(("content", "message"), [("", "not JSON"), ("[1]", "not a JSON object"), ("[" * 100_000, "not JSON")])
-def test_json_that_is_none(tmp_path, content, message):
+def test_files_that_are_not_json_objects(tmp_path, content, message):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(PolarError, match=message):
         read_json(tmp_path / "a.json")

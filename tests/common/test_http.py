@@ -1,4 +1,4 @@
-"""One transport: addresses, keys, proxies, and every way in which a server fails to answer, as typed outcomes."""
+"""The HTTP client: addresses, keys, proxies, and every way in which a server fails to answer as a typed result."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ def test_nobody_waits_for_ever(value):
     assert Reply(429, {"retry-after": value}, b"").retry_after is None
 
 
-def test_the_servers_words_are_found_where_each_puts_them():
+def test_error_messages_of_every_kind_of_server_are_read():
     for body in (b'{"error": {"message": "why"}}', b'{"error": "why"}', b'{"message": "why"}', b'{"detail": "why"}'):
         assert Reply(400, {}, body).message == "why"
     for content in (b"<html>", b"[1]", b"", b"{}", b"[" * 200_000):
@@ -49,12 +49,12 @@ def test_the_servers_words_are_found_where_each_puts_them():
 
 
 def test_a_reply_that_trickles_in_gets_no_more_time():
-    """B18: a timeout for each read lets a byte a minute go on for ever."""
+    """B18: with a timeout for each read, a reply of one byte a minute never ends."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"
     with answering(head, pause=0.05, endless=True) as (url, _):
         assert send(url, timeout=0.5) == NoReply("timeout", "no answer within 0.5 s")
         assert send(url, until=time.monotonic() - 1).kind == "timeout"
-        # Through sampling's policy as well.
+        # The same holds for sampling's policy.
         values = {"name": "p", "family": "f", "kind": "base", "model": "m", "base_url": f"{url}/v1", "retries": 0, "timeout": 0.5}
         from polar_rm.sampling.base import Request
 
@@ -64,7 +64,7 @@ def test_a_reply_that_trickles_in_gets_no_more_time():
         assert (outcomes[0].kind, outcomes[0].message) == ("timeout", "no answer within 0.5 s")
 
 
-def test_replies_have_a_bound_also_packed_ones():
+def test_the_size_of_replies_is_bounded_after_decompression():
     bomb = http(gzip.compress(b" " * (1 << 20)), "Content-Encoding: gzip")
     for content in (http(b" " * 5000), bomb):
         with answering(content) as (url, _):
@@ -93,7 +93,7 @@ def test_the_key_goes_to_the_server_and_into_no_message():
     assert b"Authorization: Bearer sk-secret\r\n" in received[0] and len(received) == 1
     assert reply.status == 302 and reply.headers["location"] == "http://127.0.0.1:9/?***"
     transport = Transport("http://127.0.0.1:9", api_key="sk-secret")
-    assert transport.said(Reply(400, {}, b"x" * 195 + b" sk-secret")) == "x" * 195 + " ***"
+    assert transport.error_text(Reply(400, {}, b"x" * 195 + b" sk-secret")) == "x" * 195 + " ***"
 
 
 def test_every_connection_is_kept_for_the_next_request():
@@ -104,7 +104,7 @@ def test_every_connection_is_kept_for_the_next_request():
             connections.append(writer)
             with contextlib.suppress(asyncio.IncompleteReadError):
                 while await reader.readuntil(b"\r\n\r\n"):
-                    await together.wait()  # all four are under way
+                    await together.wait()  # all four requests have been sent
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
@@ -132,12 +132,12 @@ def proxies(monkeypatch):
         monkeypatch.setenv(name, "http://user:pass@127.0.0.1:9")
 
 
-def test_a_proxy_is_asked_where_it_may_be_and_told(proxies, monkeypatch):
+def test_a_proxy_is_used_only_where_it_may_be_and_messages_name_it(proxies, monkeypatch):
     """H26."""
     with answering(http(b"{}")) as (url, _):
         for address in (url, url.replace("127.0.0.1", "localhost")):
-            for asked in (True, False):
-                assert send(address, proxies=asked).status == 200
+            for use_proxies in (True, False):
+                assert send(address, proxies=use_proxies).status == 200
     reply = send("http://policies.example", proxies=True)
     assert reply == NoReply("absent", "connection refused through the proxy http://127.0.0.1:9 of the environment")
     assert "proxy" not in send("http://policies.invalid", proxies=False).message
@@ -179,7 +179,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("address", [*BAD, "http://h:1?x=1", "http://h:1#x", "http://h:0", "//h:1"])
-def test_addresses_that_are_none(address):
+def test_texts_that_are_not_addresses(address):
     with pytest.raises(PolarError, match="not a server's address.*expected http://HOST:PORT"):
         server_url(address)
     with pytest.raises(PolarError, match="credentials") as error:
@@ -190,7 +190,7 @@ def test_addresses_that_are_none(address):
 
 
 def readers():
-    """Everybody who reads a key's environment variable."""
+    """Every function that reads a key's environment variable."""
     policy = {
         "name": "p",
         "family": "f",
@@ -209,7 +209,7 @@ def readers():
 
 @pytest.mark.parametrize("reader", ["server", "rft", "sampling", "parity"])
 def test_a_keys_variable_is_read_by_one_rule(reader, monkeypatch):
-    """B17: four readers had four rules; set and empty went out without a key."""
+    """B17: four readers had four rules, and a variable that was set but empty sent requests without a key."""
     monkeypatch.delenv("SOME_KEY", raising=False)
     with pytest.raises(PolarError, match="the environment variable SOME_KEY is not set"):
         readers()[reader]()

@@ -8,7 +8,7 @@ from polar_rm.common.json import dump_json
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_what_is_written_is_standard_json(indent):
-    """B4, B23: a strict reader takes it, whatever stood in it."""
+    """B4, B23: a strict reader accepts the text, whatever the value contains."""
     value = {
         "nan": math.nan,
         "inf": [math.inf, -math.inf],
@@ -29,7 +29,7 @@ def test_what_is_written_is_standard_json(indent):
     assert ("\n" in dump_json(value, indent=indent)) == (indent is not None)
 
 
-def test_endless_values_are_told():
+def test_a_value_that_contains_itself_is_an_error():
     endless = []
     endless.append(endless)
     with pytest.raises(RecursionError):

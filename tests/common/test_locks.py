@@ -1,4 +1,4 @@
-"""F1, H2, H12, F7: an output has one owner, which others are told by name, and a killed owner leaves nothing."""
+"""F1, H2, H12, F7: an output has one owner, others get an error with the owner's name, and a killed owner leaves nothing."""
 
 import json
 import os
@@ -55,11 +55,11 @@ def test_one_of_many_that_start_together_owns_it(tmp_path):
     code = "import sys; from polar_rm.common.locks import owned\nimport time\nwith owned(sys.argv[1], 'x'): time.sleep(1.5)"
     many = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], stderr=subprocess.PIPE) for _ in range(4)]
     failed = [process for process in many if process.communicate(timeout=60)[1] and process.returncode]
-    # Those that start late may find it free again; at no time had it two owners, or all would have passed.
+    # A process that starts late may find the output free again. With two owners at a time, all would have succeeded.
     assert 1 <= len(failed) <= 3
 
 
-def test_the_lock_is_removed_with_its_owner_and_never_under_anothers_feet(tmp_path):
+def test_the_lock_is_reentrant_and_removed_at_the_end(tmp_path):
     with owned(tmp_path / "out", "first"):
         pass
     with owned(tmp_path / "out", "second"), owned(tmp_path / "out", "the same thread, inside"):
@@ -67,8 +67,8 @@ def test_the_lock_is_removed_with_its_owner_and_never_under_anothers_feet(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_that_its_last_owner_removes_meanwhile_is_made_anew(tmp_path, monkeypatch):
-    """Locked on a file that is gone, this process and the next one would both be owners."""
+def test_a_lock_file_that_its_last_owner_removes_meanwhile_is_created_again(tmp_path, monkeypatch):
+    """With a lock on a removed file, this process and the next one would both be owners."""
     removed, flock = [], locks.fcntl.flock
 
     def slow(descriptor, operation):
@@ -91,8 +91,8 @@ def test_another_thread_of_the_owner_is_another_owner(tmp_path):
     other()
 
 
-def test_leftovers_of_killed_writers_go(tmp_path):
-    """F7: names repeat in containers, and nothing cleaned up."""
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
+    """F7: names repeated in containers, and nothing removed the leftovers."""
     target = tmp_path / "m"
     target.mkdir()
     for path in (temporary_path(target), temporary_path(target, "old"), target / ".step-00000001.partial"):
@@ -115,15 +115,15 @@ def test_a_target_lost_between_two_renames_comes_back(tmp_path):
 
 
 def test_a_folder_is_written_while_its_parent_is_owned(tmp_path):
-    """A run owns its folder and saves a model in it; sweeping the folder must not touch a write in progress."""
+    """A run owns its folder and saves a model in it; removing leftovers in the folder must not touch a write in progress."""
     with owned(tmp_path / "run", "pretrain"), atomic_directory(tmp_path / "run/model") as folder:
         write_file(folder / "a", "1")
-        locks.sweep(tmp_path / "run")
+        locks.remove_leftovers(tmp_path / "run")
         assert folder.is_dir()
     assert (tmp_path / "run/model/a").read_text() == "1"
 
 
-def test_without_locks_it_is_said(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(95, "Operation not supported")
 

@@ -64,10 +64,10 @@ def flip(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (remove, "00001-of-00003.parquet: it is missing, but .*manifest.json lists it"),
-        (cut, "00001-of-00003.parquet: it has 100 bytes, .*manifest.json says"),
+        (remove, "00001-of-00003.parquet: the file is missing, but .*manifest.json lists it"),
+        (cut, "00001-of-00003.parquet: the file has 100 bytes, .*manifest.json says"),
         (add, "00000-of-00009.parquet: .*manifest.json does not list it"),
-        (exchange, "00001-of-00003.parquet: it has "),
+        (exchange, "00001-of-00003.parquet: the file has "),
     ],
 )
 def test_trajectories_that_are_not_those_of_the_manifest_are_refused(tmp_path, damage, message):
@@ -90,9 +90,9 @@ def test_contents_are_compared_on_demand_and_by_every_build(tmp_path):
     folder = sampled(tmp_path / "o")
     flip(folder)
     make_plan(config(tmp_path, inputs=[str(folder)]))
-    with pytest.raises(Damaged, match="00001-of-00003.parquet: its content is not what was written"):
+    with pytest.raises(Damaged, match="00001-of-00003.parquet: the content is not what was written"):
         make_plan(config(tmp_path, inputs=[str(folder)], verify=True))
-    with pytest.raises(Damaged, match="00001-of-00003.parquet: its content is not what was written"):
+    with pytest.raises(Damaged, match="00001-of-00003.parquet: the content is not what was written"):
         build(config(tmp_path, inputs=[str(folder)]))
 
 
@@ -175,9 +175,9 @@ def test_training_and_evaluation_refuse_what_is_left_of_a_corpus(tmp_path):
     ready = load_config(TrainConfig, [runs.config(tmp_path, data={"train": [str(train)]}, max_steps=1)])
     plan(ready)
     (train / "00001.parquet").unlink()
-    with pytest.raises(Damaged, match=r"00001.parquet: it is missing"):
+    with pytest.raises(Damaged, match=r"00001.parquet: the file is missing"):
         plan(ready.model_copy(update={"output": tmp_path / "other"}))
-    with pytest.raises(Damaged, match=r"00001.parquet: it is missing"):
+    with pytest.raises(Damaged, match=r"00001.parquet: the file is missing"):
         evaluate_files("no-model", [train])
     (train / "00009.parquet").write_bytes((train / "00000.parquet").read_bytes())
     with pytest.raises(Damaged, match=r"00009.parquet: .* does not list it"):

@@ -1,4 +1,4 @@
-"""Answers that repeat their prompt (H4), and messages in all their spellings (H5, Missing 23 and 25)."""
+"""Answers that repeat their prompt (H4), and messages in all spellings (H5, Missing 23 and 25)."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ from polar_rm.records import (
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 YES, NO = {"role": "assistant", "content": "Because yes."}, {"role": "assistant", "content": "no"}
-WAY_OUT = "expected the answer alone, but it begins with the prompt; take those messages out"
+REPEATS_PROMPT = "expected the answer alone, but it begins with the prompt; remove those messages"
 
 
 def lines(path, *rows):
@@ -53,13 +53,13 @@ def test_an_answer_that_begins_with_the_prompt_is_refused_or_stripped(tmp_path, 
             pq.write_table(pa.Table.from_pylist([row]), path)
         else:
             path = lines(tmp_path / "data.jsonl", row)
-        with pytest.raises(BadRow, match=f"row 1: field '{field}': {WAY_OUT}.*strip_prompt"):
+        with pytest.raises(BadRow, match=f"row 1: field '{field}': {REPEATS_PROMPT}.*strip_prompt"):
             list(read_comparisons(path))
         bad = OnBadRow(strip_prompt=True)
         [comparison] = read_comparisons(path, bad)
         rest = answer[answer.index(whole[-1], len(whole) - 1) + 1 :]
-        found = {"chosen": comparison.candidates[0], "rejected": comparison.candidates[1], "reference": comparison.reference}
-        assert found == {**{name: good[name] for name in found}, field: rest}
+        texts = {"chosen": comparison.candidates[0], "rejected": comparison.candidates[1], "reference": comparison.reference}
+        assert texts == {**{name: good[name] for name in texts}, field: rest}
         [warning] = bad.warnings()
         assert (
             warning
@@ -67,24 +67,24 @@ def test_an_answer_that_begins_with_the_prompt_is_refused_or_stripped(tmp_path, 
         )
 
 
-def test_items_candidates_and_single_records_are_asked_the_same(tmp_path):
+def test_items_candidates_and_single_records_get_the_same_check(tmp_path):
     """H4: one check for files, requests and trainers."""
     item = {"prompt": "Why?", "reference": "", "output": [USER, YES]}
-    with pytest.raises(BadRow, match=f"field 'output': {WAY_OUT}"):
+    with pytest.raises(BadRow, match=f"field 'output': {REPEATS_PROMPT}"):
         list(read_items([item]))
-    with pytest.raises(InvalidRecord, match=f"field 'output': {WAY_OUT}"):
+    with pytest.raises(InvalidRecord, match=f"field 'output': {REPEATS_PROMPT}"):
         check(ScoreItem("Why?", "", [USER, YES]))
     assert check(ScoreItem("Why?", "", [USER, YES]), strip_prompt=True).output == [YES]
-    with pytest.raises(InvalidRecord, match=rf"field 'candidates\[1\]': {WAY_OUT}"):
+    with pytest.raises(InvalidRecord, match=rf"field 'candidates\[1\]': {REPEATS_PROMPT}"):
         check(Comparison([USER], None, ("a", [USER, NO]), (0, 1)))
-    with pytest.raises(BadRow, match="field 'output': expected an answer, but nothing comes behind the prompt's messages"):
+    with pytest.raises(BadRow, match="field 'output': expected an answer, but nothing follows the prompt's messages"):
         list(read_items([item | {"output": [USER]}], OnBadRow(strip_prompt=True)))
 
 
 def test_a_system_message_that_the_prompts_text_holds_is_part_of_the_prompt():
     """H4: the prompt rendered without roles, the answer as a whole conversation."""
     item = ScoreItem("Be brief.\nWhy?", "", [SYSTEM, USER, YES])
-    with pytest.raises(InvalidRecord, match=f"field 'output': {WAY_OUT}"):
+    with pytest.raises(InvalidRecord, match=f"field 'output': {REPEATS_PROMPT}"):
         check(item)
     assert check(item, strip_prompt=True).output == [YES]
 
@@ -94,14 +94,14 @@ def test_a_system_message_that_the_prompts_text_holds_is_part_of_the_prompt():
     [[{"role": "assistant", "content": "Why?"}], [{"role": "user", "content": "Why not?"}, YES], [YES, USER, NO]],
     ids=["echo", "other question", "later"],
 )
-def test_answers_that_only_resemble_the_prompt_are_taken(answer):
+def test_answers_that_only_resemble_the_prompt_are_accepted(answer):
     """H4."""
     for prompt in ("Why?", [USER]):
         assert check(ScoreItem(prompt, "", answer)).output == answer
 
 
-def test_texts_that_begin_with_the_prompt_are_counted_and_told_once(tmp_path, caplog):
-    """H4: the shape of hh-rlhf; nothing can tell whether it is meant."""
+def test_texts_that_begin_with_the_prompt_are_counted_and_reported_once(tmp_path, caplog):
+    """H4: hh-rlhf has this form; no check can decide whether it is intended."""
     prompt = "Human: Why is the sky blue? Assistant:"
     row = {"prompt": prompt, "reference": "r", "chosen": f"{prompt} scattering", "rejected": f"{prompt} paint"}
     short = {"prompt": "The", "reference": "r", "chosen": "Therefore", "rejected": "b"}
@@ -140,13 +140,13 @@ def test_messages_are_recognised_in_tables_however_they_are_spelt(tmp_path, cell
     assert comparison == Comparison([USER, YES], "r", ([YES], "b"), (0, 1))
 
 
-def test_messages_as_text_in_jsonl_stay_text_and_are_told(tmp_path):
-    """H5: there a string is a string."""
+def test_messages_as_text_in_jsonl_stay_text_and_are_reported(tmp_path):
+    """H5: in JSON a string is a string."""
     path = lines(tmp_path / "items.jsonl", *({"prompt": cell, "reference": "r", "output": "o"} for cell in SPELLINGS))
     bad = OnBadRow()
     assert [item.prompt for item in read_items(path, bad)] == SPELLINGS
     [warning] = bad.warnings()
-    assert warning.startswith("5 rows: 'prompt' is text that spells messages in JSON text; it is taken as that text (first:")
+    assert warning.startswith("5 rows: 'prompt' is text that spells messages in JSON text; it is read as plain text (first:")
     bad = OnBadRow()
     pq.write_table(pa.Table.from_pylist([{"prompt": str([USER]), "reference": "r", "output": "o"}]), tmp_path / "a.parquet")
     assert next(read_items(tmp_path / "a.parquet", bad)).prompt == str([USER])
@@ -161,7 +161,7 @@ pieces = st.sampled_from(
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=12) | st.lists(pieces, max_size=5).map("".join), st.integers(0, 3))
 def test_every_string_comes_back_from_a_cell(text, depth):
-    """H5: the quoting rule, also of what is quoted already."""
+    """H5: the quoting rule, also for strings that are quoted already."""
     for _ in range(depth):
         text = json.dumps([text])
     if "\ud7ff" < max(text, default="") < "\ue000":
@@ -212,7 +212,7 @@ def test_ranks_may_be_whole_floats_and_digits(ranks):
 
 
 def test_lists_of_chosen_and_rejected_are_ranked(tmp_path):
-    """Missing 25: the shape of RewardBench 2."""
+    """Missing 25: the form of RewardBench 2."""
     row = {"prompt": "p", "reference": "r", "chosen": ["a"], "rejected": ["b", [YES], "d"]}
     [comparison] = read_comparisons(lines(tmp_path / "data.jsonl", row))
     assert (comparison.candidates, comparison.ranks) == (("a", "b", [YES], "d"), (0, 1, 1, 1))
@@ -226,8 +226,8 @@ def test_lists_of_chosen_and_rejected_are_ranked(tmp_path):
         assert caught.value.field == field
 
 
-def test_a_number_where_a_text_belongs_is_told_how_to_write_it():
-    """Missing 25: 4 or 4.0, only the sender knows."""
+def test_a_number_where_a_text_belongs_is_refused_with_its_text_form():
+    """Missing 25: only the sender knows whether it was 4 or 4.0."""
     with pytest.raises(
         BadRow, match="field 'reference': expected text or a list of messages, not the number 4; write it as a text"
     ):
@@ -235,8 +235,8 @@ def test_a_number_where_a_text_belongs_is_told_how_to_write_it():
 
 
 @pytest.mark.parametrize("near", ["references", "Reference"])
-def test_a_column_with_nearly_the_right_name_is_no_metadata(near):
-    """Missing 25: without its reference a comparison would be another one, silently."""
+def test_a_column_with_nearly_the_right_name_does_not_become_metadata(near):
+    """Missing 25: a comparison that loses its reference silently means something else."""
     with pytest.raises(BadRow, match=f"field 'reference': expected .*{near}'; did you mean 'reference'"):
         list(read_comparisons([{"prompt": "p", near: ["r"], "chosen": "a", "rejected": "b"}]))
     with pytest.raises(BadRow, match=f"field 'reference': expected .*{near}'; did you mean 'reference'"):
@@ -248,6 +248,6 @@ def test_a_column_with_nearly_the_right_name_is_no_metadata(near):
 @pytest.mark.parametrize(
     "text", ['[{"role" is where a list of messages begins', '["[ is how a quoted one does', '[{"role": "user"']
 )
-def test_strings_that_begin_as_messages_do_are_quoted_as_ever(text):
-    """Files of earlier versions hold them so, and what is written now can be read there."""
+def test_strings_that_begin_like_messages_are_always_quoted(text):
+    """Earlier versions wrote them so, and can read what is written now."""
     assert to_cell(text) == json.dumps([text]) and from_cell(json.dumps([text])) == text

@@ -1,4 +1,4 @@
-"""Which files are read, and which never (H1, H6, H14, H15, B26, Missing 22 and 24)."""
+"""The files that are read and those that are left out (H1, H6, H14, H15, B26, Missing 22 and 24)."""
 
 import json
 
@@ -26,10 +26,10 @@ def lines(path, *rows):
 
 
 def test_hidden_files_and_our_lists_are_left_out_of_folders(tmp_path):
-    """H1, H6: what notebooks, macOS, Spark and polar itself leave beside data."""
+    """H1, H6: notebooks, macOS, Spark and polar itself leave such files beside data."""
     for name in ("b.jsonl", "deeper/a.jsonl"):
         lines(tmp_path / name, PAIR)
-    whole = sha256(tmp_path)
+    digest = sha256(tmp_path)
     for name in (
         ".ipynb_checkpoints/b-checkpoint.jsonl",
         "__MACOSX/b.jsonl",
@@ -38,7 +38,7 @@ def test_hidden_files_and_our_lists_are_left_out_of_folders(tmp_path):
         "_temporary/0/part.jsonl",
     ):
         lines(tmp_path / name, PAIR | {"prompt": name})
-    assert sha256(tmp_path) == whole
+    assert sha256(tmp_path) == digest
     for name in (
         "b.jsonl.rejected",
         "b.jsonl.rejected.jsonl",
@@ -51,30 +51,30 @@ def test_hidden_files_and_our_lists_are_left_out_of_folders(tmp_path):
     ):
         lines(tmp_path / name, {"not": "a record"})
     (tmp_path / "run/data/0123.index.json").write_text("{}")
-    found = survey_files([tmp_path])
-    assert found.files == (tmp_path / "b.jsonl", tmp_path / "deeper/a.jsonl")
-    assert found.describe().startswith("2 files; left out: ")
-    for said in (
+    data = survey_files([tmp_path])
+    assert data.files == (tmp_path / "b.jsonl", tmp_path / "deeper/a.jsonl")
+    assert data.describe().startswith("2 files; left out: ")
+    for part in (
         "2 hidden",
         "3 hidden folders",
         "5 written by polar",
         "2 .json (read only where named)",
         "1 folders of unfinished work",
     ):
-        assert said in found.describe()
+        assert part in data.describe()
     assert len(list(read_comparisons(tmp_path))) == 2
-    (tmp_path / "settings.json").unlink()  # a pattern means every file that it matches
+    (tmp_path / "settings.json").unlink()  # a pattern means every file that it matches, also these
     (tmp_path / "b.jsonl.rejected").unlink()
     (tmp_path / "work/parts/0.jsonl").unlink()
-    assert find_files(tmp_path / "*") == list(found.files)
-    with pytest.raises(PolarError, match=r"r\*: nothing that matches holds data \(left out: 2 written by polar"):
+    assert find_files(tmp_path / "*") == list(data.files)
+    with pytest.raises(PolarError, match=r"r\*: no match of the pattern holds data \(left out: 2 written by polar"):
         find_files(tmp_path / "r*")
     named = tmp_path / "_SUCCESS.jsonl"
-    assert find_files(named) == [named]  # who names a file means it
+    assert find_files(named) == [named]  # a file that is named is always read
 
 
 def test_links_to_folders_are_not_followed(tmp_path):
-    """They may lead round in a circle, or to the same files twice."""
+    """They may form a circle, or lead to the same files twice."""
     kept = lines(tmp_path / "data/a.jsonl", PAIR)
     lines(tmp_path / "other/b.jsonl", PAIR)
     (tmp_path / "data/other").symlink_to(tmp_path / "other")
@@ -84,7 +84,7 @@ def test_links_to_folders_are_not_followed(tmp_path):
 
 
 def test_a_second_run_with_bad_rows_reads_nothing_of_the_first(tmp_path):
-    """H1: it read its own refusals for ever."""
+    """H1: it read its own bad rows again and again."""
     lines(tmp_path / "pairs.jsonl", PAIR, {"prompt": "p"})
     for source in (tmp_path, tmp_path / "*.jsonl", tmp_path / "*"):
         for _ in range(2):
@@ -98,7 +98,7 @@ def test_a_second_run_with_bad_rows_reads_nothing_of_the_first(tmp_path):
 
 
 def test_a_file_is_read_to_the_size_that_it_had(tmp_path):
-    """H1: a reader that feeds its own input would never end."""
+    """H1: a run that appends to its own input would never end."""
     path = lines(tmp_path / "pairs.jsonl", PAIR, PAIR)
     seen = 0
     for _ in read_comparisons(path):
@@ -110,7 +110,7 @@ def test_a_file_is_read_to_the_size_that_it_had(tmp_path):
 
 
 def test_what_the_run_writes_is_refused_before_anything_is_read(tmp_path):
-    """H1: by what the file is, not by its name."""
+    """H1: files are compared by identity, not by name."""
     data = lines(tmp_path / "data/pairs.jsonl", PAIR)
     link = tmp_path / "link.jsonl"
     link.symlink_to(data)
@@ -122,7 +122,7 @@ def test_what_the_run_writes_is_refused_before_anything_is_read(tmp_path):
     assert len(find_files(tmp_path / "data", [tmp_path / "data/other", tmp_path / "new.jsonl"])) == 2
 
 
-def test_side_files_stand_beside_the_output_and_never_meet(tmp_path):
+def test_side_files_are_beside_the_output_and_have_different_names(tmp_path):
     """B26."""
     assert side_file(tmp_path / "scores.jsonl") == tmp_path / "scores.jsonl.rejected"
     names = {side_file(None, [folder / "pairs.jsonl"]) for folder in (tmp_path / "a", tmp_path / "b")}
@@ -133,8 +133,8 @@ def test_side_files_stand_beside_the_output_and_never_meet(tmp_path):
     assert side_file(None, ["."]).name.startswith("rows.")
 
 
-def test_a_corpus_is_no_training_data_as_a_whole(tmp_path):
-    """H15: its held-out splits would be trained on."""
+def test_a_corpus_of_several_splits_is_refused_as_data(tmp_path):
+    """H15: the run would train on the held-out splits."""
     corpus = tmp_path / "data/corpus"
     for split in ("train", "unseen_prompts"):
         lines(corpus / split / "00000.jsonl", PAIR)
@@ -148,7 +148,7 @@ def test_a_corpus_is_no_training_data_as_a_whole(tmp_path):
 
 
 def test_folders_that_datasets_saved(tmp_path):
-    """Missing 22: their Arrow files, without the package; a data set of splits has to be told which."""
+    """Missing 22: their Arrow files are read without the package; of a data set with several splits one must be named."""
     datasets = pytest.importorskip("datasets")
     message = [{"role": "user", "content": "p"}]
     rows = [PAIR | {"prompt": message, "chosen": f"a{i}"} for i in range(5)]
@@ -165,16 +165,16 @@ def test_folders_that_datasets_saved(tmp_path):
 
 
 def test_one_file_where_rows_have_numbers(tmp_path):
-    """H14: a pattern may stand for it."""
+    """H14: a pattern may mean the file."""
     first = lines(tmp_path / "a.jsonl", PAIR)
     assert find_file(tmp_path / "*.jsonl") == first
     lines(tmp_path / "b.jsonl", PAIR)
-    with pytest.raises(PolarError, match="it means 2 files; name one at a time"):
+    with pytest.raises(PolarError, match="it means 2 files; name one: "):
         find_file(tmp_path / "*.jsonl")
 
 
 def test_a_row_that_is_nested_too_deeply_is_refused_and_kept(tmp_path):
-    """F13: whoever reads a record again must be able to."""
+    """F13: every later reader of a record must be able to parse it."""
     deep = "x"
     for _ in range(150):
         deep = {"a": [deep]}

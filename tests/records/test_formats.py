@@ -1,4 +1,4 @@
-"""Kinds of files (Missing 24), damage in them, and how much one row may hold (F12)."""
+"""Kinds of files (Missing 24), damaged files, and the limits of one row (F12)."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ from polar_rm.errors import BadRow, PolarError
 from polar_rm.records import Comparison, OnBadRow, lines, read_comparisons, read_items, read_numbered_comparisons, values
 
 ROWS = [{"prompt": f"p{i}\nü", "reference": "r", "chosen": f'a "{i}"', "rejected": "b, c"} for i in range(3)]
-WANTED = [Comparison(row["prompt"], "r", (row["chosen"], row["rejected"]), (0, 1)) for row in ROWS]
+EXPECTED = [Comparison(row["prompt"], "r", (row["chosen"], row["rejected"]), (0, 1)) for row in ROWS]
 
 
 PAIR = json.dumps(ROWS[0])
@@ -67,7 +67,7 @@ FORMS = {
 def test_kinds_of_files(tmp_path, name):
     """Missing 24."""
     (tmp_path / name).write_bytes(FORMS[name])
-    assert list(read_comparisons(tmp_path / name)) == WANTED
+    assert list(read_comparisons(tmp_path / name)) == EXPECTED
     assert [number for number, _ in read_numbered_comparisons(tmp_path / name)] == [1, 2, 3]
 
 
@@ -76,7 +76,7 @@ def test_kinds_of_tables(tmp_path, name):
     """Missing 24."""
     table = pa.Table.from_pylist(ROWS)
     (pq.write_table if name == "a.PARQUET" else pyarrow.feather.write_feather)(table, tmp_path / name)
-    assert list(read_comparisons(tmp_path / name)) == WANTED
+    assert list(read_comparisons(tmp_path / name)) == EXPECTED
 
 
 @settings(max_examples=60, deadline=None)
@@ -89,7 +89,7 @@ def test_kinds_of_tables(tmp_path, name):
     st.integers(1, 40),
 )
 def test_arrays_are_decoded_as_a_whole_file_would_be(tmp_path_factory, rows, indent, buffer):
-    """Missing 24: row by row out of a small buffer."""
+    """Missing 24: row by row from a small buffer."""
     path = tmp_path_factory.mktemp("json") / "a.json"
     path.write_text(json.dumps(rows, indent=indent, ensure_ascii=True), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -100,7 +100,7 @@ def test_arrays_are_decoded_as_a_whole_file_would_be(tmp_path_factory, rows, ind
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", '{"prompt": ["p"], "chosen": ["a"]}', "it holds one JSON object; a .json file of rows is an array of them"),
+        ("a.json", '{"prompt": ["p"], "chosen": ["a"]}', "it holds one JSON object; expected an array of objects"),
         ("a.json", '{\n"prompt": "p",\n"chosen": "a"}', "it holds one JSON object"),
         ("a.json", '"text"', "it is neither an array of rows nor JSON lines"),
         ("a.json", f'[{PAIR}, {{"prompt": x}}]' + " " * 200, "unreadable after row 1: Expecting value"),
@@ -112,20 +112,20 @@ def test_arrays_are_decoded_as_a_whole_file_would_be(tmp_path_factory, rows, ind
         (
             "a.jsonl",
             '[\n {"prompt": "p"}\n]',
-            "row 1: expected .* here an array begins; a file that holds one array of rows is named .json",
+            "row 1: expected .* the file begins with an array; name a file with one array of rows .json",
         ),
         ("a.jsonl", '[{"prompt": "p"}]\n', "row 1: expected an object with named fields, but this is an array"),
-        ("a.jsonl", '{\n"prompt": "p"}', "row 1: expected one JSON object a line, but this one goes over several lines"),
+        ("a.jsonl", '{\n"prompt": "p"}', "row 1: expected one JSON object a line, but this one spans several lines"),
         ("a.csv", "prompt,chosen,prompt\n", "two columns have the name 'prompt'"),
         ("a.csv", "prompt,,chosen\n", "column 2 has no name"),
-        ("a.csv", "prompt,chosen\np,a,b\n", "row 1: expected 2 cells, as the first line names, not 3"),
+        ("a.csv", "prompt,chosen\np,a,b\n", "row 1: expected 2 cells, one for each column of the header, not 3"),
         ("a.csv", 'prompt,chosen\np,"a', "unreadable after row 0: unexpected end of data"),
         ("a.csv", "prompt,reference,output\np,,o\n", "row 1: field 'reference': expected text or a list of messages, not null"),
         ("a.arrow", "ARROW1 but not really", "not a complete Arrow file"),
         ("a.jsonl.zst", "no zstd", "unreadable after line 0"),
     ],
 )
-def test_damaged_files_say_what_they_are(tmp_path, name, content, message):
+def test_damaged_files_are_refused_with_the_reason(tmp_path, name, content, message):
     """Missing 24."""
     path = tmp_path / name
     path.write_text(content)
@@ -139,17 +139,17 @@ def test_lists_and_numbers_in_csv(tmp_path):
     assert list(read_comparisons(tmp_path / "a.csv")) == [Comparison("p", "r", ("a", "b"), (0, 1), metadata={"n": "3"})]
 
 
-def test_cut_zstd_is_told(tmp_path):
+def test_truncated_zstd_is_refused(tmp_path):
     """Missing 24."""
-    whole = zst(b"".join(json_lines([row | {"x": str(i) * 50}]) for i in range(2000) for row in ROWS))
-    (tmp_path / "cut.jsonl.zst").write_bytes(whole[:-50])
-    with pytest.raises(PolarError, match=r"cut.jsonl.zst: unreadable after line \d+"):
-        list(read_comparisons(tmp_path / "cut.jsonl.zst"))
+    data = zst(b"".join(json_lines([row | {"x": str(i) * 50}]) for i in range(2000) for row in ROWS))
+    (tmp_path / "truncated.jsonl.zst").write_bytes(data[:-50])
+    with pytest.raises(PolarError, match=r"truncated.jsonl.zst: unreadable after line \d+"):
+        list(read_comparisons(tmp_path / "truncated.jsonl.zst"))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.zst"])
-def test_a_line_has_a_limit_that_is_told(tmp_path, monkeypatch, suffix):
-    """F12: such a line is skipped like other bad rows, and the next is read."""
+def test_a_line_beyond_the_limit_is_a_bad_row(tmp_path, monkeypatch, suffix):
+    """F12: the line is skipped like other bad rows, and the next line is read."""
     monkeypatch.setattr(lines, "MAX_ROW_BYTES", 5000)
     content = json_lines(ROWS[:1]) + b" " * 300_000 + b"\n" + json_lines([ROWS[1] | {"x": "y" * 9000}]) + json_lines(ROWS[2:])
     data = {"jsonl": content, "jsonl.gz": gzip.compress(content), "jsonl.zst": zst(content)}[suffix]
@@ -163,8 +163,8 @@ def test_a_line_has_a_limit_that_is_told(tmp_path, monkeypatch, suffix):
     assert all(1000 < len(text) <= 1003 for text in kept)
 
 
-def test_texts_have_a_limit_that_is_told(monkeypatch):
-    """F12: in whatever kind of file."""
+def test_a_text_beyond_the_limit_is_a_bad_row(monkeypatch):
+    """F12: in every kind of file."""
     text = "x" * (values.MAX_TEXT_CHARACTERS + 1)
     with pytest.raises(BadRow, match="field 'output': expected a text of at most 33,554,432 characters, not of 33,554,433"):
         list(read_items([{"prompt": "p", "reference": "r", "output": text}]))
@@ -185,8 +185,8 @@ BOMBS = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", BOMBS)
-def test_small_files_that_unfold_to_gigabytes_need_little_memory(tmp_path, kind):
-    """F12: a limit of memory, in a process of its own, is the oracle."""
+def test_small_files_that_expand_to_gigabytes_need_little_memory(tmp_path, kind):
+    """F12: the oracle is the peak memory of a separate process."""
     path = tmp_path / ("a.jsonl.gz" if kind == "gz" else "a.parquet")
     code = f"import gzip, sys\nimport pyarrow as pa, pyarrow.parquet as pq\npath = sys.argv[1]\n{BOMBS[kind]}"
     subprocess.run([sys.executable, "-c", code, path], check=True)
@@ -205,18 +205,18 @@ except PolarError as error:
 [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
 print(rows, int(line.split()[1]) >> 10)
 """
-    said = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True).stdout
-    rows, mebibytes = map(int, said.splitlines()[-1].split())
+    stdout = subprocess.run([sys.executable, "-c", code, path], check=True, capture_output=True, text=True).stdout
+    rows, mebibytes = map(int, stdout.splitlines()[-1].split())
     assert mebibytes < 600
     if kind == "parquet":
         assert rows == 10000
     elif kind == "gz":
-        assert "row 1: expected at most 33,554,432 bytes a row" in said
+        assert "row 1: expected at most 33,554,432 bytes a row" in stdout
     else:
-        assert "the different values of column candidates" in said
+        assert "the distinct values of column candidates" in stdout
 
 
-def test_many_columns_are_refused_at_once(tmp_path):
+def test_many_columns_are_refused(tmp_path):
     """F12: the check was quadratic; each row keeps all columns."""
     names = [f"c{i}" for i in range(100_000)]
     (tmp_path / "a.csv").write_text(",".join(names) + "\n")

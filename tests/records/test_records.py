@@ -43,7 +43,7 @@ def test_pairs_are_all_ordered_pairs():
     assert Comparison("p", "r", ("a", "b", "c", "d"), (0, 1, 1, 2)).pairs() == [(0, 1), (0, 2), (0, 3), (1, 3), (2, 3)]
 
 
-def test_official_rows_are_accepted_as_they_are(tmp_path):
+def test_official_rows_are_accepted_unchanged(tmp_path):
     pair = {"prompt": MESSAGES[:1], "reference": MESSAGES[1:], "chosen": "a", "rejected": "b", "wrapper": "pretrain"}
     [comparison] = read_comparisons(lines(tmp_path / "pairs.jsonl", pair))
     assert comparison == Comparison(MESSAGES[:1], MESSAGES[1:], ("a", "b"), (0, 1), "pretrain")
@@ -157,7 +157,7 @@ def test_row_numbers_have_gaps_where_rows_were_skipped(tmp_path):
     assert [row for row, _ in read_numbered_comparisons(path, OnBadRow("skip", tmp_path / "side.jsonl"))] == [1, 3]
 
 
-def test_files_that_are_no_files(tmp_path):
+def test_files_without_rows_are_refused(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "data.xlsx").touch()
     (tmp_path / "folder").mkdir()
@@ -174,12 +174,12 @@ def test_files_that_are_no_files(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl.gz"])
 def test_truncated_files_are_refused(tmp_path, suffix):
-    whole = tmp_path / f"whole{suffix}"
-    write_records(whole, (Comparison(f"p{i}" * 50, "r", (f"a{i}", "b"), (0, 1)) for i in range(2000)))
-    cut = tmp_path / f"cut{suffix}"
-    cut.write_bytes(whole.read_bytes()[:-200])
-    with pytest.raises(PolarError, match="cut"):
-        list(read_comparisons(cut))
+    complete = tmp_path / f"complete{suffix}"
+    write_records(complete, (Comparison(f"p{i}" * 50, "r", (f"a{i}", "b"), (0, 1)) for i in range(2000)))
+    truncated = tmp_path / f"truncated{suffix}"
+    truncated.write_bytes(complete.read_bytes()[:-200])
+    with pytest.raises(PolarError, match="truncated"):
+        list(read_comparisons(truncated))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_cells_that_python_cant_hold(tmp_path, column, rows):
         list(read_comparisons(tmp_path / "data.parquet"))
 
 
-def test_columns_need_names_of_their_own(tmp_path):
+def test_columns_need_different_names(tmp_path):
     table = pa.Table.from_pylist([GOOD])
     for column, message in [
         (pa.field("prompt", pa.string()), "two columns have the name 'prompt'"),
@@ -252,9 +252,10 @@ def comparisons(draw):
         st.lists(st.integers(0, 5), min_size=len(candidates), max_size=len(candidates)).filter(lambda r: len(set(r)) > 1)
     )
     wrapper = draw(st.sampled_from(["sft", "pretrain"]))
-    made = Comparison(draw(either), draw(st.none() | either), tuple(candidates), tuple(ranks), wrapper, {"note": draw(texts)})
+    note = {"note": draw(texts)}
+    comparison = Comparison(draw(either), draw(st.none() | either), tuple(candidates), tuple(ranks), wrapper, note)
     try:
-        return check(made)
+        return check(comparison)
     except InvalidRecord:  # an answer that happens to begin with the prompt's messages
         assume(False)
 
@@ -318,7 +319,7 @@ def test_numbers_beyond_64_bits_are_refused(tmp_path, suffix, field):
         pytest.param(10**5000, hex(10**5000), id="digits"),
     ],
 )
-def test_what_json_has_no_form_for_is_written_as_text(tmp_path, suffix, value, written):
+def test_what_json_cant_express_is_written_as_text(tmp_path, suffix, value, written):
     path = tmp_path / f"data{suffix}"
     write_records(path, [ScoreItem([MESSAGES[0] | {"x": [value]}], "r", "o", metadata={"x": value})])
     assert list(read_items(path)) == [ScoreItem([MESSAGES[0] | {"x": [written]}], "r", "o", metadata={"x": written})]
@@ -352,7 +353,7 @@ def test_gzip_files_are_reproducible(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_a_string_in_metadata_stays_a_string(tmp_path, suffix):
-    """B27: and a table's text of digits is no object."""
+    """B27: a table's text of digits is not an object."""
     row = {"prompt": "p", "reference": "r", "output": "o", "metadata": "123", "meta": "[1"}
     path = lines(tmp_path / "data.jsonl", row, row | {"meta": '{"a": 1}'})
     if suffix == ".parquet":

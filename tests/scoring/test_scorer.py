@@ -203,7 +203,7 @@ def test_scores_go_only_where_they_can_be_read_back(model, tmp_path):
         ("items.jsonl", "link.jsonl", "the input itself"),
         ("items.jsonl", "folder.jsonl", "it is a folder"),
         ("items.jsonl", "scores.jsonl.gz", "known: .jsonl"),
-        ("items.jsonl", "items.jsonl/scores.jsonl", "is no folder"),
+        ("items.jsonl", "items.jsonl/scores.jsonl", "is not a folder"),
         (".", "scores.jsonl", "one file at a time"),
     ):
         with pytest.raises(PolarError, match=reason):

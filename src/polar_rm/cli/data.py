@@ -12,7 +12,7 @@ from polar_rm.cli.options import DATA, Arguments, BadRowsOf, DryRun, JsonFile, M
 from polar_rm.cli.output import message, messages, print_table, print_text, print_values
 from polar_rm.common.extras import needs
 from polar_rm.common.paths import check_data
-from polar_rm.common.progress import shown
+from polar_rm.common.progress import show_progress
 from polar_rm.errors import PolarError
 
 
@@ -55,7 +55,7 @@ def sample(
         if json:
             write_json(json, [asdict(each) for each in estimates])
         return
-    with shown(messages, lines=True) as progress:
+    with show_progress(messages, lines=True) as progress:
         report = run_sampling(config, progress, retry_failed=retry_failed)
     if json:
         write_json(json, report.to_json())
@@ -98,7 +98,7 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
         if json:
             write_json(json, lines)
         return
-    with shown(messages) as progress:
+    with show_progress(messages) as progress:
         report = build(config, progress=progress)
     for line in summary(report):
         print_text(line)

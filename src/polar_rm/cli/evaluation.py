@@ -9,7 +9,7 @@ import typer
 
 from polar_rm.cli.options import DATA, MODEL, BadRows, Device, JsonFile, ModelDir, Precision, RowTokens, StripPrompt, verb
 from polar_rm.cli.output import messages, print_table
-from polar_rm.common.progress import shown
+from polar_rm.common.progress import show_progress
 
 By = Annotated[str | None, typer.Option(help="Also per value of this metadata field, e.g. `subset` or `meta.language`.")]
 Plot = Annotated[Path | None, typer.Option(help="Draw accuracies with intervals into this PNG or SVG.")]
@@ -56,7 +56,7 @@ def evaluate(
 
     claimed = claim_device(device)
     bad = OnBadRow(on_bad_row, side_file(json or plot, files), strip_prompt=strip_prompt)
-    with shown(messages) as progress:
+    with show_progress(messages) as progress:
         result = evaluate_files(
             model,
             files,

@@ -268,7 +268,7 @@ class AsyncRewardClient:
             end, pause, absent = until, 0.0, False
             if isinstance(reply, Reply):
                 self._met = True
-                reason, pause = f"HTTP {reply.status}: {self._transport.said(reply, 300)}", reply.retry_after or 0.0
+                reason, pause = f"HTTP {reply.status}: {self._transport.error_text(reply, 300)}", reply.retry_after or 0.0
             else:
                 if reply.kind in ("too_large", "unreadable"):
                     raise BadReply(reply.message)
@@ -288,7 +288,7 @@ class AsyncRewardClient:
 def _content(reply: Reply, transport: Transport) -> Any:
     """The JSON of a reply that another try would not change."""
     if reply.status >= 400:
-        raise _Refused(reply.status, reply.url, transport.said(reply, 300))
+        raise _Refused(reply.status, reply.url, transport.error_text(reply, 300))
     if reply.status >= 300:
         target = reply.headers.get("location", "nowhere")
         raise BadReply(f"HTTP {reply.status}: a redirect to {target[:300]}; give the URL of the server itself")

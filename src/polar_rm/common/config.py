@@ -1,4 +1,4 @@
-"""Configuration: YAML files layered left to right, then dotted overrides, checked by pydantic models."""
+"""Configuration: YAML files merged left to right, then dotted overrides, validated by pydantic models."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from polar_rm.errors import ConfigError
 C = TypeVar("C", bound="Config")
 
 
-def at_home(path: str | Path) -> str:
-    """The path with a leading ``~`` or ``~user`` replaced by that home folder; others, and addresses, as they are.
+def expand_home(path: str | Path) -> str:
+    """Replace a leading ``~`` or ``~user`` by that home folder; other paths, and URLs, stay unchanged.
 
-    No shell looks into a YAML file, and a folder that is really called ``~`` is dangerous to remove.
+    No shell expands a YAML file, and a folder that is literally called ``~`` is dangerous to remove.
 
     Raises:
         ValueError: there is no such user.
@@ -30,51 +30,51 @@ def at_home(path: str | Path) -> str:
     try:
         return str(Path(text).expanduser())
     except RuntimeError:
-        raise ValueError(f"no home folder is known for {text.split('/')[0]!r}; write the whole path") from None
+        raise ValueError(f"no home folder is known for {text.split('/')[0]!r}; write the full path") from None
 
 
-PathText = Annotated[str, AfterValidator(at_home)]
+PathText = Annotated[str, AfterValidator(expand_home)]
 """A string that may name a file or folder (a model, a pattern): ``~`` is the home folder."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""Of random numbers; the range is that of numpy, which the libraries behind us seed as well."""
+"""A seed of random number generators. The range is numpy's, because the libraries that we use seed numpy too."""
 
 
 class Config(BaseModel):
-    """A group of settings: unknown keys are errors, values never change after the check, ``~`` in paths is the home folder."""
+    """A group of settings: unknown keys are errors, values are frozen after validation, ``~`` in paths is the home folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @field_validator("*", mode="after")
     @classmethod
-    def _paths_at_home(cls, value: Any) -> Any:
-        return _at_home(value)
+    def _expand_paths(cls, value: Any) -> Any:
+        return _expanded(value)
 
 
-def _at_home(value: Any) -> Any:
-    """A value of a field with all paths in it expanded; strings are no paths unless their type is :data:`PathText`."""
+def _expanded(value: Any) -> Any:
+    """A field's value with all paths in it expanded. Plain strings are not paths; :data:`PathText` expands its own."""
     if isinstance(value, Path):
-        return Path(at_home(value))
+        return Path(expand_home(value))
     if isinstance(value, list | tuple) and any(isinstance(each, Path) for each in value):
-        return type(value)(map(_at_home, value))
+        return type(value)(map(_expanded, value))
     return value
 
 
 def load_config(kind: type[C], files: Sequence[str | Path], overrides: Sequence[str] = ()) -> C:
-    """Settings out of YAML files, later ones over earlier ones, then overrides such as ``optim.lr=1e-4``.
+    """Load settings from YAML files, where later files override earlier ones, then from overrides such as ``optim.lr=1e-4``.
 
     A file may be a packaged recipe, ``recipe:NAME``. The value of an override is YAML too: ``data.train=[a.jsonl, b.jsonl]``,
     ``lora=null``.
 
     Raises:
-        ConfigError: names the file or the override, the key and what is wrong; for an unknown key, the nearest known one.
+        ConfigError: names the file or the override, the key and the error; for an unknown key, also the nearest known one.
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for file in files:
-        _layer(merged, _read(str(file)), str(file), origins)
+        _merge(merged, _read(str(file)), str(file), origins)
     for override in overrides:
-        _layer(merged, _overridden(override), _shortened(override), origins)
+        _merge(merged, _parse_override(override), _shortened(override), origins)
     try:
         return kind.model_validate(merged)
     except ValidationError as error:
@@ -82,18 +82,18 @@ def load_config(kind: type[C], files: Sequence[str | Path], overrides: Sequence[
 
 
 RENAMED = {"dtype": "precision", "token_budget": "row_tokens"}
-"""Words that were options once, or are options elsewhere, and ours for them."""
+"""Names that earlier versions or other tools use for an option -> our name for it."""
 
 
 def suggestion(key: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown key: our word for it, or the nearest known one, if any is near."""
+    """The end of a message about an unknown key: our name for it, or the nearest known key; empty where none is near."""
     known = list(known)
     near = [RENAMED[key]] if RENAMED.get(key) in known else get_close_matches(key, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def to_yaml(config: Config) -> str:
-    """As a file that :func:`load_config` takes."""
+    """The config as YAML text that :func:`load_config` reads."""
     return dump_yaml(config.model_dump(mode="json"))
 
 
@@ -105,14 +105,14 @@ def _parse(text: str, origin: str) -> Any:
 
 
 def _read(source: str) -> dict[str, Any]:
-    """The keys of a file, or of a packaged recipe by ``recipe:NAME``."""
-    content = _parse(read_recipe(source.removeprefix(PREFIX)) if source.startswith(PREFIX) else _text_of(Path(source)), source)
+    """The keys of a file, or of a packaged recipe named ``recipe:NAME``."""
+    content = _parse(read_recipe(source.removeprefix(PREFIX)) if source.startswith(PREFIX) else _read_text(Path(source)), source)
     if not isinstance(content, dict | None):
         raise ConfigError(f"{source}: expected keys with values, not a {type(content).__name__}")
     return content or {}
 
 
-def _text_of(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -128,8 +128,8 @@ def _text_of(path: Path) -> str:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _overridden(override: str) -> dict[str, Any]:
-    """The nested group that an override such as ``optim.lr=1e-4`` stands for."""
+def _parse_override(override: str) -> dict[str, Any]:
+    """The nested group that an override such as ``optim.lr=1e-4`` sets."""
     key, separator, value = override.partition("=")
     parts = key.split(".")
     if not separator or not all(parts):
@@ -142,16 +142,19 @@ def _overridden(override: str) -> dict[str, Any]:
     return dict(layer)
 
 
-def _layer(merged: dict[str, Any], layer: dict[str, Any], origin: str, origins: dict[str, str], above: str = "") -> None:
-    """Write a layer over what is there, group by group. All containers are copied: later layers write into them, and YAML's
-    aliases would share them."""
+def _merge(merged: dict[str, Any], layer: dict[str, Any], origin: str, origins: dict[str, str], prefix: str = "") -> None:
+    """Merge a layer into ``merged``, group by group, and record the origin of each key.
+
+    All containers are copied: later layers write into them, and YAML aliases would share them. prefix: the dotted name of the
+    group that holds the layer.
+    """
     for key, value in layer.items():
-        path = f"{above}{key}"
+        path = f"{prefix}{key}"
         origins[path] = origin
         if isinstance(value, dict):
             if not isinstance(merged.get(key), dict):
                 merged[key] = {}
-            _layer(merged[key], value, origin, origins, f"{path}.")
+            _merge(merged[key], value, origin, origins, f"{path}.")
         else:
             merged[key] = _copied(value)
 
@@ -167,30 +170,31 @@ def _shortened(text: str) -> str:
 
 
 def _explain(kind: type[Config], error: ValidationError, origins: dict[str, str]) -> str:
-    found = error.errors(include_url=False)
-    # A mistyped key is often reported twice, first as the one that is missing.
-    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
-    keys = [str(part) for part in first["loc"] if not _is_branch(part)]
+    """One line about the first error: its origin, the key and what is wrong."""
+    errors = error.errors(include_url=False)
+    # Pydantic often reports a mistyped key twice, first as a missing one.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    keys = [str(part) for part in first["loc"] if not _is_union_member(part)]
     key = ".".join(keys)
     origin = next((origins[".".join(keys[:n])] for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in origins), None)
-    where = f"{origin}: " if origin else ""
+    start = f"{origin}: " if origin else ""
     if first["type"] == "extra_forbidden":
-        near = _elsewhere(kind, keys) or suggestion(keys[-1], _known(kind, keys[:-1]))
-        return f"{where}unknown key {key!r}{near}"
+        hint = _right_group(kind, keys) or suggestion(keys[-1], _known_keys(kind, keys[:-1]))
+        return f"{start}unknown key {key!r}{hint}"
     if first["type"] == "missing":
-        return f"{where}the key {key!r} is missing"
+        return f"{start}the key {key!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
-    return f"{where}{key or kind.__name__}: {message[0].lower()}{message[1:]}{got}"
+    value = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
+    return f"{start}{key or kind.__name__}: {message[0].lower()}{message[1:]}{value}"
 
 
-def _is_branch(part: int | str) -> bool:
-    """Pydantic adds the name of a union's member to the place of an error; it is no key of the user's."""
+def _is_union_member(part: int | str) -> bool:
+    """Whether a part of an error's location is the name of a union's member, which pydantic adds, and not a key of the user's."""
     return isinstance(part, str) and (not part.isidentifier() or part in ("int", "float", "str", "path", "bool"))
 
 
-def _known(kind: type[Config], path: Sequence[str]) -> list[str]:
-    """The keys of the group at ``path``, in which numbers are places in a list."""
+def _known_keys(kind: type[Config], path: Sequence[str]) -> list[str]:
+    """The keys of the group at ``path``, in which numbers are indices of a list."""
     kinds = [kind]
     for key in path:
         if not key.isdigit():
@@ -200,25 +204,25 @@ def _known(kind: type[Config], path: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name for each in kinds for name in each.model_fields))
 
 
-def _elsewhere(kind: type[Config], keys: Sequence[str]) -> str:
-    """The end of a message about a key that stands in the wrong group: where it belongs, if that is one place."""
+def _right_group(kind: type[Config], keys: Sequence[str]) -> str:
+    """The end of a message about a key in the wrong group: its dotted name, if exactly one group has this key."""
     word = RENAMED.get(keys[-1], keys[-1])
     paths = [path for path in all_keys(kind) if path.rpartition(".")[2] == word]
     return f"; did you mean {paths[0]!r}?" if len(paths) == 1 else ""
 
 
-def all_keys(kind: type[Config], above: str = "") -> list[str]:
-    """The dotted names of all keys outside lists, those of optional groups included."""
+def all_keys(kind: type[Config], prefix: str = "") -> list[str]:
+    """The dotted names of all keys outside lists, including those of optional groups."""
     keys = []
     for name, field in kind.model_fields.items():
-        keys.append(f"{above}{name}")
+        keys.append(f"{prefix}{name}")
         if get_origin(field.annotation) not in (list, tuple, dict):
-            keys += [key for group in _groups(field.annotation) for key in all_keys(group, f"{above}{name}.")]
+            keys += [key for group in _groups(field.annotation) for key in all_keys(group, f"{prefix}{name}.")]
     return keys
 
 
 def _groups(annotation: Any) -> list[type[Config]]:
-    """The groups of settings that a type mentions."""
+    """The config classes that a type annotation contains."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     return [group for member in get_args(annotation) for group in _groups(member)]

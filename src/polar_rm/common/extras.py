@@ -1,4 +1,4 @@
-"""Packages that only some verbs need: what to type where one is missing."""
+"""Optional packages, which only some verbs need, and the message that says how to install a missing one."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from polar_rm.errors import PolarError
 
 @contextmanager
 def needs(extra: str, what: str) -> Iterator[None]:
-    """Around imports of optional packages. extra: the name in brackets that installs them. what: who needs them, for the message.
+    """A context for imports of optional packages.
+
+    extra: the name in brackets that installs them. what: who needs them, for the message.
 
     Raises:
-        PolarError: a package is missing; the message names it and the line to type.
+        PolarError: a package is missing; the message names it and the command that installs it.
     """
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).split(".")[0]
-        if package == "polar_rm":  # a mistake of ours
+        if package == "polar_rm":  # our own mistake
             raise
-        raise PolarError(_line_to_type(extra, what, package)) from error
+        raise PolarError(_install_message(extra, what, package)) from error
 
 
 def require(extra: str, what: str, package: str) -> None:
-    """:func:`needs` without an import: told before the work that ends where the package is imported.
+    """Check for an optional package without importing it, so that the error comes before long work that imports it at the end.
 
     Raises:
-        PolarError: as there.
+        PolarError: as in :func:`needs`.
     """
     try:
         spec = find_spec(package)
-    except ValueError:  # imported as something that is no module
+    except ValueError:  # sys.modules holds something without a spec under this name
         spec = None
     if spec is None:
-        raise PolarError(_line_to_type(extra, what, package))
+        raise PolarError(_install_message(extra, what, package))
 
 
-def _line_to_type(extra: str, what: str, package: str) -> str:
+def _install_message(extra: str, what: str, package: str) -> str:
     return f"{what} needs the package {package}: pip install 'polar-rm[{extra}]'"

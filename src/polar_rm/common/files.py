@@ -1,4 +1,4 @@
-"""Small helpers on files that several verbs need."""
+"""Reading, writing and hashing of files and folders: atomic, durable, and with the disk's refusals in the message."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from polar_rm.errors import MachineFailure, PolarError
 
 
 def sha256(path: str | Path) -> str:
-    """Of a file's bytes, or for a folder of all its files' names and bytes, but for those with a hidden name on their way.
+    """SHA-256 of a file's bytes, or of the names and bytes of all files in a folder.
 
-    What notebooks, desktops and locks leave in a folder (``.ipynb_checkpoints``, ``._x``, ``__MACOSX``) is not what it holds.
+    Files whose path has a hidden part are left out: notebooks, desktops and locks leave such files in a folder
+    (``.ipynb_checkpoints``, ``._x``, ``__MACOSX``), and they are not its content.
     """
     path = Path(path)
     if path.is_dir():
@@ -45,7 +46,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        PolarError: not readable, not JSON or not an object.
+        PolarError: the file is not readable, not JSON or not an object.
     """
     path = Path(path)
     try:
@@ -60,13 +61,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Indented standard JSON (see :func:`polar_rm.common.json.dump_json`), atomically; errors as in :func:`write_file`."""
+    """Write indented standard JSON (see :func:`polar_rm.common.json.dump_json`) atomically; errors as in :func:`write_file`."""
     write_file(path, dump_json(value, indent=2) + "\n")
 
 
 def write_file(path: str | Path, content: str | bytes) -> None:
-    """Atomically and durably: a reader sees the old file or the new one, never half of it, after a power cut either. Folders are
-    made.
+    """Write a file atomically and durably: a reader sees the old file or the new one, never a part, even after a power cut.
+
+    Missing parent folders are created.
 
     Raises:
         PolarError: the disk is full or not writable.
@@ -87,38 +89,40 @@ def write_file(path: str | Path, content: str | bytes) -> None:
 
 
 def temporary_path(path: Path, kind: str = "partial") -> Path:
-    """A hidden sibling that no other writer has: process ids repeat, in containers always. kind: ``partial`` or ``old``.
+    """A hidden sibling path with a random part, so that no two writers share it. kind: ``partial`` or ``old``.
 
-    What a killed writer leaves under such a name is removed by the next owner of the output, see :mod:`polar_rm.common.locks`.
+    A process id would not do: ids repeat, in containers almost always. The next owner of the output removes what a killed writer
+    leaves under such a name, see :mod:`polar_rm.common.locks`.
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
 
 
 def check_target(path: str | Path, suffixes: Sequence[str] = ()) -> None:
-    """Whether a file can be written there later: said before the work whose result it takes, not behind it.
+    """Check before long work that its result can be written to ``path`` afterwards.
 
     Raises:
-        PolarError: it is a folder, has none of the ``suffixes``, or lies where nothing can be written.
+        PolarError: the path is a folder, has none of the ``suffixes``, or lies in a folder that is not writable.
     """
     path = Path(path)
     if path.is_dir():
         raise PolarError(f"{path}: it is a folder; name a file")
     if suffixes and path.suffix.lower() not in suffixes:
         raise PolarError(f"{path}: unknown kind of file to write; known: {', '.join(suffixes)}")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise PolarError(f"{path}: could not be written: {above} is {'not writable' if above.is_dir() else 'no folder'}")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise PolarError(f"{path}: could not be written: {parent} is {'not writable' if parent.is_dir() else 'not a folder'}")
 
 
 @contextmanager
 def atomic_directory(target: str | Path) -> Iterator[Path]:
-    """A fresh sibling folder that becomes ``target`` only if the block succeeds; an old ``target`` is replaced.
+    """Yield a fresh sibling folder that becomes ``target`` only if the block succeeds; an old ``target`` is replaced.
 
-    Files and folder entries are on the disk before the change of names, which is one step where the file system can exchange two
-    names. Elsewhere a kill between two renames leaves the old folder under a hidden name, from which the next writer restores it.
+    Files and folder entries are synced to the disk before the names change. The change is one step where the file system can
+    exchange two names. Elsewhere a kill between two renames leaves the old folder under a hidden name, and the next writer
+    restores it from there.
 
     Raises:
-        PolarError: the disk is full or not writable, or another process is writing this folder; nothing half-written is left.
+        PolarError: the disk is full or not writable, or another process is writing this folder. No partial folder is left.
     """
     target = Path(target)
     temporary = temporary_path(target.absolute())
@@ -157,7 +161,7 @@ def _replace_directory(new: Path, target: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names in one step, by Linux' ``renameat2``; False where there is no such call, or not on this file system."""
+    """Exchange two names in one step with ``renameat2`` of Linux; False where the platform or the file system lacks it."""
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "renameat2"):
         return False
@@ -166,9 +170,9 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def disk_refusal(error: BaseException, folder: Path) -> str | None:
-    """What the file system refused (full, read-only, quota), under whichever type a library raises it; None for other errors."""
+    """Why the file system refused a write (full, read-only, quota), whatever type a library raises; None for other errors."""
     reasons = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)]
-    # On a full disk torch's writer says only that its file is not as long as it should be.
+    # On a full disk torch's writer reports only that its file is shorter than it should be.
     reasons.append("inline_container")
     if not isinstance(error, OSError) and not any(reason in str(error) for reason in reasons):
         return None
@@ -177,12 +181,13 @@ def disk_refusal(error: BaseException, folder: Path) -> str | None:
 
 
 def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> None:
-    """Mark a folder, in ``settings.json``, as that of one set of settings; results of others would be mixed without a trace.
+    """Bind a folder to one set of settings, in its ``settings.json``, so that results of other settings are never mixed in.
 
-    holds: what is in it, for the message.
+    holds: what the folder holds, for the message.
 
     Raises:
-        PolarError: it is another's, and what differs; it holds files that nobody claimed; or ``settings.json`` is damaged.
+        PolarError: the folder belongs to other settings (the message names what differs), it holds files that no settings
+            claimed, or ``settings.json`` is damaged.
     """
     folder = Path(folder)
     path = folder / "settings.json"
@@ -196,7 +201,7 @@ def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> No
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two nested settings of JSON values, the first five by name; empty where nothing does."""
+    """The first five differences, by name, between two nested settings of JSON values; empty where there are none."""
     saved, now = _flat(saved), _flat(now)
     changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
     shown = "; ".join(f"{key}: {_short(saved.get(key))} there, {_short(now.get(key))} now" for key in changed[:5])
@@ -215,12 +220,12 @@ def _short(value: Any) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's entries, on the disk before going on."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that can't do it for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems can't sync folders
             raise
     finally:
         os.close(descriptor)

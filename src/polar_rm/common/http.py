@@ -1,6 +1,6 @@
-"""The one way to speak HTTP to another server: addresses, keys, proxies, and what comes back as typed outcomes.
+"""The one HTTP client: addresses, keys, proxies, and replies or failures as typed results.
 
-Retries, pace and concurrency are the callers' business.
+Retries, rates and concurrency are the callers' business.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _WITHOUT_SCHEME = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s/:@\[\]]+):\d+/?")
 def server_url(address: str, *, path: bool = False) -> str:
     """The URL of a server's root from ``http://HOST[:PORT]``, ``https://HOST[:PORT]`` or ``HOST:PORT``.
 
-    path: of APIs under one, such as ``http://HOST:PORT/v1``.
+    path: accept a path behind the host too, such as ``http://HOST:PORT/v1``.
 
     Raises:
-        PolarError: it is something else. Credentials in it are not repeated.
+        PolarError: the address has another form. The message never repeats credentials.
     """
     text = address.strip()
     if _WITHOUT_SCHEME.fullmatch(text):
@@ -50,20 +50,20 @@ def server_url(address: str, *, path: bool = False) -> str:
     except ValueError as error:
         raise PolarError(f"{address!r} is not a server's address: {error}; {expected}") from None
     if parts.username is not None or parts.password is not None:
-        raise PolarError(f"a server's address must hold no credentials; {expected}, and name a variable that holds the key")
+        raise PolarError(f"a server's address must not hold credentials; {expected}, and name a variable that holds the key")
     if text.count("://") > 1:
         raise PolarError(f"{address!r} is not a server's address: it has two schemes; {expected}")
     bad_characters = any(character.isspace() or not character.isprintable() for character in text)
     if parts.scheme not in ("http", "https") or not host or port == 0 or bad_characters:
         raise PolarError(f"{address!r} is not a server's address: {expected}")
     if parts.query or parts.fragment or (parts.path.strip("/") and not path):
-        behind = text.partition("://")[2].partition(parts.netloc)[2]
-        raise PolarError(f"{address!r} is not a server's address: nothing may stand behind the host, not {behind!r}; {expected}")
+        rest = text.partition("://")[2].partition(parts.netloc)[2]
+        raise PolarError(f"{address!r} is not a server's address: nothing may follow the host, but {rest!r} does; {expected}")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
 def is_address(text: str) -> bool:
-    """Whether a text that may name a server or a folder means a server: it has a scheme, or is ``HOST:PORT``."""
+    """Whether a text names a server and not a folder: it has a scheme, or is ``HOST:PORT``."""
     return "://" in text or bool(_WITHOUT_SCHEME.fullmatch(text))
 
 
@@ -78,10 +78,10 @@ def is_loopback(host: str) -> bool:
 
 
 def key_from_environment(variable: str, option: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The key in an environment variable that ``option`` names, without the newline that keys out of files end in.
+    """The key in the environment variable that ``option`` names, without the newline at the end of keys that come from files.
 
     Raises:
-        PolarError: the variable is not set or empty, or no header can hold what it holds, which is not repeated.
+        PolarError: the variable is not set or empty, or no header can carry its value. The message never repeats the value.
     """
     value = environment.get(variable)
     if value is None:
@@ -91,21 +91,21 @@ def key_from_environment(variable: str, option: str, environment: Mapping[str, s
     return checked_key(value, f"{option}: the environment variable {variable}")
 
 
-def checked_key(key: str, where: str) -> str:
-    """The key without blanks around it.
+def checked_key(key: str, source: str) -> str:
+    """The key without white space around it. source: where the key comes from, for the message.
 
     Raises:
-        PolarError: ``where`` holds no key: no header can carry it.
+        PolarError: no HTTP header can carry this key.
     """
     stripped = key.strip()
     if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
-        raise PolarError(f"{where}: expected a key of printable ASCII characters without spaces")
+        raise PolarError(f"{source}: expected a key of printable ASCII characters without spaces")
     return stripped
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server answered, whatever its status. url: that was asked."""
+    """A server's reply, whatever its status. url: the URL of the request."""
 
     status: int
     headers: Mapping[str, str]
@@ -114,12 +114,12 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The content, as far as it is text."""
+        """The content as text; bytes that are not UTF-8 are replaced."""
         return self.content.decode(errors="replace")
 
     @property
     def message(self) -> str | None:
-        """The server's own words: in ``error.message`` (OpenAI, vLLM, SGLang and we), beside it or in ``detail``."""
+        """The server's error message, from ``error.message`` (OpenAI, vLLM, SGLang, ours), ``error``, ``message``, ``detail``."""
         try:
             content = json.loads(self.content)
             error = content.get("error", content)
@@ -130,7 +130,7 @@ class Reply:
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds, from a header that holds seconds or a date; None where it is absent or neither."""
+        """Seconds to wait, from a header that holds seconds or a date; None where it is missing or holds neither."""
         value = self.headers.get("retry-after", "")
         try:
             seconds = float(value)
@@ -144,7 +144,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class NoReply:
-    """Why nothing, or nothing whole, came back. absent: nobody listens there, or there is no such name."""
+    """Why no complete reply arrived. kind ``absent``: the connection is refused, or the host name does not exist."""
 
     kind: Literal["absent", "connection", "timeout", "broken", "too_large", "unreadable"]
     message: str
@@ -153,10 +153,10 @@ class NoReply:
 class Transport:
     """Requests to one server over a pool of connections, within one event loop.
 
-    url: of its root. timeout: seconds of one request, from its beginning to the last byte of the reply, however slowly that
-    trickles in. api_key: sent as a bearer; no message repeats it, and redirects, which could lead it elsewhere, are replies like
-    others. proxies: whether a proxy of the environment is asked; never for the loopback. max_reply_bytes: of one reply, unpacked.
-    client_transport: instead of the network.
+    url: the server's root. timeout: seconds from the start of a request to the last byte of its reply, even if the reply trickles
+    in. api_key: sent as a bearer token; no message repeats it, and redirects are not followed, because they could carry it to
+    another server. proxies: whether to use a proxy of the environment; never for the loopback. max_reply_bytes: the limit of one
+    reply after decompression. client_transport: replaces the network, for tests.
     """
 
     def __init__(
@@ -175,19 +175,19 @@ class Transport:
         self._key = api_key or ""
         self._max_reply_bytes = max_reply_bytes
         proxy = _proxy_for(url) if proxies else None
-        self._through = f" through the proxy {_without_credentials(proxy)} of the environment" if proxy else ""
+        self._via = f" through the proxy {_without_credentials(proxy)} of the environment" if proxy else ""
         try:
             self._client = httpx.AsyncClient(
                 headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
                 limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
-                timeout=None,  # httpx's are for each read
+                timeout=None,  # httpx's timeouts hold for each read, not for the whole request
                 trust_env=False,
                 proxy=proxy,
                 verify=_certificates(url, proxy),
                 transport=client_transport,
             )
         except (ImportError, ValueError) as error:
-            raise PolarError(f"{url}: it can't be asked{self._through}: {error}") from None
+            raise PolarError(f"{url}: it can't be asked{self._via}: {error}") from None
 
     async def __aenter__(self) -> Self:
         return self
@@ -200,10 +200,13 @@ class Transport:
         await self._client.aclose()
 
     async def send(self, method: str, path: str, body: Any = None, until: float = math.inf) -> Reply | NoReply:
-        """One request and what became of it. body: to send as JSON, or JSON already. until: its end, by ``time.monotonic()``."""
+        """Send one request and return its reply or failure.
+
+        body: a value to send as JSON, or JSON bytes. until: the deadline, in seconds of ``time.monotonic()``.
+        """
         seconds = min(self.timeout, until - time.monotonic())
         if seconds <= 0:
-            return NoReply("timeout", "no time was left to ask")
+            return NoReply("timeout", "the deadline has passed")
         url = self.url + path
         content = body if body is None or isinstance(body, bytes) else dump_json(body).encode()
         headers = {} if content is None else {"Content-Type": "application/json"}
@@ -219,15 +222,15 @@ class Transport:
                     if size > self._max_reply_bytes:
                         return NoReply("too_large", f"the reply has more than {self._max_reply_bytes:,} bytes")
         except TimeoutError:
-            return NoReply("timeout", f"no answer within {seconds:.3g} s{self._through}")
+            return NoReply("timeout", f"no answer within {seconds:.3g} s{self._via}")
         except httpx.RemoteProtocolError as error:
-            return NoReply("broken", self.masked(f"the server broke off{self._through}: {error}"))
+            return NoReply("broken", self.masked(f"the server broke off{self._via}: {error}"))
         except httpx.DecodingError as error:
-            return NoReply("unreadable", self.masked(f"the reply can't be unpacked: {error}"))
+            return NoReply("unreadable", self.masked(f"the reply can't be decompressed: {error}"))
         except httpx.TransportError as error:
             return self._not_connected(error)
-        received = {name.lower(): self.masked(value) for name, value in reply.headers.items()}
-        return Reply(reply.status_code, received, b"".join(chunks), url)
+        reply_headers = {name.lower(): self.masked(value) for name, value in reply.headers.items()}
+        return Reply(reply.status_code, reply_headers, b"".join(chunks), url)
 
     @property
     def has_key(self) -> bool:
@@ -235,35 +238,35 @@ class Transport:
         return bool(self._key)
 
     def masked(self, text: str) -> str:
-        """The text without the key."""
+        """The text with the key replaced by ``***``."""
         return text.replace(self._key, "***") if self._key else text
 
-    def said(self, reply: Reply, length: int = 200) -> str:
-        """The server's message, or the beginning of what it sent instead, on one line."""
-        text = self.masked(reply.message or reply.text)  # before it is cut: half a key is one too
+    def error_text(self, reply: Reply, length: int = 200) -> str:
+        """The server's error message, or the beginning of the content where there is none, on one line."""
+        text = self.masked(reply.message or reply.text)  # before it is shortened: half a key is a secret too
         kind = reply.headers.get("content-type", "").partition(";")[0]
         return " ".join(text.split())[:length] or f"an empty answer ({kind or 'no content type'})"
 
     def _not_connected(self, error: httpx.TransportError) -> NoReply:
         causes = list(_causes(error))
         if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
-            return NoReply("absent", f"connection refused{self._through}")
-        if name := next((cause for cause in causes if isinstance(cause, socket.gaierror)), None):
-            return NoReply("absent", f"no such name{self._through}: {name.strerror}")
-        return NoReply("connection", self.masked(f"{type(error).__name__}{self._through} {error}".strip()))
+            return NoReply("absent", f"connection refused{self._via}")
+        if unresolved := next((cause for cause in causes if isinstance(cause, socket.gaierror)), None):
+            return NoReply("absent", f"no such name{self._via}: {unresolved.strerror}")
+        return NoReply("connection", self.masked(f"{type(error).__name__}{self._via} {error}".strip()))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        if isinstance(error, BaseExceptionGroup):  # of the addresses of one name
+        if isinstance(error, BaseExceptionGroup):  # one error for each address of the name
             for inner in error.exceptions:
                 yield from _causes(inner)
         error = error.__cause__ or error.__context__
 
 
 def _proxy_for(url: str) -> str | None:
-    """The environment's proxy for this URL, None where there is none, NO_PROXY names the host, or it is this machine itself."""
+    """The environment's proxy for this URL; None where there is none, NO_PROXY names the host, or the host is this machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if is_loopback(host) or urllib.request.proxy_bypass(host):
@@ -280,7 +283,7 @@ def _without_credentials(url: str | None) -> str:
 
 def _certificates(url: str, proxy: str | None) -> ssl.SSLContext | bool:
     if url.startswith("http://") and not (proxy or "").startswith("https"):
-        return False  # no certificate is ever looked at; to load them takes longer than a request
+        return False  # nothing checks a certificate, and loading them takes longer than a request
     if os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR"):
-        return ssl.create_default_context()  # which reads them
+        return ssl.create_default_context()  # it reads both variables
     return True

@@ -1,4 +1,4 @@
-"""Standard JSON for any value: the one writer of every file and line of JSON."""
+"""The one JSON writer: standard JSON for any value, for every file and line of JSON."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:
-    """Standard JSON, on one line or indented. NaN becomes null; all else that JSON has no form for (infinities, dates) text.
+    """The value as standard JSON, on one line or indented.
 
-    Half a surrogate pair, which no file can hold, is written as its escape (``\\ud800``).
+    NaN becomes null. Other values that JSON can't express (infinities, dates) become strings. Half a surrogate pair, which UTF-8
+    can't encode, is written as its escape (``\\ud800``).
 
     Raises:
-        RecursionError: the value is nested too deeply, or holds itself.
+        RecursionError: the value is nested too deeply, or contains itself.
     """
     encoder = _ENCODER if indent is None else _encoder(indent)
     try:
         text = encoder.encode(value)
-    except (TypeError, ValueError):  # a key, or a number that the encoder doesn't ask about
+    except (TypeError, ValueError):  # a key or a number, for which the encoder doesn't call ``default``
         text = encoder.encode(_plain(value))
     if text.isascii():
         return text
@@ -30,7 +31,7 @@ def dump_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value with numbers and keys that JSON has a form for."""
+    """The value with its keys and numbers replaced by ones that JSON can express."""
     if isinstance(value, dict):
         keys = (_plain(key) if isinstance(key, (str, int, float, type(None))) else _as_text(key) for key in value)
         return dict(zip(keys, map(_plain, value.values()), strict=True))
@@ -41,7 +42,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, int):
         try:
             str(value)
-        except ValueError:  # more digits than Python writes, or reads
+        except ValueError:  # more digits than Python's limit for integers and strings
             return hex(value)
     return value
 

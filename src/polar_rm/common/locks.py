@@ -1,4 +1,4 @@
-"""One owner of every output: a second process is refused by name, and what a killed owner left behind is removed."""
+"""One owner for every output: a second process gets an error that names the owner, and leftovers of killed owners are removed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ try:
 except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# Names that only unfinished writes of ours have: of this module's sibling `files`, and of checkpoints.
+# Only our unfinished writes have such names: those of `common.files` and of checkpoints.
 _LEFTOVER = re.compile(r"^\.(?P<name>.+?)(\.[0-9a-f]{8})?\.(?P<kind>partial|old)$")
 
-# What this thread owns: a verb owns its output before it loads a model, and the function that writes it owns it, too.
+# The outputs that this thread owns: a verb owns its output before it loads a model, and the function that writes the output owns
+# it again.
 _HELD = threading.local()
 
 
@@ -33,13 +34,13 @@ _HELD = threading.local()
 def owned(output: str | Path, verb: str) -> Iterator[None]:
     """Own a file or folder that is about to be written, until the block ends.
 
-    The lock is ``flock`` on ``.NAME.lock`` beside the output. The kernel lets go of it when the owner dies, however it dies, so
-    no lock is ever stale. Once it is held, leftovers of killed owners are removed: ``.NAME.*.partial`` beside the output and
-    hidden ``.partial`` files and folders inside. A thread that owns an output may own it again inside. verb: what the owner does,
-    for the message that others get.
+    The lock is ``flock`` on ``.NAME.lock`` beside the output. The kernel releases it when the owner dies, however it dies, so
+    that no lock is ever stale. With the lock held, leftovers of killed owners are removed: ``.NAME.*.partial`` beside the
+    output and hidden ``.partial`` files and folders in it. The lock is reentrant within a thread. verb: what the owner does,
+    for the message that other processes get.
 
     Raises:
-        PolarError: another process owns it; the message has its host, its process id and since when. Nothing was changed.
+        PolarError: another process owns the output; the message has its host, its process id and the time. Nothing was changed.
     """
     output = Path(output).absolute()
     held = _HELD.__dict__.setdefault("outputs", set())
@@ -51,24 +52,27 @@ def owned(output: str | Path, verb: str) -> Iterator[None]:
     held.add(output)
     try:
         _write_owner(descriptor, verb)
-        sweep(output)
+        remove_leftovers(output)
         yield
     finally:
         held.discard(output)
         if descriptor is not None:
-            # Removed while it is held: whoever has opened the old file meanwhile sees that it is gone and opens the next one.
+            # The file is removed while its lock is held: a process that has opened it meanwhile sees that it is gone and opens
+            # the next one.
             lock.unlink(missing_ok=True)
             os.close(descriptor)
 
 
-def sweep(output: Path) -> None:
-    """Remove what killed writers of an output left beside it and in it. A target that a kill between two renames took away is put
-    back."""
+def remove_leftovers(output: Path) -> None:
+    """Remove what killed writers left beside an output and in it.
+
+    A kill between the two renames of a replacement leaves only the old target under a hidden name; it is restored.
+    """
     inside = [path for path in output.rglob(".*") if _LEFTOVER.match(path.name)] if output.is_dir() else []
     beside = [path for path in output.parent.glob(".*") if (m := _LEFTOVER.match(path.name)) and m["name"] == output.name]
     for path in [*beside, *inside]:
         match = _LEFTOVER.match(path.name)
-        if match is None or not path.exists():  # in a folder that is gone already
+        if match is None or not path.exists():  # its folder has already been removed
             continue
         target = path.with_name(match["name"])
         if target != output and _is_held(_lock_path(target)):
@@ -82,14 +86,14 @@ def sweep(output: Path) -> None:
 
 
 def _lock_path(output: Path) -> Path:
-    """Beside the output; in it where only the output itself is writable, as with a volume that is mounted there."""
+    """The lock file beside the output; inside it where only the output itself is writable, such as a mounted volume."""
     if output.is_dir() and not os.access(output.parent, os.W_OK):
         return output / ".lock"
     return output.with_name(f".{output.name}.lock")
 
 
 def _acquire(lock: Path, output: Path) -> int | None:
-    """An open, locked file; None where the file system or the platform has no such locks, which is said."""
+    """The descriptor of the locked file; None, with a warning, where the file system or the platform has no such locks."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     while fcntl is not None:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
@@ -101,11 +105,11 @@ def _acquire(lock: Path, output: Path) -> int | None:
             raise PolarError(f"{output}: in use by {owner}; wait for it, or use another output") from None
         except OSError as error:
             os.close(descriptor)
-            warnings.warn(f"{lock}: no lock here ({error.strerror}): nothing keeps a second process out", stacklevel=4)
+            warnings.warn(f"{lock}: locks don't work here ({error.strerror}): nothing keeps a second process out", stacklevel=4)
             return None
         if _same_file(descriptor, lock):
             return descriptor
-        os.close(descriptor)  # its last owner removed it between our two calls
+        os.close(descriptor)  # the last owner removed the file between our two calls
     warnings.warn(f"{output}: this platform has no file locks: nothing keeps a second process out", stacklevel=4)
     return None
 
@@ -143,5 +147,5 @@ def _owner(lock: Path) -> str:
     try:
         owner: dict[str, Any] = json.loads(lock.read_text())
         return f"polar {owner['verb']} on {owner['host']}, process {owner['pid']}, since {owner['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has the lock and is about to write its name
+    except (OSError, ValueError, KeyError, TypeError):  # the owner has the lock, but has not written its name yet
         return "another process"

@@ -1,7 +1,7 @@
-"""Data folders that we wrote: whether their files are still those that ``manifest.json`` lists.
+"""Checks that the files of a data folder are those that its ``manifest.json`` lists.
 
-``polar sample`` and ``polar corpus`` write it last. Whoever reads such a folder as data asks here first, so that no reader goes
-on with what a kill, a full disk or a careless ``rm`` has left.
+``polar sample`` and ``polar corpus`` write the manifest last. Every reader of such a folder checks it here first, so that nobody
+continues with the remains of a kill, a full disk or a careless ``rm``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from polar_rm.errors import Damaged, PolarError
 
 NAME = "manifest.json"
 
-# Where a folder of each kind holds its Parquet files, and what is there before the first manifest.
+# Schema prefix of a manifest -> the verb that writes the folder, the subfolders with its Parquet files, and a file or folder that
+# exists before the first manifest does.
 _KINDS = {
     "polar-rm/trajectories/": ("sample", ("trajectories",), "store.sqlite"),
     "polar-rm/corpus/": ("corpus", ("train", "unseen_prompts", "unseen_policies"), "work"),
@@ -29,7 +30,7 @@ _KINDS = {
 
 
 class DataFile(TypedDict):
-    """What a manifest says of a file. bytes: its size."""
+    """A manifest's entry for one file. bytes: the file's size."""
 
     rows: int
     bytes: int
@@ -37,18 +38,17 @@ class DataFile(TypedDict):
 
 
 def describe_data_file(path: Path, rows: int) -> DataFile:
-    """The entry of a file that has just been written."""
+    """The entry for a file that has just been written."""
     return {"rows": rows, **describe_file(path)}
 
 
 def check_manifest(path: str | Path, *, full: bool = False) -> None:
-    """Whether a file or folder can be read as what ``polar sample`` or ``polar corpus`` wrote; others are left alone.
+    """Check that a file or folder is what ``polar sample`` or ``polar corpus`` wrote; files of other origin pass.
 
-    path: may be a pattern, too.
-    Names, sizes and numbers of rows are compared. full: the contents as well, by their SHA-256.
+    Names, sizes and row counts are compared. path: a file, a folder or a pattern. full: compare contents too, by their SHA-256.
 
     Raises:
-        Damaged: the first file that is missing, differs or is not listed.
+        Damaged: names the first file that is missing, differs or is not listed.
         PolarError: the verb that writes the folder has not finished.
     """
     path = Path(path)
@@ -60,14 +60,16 @@ def check_manifest(path: str | Path, *, full: bool = False) -> None:
         if (files := listed_files(folder)) is not None:
             _check_listed(folder, files, path, full)
             return
-        for verb, kept_in, sign in _KINDS.values():
-            if (folder / sign).exists() and not (folder / NAME).exists() and path in (folder, *_managed(folder, kept_in)):
+        for verb, subfolders, marker in _KINDS.values():
+            if (folder / marker).exists() and not (folder / NAME).exists() and path in (folder, *_managed(folder, subfolders)):
                 raise PolarError(f"{folder}: polar {verb} has not finished here (no {NAME}); run the same command again")
 
 
 def listed_files(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """The data files of a folder's manifest: name -> facts (see :class:`DataFile`; older manifests say less); None without one of
-    ours."""
+    """The data files that a folder's manifest lists: name -> facts (see :class:`DataFile`; older manifests have fewer).
+
+    None where the folder has no manifest of ours.
+    """
     manifest = folder / NAME
     try:
         stat = manifest.stat()
@@ -76,23 +78,23 @@ def listed_files(folder: Path) -> dict[str, dict[str, Any]] | None:
     return _parsed(manifest, stat.st_mtime_ns, stat.st_size)
 
 
-def check_content(path: Path, found: str) -> None:
-    """Whether a file whose SHA-256 is known anyway is the one that the manifest of its folder lists, if any does.
+def check_content(path: Path, digest: str) -> None:
+    """Check a file's SHA-256, which the caller has computed, against the manifest that lists the file, if there is one.
 
     Raises:
-        Damaged: it is another one.
+        Damaged: the manifest has another SHA-256.
     """
     for folder in (path.parent, path.parent.parent):
-        listed = (listed_files(folder) or {}).get(str(path.relative_to(folder)), {}).get("sha256", found)
-        if listed != found:
-            raise Damaged(f"{path}: its content is not what was written ({folder / NAME} has another SHA-256)")
+        listed = (listed_files(folder) or {}).get(str(path.relative_to(folder)), {}).get("sha256", digest)
+        if listed != digest:
+            raise Damaged(f"{path}: the content is not what was written ({folder / NAME} has another SHA-256)")
 
 
 @lru_cache(16)
 def _parsed(manifest: Path, mtime_ns: int, size: int) -> dict[str, dict[str, Any]] | None:
     try:
         content = read_json(manifest)
-    except PolarError:  # another program's
+    except PolarError:  # a manifest of another program
         return None
     files, shards = content.get("files"), content.get("shards")
     if not str(content.get("schema", "")).startswith(tuple(_KINDS)):
@@ -109,23 +111,23 @@ def _check_listed(folder: Path, files: Mapping[str, Mapping[str, Any]], path: Pa
         if path not in (folder, file, *file.parents):
             continue
         if not file.is_file():
-            raise Damaged(f"{file}: it is missing, but {folder / NAME} lists it; {again}")
+            raise Damaged(f"{file}: the file is missing, but {folder / NAME} lists it; {again}")
         if (size := file.stat().st_size) != facts.get("bytes", size):
-            raise Damaged(f"{file}: it has {size:,} bytes, {folder / NAME} says {facts['bytes']:,}; {again}")
+            raise Damaged(f"{file}: the file has {size:,} bytes, but {folder / NAME} says {facts['bytes']:,}; {again}")
         if "rows" in facts and (rows := _rows(file)) != facts["rows"]:
-            raise Damaged(f"{file}: it has {rows:,} rows, {folder / NAME} says {facts['rows']:,}; {again}")
+            raise Damaged(f"{file}: the file has {rows:,} rows, but {folder / NAME} says {facts['rows']:,}; {again}")
         if full and "sha256" in facts and sha256(file) != facts["sha256"]:
-            raise Damaged(f"{file}: its content is not what was written ({folder / NAME} has another SHA-256); {again}")
-    kept_in = [name for _, names, _ in _KINDS.values() for name in names]
-    for file in _managed(folder, kept_in):
+            raise Damaged(f"{file}: the content is not what was written ({folder / NAME} has another SHA-256); {again}")
+    subfolders = [name for _, names, _ in _KINDS.values() for name in names]
+    for file in _managed(folder, subfolders):
         if file.is_file() and path in (folder, file, *file.parents) and str(file.relative_to(folder)) not in files:
             raise Damaged(f"{file}: {folder / NAME} does not list it; an interrupted run may have left it: {again}")
 
 
-def _managed(folder: Path, kept_in: tuple[str, ...] | list[str]) -> Iterator[Path]:
-    """The places where a manifest's files are: folders, and the Parquet files that are there now."""
+def _managed(folder: Path, subfolders: tuple[str, ...] | list[str]) -> Iterator[Path]:
+    """The paths that a manifest manages: the subfolders, and the Parquet files that exist now."""
     yield from folder.glob("*.parquet")
-    for name in kept_in:
+    for name in subfolders:
         yield folder / name
         yield from (folder / name).glob("*.parquet")
 

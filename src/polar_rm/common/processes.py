@@ -1,4 +1,4 @@
-"""Worker processes that do not outlive whoever started them."""
+"""Worker processes that do not outlive the process that started them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _EVERY_S = 0.5
 
 
 def die_with_parent(parent: int) -> None:
-    """End this process soon after its parent has ended, however that came about; call it first in a worker.
+    """End this process soon after its parent has ended, for whatever reason; call it first in a worker.
 
-    A thread looks who the parent is. The kernel's own means (``PR_SET_PDEATHSIG``) follows the parent's *thread* and would end
-    workers of a pool that a short-lived thread has started. parent: the process id of whoever starts the worker, taken there: it
-    may be gone before the worker looks.
+    A thread watches the parent's process id. The kernel's mechanism (``PR_SET_PDEATHSIG``) follows the parent's *thread* and
+    would end the workers of a pool that a short-lived thread has started. parent: the process id of the parent, which the
+    parent itself determines: it may be gone before the worker could ask for it.
     """
 
     def watch() -> None:

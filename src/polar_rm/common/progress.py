@@ -1,6 +1,6 @@
-"""How long jobs tell how far they are, and what a terminal shows of it.
+"""Progress reports of long jobs, and their display in a terminal.
 
-Texts are shown as they are: a path or a prompt is never read as rich's markup.
+Strings are shown unchanged: a path or a prompt is never interpreted as rich's markup.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from rich.text import Text
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """A console that reads no markup in strings, replaces no ``:names:`` by emoji and colours nothing by itself."""
+    """A console that interprets no markup in strings, replaces no ``:names:`` by emoji and colours nothing by itself."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def say(console: Console, text: str, *, style: str = "") -> None:
-    """Print a text as it is, in lines of its own length. style: of the whole, such as ``bold``."""
+    """Print a text unchanged and without wrapping. style: the style of the whole text, such as ``bold``."""
     console.print(Text(text, style=style), soft_wrap=True)
 
 
 @contextmanager
 def status_line(console: Console, text: str) -> Iterator[Callable[[str], None]]:
-    """A line that lasts as long as the block; yields the function that changes it."""
+    """Show a status line until the block ends; yields the function that changes its text."""
     with console.status(Text(text)) as status:
         yield lambda changed: status.update(Text(changed))
 
 
 class Progress(Protocol):
-    """What a job calls as it goes on: one callable for all of its tasks, such as the stages of a corpus or the policies of a zoo.
+    """The callback of a long job: one for all of its tasks, such as the stages of a corpus or the policies of a zoo.
 
-    task: its name. done, total: in whatever the task counts; total None: unknown. status: further words.
+    task: the task's name. done, total: in the task's unit; a total of None is unknown. status: additional text.
     """
 
     def __call__(self, task: str, done: int, total: int | None, status: str = "") -> None: ...
 
 
 def silent(task: str, done: int, total: int | None, status: str = "") -> None:
-    """The :class:`Progress` of who wants none."""
+    """A :class:`Progress` that shows nothing."""
 
 
 @contextmanager
-def shown(console: Console, *, lines: bool = False) -> Iterator[Progress]:
-    """A :class:`Progress` that draws a bar for each task. lines: in logs, where a bar shows nothing, print lines now and then."""
+def show_progress(console: Console, *, lines: bool = False) -> Iterator[Progress]:
+    """A :class:`Progress` that draws a bar for each task. lines: in logs, where bars don't show, print a line now and then."""
     log = progress_lines(console) if lines else None
     tasks: dict[str, rich_progress.TaskID] = {}
     with progress_bar(console, enabled=not lines or console.is_terminal) as bar:
@@ -64,7 +64,7 @@ def shown(console: Console, *, lines: bool = False) -> Iterator[Progress]:
 
 
 def progress_bar(console: Console, *, enabled: bool = True) -> rich_progress.Progress:
-    """Rich progress with the time left. Every task has a description and a field ``status`` that ends its line."""
+    """A progress bar with the remaining time. Every task has a description and a field ``status`` at the end of its line."""
     return rich_progress.Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -79,8 +79,11 @@ def progress_bar(console: Console, *, enabled: bool = True) -> rich_progress.Pro
 
 
 def progress_lines(console: Console, *, every_s: float = 5.0) -> Callable[[str, str], None]:
-    """For logs, where a bar shows nothing: takes a task's name and state, and prints a line at most so often for each task."""
-    due: dict[str, float] = {}
+    """A function for logs, where bars don't show: it takes a task's name and state.
+
+    It prints a line, at most one in ``every_s`` seconds for each task.
+    """
+    due: dict[str, float] = {}  # task -> earliest time of its next line
 
     def show(name: str, state: str) -> None:
         now = time.monotonic()

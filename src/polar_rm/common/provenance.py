@@ -1,4 +1,4 @@
-"""What a result was made with: versions, git state, machine."""
+"""The origin of a result: library versions, git state, machine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _PACKAGES = ("polar-rm", "torch", "transformers", "tokenizers", "numpy", "pyarro
 
 
 def versions() -> dict[str, Any]:
-    """Library versions, the git commit of the working directory (None outside a checkout) and the machine's kind.
+    """Library versions, the git commit of the working directory (None outside a checkout) and the kind of machine.
 
-    torch is asked only where it is in use: verbs that do without it need not load it for this.
+    torch is asked only if it is loaded already, so that verbs without torch need not load it for this.
     """
     torch = sys.modules.get("torch")
     return {

@@ -1,4 +1,4 @@
-"""A config kind as a YAML text that explains itself: every key with its default, and above it what it means and takes."""
+"""The reference of a config class as commented YAML: every key with its default, its meaning and the values that it accepts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _TYPES = {"string": "text", "integer": "whole number", "number": "number", "bool
 
 
 def explain(kind: type[Config], title: str) -> str:
-    """All keys of ``kind``. Groups that are off by default, and those in lists, stand in comments. title: the first line."""
+    """All keys of ``kind`` as YAML. Groups that are off by default, and groups in lists, are comments. title: the first line."""
     schema = kind.model_json_schema()
     lines = [f"# {title}", *_group(schema, schema.get("$defs", {}))]
     return "\n".join(lines) + "\n"
 
 
 def _group(group: Schema, definitions: Schema, defaults: Schema | None = None) -> Iterator[str]:
-    """The lines of a group's keys. defaults: those of the field that holds the group, where they are others than its own."""
+    """The lines of a group's keys. defaults: those of the field that holds the group, where they differ from the group's own."""
     for name, field in group.get("properties", {}).items():
         field = _flat(field)
         required = name in group.get("required", ())
@@ -36,21 +36,21 @@ def _group(group: Schema, definitions: Schema, defaults: Schema | None = None) -
 
 
 def _flat(field: Schema) -> Schema:
-    """Earlier releases of pydantic wrap a reference that has a description or a default."""
+    """The field with its reference at the top level: earlier pydantic wraps a reference that has a description or a default."""
     return {**field, **field["allOf"][0]} if "allOf" in field else dict(field)
 
 
 def _comment(field: Schema, definitions: Schema, required: bool) -> Iterator[str]:
-    """What the key means, then what it takes."""
+    """The lines of a key's comment: what it means, then which values it accepts."""
     groups = list(_groups(field, definitions))
     text = field.get("description") or (_summary(groups[0]) if len(groups) == 1 else "")
-    takes = f"({'required: ' if required and 'default' not in field else ''}{words(field, definitions)})"
-    text = " ".join(text.split()) + ("" if "$ref" in field and groups else f" {takes}")
+    accepts = f"({'required: ' if required and 'default' not in field else ''}{words(field, definitions)})"
+    text = " ".join(text.split()) + ("" if "$ref" in field and groups else f" {accepts}")
     yield from (f"# {line}" for line in wrap(text.strip(), _WIDTH, break_long_words=False))
 
 
 def _value(name: str, field: Schema, definitions: Schema, required: bool) -> Iterator[str]:
-    """The line with the default, and the keys of groups in or below it."""
+    """The line of a key with its default, and the lines of the groups that the key holds."""
     groups = list(_groups(field, definitions))
     if "$ref" in field and groups:
         yield f"{name}:"
@@ -71,7 +71,7 @@ def _summary(group: Schema) -> str:
 
 
 def _groups(field: Schema, definitions: Schema) -> Iterator[Schema]:
-    """The groups of settings that a field may hold, by itself, as one of several kinds or in a list."""
+    """The groups of settings that a field may hold: directly, as one member of a union, or in a list."""
     field = _flat(field)
     if "$ref" in field:
         definition = definitions[field["$ref"].rpartition("/")[2]]
@@ -82,7 +82,7 @@ def _groups(field: Schema, definitions: Schema) -> Iterator[Schema]:
 
 
 def words(field: Schema, definitions: Schema) -> str:
-    """What a field takes: its type, limits and choices."""
+    """The values that a field accepts in words: type, limits and choices."""
     field = _flat(field)
     if "$ref" in field:
         definition = definitions[field["$ref"].rpartition("/")[2]]
@@ -109,8 +109,8 @@ def _number(value: float) -> str:
 def _array(field: Schema, definitions: Schema) -> str:
     if "prefixItems" in field:
         return f"[{', '.join(words(each, definitions) for each in field['prefixItems'])}]"
-    least = f", at least {field['minItems']}" if field.get("minItems") else ""
-    return f"list of: {words(field.get('items', {}), definitions)}{least}"
+    minimum = f", at least {field['minItems']}" if field.get("minItems") else ""
+    return f"list of: {words(field.get('items', {}), definitions)}{minimum}"
 
 
 def _alternatives(texts: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Helpers on text for messages."""
+"""Text helpers for messages."""
 
 from __future__ import annotations
 

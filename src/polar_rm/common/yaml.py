@@ -1,4 +1,4 @@
-"""YAML as configs use it: numbers and dates as users mean them, no key twice, and bounds on what a small text may grow to."""
+"""YAML for configs: numbers and dates as users mean them, no duplicate keys, and limits on what a small text can expand to."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _TOO_DEEP = f"it is nested deeper than {MAX_DEPTH} levels"
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of one YAML document, None where it is empty.
+    """The value of one YAML document; None for an empty one.
 
     Raises:
-        ValueError: in one line, what is wrong: not YAML, a key that stands twice, more than ``MAX_BYTES``, nested deeper than
-            ``MAX_DEPTH``, or aliases that refer to themselves or grow to more than ``MAX_VALUES`` values.
+        ValueError: says in one line what is wrong: not YAML, a duplicate key, more than ``MAX_BYTES`` bytes, nested deeper than
+            ``MAX_DEPTH``, or aliases that refer to themselves or expand to more than ``MAX_VALUES`` values.
     """
     check_size(len(text.encode("utf-8", "surrogatepass")))
     try:
@@ -33,47 +33,50 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """As a text that :func:`parse_yaml` takes; keys keep their order."""
+    """The value as text that :func:`parse_yaml` reads; keys keep their order."""
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     return text
 
 
 def dump_line(value: Any) -> str:
-    """A value in one line of such a text."""
+    """The value on one line, in YAML's flow style."""
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def check_size(n_bytes: int) -> None:
-    """Whether a text is short enough to be parsed.
+    """Check that a text is short enough to be parsed.
 
     Raises:
-        ValueError: it has more than ``MAX_BYTES`` bytes.
+        ValueError: the text has more than ``MAX_BYTES`` bytes.
     """
     if n_bytes > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES:,} bytes: too long for settings")
 
 
 class _Refused(Exception):
-    """A text that is YAML, but none that we take."""
+    """The text is YAML, but we don't accept it."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-3`` as a string, for want of a dot, where every user means a number; and ``2026-11-26`` as a date,
-    where it is a run's name. Bounds are checked while nodes are composed, before any recursion is deep."""
+    """PyYAML's safe loader with two corrections and with limits.
+
+    YAML 1.1 reads ``1e-3``, which has no dot, as a string, but every user means a number. It reads ``2026-11-26`` as a date,
+    but it is the name of a run. The limits are checked while nodes are composed, before any recursion is deep.
+    """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth = 0
         self._values = 0
-        # Of what each finished anchor names, aliases counted as what they stand for.
+        # Anchor -> number of values in its node, with aliases expanded.
         self._sizes: dict[str | None, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: yaml.NodeEvent = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self.anchors and event.anchor not in self._sizes:
-                raise _Refused(f"the alias *{event.anchor} stands within what it names")
+                raise _Refused(f"the alias *{event.anchor} refers to itself")
             self._count(self._sizes.get(event.anchor, 1))
             return super().compose_node(parent, index)
         if self._depth >= MAX_DEPTH:
@@ -90,7 +93,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
-        # The scanner reads all brackets in a row before a node is composed, in quadratic time.
+        # The scanner reads consecutive brackets in quadratic time, and all of them before a node is composed.
         if self.flow_level >= MAX_DEPTH:
             raise _Refused(_TOO_DEEP)
         super().fetch_flow_collection_start(token)
@@ -98,7 +101,7 @@ class _Loader(yaml.SafeLoader):
     def _count(self, values: int) -> None:
         self._values += values
         if self._values > MAX_VALUES:
-            raise _Refused(f"it holds more than {MAX_VALUES:,} values, aliases counted as what they stand for")
+            raise _Refused(f"it holds more than {MAX_VALUES:,} values after its aliases are expanded")
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
@@ -106,7 +109,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
             if key.value in seen:
-                raise _Refused(f"line {key.start_mark.line + 1}: the key {key.value!r} stands there twice")
+                raise _Refused(f"line {key.start_mark.line + 1}: the key {key.value!r} appears twice")
             seen.add(key.value)
 
 

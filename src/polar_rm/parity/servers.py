@@ -128,7 +128,7 @@ async def _send(transport: Transport, method: str, path: str, body: dict[str, An
     if reply.status == 401:
         raise PolarError(f"{reply.url}: HTTP 401: the server wants {'another' if transport.has_key else 'an'} API key")
     if reply.status >= 300:
-        raise _Refused(f"HTTP {reply.status} {transport.said(reply)}")
+        raise _Refused(f"HTTP {reply.status} {transport.error_text(reply)}")
     try:
         return json.loads(reply.content)
     except (ValueError, RecursionError) as error:

@@ -1,12 +1,12 @@
 """Records and their files: comparisons, trajectories and items to score, in JSON, CSV, Parquet, Arrow or ``datasets`` objects.
 
-What other packages need of rows stands here: :func:`check` for one record, ``to_...`` for one row, ``read_...`` for files.
+Other packages import from here: :func:`check` for one record, ``to_...`` for one row, ``read_...`` for files.
 """
 
 from polar_rm.common.json import dump_json
 from polar_rm.records.bad_rows import SIDE_SUFFIX, OnBadRow, side_file
 from polar_rm.records.cells import from_cell, parsed, to_cell
-from polar_rm.records.finding import SUFFIXES, Found, check_not_output, find_file, find_files, survey_files
+from polar_rm.records.finding import SUFFIXES, DataFiles, check_not_output, find_file, find_files, survey_files
 from polar_rm.records.reading import (
     Source,
     read_comparisons,
@@ -39,7 +39,7 @@ __all__ = [
     "SIDE_SUFFIX",
     "SUFFIXES",
     "Comparison",
-    "Found",
+    "DataFiles",
     "InvalidRecord",
     "Message",
     "OnBadRow",

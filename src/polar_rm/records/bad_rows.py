@@ -1,4 +1,4 @@
-"""What becomes of rows that are no records, and of those that are but may be meant otherwise."""
+"""The treatment of bad rows, and of rows that can be read but may mean something else."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from polar_rm.common.json import dump_json
 from polar_rm.errors import BadRow, MachineFailure, PolarError
 
 SIDE_SUFFIX = ".rejected"
-"""Of side files. They hold JSON lines, but no reader takes this suffix: a run's refusals never become another's input."""
+"""The suffix of side files. They hold JSON lines, but no reader accepts this suffix: one run's bad rows never become the input of
+another."""
 
 
 @dataclass(slots=True)
 class OnBadRow:
-    """What to do with a row that is no record, and what was found out about the others.
+    """The treatment of rows that are not records, and notes about rows that are.
 
-    mode: ``error`` raises :class:`BadRow`; ``skip`` writes {path, row, field, expected, content} to ``side_file`` and goes on.
-    strip_prompt: drop the prompt's messages where an answer (reference, candidate, output) begins with them; such a row is
-        refused otherwise.
-    count: rows refused so far. The side file is begun anew by the first of them.
-    notes: what was dropped, or taken as it is but may be meant otherwise -> rows, and the first of them.
+    mode: ``error`` raises :class:`BadRow`; ``skip`` writes {path, row, field, expected, content} to ``side_file`` and continues.
+    strip_prompt: drop the prompt's messages where an answer (reference, candidate, output) begins with them; otherwise such a row
+        is a bad row.
+    count: bad rows so far. The first of them truncates the side file.
+    notes: a text about what was dropped, or was read unchanged but may mean something else -> number of rows, and the first row.
     """
 
     mode: Literal["error", "skip"] = "error"
@@ -37,16 +38,16 @@ class OnBadRow:
         if self.mode not in ("error", "skip"):
             raise PolarError(f"unknown treatment of bad rows {self.mode!r}; known: error, skip")
         if self.mode == "skip" and self.side_file is None:
-            raise PolarError("bad rows can only be skipped into a side file: nothing may vanish")
+            raise PolarError("bad rows can only be skipped into a side file: no row may be lost")
 
     def refuse(self, error: BadRow, content: Any) -> None:
-        """Raises ``error``, or notes it with the row's content."""
+        """Raise ``error``, or write it with the row's content to the side file."""
         if self.mode == "error" or self.side_file is None:
             raise error
         row = {"path": error.path, "row": error.row, "field": error.field, "expected": error.expected}
         try:
             line = dump_json(row | {"content": content})
-        except RecursionError:  # that is what was wrong with it
+        except RecursionError:  # the row is bad because it is nested too deeply
             line = dump_json(row | {"content": None})
         try:
             with open(self.side_file, "w" if self.count == 0 else "a", encoding="utf-8", errors="backslashreplace") as file:
@@ -56,13 +57,13 @@ class OnBadRow:
         self.count += 1
 
     def note(self, path: str, row: int, notes: Iterable[str]) -> None:
-        """Count what was noted about one row."""
+        """Count the notes about one row."""
         for text in notes:
             count, first = self.notes.get(text, (0, f"{path}: row {row}"))
             self.notes[text] = count + 1, first
 
     def warnings(self) -> list[str]:
-        """One line for each kind of note, with how many rows and the first of them."""
+        """One line for each kind of note, with the number of rows and the first of them."""
         return [f"{_rows(count)}: {text} (first: {first})" for text, (count, first) in self.notes.items()]
 
 
@@ -71,8 +72,10 @@ def _rows(count: int) -> str:
 
 
 def side_file(output: str | Path | None, sources: Iterable[str | Path] = ()) -> Path:
-    """Where a run writes its bad rows: ``OUTPUT.rejected`` beside its output; without one, a name of its own in the working
-    folder after the first source."""
+    """The file for a run's bad rows: ``OUTPUT.rejected`` beside its output.
+
+    Without an output it is a unique name in the working folder, derived from the first source.
+    """
     if output is not None:
         path = Path(output)
         return path.with_name(path.name + SIDE_SUFFIX)

@@ -1,8 +1,8 @@
-"""Texts and records as a table's cells hold them: there a column has one type, so a list of messages is JSON text.
+"""Conversion between texts and the cells of a table. A table's column has one type, so a list of messages is stored as JSON text.
 
-Any JSON text that is a list of messages stands for these messages, in whatever spelling. A plain string that would be read so is
-stored as the only element of a JSON list of strings, and so is a string that looks like such a list: every string comes back as
-it was.
+Any JSON text that is a list of messages is read as these messages, whatever its whitespace and key order. A plain string that
+would be read as messages is stored as the only element of a JSON list of strings, and so is a string that looks like such a
+list. So every string is read back unchanged.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from polar_rm.common.json import dump_json
 from polar_rm.records.types import Text
 
-# Strings with these beginnings are always quoted; earlier versions knew no other signs.
+# Strings that begin with one of these are always quoted, because earlier versions recognised only these.
 _QUOTED = ('[{"role"', '["[')
 
 
 def to_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of :func:`to_row` for a table: texts and metadata as strings."""
+    """The result of :func:`to_row` as a table's row: texts and metadata as strings."""
     cells = dict(row)
     for name in cells.keys() & {"prompt", "reference", "output"}:
         cells[name] = to_cell(cells[name])
@@ -30,7 +30,7 @@ def to_cells(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_cell(text: Text | None) -> str | None:
-    """A text as a table holds it: messages, and strings that look like them, as JSON."""
+    """A text as a table's cell: messages, and strings that look like messages, as JSON."""
     if isinstance(text, list):
         return dump_json([{"role": message["role"], **message} for message in text])
     if isinstance(text, str) and _needs_quotes(text):
@@ -39,8 +39,8 @@ def to_cell(text: Text | None) -> str | None:
 
 
 def from_cell(cell: str) -> Text:
-    """The text that a cell of a table stands for; the inverse of :func:`to_cell`."""
-    if not cell.startswith("[") and not cell.lstrip().startswith("["):  # nearly all
+    """The text that a table's cell represents; the inverse of :func:`to_cell`."""
+    if not cell.startswith("[") and not cell.lstrip().startswith("["):  # nearly all cells
         return cell
     if '"role"' not in cell and not cell[1:].lstrip(" \t\r\n[").startswith('"'):  # neither messages nor a quoted string
         return cell
@@ -54,7 +54,7 @@ def from_cell(cell: str) -> Text:
 
 
 def looks_like_messages(text: str) -> str | None:
-    """Whether a plain string is a list of messages in another form, and in which: JSON text, or Python's own notation."""
+    """The notation, JSON text or Python's, in which a plain string spells a list of messages; None where it does not."""
     start = text[:64].lstrip()
     if start[1:].lstrip().startswith(("{'role'", "{'content'")):
         return "Python's notation"
@@ -62,7 +62,7 @@ def looks_like_messages(text: str) -> str | None:
 
 
 def parsed(text: str) -> Any:
-    """The JSON value, or the text itself where it is not JSON."""
+    """The parsed JSON value, or the text itself where it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -70,7 +70,7 @@ def parsed(text: str) -> Any:
 
 
 def parsed_structure(text: str) -> Any:
-    """The JSON object or list, or the text itself where it is neither: a text of digits stays one."""
+    """The parsed JSON object or list, or the text itself where it is neither, so that a text of digits stays a text."""
     value = parsed(text)
     return value if isinstance(value, (dict, list)) else text
 
@@ -80,7 +80,10 @@ def _needs_quotes(text: str) -> bool:
 
 
 def _are_messages(value: Any) -> bool:
-    """Objects with a role, and what such objects hold; what is missing in one of them is told when they are checked."""
+    """Whether the value looks like messages: objects with a role, at least one of them with content or tool calls.
+
+    Errors in single messages are reported later, when the messages are checked.
+    """
     return (
         isinstance(value, list)
         and bool(value)

@@ -1,4 +1,4 @@
-"""Checked fields of one row: what a column may hold, and what is refused."""
+"""Checked fields of one row: the values that a column may hold."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from polar_rm.records.values import (
 T = TypeVar("T")
 _WRAPPERS: tuple[Wrapper, ...] = get_args(Wrapper)
 _TEXT = "text or a list of messages"
-_MAY_BE_MESSAGES = frozenset(("[", " ", "\n", "\t", "\r"))  # first characters; nearly all texts have others
-# Without these columns a row means something else, so that a slip in their names must not make them metadata.
+_MAY_BE_MESSAGES = frozenset(("[", " ", "\n", "\t", "\r"))  # first characters; nearly all texts begin with others
+# A row without one of these columns is valid but means something else, so a column with a mistyped name must not become metadata.
 _NEARLY = {name: (f"{name}s", name.title(), f"{name.title()}s", name.upper()) for name in ("reference", "wrapper")}
 
 
 class Fields:
-    """Takes checked fields out of one row; the columns that nobody took are the record's metadata.
+    """Takes checked fields out of one row; the remaining columns are the record's metadata.
 
-    is_cell: the row is one of a table, where messages and lists are JSON text. notes: what is taken as it is, but may be meant
-    otherwise; in the words of a message about many rows.
+    is_cell: the row comes from a table, where messages and lists are JSON text. notes: texts about values that were read
+    unchanged but may mean something else, worded for a message about many rows.
 
-    Every method that takes a field raises :class:`InvalidRecord` where it is missing, null or not what it should be.
+    Every method that takes a field raises :class:`InvalidRecord` where the field is missing, null or invalid.
     """
 
     def __init__(self, row: Mapping[str, Any], is_cell: bool) -> None:
         # Data frames write missing values as NaN.
-        self._left = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+        self._remaining = {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
         self._names = row.keys()
         self._is_cell = is_cell
         self.notes: list[str] = []
 
     def has(self, name: str) -> bool:
-        """Whether the column is there and not null."""
-        return self._left.get(name) is not None
+        """Whether the column exists and is not null."""
+        return self._remaining.get(name) is not None
 
     def text(self, name: str) -> Text:
-        """A string, or the messages of a conversation, with contents that are strings."""
+        """A string, or the messages of a conversation with their contents as strings."""
         return self._text(name, self._pop(name, _TEXT))
 
     def filled(self, name: str) -> Text:
@@ -64,13 +64,14 @@ class Fields:
         """``take(name)``, or None where the column is missing or null.
 
         Raises:
-            InvalidRecord: also where a reference or a wrapper is missing, and a column's name differs by a final s or by case.
+            InvalidRecord: also where a reference or a wrapper is missing and another column's name differs from it only by a
+                final s or by case.
         """
         if self.has(name):
             return take(name)
-        if name in _NEARLY and name not in self._left and (near := self._near(name)):
+        if name in _NEARLY and name not in self._remaining and (near := self._near(name)):
             raise InvalidRecord(name, f"one {name} a row, but the row has {near!r}; did you mean {name!r}?")
-        self._left.pop(name, None)
+        self._remaining.pop(name, None)
         return None
 
     def texts(self, name: str) -> tuple[Text, ...]:
@@ -82,7 +83,7 @@ class Fields:
         return tuple(self._text(f"{name}[{i}]", value) for i, value in enumerate(values))
 
     def one_or_more(self, name: str) -> list[Text]:
-        """A text, or a list of texts, as RewardBench 2 has several rejected ones."""
+        """A text or a list of texts; RewardBench 2 has several rejected texts in a row."""
         value = self._pop(name, _TEXT)
         if isinstance(value, (list, tuple)) and value and not isinstance(value[0], dict):
             return [self._text(f"{name}[{i}]", each) for i, each in enumerate(value)]
@@ -91,7 +92,8 @@ class Fields:
     def ranks(self, name: str, count: int) -> tuple[int, ...]:
         """A list of ``count`` integers >= 0, at least two of them different.
 
-        Whole floats, which data frames make of integers beside a missing one, and texts of digits are taken as integers.
+        Floats with an integer value, which data frames make of integers in a column with missing values, and texts of digits are
+        read as integers.
         """
         expected = "a list of integers >= 0, one for each candidate"
         values = self._list(name, self._pop(name, expected), expected)
@@ -102,11 +104,11 @@ class Fields:
             if not is_integer(rank) or rank < 0:
                 raise InvalidRecord(name, f"{expected}, not {kind_of(value)}")
         if len(set(ranks)) == 1:
-            raise InvalidRecord(name, "at least two different ranks: with equal ones there is nothing to compare")
+            raise InvalidRecord(name, "at least two different ranks: equal ranks are not compared")
         return tuple(map(int, ranks))
 
     def wrapper(self) -> Wrapper:
-        """``sft``, which is the default, or ``pretrain``."""
+        """The wrapper: ``sft``, which is the default, or ``pretrain``."""
         value = self.optional(self.string, "wrapper") or "sft"
         for known in _WRAPPERS:
             if value == known:
@@ -114,7 +116,7 @@ class Fields:
         raise InvalidRecord("wrapper", f"one of {', '.join(_WRAPPERS)}, not {value!r}")
 
     def string(self, name: str) -> str:
-        """A string, be it empty."""
+        """A string, which may be empty."""
         value = self._pop(name, "a string")
         if not isinstance(value, str):
             raise InvalidRecord(name, f"a string, not {kind_of(value)}")
@@ -123,59 +125,60 @@ class Fields:
         return value
 
     def integer(self, name: str) -> int:
-        """An integer of 64 bits; in tables also a whole float or a text of digits."""
+        """An integer of 64 bits; in tables also a float with an integer value or a text of digits."""
         value = self._pop(name, "an integer")
-        whole = _as_integer(value) if self._is_cell else value
-        if not is_integer(whole):
+        integer = _as_integer(value) if self._is_cell else value
+        if not is_integer(integer):
             raise InvalidRecord(name, f"an integer, not {kind_of(value)}")
-        return int(whole)
+        return int(integer)
 
     def number(self, name: str) -> float:
-        """A finite number; in tables also its text."""
-        value = given = self._pop(name, "a number")
-        if self._is_cell and isinstance(value, str):
-            value = _as_number(value)
-        if isinstance(value, bool) or not isinstance(value, Real) or not is_finite(value):
-            raise InvalidRecord(name, f"a finite number, not {kind_of(given)}")
-        return float(value)
+        """A finite number; in tables also the text of one."""
+        value = self._pop(name, "a number")
+        number = _as_number(value) if self._is_cell and isinstance(value, str) else value
+        if isinstance(number, bool) or not isinstance(number, Real) or not is_finite(number):
+            raise InvalidRecord(name, f"a finite number, not {kind_of(value)}")
+        return float(number)
 
     def metadata(self) -> dict[str, Any]:
-        """The column ``metadata`` with all columns left. In tables it may be JSON text, and so may ``meta``; other text stays.
+        """The column ``metadata`` merged with all remaining columns.
+
+        In tables ``metadata`` and ``meta`` may be JSON text; other text stays unchanged.
 
         Raises:
-            InvalidRecord: a column differs from the value of its name in ``metadata``, a text is no Unicode, or the nesting too
-                deep.
+            InvalidRecord: a column and ``metadata`` hold different values under one name, a text is not Unicode, or the nesting
+                is too deep.
         """
-        left = self._left
-        if self._is_cell and isinstance(meta := left.get("meta"), str):
-            left["meta"] = parsed_structure(meta)
-        own = left.pop("metadata", None)
-        own = parsed_structure(own) if self._is_cell and isinstance(own, str) else own
-        if not isinstance(own, dict):
-            own = {} if own is None else {"metadata": own}
-        left = {name: value for name, value in left.items() if value is not None or name not in own}  # null contradicts nothing
-        metadata: dict[str, Any] = {**own, **left}
+        columns = self._remaining
+        if self._is_cell and isinstance(meta := columns.get("meta"), str):
+            columns["meta"] = parsed_structure(meta)
+        value = columns.pop("metadata", None)
+        value = parsed_structure(value) if self._is_cell and isinstance(value, str) else value
+        if not isinstance(value, dict):
+            value = {} if value is None else {"metadata": value}
+        columns = {name: each for name, each in columns.items() if each is not None or name not in value}  # null is no conflict
+        metadata: dict[str, Any] = {**value, **columns}
         if metadata:
             check_unicode("metadata", metadata)
         metadata = without_nan(metadata)
-        for name in left:
-            if name in own and without_nan(own[name]) != metadata[name]:
-                raise InvalidRecord(name, "one value, but the row's metadata has another of this name")
+        for name in columns:
+            if name in value and without_nan(value[name]) != metadata[name]:
+                raise InvalidRecord(name, "one value, but the row's metadata has another one under this name")
         return metadata
 
     def _pop(self, name: str, expected: str) -> Any:
-        value = self._left.pop(name, None)
+        value = self._remaining.pop(name, None)
         if value is not None:
             return value
         if name not in self._names:
-            near = self._near(name) or next(iter(get_close_matches(name, _strings(self._left), n=1, cutoff=0.8)), None)
+            near = self._near(name) or next(iter(get_close_matches(name, _strings(self._remaining), n=1, cutoff=0.8)), None)
             hint = f", and the row has {near!r}; did you mean {name!r}?" if near else ""
             raise InvalidRecord(name, f"{expected}, but it is missing{hint}")
         raise InvalidRecord(name, f"{expected}, not null")
 
     def _near(self, name: str) -> str | None:
-        """A column left whose name is nearly this one, such as ``references``."""
-        return next((near for near in _NEARLY.get(name, ()) if near in self._left), None)
+        """A remaining column whose name is nearly this one, such as ``references``."""
+        return next((near for near in _NEARLY.get(name, ()) if near in self._remaining), None)
 
     def _list(self, name: str, value: Any, expected: str) -> list[Any] | tuple[Any, ...]:
         value = parsed_structure(value) if self._is_cell and isinstance(value, str) else value
@@ -203,7 +206,7 @@ class Fields:
     def _maybe_messages(self, name: str, text: str) -> Text:
         value = from_cell(text) if self._is_cell else text
         if value is text and text[:64].lstrip().startswith("[") and (form := looks_like_messages(text)):
-            self.notes.append(f"{_field(name)!r} is text that spells messages in {form}; it is taken as that text")
+            self.notes.append(f"{_field(name)!r} is text that spells messages in {form}; it is read as plain text")
         return value
 
 
@@ -213,7 +216,7 @@ def _check_length(name: str, text: str) -> None:
 
 
 def _as_integer(value: Any) -> Any:
-    """A whole float or a text of digits as an integer; anything else as it is."""
+    """A float with an integer value or a text of digits as an integer; any other value unchanged."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and value.isascii() and value.removeprefix("-").isdigit() and len(value) < 20:
@@ -229,7 +232,7 @@ def _as_number(text: str) -> Any:
 
 
 def _strings(names: Iterable[Any]) -> list[str]:
-    """Iterables of rows may have keys of any type."""
+    """The names that are strings: the keys of rows may have any type."""
     return [name for name in names if isinstance(name, str)]
 
 

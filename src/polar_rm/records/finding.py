@@ -1,4 +1,4 @@
-"""Which files a path means."""
+"""The data files that a path, a folder or a pattern means."""
 
 from __future__ import annotations
 
@@ -26,70 +26,71 @@ SUFFIXES = (
     ".arrow",
     ".feather",
 )
-"""Of files that are read, in whatever case."""
+"""Suffixes of files that can be read, in any case."""
 
 _SPLIT_MANIFEST = "manifest.json"
-_DATASET = "state.json"  # of a folder written by ``datasets.Dataset.save_to_disk``
-_DATASETS = "dataset_dict.json"  # of one written by ``DatasetDict.save_to_disk``
-# Lists beside our outputs, under the suffix of data. Their rows are no records.
-_OURS = {"metrics.jsonl", "rejected.jsonl", "refused.jsonl", "contaminated.jsonl"}
-_OURS_ENDS = (SIDE_SUFFIX, ".rejected.jsonl", ".refused.jsonl", ".partial")
+_DATASET = "state.json"  # in a folder written by ``datasets.Dataset.save_to_disk``
+_DATASETS = "dataset_dict.json"  # in a folder written by ``DatasetDict.save_to_disk``
+# Files that polar writes beside its outputs and that have a suffix of data files. Their rows are not records.
+_OUR_NAMES = {"metrics.jsonl", "rejected.jsonl", "refused.jsonl", "contaminated.jsonl"}
+_OUR_SUFFIXES = (SIDE_SUFFIX, ".rejected.jsonl", ".refused.jsonl", ".partial")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """files: what is read, in order. left_out: why files of folders are not read -> how many."""
+class DataFiles:
+    """The files to read, in order, and how many files of folders are left out. left_out: reason -> number of files."""
 
     files: tuple[Path, ...]
     left_out: dict[str, int]
 
     def describe(self) -> str:
-        """For example ``3 files; left out: 2 hidden``."""
-        said = f"{len(self.files):,} file{'' if len(self.files) == 1 else 's'}"
-        left_out = ", ".join(f"{count:,} {why}" for why, count in self.left_out.items())
-        return f"{said}; left out: {left_out}" if left_out else said
+        """A summary such as ``3 files; left out: 2 hidden``."""
+        summary = f"{len(self.files):,} file{'' if len(self.files) == 1 else 's'}"
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
+        return f"{summary}; left out: {left_out}" if left_out else summary
 
 
 def find_files(source: str | Path, outputs: Iterable[str | Path] = ()) -> list[Path]:
-    """The data files that a path means: itself, those under a folder, or those that match a pattern; sorted.
+    """The data files that a path means: the file itself, the files in a folder, or the matches of a pattern; sorted.
 
-    Of a folder are left out: names that begin with ``.`` or ``_``, lists that polar writes, and ``.json`` files,
-    most of which hold settings. A folder saved by ``datasets`` means its Arrow files.
-    outputs: what this run writes.
+    Some files of a folder are left out: those with names that begin with ``.`` or ``_``, lists that polar writes, and ``.json``
+    files, most of which hold settings. A folder saved by ``datasets`` means its Arrow files.
+    outputs: the files and folders that this run writes.
 
     Raises:
-        PolarError: there are none, a file's suffix is unknown, a folder holds several splits, or the run writes one of the files.
+        PolarError: there are no files, a file's suffix is unknown, a folder holds several splits, or the run writes one of the
+            files.
     """
     return list(survey_files([source], outputs).files)
 
 
-def survey_files(sources: Iterable[str | Path], outputs: Iterable[str | Path] = ()) -> Found:
-    """:func:`find_files` of several paths, with what was left out."""
+def survey_files(sources: Iterable[str | Path], outputs: Iterable[str | Path] = ()) -> DataFiles:
+    """:func:`find_files` for several paths, with the number of files that are left out."""
     left_out: Counter[str] = Counter()
     outputs = list(map(Path, outputs))
     files = [file for source in sources for file in _find(Path(source), left_out)]
     for file in files:
         check_not_output(file, outputs)
-    return Found(tuple(files), dict(left_out))
+    return DataFiles(tuple(files), dict(left_out))
 
 
 def find_file(source: str | Path, outputs: Iterable[str | Path] = ()) -> Path:
     """The one file that a path, a folder or a pattern means.
 
     Raises:
-        PolarError: it means several, or as of :func:`find_files`.
+        PolarError: the path means several files, or as in :func:`find_files`.
     """
     files = find_files(source, outputs)
     if len(files) > 1:
-        raise PolarError(f"{source}: it means {len(files):,} files; name one at a time: rows of several would have equal numbers")
+        raise PolarError(f"{source}: it means {len(files):,} files; name one: rows of several files would share row numbers")
     return files[0]
 
 
 def check_not_output(file: Path, outputs: Iterable[str | Path]) -> None:
-    """Whether a run that writes ``outputs`` (files or folders) may read a file.
+    """Check that a run which writes ``outputs`` (files or folders) may read a file.
 
     Raises:
-        PolarError: it is one of them or lies inside one.
+        PolarError: the file is one of the outputs or lies inside one.
     """
     for output in map(Path, outputs):
         if not output.exists():
@@ -104,30 +105,30 @@ def check_not_output(file: Path, outputs: Iterable[str | Path]) -> None:
 
 def _find(path: Path, left_out: Counter[str]) -> list[Path]:
     if path.is_dir():
-        found = sorted(_walk(path, left_out))
-        if not found:
-            raise PolarError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file{_but(left_out)}")
-        return found
+        files = sorted(_walk(path, left_out))
+        if not files:
+            raise PolarError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file{_except(left_out)}")
+        return files
     if not path.exists():
         matching = sorted(Path(name) for name in glob(str(path), recursive=True))
         if not matching:
             raise PolarError(f"{path}: no such file or folder")
         kept = [each for each in matching if not _is_left_out(each, left_out)]
-        found = [file for each in kept for file in (sorted(_walk(each, left_out)) if each.is_dir() else _find(each, left_out))]
-        if not found:
-            raise PolarError(f"{path}: nothing that matches holds data{_but(left_out)}")
-        return found
+        files = [file for each in kept for file in (sorted(_walk(each, left_out)) if each.is_dir() else _find(each, left_out))]
+        if not files:
+            raise PolarError(f"{path}: no match of the pattern holds data{_except(left_out)}")
+        return files
     if not suffix_of(path):
         raise PolarError(f"{path}: unknown kind of file; known: {', '.join(SUFFIXES)}")
     return [path]
 
 
-def _but(left_out: Counter[str]) -> str:
-    return f" (left out: {', '.join(f'{count:,} {why}' for why, count in left_out.items())})" if left_out else ""
+def _except(left_out: Counter[str]) -> str:
+    return f" (left out: {', '.join(f'{count:,} {reason}' for reason, count in left_out.items())})" if left_out else ""
 
 
 def suffix_of(path: Path) -> str:
-    """The one of :data:`SUFFIXES` that a name ends in, in lower case; empty if none."""
+    """The longest of :data:`SUFFIXES` that a name ends in, in lower case; empty where there is none."""
     name = path.name.lower()
     return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default="")
 
@@ -162,23 +163,23 @@ def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
 
 
 def _is_left_out(path: Path, left_out: Counter[str]) -> bool:
-    """Hidden files, and lists and encodings that polar wrote beside its outputs."""
+    """Whether a file is hidden, or is a list or an encoding that polar wrote beside its outputs; counts it if so."""
     if _is_hidden(path.name):
         left_out["hidden"] += 1
-    elif path.name in _OURS or path.name.endswith(_OURS_ENDS) or path.with_suffix(".index.json").exists():
-        left_out["written by polar, no data"] += 1
+    elif path.name in _OUR_NAMES or path.name.endswith(_OUR_SUFFIXES) or path.with_suffix(".index.json").exists():
+        left_out["written by polar, not data"] += 1
     else:
         return False
     return True
 
 
 def _is_hidden(name: str) -> bool:
-    """As Arrow and ``datasets`` see it: also what notebooks, macOS and Spark leave beside data."""
+    """Whether a name is hidden by the rule of Arrow and ``datasets``. Notebooks, macOS and Spark leave such files beside data."""
     return name.startswith((".", "_"))
 
 
 def _splits(manifest: Path) -> list[str]:
-    """The splits of a corpus that ``polar corpus`` built; none for other manifests."""
+    """The splits in a manifest of ``polar corpus``; empty for other manifests."""
     shards = _read(manifest).get("shards")
     return sorted({str(name).partition("/")[0] for name in shards if "/" in str(name)}) if isinstance(shards, dict) else []
 

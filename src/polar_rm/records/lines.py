@@ -1,4 +1,4 @@
-"""Rows out of text files: JSON lines, JSON arrays, CSV; plain or compressed. One row is in memory at a time."""
+"""Readers of text files: JSON lines, JSON arrays and CSV, plain or compressed. One row is in memory at a time."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from polar_rm.errors import PolarError
 from polar_rm.records.values import MAX_TEXT_CHARACTERS as MAX_ROW_BYTES
 
 Rows = Iterator[tuple[int, Any]]
-"""Row numbers, counted from 1, with what stands there: a mapping, or :class:`Unreadable`."""
+"""Pairs of a row number, counted from 1, and the row's content: a mapping, or :class:`Unreadable`."""
 
 _BUFFER = 1 << 20
-_SHOWN = 1000  # characters of a line that is too long, in the side file
+_KEPT_CHARACTERS = 1000  # of a line that is too long, for the side file
 _TOO_LONG = f"at most {MAX_ROW_BYTES:,} bytes a row"
 
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A line that is no row at all, and what it should be."""
+    """A line that can't be parsed as a row, and what was expected."""
 
     expected: str
     content: str
 
 
 def json_line_rows(path: Path) -> Rows:
-    """Of JSON lines; the number is the line's. Blank lines are passed over.
+    """Read JSON lines; a row's number is its line number, and blank lines are skipped.
 
     Raises:
         PolarError: the file can't be read, or its compression is damaged.
@@ -47,16 +47,16 @@ def json_line_rows(path: Path) -> Rows:
         for number, line in enumerate(iter(partial(file.readline, MAX_ROW_BYTES + 1), b""), 1):
             if len(line) > MAX_ROW_BYTES:
                 _skip_line(file, line)
-                yield number, Unreadable(_TOO_LONG, line[:_SHOWN].decode("utf-8", "backslashreplace") + "...")
+                yield number, Unreadable(_TOO_LONG, line[:_KEPT_CHARACTERS].decode("utf-8", "backslashreplace") + "...")
             elif not line.isspace():
                 yield number, _json_row(line, number)
 
 
 def json_rows(path: Path) -> Rows:
-    """Of a ``.json`` file: an array of rows, counted in it; or JSON lines, which often bear this suffix.
+    """Read a ``.json`` file: an array of rows, or JSON lines, which often have this suffix.
 
     Raises:
-        PolarError: it is neither, or can't be read.
+        PolarError: the file is neither, or can't be read.
     """
     with _opened(path, lambda: "its beginning") as file:
         first = _first_byte(file)
@@ -64,7 +64,7 @@ def json_rows(path: Path) -> Rows:
             lines = [line for line in (file.readline(MAX_ROW_BYTES), file.readline(MAX_ROW_BYTES)) if line.strip()]
             if len(lines) < 2 or isinstance(_json_row(b"{" + lines[0], 1), Unreadable):
                 raise PolarError(
-                    f"{path}: it holds one JSON object; a .json file of rows is an array of them, or has one a line (as .jsonl)"
+                    f"{path}: it holds one JSON object; expected an array of objects, or one object a line (as in .jsonl)"
                 )
         elif first not in (b"[", b""):
             raise PolarError(f"{path}: it is neither an array of rows nor JSON lines")
@@ -72,10 +72,10 @@ def json_rows(path: Path) -> Rows:
 
 
 def csv_rows(path: Path, delimiter: str) -> Rows:
-    """Of CSV with a line of names; rows are counted behind it. An empty cell is a missing value.
+    """Read CSV with a header line; rows are counted after the header. An empty cell is a missing value.
 
     Raises:
-        PolarError: it can't be read, names a column twice or not at all, or its quotes do not end.
+        PolarError: the file can't be read, the header has a duplicate or empty name, or a quotation mark is not closed.
     """
     number = 0
     csv.field_size_limit(MAX_ROW_BYTES)
@@ -88,8 +88,8 @@ def csv_rows(path: Path, delimiter: str) -> Rows:
                 if not cells:
                     continue
                 if len(cells) != len(names):
-                    found = f"{len(names)} cells, as the first line names, not {len(cells)}"
-                    yield number, Unreadable(found, delimiter.join(cells)[:_SHOWN])
+                    expected = f"{len(names)} cells, one for each column of the header, not {len(cells)}"
+                    yield number, Unreadable(expected, delimiter.join(cells)[:_KEPT_CHARACTERS])
                 else:
                     yield number, {name: cell or None for name, cell in zip(names, cells, strict=True)}
         except csv.Error as error:
@@ -97,10 +97,10 @@ def csv_rows(path: Path, delimiter: str) -> Rows:
 
 
 def check_names(path: Path, names: list[str]) -> None:
-    """Whether the columns of a table have names of their own, and are not too many.
+    """Check that a table has at most :data:`MAX_COLUMNS` columns, with different and non-empty names.
 
     Raises:
-        PolarError: they are not.
+        PolarError: names the column at fault.
     """
     if len(names) > MAX_COLUMNS:
         raise PolarError(f"{path}: it has {len(names):,} columns; at most {MAX_COLUMNS:,} are read")
@@ -114,11 +114,11 @@ def check_names(path: Path, names: list[str]) -> None:
 
 
 MAX_COLUMNS = 10_000
-"""Of a table. Each row keeps all columns that it does not use as metadata."""
+"""The most columns that a table may have. Every row keeps all columns that it does not use as metadata."""
 
 
 def _array_rows(path: Path) -> Rows:
-    """The elements of an array, decoded one by one out of a buffer that holds little more than one."""
+    """Read the elements of an array one by one from a buffer that holds little more than one element."""
     number, decoder = 0, json.JSONDecoder()
     with _opened(path, lambda: f"row {number}") as file:
         text, start, at_end = "", 0, False
@@ -126,17 +126,17 @@ def _array_rows(path: Path) -> Rows:
         separator = "["
         while True:
             try:
-                start = _behind_blanks(text, start)
+                start = _skip_blanks(text, start)
                 if start < len(text) and text[start] == "]" and separator != "[":
                     break
                 if not text[start:].startswith(separator):
                     raise json.JSONDecodeError(f"Expecting {separator!r}", text, start)
-                begin = _behind_blanks(text, start + 1)
+                begin = _skip_blanks(text, start + 1)
                 if separator == "[" and text[begin : begin + 1] == "]":
                     break
                 value, end = decoder.raw_decode(text, begin)
-                if _behind_blanks(text, end) >= len(text) and not at_end:
-                    raise json.JSONDecodeError("cut", text, end)
+                if _skip_blanks(text, end) >= len(text) and not at_end:
+                    raise json.JSONDecodeError("more text is needed", text, end)
             except RecursionError:
                 raise PolarError(f"{path}: row {number + 1}: it is nested too deeply") from None
             except json.JSONDecodeError as error:
@@ -145,7 +145,7 @@ def _array_rows(path: Path) -> Rows:
                 if len(text) - start > MAX_ROW_BYTES:
                     raise PolarError(f"{path}: row {number + 1}: expected {_TOO_LONG}") from None
                 try:
-                    # As much again as is held: a row is decoded a few times at most, however long it is.
+                    # Double the buffer, so that a row is decoded a few times at most, however long it is.
                     read = file.read(max(_BUFFER, len(text) - start))
                     text, start, at_end = text[start:] + decode.decode(read, final=not read), 0, not read
                 except UnicodeDecodeError as failure:
@@ -160,11 +160,11 @@ def _array_rows(path: Path) -> Rows:
 
 
 def _is_damaged(error: json.JSONDecodeError, text: str) -> bool:
-    """Whether more text could not help: the error lies well before the end of what was read."""
+    """Whether reading more text can't help: the error lies well before the end of the text read so far."""
     return error.pos < len(text) - 64 and "Unterminated" not in error.msg
 
 
-def _behind_blanks(text: str, start: int) -> int:
+def _skip_blanks(text: str, start: int) -> int:
     while start < len(text) and text[start] in " \t\r\n":
         start += 1
     return start
@@ -178,16 +178,16 @@ def _json_row(line: bytes, number: int) -> Any:
     except json.JSONDecodeError as error:
         expected = f"one JSON object a line, but at column {error.colno}: {error.msg}"
         if number == 1 and line.lstrip().startswith(b"["):
-            expected = "one JSON object a line, but here an array begins; a file that holds one array of rows is named .json"
+            expected = "one JSON object a line, but the file begins with an array; name a file with one array of rows .json"
         elif number == 1 and line.strip() == b"{":
-            expected = "one JSON object a line, but this one goes over several lines"
+            expected = "one JSON object a line, but this one spans several lines"
     except RecursionError:
         expected = "JSON, but it is nested too deeply"
     except ValueError:
         expected = f"integers of at most {sys.get_int_max_str_digits():,} digits"
     else:
         if number == 1 and isinstance(row, list):
-            expected = "an object with named fields, but this is an array; a file that holds one array of rows is named .json"
+            expected = "an object with named fields, but this is an array; name a file with one array of rows .json"
         else:
             return row
     return Unreadable(expected, line.decode("utf-8", "backslashreplace").rstrip("\n"))
@@ -219,27 +219,29 @@ def _first_byte(file: IO[bytes]) -> bytes:
 
 
 class _Stream(io.RawIOBase):
-    """Raw bytes from a ``read(n)``, at most ``size`` of them."""
+    """A raw stream over a function ``read(n)``, of at most ``size`` bytes."""
 
     def __init__(self, read: Callable[[int], bytes], size: int | None = None) -> None:
-        self._read, self._left = read, size
+        self._read, self._remaining = read, size
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        wanted = len(buffer) if self._left is None else min(len(buffer), self._left)
-        data = self._read(wanted) if wanted else b""
+        n_bytes = len(buffer) if self._remaining is None else min(len(buffer), self._remaining)
+        data = self._read(n_bytes) if n_bytes else b""
         buffer[: len(data)] = data
-        if self._left is not None:
-            self._left -= len(data)
+        if self._remaining is not None:
+            self._remaining -= len(data)
         return len(data)
 
 
 @contextmanager
-def _opened(path: Path, place: Callable[[], str]) -> Iterator[IO[bytes]]:
-    """A file's bytes, decompressed by its suffix. It is read to the size that it has now: what a writer adds to it meanwhile,
-    such as this very run, would never end. place: how far reading has come, for the message.
+def _opened(path: Path, position: Callable[[], str]) -> Iterator[IO[bytes]]:
+    """Open a file for reading, decompressed by its suffix.
+
+    It is read up to its current size: a run that appends to the file which it reads would never end. position: describes how far
+    reading has come, for the message.
 
     Raises:
         PolarError: the file can't be read, or its compression is damaged.
@@ -259,4 +261,4 @@ def _opened(path: Path, place: Callable[[], str]) -> Iterator[IO[bytes]]:
                 case _:
                     yield plain
     except (OSError, EOFError, zlib.error) as error:
-        raise PolarError(f"{path}: unreadable after {place()}: {error}") from error
+        raise PolarError(f"{path}: unreadable after {position()}: {error}") from error

@@ -1,4 +1,4 @@
-"""Records out of files and ``datasets`` objects, one at a time: memory does not grow with the input."""
+"""Readers of records from files and ``datasets`` objects, one at a time: memory does not grow with the input."""
 
 from __future__ import annotations
 
@@ -33,53 +33,56 @@ Source = str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]]
 
 
 def read_comparisons(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[Comparison]:
-    """Comparisons, from rows as :func:`to_comparison` takes them.
+    """Read comparisons from rows as :func:`to_comparison` accepts them.
 
     Raises:
-        BadRow: names file, row, field and what was expected (unless it is skipped). PolarError: the file can't be read, holds
-            no rows, or is of an unknown kind.
+        BadRow: names file, row, field and what was expected, unless bad rows are skipped.
+        PolarError: the file can't be read, holds no rows, or is of an unknown kind.
     """
     return (record for _, record in _read(source, lambda row, rules: to_comparison(row, rules=rules), on_bad_row))
 
 
 def read_numbered_comparisons(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, Comparison]]:
-    """Comparisons with their row numbers, which have gaps where bad rows were skipped."""
+    """Read comparisons with their row numbers, which have gaps where bad rows are skipped."""
     return _read(source, lambda row, rules: to_comparison(row, rules=rules), on_bad_row)
 
 
 def read_items(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[ScoreItem]:
-    """Items to score; errors as in :func:`read_comparisons`."""
+    """Read items to score; errors as in :func:`read_comparisons`."""
     return (record for _, record in _read(source, lambda row, rules: to_item(row, rules=rules), on_bad_row))
 
 
 def read_numbered_items(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, ScoreItem]]:
-    """Items with their row numbers, which have gaps where bad rows were skipped."""
+    """Read items with their row numbers, which have gaps where bad rows are skipped."""
     return _read(source, lambda row, rules: to_item(row, rules=rules), on_bad_row)
 
 
 def read_trajectories(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[Trajectory]:
-    """Trajectories; errors as in :func:`read_comparisons`."""
+    """Read trajectories; errors as in :func:`read_comparisons`."""
     return (record for _, record in _read(source, lambda row, rules: to_trajectory(row, rules=rules), on_bad_row))
 
 
 def read_numbered_trajectories(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, Trajectory]]:
-    """Trajectories with their row numbers, which have gaps where bad rows were skipped."""
+    """Read trajectories with their row numbers, which have gaps where bad rows are skipped."""
     return _read(source, lambda row, rules: to_trajectory(row, rules=rules), on_bad_row)
 
 
 def read_prompt_texts(source: Source) -> Iterator[Text]:
-    """The prompts of any rows that have one, such as comparisons or items."""
+    """Read the prompts of any rows that have one, such as comparisons or items."""
     return (prompt for _, prompt in _read(source, lambda row, rules: to_prompt_text(row, rules=rules), None))
 
 
 def read_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[str, Text]]:
-    """Prompt ids and prompts, from rows {prompt_id, prompt}; an id that comes twice is refused, further columns are left out."""
+    """Read prompt ids and prompts from rows {prompt_id, prompt}; other columns are ignored.
+
+    A row with an id that an earlier row has is a bad row.
+    """
     seen: set[str] = set()
 
     def convert(row: Mapping[str, Any], rules: RowRules) -> tuple[str, Text]:
         prompt_id, prompt = to_prompt(row, rules=rules)
         if prompt_id in seen:
-            raise InvalidRecord("prompt_id", f"an id of its own, but a row before has {prompt_id!r}")
+            raise InvalidRecord("prompt_id", f"a unique id, but an earlier row has {prompt_id!r}, too")
         seen.add(prompt_id)
         return prompt_id, prompt
 
@@ -87,12 +90,13 @@ def read_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator
 
 
 def read_referenced_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[Text, Text, Wrapper | None]]:
-    """Prompts with reference and wrapper of each, None where the row has no wrapper; errors as in :func:`read_comparisons`."""
+    """Read prompts with their references and wrappers; a wrapper is None where the row has none. Errors as in
+    :func:`read_comparisons`."""
     return (record for _, record in _read(source, lambda row, rules: to_referenced_prompt(row, rules=rules), on_bad_row))
 
 
 def read_texts(source: Source, column: str, on_bad_row: OnBadRow | None = None) -> Iterator[str]:
-    """The strings of one column; errors as in :func:`read_comparisons`."""
+    """Read the strings of one column; errors as in :func:`read_comparisons`."""
     return (text for _, text in _read(source, lambda row, _: to_string(row, column), on_bad_row))
 
 
@@ -119,13 +123,13 @@ def _read(source: Source, convert: _Convert[T], on_bad_row: OnBadRow | None) -> 
             notes.clear()
         if number == 0:
             raise PolarError(f"{name}: it is empty: there are no rows")
-    if on_bad_row is None:  # else the caller tells them
+    if on_bad_row is None:  # otherwise the caller reports the warnings
         for warning in bad.warnings():
             _log.warning("%s", warning)
 
 
 def _tables(source: Source) -> Iterator[tuple[str, bool, Rows]]:
-    """Name, whether its cells are those of a table, and numbered rows of every file or object."""
+    """(name, whether its rows are rows of a table, numbered rows) of every file or object."""
     if isinstance(source, (str, Path)):
         for file in find_files(source):
             suffix = suffix_of(file)

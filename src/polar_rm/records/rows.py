@@ -1,7 +1,7 @@
-"""Rows to records and back: the accepted columns, and what is refused.
+"""Conversion of rows to records and back: the accepted columns and their checks.
 
-A row is a mapping of column names to values. In a table (Parquet, Arrow, CSV, a ``datasets`` object) a column has one type, so
-there a list of messages may be JSON text; in JSON a list is a list and a string is always a string.
+A row maps column names to values. In a table (Parquet, Arrow, CSV, a ``datasets`` object) a column has one type, so a list of
+messages may be JSON text there. In JSON a list is a list, and a string is always a string.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(slots=True)
 class RowRules:
-    """How rows are read.
+    """Options for reading rows.
 
-    is_cell: they are rows of a table. strip_prompt: answers that begin with the prompt's messages lose these, instead of being
-    refused. notes: receives what was dropped, or taken as it is but may be meant otherwise, in words equal for alike rows.
+    is_cell: the rows come from a table. strip_prompt: remove the prompt's messages from the beginning of answers instead of
+    raising an error. notes: receives texts about what was dropped, or was read unchanged but may mean something else; rows of one
+    kind get equal texts.
     """
 
     is_cell: bool = False
@@ -37,12 +38,13 @@ _CELLS = RowRules(is_cell=True)
 
 
 def to_comparison(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules | None = None) -> Comparison:
-    """{prompt, reference, candidates, ranks[, wrapper]} or the official {prompt, reference, chosen, rejected[, wrapper]}.
+    """A comparison from {prompt, reference, candidates, ranks[, wrapper]}, or from the official row with chosen and rejected.
 
-    ``chosen`` and ``rejected`` may be lists of texts, as in RewardBench 2: all chosen have rank 0, all rejected 1.
+    ``chosen`` and ``rejected`` may be lists of texts, as in RewardBench 2: all chosen have rank 0, all rejected rank 1. A missing
+    or null reference is None.
 
     Raises:
-        InvalidRecord: the row is neither. A missing or null reference is None.
+        InvalidRecord: the row has neither form.
     """
     rules = _rules(is_cell, rules)
     take = Fields(row, rules.is_cell)
@@ -56,7 +58,7 @@ def to_comparison(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules
         candidates += take.one_or_more("rejected")
         ranks = (0,) * n_chosen + (1,) * (len(candidates) - n_chosen)
     else:
-        raise InvalidRecord("candidates", "candidates and ranks, or chosen and rejected: the row has neither")
+        raise InvalidRecord("candidates", "candidates and ranks, or chosen and rejected, but the row has neither")
     start = flatten(prompt)
     if reference is not None and not _is_plain(reference, start):
         reference = _answer("reference", reference, prompt, take, rules)
@@ -67,30 +69,32 @@ def to_comparison(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules
     if len(set(texts)) < len(texts):
         raise _equal(_names(n_chosen, len(candidates)), texts)
     if take.notes:
-        _hand_over(take, rules)
+        _pass_notes(take, rules)
     return Comparison(prompt, reference, tuple(candidates), ranks, take.wrapper(), take.metadata())
 
 
 def to_item(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules | None = None) -> ScoreItem:
-    """The official inference row {prompt, reference, output[, wrapper]}.
+    """An item from the official inference row {prompt, reference, output[, wrapper]}.
+
+    The reference is required; an empty string scores without a reference.
 
     Raises:
-        InvalidRecord: it is not one. The reference must be there: an empty string scores without.
+        InvalidRecord: the row has another form.
     """
     rules = _rules(is_cell, rules)
     take = Fields(row, rules.is_cell)
     prompt, reference, output = take.text("prompt"), take.text("reference"), take.text("output")
     reference = _answer("reference", reference, prompt, take, rules)
     output = _answer("output", output, prompt, take, rules)
-    _hand_over(take, rules)
+    _pass_notes(take, rules)
     return ScoreItem(prompt, reference, output, take.wrapper(), take.metadata())
 
 
 def to_trajectory(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules | None = None) -> Trajectory:
-    """{source, prompt_id, prompt, policy, sample_id, text} and what is known about the sampling.
+    """A trajectory from {source, prompt_id, prompt, policy, sample_id, text} and optional columns about the sampling.
 
     Raises:
-        InvalidRecord: it is not one.
+        InvalidRecord: the row has another form.
     """
     rules = _rules(is_cell, rules)
     take = Fields(row, rules.is_cell)
@@ -109,68 +113,68 @@ def to_trajectory(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules
         n_tokens=take.optional(take.integer, "n_tokens"),
         metadata=take.metadata(),
     )
-    _hand_over(take, rules)
+    _pass_notes(take, rules)
     return trajectory
 
 
 def to_prompt(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules | None = None) -> tuple[str, Text]:
-    """{prompt_id, prompt}.
+    """A prompt's id and text from {prompt_id, prompt}.
 
     Raises:
-        InvalidRecord: it is not one, or the prompt is empty.
+        InvalidRecord: the row has another form, or the prompt is empty.
     """
     rules = _rules(is_cell, rules)
     take = Fields(row, rules.is_cell)
-    found = take.string("prompt_id"), take.filled("prompt")
-    _hand_over(take, rules)
-    return found
+    prompt_id, prompt = take.string("prompt_id"), take.filled("prompt")
+    _pass_notes(take, rules)
+    return prompt_id, prompt
 
 
 def to_referenced_prompt(
     row: Mapping[str, Any], is_cell: bool = False, rules: RowRules | None = None
 ) -> tuple[Text, Text, Wrapper | None]:
-    """{prompt, reference[, wrapper]}.
+    """Prompt, reference and wrapper (None where missing) from {prompt, reference[, wrapper]}.
 
     Raises:
-        InvalidRecord: it is not one, or one of them is empty.
+        InvalidRecord: the row has another form, or the prompt or the reference is empty.
     """
     rules = _rules(is_cell, rules)
     take = Fields(row, rules.is_cell)
     prompt, reference = take.filled("prompt"), take.filled("reference")
     reference = _answer("reference", reference, prompt, take, rules)
-    _hand_over(take, rules)
+    _pass_notes(take, rules)
     return prompt, reference, take.wrapper() if take.has("wrapper") else None
 
 
 def to_string(row: Mapping[str, Any], column: str) -> str:
-    """One string.
+    """The string in one column.
 
     Raises:
-        InvalidRecord: the column holds something else.
+        InvalidRecord: the column holds no string.
     """
     return Fields(row, is_cell=True).string(column)
 
 
 def to_prompt_text(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules | None = None) -> Text:
-    """{prompt}.
+    """The prompt of a row.
 
     Raises:
-        InvalidRecord: it is not one.
+        InvalidRecord: the row has no valid prompt.
     """
     rules = _rules(is_cell, rules)
     take = Fields(row, rules.is_cell)
     prompt = take.text("prompt")
-    _hand_over(take, rules)
+    _pass_notes(take, rules)
     return prompt
 
 
 def check(record: R, *, strip_prompt: bool = False) -> R:
-    """The record as its reader would give it: contents of messages that are strings, metadata that files can hold.
+    """The record as its reader would return it: messages with contents that are strings, metadata that files can hold.
 
-    Whoever takes records from elsewhere (a trainer, a request) checks them here. strip_prompt: see :class:`RowRules`.
+    Code that gets records from elsewhere (a trainer, a request) checks them here. strip_prompt: see :class:`RowRules`.
 
     Raises:
-        InvalidRecord: its reader would refuse it.
+        InvalidRecord: the reader of such records would refuse it.
     """
     names, convert = _CHECKS[type(record)]
     row = {name: getattr(record, name) for name in names}
@@ -178,10 +182,10 @@ def check(record: R, *, strip_prompt: bool = False) -> R:
 
 
 def to_row(record: Record) -> dict[str, Any]:
-    """The row that reads back as this record, for JSONL. Checked: what is written can be read.
+    """The row of this record for JSONL. The record is checked, so that every row that is written can be read.
 
     Raises:
-        InvalidRecord: the record would be refused by its reader.
+        InvalidRecord: the reader of such records would refuse it.
     """
     checked = check(record)
     return {name: getattr(checked, name) for name in _CHECKS[type(record)][0]}
@@ -192,7 +196,10 @@ def _rules(is_cell: bool, rules: RowRules | None) -> RowRules:
 
 
 def _is_plain(text: Text, start: str) -> bool:
-    """Nearly all answers: a string, or one message of the assistant, that does not begin as the prompt does."""
+    """Whether an answer can't repeat the prompt: a string, or one message of the assistant, with another beginning.
+
+    Nearly all answers are plain; only others need the slower check of :func:`without_prompt`.
+    """
     if type(text) is str:
         return not text.startswith(start)
     return len(text) == 1 and text[0]["role"] == "assistant" and not text[0]["content"].startswith(start)  # type: ignore[index]
@@ -205,13 +212,13 @@ def _answer(name: str, text: Text, prompt: Text, take: Fields, rules: RowRules) 
     return text
 
 
-def _hand_over(take: Fields, rules: RowRules) -> None:
+def _pass_notes(take: Fields, rules: RowRules) -> None:
     if take.notes and rules.notes is not None:
         rules.notes += dict.fromkeys(take.notes)
 
 
 def _names(n_chosen: int | None, count: int) -> list[str]:
-    """Of candidates, for messages. n_chosen: how many of them are ``chosen``; None where they stand in ``candidates``."""
+    """The candidates' names for messages. n_chosen: how many are ``chosen``; None where the row has ``candidates``."""
     if n_chosen is None:
         return [f"candidates[{i}]" for i in range(count)]
     parts = (("chosen", n_chosen), ("rejected", count - n_chosen))
@@ -225,7 +232,7 @@ def _equal(names: list[str], texts: list[str]) -> InvalidRecord:
 
 
 def _identity(text: list[Message]) -> str:
-    """What tells two candidates apart: their text, and the tools that they call."""
+    """What distinguishes two candidates: their texts, and the tools that they call."""
     flat = flatten(text)
     if not any(message.get("tool_calls") for message in text):
         return flat

@@ -1,4 +1,4 @@
-"""Rows out of Parquet, Arrow and Feather files, a few at a time; records into Parquet."""
+"""Readers of Parquet, Arrow and Feather files, a few rows at a time, and the writer of Parquet files."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from polar_rm.records.lines import Rows, check_names
 from polar_rm.records.types import Comparison, Record, ScoreItem, Trajectory
 from polar_rm.records.values import MAX_TEXT_CHARACTERS as MAX_ROW_BYTES
 
-_BATCH_ROWS = 256  # in memory at once
+_BATCH_ROWS = 256  # the most rows in memory at a time
 _BATCH_BYTES = 64 << 20  # uncompressed, on average over a file
-# Bytes of the page that holds a column's different values. Writers end it at about 1 MiB, a thousand values more or less.
+# Bytes of a dictionary page, which holds the distinct values of a column. Writers end it at about 1 MiB, give or take a thousand
+# values.
 _USUAL_DICTIONARY = 16 << 20
 _REPEATED_BYTES = 2 << 30  # of a batch in which every row has the longest value of its dictionaries
 _MAX_DICTIONARY = 512 << 20
-_ROW_GROUP = 4096
+_ROW_GROUP = 4096  # rows
 
 _SCHEMAS: dict[type, pa.Schema] = {
     Comparison: pa.schema(
@@ -60,17 +61,17 @@ _SCHEMAS: dict[type, pa.Schema] = {
 
 
 def parquet_rows(path: Path) -> Rows:
-    """Of a Parquet file.
+    """Read a Parquet file.
 
     Raises:
-        PolarError: it is not complete, two columns have one name, a value can't be held by Python, or it would take more memory
-            than rows of text do.
+        PolarError: the file is not complete, two columns have the same name, Python can't represent a value, or the rows need
+            more memory than rows of text do.
     """
     number = 0
     with _explained(path, "Parquet", lambda: number):
         with pq.ParquetFile(path) as file:
             check_names(path, file.schema_arrow.names)
-            n_rows, dictionaries = _rows_at_once(path, file.metadata)
+            n_rows, dictionaries = _batch_size(path, file.metadata)
         with pq.ParquetFile(path, read_dictionary=dictionaries) as file:
             for batch in file.iter_batches(n_rows):
                 for row in _batch_rows(path, number, batch):
@@ -79,10 +80,10 @@ def parquet_rows(path: Path) -> Rows:
 
 
 def arrow_rows(path: Path) -> Rows:
-    """Of an Arrow file or stream (what ``datasets`` saves, and Feather files of version 2).
+    """Read an Arrow file or stream, such as those that ``datasets`` saves, or a Feather file of version 2.
 
     Raises:
-        PolarError: as of :func:`parquet_rows`.
+        PolarError: as in :func:`parquet_rows`.
     """
     number = 0
     with _explained(path, "Arrow", lambda: number), pa.OSFile(str(path)) as file:
@@ -107,9 +108,11 @@ def _arrow_batches(file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
             yield from stream
 
 
-def _rows_at_once(path: Path, metadata: pq.FileMetaData) -> tuple[int, list[str]]:
-    """Rows of a batch, and the columns to read as indices into their different values: a long text that comes many times is in
-    the file once, a few bytes of it could else be gigabytes of memory."""
+def _batch_size(path: Path, metadata: pq.FileMetaData) -> tuple[int, list[str]]:
+    """The number of rows in a batch, and the columns to read as dictionary arrays.
+
+    A long text that many rows repeat is stored once in the file, so that a few of its bytes could become gigabytes in memory.
+    """
     per_row = repeated = 0
     large: dict[str, int] = {}
     with path.open("rb") as file:
@@ -128,16 +131,19 @@ def _rows_at_once(path: Path, metadata: pq.FileMetaData) -> tuple[int, list[str]
     if per_row > MAX_ROW_BYTES:
         raise PolarError(f"{path}: its rows have {per_row:,} bytes on average; at most {MAX_ROW_BYTES:,} are read")
     for name, size in large.items():
-        most = MAX_ROW_BYTES if "." in name else _MAX_DICTIONARY  # lists are not read as indices
-        if size > most:
-            raise PolarError(f"{path}: the different values of column {name} have {size:,} bytes; at most {most:,} are read")
+        maximum = MAX_ROW_BYTES if "." in name else _MAX_DICTIONARY  # columns in lists are not read as dictionary arrays
+        if size > maximum:
+            raise PolarError(f"{path}: the distinct values of column {name} have {size:,} bytes; at most {maximum:,} are read")
     n_rows = min(_BATCH_ROWS, _BATCH_BYTES // max(1, per_row), _REPEATED_BYTES // max(1, repeated))
     return 1 if any("." in name for name in large) else max(1, n_rows), [name for name in large if "." not in name]
 
 
 def _page_size(header: bytes) -> int:
-    """Uncompressed bytes of a Parquet page, by its header (Thrift's compact protocol: field 1 is the kind, field 2 the size; both
-    32-bit integers, which are zigzag varints behind a byte 0x15)."""
+    """Uncompressed bytes of a Parquet page, from its header.
+
+    The header is in Thrift's compact protocol: field 1 is the kind, field 2 the size. Both are 32-bit integers, stored as zigzag
+    varints after a byte 0x15.
+    """
     position = 0
     values: list[int] = []
     while len(values) < 2 and position < len(header) and header[position] == 0x15:
@@ -163,13 +169,13 @@ def _batch_rows(path: Path, before: int, batch: pa.RecordBatch) -> list[dict[str
 
 
 def _values(column: pa.Array) -> list[Any]:
-    """A column's values; those of a dictionary are one object each, however often they come."""
+    """A column's values. Each value of a dictionary is one Python object, however many rows repeat it."""
     if not pa.types.is_dictionary(column.type):
         return column.to_pylist()  # type: ignore[no-any-return]
     indices = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    used, place = np.unique(indices, return_inverse=True)
+    used, inverse = np.unique(indices, return_inverse=True)
     values = [None if index < 0 else column.dictionary[index].as_py() for index in used.tolist()]
-    return [values[i] for i in place.tolist()]
+    return [values[i] for i in inverse.tolist()]
 
 
 @contextmanager
@@ -183,7 +189,7 @@ def _explained(path: Path, kind: str, number: Callable[[], int]) -> Iterator[Non
 
 
 def write_table(file: IO[bytes], rows: Iterator[dict[str, object]], kind: type[Record]) -> int:
-    """Write rows of :func:`to_row` of one kind of record as Parquet; returns how many."""
+    """Write rows from :func:`to_row`, of one kind of record, as Parquet; returns their number."""
     schema = _SCHEMAS[kind]
     count = 0
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:

@@ -1,4 +1,4 @@
-"""The records themselves. Both training stages share one: they differ in data alone (paper, section 3)."""
+"""The record types. Both training stages share :class:`Comparison`: the stages differ only in their data (paper, section 3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, Literal
 Message = dict[str, Any]
 """A chat message: ``role`` and ``content`` are strings; ``tool_calls`` and further keys are kept.
 
-Readers also take a content that is a list of text parts (joined as they are) or, beside ``tool_calls``, null (the empty string).
+Readers also accept a content that is a list of text parts (joined without a separator) or, beside ``tool_calls``, null (the empty
+string).
 """
 
 Text = str | list[Message]
@@ -44,7 +45,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One sample of one policy, and how it was sampled. None stands for unknown."""
+    """One sample of one policy, and how it was sampled. None means unknown."""
 
     source: str
     prompt_id: str
@@ -79,22 +80,22 @@ def group_items(items: Sequence[ScoreItem]) -> list[list[int]]:
     """Indices of items with one prompt, reference and wrapper, in order of appearance: they share a prefix."""
     groups: dict[str, list[int]] = {}
     for index, item in enumerate(items):
-        # Items that nobody has checked may hold anything.
+        # Unchecked items may hold any values.
         try:
             key = json.dumps([item.prompt, item.reference, item.wrapper], default=str)
-        except (TypeError, ValueError, RecursionError):  # keys of odd types, values that hold themselves
+        except (TypeError, ValueError, RecursionError):  # keys that are not strings, values that contain themselves
             key = f"item {index}"
         groups.setdefault(key, []).append(index)
     return list(groups.values())
 
 
 def flatten(text: Text) -> str:
-    """The text as one string: a string as it is, of messages the contents joined by newlines (official template)."""
+    """The text as one string: a string unchanged, messages as their contents joined by newlines (the official template)."""
     return text if isinstance(text, str) else "\n".join(_content(message["content"]) for message in text)
 
 
 def _content(content: Any) -> str:
-    """Records hold strings; messages that nobody has checked may hold a list of parts, or null beside tool calls."""
+    """A content as a string. Records hold strings; unchecked messages may hold a list of parts, or null beside tool calls."""
     if isinstance(content, list):
         return "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
     return content if isinstance(content, str) else ""

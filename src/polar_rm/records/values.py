@@ -1,4 +1,4 @@
-"""Questions about single values of a row: characters, depth, numbers, and what a value is called in a message."""
+"""Checks of single values of a row (characters, depth, numbers), and the name of a value's kind for messages."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 
 class InvalidRecord(Exception):
-    """A row or a record is not what it should be: ``field`` was expected to be ``expected``.
+    """A row or a record is invalid: ``field`` was expected to be ``expected``.
 
-    Who knows file and row number adds them (:class:`polar_rm.errors.BadRow`). field: ``""`` when the row as a whole is at fault.
+    Code that knows file and row number raises :class:`polar_rm.errors.BadRow` with them. field: ``""`` where the whole row is at
+    fault.
     """
 
     def __init__(self, field: str, expected: str) -> None:
@@ -19,24 +20,25 @@ class InvalidRecord(Exception):
 
 
 MAX_TEXT_CHARACTERS = 32 << 20
-"""Of one text, and bytes of one row of text. Models read 16,384 tokens; a longer text is a damaged or a hostile file."""
+"""The most characters of one text, and the most bytes of one row in a text file. Models read 16,384 tokens; a longer text comes
+from a damaged or hostile file."""
 
 MAX_DEPTH = 100
-"""Of lists and objects inside each other. Whatever reads a row again must be able to."""
+"""The deepest nesting of lists and objects, so that every later reader of a row can parse it."""
 
 _NO_TEXT = {int, float, bool, type(None)}
 _NEVER_NAN = {str, int, bool, type(None)}
 
 
 def check_unicode(name: str, value: Any, depth: int = 0) -> None:
-    """Whether all texts inside are Unicode and the nesting is no deeper than :data:`MAX_DEPTH`.
+    """Check that all texts in a value are Unicode and that the nesting is no deeper than :data:`MAX_DEPTH`.
 
-    JSON can spell half a surrogate pair, which is no character: no tokenizer and no UTF-8 file takes it.
+    JSON can spell half a surrogate pair, which is not a character: no tokenizer and no UTF-8 file accepts it.
 
     Raises:
-        InvalidRecord: names the place.
+        InvalidRecord: names the field and the position.
     """
-    # Asking before each call inside keeps names from being put together for texts that need none.
+    # The check before each recursive call avoids formatting names for ASCII texts, which need none.
     if _is_ascii(value):
         return
     if isinstance(value, str):
@@ -61,9 +63,10 @@ def check_unicode(name: str, value: Any, depth: int = 0) -> None:
 
 
 def without_nan(value: Any) -> Any:
-    """None in place of NaN, at any depth; what holds none stays the same object. Data frames write missing values as NaN.
+    """The value with NaN replaced by None at any depth, because data frames write missing values as NaN.
 
-    Types are asked for before each call inside: most metadata is a few strings and integers.
+    A value without NaN is returned as the same object. Types are checked before each recursive call, because most metadata is a
+    few strings and integers.
     """
     if isinstance(value, float):
         return None if math.isnan(value) else value
@@ -79,12 +82,12 @@ def without_nan(value: Any) -> Any:
 
 
 def is_integer(value: Any) -> bool:
-    """An integer of 64 bits: a Parquet file holds no other. Booleans are none."""
+    """Whether the value is an integer of 64 bits, which is what Parquet can hold, and not a boolean."""
     return (type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))) and _has_64_bits(value)
 
 
 def is_finite(value: Any) -> bool:
-    """Of any real number; an integer beyond every float is not."""
+    """Whether a real number is finite as a float; an integer beyond the range of floats is not."""
     try:
         return math.isfinite(value)
     except OverflowError:
@@ -92,7 +95,7 @@ def is_finite(value: Any) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, for the end of ``expected ..., not ...``; numbers are shown."""
+    """The kind of a value, for the end of ``expected ..., not ...``; a number is shown itself."""
     match value:
         case None:
             return "null"
@@ -114,7 +117,7 @@ def kind_of(value: Any) -> str:
 
 
 def _is_ascii(value: Any) -> bool:
-    """A string knows it without a look at its characters, and most are."""
+    """Whether the value is an ASCII string. Most are, and Python answers without reading the characters."""
     return type(value) is str and value.isascii()
 
 

@@ -1,4 +1,4 @@
-"""Records into files, atomically: a reader sees the whole file or none."""
+"""The writer of record files. It writes atomically: a reader sees the whole file or none."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from polar_rm.records.types import Record
 from polar_rm.records.values import InvalidRecord
 
 WRITTEN = (".jsonl", ".jsonl.gz", ".parquet")
-"""Suffixes of files that are written."""
+"""Suffixes of files that can be written."""
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
-    """Write records of one kind as JSONL (also ``.jsonl.gz``) or Parquet, by the suffix; returns how many.
+    """Write records of one kind as JSONL (also ``.jsonl.gz``) or Parquet, by the suffix; returns their number.
 
-    Read back, they are equal, but for values in messages and metadata that JSON has no form for: those come back as
+    The records read back equal, except for values in messages and metadata that JSON can't express: those come back as
     :func:`dump_json` writes them. In Parquet messages and metadata are JSON text.
 
     Raises:
-        BadRow: a record that its reader would refuse. PolarError: no records, two kinds, an unknown suffix, a full disk.
+        BadRow: the reader of such records would refuse a record.
+        PolarError: there are no records, they are of two kinds, the suffix is unknown, or the disk is full.
     """
     path = Path(path)
     if not path.name.endswith(WRITTEN):
@@ -57,7 +58,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 def _rows(path: Path, kind: type, records: Iterable[Record]) -> Iterator[dict[str, object]]:
     for number, record in enumerate(records, 1):
         if type(record) is not kind:
-            raise PolarError(f"{path}: record {number} is a {type(record).__name__}, those before are {kind.__name__}")
+            raise PolarError(f"{path}: record {number} is a {type(record).__name__}, but the first is a {kind.__name__}")
         try:
             yield to_row(record)
         except InvalidRecord as error:
@@ -65,9 +66,13 @@ def _rows(path: Path, kind: type, records: Iterable[Record]) -> Iterator[dict[st
 
 
 def _write_lines(file: IO[bytes], rows: Iterator[dict[str, object]], path: Path) -> int:
-    # Neither the time nor the name goes into a gzip header: equal records make equal files.
+    count = 0
+    # The gzip header holds neither time nor name, so that equal records make equal files.
     with gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else nullcontext(file) as sink:
-        return sum(1 for row in rows if sink.write(dump_json(row).encode() + b"\n"))
+        for row in rows:
+            sink.write(dump_json(row).encode() + b"\n")
+            count += 1
+    return count
 
 
 def _write_table(file: IO[bytes], rows: Iterator[dict[str, object]], kind: type[Record]) -> int:

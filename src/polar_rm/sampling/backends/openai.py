@@ -223,9 +223,9 @@ class OpenAIBackend:
             kind = _NO_REPLY[answer.kind]
             return NoSample(kind, f"no connection: {answer.message}" if kind == "connection" else answer.message), None
         if answer.status in _POLICY_WIDE:
-            reason = f"{_POLICY_WIDE[answer.status]} (HTTP {answer.status}: {transport.said(answer)})"
+            reason = f"{_POLICY_WIDE[answer.status]} (HTTP {answer.status}: {transport.error_text(answer)})"
             raise PolicyDown(f"{self.policy.url()}: model {self.policy.model!r}: {reason}")
-        return read_answer(self.policy, answer, transport.said(answer)), answer.retry_after
+        return read_answer(self.policy, answer, transport.error_text(answer)), answer.retry_after
 
 
 def _joined(content: Any) -> Any:
