@@ -25,7 +25,7 @@ ENCODER = fakes.encoder(max_length=200, max_response_length=60)
 URL = "http://rewards:1"
 
 
-def some(n=40, seed=0):
+def random_items(n=40, seed=0):
     rng = random.Random(seed)
 
     def text():
@@ -35,11 +35,11 @@ def some(n=40, seed=0):
     return [ScoreItem(*rng.choice(groups), text(), rng.choice(["sft", "pretrain"])) for _ in range(n)]
 
 
-ITEMS = some()
+ITEMS = random_items()
 SCORES = [fakes.fake_score(fakes.ids_of(item, ENCODER)) for item in ITEMS]
 
 
-def ask(server, items=ITEMS, **options):
+def scored(server, items=ITEMS, **options):
     options = {"model": ENCODER, "items_per_request": 7} | options
 
     async def run():
@@ -58,11 +58,11 @@ def url():
 @pytest.mark.parametrize(("owner", "task"), [("sglang", ""), ("vllm", "classify"), ("vllm", "token_classify"), ("lmdeploy", "")])
 def test_foreign_engines_are_recognised_and_sent_ids(owner, task):
     engine = reward_servers.Engine(owner, pooling_task=task, reverse=True)
-    outcomes = ask(engine)
+    outcomes = scored(engine)
     assert [outcome.reward for outcome in outcomes] == SCORES
     assert [outcome.n_tokens for outcome in outcomes] == [len(fakes.ids_of(item, ENCODER)) for item in ITEMS]
-    with_heads = [ids for path, body in engine.requests for ids in body.get("input_ids") or body["input"]]
-    assert sorted(with_heads[: len(ITEMS)]) == sorted(fakes.ids_of(item, ENCODER) for item in ITEMS) or task
+    sent = [ids for path, body in engine.requests for ids in body.get("input_ids") or body["input"]]
+    assert sorted(sent[: len(ITEMS)]) == sorted(fakes.ids_of(item, ENCODER) for item in ITEMS) or task
 
 
 def test_our_server_gets_texts(url):
@@ -81,7 +81,7 @@ def test_cuts_are_reported_by_every_server(url):
     item = ScoreItem("fox " * 100, "dog " * 100, "bank " * 100)
     with RewardClient(url) as client:
         [ours] = client.score([item])
-    [theirs] = ask(reward_servers.Engine("sglang"), [item])
+    [theirs] = scored(reward_servers.Engine("sglang"), [item])
     assert ours == theirs
     assert ours.cut.prompt and ours.cut.reference and ours.cut.output
 
@@ -99,8 +99,8 @@ def test_threads_share_a_client(url):
 
 def test_requests_in_flight_are_bounded():
     engine = reward_servers.Engine("sglang")
-    assert rewards(ask(engine, max_concurrency=3, items_per_request=1)) == SCORES
-    assert engine.most_active == 3
+    assert rewards(scored(engine, max_concurrency=3, items_per_request=1)) == SCORES
+    assert engine.max_active == 3
 
 
 def test_transient_errors_are_retried():
@@ -111,12 +111,12 @@ def test_transient_errors_are_retried():
         httpx.ReadTimeout("slow"),
         httpx.Response(502, text="<html>"),
     ]
-    assert rewards(ask(reward_servers.Engine("vllm", replies=busy))) == SCORES
+    assert rewards(scored(reward_servers.Engine("vllm", replies=busy))) == SCORES
 
 
 def test_the_deadline_ends_retries_with_a_typed_failure():
     engine = reward_servers.Engine("vllm", replies=[httpx.Response(503, json={"error": {"message": "still loading"}})] * 1000)
-    outcomes = ask(engine, deadline=1.5)
+    outcomes = scored(engine, deadline=1.5)
     assert {type(outcome) for outcome in outcomes} == {Failure}
     assert outcomes[0].code == "unavailable" and "still loading" in outcomes[0].message
     with pytest.raises(ScoreError, match=r"40 of 40 items have no reward; first item 1: unavailable: HTTP 503: still loading"):
@@ -124,13 +124,13 @@ def test_the_deadline_ends_retries_with_a_typed_failure():
 
 
 @pytest.mark.parametrize(("owner", "model"), [("sglang", ENCODER), ("polar-rm", None)])
-def test_nobody_asks_again_before_the_server_wishes(owner, model):
+def test_no_retry_comes_before_the_time_of_retry_after(owner, model):
     engine = reward_servers.Engine(owner, replies=[httpx.Response(503, headers={"Retry-After": "30"})])
-    outcomes = ask(engine, model=model, deadline=20, items_per_request=64)
-    assert {outcome.code for outcome in outcomes} == {"unavailable"} and "(1 tries)" in outcomes[0].message
+    outcomes = scored(engine, model=model, deadline=20, items_per_request=64)
+    assert {outcome.code for outcome in outcomes} == {"unavailable"} and "(1 attempts)" in outcomes[0].message
 
 
-def test_proxies_of_the_environment_are_passed_by(url, monkeypatch):
+def test_proxies_of_the_environment_are_not_used(url, monkeypatch):
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -150,26 +150,26 @@ def test_a_reply_that_trickles_in_gets_no_more_time():
     assert [outcome.code for outcome in answers] == ["unavailable"] * 2 and "no answer within" in answers[0].message
 
 
-def test_a_try_that_hangs_is_followed_by_another():
+def test_an_attempt_that_hangs_is_followed_by_another():
     class Hanging(reward_servers.Engine):
         async def __call__(self, request):
             if request.url.path != "/v1/models" and not self.requests:
                 self.requests.append(None)
                 await asyncio.sleep(10)
-                raise AssertionError("nobody gave up")
+                raise AssertionError("the client did not give up")
             return await super().__call__(request)
 
-    assert rewards(ask(Hanging("sglang"), ITEMS[:2], timeout=0.5, deadline=20)) == SCORES[:2]
+    assert rewards(scored(Hanging("sglang"), ITEMS[:2], timeout=0.5, deadline=20)) == SCORES[:2]
 
 
-def test_nobody_at_home_is_told_at_the_first_contact(caplog):
-    """A1, H9: ten minutes of silence before."""
+def test_a_server_that_is_absent_is_an_error_after_first_contact(caplog):
+    """A1, H9: it used to take ten silent minutes."""
     with RewardClient("http://127.0.0.1:9", first_contact=2) as client:
         outcomes = client.score(ITEMS[:2])
-        with pytest.raises(PolarError, match="nobody answers at http://127.0.0.1:9: connection refused; is the reward server"):
+        with pytest.raises(PolarError, match="no server answers at http://127.0.0.1:9: connection refused; is the reward server"):
             client.check()
     assert [outcome.code for outcome in outcomes] == ["unavailable"] * 2
-    assert outcomes[0].message.startswith("nobody answers at http://127.0.0.1:9: connection refused")
+    assert outcomes[0].message.startswith("no server answers at http://127.0.0.1:9: connection refused")
     assert caplog.messages[0].startswith("reward server http://127.0.0.1:9: connection refused; trying for")
     with RewardClient("http://no-such-host.invalid:1", first_contact=0.1) as client:
         assert "no such name" in client.score(ITEMS[:1])[0].message
@@ -183,27 +183,27 @@ def gone():
 
 @pytest.mark.parametrize("named", [False, True])
 def test_a_server_that_restarts_later_is_waited_for(named, caplog, monkeypatch):
-    """A1: ``first_contact`` counts until somebody has answered; then the deadline does, and the log tells of it."""
+    """A1: ``first_contact`` counts until a server has answered; then the deadline counts, and the log reports the outage."""
     engine = reward_servers.Engine("sglang", replies=[gone()] * 5)
-    if named:  # a named engine is found by any answer
+    if named:  # for a named engine any answer is enough
         engine = reward_servers.Engine("nobody's", replies=[gone()] * 5)
         engine.scored = lambda path, body, scores: httpx.Response(200, json={"data": [{"probs": [s]} for s in scores]})
     options = {"engine": "vllm"} if named else {}
-    assert rewards(ask(engine, ITEMS[:1], first_contact=0.0, **options)) == SCORES[:1]
+    assert rewards(scored(engine, ITEMS[:1], first_contact=0.0, **options)) == SCORES[:1]
     assert len(engine.requests) == 6
-    assert len(caplog.messages) == 2  # at once, and when it is over; the next would come half a minute later
+    assert len(caplog.messages) == 2  # at the beginning and the end of the outage; another would come after half a minute
     assert "rewards:1: connection refused; trying for 600 s more" in caplog.messages[0]
     assert "answers again" in caplog.messages[1]
     caplog.clear()
     monkeypatch.setattr("polar_rm.client.asynchronous._REPORT_SECONDS", 0.0)
-    ask(reward_servers.Engine("sglang", replies=[gone()] * 5), ITEMS[:1])
+    scored(reward_servers.Engine("sglang", replies=[gone()] * 5), ITEMS[:1])
     assert len(caplog.messages) == 6
 
 
-def test_a_wrong_server_is_told_with_the_url():
-    """H9: a 404 did not name what was asked."""
+def test_a_wrong_server_is_reported_with_the_url():
+    """H9: the message of a 404 did not name the URL."""
     with fakes.running(fakes.make(encode=ENCODER)) as url:
-        client = RewardClient(url, engine="lmdeploy")  # whose route ours has, but not with this body
+        client = RewardClient(url, engine="lmdeploy")  # our server has LMDeploy's route, but not with this body
         assert rewards(client.score_ids([fakes.ids_of(ITEMS[0], ENCODER)])) == SCORES[:1]
         client.close()
 
@@ -211,20 +211,20 @@ def test_a_wrong_server_is_told_with_the_url():
         def reply(self, request):
             return httpx.Response(404, text="nginx")
 
-    [outcome] = ask(Other("nginx"), ITEMS[:1])
+    [outcome] = scored(Other("nginx"), ITEMS[:1])
     assert outcome.code == "refused" and outcome.message == "HTTP 404 from http://rewards:1/v1/models: nginx"
 
 
 def test_a_single_item_that_meets_a_full_queue_is_sent_again():
-    """cli-1: many items hid it, whose halves were sent anew as after a refusal."""
+    """cli-1: with many items the fault was hidden, because their halves were sent again as after a refusal."""
     engine = reward_servers.Engine("vllm", replies=[httpx.Response(429, json={"error": {"message": "full"}})] * 2)
-    assert rewards(ask(engine, ITEMS[:1])) == SCORES[:1]
+    assert rewards(scored(engine, ITEMS[:1])) == SCORES[:1]
     assert [body for _, body in engine.requests] == [engine.requests[0][1]] * 3
 
 
-def test_a_refusal_hits_only_the_culprit():
+def test_a_refusal_hits_only_the_bad_item():
     bad = fakes.ids_of(ITEMS[11], ENCODER)
-    outcomes = ask(reward_servers.Engine("vllm", refuses=lambda ids: ids == bad))
+    outcomes = scored(reward_servers.Engine("vllm", refuses=lambda ids: ids == bad))
     assert isinstance(outcomes[11], Failure) and outcomes[11].code == "refused" and "too long" in outcomes[11].message
     same = [i for i, item in enumerate(ITEMS) if fakes.ids_of(item, ENCODER) == bad]
     assert [outcome.reward for i, outcome in enumerate(outcomes) if i not in same] == [
@@ -233,16 +233,16 @@ def test_a_refusal_hits_only_the_culprit():
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405])
-def test_a_refusal_of_all_items_is_not_asked_about_again(status):
+def test_a_refusal_of_all_items_is_not_retried(status):
     engine = reward_servers.Engine("sglang", replies=[httpx.Response(status)] * 100)
-    outcomes = ask(engine, items_per_request=64)
+    outcomes = scored(engine, items_per_request=64)
     assert {outcome.code for outcome in outcomes} == {"refused"} and len(engine.requests) == 1
 
 
 def test_items_that_cannot_be_encoded_fail_alone(url):
     items = [ITEMS[0], ScoreItem("p", None, "o"), ScoreItem("p", "r", "half \ud83d"), ITEMS[1]]
     with RewardClient(url) as client:
-        answers = [ask(reward_servers.Engine("sglang"), items), client.score(items)]
+        answers = [scored(reward_servers.Engine("sglang"), items), client.score(items)]
     for first, no_reference, no_unicode, last in answers:
         assert [first.reward, last.reward] == SCORES[:2]
         assert no_reference.code == "invalid_item" and "reference" in no_reference.message
@@ -268,29 +268,29 @@ def test_items_that_cannot_be_encoded_fail_alone(url):
     ],
 )
 def test_replies_of_another_shape_give_no_reward(reply):
-    if isinstance(reply, httpx.ByteStream):  # a response with its content would be unpacked here already
+    if isinstance(reply, httpx.ByteStream):  # a Response with its content would be decompressed here already
         reply = httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=reply)
-    [outcome] = ask(reward_servers.Engine("vllm", replies=[reply]), ITEMS[:1])
+    [outcome] = scored(reward_servers.Engine("vllm", replies=[reply]), ITEMS[:1])
     assert outcome.code == "bad_reply"
 
 
-def test_rows_without_a_place_give_no_reward():
+def test_rows_without_an_index_give_no_reward():
     reply = httpx.Response(200, json={"data": [{"index": None, "probs": [1]}] * 2})
-    assert [outcome.code for outcome in ask(reward_servers.Engine("vllm", replies=[reply]), ITEMS[:2])] == ["bad_reply"] * 2
+    assert [outcome.code for outcome in scored(reward_servers.Engine("vllm", replies=[reply]), ITEMS[:2])] == ["bad_reply"] * 2
 
 
 @pytest.mark.parametrize(
     ("reward", "code"), [("NaN", "non_finite"), ("1" * 400, "bad_reply"), ('"1"', "bad_reply"), ("true", "bad_reply")]
 )
-def test_our_own_route_is_not_believed_either(reward, code):
+def test_replies_of_our_own_route_are_checked_too(reward, code):
     content = f'{{"results": [{{"outputs": [{{"reward": {reward}, "n_tokens": 3, "cut": {{}}}}]}}]}}'
-    [outcome] = ask(reward_servers.Engine("polar-rm", replies=[httpx.Response(200, text=content)]), ITEMS[:1])
+    [outcome] = scored(reward_servers.Engine("polar-rm", replies=[httpx.Response(200, text=content)]), ITEMS[:1])
     assert outcome.code == code
 
 
-def test_a_redirect_is_called_one():
+def test_a_redirect_is_reported_as_one():
     engine = reward_servers.Engine("vllm", replies=[httpx.Response(307, headers={"Location": "https://other/"})])
-    outcomes = ask(engine, ITEMS[:2])
+    outcomes = scored(engine, ITEMS[:2])
     assert {outcome.code for outcome in outcomes} == {"bad_reply"} and len(engine.requests) == 1
     assert "HTTP 307: a redirect to https://other/" in outcomes[0].message
 
@@ -298,7 +298,7 @@ def test_a_redirect_is_called_one():
 def test_scores_that_are_not_finite_give_no_reward():
     content = b'{"data": [{"index": 0, "probs": [NaN]}, {"index": 1, "probs": [0.5]}]}'
     items = [ScoreItem("p", "r", "a"), ScoreItem("p", "r", "b")]
-    first, second = ask(reward_servers.Engine("vllm", replies=[httpx.Response(200, content=content)]), items)
+    first, second = scored(reward_servers.Engine("vllm", replies=[httpx.Response(200, content=content)]), items)
     assert first.code == "non_finite" and second == Reward(0.5, len(fakes.ids_of(items[1], ENCODER)))
 
 
@@ -311,7 +311,7 @@ def test_a_wrong_key_is_not_retried():
             assert rewards(client.score(ITEMS)) == SCORES
 
 
-def test_a_keys_newline_is_stripped_and_what_no_header_can_hold_is_told():
+def test_a_keys_newline_is_stripped_and_a_key_that_no_header_can_hold_is_refused():
     sent = []
 
     class Keyed(reward_servers.Engine):
@@ -319,7 +319,7 @@ def test_a_keys_newline_is_stripped_and_what_no_header_can_hold_is_told():
             sent.append(request.headers["authorization"])
             return super().reply(request)
 
-    assert rewards(ask(Keyed("vllm"), ITEMS[:1], api_key="abc\n")) == SCORES[:1]
+    assert rewards(scored(Keyed("vllm"), ITEMS[:1], api_key="abc\n")) == SCORES[:1]
     assert set(sent) == {"Bearer abc"}
     for bad in ("sécret", "two\nlines", "a b", "\n"):
         with pytest.raises(PolarError, match="api_key: expected a key of printable ASCII") as error:
@@ -328,10 +328,10 @@ def test_a_keys_newline_is_stripped_and_what_no_header_can_hold_is_told():
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_has_a_client_that_lives():
+def test_a_forked_child_can_use_the_client():
     with (
         fakes.running(fakes.make(encode=ENCODER, api_key="k")) as url,
-        RewardClient(url, model=ENCODER, api_key="k") as client,  # whose options are the child's, too
+        RewardClient(url, model=ENCODER, api_key="k") as client,  # the child's client gets the same options
     ):
         assert rewards(client.score(ITEMS[:2])) == SCORES[:2]
         context = multiprocessing.get_context("fork")
@@ -352,9 +352,9 @@ def test_requests_too_large_for_the_server_are_split():
 
 def test_mistakes_in_the_set_up_raise():
     with pytest.raises(PolarError, match="not that of polar-rm, vLLM"):
-        ask(reward_servers.Engine("llama.cpp"))
-    with pytest.raises(PolarError, match="give model="):
-        ask(reward_servers.Engine("vllm"), model=None)
+        scored(reward_servers.Engine("llama.cpp"))
+    with pytest.raises(PolarError, match="set model="):
+        scored(reward_servers.Engine("vllm"), model=None)
     with pytest.raises(PolarError, match="unknown engine 'tgi'"):
         RewardClient(URL, engine="tgi")
     for bad in ("ftp://x", "http://", "", "http://http://127.0.0.1:30000", "http://127.0.0.1:30000/get_reward"):
@@ -384,7 +384,7 @@ def test_the_drop_in_has_the_official_interface(checkpoint, server_type):
             client([{"prompt": "p", "reference": "r"}])
 
 
-def test_the_drop_ins_limits_are_the_checkpoints_or_its_own(checkpoint):
+def test_the_drop_ins_limits_are_the_checkpoints_unless_set(checkpoint):
     folder, _ = checkpoint
     item = {"prompt": "p", "reference": "r", "output": "bank river " * 60}
     lengths = [
@@ -419,14 +419,14 @@ def test_the_drop_in_takes_an_address_with_a_scheme_and_refuses_nonsense(checkpo
         client([item])
 
 
-def test_the_drop_in_waits_as_long_as_it_was_told(checkpoint, caplog):
+def test_the_drop_in_respects_timeout_and_deadline(checkpoint, caplog):
     folder, _ = checkpoint
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         client = RewardModelClient(folder, server_address=address, timeout=0.3, deadline=3)
         with pytest.raises(ScoreError, match="no answer within"):
             client([{"prompt": "p", "reference": "r", "output": "o"}])
-    # Of the first try: the last one has what is left of the deadline.
+    # The message of the first attempt: the last one only has the rest of the deadline.
     assert "no answer within 0.3 s" in caplog.messages[0]
 
 
@@ -439,7 +439,7 @@ def test_the_drop_in_raises_where_the_official_client_gives_none(checkpoint):
 
 
 def test_the_client_imports_without_torch_and_transformers():
-    # pyarrow does without numpy from 18 on.
+    # From version 18 on, pyarrow does not need numpy.
     numpy = '"numpy", ' if int(pyarrow.__version__.split(".")[0]) >= 18 else ""
     code = f"""
 import sys

@@ -1,4 +1,4 @@
-"""The engines' protocols over a real socket, against what their clients send and read."""
+"""The engines' protocols over a real socket, compared with what their clients send and read."""
 
 import base64
 import math
@@ -10,14 +10,14 @@ from support import fakes, tiny
 from support.scored_items import ENCODER, IDS, ITEMS, SCORES, TEXTS
 
 from polar_rm.encoding.sequences import render
-from polar_rm.protocols import PROTOCOLS, BadReply, InputProtocol, lmdeploy, openrlhf, polar
+from polar_rm.protocols import PROTOCOLS, BadReply, InputProtocol, lmdeploy, openrlhf
 from polar_rm.protocols.base import sigmoid
 from polar_rm.records import ScoreItem
 from polar_rm.scoring.scorer import Scorer
 
 
 def official_request(server_type, address, texts):
-    """The three request methods of the official client: what they post and how they read the reply."""
+    """The three request methods of the official client: the bodies that they post, and how they read the reply."""
     if server_type == "sglang":
         reply = fakes.HTTP.post(f"http://{address}/classify", json={"model": "POLAR-7B", "text": texts}, timeout=30).json()
         return [row["embedding"][0] for row in reply]
@@ -46,8 +46,8 @@ def test_official_client_gets_the_scorers_rewards(tmp_path, server_type):
     scorer = Scorer(model)
     texts = [render(fakes.ids_of(item, model.encoder), model.encoder) for item in ITEMS]
     with fakes.running(fakes.make(scorer.score_trees, model.encoder, flavour=server_type.replace("sglang", "vllm"))) as url:
-        got = official_request(server_type, url.removeprefix("http://"), texts)
-    assert got == pytest.approx([scored.reward for scored in scorer.score(ITEMS)], abs=2e-5)
+        scores = official_request(server_type, url.removeprefix("http://"), texts)
+    assert scores == pytest.approx([scored.reward for scored in scorer.score(ITEMS)], abs=2e-5)
 
 
 def test_sglang_ids_and_single_inputs(post):
@@ -76,7 +76,7 @@ def test_a_sigmoid_only_on_request(post):
 
 
 def test_special_tokens_can_be_left_to_the_sender(post):
-    """Without a BOS of ours: with the sender's it is the item, without one it is a sequence of its own."""
+    """The server adds no BOS: with the sender's BOS the text is the item, without it another sequence."""
     ids = IDS[0]
     for text, expected in (("<s>" + TEXTS[0], ids), (TEXTS[0], ids[1:])):
         for path, key in (("/classify", "probs"), ("/pooling", "data")):
@@ -131,28 +131,28 @@ def test_the_document_describes_every_route_with_a_working_example(url, post):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: f"{protocol.name}")
 def test_each_protocol_reads_what_it_answers(url, protocol):
-    """Server, client and parity walk one table: what ``ask`` builds is taken, and ``read`` finds the rewards in the reply."""
+    """One table: the server accepts what ``build_request`` builds, and ``read_reply`` finds the rewards in its reply."""
     items = ITEMS[:3]
     flavour = "lmdeploy" if protocol is lmdeploy.POOLING else "vllm"
     with fakes.running(fakes.make(encode=ENCODER, flavour=flavour)) as address:
         for values in [IDS[:3], TEXTS[:3]] if isinstance(protocol, InputProtocol) else [items]:
-            body = protocol.ask("rm", values)
+            body = protocol.build_request("rm", values)
             protocol.request.model_validate(body)
             reply = fakes.HTTP.post(address + protocol.path, json=body)
             assert reply.status_code == 200, reply.text
-            assert protocol.read(reply.json(), 3) == SCORES[:3]
+            assert protocol.read_reply(reply.json(), 3) == SCORES[:3]
             TypeAdapter(protocol.reply).validate_json(reply.content)
             for other in (1, 4):
                 with pytest.raises(BadReply):
-                    protocol.read(reply.json(), other)
+                    protocol.read_reply(reply.json(), other)
         for bad in (None, 5, [], {}, {"data": 5}, {"data": [None] * 3}, {"rewards": "abc"}, {"results": [[]]}, [[1.0]] * 3):
             with pytest.raises(BadReply):
-                protocol.read(bad, 3)
+                protocol.read_reply(bad, 3)
 
 
-def test_what_no_protocol_can_carry_is_none():
+def test_a_request_that_a_protocol_cannot_carry_is_none():
     continued = ScoreItem("over", "the dog", "the fox", "pretrain")
-    assert openrlhf.GET_REWARD.ask("rm", [continued]) is None and polar.SCORE.ask("rm", [continued])
+    assert openrlhf.GET_REWARD.build_request("rm", [continued]) is None
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ SPACED = [
 
 @pytest.mark.parametrize("server_type", ["sglang", "vllm", "lmdeploy"])
 def test_texts_of_the_official_client_get_the_scores_of_their_items(converted, server_type):
-    """C1: its fast tokenizer leaves spaces that the checkpoint closes; ten of 25 items of code got other scores."""
+    """C1: the client's fast tokenizer keeps spaces that the checkpoint removes; ten of 25 items of code got other scores."""
     scorer = Scorer(converted)
     items = [ScoreItem(prompt, reference, "x , y") for prompt, reference in SPACED]
     texts = [f"{item.prompt}\n{item.reference}<|reward|>{item.prompt}\n{item.output}[UNUSED_TOKEN_130]" for item in items]
@@ -179,5 +179,5 @@ def test_texts_of_the_official_client_get_the_scores_of_their_items(converted, s
         render(fakes.ids_of(item, converted.encoder), converted.encoder) != text for item, text in zip(items, texts, strict=True)
     )
     with fakes.running(fakes.make(scorer.score_trees, converted.encoder, flavour=server_type.replace("sglang", "vllm"))) as url:
-        got = official_request(server_type, url.removeprefix("http://"), texts)
-    assert got == pytest.approx([scored.reward for scored in scorer.score(items)], abs=2e-5)
+        scores = official_request(server_type, url.removeprefix("http://"), texts)
+    assert scores == pytest.approx([scored.reward for scored in scorer.score(items)], abs=2e-5)

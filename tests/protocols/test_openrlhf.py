@@ -1,4 +1,4 @@
-"""OpenRLHF's protocol: answers behind templated prompts, references as labels."""
+"""OpenRLHF's protocol: answers after templated prompts, references as labels."""
 
 import random
 import threading
@@ -30,13 +30,13 @@ def test_openrlhf(post):
     assert {len(values) for values in reply["extra_logs"].values()} == {3}
 
 
-def test_openrlhf_answers_are_found_behind_prompts_that_decode_otherwise():
+def test_openrlhf_answers_are_found_after_prompts_that_decode_otherwise():
     prompt = "<s>user: Isn't it , well ?</s>\n<|assistant|>\nReasoning is off. "
     item = openrlhf.openrlhf_item(prompt.replace(" ,", ",") + "the answer<eos>", prompt, "ref")
     assert item == ScoreItem(prompt, "ref", "the answer")
 
 
-def test_openrlhf_answers_are_found_behind_prompts_that_lost_their_beginning():
+def test_openrlhf_answers_are_found_after_prompts_that_lost_their_beginning():
     turns = "".join(f"<|im_start|>user\nAnd how high is mount {i}?<|im_end|>\n<|im_start|>assistant\n" for i in range(9))
     item = openrlhf.openrlhf_item(turns[-300:] + "Quite high.<|im_end|>", turns, "ref")
     assert item == ScoreItem(turns, "ref", "Quite high.")
@@ -46,11 +46,11 @@ def test_openrlhf_answers_are_cut_off_in_the_encoders_thread(post, monkeypatch):
     threads = set()
     item_of = openrlhf.openrlhf_item
 
-    def watched(*row):
+    def recorded(*row):
         threads.add(threading.current_thread().name)
         return item_of(*row)
 
-    monkeypatch.setattr(openrlhf, "openrlhf_item", watched)
+    monkeypatch.setattr(openrlhf, "openrlhf_item", recorded)
     post("/get_reward", {"query": ["ab"], "prompts": ["a"], "labels": ["r"]})
     assert threads == {"encoder_0"}
 
@@ -72,7 +72,7 @@ def test_openrlhf_answers_are_cut_off_in_the_encoders_thread(post, monkeypatch):
             "label: reference.0.content: exp",
         ),
         ({"query": ["a"], "prompts": ["a"], "labels": [{"answer": "r"}]}, "label"),
-        ({"query": ["a", "b"], "prompts": ["a"], "labels": ["r"]}, "one length"),
+        ({"query": ["a", "b"], "prompts": ["a"], "labels": ["r"]}, "same length"),
     ],
 )
 def test_openrlhf_never_gets_a_made_up_reward(post, body, reason):
@@ -96,26 +96,26 @@ def test_percentiles_with_a_card():
         assert reply["scores"] == [card.percentile(reply["rewards"][0])] != [sigmoid(reply["rewards"][0])]
 
 
-def test_a_prompt_of_which_the_query_shares_a_little_is_not_its_prompt():
-    """wir-2: a made-up answer would be scored."""
+def test_a_prompt_that_shares_little_with_the_query_is_not_its_prompt():
+    """wir-2: a wrong answer would be scored."""
     for shared in (1, 10, 39):
         query = "".join(chr(ord("a") + i % 26) for i in range(40)) + " and an answer"
         prompt = query[:40] + " and another text " + query[:shared]
         with pytest.raises(PolarError, match="does not begin with its prompt"):
             openrlhf.openrlhf_item(query, prompt, "ref")
-    assert openrlhf.behind(query, "x" * 50 + query[:40]) == " and an answer"
+    assert openrlhf.answer_after(query, "x" * 50 + query[:40]) == " and an answer"
 
 
-def test_ends_of_answers_are_found_at_once():
-    assert openrlhf.without_end_tokens("a b </s> <|im_end|>\n") == "a b"
-    assert openrlhf.without_end_tokens("a b \n") == "a b \n"
-    assert openrlhf.without_end_tokens("</s>") == ""
-    # With one expression for all blanks, hours.
+def test_end_tokens_of_answers_are_found_in_linear_time():
+    assert openrlhf.strip_end_tokens("a b </s> <|im_end|>\n") == "a b"
+    assert openrlhf.strip_end_tokens("a b \n") == "a b \n"
+    assert openrlhf.strip_end_tokens("</s>") == ""
+    # A single regular expression takes hours on these.
     for text in (" " * 1_000_000 + "x", "x" + " " * 1_000_000):
-        assert openrlhf.without_end_tokens(text) == text
+        assert openrlhf.strip_end_tokens(text) == text
 
 
-def test_the_end_of_a_prompt_is_found_where_it_is_longest():
+def test_overlap_is_the_longest_one():
     rng = random.Random(0)
     for _ in range(3000):
         first, second = ("".join(rng.choices("ab", k=rng.randint(0, 9))) for _ in range(2))
@@ -125,12 +125,12 @@ def test_the_end_of_a_prompt_is_found_where_it_is_longest():
 
 @pytest.mark.parametrize("answer", ["b", "b" + "a" * 1_000_000])
 def test_prompts_of_one_character_are_searched_once(answer):
-    """Hours, if every place of the prompt were compared."""
-    assert openrlhf.behind("a" * 40 + answer, "a" * 1_000_000) == answer
+    """It would take hours to compare at every position of the prompt."""
+    assert openrlhf.answer_after("a" * 40 + answer, "a" * 1_000_000) == answer
 
 
-def test_labels_out_of_tables_may_spell_messages_as_json_text():
-    """H5: references and prompts, never what the policy wrote."""
+def test_labels_from_tables_may_spell_messages_as_json_text():
+    """H5: this holds for references and prompts, never for the policy's answer."""
     text = '[{"content": "So.", "role": "assistant"}]'
     item = openrlhf.openrlhf_item("Q" + text, "Q", text)
     assert (item.reference, item.output) == ([{"content": "So.", "role": "assistant"}], text)

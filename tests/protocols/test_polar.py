@@ -28,8 +28,8 @@ def test_own_protocol(post):
     assert [row["index"] for row in rows] == [0, 1, 2, 0]
     for name in ("group_zscore", "whiten", "tanh"):
         reply = post("/v1/score", {"items": groups, "transform": name})
-        got = [[row["score"] for row in result["outputs"]] for result in reply["results"]]
-        assert got == transform(name, [SCORES[:3], SCORES[3:]])
+        scores = [[row["score"] for row in result["outputs"]] for result in reply["results"]]
+        assert scores == transform(name, [SCORES[:3], SCORES[3:]])
     assert "calibration card" in post("/v1/score", {"items": groups, "transform": "percentile"}, 400)["error"]["message"]
 
 
@@ -95,7 +95,7 @@ GOOD = {"prompt": "over", "reference": "the dog", "outputs": ["the fox"], "wrapp
 
 @pytest.mark.parametrize("length", [1, 100, 4_000, 30_000, 300_000])
 def test_half_a_character_in_a_text_of_any_length_fails_alone(url, length):
-    """B3: beyond a length it was a TypeError, and 500 for its neighbours, too."""
+    """B3: long texts gave a TypeError, and status 500 for the other items too."""
     bad = [{**GOOD, field: "x" * length + "\ud800"} for field in ("prompt", "reference")]
     bad.append({**GOOD, "outputs": ["\ud800" + "x" * length]})
     body = json.dumps({"items": [GOOD, *bad, GOOD]})
@@ -124,12 +124,12 @@ def test_half_a_character_in_a_text_of_any_length_fails_alone(url, length):
     ],
 )
 def test_the_reason_is_that_of_the_type_which_was_meant(post, changes, message):
-    """H18: it was always the string's: "prompt.str: Input should be a valid string"."""
+    """H18: it was always the error of the union's first type: "prompt.str: Input should be a valid string"."""
     [result] = post("/v1/score", {"items": [{**GOOD, **changes}]})["results"]
     assert result["error"] == {"code": "invalid_item", "message": message}
 
 
-def test_parts_of_a_message_are_one_text_and_what_is_none_is_told(post):
+def test_parts_of_a_message_are_one_text_and_other_parts_are_refused(post):
     """H18, 23: content parts and null content."""
     parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "fox"}]
     messages = {**GOOD, "outputs": [[{"role": "assistant", "content": content}] for content in ("the fox", parts)]}
@@ -142,17 +142,17 @@ def test_parts_of_a_message_are_one_text_and_what_is_none_is_told(post):
     assert "image_url" in rows[0]["error"]["message"]
 
 
-def test_characters_of_messages_count_wherever_they_stand():
+def test_characters_of_messages_count_in_all_scored_keys():
     call = {"function": {"name": "f", "arguments": "x" * 10}}
     message = {"role": "assistant", "content": [{"type": "text", "text": "y" * 20}], "tool_calls": [call], "note": "z" * 99}
     assert 30 <= polar.text_length([message]) < 60
     assert polar.text_length(("ab", [{"role": "user", "content": "cd"}], None)) == 4
-    [group] = polar.ask_items([ScoreItem([message], "r", "o")])["items"]
+    [group] = polar.request_for_items([ScoreItem([message], "r", "o")])["items"]
     assert group["prompt"] == [{key: message[key] for key in ("role", "content", "tool_calls")}]
 
 
 def test_an_output_that_repeats_the_prompt_fails_alone(post):
-    """H4: by field, with the way out; its neighbour is scored."""
+    """H4: the message names the field and the remedy; the other output is scored."""
     user = {"role": "user", "content": "over"}
     outputs = [[user, {"role": "assistant", "content": "the fox"}], "the fox"]
     [item] = post("/v1/score", {"items": [{"prompt": "over", "reference": "the dog", "outputs": outputs}]})["results"]

@@ -114,7 +114,7 @@ def test_a_failure_raises():
 
 def test_a_server_that_is_not_there_is_told_when_the_reward_is_made():
     """A1: it was told after ten minutes in the first step."""
-    with pytest.raises(PolarError, match=r"nobody answers at http://127.0.0.1:9: connection refused"):
+    with pytest.raises(PolarError, match=r"no server answers at http://127.0.0.1:9: connection refused"):
         PolarReward("127.0.0.1:9", first_contact=0.2)
     with fakes.running(fakes.make(encode=ENCODER, api_key="k")) as url, pytest.raises(PolarError, match="HTTP 401"):
         PolarReward(url, api_key="other")

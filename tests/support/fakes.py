@@ -1,4 +1,4 @@
-"""A server around a fake model whose scores show which sequence they belong to."""
+"""A server with a fake model whose scores identify their sequences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polar_rm.serving.launch import in_thread as running  # noqa: F401
 from polar_rm.serving.service import Service
 from support import tiny
 
-HTTP = httpx.Client(timeout=60)  # one for all: each would load the system's certificates
+HTTP = httpx.Client(timeout=60)  # shared, because each client loads the system's certificates
 
 WORDS = "the quick brown fox jumps over a lazy dog near the river bank".split()
 
@@ -27,12 +27,12 @@ def encoder(**settings):
 
 
 def fake_score(ids) -> float:
-    """A number that no other sequence of a test has."""
+    """A number that differs for all sequences of a test."""
     return sum((position + 1) * token for position, token in enumerate(ids)) % 1_000_003 / 1000 - 400
 
 
 class FakeModel:
-    """Scores trees by :func:`fake_score`: ``delay`` seconds a call, not before ``gate`` is set; ``fail(ids)`` may raise."""
+    """Scores trees by :func:`fake_score`. delay: seconds per call. gate: an event that calls wait for. fail(ids): may raise."""
 
     def __init__(self, delay=0.0, fail=None, gate=None):
         self.delay, self.fail, self.gate = delay, fail, gate

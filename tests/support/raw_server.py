@@ -1,4 +1,4 @@
-"""A server that sends given bytes, whatever it is asked: for replies that no HTTP library would make."""
+"""A server that answers every request with the same bytes: for replies that no HTTP library would produce."""
 
 import contextlib
 import socket
@@ -7,8 +7,8 @@ import threading
 
 @contextlib.contextmanager
 def answering(*parts, pause=0.0, endless=False):
-    """A server that gives everybody these bytes, and keeps what it was sent."""
-    over, received = threading.Event(), []
+    """Run the server; yields its URL and the list of requests that it received. endless: send spaces until the end."""
+    finished, received = threading.Event(), []
 
     def answer(connection):
         with connection, contextlib.suppress(OSError):
@@ -19,7 +19,7 @@ def answering(*parts, pause=0.0, endless=False):
             received.append(request)
             for part in parts:
                 connection.sendall(part)
-            while endless and not over.wait(pause):
+            while endless and not finished.wait(pause):
                 connection.sendall(b" ")
 
     def accept():
@@ -32,4 +32,4 @@ def answering(*parts, pause=0.0, endless=False):
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}", received
         finally:
-            over.set()
+            finished.set()

@@ -1,4 +1,4 @@
-"""Other engines as their protocols describe them, with scores of :func:`fakes.fake_score`; an httpx transport, no sockets."""
+"""Fakes of other engines, after their protocols, with scores of :func:`fakes.fake_score`. An httpx transport without sockets."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from support import fakes
 
 
 class Engine:
-    """One engine's ``/v1/models`` and scoring route. ``replies`` are given first, one per request, instead of scores."""
+    """One engine's ``/v1/models`` and scoring route. replies: sent first instead of scores, one per request."""
 
     def __init__(self, owner, *, pooling_task="classify", replies=(), refuses=None, reverse=False):
         self.owner, self.pooling_task, self.refuses, self.reverse = owner, pooling_task, refuses, reverse
         self.replies = list(replies)
         self.requests = []
-        self.active = self.most_active = 0
+        self.active = self.max_active = 0
 
     @property
     def transport(self):
@@ -25,7 +25,7 @@ class Engine:
 
     async def __call__(self, request):
         self.active += 1
-        self.most_active = max(self.most_active, self.active)
+        self.max_active = max(self.max_active, self.active)
         await asyncio.sleep(0.002)
         try:
             return self.reply(request)

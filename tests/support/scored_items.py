@@ -1,4 +1,4 @@
-"""Items of every kind with their ids, texts and the scores of the fake model."""
+"""Items of every kind, with their ids, their texts and the scores of the fake model."""
 
 from polar_rm.encoding.sequences import render
 from polar_rm.records import ScoreItem

@@ -1,11 +1,11 @@
-"""Clients for reward servers: ours, vLLM, SGLang and LMDeploy. Needs neither torch nor transformers.
+"""Clients for reward servers: ours, vLLM, SGLang and LMDeploy. They need neither torch nor transformers.
 
     with RewardClient("http://127.0.0.1:30000") as client:
         outcomes = client.score([ScoreItem("What is the capital of China?", "Beijing.", "Shanghai.")])
-        values = rewards(outcomes)  # raises if an item has none
+        values = rewards(outcomes)  # raises if an item has no reward
 
-Every item gets one outcome, a Reward or a Failure with its reason. Mistakes in the set-up (a wrong URL, an unknown server, an
-encoder that is not the server's) raise a PolarError.
+Every item gets one outcome: a Reward, or a Failure with its reason. Mistakes in the set-up (a wrong URL, an unknown server, a
+model whose encoder differs from the server's) raise a PolarError.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from polar_rm.client.jobs import Ids, Job, Jobs, by_group, encode
+from polar_rm.client.batches import Batch, EncodedItem, Entry, by_group, encode
 from polar_rm.common.http import Reply, Transport, checked_key, server_url
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import EncoderMismatch, PolarError
@@ -31,22 +31,21 @@ from polar_rm.records import ScoreItem
 from polar_rm.rewards.outcomes import Cut, Failure, FailureCode, Outcome, Reward
 
 T = TypeVar("T")
-# Worth another try: the server is busy, starting or stopping, or a proxy lost it.
+# Worth another attempt: the server is busy, starting or stopping, or a proxy lost it.
 _TRANSIENT = {408, 425, 429, 502, 503, 504}
-# The same for every item: splitting the request can't help.
+# These refuse every item: splitting the request can't help.
 _GENERAL = {401, 403, 404, 405}
 
-
-# Seconds between two messages about a server that doesn't answer.
+# Seconds between two messages about a server that does not answer.
 _REPORT_SECONDS = 30.0
-# Seconds of one try of the first question, which every server answers at once.
+# Timeout of one attempt of the first request, which every server answers immediately.
 _PROBE_SECONDS = 10.0
 
 _log = logging.getLogger("polar_rm.client")
 
 
 class _Refused(Exception):
-    """The server will not answer this request, however often it is sent."""
+    """The server refuses this request; another attempt would not change that."""
 
     def __init__(self, status: int, url: str, message: str) -> None:
         super().__init__(f"HTTP {status} from {url}: {message}")
@@ -58,47 +57,48 @@ class _Unavailable(Exception):
 
 
 class _Absent(_Unavailable):
-    """Nobody was there at the first contact."""
+    """No server listens at the address, and none has answered there before."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Server:
     engine: Engine
-    model: str | None  # the name it serves under
+    model: str | None  # the name under which the server offers the model
 
 
 class _Outage:
-    """Tells of a server that does not answer: at once, and then twice a minute."""
+    """Logs that a server does not answer: at the first failed attempt, and then twice a minute."""
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._began = self._reported = 0.0
+        self._started = self._reported = 0.0
 
-    def goes_on(self, reason: str, until: float) -> None:
-        """A try has failed."""
+    def failed(self, reason: str, until: float) -> None:
+        """Record a failed attempt."""
         now = time.monotonic()
-        self._began = self._began or now
+        self._started = self._started or now
         if not self._reported or now - self._reported >= _REPORT_SECONDS:
             self._reported = now
-            since = f" for {now - self._began:.0f} s" if now - self._began >= 1 else ""
+            since = f" for {now - self._started:.0f} s" if now - self._started >= 1 else ""
             _log.warning("reward server %s: %s%s; trying for %.0f s more", self._url, reason, since, max(0.0, until - now))
 
-    def is_over(self) -> None:
-        """A try has been answered."""
+    def answered(self) -> None:
+        """Record an answer, which ends the outage."""
         if self._reported:
-            _log.warning("reward server %s: answers again after %.0f s", self._url, time.monotonic() - self._began)
-        self._began = self._reported = 0.0
+            _log.warning("reward server %s: answers again after %.0f s", self._url, time.monotonic() - self._started)
+        self._started = self._reported = 0.0
 
 
 class AsyncRewardClient:
     """Scores items concurrently over a pool of connections; use it within one event loop.
 
-    url: of the server, ``http://HOST:PORT`` or ``HOST:PORT``. model: checkpoint folder (or its Encoder); needed for foreign
-    engines, which are sent token ids, and checked against our own server's encoder. engine: which server it is, instead of asking
-    it. timeout: seconds of one try. deadline: seconds of one call with all its tries; transient errors are retried until then,
-    with exponential back-off and jitter or as the server's Retry-After says, and told in the log. first_contact: seconds after
-    which it is an error that nobody listens there, as long as nobody ever did. max_concurrency: requests in flight.
-    items_per_request: at most; small requests spread over replicas, the server merges them again.
+    url: the server's, ``http://HOST:PORT`` or ``HOST:PORT``. model: checkpoint folder (or its Encoder). Foreign engines need it,
+    because the client sends them token ids; for our own server its encoder is compared with the server's. engine: the kind of
+    server, instead of asking it. timeout: seconds of one attempt. deadline: seconds of one call with all its attempts; transient
+    errors are logged and retried until then, with exponential back-off and jitter, or after the server's Retry-After.
+    first_contact: seconds after which a refused connection is an error, as long as no server has ever answered.
+    max_concurrency: maximum number of requests in flight. items_per_request: maximum; small requests spread over replicas, and
+    the server merges them again.
     """
 
     def __init__(
@@ -122,11 +122,11 @@ class AsyncRewardClient:
         self._items_per_request = items_per_request
         self._engine = engine
         self._server: _Server | None = None
-        self._met = False  # somebody has answered there
+        self._has_answered = False  # whether a server has ever answered at this URL
         self._outage = _Outage(self.url)
         self._probing = asyncio.Lock()
         self._slots = asyncio.Semaphore(max_concurrency)
-        # Rewards come from a named host: a proxy of the environment would only get in the way (the official client agrees).
+        # No proxies: the server is named explicitly, and the official client does not use them either.
         self._transport = Transport(
             self.url,
             api_key=None if api_key is None else checked_key(api_key, "api_key"),
@@ -147,11 +147,11 @@ class AsyncRewardClient:
         await self._transport.close()
 
     async def check(self) -> None:
-        """Find the server, within about ``first_contact`` seconds. A silent one passes: it may be loading its model.
+        """Find the server, within about ``first_contact`` seconds. A silent server passes: it may be loading its model.
 
         Raises:
-            PolarError: nobody is there, it refuses us, or it is no server that we know.
-            EncoderMismatch: ``model`` does not encode as our server does.
+            PolarError: no server listens there, it refuses us, or it is of an unknown kind.
+            EncoderMismatch: the encoder of ``model`` differs from that of our server.
         """
         try:
             await self._find(time.monotonic() + self._first_contact)
@@ -164,31 +164,31 @@ class AsyncRewardClient:
         """One outcome per item, in order.
 
         Raises:
-            PolarError: the server is none that we know, or a foreign one and ``model`` was not given.
-            EncoderMismatch: ``model`` does not encode as our server does.
+            PolarError: the server is of an unknown kind, or foreign while ``model`` is None.
+            EncoderMismatch: the encoder of ``model`` differs from that of our server.
         """
         until = time.monotonic() + self._deadline
         server = await self._probe(until)
         if isinstance(server, Failure):
             return [server] * len(items)
         if server.engine == "polar":
-            return await self._in_requests(by_group(items), lambda part: self._post_items(part, until))
+            return await self._post(by_group(items), lambda part: self._post_items(part, until))
         if self.encoder is None:
-            raise PolarError(f"{self.url} is a {server.engine} server: give model=, the checkpoint folder to encode with")
+            raise PolarError(f"{self.url} is a {server.engine} server: set model=, the checkpoint folder to encode with")
         encoded = await asyncio.get_running_loop().run_in_executor(None, encode, items, self.encoder)
-        return await self._in_requests(encoded, lambda part: self._post_ids(server, part, until))
+        return await self._post(encoded, lambda part: self._post_ids(server, part, until))
 
     async def score_ids(self, sequences: Sequence[list[int]]) -> list[Outcome]:
-        """One outcome per sequence of token ids as :mod:`polar_rm.encoding` makes them, in order."""
+        """One outcome per sequence of token ids (from :mod:`polar_rm.encoding`), in order."""
         until = time.monotonic() + self._deadline
         server = await self._probe(until)
         if isinstance(server, Failure):
             return [server] * len(sequences)
-        jobs = Jobs([Ids(ids, Cut()) for ids in sequences], list(range(len(sequences))), {})
-        return await self._in_requests(jobs, lambda part: self._post_ids(server, part, until))
+        batch = Batch([EncodedItem(ids, Cut()) for ids in sequences], list(range(len(sequences))), {})
+        return await self._post(batch, lambda part: self._post_ids(server, part, until))
 
     async def _probe(self, until: float) -> _Server | Failure:
-        """Which server this is; a failure where it can't be reached."""
+        """The server, or a failure if it can't be reached."""
         try:
             return await self._find(until)
         except _Unavailable as error:
@@ -197,7 +197,7 @@ class AsyncRewardClient:
             return Failure("refused", str(error))
 
     async def _find(self, until: float) -> _Server:
-        """Which server this is, asked once. With a named engine it is enough that somebody answers."""
+        """The server, determined once. With a named engine any answer is enough."""
         async with self._probing:
             if self._server is None:
                 try:
@@ -216,100 +216,102 @@ class AsyncRewardClient:
         if self._engine is not None:
             return _Server(self._engine, None)
         engine, card = recognise(models)
-        theirs = card.get("encoder_hash")
-        if self.encoder and theirs not in (None, self.encoder.hash):
+        server_hash = card.get("encoder_hash")
+        if self.encoder and server_hash not in (None, self.encoder.hash):
             raise EncoderMismatch(
-                f"{self.url}: the server encodes otherwise than the model folder (its encoder's hash is {theirs}, "
-                f"the folder's {self.encoder.hash})"
+                f"{self.url}: the server's encoder (hash {server_hash}) differs from that of the model folder "
+                f"(hash {self.encoder.hash})"
             )
         return _Server(engine, card.get("id"))
 
-    async def _in_requests(self, jobs: Jobs[Job], post: Callable[[Sequence[Job]], Awaitable[list[Outcome]]]) -> list[Outcome]:
-        """Outcomes of all items, each at its place."""
+    async def _post(self, batch: Batch[Entry], post: Callable[[Sequence[Entry]], Awaitable[list[Outcome]]]) -> list[Outcome]:
+        """Send a batch in several requests; returns the outcomes of all items in their original order."""
         size = self._items_per_request
-        parts = [jobs.todo[start : start + size] for start in range(0, len(jobs.todo), size)]
+        parts = [batch.entries[start : start + size] for start in range(0, len(batch.entries), size)]
         answers = await asyncio.gather(*(_split_on_refusal(part, post) for part in parts))
-        outcomes: dict[int, Outcome] = dict(jobs.failed)
-        outcomes.update(zip(jobs.places, (outcome for answer in answers for outcome in answer), strict=True))
-        return [outcomes[place] for place in range(len(outcomes))]
+        outcomes: dict[int, Outcome] = dict(batch.failed)
+        outcomes.update(zip(batch.indices, (outcome for answer in answers for outcome in answer), strict=True))
+        return [outcomes[index] for index in range(len(outcomes))]
 
     async def _post_items(self, items: Sequence[ScoreItem], until: float) -> list[Outcome]:
-        body = polar.ask_items(items)
+        body = polar.request_for_items(items)
         return polar.read_outcomes(body, await self._send("POST", polar.SCORE.path, body, until))
 
-    async def _post_ids(self, server: _Server, jobs: Sequence[Ids], until: float) -> list[Outcome]:
-        sequences = [job.ids for job in jobs]
+    async def _post_ids(self, server: _Server, items: Sequence[EncodedItem], until: float) -> list[Outcome]:
+        sequences = [item.ids for item in items]
         *others, last = ENGINES[server.engine]
         for protocol in (*others, last):
             try:
-                reply = await self._send("POST", protocol.path, protocol.ask(server.model, sequences), until)
+                reply = await self._send("POST", protocol.path, protocol.build_request(server.model, sequences), until)
                 break
             except _Refused as error:
                 if error.status != 404 or protocol is last:
                     raise
-        scores = protocol.read(reply, len(jobs))
+        scores = protocol.read_reply(reply, len(items))
         return [
-            score if isinstance(score, Failure) else Reward(score, len(job.ids), job.cut)
-            for job, score in zip(jobs, scores, strict=True)
+            score if isinstance(score, Failure) else Reward(score, len(item.ids), item.cut)
+            for item, score in zip(items, scores, strict=True)
         ]
 
     async def _send(self, method: str, path: str, body: dict[str, Any] | None, until: float) -> Any:
-        """The JSON of a good reply; transient errors are retried until the deadline."""
-        began, attempt = time.monotonic(), 0
+        """The JSON of a successful reply; transient errors are retried until the deadline."""
+        started, attempt = time.monotonic(), 0
         while True:
             async with self._slots:
-                latest = until if self._met else min(until, time.monotonic() + _PROBE_SECONDS)
+                latest = until if self._has_answered else min(until, time.monotonic() + _PROBE_SECONDS)
                 reply = await self._transport.send(method, path, body, latest)
             if isinstance(reply, Reply) and reply.status not in _TRANSIENT:
-                self._met = True
-                self._outage.is_over()
+                self._has_answered = True
+                self._outage.answered()
                 return _content(reply, self._transport)
             attempt += 1
             end, pause, absent = until, 0.0, False
             if isinstance(reply, Reply):
-                self._met = True
+                self._has_answered = True
                 reason, pause = f"HTTP {reply.status}: {self._transport.error_text(reply, 300)}", reply.retry_after or 0.0
             else:
                 if reply.kind in ("too_large", "unreadable"):
                     raise BadReply(reply.message)
                 reason = reply.message
-                if absent := reply.kind == "absent" and not self._met:
-                    end = min(until, began + self._first_contact)
-            # Full jitter: clients that failed together don't come back together.
+                if absent := reply.kind == "absent" and not self._has_answered:
+                    end = min(until, started + self._first_contact)
+            # Full jitter, so that clients that failed together do not retry together.
             pause = pause or random.uniform(0, min(10.0, 0.2 * 2**attempt))
             if time.monotonic() + pause > end:
                 if absent:
-                    raise _Absent(f"nobody answers at {self.url}: {reason}; is the reward server running? ({attempt} tries)")
-                raise _Unavailable(f"{reason} ({attempt} tries)")
-            self._outage.goes_on(reason, end)
+                    raise _Absent(
+                        f"no server answers at {self.url}: {reason}; is the reward server running? ({attempt} attempts)"
+                    )
+                raise _Unavailable(f"{reason} ({attempt} attempts)")
+            self._outage.failed(reason, end)
             await asyncio.sleep(pause)
 
 
 def _content(reply: Reply, transport: Transport) -> Any:
-    """The JSON of a reply that another try would not change."""
+    """The JSON of a reply that is not worth another attempt."""
     if reply.status >= 400:
         raise _Refused(reply.status, reply.url, transport.error_text(reply, 300))
     if reply.status >= 300:
         target = reply.headers.get("location", "nowhere")
-        raise BadReply(f"HTTP {reply.status}: a redirect to {target[:300]}; give the URL of the server itself")
+        raise BadReply(f"HTTP {reply.status}: a redirect to {target[:300]}; use the URL of the server itself")
     try:
         return json.loads(reply.content)
     except (ValueError, RecursionError):
         raise BadReply("the reply is not JSON") from None
 
 
-async def _split_on_refusal(jobs: Sequence[Job], post: Callable[[Sequence[Job]], Awaitable[list[Outcome]]]) -> list[Outcome]:
-    """Foreign engines refuse a whole request for one bad item: halves are tried until only the culprits fail."""
+async def _split_on_refusal(part: Sequence[Entry], post: Callable[[Sequence[Entry]], Awaitable[list[Outcome]]]) -> list[Outcome]:
+    """Foreign engines refuse a whole request for one bad item. A refused request is halved until only the bad items fail."""
     try:
-        return await post(jobs)
+        return await post(part)
     except _Unavailable as error:
-        return [Failure("unavailable", str(error))] * len(jobs)
+        return [Failure("unavailable", str(error))] * len(part)
     except BadReply as error:
-        return [Failure("bad_reply", str(error))] * len(jobs)
+        return [Failure("bad_reply", str(error))] * len(part)
     except _Refused as error:
-        if len(jobs) == 1 or error.status in _GENERAL:
+        if len(part) == 1 or error.status in _GENERAL:
             code: FailureCode = "model_error" if error.status == 500 else "refused"
-            return [Failure(code, str(error))] * len(jobs)
-        half = len(jobs) // 2
-        answers = await asyncio.gather(_split_on_refusal(jobs[:half], post), _split_on_refusal(jobs[half:], post))
+            return [Failure(code, str(error))] * len(part)
+        half = len(part) // 2
+        answers = await asyncio.gather(_split_on_refusal(part[:half], post), _split_on_refusal(part[half:], post))
         return [outcome for answer in answers for outcome in answer]

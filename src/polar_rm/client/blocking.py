@@ -1,4 +1,4 @@
-"""The client for code that is not asynchronous."""
+"""The client for blocking code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polar_rm.rewards.outcomes import Outcome
 
 
 class RewardClient:
-    """:class:`AsyncRewardClient` for ordinary code, with the same options. Threads may share one client, and forked children."""
+    """:class:`AsyncRewardClient` for blocking code, with the same options. Threads and forked children may share one client."""
 
     def __init__(self, url: str, **options: Any) -> None:
         self._url, self._options = url, options
@@ -36,7 +36,7 @@ class RewardClient:
 
     @property
     def encoder(self) -> Encoder | None:
-        """That of ``model``."""
+        """The encoder of ``model``."""
         return self._client.encoder
 
     def close(self) -> None:
@@ -61,6 +61,6 @@ class RewardClient:
 
     def _run(self, work: Callable[[AsyncRewardClient], Coroutine[Any, Any, T]]) -> T:
         with self._opening:
-            if self._pid != os.getpid():  # a forked child has no threads of its parent
+            if self._pid != os.getpid():  # a forked child does not inherit its parent's threads
                 self._open(AsyncRewardClient(self._url, **{**self._options, "model": self._client.encoder}))
         return asyncio.run_coroutine_threadsafe(work(self._client), self._loop).result()

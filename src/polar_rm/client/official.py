@@ -18,15 +18,15 @@ from polar_rm.rewards.outcomes import rewards
 
 
 class RewardModelClient:
-    """Drop-in for POLAR's and XTuner's client: the same constructor and calls, so that a script changes one import.
+    """Drop-in replacement of POLAR's and XTuner's client: the same constructor and calls, so that a script changes one import.
 
-    It differs where the official one goes wrong: a failure raises instead of giving None, token ids are sent instead of text
-    (fast tokenizers split the scoring token in text), tokenizers need no remote code. path: a native checkpoint folder, whose
-    own limits are the default. server_address: ``HOST:PORT``, a scheme may stand before it. timeout: seconds of one try;
-    deadline: of one call with all its tries.
+    It differs where the official client is wrong: a failure raises an error instead of returning None, token ids are sent instead
+    of text (fast tokenizers split the scoring token in a text), and tokenizers need no remote code. path: a native checkpoint
+    folder, whose saved limits are the default. server_address: ``HOST:PORT``, with or without a scheme. timeout: seconds of one
+    attempt. deadline: seconds of one call with all its attempts.
 
     Raises:
-        PolarError: an address or a type of server that is none, or ``path`` is no checkpoint.
+        PolarError: the address or the type of server is invalid, or ``path`` is no checkpoint.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class RewardModelClient:
         self._url = server_url(server_address)
         self._options = {"timeout": timeout, "deadline": deadline}
         saved = Encoder.from_pretrained(path)
-        given = {"max_length": max_length, "max_response_length": max_response_length, "response_cut_side": response_cut_side}
-        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        options = {"max_length": max_length, "max_response_length": max_response_length, "response_cut_side": response_cut_side}
+        changes: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
         settings: EncoderSettings = replace(saved.settings, **changes)
         self.encoder = Encoder(load_tokenizer(path), settings)
         self.server_type: Engine = server_type
@@ -69,15 +69,15 @@ class RewardModelClient:
         return data if isinstance(data, str) else render(self._ids(data), self.encoder)
 
     def sglang_request_reward(self, data: Any) -> list[float]:
-        """From SGLang, or ours."""
+        """Raw rewards from SGLang or our server."""
         return self._request(data, "sglang")
 
     def vllm_request_reward(self, data: Any) -> list[float]:
-        """From vLLM with either pooling task, or ours."""
+        """Raw rewards from vLLM with either pooling task, or from our server."""
         return self._request(data, "vllm")
 
     def lmdeploy_request_reward(self, data: Any) -> list[float]:
-        """From LMDeploy, or ours with ``--pooling-flavour lmdeploy``."""
+        """Raw rewards from LMDeploy, or from our server with ``--pooling-flavour lmdeploy``."""
         return self._request(data, "lmdeploy")
 
     def _request(self, data: Any, engine: Engine) -> list[float]:
@@ -90,7 +90,7 @@ class RewardModelClient:
     def _ids(self, item: Any) -> list[int]:
         if isinstance(item, str):
             ids = tokenize(item, self.encoder)
-            TokenSequence.from_ids(ids, self.encoder)  # refuses what is no rendered item
+            TokenSequence.from_ids(ids, self.encoder)  # raises if the text is no rendered item
             return ids
         try:
             [(_, tree)] = self.encoder.encode_outputs(

@@ -37,7 +37,7 @@ class _Wire:
     value: Callable[[Encoded], Any]
 
     def body(self, one: Encoded, model: str | None) -> dict[str, Any] | None:
-        return self.protocol.ask(model, [self.value(one)])
+        return self.protocol.build_request(model, [self.value(one)])
 
 
 class _Refused(Exception):
@@ -111,7 +111,7 @@ async def _asked(transport: Transport, wire: _Wire, encoded: Sequence[Encoded], 
 async def _score(transport: Transport, wire: _Wire, one: Encoded, model: str | None) -> float:
     reply = await _send(transport, "POST", wire.protocol.path, wire.body(one, model))
     try:
-        [score] = wire.protocol.read(reply, 1)
+        [score] = wire.protocol.read_reply(reply, 1)
     except BadReply as error:
         raise _Refused(f"no score in the reply {json.dumps(reply)[:200]}: {error}") from error
     if isinstance(score, Failure):

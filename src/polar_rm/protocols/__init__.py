@@ -1,4 +1,4 @@
-"""The protocols of reward servers, a file each, read and written; server, client and parity walk this table."""
+"""The protocols of reward servers, one file each, in both directions. Server, client and parity use the table ``PROTOCOLS``."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ClassifyRequest = Annotated[
     Annotated[sglang.SglangClassify, Tag("sglang")] | Annotated[vllm.VllmClassify, Tag("vllm")],
     Discriminator(lambda body: "sglang" if sglang.is_sglang(body) else "vllm"),
 ]
-"""Body of ``/classify``, which two engines have."""
+"""Body of ``/classify``, a route of two engines."""
 
 Engine = Literal["polar", "vllm", "sglang", "lmdeploy"]
 
-# How each engine is asked for the scores of token ids, which no server can tokenise differently; the next where a route is not
-# there. vLLM has /classify or, served for the official client, the per-token task on /pooling.
+# The protocols that score token ids with each engine, in the order in which a client tries them. Ids, because no server can
+# tokenise them differently. vLLM has /classify or, started for the official client, the per-token task on /pooling.
 ENGINES: dict[Engine, tuple[Protocol, ...]] = {
     "polar": (vllm.CLASSIFY,),
     "vllm": (vllm.CLASSIFY, vllm.POOLING),
@@ -41,10 +41,10 @@ _OWNERS: dict[str, Engine] = {"polar-rm": "polar", "vllm": "vllm", "sglang": "sg
 
 
 def recognise(models: Any) -> tuple[Engine, dict[str, Any]]:
-    """Engine and model card from a reply of ``/v1/models``; each engine signs its cards with ``owned_by``.
+    """Engine and model card from a reply of ``/v1/models``. Each engine has its own value of ``owned_by`` in the card.
 
     Raises:
-        BadReply: it is none of the four.
+        BadReply: the reply comes from none of the four engines.
     """
     try:
         card = models["data"][0]

@@ -1,9 +1,9 @@
-"""What the protocols share: inputs, numbers, base64, and how an error is told. Nothing here knows the model.
+"""Shared parts of the protocols: inputs, numbers, base64 and error messages. Nothing here depends on the model.
 
-Each protocol has a file of its own with both directions: the request's model and how a client builds it, the reply's model, how
-the server builds it and how a client reads it. Sources: SGLang 0.5 ``EmbeddingReqInput``, vLLM 0.33 pooling protocol, LMDeploy
-0.18 ``/pooling``, OpenRLHF 0.11 ``utils/agent.py`` and ``cli/serve_rm.py``, and the request methods of the official client.
-Foreign bodies may hold keys that we don't know (those protocols ignore them too); our own may not.
+Each protocol has its own file with both directions: the schema of the request and how a client builds it, and the schema of the
+reply, how the server builds it and how a client reads it. Sources: SGLang 0.5 ``EmbeddingReqInput``, vLLM 0.33 pooling protocol,
+LMDeploy 0.18 ``/pooling``, OpenRLHF 0.11 ``utils/agent.py`` and ``cli/serve_rm.py``, and the request methods of the official
+client. Bodies of foreign protocols may hold unknown keys (their servers ignore them too); bodies of our own may not.
 """
 
 from __future__ import annotations
@@ -23,38 +23,39 @@ from polar_rm.errors import PolarError
 from polar_rm.rewards.outcomes import Failure, Reward
 
 PoolingFlavour = Literal["vllm", "lmdeploy", "vllm-classify"]
-"""Shape of ``/pooling`` replies: ``[[s]]`` (official client with vLLM), ``s`` (with LMDeploy), ``[s]`` (vLLM's classify task)."""
+"""Shape of a score in ``/pooling`` replies: ``[[s]]`` for the official client with vLLM, ``s`` with LMDeploy, ``[s]`` for vLLM's
+classify task."""
 
 TokenId = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
 
 
 class BadReply(Exception):
-    """A reply that is not what the protocol says."""
+    """A reply that does not follow the protocol."""
 
 
 class _FirstError(FailFast):
-    """The first wrong element ends the check: otherwise a list of ids gives an error for each id when it is tried as texts."""
+    """Ends the check of a list at its first wrong element. Otherwise a list of ids, checked as texts, gives one error per id."""
 
-    __hash__ = object.__hash__  # pydantic's own can't stand in a union before Python 3.13
+    __hash__ = object.__hash__  # before Python 3.13, pydantic's FailFast is unhashable and can't be part of a union
 
 
 Texts = Annotated[list[str], _FirstError()]
-# No model takes as many; a limit of its own ends the check of more.
+# No model takes this many ids. The limit ends the check of longer lists early.
 Ids = Annotated[list[TokenId], Field(max_length=1 << 20), _FirstError()]
 IdLists = Annotated[list[Ids], _FirstError()]
 Input = str | Texts | Ids | IdLists
 
 
-class Foreign(BaseModel):
-    """A body of another engine's protocol."""
+class ForeignRequest(BaseModel):
+    """A request body of another engine's protocol."""
 
     model_config = ConfigDict(extra="ignore")
     model: str | None = Field(None, description="Ignored: the server has one model.")
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
-    """What a reply says of the server besides the scores. single: the request held one input, not in a list."""
+class ReplyContext:
+    """What a reply needs besides the scores. single: the request held one input that was not in a list."""
 
     model: str
     flavour: PoolingFlavour = "vllm"
@@ -65,9 +66,10 @@ class Answering:
 class Protocol:
     """One route of one engine, in both directions.
 
-    name: for people. summary: whose it is. request, reply: the body's model and the reply's type. ask: the body that asks for the
-    raw scores of values (items whose texts the server renders), of the model that it serves under a name; None where it can't
-    carry one of them. read: the scores in a reply to so many values, in order; it raises BadReply at another shape or number.
+    name: shown to users. summary: the engine that defines the route. request, reply: the schemas of body and reply.
+    build_request: (name of the served model, values) to a body that asks for the raw scores of the values, which are items that
+    the server renders; None if the protocol can't carry one of them. read_reply: (reply, number of values) to the scores in
+    order; it raises BadReply for another shape or number.
     """
 
     name: str
@@ -75,33 +77,33 @@ class Protocol:
     summary: str
     request: type[BaseModel]
     reply: Any
-    ask: Callable[[str | None, Sequence[Any]], dict[str, Any] | None]
-    read: Callable[[Any, int], list[float | Failure]]
+    build_request: Callable[[str | None, Sequence[Any]], dict[str, Any] | None]
+    read_reply: Callable[[Any, int], list[float | Failure]]
 
 
 @dataclass(frozen=True, slots=True)
 class InputProtocol(Protocol):
-    """One that carries rendered texts or token ids.
+    """A protocol that carries rendered texts or token ids.
 
-    inputs: those of a checked body, and whether BOS is put before texts. answer: the reply to a body.
+    inputs: a validated body to its inputs, and whether BOS is put before texts. build_reply: the reply to a body.
     """
 
     inputs: Callable[[Any], tuple[Input, bool]]
-    answer: Callable[[Any, Sequence[Reward], Answering], Any]
+    build_reply: Callable[[Any, Sequence[Reward], ReplyContext], Any]
 
 
 OneScore = list[float]
 
 
 class Usage(BaseModel):
-    """Tokens that were scored."""
+    """Numbers of scored tokens."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class OpenAIList(BaseModel):
-    """The frame of OpenAI's lists, which vLLM and LMDeploy use, too."""
+    """The common fields of OpenAI's list replies, which vLLM and LMDeploy use too."""
 
     id: str
     object: Literal["list"]
@@ -111,7 +113,7 @@ class OpenAIList(BaseModel):
 
 
 def openai_list(kind: str, model: str, rows: list[dict[str, Any]], results: Sequence[Reward]) -> dict[str, Any]:
-    """A reply in that frame."""
+    """A reply with the fields of :class:`OpenAIList`."""
     n_tokens = sum(result.n_tokens for result in results)
     return {
         "id": f"{kind}-{uuid.uuid4().hex}",
@@ -124,10 +126,10 @@ def openai_list(kind: str, model: str, rows: list[dict[str, Any]], results: Sequ
 
 
 def inputs_of(value: Input) -> tuple[list[str] | list[list[int]], bool]:
-    """The texts or id lists of a request, and whether it held a single one, not in a list.
+    """The texts or id lists of a request, and whether it held a single input that was not in a list.
 
     Raises:
-        PolarError: there are none.
+        PolarError: the list is empty.
     """
     if isinstance(value, str):
         return [value], True
@@ -139,13 +141,13 @@ def inputs_of(value: Input) -> tuple[list[str] | list[list[int]], bool]:
 
 
 def read_rows(rows: Any, count: int, score: Callable[[Any], Any]) -> list[float | Failure]:
-    """The scores of rows, by their index where they have one. ``score`` takes the number out of a row, or a list that ends in it.
+    """The scores of rows, ordered by ``index`` where rows have one. score: a row to its number, or to a list that ends in it.
 
     Raises:
         BadReply: another shape or another number of scores.
     """
     try:
-        scores = {row.get("index", place): number(last(score(row))) for place, row in enumerate(rows)}
+        scores = {row.get("index", position): number(last_number(score(row))) for position, row in enumerate(rows)}
         complete = len(rows) == count and scores.keys() == set(range(count))
     except (TypeError, KeyError, IndexError, AttributeError, ValueError, OverflowError) as error:
         raise BadReply(f"scores can't be read from the reply: {type(error).__name__}") from None
@@ -154,11 +156,11 @@ def read_rows(rows: Any, count: int, score: Callable[[Any], Any]) -> list[float 
     return [finite(scores[index]) for index in range(count)]
 
 
-def part_of(reply: Any, key: str) -> Any:
-    """A value of an object.
+def field_of(reply: Any, key: str) -> Any:
+    """A field of a reply.
 
     Raises:
-        BadReply: it is no object, or has no such value.
+        BadReply: the reply is no object or lacks the field.
     """
     try:
         return reply[key]
@@ -166,45 +168,45 @@ def part_of(reply: Any, key: str) -> Any:
         raise BadReply(f"the reply has no {key!r}") from None
 
 
-def last(value: Any) -> Any:
-    """The number at the end of a list, at any depth: ``[s]``, or ``[[...], [s]]`` with one for every token, the last token's."""
+def last_number(value: Any) -> Any:
+    """The last number of a list of any depth: ``[s]``, or ``[[...], [s]]`` with one number per token."""
     while isinstance(value, list):
         value = value[-1]
     return value
 
 
 def number(value: Any) -> float:
-    """Raises ValueError where the value is no number, as text and booleans are not."""
+    """The value as a float. Raises ValueError if it is not a number, such as a text or a boolean."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError
     return float(value)
 
 
 def finite(value: float) -> float | Failure:
-    """The score, or the failure that it is."""
+    """The score, or a Failure if it is not finite."""
     return value if math.isfinite(value) else Failure("non_finite", f"the server gave the score {value}")
 
 
 def sigmoid(value: float) -> float:
-    """Without overflow for very negative values."""
+    """The logistic function, without overflow for very negative values."""
     return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
 
 
 def activated(value: float, use_activation: bool | None) -> float:
-    """The raw score, or its sigmoid on request."""
+    """The raw score, or its sigmoid if ``use_activation`` is true."""
     return sigmoid(value) if use_activation else value
 
 
 def float32_in_base64(value: float) -> str:
-    """As OpenAI's clients ask for embeddings."""
+    """The encoding in which OpenAI's clients ask for embeddings."""
     return base64.b64encode(struct.pack("<f", value)).decode()
 
 
-_JSON_KINDS = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
-# What FastAPI and a choice by tag put before the place of an error.
-_FRAMES = ("body", "sglang", "vllm")
-# What pydantic says where a value is of another kind than a type takes.
-_WRONG_KIND = {
+_JSON_TYPES = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+# Parts of an error's location that FastAPI and pydantic's tagged unions add.
+_ADDED_PARTS = ("body", "sglang", "vllm")
+# pydantic's error types for a value of a wrong JSON type, with the expected type.
+_WRONG_TYPE = {
     "string_type": "a string",
     "list_type": "a list",
     "int_type": "an integer",
@@ -215,25 +217,25 @@ _WRONG_KIND = {
 
 
 def explain(errors: Sequence[Any]) -> str:
-    """A validation error as one line, without the user's input in it.
+    """A validation error as one line, without the user's input.
 
-    Of a union, pydantic tells what each of its types finds wrong. The one that came farthest in the value knows the reason; where
-    none takes values of this kind, all of them together say what was expected.
+    For a union, pydantic reports the errors of each of its types. The type whose error is deepest in the value gives the reason;
+    if no type of the union fits the value's JSON type, the message lists all expected types.
     """
-    chosen = _chosen(errors, 0)
+    chosen = _most_specific(errors, 0)
     more = len({error["loc"][: _union_at(error, 0)] for error in errors}) - 1
-    place = ".".join(str(part) for part in chosen[0]["loc"] if not _is_branch(part) and part not in _FRAMES)
-    if chosen[0]["type"] == "extra_forbidden" and _is_branch(key := chosen[0]["loc"][-1]):  # a user's key may look like anything
-        place = f"{place}.{key}" if place else key
+    path = ".".join(str(part) for part in chosen[0]["loc"] if not _is_union_type(part) and part not in _ADDED_PARTS)
+    if chosen[0]["type"] == "extra_forbidden" and _is_union_type(key := chosen[0]["loc"][-1]):  # a user's key may have any name
+        path = f"{path}.{key}" if path else key
     message = chosen[0]["msg"]
-    if len(chosen) > 1 and all(error["type"] in _WRONG_KIND for error in chosen):
-        expected = " or ".join(dict.fromkeys(_WRONG_KIND[error["type"]] for error in chosen))
-        message = f"expected {expected}, not {_JSON_KINDS.get(type(chosen[0].get('input')), 'null')}"
-    return f"{place or 'body'}: {message}{f' (and {more} more)' if more else ''}"
+    if len(chosen) > 1 and all(error["type"] in _WRONG_TYPE for error in chosen):
+        expected = " or ".join(dict.fromkeys(_WRONG_TYPE[error["type"]] for error in chosen))
+        message = f"expected {expected}, not {_JSON_TYPES.get(type(chosen[0].get('input')), 'null')}"
+    return f"{path or 'body'}: {message}{f' (and {more} more)' if more else ''}"
 
 
-def _chosen(errors: Sequence[Any], start: int) -> list[Any]:
-    """The error that tells most, or one of each type of a union, of which none fits the value."""
+def _most_specific(errors: Sequence[Any], start: int) -> list[Any]:
+    """The most specific error, or one for each type of a union of which no type fits the value."""
     at = _union_at(errors[0], start)
     if at == len(errors[0]["loc"]):
         return [errors[0]]
@@ -241,20 +243,21 @@ def _chosen(errors: Sequence[Any], start: int) -> list[Any]:
     for error in errors:
         if error["loc"][:at] == errors[0]["loc"][:at] and len(error["loc"]) > at:
             branches.setdefault(error["loc"][at], []).append(error)
-    reach = {name: max(map(_reach, found)) for name, found in branches.items()}
-    best = [found for name, found in branches.items() if reach[name] == max(reach.values())]
-    return _chosen(best[0], at + 1) if len(best) == 1 else [found[0] for found in best]
+    depths = {name: max(map(_depth, of_type)) for name, of_type in branches.items()}
+    deepest = [of_type for name, of_type in branches.items() if depths[name] == max(depths.values())]
+    return _most_specific(deepest[0], at + 1) if len(deepest) == 1 else [of_type[0] for of_type in deepest]
 
 
 def _union_at(error: Any, start: int) -> int:
-    """Where the name of a union's type stands in the place of an error, its length where it holds none."""
+    """Index of the first name of a union's type in an error's location, or the location's length if there is none."""
     loc = error["loc"]
-    return next((index for index in range(start, len(loc)) if _is_branch(loc[index])), len(loc))
+    return next((index for index in range(start, len(loc)) if _is_union_type(loc[index])), len(loc))
 
 
-def _reach(error: Any) -> tuple[int, tuple[int, ...]]:
+def _depth(error: Any) -> tuple[int, tuple[int, ...]]:
+    """The length of the location, then its list indices."""
     return len(error["loc"]), tuple(part for part in error["loc"] if isinstance(part, int))
 
 
-def _is_branch(part: Any) -> bool:
+def _is_union_type(part: Any) -> bool:
     return isinstance(part, str) and (not part.isidentifier() or part == "str")

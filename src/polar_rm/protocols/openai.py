@@ -1,4 +1,4 @@
-"""OpenAI's ``/v1/embeddings``, by which SGLang serves reward models."""
+"""OpenAI's ``/v1/embeddings``, a route of SGLang for reward models."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from polar_rm.protocols.base import (
-    Answering,
-    Foreign,
+    ForeignRequest,
     Input,
     InputProtocol,
     OneScore,
     OpenAIList,
+    ReplyContext,
+    field_of,
     float32_in_base64,
     openai_list,
-    part_of,
     read_rows,
 )
 from polar_rm.rewards.outcomes import Failure, Reward
 
 
-class EmbeddingsRequest(Foreign):
+class EmbeddingsRequest(ForeignRequest):
     """OpenAI's body of ``/v1/embeddings``."""
 
     input: Input
@@ -43,25 +43,25 @@ class EmbeddingsReply(OpenAIList):
     data: list[EmbeddingRow]
 
 
-def _ask(model: str | None, values: Sequence[Any]) -> dict[str, Any]:
+def _build_request(model: str | None, values: Sequence[Any]) -> dict[str, Any]:
     return {**({"model": model} if model else {}), "encoding_format": "float", "input": list(values)}
 
 
-def _answer(body: EmbeddingsRequest, results: Sequence[Reward], answering: Answering) -> dict[str, Any]:
-    packed = body.encoding_format == "base64"
+def _build_reply(body: EmbeddingsRequest, results: Sequence[Reward], context: ReplyContext) -> dict[str, Any]:
+    in_base64 = body.encoding_format == "base64"
     rows = [
         {
             "index": index,
             "object": "embedding",
-            "embedding": float32_in_base64(result.reward) if packed else [result.reward],
+            "embedding": float32_in_base64(result.reward) if in_base64 else [result.reward],
         }
         for index, result in enumerate(results)
     ]
-    return openai_list("embd", answering.model, rows, results)
+    return openai_list("embd", context.model, rows, results)
 
 
-def _read(reply: Any, count: int) -> list[float | Failure]:
-    return read_rows(part_of(reply, "data"), count, lambda row: row["embedding"])
+def _read_reply(reply: Any, count: int) -> list[float | Failure]:
+    return read_rows(field_of(reply, "data"), count, lambda row: row["embedding"])
 
 
 def _inputs(body: EmbeddingsRequest) -> tuple[Input, bool]:
@@ -74,8 +74,8 @@ EMBEDDINGS = InputProtocol(
     "SGLang and OpenAI",
     EmbeddingsRequest,
     EmbeddingsReply,
-    _ask,
-    _read,
+    _build_request,
+    _read_reply,
     _inputs,
-    _answer,
+    _build_reply,
 )

@@ -1,4 +1,4 @@
-"""Our own ``/v1/score``, which takes texts as they are and gives each output its result, and ``/v1/models``."""
+"""Our own ``/v1/score``, which takes unrendered texts and replies with a result for each output, and ``/v1/models``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from polar_rm.records import ScoreItem, Text
 from polar_rm.rewards.outcomes import Cut, Failure, Outcome, Reward
 from polar_rm.rewards.transforms import Transform
 
-# Of a message, what can decide a score; further keys may hold anything.
-_SENT_KEYS = ("role", "content", "tool_calls")
+# The keys of a message that a score can depend on.
+_SCORED_KEYS = ("role", "content", "tool_calls")
 
 
 class MessageBody(BaseModel):
-    """A chat message. content: a text or a list of text parts; null beside `tool_calls`. Further keys are kept, never scored."""
+    """A chat message. content: a text, a list of text parts, or null beside `tool_calls`. Further keys are never scored."""
 
     model_config = ConfigDict(extra="allow")
     role: str
@@ -29,7 +29,7 @@ TextBody = str | Annotated[list[MessageBody], Field(min_length=1)]
 
 
 class ItemBody(BaseModel):
-    """One prompt and reference with the outputs to compare. An empty reference scores without one."""
+    """One prompt and reference with the outputs to score. An empty reference means scoring without a reference."""
 
     model_config = ConfigDict(extra="forbid")
     prompt: TextBody
@@ -39,13 +39,13 @@ class ItemBody(BaseModel):
 
     @property
     def characters(self) -> int:
-        """To encode: each output is tokenised with the prompt."""
-        prompt, reference, *outputs = [text_length(_plain(text)) for text in (self.prompt, self.reference, *self.outputs)]
+        """Number of characters to encode; the prompt counts once per output, because each output is tokenised with it."""
+        prompt, reference, *outputs = [text_length(_dumped(text)) for text in (self.prompt, self.reference, *self.outputs)]
         return reference + sum(prompt + output for output in outputs)
 
     def items(self) -> list[ScoreItem]:
         """One record per output."""
-        prompt, reference, *outputs = [_plain(text) for text in (self.prompt, self.reference, *self.outputs)]
+        prompt, reference, *outputs = [_dumped(text) for text in (self.prompt, self.reference, *self.outputs)]
         return [ScoreItem(prompt, reference, output, self.wrapper) for output in outputs]
 
 
@@ -57,7 +57,7 @@ def _or_failure(value: Any, check: Any) -> Any:
 
 
 class ScoreRequest(BaseModel):
-    """Body of ``/v1/score``. An item that is not as it should be fails alone; its neighbours are scored."""
+    """Body of ``/v1/score``. An invalid item fails alone; the other items are scored."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     items: list[Annotated[ItemBody, WrapValidator(_or_failure)]]
@@ -65,7 +65,7 @@ class ScoreRequest(BaseModel):
 
 
 class CutReply(BaseModel):
-    """Tokens cut away: from the prompt's beginning and from the end of reference and output."""
+    """Numbers of truncated tokens, from the beginning of the prompt and from the end of reference and output."""
 
     prompt: int
     reference: int
@@ -73,7 +73,7 @@ class CutReply(BaseModel):
 
 
 class ScoredOutput(BaseModel):
-    """reward: raw. score: after the transform. n_tokens: of the whole sequence."""
+    """reward: the raw score. score: after the transform. n_tokens: number of tokens of the whole sequence."""
 
     index: int
     reward: float
@@ -83,7 +83,7 @@ class ScoredOutput(BaseModel):
 
 
 class ItemError(BaseModel):
-    """Why there is no reward."""
+    """The reason for a missing reward."""
 
     code: Literal["invalid_item", "non_finite", "model_error"]
     message: str
@@ -97,14 +97,14 @@ class FailedOutput(BaseModel):
 
 
 class ScoredItem(BaseModel):
-    """The outputs of one item."""
+    """The results of the outputs of one item."""
 
     index: int
     outputs: list[ScoredOutput | FailedOutput]
 
 
 class FailedItem(BaseModel):
-    """An item that is none."""
+    """An invalid item."""
 
     index: int
     error: ItemError
@@ -119,7 +119,7 @@ class ScoreReply(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """owned_by tells clients which server this is; the encoder's hash, whether they encode as it does."""
+    """owned_by: identifies the server to clients. encoder_hash: lets clients check that they encode as the server does."""
 
     id: str
     object: Literal["model"]
@@ -130,36 +130,42 @@ class ModelCard(BaseModel):
 
 
 class ModelsReply(BaseModel):
-    """The one model."""
+    """A list with the one model."""
 
     object: Literal["list"]
     data: list[ModelCard]
 
 
 def text_length(text: Any) -> int:
-    """Characters to encode of a text or of messages, roughly where they hold other than text."""
+    """Number of characters to encode of a text or messages; approximate for content that is not text."""
     if isinstance(text, str):
         return len(text)
     if isinstance(text, dict):
         return (
-            sum(text_length(text.get(key)) for key in _SENT_KEYS[1:]) if "role" in text else sum(map(text_length, text.values()))
+            sum(text_length(text.get(key)) for key in _SCORED_KEYS[1:])
+            if "role" in text
+            else sum(map(text_length, text.values()))
         )
     return sum(map(text_length, text)) if isinstance(text, (list, tuple)) else 0
 
 
-def ask_items(items: Sequence[ScoreItem]) -> dict[str, Any]:
-    """A body; neighbours with one prompt, reference and wrapper are sent as one group."""
+def request_for_items(items: Sequence[ScoreItem]) -> dict[str, Any]:
+    """The body for these items. Adjacent items with the same prompt, reference and wrapper form one group."""
     groups: list[dict[str, Any]] = []
     for item in items:
-        shared = {"prompt": _sent(item.prompt), "reference": _sent(item.reference), "wrapper": item.wrapper}
+        shared = {
+            "prompt": _scored_keys(item.prompt),
+            "reference": _scored_keys(item.reference),
+            "wrapper": item.wrapper,
+        }
         if not groups or any(groups[-1][key] != value for key, value in shared.items()):
             groups.append({**shared, "outputs": []})
-        groups[-1]["outputs"].append(_sent(item.output))
+        groups[-1]["outputs"].append(_scored_keys(item.output))
     return {"items": groups}
 
 
 def read_outcomes(body: dict[str, Any], reply: Any) -> list[Outcome]:
-    """Outcomes in the order of the items that ``body`` was made of.
+    """Outcomes in the order of the items that ``body`` was built from.
 
     Raises:
         BadReply: another shape or another number of results.
@@ -179,18 +185,18 @@ def read_outcomes(body: dict[str, Any], reply: Any) -> list[Outcome]:
 
 
 def group_reply(index: int, group: list[Outcome] | Failure, scores: Sequence[float]) -> dict[str, Any]:
-    """The result of one item. scores: of those outputs that have a reward, after the transform."""
+    """The result of one item. scores: after the transform, of the outputs that have a reward."""
     if isinstance(group, Failure):
         return {"index": index, "error": {"code": group.code, "message": group.message}}
-    left = iter(scores)
+    remaining = iter(scores)
     rows: list[dict[str, Any]] = []
-    for number_of_output, outcome in enumerate(group):
+    for output_index, outcome in enumerate(group):
         if isinstance(outcome, Failure):
-            rows.append({"index": number_of_output, "error": {"code": outcome.code, "message": outcome.message}})
+            rows.append({"index": output_index, "error": {"code": outcome.code, "message": outcome.message}})
             continue
         cut = {"prompt": outcome.cut.prompt, "reference": outcome.cut.reference, "output": outcome.cut.output}
-        score = {"reward": outcome.reward, "score": next(left), "n_tokens": outcome.n_tokens, "cut": cut}
-        rows.append({"index": number_of_output, **score})
+        score = {"reward": outcome.reward, "score": next(remaining), "n_tokens": outcome.n_tokens, "cut": cut}
+        rows.append({"index": output_index, **score})
     return {"index": index, "outputs": rows}
 
 
@@ -207,12 +213,12 @@ def _failure(error: dict[str, Any]) -> Failure:
     return Failure(error["code"], error["message"])
 
 
-def _ask(model: str | None, items: Sequence[ScoreItem]) -> dict[str, Any]:
-    return ask_items(items)
+def _build_request(model: str | None, items: Sequence[ScoreItem]) -> dict[str, Any]:
+    return request_for_items(items)
 
 
-def _read(reply: Any, count: int) -> list[float | Failure]:
-    """Of groups of any size."""
+def _read_reply(reply: Any, count: int) -> list[float | Failure]:
+    """The scores of groups of any size, in order."""
     try:
         rows = [row for result in reply["results"] for row in result.get("outputs", [result])]
         outcomes = [finite(number(row["reward"])) if "error" not in row else _failure(row["error"]) for row in rows]
@@ -223,12 +229,14 @@ def _read(reply: Any, count: int) -> list[float | Failure]:
     return outcomes
 
 
-def _plain(text: TextBody) -> Any:
+def _dumped(text: TextBody) -> Any:
     return text if isinstance(text, str) else [message.model_dump() for message in text]
 
 
-def _sent(text: Text) -> Any:
-    return text if isinstance(text, str) else [{key: message[key] for key in _SENT_KEYS if key in message} for message in text]
+def _scored_keys(text: Text) -> Any:
+    return text if isinstance(text, str) else [{key: message[key] for key in _SCORED_KEYS if key in message} for message in text]
 
 
-SCORE = Protocol("/v1/score", "/v1/score", "Prompts, references and outputs", ScoreRequest, ScoreReply, _ask, _read)
+SCORE = Protocol(
+    "/v1/score", "/v1/score", "Prompts, references and outputs", ScoreRequest, ScoreReply, _build_request, _read_reply
+)

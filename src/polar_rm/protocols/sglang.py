@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from polar_rm.errors import PolarError
-from polar_rm.protocols.base import Answering, Foreign, IdLists, Ids, Input, InputProtocol, OneScore, Texts, read_rows
+from polar_rm.protocols.base import ForeignRequest, IdLists, Ids, Input, InputProtocol, OneScore, ReplyContext, Texts, read_rows
 from polar_rm.rewards.outcomes import Failure, Reward
 
 
-class SglangClassify(Foreign):
+class SglangClassify(ForeignRequest):
     """SGLang's body of ``/classify``: rendered texts or token ids."""
 
     text: str | Texts | None = None
@@ -21,7 +21,7 @@ class SglangClassify(Foreign):
 
 
 class SglangMeta(BaseModel):
-    """Of one input."""
+    """The metadata of one input."""
 
     id: str
     prompt_tokens: int
@@ -39,29 +39,29 @@ def is_sglang(body: Any) -> bool:
     return isinstance(body, dict) and ("text" in body or "input_ids" in body)
 
 
-def _ask(model: str | None, values: Sequence[Any]) -> dict[str, Any]:
+def _build_request(model: str | None, values: Sequence[Any]) -> dict[str, Any]:
     key = "text" if values and isinstance(values[0], str) else "input_ids"
     return {key: list(values)}
 
 
 def _inputs(body: SglangClassify) -> tuple[Input, bool]:
-    """Raises PolarError unless exactly one of ``text`` and ``input_ids`` is there."""
-    given = [value for value in (body.text, body.input_ids) if value is not None]
-    if len(given) != 1:
-        raise PolarError("give exactly one of text and input_ids")
-    return given[0], True
+    """Raises PolarError unless exactly one of ``text`` and ``input_ids`` is set."""
+    inputs = [value for value in (body.text, body.input_ids) if value is not None]
+    if len(inputs) != 1:
+        raise PolarError("expected exactly one of text and input_ids")
+    return inputs[0], True
 
 
-def _answer(body: SglangClassify, results: Sequence[Reward], answering: Answering) -> Any:
-    """A list, or the one object for a single input (as SGLang does)."""
+def _build_reply(body: SglangClassify, results: Sequence[Reward], context: ReplyContext) -> Any:
+    """A list of objects, or one object for a single input, as SGLang does."""
     rows = [
         {"embedding": [result.reward], "meta_info": {"id": uuid.uuid4().hex, "prompt_tokens": result.n_tokens}}
         for result in results
     ]
-    return rows[0] if answering.single else rows
+    return rows[0] if context.single else rows
 
 
-def _read(reply: Any, count: int) -> list[float | Failure]:
+def _read_reply(reply: Any, count: int) -> list[float | Failure]:
     return read_rows(reply, count, lambda row: row["embedding"])
 
 
@@ -71,8 +71,8 @@ CLASSIFY = InputProtocol(
     "SGLang",
     SglangClassify,
     list[SglangReply] | SglangReply,
-    _ask,
-    _read,
+    _build_request,
+    _read_reply,
     _inputs,
-    _answer,
+    _build_reply,
 )

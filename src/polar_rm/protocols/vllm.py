@@ -8,28 +8,30 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from polar_rm.protocols.base import (
-    Answering,
-    Foreign,
+    ForeignRequest,
     Input,
     InputProtocol,
     OneScore,
     OpenAIList,
+    ReplyContext,
     activated,
+    field_of,
     float32_in_base64,
     openai_list,
-    part_of,
     read_rows,
 )
 from polar_rm.rewards.outcomes import Failure, Reward
 
 
-class VllmClassify(Foreign):
-    """vLLM's body of ``/classify``. Unlike vLLM's, the default is the raw score; a sigmoid only on request."""
+class VllmClassify(ForeignRequest):
+    """vLLM's body of ``/classify``. Unlike in vLLM, the default is the raw score, and a sigmoid must be requested."""
 
     input: Input
-    use_activation: bool | None = Field(None, description="True asks for sigmoid(score) instead of the raw score.")
-    add_special_tokens: bool = Field(True, description="Put BOS before a text. Token ids are taken as they are.")
-    truncate_prompt_tokens: Literal[-1] | None = Field(None, description="Cutting here would lose the scoring token.")
+    use_activation: bool | None = Field(None, description="true: reply with sigmoid(score) instead of the raw score.")
+    add_special_tokens: bool = Field(True, description="Put BOS before a text. Token ids are used unchanged.")
+    truncate_prompt_tokens: Literal[-1] | None = Field(
+        None, description="Only null and -1 are allowed: truncation here would remove the scoring token."
+    )
 
 
 class PoolingRequest(VllmClassify):
@@ -39,7 +41,7 @@ class PoolingRequest(VllmClassify):
 
 
 class ClassifiedRow(BaseModel):
-    """The one "probability": the raw score, or its sigmoid."""
+    """probs: a list of one number, the raw score or its sigmoid."""
 
     index: int
     label: str
@@ -54,7 +56,7 @@ class ClassifyReply(OpenAIList):
 
 
 class PooledRow(BaseModel):
-    """data: `[[score]]`, `score` or `[score]` as `--pooling-flavour` says, or its float32 in base64."""
+    """data: `[[score]]`, `score` or `[score]`, depending on `--pooling-flavour`, or the score as float32 in base64."""
 
     index: int
     object: Literal["pooling"]
@@ -67,50 +69,52 @@ class PoolingReply(OpenAIList):
     data: list[PooledRow]
 
 
-def ask(model: str | None, values: Sequence[Any]) -> dict[str, Any]:
-    """For raw scores: a sigmoid is vLLM's default."""
+def build_request(model: str | None, values: Sequence[Any]) -> dict[str, Any]:
+    """The body for raw scores; vLLM's default is a sigmoid."""
     return {**({"model": model} if model else {}), "input": list(values), "use_activation": False}
 
 
 def inputs(body: VllmClassify) -> tuple[Input, bool]:
-    """Of either route."""
+    """The inputs of a body of either route, and whether BOS is put before texts."""
     return body.input, body.add_special_tokens
 
 
-def _classified(body: VllmClassify, results: Sequence[Reward], answering: Answering) -> dict[str, Any]:
+def _classify_reply(body: VllmClassify, results: Sequence[Reward], context: ReplyContext) -> dict[str, Any]:
     rows = [
         {"index": index, "label": "LABEL_0", "probs": [activated(result.reward, body.use_activation)], "num_classes": 1}
         for index, result in enumerate(results)
     ]
-    return openai_list("classify", answering.model, rows, results)
+    return openai_list("classify", context.model, rows, results)
 
 
-def pooled(body: PoolingRequest, results: Sequence[Reward], answering: Answering) -> dict[str, Any]:
-    """``data`` of each row in the shape that the server's flavour names. In base64 it is always the one float32."""
+def pooling_reply(body: PoolingRequest, results: Sequence[Reward], context: ReplyContext) -> dict[str, Any]:
+    """The reply; ``data`` of each row has the shape of the server's flavour. In base64 it is always a single float32."""
     rows: list[dict[str, Any]] = []
     for index, result in enumerate(results):
         score = activated(result.reward, body.use_activation)
-        shaped: Any = {"vllm": [[score]], "lmdeploy": score, "vllm-classify": [score]}[answering.flavour]
-        data = float32_in_base64(score) if body.encoding_format == "base64" else shaped
+        nested: Any = {"vllm": [[score]], "lmdeploy": score, "vllm-classify": [score]}[context.flavour]
+        data = float32_in_base64(score) if body.encoding_format == "base64" else nested
         rows.append({"index": index, "object": "pooling", "data": data})
-    return openai_list("pool", answering.model, rows, results)
+    return openai_list("pool", context.model, rows, results)
 
 
-def _read_classified(reply: Any, count: int) -> list[float | Failure]:
-    return read_rows(part_of(reply, "data"), count, lambda row: row["probs"])
+def _read_classify(reply: Any, count: int) -> list[float | Failure]:
+    return read_rows(field_of(reply, "data"), count, lambda row: row["probs"])
 
 
-def _read_pooled(reply: Any, count: int) -> list[float | Failure]:
-    return read_rows(part_of(reply, "data"), count, _listed)
+def _read_pooling(reply: Any, count: int) -> list[float | Failure]:
+    return read_rows(field_of(reply, "data"), count, _list_of_row)
 
 
-def _listed(row: Any) -> Any:
-    if not isinstance(row["data"], list):  # the official client takes the last of a list
+def _list_of_row(row: Any) -> Any:
+    if not isinstance(row["data"], list):  # the official client takes the last element of a list
         raise TypeError
     return row["data"]
 
 
 CLASSIFY = InputProtocol(
-    "vLLM /classify", "/classify", "vLLM", VllmClassify, ClassifyReply, ask, _read_classified, inputs, _classified
+    "vLLM /classify", "/classify", "vLLM", VllmClassify, ClassifyReply, build_request, _read_classify, inputs, _classify_reply
 )
-POOLING = InputProtocol("vLLM /pooling", "/pooling", "vLLM", PoolingRequest, PoolingReply, ask, _read_pooled, inputs, pooled)
+POOLING = InputProtocol(
+    "vLLM /pooling", "/pooling", "vLLM", PoolingRequest, PoolingReply, build_request, _read_pooling, inputs, pooling_reply
+)

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from polar_rm.errors import PolarError
 from polar_rm.protocols import PROTOCOLS, ClassifyRequest, InputProtocol, openrlhf, polar
-from polar_rm.protocols.base import Answering, PoolingFlavour, explain, inputs_of, sigmoid
+from polar_rm.protocols.base import PoolingFlavour, ReplyContext, explain, inputs_of, sigmoid
 from polar_rm.rewards.outcomes import Failure, Outcome, Reward
 from polar_rm.rewards.transforms import TRANSFORMS, transform
 from polar_rm.serving import examples, schema
@@ -112,7 +112,7 @@ def _engine_route(path: str, protocols: Sequence[InputProtocol], service: Servic
         _admit(len(inputs), guard.limits)
         outcomes = await _unless_gone(request, service.score_inputs(inputs, add_bos=add_bos))
         _record(request, guard.metrics, outcomes)
-        return protocol.answer(body, _all_rewards(outcomes), Answering(service.name, flavour, single))
+        return protocol.build_reply(body, _all_rewards(outcomes), ReplyContext(service.name, flavour, single))
 
     route.__name__ = path.strip("/").replace("/", "_")
     route.__annotations__["body"] = Annotated[kind, Body(openapi_examples=examples.BODIES[path])]
@@ -128,7 +128,7 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     ) -> Any:
         """The label is the reference, or an object with `reference` and the untemplated `prompt`."""
         if not len(body.query) == len(body.prompts) == len(body.labels):
-            raise PolarError("query, prompts and labels must have one length")
+            raise PolarError("query, prompts and labels must have the same length")
         _admit(len(body.query), guard.limits)
         rows = list(zip(body.query, body.prompts, body.labels, strict=True))
         work = service.score_rows(rows, polar.text_length, lambda row: openrlhf.openrlhf_item(*row))

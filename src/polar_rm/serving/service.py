@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from polar_rm.client.jobs import encode
+from polar_rm.client.batches import encode
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.sequences import TokenSequence, tokenize
 from polar_rm.errors import PolarError
@@ -136,8 +136,8 @@ def _encode_inputs(inputs: Sequence[str | list[int]], encoder: Encoder, add_bos:
 
 
 def _encode_items(items: Sequence[ScoreItem], encoder: Encoder) -> _Rows:
-    jobs = encode(items, encoder)
-    rows: dict[int, _Encoded | Failure] = dict(jobs.failed)
-    for place, job in zip(jobs.places, jobs.todo, strict=True):
-        rows[place] = _Encoded(TokenSequence.from_ids(job.ids, encoder), job.cut)
-    return [rows[place] for place in range(len(items))]
+    batch = encode(items, encoder)
+    rows: dict[int, _Encoded | Failure] = dict(batch.failed)
+    for index, entry in zip(batch.indices, batch.entries, strict=True):
+        rows[index] = _Encoded(TokenSequence.from_ids(entry.ids, encoder), entry.cut)
+    return [rows[index] for index in range(len(items))]
