@@ -1,4 +1,4 @@
-"""Compiled decoder layers: one graph for every row, the same numbers as without, for each family."""
+"""Compiled decoder layers: one graph for all rows, and the same numbers as without compiling, for each family."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build(family: str, implementation: str = "tree_cpu") -> RewardModel:
 
 
 def compile_layers(model: RewardModel, monkeypatch) -> None:
-    """All of the tracing and none of the code generation: whether graphs are made does not depend on what is made of them."""
+    """Compile with tracing but without code generation: the number of graphs does not depend on the backend."""
     torch._dynamo.reset()
     counters.clear()
     real = torch.compile
@@ -37,7 +37,7 @@ def compile_layers(model: RewardModel, monkeypatch) -> None:
 
 def forests(n: int) -> list[list[PrefixTree]]:
     rng = random.Random(0)
-    ids = lambda most: [rng.randrange(5, 300) for _ in range(rng.randint(1, most))]  # noqa: E731
+    ids = lambda max_length: [rng.randrange(5, 300) for _ in range(rng.randint(1, max_length))]  # noqa: E731
 
     def tree() -> PrefixTree:
         k = rng.randint(2, 4)
@@ -55,14 +55,14 @@ def scores_and_gradients(model: RewardModel, row: PackedRow) -> tuple[torch.Tens
 
 def assert_equal(compiled, plain) -> None:
     torch.testing.assert_close(compiled[0], plain[0], rtol=1e-5, atol=1e-5)
-    for found, expected in zip(compiled[1], plain[1], strict=True):
-        assert (found - expected).norm() <= 1e-5 * expected.norm()
+    for gradient, expected in zip(compiled[1], plain[1], strict=True):
+        assert (gradient - expected).norm() <= 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("implementation", ["tree_cpu", "tree_dense"])
 @pytest.mark.parametrize("padding", [1, 64])
 def test_padding_influences_nothing(implementation, padding):
-    """Whatever stands in the padding: scores and gradients of the row alone."""
+    """Scores and gradients are those of the row without padding, whatever ids the padding holds."""
     model = build("llama", implementation)
     for forest in forests(4):
         row = pack(forest, multiple=padding)
@@ -84,7 +84,7 @@ def test_fifty_rows_are_two_graphs(monkeypatch):
             model(row).sum().backward()
         else:
             assert_equal(scores_and_gradients(model, row), scores_and_gradients(plain, pack(forest)))
-    assert counters["stats"]["unique_graphs"] == 2  # the last layer is another
+    assert counters["stats"]["unique_graphs"] == 2  # the last layer has a graph of its own
     assert not counters["graph_break"]
 
 

@@ -21,7 +21,7 @@ attention.register()
 
 
 def trees(k: int, *, seed: int = 0) -> list[PrefixTree]:
-    """Three trees of uneven lengths; some segments are longer than a block, some branches a single token."""
+    """Three trees of different lengths; some segments are longer than a block, some branches are a single token."""
     rng = random.Random(seed)
     ids = lambda n: [rng.randrange(5, 300) for _ in range(n)]  # noqa: E731
     shapes = [(150, [40, 1, 140]), (1, [7, 3, 1]), (30, [20, 11, 2])]
@@ -88,14 +88,14 @@ def test_bf16_is_no_further_from_fp32_than_ordinary_bf16(family):
     assert (tree - exact).norm() < 1.05 * (half - exact).norm()
 
 
-def test_under_autocast_rotated_queries_and_keys_come_down_to_the_type_of_the_values():
-    """The backward runs outside of it, and must not meet two types."""
+def test_under_autocast_queries_and_keys_are_cast_to_the_type_of_the_values():
+    """The backward runs outside autocast and must not get two types."""
     forest = trees(3)
     models = [build("llama", "sdpa"), build("llama", "eager"), build("llama", "tree_cpu")]
     scores = [separate_scores(models[0], forest)]
     with torch.autocast("cpu", torch.bfloat16):
         scores += [separate_scores(models[1], forest), tree_scores(models[2], pack(forest))]
-    exact, half, tree = (gradients(model, found) for model, found in zip(models, scores, strict=True))
+    exact, half, tree = (gradients(model, each) for model, each in zip(models, scores, strict=True))
     assert (tree - exact).norm() < 1.5 * (half - exact).norm()
 
 
@@ -130,7 +130,7 @@ def test_gradcheck(last):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_in_inference_another_kernel_gives_the_same(last):
+def test_the_kernel_for_inference_gives_the_same(last):
     spans = (TreeSpan(0, 150, (300, 1, 129)), TreeSpan(580, 1, (128, 2)))
     tree = TreeLayout(spans).tensors()
     generator = torch.Generator().manual_seed(0)
@@ -142,7 +142,7 @@ def test_in_inference_another_kernel_gives_the_same(last):
 
 
 def test_wrong_branch_mask_is_caught():
-    """Branches that also see the branches before them: the first stays right, the others must be far off."""
+    """Branches that also attend to earlier branches: the first score stays right, the others must be far off."""
     forest = trees(3)[:1]
     row = pack(forest)
     [span] = row.layout.spans
@@ -163,13 +163,13 @@ def test_dense_mask_is_the_definition():
 
 
 def test_in_bf16_a_prefix_adds_up_its_branches_in_float32():
-    """Gradients of a prefix under 64 branches, against float64, and against every branch as a sequence of its own whose
-    gradients are added up in float32."""
+    """The gradient of a prefix with 64 branches is compared with float64, and with separate sequences, one for each branch, whose
+    gradients are summed in float32."""
     span = TreeSpan(0, 20, (8,) * 64)
     tree = TreeLayout((span,)).tensors()
     generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(1, heads, span.n_tokens, 16, generator=generator).bfloat16() for heads in (4, 2, 2, 4)]
-    *inputs, gradient = drawn
+    tensors = [torch.randn(1, heads, span.n_tokens, 16, generator=generator).bfloat16() for heads in (4, 2, 2, 4)]
+    *inputs, gradient = tensors
     gradient[:, :, : span.prefix] = 0
 
     def differentiated(attend, tensors, gradient):
@@ -182,15 +182,15 @@ def test_in_bf16_a_prefix_adds_up_its_branches_in_float32():
 
     exact = differentiated(lambda *t: tree_dense(*t, tree, 0.3), [t.double() for t in inputs], gradient.double())
     ours = differentiated(lambda *t: cpu.tree_cpu(*t, tree, 0.3), inputs, gradient)
-    apart = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in inputs[1:]]
+    separate = [torch.zeros_like(tensor, dtype=torch.float64) for tensor in inputs[1:]]
     for start, length in span.branch_starts():
         tokens = torch.tensor([*range(span.prefix), *range(start, start + length)])
-        found = differentiated(causal, [t[:, :, tokens] for t in inputs], gradient[:, :, tokens])
-        for total, part in zip(apart, found, strict=True):
+        parts = differentiated(causal, [t[:, :, tokens] for t in inputs], gradient[:, :, tokens])
+        for total, part in zip(separate, parts, strict=True):
             total[:, :, tokens] += part
     prefix = slice(0, span.prefix)
-    for mine, theirs, right in zip(ours, apart, exact, strict=True):
-        mine_off, theirs_off = ((found - right)[:, :, prefix].norm() for found in (mine, theirs))
-        # Ours is rounded to bfloat16 once, at the end; theirs is the sum as it is.
+    for our, their, right in zip(ours, separate, exact, strict=True):
+        our_error, their_error = ((each - right)[:, :, prefix].norm() for each in (our, their))
+        # Our sum is rounded to bfloat16 once, at the end; the other sum is not rounded.
         rounding = (right.bfloat16().double() - right)[:, :, prefix].norm()
-        assert mine_off < 1.05 * (theirs_off**2 + rounding**2) ** 0.5
+        assert our_error < 1.05 * (their_error**2 + rounding**2) ** 0.5

@@ -35,25 +35,29 @@ def test_tensors_say_what_the_layout_does(padding):
 
 
 @pytest.mark.parametrize("padding", [0, 3])
-def test_kernels_of_accelerators_are_told_what_sees_what(padding):
-    """Ends of the queries and keys of each part. Only CUDA reads them, so that no score on a CPU shows a wrong one."""
+def test_sequences_for_the_kernels_of_accelerators(padding):
+    """Only CUDA reads these tensors, so that no score on a CPU would show an error in them."""
     tree = LAYOUT.tensors(padding)
-    assert tree.ends.tolist() == [0, 3, 5, 6, 7, 9] + [9 + padding] * bool(padding)
-    assert tree.prefixes.tolist() == [0, 1, 2, 6]
-    assert tree.tree_query_ends.tolist() == [0, 3, 6, 7, 9] + [9 + padding] * bool(padding)
-    assert tree.tree_key_ends.tolist() == [0, 0, 3, 3, 4] + [4] * bool(padding)
+    assert tree.cu_seqlens.tolist() == [0, 3, 5, 6, 7, 9] + [9 + padding] * bool(padding)
+    assert tree.prefix_indices.tolist() == [0, 1, 2, 6]
+    assert tree.prefix_cu_seqlens_q.tolist() == [0, 3, 6, 7, 9] + [9 + padding] * bool(padding)
+    assert tree.prefix_cu_seqlens_k.tolist() == [0, 0, 3, 3, 4] + [4] * bool(padding)
     assert tree.score_keys.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 8]
-    assert tree.score_ends.tolist() == [0, 1, 2, 3] and tree.score_key_ends.tolist() == [0, 5, 9, 12]
-    assert (tree.most.tolist(), tree.tree_most.tolist(), tree.score_most.tolist()) == ([3, 3], [3, 3], [2, 5])
+    assert tree.score_cu_seqlens_q.tolist() == [0, 1, 2, 3] and tree.score_cu_seqlens_k.tolist() == [0, 5, 9, 12]
+    assert (tree.max_seqlens.tolist(), tree.prefix_max_seqlens.tolist(), tree.score_max_seqlens.tolist()) == (
+        [3, 3],
+        [3, 3],
+        [2, 5],
+    )
 
 
-def test_blocks_are_counted_as_the_kernel_takes_them():
-    """The room for probabilities is what all blocks need, or a little more in bfloat16."""
+def test_pairs_are_counted_as_the_kernel_processes_them():
+    """The buffer for probabilities has the size that all blocks need, or a little more in bfloat16."""
     tree = TreeLayout((TreeSpan(0, 150, (300, 1, 128)), TreeSpan(579, 1, (129,)))).tensors(5)
-    for granule, counted in ((1, tree.blocks), (cpu.GRANULE, tree.filled_blocks)):
-        blocks = [block for segment in cpu._segments(tree.segments, False, granule) for block in segment.blocks()]
-        needed = sum(block.size * block.visible for block in blocks)
-        assert needed == counted if granule == 1 else needed <= counted < 1.2 * needed
+    for multiple, counted in ((1, tree.block_pairs), (cpu.PAD_MULTIPLE, tree.padded_block_pairs)):
+        blocks = [block for segment in cpu._segments(tree.segments, False, multiple) for block in segment.blocks()]
+        needed = sum(block.size * block.n_keys for block in blocks)
+        assert needed == counted if multiple == 1 else needed <= counted < 1.2 * needed
 
 
 @pytest.mark.parametrize(("prefix", "branches"), [(0, (1,)), (2, ()), (2, (1, 0))])
@@ -62,7 +66,7 @@ def test_empty_parts_are_refused(prefix, branches):
         TreeSpan(0, prefix, branches)
 
 
-def test_a_block_mask_is_made_once_for_all_layers_and_goes_with_its_row():
+def test_a_block_mask_is_built_once_for_all_layers_and_freed_with_its_row():
     tree, other = LAYOUT.tensors(), LAYOUT.tensors()
     before = len(flex._MASKS)
     assert flex.block_mask(tree) is flex.block_mask(tree) is not flex.block_mask(other)
@@ -88,7 +92,7 @@ def test_misuse_is_refused_instead_of_scored():
         run(tree=None)
     with pytest.raises(PolarError, match=r"is \[1, 9\]"):
         run(ids=torch.ones(2, 9, dtype=torch.long))
-    with pytest.raises(PolarError, match=r"given \[1, 8\]"):
+    with pytest.raises(PolarError, match=r"got \[1, 8\]"):
         run(ids=torch.ones(1, 8, dtype=torch.long))
     with pytest.raises(UnsupportedModel, match="dropout"):
         run(training=True, attention_dropout=0.1)

@@ -1,7 +1,7 @@
 """Attention over prefix trees, as attention implementations of transformers.
 
-A model loaded with ``attn_implementation="tree_cpu"`` takes the row's :class:`TreeTensors` as the keyword argument ``tree`` of
-its forward, which stock backbones hand down to every attention layer. Nothing is patched.
+The forward of a model loaded with ``attn_implementation="tree_cpu"`` takes the row's :class:`TreeTensors` as the keyword argument
+``tree``, which stock backbones pass to every attention layer. Nothing is patched.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from polar_rm.attention.cpu import tree_cpu
 from polar_rm.attention.dense import tree_dense
 from polar_rm.attention.flex import tree_flex
 from polar_rm.attention.layout import TreeLayout, TreeSpan, TreeTensors
-from polar_rm.attention.varlen import has_kernel, tree_varlen
+from polar_rm.attention.varlen import has_flash_kernel, tree_varlen
 from polar_rm.errors import PolarError, UnsupportedModel
 
 __all__ = ["IMPLEMENTATIONS", "TreeLayout", "TreeSpan", "TreeTensors", "compiles", "default_attention", "register"]
 
-# (query, key, value, tree, scale, scores_only). scores_only: only the queries at score positions matter, as in a last layer; an
-# implementation may leave out the others, and may return anything finite there.
+# (query, key, value, tree, scale, scores_only). scores_only: only the queries at score positions matter, as in a last layer. An
+# implementation may skip the other queries and return any finite values for them.
 Implementation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, TreeTensors, float, bool], torch.Tensor]
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
@@ -35,10 +35,10 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 
 def register() -> None:
-    """Make the implementations known to transformers; calling it again changes nothing."""
+    """Register the implementations with transformers; calling it again changes nothing."""
     for name, implementation in IMPLEMENTATIONS.items():
         AttentionInterface.register(name, _adapter(implementation))
-        AttentionMaskInterface.register(name, _no_mask)  # the layout is the mask
+        AttentionMaskInterface.register(name, _no_mask)  # the tree's layout is the mask
 
 
 def default_attention(device: torch.device) -> str:
@@ -47,8 +47,8 @@ def default_attention(device: torch.device) -> str:
 
 
 def compiles(name: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a whole layer around this attention is one graph that fits every row. FlexAttention's block mask is none."""
-    return has_kernel(device, dtype) if name == "tree_varlen" else name in ("tree_cpu", "tree_dense")
+    """Whether a layer with this attention compiles to one graph for all rows. FlexAttention's block mask does not allow it."""
+    return has_flash_kernel(device, dtype) if name == "tree_varlen" else name in ("tree_cpu", "tree_dense")
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> None:
@@ -68,11 +68,11 @@ def _adapter(implementation: Implementation) -> Callable[..., tuple[torch.Tensor
         scores_only: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """query [1, heads, T, dim] -> [1, T, heads, dim], as transformers expects it."""
+        """query [1, heads, T, dim] -> [1, T, heads, dim], the layout that transformers expects."""
         if tree is None:
             raise PolarError("tree attention was called without a tree: pass tree=TreeTensors to the model's forward")
         if query.shape[0] != 1 or query.shape[2] != len(tree.trees):
-            raise PolarError(f"a packed row is [1, {len(tree.trees)}], but the model was given {[*query.shape[::2]]}")
+            raise PolarError(f"a packed row is [1, {len(tree.trees)}], but the model got {[*query.shape[::2]]}")
         if kwargs.get("sliding_window") is not None:
             raise UnsupportedModel("prefix trees need full causal attention, but this layer has a sliding window")
         if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
@@ -81,7 +81,7 @@ def _adapter(implementation: Implementation) -> Callable[..., tuple[torch.Tensor
             raise UnsupportedModel("prefix trees need causal attention, but this layer is not causal")
         if dropout:
             raise UnsupportedModel("tree attention has no dropout; set attention_dropout to 0 in the model's config")
-        query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves what RoPE touched in float32
+        query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast RoPE leaves them in float32
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return implementation(query, key, value, tree, scale, scores_only).transpose(1, 2).contiguous(), None
 

@@ -1,12 +1,13 @@
-"""Tree attention on a CPU: plain matrix products over blocks of query rows, each against only the keys that it may see.
+"""Tree attention on a CPU: plain matrix products over blocks of query rows, each against only the keys that it may attend to.
 
-A tree is a list of segments: the prefix on itself, and each branch on the prefix and itself. A segment's rows are taken in
-blocks; a block's keys are one contiguous range, its softmax is complete (no log-sum-exp to merge), and only the small square on
-the diagonal is masked. Heads that share a key/value head are folded into rows, so keys are never copied per head.
+A tree is a list of segments: the prefix, which attends to itself, and each branch, which attends to the prefix and itself. The
+rows of a segment are processed in blocks. The keys of a block are one contiguous range, its softmax is complete (there are no
+log-sum-exps to merge), and only the small square on the diagonal is masked. Heads that share a key/value head are folded into
+rows, so that keys are never copied per head.
 
-Against the flash kernel on the same segments this is about 1.4 times faster forwards and backwards (``benchmarks/attention.py``):
-the CPU's flash kernel spends long in its backward. Inference in float32 is left to that kernel, which keeps no probabilities and
-is faster without a backward. A dense mask over a row of many trees is several times slower.
+This is about 1.4 times faster, forwards and backwards, than the flash kernel on the same segments (``benchmarks/attention.py``),
+because the CPU's flash kernel has a slow backward. Inference in float32 uses that kernel, which keeps no probabilities and is
+faster without a backward. A dense mask over a row of many trees is several times slower.
 """
 
 from __future__ import annotations
@@ -19,145 +20,155 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from polar_rm.attention.layout import BLOCK, GRANULE, TreeTensors
+from polar_rm.attention.layout import BLOCK, PAD_MULTIPLE, TreeTensors
 
-# Probabilities kept for the backward, per call (one layer); segments beyond are recomputed. Short trees keep all of theirs,
-# while a prefix of 16k tokens, whose probabilities would be gigabytes a layer, keeps none.
+# Bytes of probabilities that one call (one layer) keeps for the backward; those of further blocks are recomputed. Short trees
+# keep all of theirs. A prefix of 16k tokens, whose probabilities would be gigabytes a layer, keeps few.
 KEEP_BYTES = 64 << 20
 
 
 class _Block(NamedTuple):
-    """Rows ``[first, end)`` of the packed row, ``size`` with those filled up, and the ``visible`` first keys of their segment, of
-    which the last ``own`` begin with the block's own."""
+    """Query rows ``[first, end)`` of the packed row, and the keys that they attend to.
+
+    size: number of rows with padding. n_keys: the first ``n_keys`` keys of the segment, with padding. n_diagonal: how many of
+    them, at the end, are the block's own tokens or padding; only these are masked.
+    """
 
     first: int
     end: int
     size: int
-    visible: int
-    own: int
+    n_keys: int
+    n_diagonal: int
 
     def rows(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[kv_heads, groups, T, dim] -> [kv_heads, groups * size, dim], zeros where filled up"""
+        """[kv_heads, groups, T, dim] -> [kv_heads, groups * size, dim], padded with zeros"""
         rows = tensor[:, :, self.first : self.end]
-        missing = self.size - (self.end - self.first)
-        return (pad(rows, (0, 0, 0, missing)) if missing else rows).flatten(1, 2)
+        padding = self.size - (self.end - self.first)
+        return (pad(rows, (0, 0, 0, padding)) if padding else rows).flatten(1, 2)
 
     def put(self, rows: torch.Tensor, target: torch.Tensor) -> None:
-        """Undo :meth:`rows`."""
+        """The inverse of :meth:`rows`: write a block's rows into ``target``, without the padding."""
         kv_heads, groups, _, dim = target.shape
         target[:, :, self.first : self.end] = rows.view(kv_heads, groups, self.size, dim)[:, :, : self.end - self.first]
 
 
 class _Segment:
-    """Tokens ``[start, start + n)``, which see ``prefix`` keys from ``origin`` on (none for a prefix itself) and each other.
-    Those from ``first`` on are queries. Sizes are filled up to multiples of ``granule``."""
+    """Tokens ``[start, start + length)``, which attend to each other and to ``prefix`` tokens from ``prefix_start`` on.
 
-    __slots__ = ("first", "granule", "n", "origin", "prefix", "start")
+    prefix: 0 for a prefix itself. first: the first token that is a query, counted in the segment. Sizes are padded to multiples
+    of ``multiple``.
+    """
 
-    def __init__(self, start: int, n: int, origin: int, prefix: int, first: int, granule: int) -> None:
-        self.start, self.n, self.origin, self.prefix, self.first, self.granule = start, n, origin, prefix, first, granule
+    __slots__ = ("first", "length", "multiple", "prefix", "prefix_start", "start")
+
+    def __init__(self, start: int, length: int, prefix_start: int, prefix: int, first: int, multiple: int) -> None:
+        self.start, self.length, self.first, self.multiple = start, length, first, multiple
+        self.prefix_start, self.prefix = prefix_start, prefix
 
     def keys(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[kv_heads, prefix + n filled up with zeros, dim]"""
-        own = tensor[:, self.start : self.start + self.n]
+        """[kv_heads, prefix + length padded with zeros, dim]"""
+        keys = tensor[:, self.start : self.start + self.length]
         if self.prefix:
-            own = torch.cat([tensor[:, self.origin : self.origin + self.prefix], own], 1)
-        missing = -own.shape[1] % self.granule
-        return pad(own, (0, 0, 0, missing)) if missing else own
+            keys = torch.cat([tensor[:, self.prefix_start : self.prefix_start + self.prefix], keys], 1)
+        padding = -keys.shape[1] % self.multiple
+        return pad(keys, (0, 0, 0, padding)) if padding else keys
 
     def add_to(self, target: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Undo :meth:`keys` for a gradient: all branches add to the prefix that they share."""
+        """The inverse of :meth:`keys` for a gradient: all branches add to the prefix that they share."""
         if self.prefix:
-            target[:, self.origin : self.origin + self.prefix] += gradient[:, : self.prefix]
-        target[:, self.start : self.start + self.n] += gradient[:, self.prefix : self.prefix + self.n]
+            target[:, self.prefix_start : self.prefix_start + self.prefix] += gradient[:, : self.prefix]
+        target[:, self.start : self.start + self.length] += gradient[:, self.prefix : self.prefix + self.length]
 
     def blocks(self) -> Iterator[_Block]:
-        for first in range(self.first, self.n, BLOCK):
-            end = min(first + BLOCK, self.n)
-            visible = self._filled(self.prefix + end)
-            size = self._filled(end - first)
-            yield _Block(self.start + first, self.start + end, size, visible, visible - self.prefix - first)
+        for first in range(self.first, self.length, BLOCK):
+            end = min(first + BLOCK, self.length)
+            n_keys = self._padded(self.prefix + end)
+            size = self._padded(end - first)
+            yield _Block(self.start + first, self.start + end, size, n_keys, n_keys - self.prefix - first)
 
-    def _filled(self, size: int) -> int:
-        return size + -size % self.granule
+    def _padded(self, size: int) -> int:
+        return size + -size % self.multiple
 
 
-def _segments(segments: torch.Tensor, scores_only: bool, granule: int = 1) -> Iterator[_Segment]:
-    """segments: as in TreeTensors. Where only scores matter, a branch's last token is its one query, and a prefix has none."""
-    for start, length, origin, prefix in segments.tolist():
+def _segments(segments: torch.Tensor, scores_only: bool, multiple: int = 1) -> Iterator[_Segment]:
+    """segments: as in TreeTensors. scores_only: the last token of a branch is its only query, and a prefix has no queries."""
+    for start, length, prefix_start, prefix in segments.tolist():
         if prefix or not scores_only:
-            yield _Segment(start, length, origin, prefix, length - 1 if scores_only else 0, granule)
+            yield _Segment(start, length, prefix_start, prefix, length - 1 if scores_only else 0, multiple)
 
 
-def _granule(tensor: torch.Tensor) -> int:
-    return GRANULE if tensor.dtype == torch.bfloat16 else 1
+def _multiple(tensor: torch.Tensor) -> int:
+    return PAD_MULTIPLE if tensor.dtype == torch.bfloat16 else 1
 
 
 @lru_cache(512)
 def _causal(rows: int, groups: int, dtype: torch.dtype) -> torch.Tensor:
-    """[groups * rows, rows + GRANULE]: minus infinity above the diagonal, once for every head of the group."""
-    return torch.full((rows, rows + GRANULE), -torch.inf, dtype=dtype).triu_(1).repeat(groups, 1)
+    """[groups * rows, rows + PAD_MULTIPLE]: minus infinity above the diagonal, repeated for every head of the group."""
+    return torch.full((rows, rows + PAD_MULTIPLE), -torch.inf, dtype=dtype).triu_(1).repeat(groups, 1)
 
 
-class _Kept:
-    """Probabilities of the first blocks, one behind another in one tensor, until it is full. Counting says which they are."""
+class _KeptProbabilities:
+    """The probabilities of the first blocks, one after another in one buffer, until the buffer is full.
 
-    def __init__(self, room: torch.Tensor) -> None:
-        self._room, self._used = room, 0
+    Forward and backward take the blocks in the same order, so that both find the same views.
+    """
+
+    def __init__(self, buffer: torch.Tensor) -> None:
+        self._buffer, self._used = buffer, 0
 
     def next(self, *shape: int) -> torch.Tensor | None:
-        """The place of the next block's."""
+        """The view for the next block; None from the first block on that does not fit."""
         end = self._used + math.prod(shape)
-        if end > self._room.numel():
-            self._used = self._room.numel()
+        if end > self._buffer.numel():
+            self._used = self._buffer.numel()
             return None
-        place = self._room[self._used : end].view(shape)
+        view = self._buffer[self._used : end].view(shape)
         self._used = end
-        return place
+        return view
 
 
 def _probabilities(
-    query: torch.Tensor, keys: torch.Tensor, block: _Block, groups: int, place: torch.Tensor | None = None
+    query: torch.Tensor, keys: torch.Tensor, block: _Block, groups: int, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Softmax of a block's (already scaled) queries on its visible keys, in ``place`` if there is one."""
+    """Softmax of a block's queries, which are scaled already, over its keys; written to ``out`` if it is given."""
     scores = torch.bmm(query, keys.transpose(1, 2))
-    scores[:, :, -block.own :] += _causal(block.size, groups, scores.dtype)[:, : block.own]
-    return torch.softmax(scores, -1) if place is None else torch._softmax(scores, -1, False, out=place)
+    scores[:, :, -block.n_diagonal :] += _causal(block.size, groups, scores.dtype)[:, : block.n_diagonal]
+    return torch.softmax(scores, -1) if out is None else torch._softmax(scores, -1, False, out=out)
 
 
-# tree: ``segments`` of TreeTensors. kept: numbers of which the probabilities may take as many to the backward.
-_SCHEMA = "(Tensor query, Tensor key, Tensor value, Tensor tree, float scale, bool scores_only, SymInt kept)"
+# tree: ``segments`` of TreeTensors. n_kept: the size of the buffer of probabilities for the backward, in elements.
+_SCHEMA = "(Tensor query, Tensor key, Tensor value, Tensor tree, float scale, bool scores_only, SymInt n_kept)"
 
 
 @torch.library.custom_op("polar::tree_cpu", mutates_args=(), schema=f"{_SCHEMA} -> (Tensor, Tensor)")
 def _forward(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: torch.Tensor, scale: float, scores_only: bool, kept: int
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: torch.Tensor, scale: float, scores_only: bool, n_kept: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """query [heads, T, dim], key and value [kv_heads, T, dim] -> [heads, T, dim], and the probabilities that are kept"""
-    room = query.new_empty(kept)
-    # Not in bfloat16, where the products round as transformers' own attention does, and the kernel otherwise.
+    """query [heads, T, dim], key and value [kv_heads, T, dim] -> [heads, T, dim], and the kept probabilities [n_kept]"""
+    kept = query.new_empty(n_kept)
+    # In bfloat16 the products below round as transformers' own attention does, and the inference kernel differently.
     if torch.is_inference_mode_enabled() and query.dtype == torch.float32:
-        return _in_inference(query, key, value, tree, scale, scores_only), room
+        return _in_inference(query, key, value, tree, scale, scores_only), kept
     heads, n_tokens, dim = query.shape
     kv_heads = key.shape[0]
     groups = heads // kv_heads
     shape = (kv_heads, groups, n_tokens, dim)
     scaled = (query * scale).view(shape)
     output = torch.zeros_like(query) if scores_only else torch.empty_like(query)
-    target, places = output.view(shape), _Kept(room)
-    for segment in _segments(tree, scores_only, _granule(query)):
+    target, views = output.view(shape), _KeptProbabilities(kept)
+    for segment in _segments(tree, scores_only, _multiple(query)):
         keys, values = segment.keys(key), segment.keys(value)
         for block in segment.blocks():
-            place = places.next(kv_heads, groups * block.size, block.visible)
-            probabilities = _probabilities(block.rows(scaled), keys[:, : block.visible], block, groups, place)
-            block.put(torch.bmm(probabilities, values[:, : block.visible]), target)
-    return output, room
+            out = views.next(kv_heads, groups * block.size, block.n_keys)
+            probabilities = _probabilities(block.rows(scaled), keys[:, : block.n_keys], block, groups, out)
+            block.put(torch.bmm(probabilities, values[:, : block.n_keys]), target)
+    return output, kept
 
 
 @torch.library.custom_op(
     "polar::tree_cpu_backward",
     mutates_args=(),
-    schema="(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor room, Tensor tree, float scale, bool scores_only)"
+    schema="(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor kept, Tensor tree, float scale, bool scores_only)"
     " -> (Tensor, Tensor, Tensor)",
 )
 def _backward(
@@ -165,7 +176,7 @@ def _backward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    room: torch.Tensor,
+    kept: torch.Tensor,
     tree: torch.Tensor,
     scale: float,
     scores_only: bool,
@@ -175,26 +186,26 @@ def _backward(
     groups = heads // kv_heads
     shape = (kv_heads, groups, n_tokens, dim)
     scaled, gradient = (query * scale).view(shape), gradient.view(shape)
-    # A prefix collects the gradients of all branches, so sums are at least float32 whatever the compute type.
-    total = torch.promote_types(key.dtype, torch.float32)
+    # A prefix collects the gradients of all branches, so the sums have at least float32 whatever the compute type.
+    sum_dtype = torch.promote_types(key.dtype, torch.float32)
     d_query = torch.zeros_like(query) if scores_only else torch.empty_like(query)
-    d_key = torch.zeros(key.shape, dtype=total)
-    d_value = torch.zeros(value.shape, dtype=total)
-    target, places = d_query.view(shape), _Kept(room)
-    for segment in _segments(tree, scores_only, _granule(scaled)):
+    d_key = torch.zeros(key.shape, dtype=sum_dtype)
+    d_value = torch.zeros(value.shape, dtype=sum_dtype)
+    target, views = d_query.view(shape), _KeptProbabilities(kept)
+    for segment in _segments(tree, scores_only, _multiple(scaled)):
         keys, values = segment.keys(key), segment.keys(value)
-        d_keys = torch.zeros(keys.shape, dtype=total)
-        d_values = torch.zeros(values.shape, dtype=total)
+        d_keys = torch.zeros(keys.shape, dtype=sum_dtype)
+        d_values = torch.zeros(values.shape, dtype=sum_dtype)
         for block in segment.blocks():
-            rows, d_block, visible = block.rows(scaled), block.rows(gradient), block.visible
-            probabilities = places.next(kv_heads, groups * block.size, visible)
+            rows, d_block, n_keys = block.rows(scaled), block.rows(gradient), block.n_keys
+            probabilities = views.next(kv_heads, groups * block.size, n_keys)
             if probabilities is None:
-                probabilities = _probabilities(rows, keys[:, :visible], block, groups)
-            d_values[:, :visible] += torch.bmm(probabilities.transpose(1, 2), d_block)
-            d_probabilities = torch.bmm(d_block, values[:, :visible].transpose(1, 2))
+                probabilities = _probabilities(rows, keys[:, :n_keys], block, groups)
+            d_values[:, :n_keys] += torch.bmm(probabilities.transpose(1, 2), d_block)
+            d_probabilities = torch.bmm(d_block, values[:, :n_keys].transpose(1, 2))
             d_scores = torch._softmax_backward_data(d_probabilities, probabilities, -1, probabilities.dtype)
-            block.put(torch.bmm(d_scores, keys[:, :visible]).mul_(scale), target)
-            d_keys[:, :visible] += torch.bmm(d_scores.transpose(1, 2), rows)
+            block.put(torch.bmm(d_scores, keys[:, :n_keys]).mul_(scale), target)
+            d_keys[:, :n_keys] += torch.bmm(d_scores.transpose(1, 2), rows)
         segment.add_to(d_key, d_keys)
         segment.add_to(d_value, d_values)
     return d_query, d_key.to(key.dtype), d_value.to(value.dtype)
@@ -202,9 +213,9 @@ def _backward(
 
 @_forward.register_fake
 def _forward_shapes(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: torch.Tensor, scale: float, scores_only: bool, kept: int
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: torch.Tensor, scale: float, scores_only: bool, n_kept: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.empty_like(query), query.new_empty(kept)
+    return torch.empty_like(query), query.new_empty(n_kept)
 
 
 @_backward.register_fake
@@ -216,7 +227,7 @@ def _backward_shapes(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
     query, key, value, tree, ctx.scale, ctx.scores_only, _ = inputs
-    ctx.set_materialize_grads(False)  # a gradient of the probabilities would be zeros of their size
+    ctx.set_materialize_grads(False)  # else autograd makes zeros as large as the kept probabilities
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(query, key, value, output[1], tree)
 
@@ -224,8 +235,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
 def _differentiate(ctx: Any, gradient: torch.Tensor | None, _: None) -> tuple[torch.Tensor | None, ...]:
     if gradient is None:
         return (None,) * 7
-    query, key, value, room, tree = ctx.saved_tensors
-    d_query, d_key, d_value = _backward(gradient, query, key, value, room, tree, ctx.scale, ctx.scores_only)
+    query, key, value, kept, tree = ctx.saved_tensors
+    d_query, d_key, d_value = _backward(gradient, query, key, value, kept, tree, ctx.scale, ctx.scores_only)
     return d_query, d_key, d_value, None, None, None, None
 
 
@@ -234,34 +245,35 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 @lru_cache(4)
 def _mask(width: int) -> torch.Tensor:
-    """float32 [BLOCK, width + BLOCK]: zeros, then a square with minus infinity above the diagonal. Every mask is a part of it."""
+    """float32 [BLOCK, width + BLOCK]: zeros, then a square with minus infinity above the diagonal. Masks are slices of it."""
     return torch.cat([torch.zeros(BLOCK, width, dtype=torch.float32), _causal(BLOCK, 1, torch.float32)[:, :BLOCK]], 1)
 
 
 def _in_inference(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: torch.Tensor, scale: float, scores_only: bool
 ) -> torch.Tensor:
-    """As ``_forward``, in float32."""
+    """The output of ``_forward``, in float32, by the CPU's flash kernel."""
     kv_heads, n_tokens, dim = key.shape
     grouped = query.view(kv_heads, -1, n_tokens, dim)
     output = torch.zeros_like(grouped) if scores_only else torch.empty_like(grouped)
-    # A prefix is copied here once, and its branches behind it in turn. Expanded, not repeated: the kernel goes by strides.
+    # The buffers get each prefix once, and its branches after it one at a time. They are expanded, not repeated, because the
+    # kernel follows strides.
     longest = int((tree[:, 1] + tree[:, 3]).max())
     keys, values = (tensor.new_empty(kv_heads, 1, longest, dim).expand(-1, grouped.shape[1], -1, -1) for tensor in (key, value))
-    width = 1 << longest.bit_length()  # of few sizes, so that masks are made once
+    width = 1 << longest.bit_length()  # a power of two, so that few masks are built
     mask = _mask(width)
-    held_prefix = -1
+    current_prefix = -1
     for segment in _segments(tree, scores_only):
-        own = slice(segment.start, segment.start + segment.n)
-        for held, tensor in ((keys, key), (values, value)):
-            if segment.prefix and segment.origin != held_prefix:
-                held[:, 0, : segment.prefix] = tensor[:, segment.origin : segment.origin + segment.prefix]
-            held[:, 0, segment.prefix : segment.prefix + segment.n] = tensor[:, own]
-        held_prefix = segment.origin
-        for first, end, rows, visible, _ in segment.blocks():
-            seen = mask[:rows, width + rows - visible : width + rows]
+        tokens = slice(segment.start, segment.start + segment.length)
+        for buffer, tensor in ((keys, key), (values, value)):
+            if segment.prefix and segment.prefix_start != current_prefix:
+                buffer[:, 0, : segment.prefix] = tensor[:, segment.prefix_start : segment.prefix_start + segment.prefix]
+            buffer[:, 0, segment.prefix : segment.prefix + segment.length] = tensor[:, tokens]
+        current_prefix = segment.prefix_start
+        for first, end, size, n_keys, _ in segment.blocks():
+            block_mask = mask[:size, width + size - n_keys : width + size]
             output[:, :, first:end] = scaled_dot_product_attention(
-                grouped[:, :, first:end], keys[:, :, :visible], values[:, :, :visible], attn_mask=seen, scale=scale
+                grouped[:, :, first:end], keys[:, :, :n_keys], values[:, :, :n_keys], attn_mask=block_mask, scale=scale
             )
     return output.view(query.shape)
 
@@ -270,10 +282,10 @@ def tree_cpu(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: TreeTensors, scale: float, scores_only: bool = False
 ) -> torch.Tensor:
     """query [1, heads, T, dim], key and value [1, kv_heads, T, dim] -> [1, heads, T, dim], differentiable."""
-    kept = 0
-    # A last layer's few queries are recomputed for less than keeping them would be.
+    n_kept = 0
+    # Recomputing the few queries of a last layer costs less than keeping their probabilities.
     if torch.is_grad_enabled() and not scores_only and (query.requires_grad or key.requires_grad or value.requires_grad):
-        blocks = tree.filled_blocks if query.dtype == torch.bfloat16 else tree.blocks
-        kept = torch.sym_min(blocks * query.shape[1], KEEP_BYTES // query.dtype.itemsize)
-    output: torch.Tensor = _forward(query[0], key[0], value[0], tree.segments, scale, scores_only, kept)[0]
+        pairs = tree.padded_block_pairs if query.dtype == torch.bfloat16 else tree.block_pairs
+        n_kept = torch.sym_min(pairs * query.shape[1], KEEP_BYTES // query.dtype.itemsize)
+    output: torch.Tensor = _forward(query[0], key[0], value[0], tree.segments, scale, scores_only, n_kept)[0]
     return output[None]

@@ -1,4 +1,4 @@
-"""The oracle: one dense mask over the whole row. Quadratic in the row, so for tests and checks only."""
+"""The oracle: one dense mask over the whole row. Its cost is quadratic in the row, so it is for tests and checks only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from polar_rm.attention.layout import TreeTensors
 
 
 def dense_mask(tree: TreeTensors) -> torch.Tensor:
-    """bool [T, T]: whether query i may see key j."""
+    """bool [T, T]: whether query i may attend to key j."""
     trees, branches = tree.trees, tree.branches
     causal = torch.ones(len(trees), len(trees), dtype=torch.bool, device=trees.device).tril()
     same_tree = trees[:, None] == trees[None, :]
@@ -19,8 +19,10 @@ def dense_mask(tree: TreeTensors) -> torch.Tensor:
 def tree_dense(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: TreeTensors, scale: float, scores_only: bool = False
 ) -> torch.Tensor:
-    """query [1, heads, T, dim], key and value [1, kv_heads, T, dim] -> [1, heads, T, dim]. Plain code of torch, differentiated
-    and compiled by it; all queries are computed."""
+    """query [1, heads, T, dim], key and value [1, kv_heads, T, dim] -> [1, heads, T, dim].
+
+    This is plain PyTorch code, which autograd differentiates and torch.compile compiles. All queries are computed.
+    """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * scale

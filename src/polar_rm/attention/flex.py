@@ -1,7 +1,7 @@
 """Tree attention on CUDA in any precision: one FlexAttention call per layer, with a block mask that all layers of a row share.
 
-FlexAttention skips blocks that are wholly masked, so the cost is that of the tree. Without a GPU the uncompiled function runs
-the forward only; the tests compare that with the dense oracle.
+FlexAttention skips blocks that are fully masked, so the cost is that of the tree. Without a GPU the uncompiled function runs the
+forward only; the tests compare it with the dense oracle.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from polar_rm.errors import PolarError
 
 @cache
 def _compiled() -> Any:
-    # Rows have ever-changing lengths: static shapes would compile again for each.
+    # Every row has another length, and with static shapes each length would compile again.
     return torch.compile(flex_attention, dynamic=True)
 
 
-# Of each row that is still held, by its tensor ``trees``: all layers share it.
+# The tensor ``trees`` of each row that still exists -> the row's block mask, which all layers share.
 _MASKS: Any = WeakTensorKeyDictionary()
 
 
 def block_mask(row: TreeTensors) -> BlockMask:
-    """Whether a query sees a key; made for the first layer."""
+    """The block mask of a row: which query may attend to which key. It is created for the first layer."""
     tree, branch = row.trees, row.branches
     if tree not in _MASKS:
 
         def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
             return (q >= k) & (copy[q] == copy[k]) & ((branch[k] == 0) | (branch[q] == branch[k]))
 
-        copy = tree.clone()  # the mask must not hold what it is found by
+        copy = tree.clone()  # the mask must not reference its own weak key, or it would never be freed
         _MASKS[tree] = create_block_mask(visible, None, None, len(tree), len(tree), device=tree.device)
     mask: BlockMask = _MASKS[tree]
     return mask
@@ -46,7 +46,7 @@ def tree_flex(
 ) -> torch.Tensor:
     """query [1, heads, T, dim], key and value [1, kv_heads, T, dim] -> [1, heads, T, dim]; differentiable on CUDA only."""
     if query.device.type == "cpu" and query.requires_grad:
-        raise PolarError("attention tree_flex has no backward on a CPU, nor has tree_varlen; use tree_cpu")
+        raise PolarError("attention tree_flex and tree_varlen have no backward on a CPU; use tree_cpu")
     function = _compiled() if query.device.type == "cuda" else flex_attention
     output: torch.Tensor = function(
         query,

@@ -1,4 +1,4 @@
-"""The shape of one packed row: which tokens are whose prefix and whose branch; and the same as tensors, for the kernels."""
+"""The layout of one packed row: which tokens form which prefix and which branch; and the same as tensors for the kernels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class TreeSpan:
-    """One tree. Tokens ``[start, start + prefix)`` are shared; the branches follow one behind another."""
+    """One tree. Tokens ``[start, start + prefix)`` are the shared prefix; the branches follow one after another."""
 
     start: int
     prefix: int
@@ -25,7 +25,7 @@ class TreeSpan:
 
     @property
     def n_tokens(self) -> int:
-        """Of the tree: its prefix and all its branches."""
+        """Tokens of the tree: its prefix and all its branches."""
         return self.prefix + sum(self.branches)
 
     def branch_starts(self) -> Iterator[tuple[int, int]]:
@@ -38,7 +38,8 @@ class TreeSpan:
 
 @dataclass(frozen=True)
 class TreeLayout:
-    """All trees of a row of T tokens, one behind another. A query sees itself, earlier tokens of its own branch, its prefix."""
+    """All trees of a row of T tokens, one after another. A query attends to itself, to earlier tokens of its branch, and to its
+    prefix."""
 
     spans: tuple[TreeSpan, ...]
 
@@ -51,41 +52,46 @@ class TreeLayout:
 
     @cached_property
     def n_tokens(self) -> int:
-        """Of the row: all its trees, without padding."""
+        """Tokens of the row: all its trees, without padding."""
         return sum(span.n_tokens for span in self.spans)
 
     @cached_property
     def attention_pairs(self) -> int:
-        """Query-key pairs that are allowed, which is what attention has to compute."""
+        """Number of allowed query-key pairs, which attention has to compute."""
         triangle = [n * (n + 1) // 2 for span in self.spans for n in (span.prefix, *span.branches)]
         return sum(triangle) + sum(span.prefix * sum(span.branches) for span in self.spans)
 
     @cached_property
     def score_pairs(self) -> int:
-        """Those of the queries at score positions, which are all that a last layer has to compute."""
+        """Number of allowed query-key pairs of the queries at score positions, which is all that a last layer has to compute."""
         return sum(span.prefix + length for span in self.spans for length in span.branches)
 
     def tensors(self, padding: int = 0) -> TreeTensors:
-        """For a row of T = ``n_tokens`` and as many tokens of ``padding`` behind them, which see each other and are not seen."""
+        """The tensors of a row of T = ``n_tokens + padding`` tokens; padding tokens attend only to each other."""
         return TreeTensors.of(self, padding)
 
 
 class TreeTensors(NamedTuple):
-    """A row of T tokens as the kernels read it, made once and shared by all layers: tensors and two numbers, so that compiled
-    layers fit every row. A segment is a prefix, a branch or the padding.
+    """A row of T tokens as the kernels read it, built once and shared by all layers.
 
-    segments: int32 [segments, 4], on the CPU always: first token, tokens, first token of the prefix that it sees, tokens of that
-        (none for a prefix and the padding).
-    positions: int64 [T], every branch continues from its prefix. scores: int64 [candidates], the last token of every branch.
+    It holds only tensors and two integers, so that compiled layers fit every row. A segment is a prefix, a branch or the padding.
+    ``cu_seqlens`` are cumulative sequence lengths that begin with 0, and ``max_seqlens`` are int32 [2], the longest sequence of
+    queries and the longest of keys, as variable-length flash kernels take them.
+
+    segments: int32 [segments, 4], always on the CPU: first token, number of tokens, first token of the prefix that the segment
+        attends to, number of tokens of that prefix (0 for a prefix and the padding).
+    positions: int64 [T], position ids; every branch continues from its prefix. scores: int64 [candidates], the index of the last
+        token of every branch.
     trees, branches: int32 [T], the tree of every token, and its branch counted from 1 (0 in the prefix). One tree of prefix 2 and
         branches 1 and 2 is trees [0, 0, 0, 0, 0] and branches [0, 0, 1, 2, 2].
-    ends: int32 [1 + segments], ends of the segments, from 0. most: int32 [2], on the CPU always: tokens of the longest, twice.
-    prefixes: int64 [P], the tokens of all prefixes. tree_query_ends and tree_key_ends: int32, ends of what sees prefixes and of
-        what is seen there: of each tree the prefix itself, which sees none, and its branches; then the padding, if any.
-        tree_most: the most of either.
-    score_keys: int64, the tokens that the last one of each branch sees, the prefix and its own. score_ends, score_key_ends and
-        score_most: ends and most of these queries and keys.
-    blocks, filled_blocks: query-key pairs in the blocks of the CPU's kernel, and with their sides filled up for bfloat16.
+    cu_seqlens, max_seqlens: the segments; int32 [1 + segments] and int32 [2]. All max_seqlens are always on the CPU.
+    prefix_indices: int64 [P], the tokens of all prefixes. prefix_cu_seqlens_q, prefix_cu_seqlens_k and prefix_max_seqlens: int32,
+        the queries that attend to prefixes and the prefixes as their keys. For each tree these are first its prefix, without any
+        keys, then its branches together; at the end the padding, without any keys, if there is padding.
+    score_keys: int64, the keys of the last token of each branch: its prefix and its branch. score_cu_seqlens_q,
+        score_cu_seqlens_k and score_max_seqlens: these single queries and their keys.
+    block_pairs, padded_block_pairs: query-key pairs in the blocks of the CPU's kernel, and the same with the blocks padded for
+        bfloat16.
     """
 
     segments: torch.Tensor
@@ -93,23 +99,24 @@ class TreeTensors(NamedTuple):
     scores: torch.Tensor
     trees: torch.Tensor
     branches: torch.Tensor
-    ends: torch.Tensor
-    most: torch.Tensor
-    prefixes: torch.Tensor
-    tree_query_ends: torch.Tensor
-    tree_key_ends: torch.Tensor
-    tree_most: torch.Tensor
+    cu_seqlens: torch.Tensor
+    max_seqlens: torch.Tensor
+    prefix_indices: torch.Tensor
+    prefix_cu_seqlens_q: torch.Tensor
+    prefix_cu_seqlens_k: torch.Tensor
+    prefix_max_seqlens: torch.Tensor
     score_keys: torch.Tensor
-    score_ends: torch.Tensor
-    score_key_ends: torch.Tensor
-    score_most: torch.Tensor
-    blocks: int
-    filled_blocks: int
+    score_cu_seqlens_q: torch.Tensor
+    score_cu_seqlens_k: torch.Tensor
+    score_max_seqlens: torch.Tensor
+    block_pairs: int
+    padded_block_pairs: int
 
     @classmethod
     def of(cls, layout: TreeLayout, padding: int = 0) -> Self:
-        """As :meth:`TreeLayout.tensors`."""
-        rows: list[tuple[int, ...]] = []  # first token, tokens, first token of the prefix, tokens of that, tree, branch
+        """See :meth:`TreeLayout.tensors`."""
+        # First token, number of tokens, first token of the prefix, number of tokens of the prefix, tree, branch.
+        rows: list[tuple[int, ...]] = []
         for number, span in enumerate(layout.spans):
             rows.append((span.start, span.prefix, span.start, 0, number, 0))
             branches = enumerate(span.branch_starts(), 1)
@@ -124,78 +131,78 @@ class TreeTensors(NamedTuple):
             scores=torch.from_numpy((starts + lengths - 1)[branch > 0]),
             trees=torch.from_numpy(np.repeat(trees.astype(np.int32), lengths)),
             branches=torch.from_numpy(np.repeat(branch.astype(np.int32), lengths)),
-            ends=_ends(lengths),
-            most=_most(lengths, lengths),
-            **_shared(layout, padding),
-            **_last(table[branch > 0]),
-            blocks=_pairs_in_blocks(lengths, prefixes, 1),
-            filled_blocks=_pairs_in_blocks(lengths, prefixes, GRANULE),
+            cu_seqlens=_cu_seqlens(lengths),
+            max_seqlens=_max_seqlens(lengths, lengths),
+            **_prefix_tensors(layout, padding),
+            **_score_tensors(table[branch > 0]),
+            block_pairs=_pairs_in_blocks(lengths, prefixes, 1),
+            padded_block_pairs=_pairs_in_blocks(lengths, prefixes, PAD_MULTIPLE),
         )
 
     def to(self, device: torch.device) -> Self:
-        """Without waiting for the device. What the CPU reads stays."""
-        host = {"segments", "most", "tree_most", "score_most", "blocks", "filled_blocks"}
-        moved: dict[str, Any] = {name: sent(part, device) for name, part in self._asdict().items() if name not in host}
+        """Copy the tensors to a device without waiting for it. Those that the CPU reads stay on the CPU."""
+        host = {"segments", "max_seqlens", "prefix_max_seqlens", "score_max_seqlens", "block_pairs", "padded_block_pairs"}
+        moved: dict[str, Any] = {name: copy_async(part, device) for name, part in self._asdict().items() if name not in host}
         return self._replace(**moved)
 
 
-# The CPU's kernel takes a segment's queries in blocks of so many. In bfloat16 a block's rows and keys are filled up to a multiple
-# of the granule: there oneDNN builds code for every new shape of a product and keeps it, and no two trees have the same.
+# Queries in a block of the CPU's kernel. In bfloat16 the rows and keys of a block are padded to a multiple: oneDNN builds and
+# keeps code for every new shape of a product, and hardly two trees have the same shape.
 BLOCK = 128
-GRANULE = 32
+PAD_MULTIPLE = 32
 
 
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """On its way to a device; only from pinned memory does nobody wait."""
+def copy_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor to a device without waiting; this needs pinned memory, as other copies block."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """int64: the numbers of all ranges ``[start, start + length)``, one behind another."""
+    """int64: the numbers of all ranges ``[start, start + length)``, one range after another."""
     ends = lengths.cumsum()
     numbers: np.ndarray = np.arange(ends[-1], dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
     return numbers
 
 
-def _ends(lengths: np.ndarray) -> torch.Tensor:
+def _cu_seqlens(lengths: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32))
 
 
-def _most(queries: np.ndarray, keys: np.ndarray) -> torch.Tensor:
-    # With single queries alone the flash kernel takes its way for decoding, which has no backward.
+def _max_seqlens(queries: np.ndarray, keys: np.ndarray) -> torch.Tensor:
+    # If every sequence is one query, the flash kernel takes its decoding path, which has no backward.
     return torch.tensor([max(2, int(queries.max())), int(keys.max())], dtype=torch.int32)
 
 
-def _shared(layout: TreeLayout, padding: int) -> dict[str, torch.Tensor]:
-    """What sees prefixes, and the prefixes."""
+def _prefix_tensors(layout: TreeLayout, padding: int) -> dict[str, torch.Tensor]:
+    """The queries that attend to prefixes, and the prefixes as keys."""
     starts, prefixes = (np.array([getattr(span, name) for span in layout.spans]) for name in ("start", "prefix"))
     queries = np.array([n for span in layout.spans for n in (span.prefix, sum(span.branches))] + [padding] * bool(padding))
     keys = np.array([n for span in layout.spans for n in (0, span.prefix)] + [0] * bool(padding))
     return {
-        "prefixes": torch.from_numpy(_ranges(starts, prefixes)),
-        "tree_query_ends": _ends(queries),
-        "tree_key_ends": _ends(keys),
-        "tree_most": _most(queries, keys),
+        "prefix_indices": torch.from_numpy(_ranges(starts, prefixes)),
+        "prefix_cu_seqlens_q": _cu_seqlens(queries),
+        "prefix_cu_seqlens_k": _cu_seqlens(keys),
+        "prefix_max_seqlens": _max_seqlens(queries, keys),
     }
 
 
-def _last(branches: np.ndarray) -> dict[str, torch.Tensor]:
-    """What the last token of each branch sees: two ranges, its prefix and its own. branches: the rows of a table of segments."""
-    starts, lengths, origins, prefixes = branches[:, :4].T
-    single, seen = np.ones(len(branches), dtype=np.int64), prefixes + lengths
-    keys = _ranges(np.stack([origins, starts], 1).ravel(), np.stack([prefixes, lengths], 1).ravel())
+def _score_tensors(branches: np.ndarray) -> dict[str, torch.Tensor]:
+    """The keys of the last token of each branch: two ranges, its prefix and its branch. branches: the branches' table rows."""
+    starts, lengths, prefix_starts, prefixes = branches[:, :4].T
+    n_queries, n_keys = np.ones(len(branches), dtype=np.int64), prefixes + lengths
+    keys = _ranges(np.stack([prefix_starts, starts], 1).ravel(), np.stack([prefixes, lengths], 1).ravel())
     return {
         "score_keys": torch.from_numpy(keys),
-        "score_ends": _ends(single),
-        "score_key_ends": _ends(seen),
-        "score_most": _most(single, seen),
+        "score_cu_seqlens_q": _cu_seqlens(n_queries),
+        "score_cu_seqlens_k": _cu_seqlens(n_keys),
+        "score_max_seqlens": _max_seqlens(n_queries, n_keys),
     }
 
 
-def _pairs_in_blocks(lengths: np.ndarray, prefixes: np.ndarray, granule: int) -> int:
-    """Pairs of a query and a key that stand in the blocks of :mod:`polar_rm.attention.cpu`."""
-    whole, rest = np.divmod(lengths, BLOCK)
-    prefixes = prefixes + -prefixes % granule if granule > 1 else prefixes  # whole blocks are a multiple of it
-    rest = rest + -rest % granule
-    pairs = BLOCK * (whole * prefixes + BLOCK * whole * (whole + 1) // 2) + rest * (prefixes + whole * BLOCK + rest)
+def _pairs_in_blocks(lengths: np.ndarray, prefixes: np.ndarray, multiple: int) -> int:
+    """Query-key pairs in the blocks of :mod:`polar_rm.attention.cpu`, with sizes padded to a multiple."""
+    n_full, rest = np.divmod(lengths, BLOCK)
+    prefixes = prefixes + -prefixes % multiple if multiple > 1 else prefixes  # full blocks are a multiple of it already
+    rest = rest + -rest % multiple
+    pairs = BLOCK * (n_full * prefixes + BLOCK * n_full * (n_full + 1) // 2) + rest * (prefixes + n_full * BLOCK + rest)
     return int(pairs.sum())

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from polar_rm.attention.layout import TreeLayout, TreeSpan, TreeTensors, sent
+from polar_rm.attention.layout import TreeLayout, TreeSpan, TreeTensors, copy_async
 from polar_rm.encoding.tree import PrefixTree
 
 
@@ -29,7 +29,7 @@ class PackedRow:
 
     def to(self, device: torch.device) -> Self:
         """Without waiting for the device."""
-        return type(self)(sent(self.ids, device), self.tree.to(device), self.layout, self.ranks)
+        return type(self)(copy_async(self.ids, device), self.tree.to(device), self.layout, self.ranks)
 
 
 def pack(trees: Sequence[PrefixTree], *, multiple: int = 1) -> PackedRow:

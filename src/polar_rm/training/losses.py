@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from polar_rm.attention.layout import sent
+from polar_rm.attention.layout import copy_async
 from polar_rm.training.config import LossConfig
 
 Ranks = Sequence[Sequence[int]]
@@ -33,7 +33,7 @@ def pair_indices(ranks: Ranks, device: torch.device | None = None) -> Pairs:
                     worse.append(offset + j)
         offset += len(tree)
     found = torch.tensor([better, worse], dtype=torch.long)
-    better_found, worse_found = (sent(found, device) if device else found).unbind()
+    better_found, worse_found = (copy_async(found, device) if device else found).unbind()
     return better_found, worse_found
 
 
