@@ -1,4 +1,4 @@
-"""Words and pages that all reports share."""
+"""Formatting and pages that all reports share."""
 
 import pytest
 from jinja2 import UndefinedError
@@ -7,7 +7,7 @@ from polar_rm.reporting.html import render_page
 from polar_rm.reporting.words import interval, measure
 
 
-def test_intervals_and_measures_in_words():
+def test_format_of_intervals_and_measures():
     assert interval([0.12345, 0.6]) == "[0.123, 0.600]"
     assert interval((-0.1, 0.2), "+.2f") == "[-0.10, +0.20]"
     assert interval(None) == "" and interval(None, missing="-") == "-"

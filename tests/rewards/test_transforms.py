@@ -16,14 +16,14 @@ def test_raw_changes_nothing():
 
 
 def test_z_scores_are_within_a_group_or_over_all():
-    mine, all_together = transform("group_zscore", GROUPS), transform("whiten", GROUPS)
+    by_group, whitened = transform("group_zscore", GROUPS), transform("whiten", GROUPS)
     first = np.array(GROUPS[0])
-    assert mine[0] == pytest.approx((first - first.mean()) / first.std())
-    assert mine[1:] == [[0.0, 0.0], [], [0.0]]
+    assert by_group[0] == pytest.approx((first - first.mean()) / first.std())
+    assert by_group[1:] == [[0.0, 0.0], [], [0.0]]
     flat = np.array([value for group in GROUPS for value in group])
     expected = (flat - flat.mean()) / flat.std()
-    assert [len(group) for group in all_together] == [3, 2, 0, 1]
-    assert [value for group in all_together for value in group] == pytest.approx(expected)
+    assert [len(group) for group in whitened] == [3, 2, 0, 1]
+    assert [value for group in whitened for value in group] == pytest.approx(expected)
 
 
 def test_tanh_has_the_scale_of_ten():
@@ -37,9 +37,9 @@ def test_percentiles_agree_with_numpy_and_survive_saving(tmp_path):
     card = Calibration.load(tmp_path)
     assert card.quantiles == Calibration.from_rewards(rewards).quantiles
     assert (card.n, card.mean, card.std) == (999, pytest.approx(np.mean(rewards)), pytest.approx(np.std(rewards)))
-    for share in (0.013, 0.25, 0.5, 0.987):
-        [[got]] = transform("percentile", [[float(np.quantile(rewards, share))]], card)
-        assert got == pytest.approx(share, abs=0.005)
+    for fraction in (0.013, 0.25, 0.5, 0.987):
+        [[percentile]] = transform("percentile", [[float(np.quantile(rewards, fraction))]], card)
+        assert percentile == pytest.approx(fraction, abs=0.005)
     assert transform("percentile", [[-1e9, 1e9, min(rewards), max(rewards)]], card) == [[0.0, 1.0, 0.0, 1.0]]
 
 
@@ -60,15 +60,15 @@ def test_equal_rewards_are_in_the_middle_of_their_percentiles():
     assert Calibration.from_rewards([2.0] * 5).percentile(2.0) == 0.5
 
 
-def test_order_is_kept_by_every_transform():
+def test_every_transform_keeps_the_order():
     rewards = sorted(random.Random(1).gauss(-4, 3) for _ in range(50))
     card = Calibration.from_rewards(rewards)
     for name in TRANSFORMS:
-        [out] = transform(name, [rewards], card)
-        assert out == sorted(out), name
+        [transformed] = transform(name, [rewards], card)
+        assert transformed == sorted(transformed), name
 
 
-def test_what_is_refused(tmp_path):
+def test_invalid_input_is_refused(tmp_path):
     with pytest.raises(PolarError, match="calibration card"):
         transform("percentile", GROUPS)
     with pytest.raises(PolarError, match="unknown transform 'zscore'"):
@@ -84,7 +84,7 @@ def test_what_is_refused(tmp_path):
             Calibration.load(tmp_path)
 
 
-def test_a_card_fits_its_own_model_alone(tmp_path):
+def test_a_card_is_valid_for_its_own_model_only(tmp_path):
     """F11."""
     first, second = tmp_path / "first", tmp_path / "second"
     for folder, byte in ((first, b"a"), (second, b"b")):
@@ -94,28 +94,28 @@ def test_a_card_fits_its_own_model_alone(tmp_path):
     Calibration.from_rewards([1.0, 2.0]).save(first)
     assert Calibration.load(first).encoder == "e1"
     (second / "calibration.json").write_bytes((first / "calibration.json").read_bytes())
-    with pytest.raises(PolarError, match="the card of another model \\(other weights\\)"):
+    with pytest.raises(PolarError, match="the card belongs to another model \\(different weights\\)"):
         Calibration.load(second)
     (first / "config.json").write_text('{"polar": {"encoder": {"hash": "e2"}}}')
-    with pytest.raises(PolarError, match="other encoder"):
+    with pytest.raises(PolarError, match="different encoder"):
         Calibration.load(first)
 
 
-@pytest.mark.parametrize("place", [0, 3_020_000, 5_999_999])
-def test_a_card_sees_changes_in_every_part_of_the_weights(tmp_path, place):
+@pytest.mark.parametrize("position", [0, 3_020_000, 5_999_999])
+def test_a_card_detects_changes_in_every_part_of_the_weights(tmp_path, position):
     weights = bytearray(6_000_000)
     (tmp_path / "model.safetensors").write_bytes(weights)
     Calibration.from_rewards([1.0, 2.0]).save(tmp_path)
-    weights[place] = 1
+    weights[position] = 1
     (tmp_path / "model.safetensors").write_bytes(weights)
-    with pytest.raises(PolarError, match="other weights"):
+    with pytest.raises(PolarError, match="different weights"):
         Calibration.load(tmp_path)
 
 
 @pytest.mark.parametrize(
     "change", ['"mean": NaN', '"std": -3', '"std": Infinity', '"n": 1', '"x": ' + "[" * 100_000 + "]" * 100_000]
 )
-def test_cards_that_no_rewards_give_are_refused(tmp_path, change):
+def test_cards_with_impossible_values_are_refused(tmp_path, change):
     """F11."""
     Calibration.from_rewards([1.0, 2.0]).save(tmp_path)
     path = tmp_path / "calibration.json"

@@ -1,1 +1,1 @@
-"""Plots, measures and pages of results."""
+"""Plots, measures and HTML pages of results."""

@@ -1,4 +1,4 @@
-"""Pages that need nothing else: one environment of templates for all reports."""
+"""Self-contained HTML pages: one environment of templates for all reports."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from polar_rm.reporting.words import interval, measure
 
 
 def render_page(package: str, template: str, report: Mapping[str, Any], plots: Mapping[str, str]) -> str:
-    """A page out of a template that lies in a package, with ``report`` and ``plots`` (name -> SVG) as its variables.
+    """Render a template of a package with the variables ``report`` and ``plots`` (name -> SVG).
 
-    Texts are escaped, plots are not; a variable that there is not is an error. Filters: ``number`` (thousands), ``interval`` and
-    ``measure`` (see :mod:`polar_rm.reporting.words`).
+    Texts are escaped, plots are not, and an undefined variable is an error. The filters are ``number`` (thousands separators),
+    ``interval`` and ``measure`` (see :mod:`polar_rm.reporting.words`).
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = lambda value: f"{value:,}"

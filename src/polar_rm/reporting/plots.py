@@ -1,4 +1,4 @@
-"""Plots as SVG text for an HTML page, or as PNG and SVG files. No display and no global matplotlib state is used."""
+"""Plots as SVG text for HTML pages, or as PNG and SVG files. They use no display and no global state of matplotlib."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 
 PLOT_SUFFIXES = (".png", ".svg")
 
-# Okabe and Ito's palette: told apart by colour-blind readers.
+# Okabe and Ito's palette, whose colours colour-blind readers can distinguish.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
-_MAX_ROWS = 40  # of an accuracy plot; more can't be read
+_MAX_ROWS = 40  # of an accuracy plot; more rows are not readable
 
 
 def plot_loss_curves(histories: Mapping[str, Sequence[tuple[int, float]]], *, title: str = "") -> str:
-    """Bradley-Terry loss by step, as SVG. histories: label -> [(step, loss in nats)]; ln 2, knowing nothing, is marked.
+    """Bradley-Terry loss by step, as SVG. histories: label -> [(step, loss in nats)].
 
-    Long curves are drawn twice: every step faintly, and a running mean over a fortieth of the steps.
+    A line marks ln 2, the loss of chance. Long curves are drawn twice: every step faintly, and a running mean over a fortieth of
+    the steps.
     """
     figure, axes = _figure(7.0, 3.6, title)
     for (label, history), colour in zip(histories.items(), _repeat(_COLOURS, len(histories)), strict=True):
@@ -50,11 +51,11 @@ def plot_loss_curves(histories: Mapping[str, Sequence[tuple[int, float]]], *, ti
 
 
 def plot_score_distributions(scores: Mapping[str, Sequence[float]], *, title: str = "") -> str:
-    """Histograms of raw scores over common bins, as SVG. scores: label (``same policy``, ...) -> finite scores."""
+    """Histograms of raw scores over shared bins, as SVG. scores: label (such as ``same policy``) -> finite scores."""
     figure, axes = _figure(7.0, 3.6, title)
     present = {label: np.asarray(values, np.float64) for label, values in scores.items() if len(values)}
     if present:
-        # As many bins as the smallest set supports: a few long bars say nothing about shape.
+        # As many bins as the smallest set supports; with too many bins its bars would show no shape.
         count = min(40, max(5, int(math.sqrt(min(map(len, present.values()))) * 2)))
         edges = np.histogram_bin_edges(np.concatenate(list(present.values())), count)
         for (label, values), colour in zip(present.items(), _repeat(_COLOURS, len(present)), strict=True):
@@ -75,7 +76,7 @@ def plot_accuracy(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "")
 
 
 def accuracy_figure(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "") -> Figure:
-    """The figure of :func:`plot_accuracy`: a line per row, a marker per scorer, chance dotted; at most 40 rows."""
+    """The figure of :func:`plot_accuracy`: a line per row, a marker per scorer, a dotted line for chance; at most 40 rows."""
     shown = dict(list(rows.items())[-_MAX_ROWS:])
     if len(shown) < len(rows):
         title = f"{title} (the last {len(shown)} of {len(rows)} groups)".strip()
@@ -91,14 +92,14 @@ def accuracy_figure(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "
                 low, high = row[name]["ci95"] or (accuracy, accuracy)
                 heights.append(height + 0.7 * ((index + 0.5) / len(series) - 0.5))
                 values.append(accuracy)
-                # A percentile interval need not hold the estimate itself; matplotlib refuses negative lengths.
+                # A percentile interval need not contain the estimate itself, and matplotlib refuses negative lengths.
                 errors.append((max(0.0, accuracy - low), max(0.0, high - accuracy)))
                 lowest = min(lowest, low - 0.03)
         bars = np.array(errors).T
         axes.errorbar(values, heights, xerr=bars, fmt=marker, color=colour, label=name, capsize=2, markersize=5)
     axes.axvline(0.5, color="grey", linestyle=":", linewidth=1)
     axes.set_xlim(lowest, 1.01)
-    # Data may hold "$", which would start a formula.
+    # Labels come from data and may contain "$", which would start a formula.
     axes.set_yticks(range(len(shown)), labels=[_shorten(label) for label in shown], parse_math=False)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("pairwise accuracy, 95% interval")
@@ -108,7 +109,7 @@ def accuracy_figure(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "
 
 
 def plot_lengths(quantiles: Mapping[str, Sequence[float]], *, title: str = "") -> str:
-    """Lengths of texts on a logarithmic axis, as SVG. quantiles: label -> the 5th, 25th, 50th, 75th and 95th percentile."""
+    """Text lengths on a logarithmic axis, as SVG. quantiles: label -> the 5th, 25th, 50th, 75th and 95th percentile."""
     shown = dict(list(quantiles.items())[:_MAX_ROWS])
     if len(shown) < len(quantiles):
         title = f"{title} (the first {len(shown)} of {len(quantiles)})".strip()
@@ -128,13 +129,13 @@ def plot_lengths(quantiles: Mapping[str, Sequence[float]], *, title: str = "") -
 
 
 def plot_matrix(labels: Sequence[str], matrix: NDArray[np.float64], *, x: str, y: str, title: str = "") -> str:
-    """A heat map on a logarithmic scale, as SVG. matrix: numbers >= 0 [n, n], rows along ``y``; zeros stay white."""
+    """A heat map with a logarithmic colour scale, as SVG. matrix: values >= 0 [n, n], rows along ``y``; zeros stay white."""
     from matplotlib.colors import LogNorm
 
     side = 3.0 + 0.16 * len(labels)
     figure, axes = _figure(side + 0.8, side, title)
-    seen = np.ma.masked_less_equal(matrix, 0)
-    image = axes.imshow(seen, cmap="viridis", norm=LogNorm(1, max(2.0, float(matrix.max(initial=0)))))
+    positive = np.ma.masked_less_equal(matrix, 0)
+    image = axes.imshow(positive, cmap="viridis", norm=LogNorm(1, max(2.0, float(matrix.max(initial=0)))))
     names = [_shorten(label, 28) for label in labels]
     axes.set_xticks(range(len(labels)), labels=names, rotation=90, fontsize="x-small", parse_math=False)
     axes.set_yticks(range(len(labels)), labels=names, fontsize="x-small", parse_math=False)
@@ -145,17 +146,17 @@ def plot_matrix(labels: Sequence[str], matrix: NDArray[np.float64], *, x: str, y
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a PNG or SVG by suffix, atomically.
+    """Write a PNG or SVG file, by the suffix, atomically.
 
     Raises:
-        PolarError: another suffix, or the file can't be written.
+        PolarError: the suffix is another, or the file can't be written.
     """
     check_target(path, PLOT_SUFFIXES)
     write_file(path, _render(figure, Path(path).suffix.lower().removeprefix(".")))
 
 
 def _figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    # Imported here because it costs most of a second, which a command without a plot should not pay.
+    # matplotlib takes most of a second to import, which a command without plots should not pay.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -172,7 +173,7 @@ def _legend(axes: Axes, **options: Any) -> None:
 
 
 def _svg(figure: Figure) -> str:
-    """Without the XML prologue, so that it can stand inside a page."""
+    """The figure as SVG without the XML prologue, so that it can be part of an HTML page."""
     text = _render(figure, "svg").decode()
     return text[text.index("<svg") :]
 
@@ -181,7 +182,7 @@ def _render(figure: Figure, suffix: str) -> bytes:
     import matplotlib
 
     buffer = io.BytesIO()
-    # Labels stay text, so that a page can be searched and read aloud. Salt and date: equal plots are equal files.
+    # Labels stay text, so that a page can be searched and read aloud. A fixed salt and no date make equal plots equal files.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "polar-rm"}):
         figure.savefig(buffer, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
     return buffer.getvalue()

@@ -1,1 +1,1 @@
-"""What becomes of one item, and named transforms of raw rewards."""
+"""Rewards and failures of items, named transforms of raw rewards, and calibration cards."""

@@ -1,4 +1,4 @@
-"""A checkpoint's calibration card: what its raw rewards look like on a set that stands for its use."""
+"""A checkpoint's calibration card: the distribution of its raw rewards on a representative set."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from polar_rm.errors import PolarError
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A checkpoint's calibration card: what its raw rewards look like on a set that stands for its use.
+    """A checkpoint's calibration card: the distribution of its raw rewards on a representative set.
 
-    quantiles: 101 rewards, not decreasing: the 0th to the 100th percentile. n: rewards they were taken from.
-    encoder, weights: hashes of the model that the rewards are of, as :meth:`save` finds them; a card fits no other.
+    quantiles: the 0th to the 100th percentile, 101 non-decreasing rewards. n: the number of rewards in the set.
+    encoder, weights: hashes of the model that gave the rewards, which :meth:`save` computes; the card is valid for this model
+    only.
     """
 
     n: int
@@ -35,26 +36,30 @@ class Calibration:
     def __post_init__(self) -> None:
         values = self.quantiles
         if len(values) != 101 or not all(map(math.isfinite, values)) or list(values) != sorted(values):
-            raise PolarError("a calibration card needs 101 finite quantiles in rising order")
+            raise PolarError("a calibration card needs 101 finite quantiles in ascending order")
         if self.n < 2 or not math.isfinite(self.mean) or not 0 <= self.std < math.inf:
-            raise PolarError("a calibration card needs at least two rewards, a finite mean and a deviation of 0 or more")
+            raise PolarError("a calibration card needs at least two rewards, a finite mean and a finite deviation >= 0")
 
     @classmethod
     def from_rewards(cls, rewards: Sequence[float]) -> Self:
-        """Raises PolarError with fewer than two rewards, or with one that is not finite."""
+        """The card of raw rewards.
+
+        Raises:
+            PolarError: there are fewer than two rewards, or one is not finite.
+        """
         if len(rewards) < 2 or not all(map(math.isfinite, rewards)):
             raise PolarError("a calibration card needs at least two rewards, all finite")
         low, high = min(rewards), max(rewards)
-        # Between equal rewards, interpolation can round to a neighbour of them.
+        # Between equal rewards, interpolation can round to a neighbouring float.
         inner = accumulate((min(max(value, low), high) for value in quantiles(rewards, n=100, method="inclusive")), max)
         return cls(len(rewards), fmean(rewards), pstdev(rewards), (low, *inner, high))
 
     @classmethod
     def load(cls, model: str | Path) -> Self | None:
-        """The card in a checkpoint folder, None where there is none.
+        """The card in a checkpoint folder; None where there is none.
 
         Raises:
-            PolarError: there is one, but not as :meth:`save` writes it, or it is another model's.
+            PolarError: the file is not as :meth:`save` writes it, or the card belongs to another model.
         """
         path = Path(model) / "calibration.json"
         if not path.is_file():
@@ -65,19 +70,19 @@ class Calibration:
             card = cls(*numbers, str(values["encoder"]), str(values["weights"]))
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError, PolarError) as error:
             raise PolarError(f"{path}: not a calibration card: {error}") from error
-        for part, found in _identity(Path(model)).items():
-            if getattr(card, part) != found:
-                raise PolarError(f"{path}: the card of another model (other {part}): make it with this one")
+        for part, digest in _identity(Path(model)).items():
+            if getattr(card, part) != digest:
+                raise PolarError(f"{path}: the card belongs to another model (different {part}); make one with this model")
         return card
 
     def save(self, model: str | Path) -> None:
-        """Into the checkpoint folder whose rewards it is of, as ``calibration.json``."""
+        """Write the card as ``calibration.json`` into the folder of the checkpoint that gave the rewards."""
         write_json(Path(model) / "calibration.json", asdict(self) | _identity(Path(model)))
 
     def percentile(self, reward: float) -> float:
-        """The share of the card's rewards below this one, 0 to 1, interpolated between percentiles.
+        """The fraction of the card's rewards below this one, from 0 to 1, interpolated between percentiles.
 
-        Rewards equal to it count half: one that fills the percentiles from the 20th to the 60th is at 0.4.
+        Rewards equal to it count half: a value that fills the percentiles from the 20th to the 60th is at 0.4.
         """
         values = self.quantiles
         below, above = bisect_left(values, reward), bisect_right(values, reward)
@@ -89,14 +94,14 @@ class Calibration:
         return (above - 1 + (reward - low) / (high - low)) / (len(values) - 1)
 
 
-# Of a file of weights so many pieces are hashed, evenly spread: whatever trains a model changes all of them, and gigabytes would
-# take longer than loading them.
+# The hash of a weights file covers this many evenly spread pieces: training changes all of them, and hashing gigabytes would take
+# longer than loading them.
 _PIECES = 64
 _PIECE_BYTES = 1 << 16
 
 
 def _identity(model: Path) -> dict[str, str]:
-    """The encoder's hash, and one of the weights: sizes and 4 MiB of each file, the same on every machine."""
+    """The encoder's hash, and a hash of the weights: names, sizes and 4 MiB of each file. Both are equal on every machine."""
     config = read_json(model / "config.json") if (model / "config.json").is_file() else {}
     section = config.get("polar")
     encoder = section.get("encoder", {}) if isinstance(section, dict) else {}

@@ -1,4 +1,4 @@
-"""What becomes of one item, in the server and in the client: a reward or a typed failure, never None and never 0 instead."""
+"""The outcome of one item in server and client: a reward or a typed failure, never None or 0 in place of a failure."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import ScoreError
 
 FailureCode = Literal[
-    "invalid_item",  # the item is not what it should be; sending it again will not help
-    "non_finite",  # the model gave NaN or infinity
-    "model_error",  # the model failed on this item, for example for want of memory
-    "refused",  # the server does not take it: limits, key, an unknown route
+    "invalid_item",  # the item is invalid; sending it again will not help
+    "non_finite",  # the model's score is NaN or infinite
+    "model_error",  # the model failed on this item, for example by running out of memory
+    "refused",  # the server refused the request: limits, key, an unknown route
     "unavailable",  # no answer in time: connection refused, overload, a deadline
-    "bad_reply",  # the server's answer is not what its protocol says
+    "bad_reply",  # the server's answer does not follow its protocol
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Tokens cut away: from the prompt's beginning and from the end of reference and output."""
+    """Numbers of tokens that truncation removed: from the beginning of the prompt, and from the end of reference and output."""
 
     prompt: int = 0
     reference: int = 0
@@ -32,19 +32,22 @@ class Cut:
 
     @classmethod
     def of(cls, tree: PrefixTree, branch: int) -> Cut:
-        """Of one candidate of an encoded tree."""
-        cut = tree.truncation
-        return cls(cut.prompt, cut.reference, cut.candidates[branch] if cut.candidates else 0)
+        """The truncation of one candidate of an encoded tree."""
+        truncation = tree.truncation
+        return cls(truncation.prompt, truncation.reference, truncation.candidates[branch] if truncation.candidates else 0)
 
 
 Note = Literal["truncated", "beyond_positions", "unfinished_thinking", "thinking_stripped", "empty"]
-"""What a reader of a reward should know. truncated: a text was cut to the encoder's limits. beyond_positions: the sequence is
-longer than the backbone's positions, where scores mean little. The others: see :mod:`polar_rm.encoding.texts`."""
+"""A caveat about a reward. truncated: a text was truncated to the encoder's limits. beyond_positions: the sequence is longer than
+the backbone's number of positions, where scores are unreliable. For the others see :mod:`polar_rm.encoding.texts`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """reward: raw and unbounded. n_tokens: of the whole sequence. notes: see :data:`Note`; none where nothing is known."""
+    """The reward of one item, raw and unbounded.
+
+    n_tokens: tokens of the whole sequence. cut: the truncation. notes: see :data:`Note`; empty if the source reports no notes.
+    """
 
     reward: float
     n_tokens: int
@@ -53,17 +56,17 @@ class Reward:
 
     @property
     def truncated(self) -> bool:
-        """Whether a text was cut to the encoder's limits."""
+        """Whether a text was truncated to the encoder's limits."""
         return bool(self.cut)
 
     @classmethod
     def of(cls, reward: float, tree: PrefixTree, branch: int, max_positions: int | None = None) -> Reward:
-        """Of one candidate of an encoded tree. max_positions: of the backbone."""
+        """The reward of one candidate of an encoded tree. max_positions: the backbone's number of positions."""
         n_tokens = len(tree.prefix) + len(tree.branches[branch])
         cut = Cut.of(tree, branch)
         notes = {"truncated": bool(cut), "beyond_positions": bool(max_positions) and n_tokens > (max_positions or 0)}
-        of_texts = tree.notes[branch] if tree.notes else ()
-        return cls(reward, n_tokens, cut, (*(note for note, holds in notes.items() if holds), *of_texts))
+        text_notes = tree.notes[branch] if tree.notes else ()
+        return cls(reward, n_tokens, cut, (*(note for note, holds in notes.items() if holds), *text_notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def rewards(outcomes: Sequence[Outcome]) -> list[float]:
     """The rewards of outcomes that must all have one.
 
     Raises:
-        ScoreError: an item failed; the message counts them and gives the first reason.
+        ScoreError: an item failed; the message has the number of failed items and the first reason.
     """
     failed = [(index, outcome) for index, outcome in enumerate(outcomes) if isinstance(outcome, Failure)]
     if failed:

@@ -1,7 +1,8 @@
-"""Named transforms of raw rewards, for the server, the client and reinforcement learning alike.
+"""Named transforms of raw rewards, for the server, the client and reinforcement learning.
 
-Raw rewards are unbounded and only differences under one reference mean something (about -11 to +0.7 for POLAR-7B, an answer
-identical to the reference near 0). What a trainer wants of them differs, so it has a name and is never applied silently.
+Raw rewards are unbounded, and only differences under one reference are meaningful (they are about -11 to +0.7 for POLAR-7B,
+near 0 for an answer identical to the reference). Trainers need different transforms, so each has a name and none is applied
+silently.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from polar_rm.rewards.calibration import Calibration
 
 Transform = Literal["raw", "group_zscore", "whiten", "tanh", "percentile"]
 TRANSFORMS: tuple[str, ...] = get_args(Transform)
-# POLAR's users squash with tanh(reward / 10): its rewards span about ten units.
+# Users of POLAR squash rewards with tanh(reward / 10), because they span about ten units.
 TANH_SCALE = 10.0
 
 
 def transform(name: str, groups: Sequence[Sequence[float]], calibration: Calibration | None = None) -> list[list[float]]:
-    """Finite raw rewards, one list per group (the outputs of one prompt and reference), in the same shape.
+    """Transform finite raw rewards, one list per group (the outputs of one prompt and reference); the result has the same shape.
 
-    raw: unchanged. group_zscore: zero mean, unit deviation within each group (as in GRPO). whiten: the same over all groups
-    together (as PPO whitens a batch). tanh: ``tanh(reward / 10)``. percentile: 0 to 1 against the calibration card.
-    Where all rewards are equal both z-scores are 0: there is no difference to scale.
+    raw: unchanged. group_zscore: zero mean and unit deviation within each group (as in GRPO). whiten: the same over all groups
+    together (as PPO whitens a batch). tanh: ``tanh(reward / 10)``. percentile: 0 to 1, by the calibration card.
+    Where all rewards are equal, both z-scores are 0.
 
     Raises:
-        PolarError: an unknown name, or ``percentile`` without a card.
+        PolarError: the name is unknown, or ``percentile`` has no card.
     """
     match name:
         case "raw":
