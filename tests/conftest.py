@@ -6,7 +6,7 @@ from support import tiny
 
 @pytest.fixture(autouse=True)
 def loggers_as_before():
-    """A server started in this process logs to the stream that was the error stream then; another test's may be closed."""
+    """Restore the loggers: a server in this process logs to the stderr of its test, which is closed in later tests."""
     loggers = [logging.getLogger(name) for name in ("polar_rm", "uvicorn", "asyncio")]
     before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
     yield

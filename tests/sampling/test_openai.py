@@ -131,7 +131,7 @@ def test_no_part_of_the_key_remains_where_a_message_is_cut(server, monkeypatch, 
     ("change", "message"),
     [
         ({"api_key_env": "sk-live-123"}, "NAME of an environment variable"),
-        ({"base_url": "http://user:sk-live-123@host/v1"}, "must hold no credentials"),
+        ({"base_url": "http://user:sk-live-123@host/v1"}, "must not hold credentials"),
         ({"base_url": "localhost:8000"}, "expected a URL such as http"),
         ({"base_url": "http://localhost:99999/v1"}, "Port out of range 0-65535"),
         ({"extra_body": {"min_p": 0.1, "temperature": 0.2, "seed": 1}}, "extra_body can't hold temperature, seed"),

@@ -33,13 +33,13 @@ def serve(work, model, **options):
     return asyncio.run(run())
 
 
-def some(rng, n):
+def random_sequences(rng, n):
     return [sequence(rng.choice(fakes.WORDS), " ".join(rng.choices(fakes.WORDS, k=rng.randint(0, 9)))) for _ in range(n)]
 
 
 def test_concurrent_requests_get_their_own_scores_in_order():
     rng = random.Random(0)
-    requests = [some(rng, rng.randint(0, 12)) for _ in range(200)]
+    requests = [random_sequences(rng, rng.randint(0, 12)) for _ in range(200)]
     model = fakes.FakeModel(delay=0.002)
 
     async def work(batcher):
@@ -49,9 +49,9 @@ def test_concurrent_requests_get_their_own_scores_in_order():
 
         return await asyncio.gather(*map(one, requests)), (batcher.waiting_sequences, batcher.waiting_tokens)
 
-    results, left = serve(work, model, batch_tokens=300)
+    results, waiting = serve(work, model, batch_tokens=300)
     assert results == [expected(request) for request in requests]
-    assert left == (0, 0)
+    assert waiting == (0, 0)
     assert len(model.threads) == 1 and "MainThread" not in model.threads
     assert len(model.calls) < len(requests)  # merged
     assert max(sum(tree.n_tokens for tree in trees) for trees in model.calls) <= 300
@@ -80,7 +80,7 @@ def test_a_group_larger_than_a_batch_is_served_in_parts():
     assert len(model.calls) > 5
 
 
-def test_a_busy_prompt_leaves_others_their_turn():
+def test_a_busy_prompt_does_not_starve_others():
     model = fakes.FakeModel(delay=0.01)
     busy = [sequence("busy", " ".join([word] * 9)) for word in fakes.WORDS]
 
@@ -103,7 +103,7 @@ def test_a_busy_prompt_leaves_others_their_turn():
     assert result == expected([sequence("other", "fox")])
 
 
-def test_only_the_culprit_fails():
+def test_only_the_bad_tree_fails():
     bad = sequence("over", "lazy lazy lazy")
 
     def fail(ids):
@@ -120,7 +120,7 @@ def test_only_the_culprit_fails():
     assert second == [Failure("model_error", "the model failed: RuntimeError")]
 
 
-def test_numbers_that_are_no_scores_are_failures():
+def test_numbers_that_are_not_finite_are_failures():
     def model(trees):
         return [[math.nan if i == 1 else math.inf if i == 2 else 0.5 for i in range(len(tree.branches))] for tree in trees]
 
@@ -140,7 +140,7 @@ def test_a_full_queue_refuses_and_then_goes_on():
 
     async def work(batcher):
         first = asyncio.create_task(batcher.submit([sequence("q", "fox")]))
-        await asyncio.sleep(0.05)  # it is with the model now
+        await asyncio.sleep(0.05)  # the model is scoring it now
         second = asyncio.create_task(batcher.submit(request))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
@@ -170,7 +170,7 @@ def test_a_queue_below_its_limit_takes_a_request_of_any_size():
     assert serve(lambda batcher: batcher.submit(small), model, max_waiting_tokens=0) == expected(small)
 
 
-def test_who_leaves_is_taken_out_of_the_queue():
+def test_a_cancelled_request_leaves_the_queue():
     model = fakes.FakeModel(delay=0.1)
 
     async def work(batcher):
@@ -182,7 +182,7 @@ def test_who_leaves_is_taken_out_of_the_queue():
         leaving.cancel()
         return await first, await staying, (batcher.waiting_sequences, batcher.waiting_tokens)
 
-    _, staying, left = serve(work, model)
+    _, staying, waiting = serve(work, model)
     assert staying == expected([sequence("p", "fox")])
-    assert left == (0, 0)
+    assert waiting == (0, 0)
     assert sum(len(tree.branches) for trees in model.calls for tree in trees) == 2

@@ -1,4 +1,4 @@
-"""Connections that ask nothing, or only half of it, keep nobody else out."""
+"""Connections without a request, or with half a request, keep no other client out."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ def connect(url):
 
 
 def rest(connection):
-    """All that the server still says."""
+    """Everything that the server still sends."""
     with contextlib.suppress(ConnectionResetError):
         return b"".join(iter(lambda: connection.recv(1 << 16), b""))
     return b"reset"
@@ -43,10 +43,10 @@ def rest(connection):
 
 @pytest.fixture
 def serve(monkeypatch):
-    """Run the application with changed bounds."""
+    """Run the application with other limits."""
 
-    def start(model=None, **bounds):
-        monkeypatch.setattr("polar_rm.serving.launch.Connections", lambda: Connections(**bounds))
+    def start(model=None, **limits):
+        monkeypatch.setattr("polar_rm.serving.launch.Connections", lambda: Connections(**limits))
         return fakes.running(fakes.make(model, ENCODER))
 
     return start
@@ -60,9 +60,9 @@ def test_a_connection_without_a_whole_header_is_closed(serve, sent):
         assert rest(connection) in (b"", b"reset")
 
 
-def test_half_a_header_behind_an_answer_is_no_idle_connection(serve):
+def test_half_a_header_after_an_answer_is_no_idle_connection(serve):
     """F4: uvicorn's timeout ends with the first byte."""
-    with serve(header_seconds=0.3) as url, connect(url) as connection:
+    with serve(header_seconds=1.0) as url, connect(url) as connection:
         connection.sendall(REQUEST)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
         connection.sendall(b"GET /health HT")
@@ -78,8 +78,8 @@ def test_a_request_in_progress_outlives_the_time_for_headers(serve):
         assert b"200 OK" in connection.recv(1 << 16)
 
 
-def test_who_waits_longest_without_asking_gives_place(serve):
-    """F4. A request in progress keeps its place, whoever comes; then there is none for others."""
+def test_a_new_connection_replaces_the_one_that_waited_longest(serve):
+    """F4. A request in progress keeps its connection; if all connections have one, new connections are refused."""
     gate = threading.Event()
     model = fakes.FakeModel(gate=gate)
     with serve(model, limit=4) as url, contextlib.ExitStack() as stack:
@@ -100,22 +100,22 @@ def test_who_waits_longest_without_asking_gives_place(serve):
             assert b"200 OK" in connection.recv(1 << 16)
 
 
-def test_who_never_asked_gives_place_before_who_has():
-    """A client between two requests keeps its connection as long as there are strangers."""
+def test_a_connection_without_any_request_is_replaced_before_an_idle_one():
+    """A client between two requests keeps its connection as long as there are connections that never sent a request."""
     connections = Connections(limit=2)
-    asked, stranger, late, later = (Mock() for _ in range(4))
-    connections.opened(asked)
-    connections.busy(asked)
-    connections.idle(asked)
-    connections.opened(stranger)
-    connections.opened(late)
-    assert stranger.transport.abort.called and not asked.transport.abort.called
-    connections.busy(late)
-    connections.opened(later)
-    assert asked.transport.abort.called and not late.transport.abort.called
+    idle, unused, third, fourth = (Mock() for _ in range(4))
+    connections.opened(idle)
+    connections.busy(idle)
+    connections.idle(idle)
+    connections.opened(unused)
+    connections.opened(third)
+    assert unused.transport.abort.called and not idle.transport.abort.called
+    connections.busy(third)
+    connections.opened(fourth)
+    assert idle.transport.abort.called and not third.transport.abort.called
 
 
-def test_a_client_may_close_its_side_behind_a_request(serve):
+def test_a_client_may_close_its_side_after_a_request(serve):
     """F14."""
     gate = threading.Event()
     model = fakes.FakeModel(gate=gate)
@@ -133,10 +133,10 @@ def test_a_client_may_close_its_side_behind_a_request(serve):
         assert row["reward"] == SCORE
 
 
-def test_the_bound_is_below_the_limit_of_descriptors():
+def test_the_limit_of_connections_is_below_that_of_descriptors():
     for limit in (100, 256, 1024):
         code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))\n"
-        code += "from polar_rm.serving.connections import bounds; print(*bounds())"
+        code += "from polar_rm.serving.connections import connection_limits; print(*connection_limits())"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         connections, burst = map(int, done.stdout.split())
         assert limit // 3 < connections + 4 * burst < limit or connections == module.MAX_CONNECTIONS
@@ -155,9 +155,9 @@ def test_a_repeated_message_is_counted_instead_of_written():
     repeats = Repeats()
 
     def record(created, level=logging.ERROR):
-        made = logging.LogRecord("asyncio", level, "f", 1, "out of system resource", (), None)
-        made.created = created
-        return made
+        result = logging.LogRecord("asyncio", level, "f", 1, "out of system resource", (), None)
+        result.created = created
+        return result
 
     assert sum(repeats.filter(record(1000.0 + number / 100)) for number in range(500)) == 5
     later = record(1020.0)
@@ -181,7 +181,7 @@ def test_a_long_traceback_is_shortened():
     assert len(JsonLines().format(long)) < 10_000
 
 
-LATE = """
+DRAINING = """
 import threading, time
 from support import fakes
 from polar_rm.serving.address import bind
@@ -194,9 +194,9 @@ DrainingServer(fakes.make()).run(sockets=[bind("127.0.0.1", 0)])
 
 
 @pytest.mark.slow
-def test_who_comes_while_the_server_drains_is_told(tmp_path):
-    """F14: connections that wait to be accepted, or have not asked yet, were reset."""
-    server = Process(tmp_path / "log", "-c", LATE)
+def test_connections_to_a_draining_server_get_an_answer(tmp_path):
+    """F14: connections in the listen queue, or without a request yet, were reset."""
+    server = Process(tmp_path / "log", "-c", DRAINING)
     try:
         waiting = [connect(server.url) for _ in range(20)]
         time.sleep(0.2)
@@ -258,6 +258,6 @@ def test_300_unfinished_headers_at_256_descriptors_keep_nobody_out(checkpoint, t
         assert server.process.wait(60) == 0
 
 
-def test_the_draining_server_is_made_of_the_same_connections():
+def test_the_draining_server_uses_the_same_connections():
     server = DrainingServer(fakes.make())
     assert issubclass(server.config.http, module.WatchedProtocol) and server.config.ws == "none"

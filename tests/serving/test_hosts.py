@@ -1,4 +1,4 @@
-"""F14: a web page must not reach a server without a key, by whatever name and with whatever kind of body."""
+"""F14: no web page may reach a server without a key, under any name and with any kind of body."""
 
 import asyncio
 
@@ -52,7 +52,7 @@ def test_with_a_key_any_name_is_answered_to():
         assert status(url, {"Host": "rewards.example"}) == 401
 
 
-def test_a_server_for_others_is_asked_by_names_that_nobody_else_can_own():
+def test_a_server_for_other_machines_answers_only_to_names_that_nobody_else_can_own():
     def answers(hosts, host):
         return hosts.refusal("/v1/score", {b"host": host.encode()}) is None
 
@@ -69,7 +69,7 @@ def test_a_server_for_others_is_asked_by_names_that_nobody_else_can_own():
 
 @pytest.mark.parametrize("kind", [None, "", "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "text/json"])
 def test_a_body_must_be_sent_as_json(url, kind):
-    """Also with a framework that does not ask for it: a page of another origin can send these without being asked for leave."""
+    """The check does not depend on the framework: a page of another origin can send these types without a preflight request."""
     headers = {} if kind is None else {"Content-Type": kind}
     request = fakes.HTTP.build_request("POST", f"{url}/v1/score", content=b'{"items": []}', headers=headers)
     reply = fakes.HTTP.send(request)
@@ -79,14 +79,14 @@ def test_a_body_must_be_sent_as_json(url, kind):
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/ready"])
-def test_load_balancers_may_ask_for_the_head_alone(url, path):
+def test_load_balancers_may_send_head_requests(url, path):
     reply = fakes.HTTP.head(url + path)
     assert reply.status_code == 200 and reply.content == b""
     assert int(reply.headers["content-length"]) == len(fakes.HTTP.get(url + path).content)
 
 
-def test_half_a_body_is_no_body():
-    """gua-4: also one that is JSON by itself."""
+def test_an_incomplete_body_is_refused():
+    """gua-4: also if the received part is valid JSON."""
     messages = [
         {"type": "http.request", "body": b'{"items": []}', "more_body": True},
         {"type": "http.disconnect"},

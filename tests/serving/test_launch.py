@@ -29,8 +29,8 @@ OLDER = vllm.Installed("0.8", frozenset({"--task", "--override-pooler-config"}),
 
 def test_vllm_gets_the_options_of_its_version(checkpoint):
     folder, _ = checkpoint
-    where = {"host": "127.0.0.1", "port": 5, "dtype": "float32"}
-    modern = vllm.command(MODERN, folder, **where)
+    options = {"host": "127.0.0.1", "port": 5, "dtype": "float32"}
+    modern = vllm.command(MODERN, folder, **options)
     assert modern[-7:] == [
         "pooling",
         "--convert",
@@ -40,9 +40,9 @@ def test_vllm_gets_the_options_of_its_version(checkpoint):
         "--pooler-config",
         '{"use_activation": false}',
     ]
-    official = vllm.command(MODERN, folder, **where, flavour="vllm")
+    official = vllm.command(MODERN, folder, **options, flavour="vllm")
     assert json.loads(official[-1]) == {"use_activation": False, "task": "token_classify"}
-    older = vllm.command(OLDER, folder, **where)
+    older = vllm.command(OLDER, folder, **options)
     assert older[-6:] == ["--task", "classify", "--max-model-len", "200", "--override-pooler-config", '{"softmax": false}']
 
 
@@ -77,7 +77,7 @@ def test_mistakes_are_one_line(checkpoint, monkeypatch, capsys, arguments, reaso
     assert stop.value.code == 2 and reason in error and "Traceback" not in error
 
 
-def test_a_config_serves_as_flags_do_and_flags_stand_above(tmp_path, monkeypatch):
+def test_a_config_serves_as_flags_do_and_flags_take_precedence(tmp_path, monkeypatch):
     served = []
     monkeypatch.setattr("polar_rm.serving.launch.serve", served.append)
     monkeypatch.setattr("polar_rm.cli.serve.check_model", lambda folder: None)
@@ -116,18 +116,18 @@ def test_probes_and_refused_requests_do_not_keep_a_draining_server():
     assert not thread.is_alive() and statuses == {200, 503}
 
 
-def test_a_draining_server_waits_half_a_second_behind_the_last_request():
+def test_a_draining_server_waits_half_a_second_after_the_last_request():
     guard = fakes.make()
     server = DrainingServer(guard)
     guard.draining = True
 
-    async def ends():
-        found = []
+    async def ticks():
+        exits = []
         for guard.active in (0, 0, 0, 0, 1, 0, 0, 0, 0, 0):
-            found.append(await server.on_tick(1))
-        return found
+            exits.append(await server.on_tick(1))
+        return exits
 
-    assert asyncio.run(ends()) == [False] * 9 + [True]
+    assert asyncio.run(ticks()) == [False] * 9 + [True]
 
 
 STUCK = """
@@ -138,7 +138,7 @@ from polar_rm.serving.launch import DrainingServer
 from polar_rm.serving.logs import log_to_stderr
 
 def model(trees):
-    logging.getLogger("polar_rm").info("asked")
+    logging.getLogger("polar_rm").info("called")
     threading.Event().wait()
 
 log_to_stderr()
@@ -159,16 +159,16 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
 
     with ThreadPoolExecutor(1) as threads:
         item = {"prompt": "the fox", "reference": "the dog", "outputs": ["jumps"]}
-        asked = threads.submit(httpx.post, f"{server.url}/v1/score", json={"items": [item]}, timeout=60)
+        request = threads.submit(httpx.post, f"{server.url}/v1/score", json={"items": [item]}, timeout=60)
         try:
-            logged("asked")
+            logged("called")
             server.process.send_signal(signal.SIGTERM)
             logged("draining")
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(20) == 128 + signal.SIGTERM
         finally:
             server.process.kill()
-        assert isinstance(asked.exception(60), httpx.TransportError)
+        assert isinstance(request.exception(60), httpx.TransportError)
     last = server.lines()[-1]
     assert (last["message"], last["requests"]) == ("stopped at once", 1)
     assert "Traceback" not in server.log.read_text()
@@ -185,38 +185,38 @@ def test_a_signal_under_load_loses_no_accepted_request(checkpoint, tmp_path):
     async def load():
         results = {}
 
-        async def one(client, place):
-            item = items[place % len(items)]
+        async def one(client, index):
+            item = items[index % len(items)]
             body = {"items": [{"prompt": item.prompt, "reference": item.reference, "outputs": [item.output]}]}
             try:
-                results[place] = await client.post("/v1/score", json=body)
+                results[index] = await client.post("/v1/score", json=body)
             except httpx.TransportError as error:
-                results[place] = error
+                results[index] = error
 
         limits = httpx.Limits(max_connections=500)
         async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
-            tasks = [asyncio.create_task(one(client, place)) for place in range(400)]
+            tasks = [asyncio.create_task(one(client, index)) for index in range(400)]
             while len(results) < 30:
                 await asyncio.sleep(0.01)
             server.process.send_signal(signal.SIGTERM)
             while not any(row["message"] == "draining" for row in server.lines()):
                 await asyncio.sleep(0.01)
-            late = [asyncio.create_task(one(client, place)) for place in range(400, 420)]
+            late = [asyncio.create_task(one(client, index)) for index in range(400, 420)]
             await asyncio.gather(*tasks, *late)
         return results
 
     results = asyncio.run(load())
-    # The longest drain is Limits.seconds, which nothing here comes near.
+    # Draining may take up to Limits.seconds; this test stays far below.
     assert server.process.wait(120) == 0
     answered = 0
-    for place, reply in results.items():
-        # Not accepted is told: 503 while the server drains, no connection afterwards.
+    for index, reply in results.items():
+        # Requests that are not accepted get 503 while the server drains, and no connection afterwards.
         if isinstance(reply, httpx.TransportError) or reply.status_code == 503:
             continue
         assert reply.status_code == 200, reply.text
         [output] = reply.json()["results"][0]["outputs"]
-        assert output["reward"] == pytest.approx(expected[place % len(items)], abs=2e-5)
-        assert place < 400  # who came late is told to go
+        assert output["reward"] == pytest.approx(expected[index % len(items)], abs=2e-5)
+        assert index < 400  # late requests are refused
         answered += 1
     assert answered >= 30 and len(results) == 420
     with pytest.raises(httpx.ConnectError):

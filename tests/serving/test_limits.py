@@ -1,4 +1,4 @@
-"""What is over a limit, malformed or unauthorised gets a status and a JSON reason: never a hang, never a score."""
+"""Requests that exceed a limit, are malformed or lack the key get a status and a reason in JSON, never a hang or a score."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ def test_a_prompt_counts_for_each_of_its_outputs():
             refused(fakes.HTTP.post(f"{url}/v1/score", json={"items": [{**body, "outputs": ["a"] * 4}]}), 413, "too_large")
 
 
-def test_bodies_held_together_have_a_limit_and_are_let_go():
+def test_all_bodies_in_memory_have_a_limit_and_are_released():
     app = fakes.make(encode=ENCODER, limits=Limits(body_bytes=1000))
     head = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
 
@@ -104,7 +104,7 @@ def test_lists_and_objects_have_a_limit_and_brackets_in_texts_have_none():
         refused(reply, 400, "invalid_request")
 
 
-def test_a_body_that_is_not_sent_as_json_is_told_so():
+def test_a_body_that_is_not_sent_as_json_is_refused():
     with fakes.running(fakes.make(encode=ENCODER)) as url:
         reply = fakes.HTTP.post(f"{url}/classify", content=b'{"text": "x"}', headers={"Content-Type": "text/plain"})
         refused(reply, 400, "invalid_request")
@@ -137,7 +137,7 @@ def test_a_full_queue_is_429():
 
 
 def waiting(url, count):
-    """Until so many sequences are in the queue."""
+    """Wait until this many sequences are in the queue."""
     line = f"polar_waiting_sequences {float(count)}"
     until = time.monotonic() + 60
     while line not in fakes.HTTP.get(f"{url}/metrics", timeout=60).text.splitlines():
@@ -159,7 +159,7 @@ def test_a_client_that_hangs_up_leaves_the_queue():
             connections.append(connection)
             while not model.calls:
                 time.sleep(0.02)
-            waiting(url, count)  # the first is with the model
+            waiting(url, count)  # the model is scoring the first one
         for connection in connections:
             connection.close()
         waiting(url, 0)
@@ -231,7 +231,7 @@ def test_metrics_count_requests_items_and_shared_tokens():
     assert "random" not in text
 
 
-def test_others_need_a_key(monkeypatch):
+def test_other_machines_need_a_key(monkeypatch):
     assert [is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost")] == [True] * 4
     assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "")] == [False] * 5
     with pytest.raises(PolarError, match="lets other machines in"):
@@ -244,7 +244,7 @@ def test_others_need_a_key(monkeypatch):
         api_key("127.0.0.1", "SOME_KEY", allow_open=False)
 
 
-def test_a_port_in_use_is_told():
+def test_a_port_in_use_is_an_error():
     with bind("127.0.0.1", 0) as first, pytest.raises(PolarError, match="can't be bound"):
         bind("127.0.0.1", first.getsockname()[1])
     with pytest.raises(PolarError, match="can't be bound"):

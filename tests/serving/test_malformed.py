@@ -1,4 +1,4 @@
-"""Bodies near to right ones, huge ones, and others than their headers say: a status and a JSON reason, never a hang or a 5xx."""
+"""Almost valid, huge and contradictory requests get a status below 500 and a reason in JSON, never a hang."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ def good_bodies(encoder):
 
 
 def malformed(rng: random.Random, kind: int, good: list[dict]) -> tuple[bytes, dict[str, str]]:
-    """One body of one of ``KINDS`` kinds, and headers that differ from right ones."""
+    """A body of one of ``KINDS`` kinds, and the headers that differ from correct ones."""
     body = rng.choice(good)
     key = rng.choice(list(body))
     text = json.dumps(body).encode()
@@ -63,7 +63,7 @@ def malformed(rng: random.Random, kind: int, good: list[dict]) -> tuple[bytes, d
         case 6:
             number = rng.choice(["NaN", "-Infinity", "1e400", "-1", "9" * 5000, "1.5", str(2**31), "0.1e-400", "1" * 30])
             return text.replace(b'["', f'[{number}, "'.encode()).replace(b"[[", f"[[{number}, ".encode()), {}
-        case 7:  # ids that are none, and ids of other tokens
+        case 7:  # invalid ids, and ids of other tokens
             ids = [rng.choice([-1, -(2**40), 10**6, 2**31 - 1, 2**63, rng.randrange(400)]) for _ in range(rng.randint(0, 300))]
             body = {rng.choice(["input", "input_ids"]): rng.choice([ids, [ids], [ids, ids], [ids, "x"]])}
         case 8:
@@ -73,16 +73,16 @@ def malformed(rng: random.Random, kind: int, good: list[dict]) -> tuple[bytes, d
         case 9:
             kind = rng.choice(["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "json"])
             return text, {"Content-Type": kind}
-        case 10:  # a bomb of 16 MiB, or no gzip at all
-            packed = rng.choice([gzip.compress(b" " * (16 << 20)), text])
-            return packed, {"Content-Encoding": rng.choice(["gzip", "deflate", "br", "zstd", "\xe9"])}
+        case 10:  # a gzip bomb of 16 MiB, or no gzip at all
+            compressed = rng.choice([gzip.compress(b" " * (16 << 20)), text])
+            return compressed, {"Content-Encoding": rng.choice(["gzip", "deflate", "br", "zstd", "\xe9"])}
         case 11:  # the connection ends before the body
             return text, {"Content-Length": str(len(text) + rng.randint(1, 1000))}
-        case 12:  # what is left over is no request
+        case 12:  # the rest of the body is no valid request
             return text, {"Content-Length": str(rng.randrange(len(text)))}
         case 13:
             return text, {"Content-Length": rng.choice(["-1", "x", "1e3", "", "99999999999999999999", "0x10"])}
-        case 14:  # twice the same key: the last one counts, as everywhere
+        case 14:  # a key twice: the last value counts, as in other JSON parsers
             return text[:-1] + b"," + json.dumps({key: rng.choice(ODD)}).encode()[1:], {}
         case _:
             return b"%x\r\n%b\r\n0\r\n\r\n" % (rng.choice([len(text), 1, 0, 2**40]), text), {"Transfer-Encoding": "chunked"}
@@ -90,7 +90,7 @@ def malformed(rng: random.Random, kind: int, good: list[dict]) -> tuple[bytes, d
 
 
 def post(address: str, path: str, content: bytes, headers: dict[str, str], *, end: bool = False) -> tuple[int, bytes]:
-    """(status, body) over a bare socket, since a client's library would put such requests right; 0 where the server hangs up.
+    """(status, body) over a plain socket, because HTTP libraries would correct such requests. Status 0: the server hung up.
     end: close our side after sending."""
     host, port = address.split(":")
     headers = {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}
@@ -109,7 +109,7 @@ def post(address: str, path: str, content: bytes, headers: dict[str, str], *, en
             return 0, b""
     if not received:
         return 0, b""
-    # A line between, which a client that has closed its side passes over.
+    # A client that has closed its side ignores this interim response.
     head, _, body = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
     return int(head.split()[1]), body
 
@@ -135,7 +135,7 @@ def test_malformed_requests_get_a_reason_and_change_nothing(served):
         status, body = post(address, path, content, headers, end=kind in (11, 15))
         statuses.append(status)
         case = (kind, path, content[:200], headers, status, body[:300])
-        # The HTTP library itself answers what is no HTTP, in plain text; a body cut off by its sender needs no answer.
+        # The server's HTTP library answers invalid HTTP itself, in plain text. An incomplete body needs no answer.
         if kind in (11, 15) and status in (0, 499):
             continue
         if kind in (12, 13, 15) and status == 400 and b"Invalid HTTP request" in body:
@@ -145,7 +145,7 @@ def test_malformed_requests_get_a_reason_and_change_nothing(served):
             error = json.loads(body)["error"]
             assert error["code"] == status and error["message"], case
             assert error["type"] in ("invalid_request", "invalid_item", "too_large"), case
-    assert statuses.count(200) < COUNT / 4  # odd, and yet right
+    assert statuses.count(200) < COUNT / 4  # some odd bodies are valid
     assert rewards(served) == before
 
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document against the live server: requests are generated from it, replies are held to it."""
+"""The OpenAPI document and the running server: requests are generated from the document, and replies validated against it."""
 
 import os
 
@@ -13,10 +13,10 @@ openapi_checks = pytest.importorskip("schemathesis.specs.openapi.checks")
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "12"))  # per route, right and wrong ones each
+EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "12"))  # per route, for valid and for invalid requests
 
-# Left out: bodies that the document allows may be refused for what a schema can't say (text that is no rendered item), and
-# bodies that it doesn't allow are taken where JSON says the same in another type.
+# Two checks are left out: the server may refuse bodies that the schema allows, for reasons that a schema can't express (text that
+# is no rendered item), and it accepts some bodies that the schema does not allow, with the same value in another JSON type.
 CHECKS = [
     schemathesis.checks.not_a_server_error,
     openapi_checks.status_code_conformance,
@@ -32,7 +32,8 @@ def operations(checkpoint):
     _, model = checkpoint
     with fakes.running(fakes.make(Scorer(model).score_trees, model.encoder)) as url:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
-        yield {f"{found.ok().method.upper()} {found.ok().path}": found.ok() for found in schema.get_all_operations()}
+        operations = [result.ok() for result in schema.get_all_operations()]
+        yield {f"{operation.method.upper()} {operation.path}": operation for operation in operations}
 
 
 def test_replies_are_as_documented(operations):
@@ -41,7 +42,7 @@ def test_replies_are_as_documented(operations):
         *("POST /classify", "POST /pooling", "POST /v1/embeddings", "POST /get_reward", "POST /v1/score"),
     }
     for operation in operations.values():
-        # A GET without parameters has nothing to get wrong.
+        # A GET without parameters can't be invalid.
         modes = schemathesis.GenerationMode if operation.method == "post" else [schemathesis.GenerationMode.POSITIVE]
         for mode in modes:
 
@@ -49,7 +50,7 @@ def test_replies_are_as_documented(operations):
             @settings(
                 max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
             )
-            def ask(case):
+            def send_and_validate(case):
                 case.call_and_validate(checks=CHECKS, timeout=60)
 
-            ask()
+            send_and_validate()

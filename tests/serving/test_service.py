@@ -1,4 +1,4 @@
-"""Encoding takes turns: a large request neither holds others up nor outlives its client."""
+"""Requests take turns in encoding: a large request neither delays others nor outlives its client."""
 
 import asyncio
 import gc
@@ -18,7 +18,7 @@ SMALL = [ScoreItem("near", "the river", "bank")]
 
 
 class Prompt(str):
-    """A text that can tell whether anybody holds it."""
+    """A text that weak references can point to."""
 
 
 def expected(items):
@@ -26,7 +26,7 @@ def expected(items):
 
 
 def serve(work, monkeypatch, before):
-    """``work`` with a service that calls ``before`` with the items of each slice, in the encoder's thread."""
+    """Run ``work`` with a service that calls ``before`` with the items of each slice, in the encoder's thread."""
     encode_items = module._encode_items
 
     def encode(items, encoder):
@@ -48,12 +48,12 @@ def serve(work, monkeypatch, before):
 
 def test_a_small_request_does_not_wait_for_a_large_one(monkeypatch):
     slices = []
-    asked = threading.Event()
+    queued = threading.Event()
 
     def before(items):
         slices.append(len(items))
-        if len(slices) == 2:  # the small request stands in the queue before the second slice is done
-            assert asked.wait(60)
+        if len(slices) == 2:  # the small request is in the queue before the second slice is done
+            assert queued.wait(60)
 
     async def work(service):
         large = asyncio.create_task(service.score_items(LARGE))
@@ -61,7 +61,7 @@ def test_a_small_request_does_not_wait_for_a_large_one(monkeypatch):
             await asyncio.sleep(0)
         small = asyncio.create_task(service.score_items(SMALL))
         await asyncio.sleep(0)
-        asked.set()
+        queued.set()
         return await small, await large
 
     small, large = serve(work, monkeypatch, before)
@@ -71,7 +71,7 @@ def test_a_small_request_does_not_wait_for_a_large_one(monkeypatch):
 
 
 def test_slices_count_characters(monkeypatch):
-    """F3: 32 items, or as many as have 262,144 characters, or one that has more."""
+    """F3: a slice has 32 items, or at most 262,144 characters, or one longer item."""
     slices = []
     items = [ScoreItem("over" * 20_000, "the dog", "fox")] * 7 + SMALL * 40 + [ScoreItem("x" * 300_000, "r", "o")] + SMALL
 
@@ -85,7 +85,7 @@ def test_slices_count_characters(monkeypatch):
 
 
 def test_a_short_text_does_not_wait_for_a_long_one(monkeypatch):
-    """F3: a text of a megabyte is encoded in another thread, and who left is encoded no further."""
+    """F3: a text of a megabyte is encoded in another thread, and a cancelled request is not encoded further."""
     gate, started, slices = threading.Event(), threading.Event(), []
     long = [ScoreItem("x" * 1_100_000, "r", "o")] * 3
 
@@ -110,7 +110,7 @@ def test_a_short_text_does_not_wait_for_a_long_one(monkeypatch):
     assert slices.count(1_100_000) == 1
 
 
-def test_who_leaves_is_encoded_no_further(monkeypatch):
+def test_a_cancelled_request_is_not_encoded_further(monkeypatch):
     slices = []
     gate = threading.Event()
 
@@ -132,7 +132,7 @@ def test_who_leaves_is_encoded_no_further(monkeypatch):
     assert len(slices) == 2
 
 
-def test_texts_of_who_leaves_are_not_kept(monkeypatch):
+def test_texts_of_cancelled_requests_are_not_kept(monkeypatch):
     started, gate = threading.Event(), threading.Event()
 
     def before(_):
@@ -151,13 +151,13 @@ def test_texts_of_who_leaves_are_not_kept(monkeypatch):
         while not started.is_set():
             await asyncio.sleep(0.01)
         texts = [await waiting(service, Prompt("over")) for _ in range(3)]
-        first.cancel()  # and its slice is still in the thread
+        first.cancel()  # its slice is still in the thread
         await asyncio.gather(first, return_exceptions=True)
         texts += [await waiting(service, Prompt("over")) for _ in range(3)]
-        await asyncio.sleep(0)  # the loop lets go of the last task
+        await asyncio.sleep(0)  # the loop releases the last task
         gc.collect()
-        left = [text() for text in texts]
+        alive = [text() for text in texts]
         gate.set()
-        return left
+        return alive
 
     assert serve(work, monkeypatch, before) == [None] * 6

@@ -1,1 +1,1 @@
-"""What the tests share: tiny models, made data, stand-ins for servers."""
+"""Helpers of the tests: tiny models, generated data, fake servers."""

@@ -1,6 +1,6 @@
 """The ``polar`` command with a fault, for runs of several ranks: ``python faults.py FAULT VERB ...``.
 
-Collectives time out after ten seconds here, as if those of ten minutes or more were waited for.
+Collectives time out after ten seconds here, instead of ten minutes or more.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def slowed(function):
 
 
 def once_stale(folder, digest, **options):
-    """A network file system's cache: the new file is not seen at the first look."""
+    """Imitate the cache of a network file system: the new file is missing at the first attempt to open it."""
     prepare.open_corpus = data.open_corpus
     raise Damaged(f"{folder / digest}: it is missing")
 

@@ -1,4 +1,4 @@
-"""Run under torchrun by test_parallel: writes the gradients of one global batch."""
+"""A script that test_parallel runs under torchrun: it writes the gradients of one global batch."""
 
 import os
 import sys
@@ -11,9 +11,9 @@ from polar_rm.training.config import TrainConfig
 from polar_rm.training.parallel import world
 from polar_rm.training.trainer import Trainer
 
-if backend := os.environ.get("COMPILE_BACKEND"):  # traces all and generates no code, which takes long
-    real = torch.compile
-    torch.compile = lambda function, **options: real(function, backend=backend, **options)
+if backend := os.environ.get("COMPILE_BACKEND"):  # a backend that traces everything but skips the slow code generation
+    real_compile = torch.compile
+    torch.compile = lambda function, **options: real_compile(function, backend=backend, **options)
 config = load_config(TrainConfig, [Path(sys.argv[1])], sys.argv[3:])
 with world("cpu") as where:
     trainer = Trainer(config, where)

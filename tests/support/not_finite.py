@@ -1,5 +1,5 @@
-"""Run under torchrun by test_parallel: on rank 1 the scores of its second row are NaN; every rank writes the error that it gets,
-and which rows those were."""
+"""A script that test_parallel runs under torchrun. On rank 1 the scores of its second row are NaN; every rank writes the error
+that it gets, and the rows with these scores."""
 
 import sys
 from pathlib import Path
@@ -30,7 +30,7 @@ with world("cpu") as where:
         message = "no error"
     except NonFinite as error:
         message = str(error)
-    assert all((a == b).all() for a, b in zip(before, trainer.weights.named.values(), strict=True))  # nothing was stepped
-    named = [rows[1] if where.rank == 1 else ""]
-    dist.broadcast_object_list(named, src=1)
-    Path(f"{sys.argv[2]}-{where.rank}").write_text(f"{message}\n{named[0]}")
+    assert all((a == b).all() for a, b in zip(before, trainer.weights.named.values(), strict=True))  # the weights did not change
+    bad_rows = [rows[1] if where.rank == 1 else ""]
+    dist.broadcast_object_list(bad_rows, src=1)
+    Path(f"{sys.argv[2]}-{where.rank}").write_text(f"{message}\n{bad_rows[0]}")

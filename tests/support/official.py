@@ -1,6 +1,6 @@
-"""Official checkpoints of our own making, and what the official code makes of them: written from its published behaviour alone.
+"""Small checkpoints in the official format, and the results of the official code on them, written from its published behaviour.
 
-The tokenizer's oracle is SentencePiece itself; the model's is a plain forward over the packed layout.
+The oracle of the tokenizer is SentencePiece itself; the oracle of the model is a plain forward pass over the packed layout.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def sentencepiece_model(**changes: object) -> bytes:
 
 
 def config(**changes: object) -> dict:
-    """POLAR-7B's keys, three narrow layers with grouped queries."""
+    """The keys of POLAR-7B's config, with three narrow layers and grouped queries."""
     values = {
         "architectures": ["InternLM2ForRewardModel"],
         "attn_implementation": "flash_attention_2",
@@ -108,7 +108,7 @@ def tokenizer_config(**changes: object) -> dict:
 
 
 def checkpoint(folder: Path, *, tokenizer: dict | None = None, model: bytes | None = None, **changes: object) -> Path:
-    """An official folder; changes are to its config."""
+    """Write an official folder. changes: of its config."""
     folder.mkdir(parents=True)
     values = config(**changes)
     (folder / "config.json").write_text(json.dumps(values))
@@ -119,7 +119,7 @@ def checkpoint(folder: Path, *, tokenizer: dict | None = None, model: bytes | No
 
 
 class SlowTokenizer:
-    """The official slow tokenizer: texts are split at the added tokens, SentencePiece does the rest."""
+    """The official slow tokenizer: it splits texts at the added tokens and encodes the parts with SentencePiece."""
 
     def __init__(self) -> None:
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model())
@@ -133,7 +133,7 @@ class SlowTokenizer:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Special tokens skipped, spaces cleaned up as transformers' slow tokenizers do."""
+        """The text without special tokens, with spaces cleaned up as in transformers' slow tokenizers."""
         text = self.pieces.decode([i for i in ids if i not in self.added.values()])
         for mark in (".", "?", "!", ","):
             text = text.replace(f" {mark}", mark)
@@ -144,19 +144,19 @@ class SlowTokenizer:
 
 
 def client_ids(item, max_length: int = 16384, max_response_length: int = 4096, response_cut_side: str = "right") -> list[int]:
-    """The ids that the official client's text becomes on the server."""
+    """The ids on the server of the text that the official client sends."""
     slow = SlowTokenizer()
     prompt, reference, output = (slow.encode(text) for text in (item.prompt, item.reference, item.output))
-    cut = slice(0, max_response_length) if response_cut_side == "right" else slice(-max_response_length, None)
-    reference, output = reference[cut], output[cut]
+    kept = slice(0, max_response_length) if response_cut_side == "right" else slice(-max_response_length, None)
+    reference, output = reference[kept], output[kept]
     prompt = prompt[-((max_length - 4 - len(reference) - len(output)) // 2) :]
     prompt, reference, output = (slow.decode(ids) for ids in (prompt, reference, output))
-    glue = "" if item.wrapper == "pretrain" else "\n"
-    return slow.encode(f"{prompt}{glue}{reference}<|reward|>{prompt}{glue}{output}{REWARD}")
+    joiner = "" if item.wrapper == "pretrain" else "\n"
+    return slow.encode(f"{prompt}{joiner}{reference}<|reward|>{prompt}{joiner}{output}{REWARD}")
 
 
 def reward(config: dict, weights: dict[str, torch.Tensor], ids: list[int]) -> float:
-    """The official model's score at the last token, in float32: packed attention written out, one head after another."""
+    """The official model's score at the last token, in float32: packed attention, one head after another."""
     weights = {name: tensor.float() for name, tensor in weights.items()}
     kv_heads, heads = config["num_key_value_heads"], config["num_attention_heads"]
     dim, groups = config["hidden_size"] // heads, heads // kv_heads

@@ -1,4 +1,4 @@
-"""Outputs that somebody else owns."""
+"""Outputs that are in use elsewhere."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from polar_rm.common.locks import owned
 
 @contextmanager
 def owned_elsewhere(output: Path, verb: str) -> Iterator[None]:
-    """Own an output in a thread of its own: a thread may own again what it owns."""
-    taken, done = threading.Event(), threading.Event()
+    """Own an output in another thread, because a thread may own an output several times."""
+    acquired, done = threading.Event(), threading.Event()
 
     def own() -> None:
         with owned(output, verb):
-            taken.set()
+            acquired.set()
             done.wait(120)
 
     thread = threading.Thread(target=own)
     thread.start()
-    assert taken.wait(60)
+    assert acquired.wait(60)
     try:
         yield
     finally:

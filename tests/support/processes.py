@@ -1,4 +1,4 @@
-"""Servers as processes of their own."""
+"""Servers in their own processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import time
 
 
 class Process:
-    """Python with these arguments; ``url`` once it is ready. Its log goes to a file: a full pipe would stop it."""
+    """A Python process with these arguments; waits until the server is ready and sets ``url``. The log goes to a file, because a
+    full pipe would stop the process."""
 
     def __init__(self, log, *arguments):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -28,5 +29,5 @@ class Process:
 
 
 def serve(model, log):
-    """``polar serve`` on a free port."""
+    """Start ``polar serve`` on a free port."""
     return Process(log, "-m", "polar_rm", "serve", "--model", str(model), "--port", "0")

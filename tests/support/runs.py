@@ -1,4 +1,4 @@
-"""Tiny training runs for the tests of this folder."""
+"""Tiny training runs for tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORDS = "fox dog turtle river bank capital country metre measured lazy quick bro
 
 
 def comparisons(path: Path, n: int, *, seed: int = 0) -> Path:
-    """Rows with 2 to 4 candidates of uneven length; the best repeats words of the reference, so there is something to learn."""
+    """Rows with 2 to 4 candidates of different lengths. The best one repeats words of the reference, which a model can learn."""
     rng = random.Random(seed)
     rows = []
     for number in range(n):
@@ -38,7 +38,7 @@ def comparisons(path: Path, n: int, *, seed: int = 0) -> Path:
 
 
 def config(folder: Path, **changes: object) -> Path:
-    """A config file in ``folder`` with model and data beside it; ``output`` is ``folder/run``."""
+    """Write a config file, a model and data into ``folder``; ``output`` is ``folder/run``."""
     if not (folder / "lm").exists():
         tiny.causal_lm(folder / "lm")
         comparisons(folder / "train.jsonl", 40)
@@ -60,8 +60,8 @@ def config(folder: Path, **changes: object) -> Path:
 
 
 def with_scores(folder: Path) -> dict[str, object]:
-    """The change to a :func:`config` that starts it from a reward model whose head is not zero: under a new head's zeros the
-    gradient of everything but the head is zero, whatever computes it."""
+    """Changes of :func:`config` that start a run from a reward model whose head is not zero. With the zeros of a new head, all
+    gradients but the head's are zero, whatever computes them."""
     tiny.reward_model(folder / "scoring-lm", settings=EncoderSettings(max_length=256, max_response_length=64)).save(
         folder / "scoring"
     )

@@ -1,4 +1,4 @@
-"""Small real models and tokenizers that tests build in a moment; nothing is downloaded."""
+"""Small models and tokenizers that tests build quickly, without downloads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def f(x):\n    return x ** 2\n\nprint(f(3))\n\tnaïve Ünïcode 中文 日本 �
 
 @cache
 def tokenizer(bos: bool = False) -> Tokenizer:
-    """A byte-level BPE of about 400 tokens with special tokens, as GPT-2 and Llama 3 have; with ``bos`` it adds one."""
+    """A byte-level BPE tokenizer of about 400 tokens, as in GPT-2 and Llama 3, with special tokens. bos: add BOS to texts."""
     built = Tokenizer(models.BPE())
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     built.decoder = decoders.ByteLevel()
@@ -45,7 +45,7 @@ def tokenizer(bos: bool = False) -> Tokenizer:
 
 
 def config(family: str, **changes: object) -> PretrainedConfig:
-    """Two layers, grouped-query attention, vocabulary of :func:`tokenizer`."""
+    """A config with two layers, grouped-query attention and the vocabulary of :func:`tokenizer`."""
     values = {
         "vocab_size": tokenizer().get_vocab_size(),
         "hidden_size": 64,
@@ -56,7 +56,7 @@ def config(family: str, **changes: object) -> PretrainedConfig:
         "head_dim": 16,
         "max_position_embeddings": 2048,
         "sliding_window": None,
-        "initializer_range": 0.2,  # wide, so that attention is far from uniform and a wrong mask shows
+        "initializer_range": 0.2,  # large, so that attention is far from uniform and a wrong mask changes the scores
         "pad_token_id": 2,
         "bos_token_id": 0,
         "eos_token_id": 1,
@@ -67,7 +67,7 @@ def config(family: str, **changes: object) -> PretrainedConfig:
 
 
 def causal_lm(folder: Path, family: str = "llama", *, bos: bool = False, **changes: object) -> Path:
-    """A folder with a random language model and its tokenizer."""
+    """Write a folder with a random language model and its tokenizer."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config(family, **changes)).save_pretrained(folder)
     tokenizer(bos).save(str(folder / "tokenizer.json"))
@@ -79,7 +79,7 @@ def causal_lm(folder: Path, family: str = "llama", *, bos: bool = False, **chang
 def reward_model(
     folder: Path, family: str = "llama", *, head: bool = True, settings: EncoderSettings | None = None
 ) -> RewardModel:
-    """A reward model on a random language model; with ``head`` its scores are random instead of zero."""
+    """A reward model on a random language model. head: random scores instead of zeros."""
     model = RewardModel.from_causal_lm(causal_lm(folder, family), settings=settings or EncoderSettings())
     if head:
         torch.nn.init.normal_(model.backbone.score.weight, generator=torch.Generator().manual_seed(1))

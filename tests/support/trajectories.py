@@ -1,4 +1,4 @@
-"""Trajectories of made-up policies, and tasks for workers: in a module of their own, because a spawned process imports it."""
+"""Trajectories of invented policies, and tasks for workers. It is a separate module, because spawned processes import it."""
 
 import os
 import random
@@ -13,7 +13,7 @@ FAMILIES = {"a": "x", "b": "x", "c": "y", "d": "y"}
 
 
 def zoo(prompts=6, policies="abcd", samples=3, **fields):
-    """Every policy has its own words and lengths."""
+    """Trajectories of policies that differ in words and lengths."""
     return [
         Trajectory("test", f"p{p}", f"prompt {p}", policy, s, text(policy, p, s), **fields)
         for p in range(prompts)
@@ -29,7 +29,7 @@ def text(policy, p, s):
 
 
 def corpus_config(folder, rows=None, name="rows.parquet", **changes):
-    """Settings of a build into ``folder/out`` from a file with these rows."""
+    """The config of a build into ``folder/out`` from a file with these rows."""
     folder.mkdir(exist_ok=True)
     if rows is not None:
         write_records(folder / name, rows)
@@ -38,7 +38,7 @@ def corpus_config(folder, rows=None, name="rows.parquet", **changes):
 
 
 def die_once(folder: Path, task: int) -> None:
-    """Task 2 kills its process the first time."""
+    """Write a file; task 2 kills its process the first time."""
     marker = folder / "died"
     if task == 2 and not marker.exists():
         marker.touch()
@@ -51,7 +51,7 @@ def die(folder: Path, task: int) -> None:
 
 
 class CountedJob:
-    """Notes each time that a process unpickles it: a byte in ``loaded-PID``."""
+    """Counts how often each process unpickles it, as bytes in ``loaded-PID``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,13 +67,13 @@ def note_job(job: CountedJob, task: int) -> None:
 
 
 def sleep(folder: Path, task: int) -> None:
-    """A long task; its process is named by a file."""
+    """A long task; it writes a file named after its process id."""
     (folder / str(os.getpid())).touch()
     time.sleep(60)
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and only waits to be collected does not."""
+    """Whether a process is running; zombies are not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -30,14 +30,14 @@ from polar_rm.serving.service import Service
 
 T = TypeVar("T")
 
-# The page holds its own style and script and talks to nobody but this server.
+# The page contains its style and script, and sends requests only to this server.
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
 _STATUS = {"invalid_item": 400, "non_finite": 500, "model_error": 500}
 
 
 class _Refused(Exception):
-    """An answer that is not a result."""
+    """An error reply instead of a result."""
 
     def __init__(self, status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -53,13 +53,13 @@ def create_app(
     log_texts: bool = False,
     hosts: Hosts | None = None,
 ) -> Guard:
-    """The ASGI application around a service, whose queue it starts and stops. ``.app`` is the FastAPI object.
+    """The ASGI application of a service; it starts and stops the service's queue. ``.app`` is the FastAPI object.
 
-    hosts: the names that are answered to without a key; by default those of the loopback.
+    hosts: the names that a server without a key answers to; default: those of the loopback.
     """
     limits = limits or Limits()
     metrics = Metrics(service.batcher)
-    service.batcher.on_batch = metrics.batch
+    service.batcher.on_batch = metrics.count_batch
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -72,7 +72,7 @@ def create_app(
         version=metadata.version("polar-rm"),
         description=examples.DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # their pages load scripts from other hosts
+        docs_url=None,  # FastAPI's documentation pages load scripts from other hosts
         redoc_url=None,
         responses=schema.ERRORS,
     )
@@ -86,7 +86,7 @@ def create_app(
 
 
 def _add_engine_routes(app: FastAPI, service: Service, guard: Guard, flavour: PoolingFlavour) -> None:
-    """The protocols of other engines, which carry rendered texts or token ids: one route for each path."""
+    """Add one route for each path of the other engines' protocols, which carry rendered texts or token ids."""
     paths: dict[str, list[InputProtocol]] = {}
     for protocol in PROTOCOLS:
         if isinstance(protocol, InputProtocol):
@@ -102,15 +102,15 @@ def _add_engine_routes(app: FastAPI, service: Service, guard: Guard, flavour: Po
 
 
 def _engine_route(path: str, protocols: Sequence[InputProtocol], service: Service, guard: Guard, flavour: PoolingFlavour) -> Any:
-    by_body = {protocol.request: protocol for protocol in protocols}  # vLLM's and LMDeploy's bodies of /pooling are one
+    by_body = {protocol.request: protocol for protocol in protocols}  # vLLM and LMDeploy share the body of /pooling
     kind: Any = ClassifyRequest if len(by_body) > 1 else protocols[0].request
 
     async def route(request: Request, body: Any) -> Any:
         protocol = by_body[type(body)]
         value, add_bos = protocol.inputs(body)
         inputs, single = inputs_of(value)
-        _admit(len(inputs), guard.limits)
-        outcomes = await _unless_gone(request, service.score_inputs(inputs, add_bos=add_bos))
+        _check_size(len(inputs), guard.limits)
+        outcomes = await _until_disconnect(request, service.score_inputs(inputs, add_bos=add_bos))
         _record(request, guard.metrics, outcomes)
         return protocol.build_reply(body, _all_rewards(outcomes), ReplyContext(service.name, flavour, single))
 
@@ -120,7 +120,7 @@ def _engine_route(path: str, protocols: Sequence[InputProtocol], service: Servic
 
 
 def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
-    """Routes that carry prompts, references and outputs, which are rendered here."""
+    """Add the routes that carry prompts, references and outputs, which the server renders."""
 
     @app.post(openrlhf.GET_REWARD.path, summary=openrlhf.GET_REWARD.summary, responses=schema.reply(openrlhf.GET_REWARD.reply))
     async def get_reward(
@@ -129,10 +129,10 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
         """The label is the reference, or an object with `reference` and the untemplated `prompt`."""
         if not len(body.query) == len(body.prompts) == len(body.labels):
             raise PolarError("query, prompts and labels must have the same length")
-        _admit(len(body.query), guard.limits)
+        _check_size(len(body.query), guard.limits)
         rows = list(zip(body.query, body.prompts, body.labels, strict=True))
         work = service.score_rows(rows, polar.text_length, lambda row: openrlhf.openrlhf_item(*row))
-        outcomes = await _unless_gone(request, work)
+        outcomes = await _until_disconnect(request, work)
         _record(request, guard.metrics, outcomes)
         results = _all_rewards(outcomes)
         card = service.calibration
@@ -143,16 +143,16 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     async def score(
         request: Request, body: Annotated[polar.ScoreRequest, Body(openapi_examples=examples.BODIES["/v1/score"])]
     ) -> Any:
-        """One result per output, or a typed error, in order; texts are rendered, tokenised and cut here."""
+        """A result or a typed error for each output, in order. The server renders, tokenises and truncates the texts."""
         good = [group for group in body.items if not isinstance(group, Failure)]
         failed = [group for group in body.items if isinstance(group, Failure)]
         items = [item for group in good for item in group.items()]
-        _admit(len(items) + len(failed), guard.limits, characters=sum(group.characters for group in good))
-        transform(body.transform, [], service.calibration)  # an unknown one is refused before the work
-        outcomes = await _unless_gone(request, service.score_items(items))
+        _check_size(len(items) + len(failed), guard.limits, characters=sum(group.characters for group in good))
+        transform(body.transform, [], service.calibration)  # refuses an unavailable transform before the work
+        outcomes = await _until_disconnect(request, service.score_items(items))
         _record(request, guard.metrics, [*outcomes, *failed])
-        left = iter(outcomes)
-        groups = [group if isinstance(group, Failure) else [next(left) for _ in group.outputs] for group in body.items]
+        remaining = iter(outcomes)
+        groups = [group if isinstance(group, Failure) else [next(remaining) for _ in group.outputs] for group in body.items]
         raw = [[outcome.reward for outcome in _rewards_in(group)] for group in groups]
         scores = transform(body.transform, raw, service.calibration)
         results = [polar.group_reply(index, group, scores[index]) for index, group in enumerate(groups)]
@@ -168,12 +168,12 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
         return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
 
     @app.head("/health", include_in_schema=False)
-    @app.get("/health", summary="The process lives", responses=schema.reply(schema.StatusReply))
+    @app.get("/health", summary="The process is running", responses=schema.reply(schema.StatusReply))
     async def health() -> Any:
         return {"status": "ok"}
 
     @app.head("/ready", include_in_schema=False)
-    @app.get("/ready", summary="Requests are taken", responses=schema.reply(schema.StatusReply))
+    @app.get("/ready", summary="The server accepts requests", responses=schema.reply(schema.StatusReply))
     async def ready() -> Any:
         if guard.draining or not service.batcher.alive:
             raise _Refused(503, "unavailable", "the server is shutting down" if guard.draining else "the queue has stopped")
@@ -183,9 +183,9 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     async def prometheus() -> Response:
         return Response(generate_latest(guard.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/v1/models", summary="The one model", responses=schema.reply(polar.ModelsReply))
+    @app.get("/v1/models", summary="The model", responses=schema.reply(polar.ModelsReply))
     async def models() -> Any:
-        """`owned_by` tells clients which server this is; the encoder's hash, whether they encode as it does."""
+        """`owned_by` identifies the server to clients. `encoder_hash` lets them check that they encode as the server does."""
         encoder = service.encoder
         transforms = [name for name in TRANSFORMS if name != "percentile" or service.calibration]
         card = {
@@ -225,37 +225,37 @@ def _add_error_handlers(app: FastAPI) -> None:
         return error_reply(500, "internal_error", type(error).__name__)
 
 
-def _admit(n_items: int, limits: Limits, *, characters: int = 0) -> None:
+def _check_size(n_items: int, limits: Limits, *, characters: int = 0) -> None:
     if n_items > limits.items:
-        raise _Refused(413, "too_large", f"{n_items:,} items in one request; at most {limits.items:,} are taken")
-    if characters > limits.body_bytes:  # a small body can ask for as much work as a large one
-        counted = f"{characters:,} characters in one request, its prompts counted for each output"
-        raise _Refused(413, "too_large", f"{counted}; at most {limits.body_bytes:,} are taken")
+        raise _Refused(413, "too_large", f"{n_items:,} items in one request; the limit is {limits.items:,}")
+    if characters > limits.body_bytes:  # a small body can cause as much work as a large one
+        count = f"{characters:,} characters in one request, where prompts count once for each output"
+        raise _Refused(413, "too_large", f"{count}; the limit is {limits.body_bytes:,}")
 
 
 def _record(request: Request, metrics: Metrics, outcomes: Sequence[Outcome]) -> None:
-    """Count what became of the items, and leave a note for the request's log line."""
+    """Count the outcomes, and store the numbers for the request's log line."""
     for outcome in outcomes:
         metrics.items.labels(outcome.code if isinstance(outcome, Failure) else "ok").inc()
     tokens = sum(outcome.n_tokens for outcome in outcomes if isinstance(outcome, Reward))
     request.scope.setdefault("state", {})["log"] = {"items": len(outcomes), "tokens": tokens}
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Cancel the work when the client hangs up: clients that time out and try again must not pile up in the queue."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+async def _until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Cancel the work when the client disconnects, so that clients that time out and retry do not fill the queue."""
+    task, disconnect = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise _Refused(499, "client_closed_request", "the client closed the connection")
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
+        disconnect.cancel()
 
 
 def _all_rewards(outcomes: Sequence[Outcome]) -> list[Reward]:
-    """Foreign protocols have no place for one item's failure: the request fails, and says which item did."""
+    """The rewards. Foreign protocols can't report the failure of one item, so the whole request fails and names the item."""
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome, Failure):
             raise _Refused(_STATUS[outcome.code], outcome.code, f"item {index}: {outcome.message}")

@@ -1,8 +1,8 @@
-"""Sequences of many requests, merged into prefix-shared batches for one model thread.
+"""Merges sequences of many requests into prefix-shared batches for one model thread.
 
-The queue is keyed by head, ``[bos] prompt reference separator``: whoever asks about the same prompt and reference while an
-earlier request is still waiting joins its tree, from whatever connection. Heads are served first come, first served; one that a
-batch can't hold whole goes behind the others with the rest.
+The queue is keyed by head, ``[bos] prompt reference separator``: requests for the same prompt and reference join one tree while
+they wait, from any connection. Heads are served in the order of their arrival. If a batch can't hold all sequences of a head,
+the rest moves to the end of the queue.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ _log = logging.getLogger(__name__)
 
 
 class Overloaded(Exception):
-    """The queue is full; nothing of the request was accepted."""
+    """The queue is full; no part of the request was accepted."""
 
 
 @dataclass(eq=False, slots=True)
-class _Ticket:
-    """One request's place in the queue: results by index, and how many are still to come."""
+class _Pending:
+    """A request in the queue. results: by index. remaining: number of results that are still missing."""
 
     results: list[float | Failure | None]
-    left: int
+    remaining: int
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    ticket: _Ticket
+    request: _Pending
     index: int
     sequence: TokenSequence
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What one call of the model did. sequence_tokens: what it would have computed without sharing prefixes."""
+class BatchStats:
+    """Counts of one call of the model. sequence_tokens: number of tokens without sharing prefixes. tree_tokens: computed."""
 
     sequences: int
     trees: int
@@ -57,12 +57,12 @@ class Batch:
 
 
 class Batcher:
-    """Scores sequences in the order of their heads' arrival; ``submit`` may be called from any number of tasks of one loop.
+    """Scores sequences in the order of their heads' arrival. Any number of tasks of one event loop may call ``submit``.
 
-    score: called in a thread of its own, with one batch at a time. batch_tokens: tree tokens of a batch (one sequence may exceed
-    it). window: seconds that an idle model waits for company after the first arrival. max_waiting_tokens: requests are refused
-    while so many sequence tokens are in the queue. Below it one of any size is taken, so that among small ones a large one has
-    its chance; an empty queue takes any.
+    score: called in its own thread, with one batch at a time. batch_tokens: maximum number of tree tokens of a batch (a single
+    sequence may exceed it). window: seconds that an idle model waits for further requests after the first one.
+    max_waiting_tokens: number of sequence tokens in the queue from which on requests are refused. Below it a request of any size
+    is accepted, so that small requests can't crowd out large ones; an empty queue accepts any request.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Batcher:
         batch_tokens: int = 8192,
         window: float = 0.005,
         max_waiting_tokens: int = 2_000_000,
-        on_batch: Callable[[Batch], None] | None = None,
+        on_batch: Callable[[BatchStats], None] | None = None,
     ) -> None:
         self._score = score
         self.batch_tokens = batch_tokens
@@ -87,11 +87,11 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to serve, in the running event loop."""
+        """Start serving in the running event loop."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Stop after the batch in progress. Drain before: what is still waiting stays unanswered."""
+        """Stop after the current batch. Waiting requests stay unanswered, so drain the queue first."""
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -99,38 +99,38 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the task that feeds the model runs."""
+        """Whether the task that calls the model is running."""
         return self._task is not None and not self._task.done()
 
     async def submit(self, sequences: Sequence[TokenSequence]) -> list[float | Failure]:
-        """One finite raw reward or failure per sequence, in order. Cancelled (a timeout, a client gone), it leaves the queue.
+        """One finite raw reward or failure per sequence, in order. A cancelled request (timeout, client gone) leaves the queue.
 
         Raises:
             Overloaded: the queue is full.
         """
         if self.waiting_tokens and self.waiting_tokens >= self.max_waiting_tokens:
-            raise Overloaded(f"{self.waiting_tokens:,} tokens are waiting; more are taken below {self.max_waiting_tokens:,}")
-        ticket = _Ticket([None] * len(sequences), len(sequences))
+            raise Overloaded(f"{self.waiting_tokens:,} tokens are waiting in the queue; the limit is {self.max_waiting_tokens:,}")
+        request = _Pending([None] * len(sequences), len(sequences))
         for index, sequence in enumerate(sequences):
-            self._queue.setdefault(sequence.head, deque()).append(_Entry(ticket, index, sequence))
+            self._queue.setdefault(sequence.head, deque()).append(_Entry(request, index, sequence))
         self._count(sequences, 1)
         try:
             if sequences:
                 self._arrived.set()
-                await ticket.done.wait()
+                await request.done.wait()
         except asyncio.CancelledError:
-            self._withdraw(ticket, {sequence.head for sequence in sequences})
+            self._withdraw(request, {sequence.head for sequence in sequences})
             raise
-        return [result for result in ticket.results if result is not None]
+        return [result for result in request.results if result is not None]
 
     def _count(self, sequences: Sequence[TokenSequence], sign: int) -> None:
         self.waiting_sequences += sign * len(sequences)
         self.waiting_tokens += sign * sum(map(len, sequences))
 
-    def _withdraw(self, ticket: _Ticket, heads: set[tuple[int, ...]]) -> None:
+    def _withdraw(self, request: _Pending, heads: set[tuple[int, ...]]) -> None:
         for head in heads & self._queue.keys():
-            kept = deque(entry for entry in self._queue[head] if entry.ticket is not ticket)
-            self._count([entry.sequence for entry in self._queue[head] if entry.ticket is ticket], -1)
+            kept = deque(entry for entry in self._queue[head] if entry.request is not request)
+            self._count([entry.sequence for entry in self._queue[head] if entry.request is request], -1)
             if kept:
                 self._queue[head] = kept
             else:
@@ -141,25 +141,25 @@ class Batcher:
             if not self._queue:
                 self._arrived.clear()
                 await self._arrived.wait()
-                # Only an idle model waits: what arrives while it is busy has had time to gather.
+                # Only an idle model waits: while it is busy, requests gather anyway.
                 await asyncio.sleep(self.window)
             batch = self._take()
             if batch:
                 await self._serve(batch)
 
     def _take(self) -> list[list[_Entry]]:
-        """Entries of the next batch, one list per tree, taken out of the queue."""
+        """Remove the entries of the next batch from the queue; returns one list per tree."""
         batch: list[list[_Entry]] = []
-        room = self.batch_tokens
+        remaining = self.batch_tokens
         while self._queue:
             head, entries = next(iter(self._queue.items()))
-            taken, used = _fitting(entries, room, at_least_one=not batch)
+            taken, used = _take_fitting(entries, remaining, at_least_one=not batch)
             if taken:
                 self._count([entry.sequence for entry in taken], -1)
                 batch.append(taken)
-                room -= used
+                remaining -= used
             if entries:
-                if taken:  # the others' turn, or a head that is asked about all the time would be served alone
+                if taken:  # move the head to the end, or a head with constant requests would starve the others
                     self._queue[head] = self._queue.pop(head)
                 break
             del self._queue[head]
@@ -172,26 +172,29 @@ class Batcher:
         seconds = time.perf_counter() - started
         for entries, results in zip(batch, scored, strict=True):
             for entry, result in zip(entries, results, strict=True):
-                entry.ticket.results[entry.index] = result
-                entry.ticket.left -= 1
-                if not entry.ticket.left:
-                    entry.ticket.done.set()
+                entry.request.results[entry.index] = result
+                entry.request.remaining -= 1
+                if not entry.request.remaining:
+                    entry.request.done.set()
         if self.on_batch:
             lengths = [len(entry.sequence) for entries in batch for entry in entries]
-            self.on_batch(Batch(len(lengths), len(trees), sum(lengths), sum(tree.n_tokens for tree in trees), seconds))
+            self.on_batch(BatchStats(len(lengths), len(trees), sum(lengths), sum(tree.n_tokens for tree in trees), seconds))
 
 
-def _fitting(entries: deque[_Entry], room: int, *, at_least_one: bool) -> tuple[list[_Entry], int]:
-    """Entries of one head, taken from the left as long as their tree has at most ``room`` tokens, and that tree's tokens."""
+def _take_fitting(entries: deque[_Entry], max_tokens: int, *, at_least_one: bool) -> tuple[list[_Entry], int]:
+    """Remove entries of one head from the left while their tree has at most ``max_tokens`` tokens.
+
+    Returns the entries and the number of tokens of their tree.
+    """
     taken: list[_Entry] = []
     shared = lengths = used = 0
     while entries:
         sequence = entries[0].sequence
         tail = sequence.tail[:-1]
-        # A later tail can only make the common prefix shorter, and with it the branches before longer.
+        # Another tail can only shorten the common prefix, which lengthens the earlier branches.
         common = min(shared, shared_length(taken[0].sequence.tail, tail)) if taken else len(tail)
         total = len(sequence.head) + common + lengths + len(sequence.tail) - (len(taken) + 1) * common
-        if total > room and (taken or not at_least_one):
+        if total > max_tokens and (taken or not at_least_one):
             break
         shared, lengths, used = common, lengths + len(sequence.tail), total
         taken.append(entries.popleft())
@@ -199,13 +202,13 @@ def _fitting(entries: deque[_Entry], room: int, *, at_least_one: bool) -> tuple[
 
 
 def _isolated(score: ScoreTrees, trees: list[PrefixTree]) -> list[list[float | Failure]]:
-    """Results of every tree. If the model fails on a batch, each tree is tried alone, so that only the culprit's items fail."""
+    """Results of every tree. If the model fails on a batch, each tree is scored alone, so that only bad trees fail."""
     try:
         scored = score(trees)
         if [len(values) for values in scored] != [len(tree.branches) for tree in trees]:
-            raise ValueError("the model gave another number of scores")
+            raise ValueError("the model returned a wrong number of scores")
         return [[_checked(value) for value in values] for values in scored]
-    except Exception as error:  # whatever the model raises must become its items' failure, not the server's
+    except Exception as error:  # any error of the model becomes a failure of its items, not of the server
         if len(trees) > 1:
             return [_isolated(score, [tree])[0] for tree in trees]
         _log.exception("the model failed on a tree of %d tokens", trees[0].n_tokens)
@@ -214,4 +217,4 @@ def _isolated(score: ScoreTrees, trees: list[PrefixTree]) -> list[list[float | F
 
 
 def _checked(value: float) -> float | Failure:
-    return value if math.isfinite(value) else Failure("non_finite", f"the model gave the score {value}")
+    return value if math.isfinite(value) else Failure("non_finite", f"the model returned the score {value}")

@@ -12,29 +12,31 @@ from polar_rm.protocols.base import PoolingFlavour
 
 
 class ServeConfig(Config):
-    """One server. Each key is an option of the command line, too, which stands above the config."""
+    """One server. Each key is also an option of the command line, which takes precedence over the config."""
 
     model: Path = Field(description="Folder of a reward model saved by polar.")
-    host: str = Field("127.0.0.1", description="Address to bind. Others than loopback need a key.")
-    port: int = Field(30000, ge=0, le=65535, description="0 takes any that is free; the log says which.")
-    engine: Literal["polar", "vllm"] = Field("polar", description="vllm starts the vLLM of this environment.")
+    host: str = Field("127.0.0.1", description="Address to bind. Addresses other than loopback need a key.")
+    port: int = Field(30000, ge=0, le=65535, description="Port to listen on; 0 takes any free port, which the log names.")
+    engine: Literal["polar", "vllm"] = Field("polar", description="polar: our server. vllm: starts the vLLM of this environment.")
     pooling_flavour: PoolingFlavour | None = Field(
         None,
         description="Shape of /pooling replies: vllm is [[s]] (default), lmdeploy s, vllm-classify [s] (default with vLLM). The "
-        "official client needs vllm or lmdeploy, by its server_type.",
+        "official client needs vllm or lmdeploy, according to its server_type.",
     )
-    api_key_env: str | None = Field(None, description="NAME of the environment variable that holds the key to ask for.")
-    allow_open: bool = Field(False, description="Let other machines in without a key.")
+    api_key_env: str | None = Field(None, description="NAME of the environment variable with the key that clients must send.")
+    allow_open: bool = Field(False, description="Accept other machines without a key.")
     allowed_hosts: tuple[str, ...] = Field(
-        (), description="Further names that a server without a key answers to, for instance behind a proxy of one's own."
+        (), description="Further host names that a server without a key answers to, for instance behind your own proxy."
     )
     precision: Literal["auto", "bf16", "fp32", "fp16"] = Field(
-        "fp32", description="Of the backbone's products: auto takes bf16 where the hardware has it, which is faster."
+        "fp32", description="Precision of the backbone; auto takes bf16 where the hardware has it, which is faster."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one.")
-    row_tokens: int = Field(8192, ge=1, description="Most tokens of one packed row; decides memory, not results.")
-    max_items: int = Field(4096, ge=1, description="Sequences in one request.")
-    max_body_mib: int = Field(32, ge=1, description="Size of one request's body, a prompt counted for each output.")
-    max_queue_tokens: int = Field(2_000_000, ge=1, description="Waiting tokens beyond which requests get 429.")
-    max_seconds: float = Field(300.0, ge=0.1, description="Longest time to an answer; later it is 503.")
-    log_texts: bool = Field(False, description="Write request bodies into the log.")
+    row_tokens: int = Field(8192, ge=1, description="Maximum number of tokens of a packed row; affects memory, not results.")
+    max_items: int = Field(4096, ge=1, description="Maximum number of sequences in one request.")
+    max_body_mib: int = Field(
+        32, ge=1, description="Maximum size of a request body in MiB; its prompts count once for each output."
+    )
+    max_queue_tokens: int = Field(2_000_000, ge=1, description="Number of waiting tokens from which on requests get 429.")
+    max_seconds: float = Field(300.0, ge=0.1, description="Maximum time to an answer in seconds; then the request gets 503.")
+    log_texts: bool = Field(False, description="Write request bodies to the log.")

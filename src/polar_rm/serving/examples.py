@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beyond routes and replies: a description, and an example of every body."""
+"""Texts of the OpenAPI document: the description, and an example of every request body."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 DESCRIPTION = """\
 Scores how much a candidate looks as if the reference's author had written it. Scores are raw and unbounded: only differences
-under one prompt and reference mean something. `/v1/score` takes texts as they are. The other routes speak the protocols of
+for the same prompt and reference are meaningful. `/v1/score` takes unrendered texts. The other routes follow the protocols of
 other engines and take rendered text (`prompt`, newline, `reference`, `<|reward|>`, `prompt`, newline, `candidate`,
 `[UNUSED_TOKEN_130]`) or its token ids.
 """
@@ -65,8 +65,8 @@ BODIES: dict[str, Any] = {
     },
 }
 DESCRIPTIONS = {
-    "/classify": "SGLang's body (`text` or `input_ids`) gets SGLang's reply, vLLM's (`input`) gets vLLM's.",
-    "/pooling": "The same body from both; the shape of the reply is the server's `--pooling-flavour`.",
+    "/classify": "SGLang's body (`text` or `input_ids`) gets SGLang's reply; vLLM's body (`input`) gets vLLM's reply.",
+    "/pooling": "vLLM and LMDeploy have the same body; the server's `--pooling-flavour` sets the shape of the reply.",
     "/v1/embeddings": "One embedding of length one per input: the raw score.",
 }
-"""Of the routes of other engines."""
+"""Descriptions of the routes of other engines."""

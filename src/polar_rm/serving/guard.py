@@ -1,4 +1,4 @@
-"""What stands before every route: the key, limits on the body, time and memory, draining, one log line and the metrics."""
+"""Middleware of all routes: the key, limits on body, time and memory, draining, one log line per request, and the metrics."""
 
 from __future__ import annotations
 
@@ -17,26 +17,28 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polar_rm.serving.batching import Batch, Batcher
+from polar_rm.serving.batching import Batcher, BatchStats
 from polar_rm.serving.hosts import Hosts
 
 _log = logging.getLogger("polar_rm.serving.requests")
 
-# Readable without the key: the page, its document, and what load balancers ask.
-_OPEN = {"/", "/health", "/ready", "/openapi.json"}
-
+# Paths that need no key: the page, the OpenAPI document, and the probes of load balancers.
+_OPEN_PATHS = {"/", "/health", "/ready", "/openapi.json"}
 
 _MAX_LOGGED_BYTES = 1 << 20
-_LISTS_PER_ITEM = 64  # lists and objects: of messages and their parts
+_LISTS_PER_ITEM = 64  # lists and objects, for messages and their parts
 _JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _MAX_DISCARDED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """body_bytes: of one request; also its characters, a prompt counted for each of its outputs. items: sequences to score in one
-    request. seconds: from the first byte to the answer, and the longest drain. Bodies held at the same time may have eight times
-    ``body_bytes`` together."""
+    """Limits of requests.
+
+    body_bytes: of one request; also the maximum number of its characters, where a prompt counts once for each of its outputs.
+    items: sequences to score in one request. seconds: from the first byte to the answer; also the maximum time for draining.
+    All bodies that are in memory at the same time may have eight times ``body_bytes`` together.
+    """
 
     body_bytes: int = 32 << 20
     items: int = 4096
@@ -44,49 +46,47 @@ class Limits:
 
 
 def error_reply(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The body that vLLM and OpenAI send for errors."""
+    """An error reply in the format of vLLM and OpenAI."""
     content = {"error": {"message": message, "type": kind, "param": None, "code": status}}
     return JSONResponse(content, status, headers)
 
 
 class Metrics:
-    """Prometheus metrics of one server, in a registry of its own."""
+    """Prometheus metrics of one server, in their own registry."""
 
     def __init__(self, batcher: Batcher) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("polar_requests", "Requests answered.", ["route", "status"], registry=self.registry)
         self.seconds = Histogram(
             "polar_request_seconds",
-            "From the request to its answer.",
+            "Time from the request to its answer.",
             ["route"],
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
             registry=self.registry,
         )
-        self.items = Counter(
-            "polar_items", "Items by what became of them: ok or a failure's code.", ["outcome"], registry=self.registry
-        )
+        self.items = Counter("polar_items", "Items by outcome: ok or the code of a failure.", ["outcome"], registry=self.registry)
         self._batches = Counter("polar_batches", "Calls of the model.", registry=self.registry)
-        self._scored = Counter("polar_batched_sequences", "Sequences in those calls.", registry=self.registry)
+        self._scored = Counter("polar_batched_sequences", "Sequences in the calls of the model.", registry=self.registry)
         self._tree_tokens = Counter("polar_computed_tokens", "Tokens that the model computed.", registry=self.registry)
-        self._tokens = Counter("polar_sequence_tokens", "The same without sharing prefixes.", registry=self.registry)
+        self._tokens = Counter("polar_sequence_tokens", "Tokens without sharing prefixes.", registry=self.registry)
         self._model_seconds = Counter("polar_model_seconds", "Time in the model.", registry=self.registry)
         waiting = Gauge("polar_waiting_sequences", "Sequences in the queue.", registry=self.registry)
         waiting.set_function(lambda: batcher.waiting_sequences)
-        tokens = Gauge("polar_waiting_tokens", "Their tokens.", registry=self.registry)
+        tokens = Gauge("polar_waiting_tokens", "Tokens of the sequences in the queue.", registry=self.registry)
         tokens.set_function(lambda: batcher.waiting_tokens)
 
-    def batch(self, batch: Batch) -> None:
+    def count_batch(self, stats: BatchStats) -> None:
         """Count one call of the model."""
         self._batches.inc()
-        self._scored.inc(batch.sequences)
-        self._tree_tokens.inc(batch.tree_tokens)
-        self._tokens.inc(batch.sequence_tokens)
-        self._model_seconds.inc(batch.seconds)
+        self._scored.inc(stats.sequences)
+        self._tree_tokens.inc(stats.tree_tokens)
+        self._tokens.inc(stats.sequence_tokens)
+        self._model_seconds.inc(stats.seconds)
 
 
 class Guard:
-    """ASGI middleware. A request that was accepted is answered, also while the server drains. ``active`` counts the POSTs that
-    were accepted and are not answered yet."""
+    """ASGI middleware. Every accepted request is answered, also while the server drains. active: number of accepted POSTs that
+    are not answered yet."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class Guard:
         self.app = app
         self.limits = limits
         self.metrics = metrics
-        self.json_paths: frozenset[str] = frozenset()  # whose POST carries JSON
+        self.json_paths: frozenset[str] = frozenset()  # paths whose POST has a JSON body
         self._key = api_key.encode() if api_key else None
         self._hosts = hosts or Hosts()
         self._log_texts = log_texts
@@ -133,15 +133,15 @@ class Guard:
             self._finish(record, body)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> JSONResponse | None:
-        # Who has the key is no foreign page.
+        # With a key the host need not be checked: a foreign page does not know the key.
         if self._key is None and (reason := self._hosts.refusal(scope["path"], headers)):
             return error_reply(403, "forbidden", reason)
-        if scope["path"] in _OPEN and scope["method"] != "POST":
+        if scope["path"] in _OPEN_PATHS and scope["method"] != "POST":
             return None
         if self._key is not None:
-            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(given, self._key):
-                message = "give the server's key: Authorization: Bearer KEY"
+            scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(key, self._key):
+                message = "missing or wrong API key; send Authorization: Bearer KEY"
                 return error_reply(401, "authentication_error", message, {"WWW-Authenticate": "Bearer"})
         if self.draining and scope["method"] == "POST":
             return error_reply(503, "unavailable", "the server is shutting down", {"Connection": "close"})
@@ -149,10 +149,10 @@ class Guard:
         if declared.isdigit() and int(declared) > self.limits.body_bytes:
             return _too_large(self.limits.body_bytes)
         if (coding := headers.get(b"content-encoding", b"identity")).lower() != b"identity":
-            message = f"Content-Encoding {coding.decode('latin-1')!r} is not supported: send the JSON as it is"
+            message = f"Content-Encoding {coding.decode('latin-1')!r} is not supported: send uncompressed JSON"
             return error_reply(415, "invalid_request", message)
         if scope["method"] == "POST" and scope["path"] in self.json_paths:
-            # A page of another origin may send any other type without asking first.
+            # A page of another origin may send other types without a CORS preflight request.
             kind = headers.get(b"content-type", b"").decode("latin-1")
             if kind.partition(";")[0].strip().lower() != "application/json":
                 return error_reply(400, "invalid_request", f"Content-Type is {kind!r}; send JSON as application/json")
@@ -170,8 +170,8 @@ class Guard:
             return error_reply(408, "timeout", "the request's body did not arrive in time", {"Connection": "close"})
         limit = _LISTS_PER_ITEM * self.limits.items + 10_000
         if refusal is None and (count := _lists_and_objects(body.content, limit)) > limit:
-            # A few bytes each, they take a minute to check, in which nobody else is answered.
-            return error_reply(413, "too_large", f"{count:,} lists and objects in one body; at most {limit:,} are taken")
+            # Millions of small lists take a minute to validate, which would block all other requests.
+            return error_reply(413, "too_large", f"{count:,} lists and objects in one body; the limit is {limit:,}")
         return refusal
 
     async def _answer(self, scope: Scope, body: _Body, record: _Record) -> None:
@@ -180,11 +180,11 @@ class Guard:
                 await self.app(scope, body.replay, record.send)
         except TimeoutError:
             if not record.status:
-                message = f"no answer within {self.limits.seconds:g} s; the server is overloaded or the request too large"
+                message = f"no answer within {self.limits.seconds:g} s; the server is overloaded or the request is too large"
                 await error_reply(503, "timeout", message, {"Retry-After": "5"})(scope, body.replay, record.send)
 
     def _finish(self, record: _Record, body: _Body) -> None:
-        # An unknown path is not a label: anybody could make a new time series.
+        # Unknown paths are no labels, or clients could create any number of time series.
         route = getattr(record.scope.get("route"), "path", "other")
         seconds = time.perf_counter() - record.started
         self.metrics.requests.labels(route, record.status).inc()
@@ -206,7 +206,7 @@ class Guard:
 
 
 class _Record:
-    """Watches what is sent: the status, and a request id for the client."""
+    """Records the status of the reply, and adds a request id for the client."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.scope = scope
@@ -224,7 +224,7 @@ class _Record:
 
 
 class _Body:
-    """A request's body, read whole before anything else is done with it."""
+    """A request's body, which is read completely before the request is processed."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive = receive
@@ -237,7 +237,7 @@ class _Body:
         chunks: list[bytes] = []
         while True:
             message = await self._receive()
-            if message["type"] == "http.disconnect":  # half a body must not be read as if it were all of it
+            if message["type"] == "http.disconnect":  # an incomplete body must not be taken for a complete one
                 return error_reply(499, "client_closed_request", "the client closed the connection")
             chunk = message.get("body", b"")
             chunks.append(chunk)
@@ -246,20 +246,20 @@ class _Body:
             if self.held > self._limit:
                 return _too_large(self._limit)
             if not enough_memory:
-                return error_reply(503, "unavailable", "too many bytes of requests are held already", {"Retry-After": "1"})
+                return error_reply(503, "unavailable", "the server holds too many bytes of other requests", {"Retry-After": "1"})
             if not message.get("more_body", False):
                 self.content = b"".join(chunks)
                 return None
 
     async def replay(self) -> Message:
         if self._replayed:
-            return await self._receive()  # then it says when the client has gone
+            return await self._receive()  # reports when the client disconnects
         self._replayed = True
         return {"type": "http.request", "body": self.content, "more_body": False}
 
 
 def _lists_and_objects(content: bytes, limit: int) -> int:
-    """How many lists and objects JSON holds; texts are looked at only if there may be more than ``limit``."""
+    """Number of lists and objects in JSON. Brackets in strings are left out only if the count may exceed ``limit``."""
     count = content.count(b"[") + content.count(b"{")
     if count > limit:
         outside = _JSON_STRING.sub(b"", content)
@@ -268,7 +268,7 @@ def _lists_and_objects(content: bytes, limit: int) -> int:
 
 
 async def _discard(headers: dict[bytes, bytes], receive: Receive) -> None:
-    """Read a small body that nobody wants: with bytes unread a connection is reset, and the client may miss our answer."""
+    """Read a small body and ignore it: unread bytes would reset the connection, and the client might miss our answer."""
     declared = headers.get(b"content-length", b"")
     if b"expect" in headers or not (declared.isdigit() and int(declared) <= _MAX_DISCARDED_BYTES):
         return

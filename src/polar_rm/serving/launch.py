@@ -1,4 +1,4 @@
-"""``polar serve``: bind, load the model, run until a signal, then drain."""
+"""``polar serve``: bind the port, load the model, serve until a signal, then drain."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from polar_rm.serving.service import Service
 
 _log = logging.getLogger("polar_rm.serving")
 
-# Longer than clients keep an idle connection (httpx 5 s, aiohttp 15 s): a server that closes first may meet a
-# request that is already on its way.
+# Longer than clients keep an idle connection (httpx 5 s, aiohttp 15 s): if the server closes first, it may lose a request that
+# is already on its way.
 KEEP_ALIVE_SECONDS = 75
 _QUEUED_CONNECTIONS = 2048
 
 
 def serve(config: ServeConfig) -> None:
-    """Returns after a signal, when every accepted request has been answered; a second signal ends the process.
+    """Serve until a signal, and return when every accepted request has been answered. A second signal ends the process.
 
     Raises:
-        PolarError: others could reach the server without a key, the address can't be bound, or the model can't be loaded.
+        PolarError: other machines could reach the server without a key, or the address can't be bound, or the model not loaded.
     """
     key = api_key(config.host, config.api_key_env, allow_open=config.allow_open)
     device = claim_device(config.device)
@@ -70,8 +70,8 @@ def _config(app: Guard, connections: Connections, **options: Any) -> uvicorn.Con
 
 
 class DrainingServer(uvicorn.Server):
-    """On the first signal new work gets 503 over the open port, and the server stops half a second after the accepted work is
-    done: connections that wait to be accepted are told, too. On the second signal the process ends at once."""
+    """A server that drains. After the first signal new requests get 503 over the open port, also on connections in the listen
+    queue, and the server stops half a second after the last accepted request. The second signal ends the process immediately."""
 
     def __init__(self, guard: Guard, **options: Any) -> None:
         self._connections = Connections()
@@ -81,32 +81,32 @@ class DrainingServer(uvicorn.Server):
         self._quiet_ticks = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where."""
+        """Listen, and log the URL."""
         await super().startup(sockets)
         for listener in sockets or []:
-            listener.listen(_QUEUED_CONNECTIONS)  # asyncio takes one number for both, the queue and a burst
+            listener.listen(_QUEUED_CONNECTIONS)  # asyncio has only one setting for the listen queue and for its bursts
             host, port = listener.getsockname()[:2]
             _log.info("ready", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the port and all connections; whoever was about to ask is told."""
-        self._connections.refuse_fresh()
+        """Close the port and all connections, and refuse clients that have not sent a request yet."""
+        self._connections.refuse_new()
         refused = [connection for listener in sockets or [] for connection in refuse_queued(listener)]
         await super().shutdown(sockets)  # closes the port before anything else happens
         close_read(refused)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain, or at the second signal end the process."""
+        """Start to drain, or end the process at the second signal."""
         fields = {"signal": signal.Signals(sig).name, "requests": self._guard.active}
         if self._guard.draining:
             _log.warning("stopped at once", extra={"fields": fields})
-            os._exit(128 + sig)  # anything less waits for the threads of the encoder and the model
+            os._exit(128 + sig)  # a normal exit would wait for the threads of encoder and model
         self._guard.draining = True
         _log.info("draining", extra={"fields": fields})
 
     async def on_tick(self, counter: int) -> bool:
         """Whether the server has been quiet long enough to end."""
-        # Probes and refused requests don't count: they come as long as there is a server.
+        # Probes and refused requests don't count, because they continue as long as the server runs.
         quiet = self._guard.draining and not self._guard.active
         self._quiet_ticks = self._quiet_ticks + 1 if quiet else 0
         if self._quiet_ticks >= 5:  # tenths of a second
@@ -116,7 +116,7 @@ class DrainingServer(uvicorn.Server):
 
 @contextmanager
 def in_thread(app: Guard) -> Iterator[str]:
-    """The application on a free port of the loopback, in a thread of this process; yields its URL."""
+    """Serve the application on a free loopback port in a thread of this process; yields the URL."""
     server = uvicorn.Server(_config(app, Connections(), port=0, log_level="warning", access_log=False))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()

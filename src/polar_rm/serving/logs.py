@@ -1,4 +1,4 @@
-"""The server's log: one JSON object a line on the error stream, bounded whatever clients do."""
+"""The server's log: one JSON object per line on stderr, bounded in size whatever clients do."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import logging
 import time
 
 _MAX_TRACEBACK = 8_000  # characters
-# Of one message within a period: more of them say nothing more, and a log must not fill a disk.
+# Maximum number of equal messages per period, because a log must not fill the disk.
 _PERIOD_SECONDS = 10.0
 _MAX_REPEATS = 5
 
 
 class JsonLines(logging.Formatter):
-    """One line a record, with its ``fields``."""
+    """One line per record, with its ``fields``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON."""
@@ -32,7 +32,7 @@ class JsonLines(logging.Formatter):
 
 
 class Repeats(logging.Filter):
-    """Lets a few warnings of one kind through in each period; the first of the next says how many were left out."""
+    """Passes only a few warnings of one kind per period. The first warning of the next period counts the ones left out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,19 +43,19 @@ class Repeats(logging.Filter):
         if record.levelno < logging.WARNING:
             return True
         kind = (record.name, record.levelno, str(record.msg))
-        began, count = self._seen.get(kind, (record.created, 0))
-        if record.created - began >= _PERIOD_SECONDS:
+        start, count = self._seen.get(kind, (record.created, 0))
+        if record.created - start >= _PERIOD_SECONDS:
             if count > _MAX_REPEATS:
                 record.fields = {**getattr(record, "fields", {}), "left_out": count - _MAX_REPEATS}
-            began, count = record.created, 0
-        if len(self._seen) >= 1000:  # messages are made by programs, not by clients: this is far away
+            start, count = record.created, 0
+        if len(self._seen) >= 1000:  # unlikely: message formats come from programs, not from clients
             self._seen.clear()
-        self._seen[kind] = began, count + 1
+        self._seen[kind] = start, count + 1
         return count < _MAX_REPEATS
 
 
 def log_to_stderr() -> None:
-    """Our own messages, and the warnings of the server and its event loop."""
+    """Log our own messages, and the warnings of uvicorn and asyncio."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     handler.addFilter(Repeats())

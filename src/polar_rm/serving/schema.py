@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of replies that belong to no protocol. Replies are checked in tests, not while serving."""
+"""Schemas of replies that belong to no protocol, for the OpenAPI document. Tests validate the replies; the server does not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 class ErrorBody(BaseModel):
-    """type: a word for programs. code: the status."""
+    """type: the kind of error, for programs. code: the HTTP status."""
 
     message: str
     type: str
@@ -17,23 +17,23 @@ class ErrorBody(BaseModel):
 
 
 class ErrorReply(BaseModel):
-    """Every error of this server, in the form that vLLM and OpenAI use."""
+    """The body of every error, in the format of vLLM and OpenAI."""
 
     error: ErrorBody
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorReply, "description": "The request is at fault, or there are too many (429)."},
+    "4XX": {"model": ErrorReply, "description": "The request is invalid, or there are too many requests (429)."},
     "5XX": {"model": ErrorReply, "description": "No score: the model failed, or the server is overloaded or stopping."},
 }
 
 
 class StatusReply(BaseModel):
-    """What load balancers read."""
+    """The status, for load balancers."""
 
     status: str
 
 
 def reply(kind: Any) -> dict[int | str, dict[str, Any]]:
-    """For a route's ``responses``: documents what it answers without validating it again on every request."""
+    """The ``responses`` of a route: they document the reply without validating it on every request."""
     return {200: {"model": kind}}

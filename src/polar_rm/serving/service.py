@@ -1,4 +1,4 @@
-"""From requests to outcomes: encode in one thread, score in another, so that the event loop only passes work on."""
+"""From requests to outcomes. Encoding and scoring run in threads of their own, so that the event loop stays free."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from polar_rm.serving.batching import Batcher
 
 T = TypeVar("T")
 
-# What is encoded in one go; a longer text is a slice of its own.
+# Maximum size of a slice, which is encoded without interruption; a longer text is a slice by itself.
 _SLICE_ITEMS = 32
 _SLICE_CHARACTERS = 1 << 18
-# A slice of more than this is encoded in another thread, which short texts don't wait for.
+# A slice with more characters than this is encoded in another thread, so that short texts don't wait for it.
 _LONG_CHARACTERS = 1 << 20
 
 
@@ -39,7 +39,7 @@ _Rows = list[_Encoded | Failure]
 
 @dataclass
 class Service:
-    """What the routes need: one encoder, one queue in front of the model, and the checkpoint's calibration card."""
+    """Everything that the routes use: the encoder, the queue of the model, and the checkpoint's calibration card."""
 
     name: str
     encoder: Encoder
@@ -47,20 +47,20 @@ class Service:
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
-        self._short, self._long = _Lane("encoder"), _Lane("encoder of long texts")
+        self._short, self._long = _EncoderThread("encoder"), _EncoderThread("encoder of long texts")
 
     async def score_inputs(self, inputs: Sequence[str | list[int]], *, add_bos: bool = True) -> list[Outcome]:
-        """Rendered texts or token ids: one outcome each, in order."""
+        """One outcome per rendered text or list of token ids, in order."""
         return await self._score(await self._encoded(inputs, len, lambda part: _encode_inputs(part, self.encoder, add_bos)))
 
     async def score_items(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        """One outcome each, in order; an item that can't be encoded fails alone."""
+        """One outcome per item, in order; an item that can't be encoded fails alone."""
         return await self._score(await self._encoded(items, _characters, lambda part: _encode_items(part, self.encoder)))
 
     async def score_rows(
         self, rows: Sequence[T], characters: Callable[[T], int], item_of: Callable[[T], ScoreItem]
     ) -> list[Outcome]:
-        """The same of rows that ``item_of`` turns into items, in the encoder's thread too. What it raises fails all of them."""
+        """As :meth:`score_items`, for rows that ``item_of`` converts in the encoder's thread. If it raises, all rows fail."""
         return await self._score(
             await self._encoded(rows, characters, lambda part: _encode_items([item_of(row) for row in part], self.encoder))
         )
@@ -72,11 +72,11 @@ class Service:
         self._long.close()
 
     async def _encoded(self, values: Sequence[T], size: Callable[[T], int], encode: Callable[[Sequence[T]], _Rows]) -> _Rows:
-        """In slices: between two of them other requests have their turn, and who was cancelled goes."""
+        """Encode values in slices. Between two slices other requests have their turn, and cancelled requests end."""
         encoded: _Rows = []
         for part, characters in _slices(values, size):
-            lane = self._long if characters > _LONG_CHARACTERS else self._short
-            encoded += await lane.run(partial(encode, part))
+            thread = self._long if characters > _LONG_CHARACTERS else self._short
+            encoded += await thread.run(partial(encode, part))
         return encoded
 
     async def _score(self, encoded: Sequence[_Encoded | Failure]) -> list[Outcome]:
@@ -85,18 +85,19 @@ class Service:
         return [row if isinstance(row, Failure) else _outcome(row, next(scores)) for row in encoded]
 
 
-class _Lane:
-    """One thread, and the turn of who may use it."""
+class _EncoderThread:
+    """One thread, and a lock for its use."""
 
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, name)
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def run(self, work: Callable[[], _Rows]) -> _Rows:
-        # Waiting here and not in the executor's queue, which keeps what was cancelled, with its texts, until the thread is free.
-        await self._turn.acquire()
+        # Requests wait for the lock and not in the executor's queue, which keeps cancelled work and its texts until the thread
+        # is free.
+        await self._lock.acquire()
         running = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        running.add_done_callback(lambda _: self._turn.release())
+        running.add_done_callback(lambda _: self._lock.release())
         return await asyncio.shield(running)
 
     def close(self) -> None:
@@ -104,7 +105,10 @@ class _Lane:
 
 
 def _slices(values: Sequence[T], size: Callable[[T], int]) -> Iterator[tuple[Sequence[T], int]]:
-    """Consecutive values, at most ``_SLICE_ITEMS`` and, unless it is one alone, ``_SLICE_CHARACTERS``; and their characters."""
+    """Slices of consecutive values with their numbers of characters.
+
+    A slice has at most ``_SLICE_ITEMS`` values and, unless it has only one, at most ``_SLICE_CHARACTERS`` characters.
+    """
     start = characters = 0
     for index, value in enumerate(values):
         more = size(value)

@@ -1,6 +1,6 @@
-"""``polar serve --engine vllm``: the command that serves a native checkpoint in the vLLM that is installed.
+"""``polar serve --engine vllm``: the command that serves a native checkpoint with the installed vLLM.
 
-Its options change with almost every release, so they are read from the installed one: ``--task`` became ``--runner`` and
+vLLM's options change with almost every release, so they are read from the installed version: ``--task`` became ``--runner`` and
 ``--convert``, ``--override-pooler-config`` became ``--pooler-config``, and the key that turns the sigmoid off was renamed twice.
 """
 
@@ -19,7 +19,7 @@ from polar_rm.protocols.base import PoolingFlavour
 
 _MODULE = "vllm.entrypoints.openai.api_server"
 
-# One process, since importing vLLM takes ten seconds: the pooler's settings first, then the help of all options.
+# A single process, because importing vLLM takes ten seconds: it prints the pooler's settings, then the help of all options.
 _PROBE = f"""
 import dataclasses, json, runpy, sys
 import vllm
@@ -32,7 +32,7 @@ runpy.run_module({_MODULE!r}, run_name="__main__")
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What the installed vLLM takes: command line options and settings of its pooler."""
+    """The command line options of the installed vLLM, and the settings of its pooler."""
 
     version: str
     options: frozenset[str]
@@ -40,14 +40,14 @@ class Installed:
 
 
 def probe(python: str = sys.executable) -> Installed:
-    """Ask the vLLM of this environment.
+    """Read the options of the vLLM in this environment.
 
     Raises:
-        PolarError: there is none, or it doesn't start.
+        PolarError: vLLM is not installed, or does not start.
     """
-    # Newer versions print a summary unless asked for all; older ones print all and don't know that form.
-    for form in ("--help=all", "--help"):
-        done = subprocess.run([python, "-c", _PROBE, form], capture_output=True, text=True, check=False)
+    # Newer versions print only a summary without "=all"; older versions print all options and don't know "=all".
+    for option in ("--help=all", "--help"):
+        done = subprocess.run([python, "-c", _PROBE, option], capture_output=True, text=True, check=False)
         if done.returncode == 0:
             first = next(line for line in done.stdout.splitlines() if line.startswith('["'))
             version, pooler = json.loads(first)
@@ -66,16 +66,16 @@ def command(
     flavour: PoolingFlavour = "vllm-classify",
     python: str = sys.executable,
 ) -> list[str]:
-    """The process to start.
+    """The command line of the server.
 
-    flavour: ``vllm-classify`` serves ``/classify`` and uses the prefix cache, which is what our client wants; ``vllm`` is the
-    per-token task that the official client needs on ``/pooling``, and has neither.
+    flavour: ``vllm-classify`` serves ``/classify`` and uses the prefix cache, which suits our client; ``vllm`` is the per-token
+    task that the official client needs on ``/pooling``, without ``/classify`` and without the prefix cache.
 
     Raises:
-        PolarError: this version has no option for what a reward model needs, or the folder is no checkpoint of ours.
+        PolarError: this version lacks an option that a reward model needs, or the folder is not one of our checkpoints.
     """
     config = json.loads((model / "config.json").read_text()) if (model / "config.json").is_file() else {}
-    longest = Encoder.from_pretrained(model).settings.max_length
+    max_length = Encoder.from_pretrained(model).settings.max_length
     if flavour == "lmdeploy":
         raise PolarError("vLLM can't reply as LMDeploy does; use --engine polar for --pooling-flavour lmdeploy")
     return [
@@ -83,7 +83,7 @@ def command(
         *("-m", _MODULE, "--model", str(model), "--served-model-name", model.resolve().name),
         *("--host", host, "--port", str(port), "--dtype", dtype),
         *_task_options(installed),
-        *("--max-model-len", str(min(longest, config.get("max_position_embeddings", longest)))),
+        *("--max-model-len", str(min(max_length, config.get("max_position_embeddings", max_length)))),
         *_pooler_options(installed, flavour),
     ]
 
@@ -93,7 +93,7 @@ def _task_options(installed: Installed) -> list[str]:
         return ["--runner", "pooling", "--convert", "classify"]
     if "--task" in installed.options:
         return ["--task", "classify"]
-    raise PolarError(f"vLLM {installed.version} has neither --runner nor --task: it can't be told to serve a reward model")
+    raise PolarError(f"vLLM {installed.version} can't serve a reward model: it has neither --runner nor --task")
 
 
 def _pooler_options(installed: Installed, flavour: PoolingFlavour) -> list[str]:
@@ -104,6 +104,6 @@ def _pooler_options(installed: Installed, flavour: PoolingFlavour) -> list[str]:
     settings: dict[str, object] = {raw: False}
     if flavour == "vllm":
         if "task" not in installed.pooler:
-            raise PolarError(f"vLLM {installed.version} has no per-token task to choose; leave --pooling-flavour out")
+            raise PolarError(f"vLLM {installed.version} has no per-token task; omit --pooling-flavour")
         settings["task"] = "token_classify"
     return [option, json.dumps(settings)]
