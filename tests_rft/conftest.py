@@ -1,4 +1,4 @@
-"""A live ``polar serve`` of a tiny model. These tests run in a trainer's own environment: ``make test-verl``."""
+"""A running ``polar serve`` with a tiny model. These tests run in a trainer's own environment: ``make test-verl``."""
 
 import signal
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from support import tiny
-from support.processes import Process
+from support.processes import serve
 
 from polar_rm.encoding.settings import EncoderSettings
 from polar_rm.records import ScoreItem
@@ -21,7 +21,7 @@ class Served:
     scorer: Scorer
 
     def rewards(self, items: list[ScoreItem]) -> list[float]:
-        """What the scorer gives, with no server between."""
+        """The scorer's rewards, without a server."""
         return [scored.reward for scored in self.scorer.score(items)]
 
     def requests(self, route: str) -> int:
@@ -37,7 +37,7 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rm")
     model = tiny.reward_model(folder / "lm", settings=EncoderSettings(max_length=400, max_response_length=100))
     model.save(folder / "model")
-    server = Process(folder / "model", folder / "log")
+    server = serve(folder / "model", folder / "log")
     try:
         yield Served(server.url, folder / "model", Scorer(model))
     finally:

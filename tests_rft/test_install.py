@@ -1,4 +1,4 @@
-"""The package as it was installed beside a trainer or an engine."""
+"""The package, installed together with a trainer or an engine."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polar_rm
 
-# `run` is the verb: it drives TRL and holds the policy.
+# `run` is the verb itself: it needs TRL and loads the policy.
 ADAPTERS = [
     f"polar_rm.rft.{file.stem}"
     for file in (Path(polar_rm.__file__).parent / "rft").glob("*.py")

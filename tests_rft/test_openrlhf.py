@@ -1,7 +1,7 @@
 """OpenRLHF's own executor, data set and reward shaping, with our reward function and server.
 
-Real are ``openrlhf.utils.agent``, ``.datasets.prompts_dataset``, ``.trainer.ppo_utils`` and ``.models.utils``, run on a CPU. The
-engine that generates is a stand-in; vLLM and deepspeed are empty modules, so that the files can be imported without CUDA.
+``openrlhf.utils.agent``, ``.datasets.prompts_dataset``, ``.trainer.ppo_utils`` and ``.models.utils`` are real and run on a CPU.
+The engine that generates is a fake; vLLM and deepspeed are empty modules, so that the files can be imported without CUDA.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from polar_rm.records import ScoreItem
 RAW = ["What is the capital?", "How high is it?", "Isn't it?"]
 REFERENCES = ["Beijing.", [{"role": "assistant", "content": "7 metres"}], "We don't know."]
 ANSWERS = ["Beijing.", "Shanghai is larger.", "12,345.6 metres", "It is not.", "<think>Twice.</think>It is."]
-PAIRS = [(place, answer) for place in range(3) for answer in ANSWERS]
+PAIRS = [(index, answer) for index in range(3) for answer in ANSWERS]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def endpoint(request, served, monkeypatch):
 
 
 def data_set(tokenizer, labels, inputs=RAW):
-    """Prompts in the policy's chat template with labels, as OpenRLHF reads them with --data.label_key."""
+    """Prompts in the policy's chat template with labels, read by OpenRLHF with --data.label_key."""
     args = SimpleNamespace(data=SimpleNamespace(input_key="input", label_key="reference", apply_chat_template=True))
     strategy = SimpleNamespace(args=args, is_rank_0=lambda: False)
     return PromptDataset(
@@ -47,7 +47,7 @@ def data_set(tokenizer, labels, inputs=RAW):
 
 
 class Engine:
-    """Answers with a given text, as vLLM would."""
+    """A fake of vLLM that always gives the same answer."""
 
     def __init__(self, tokenizer, answer):
         self.ids = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.convert_tokens_to_ids("<|im_end|>")]
@@ -57,15 +57,15 @@ class Engine:
 
 
 def rollouts(endpoint, tokenizer, labels, inputs=RAW, max_length=1000):
-    """Responses of the real executor, all at once; max_length: tokens of prompt and answer."""
+    """Responses of the real executor, called concurrently. max_length: tokens of prompt and answer."""
     executor = SingleTurnAgentExecutor([endpoint])
     data = data_set(tokenizer, labels, inputs)
     params = SimpleNamespace(max_tokens=30, logprobs=None)
 
     async def run():
         calls = [
-            executor.execute(data.prompts[place], data.labels[place], params, max_length, tokenizer, Engine(tokenizer, answer))
-            for place, answer in PAIRS
+            executor.execute(data.prompts[index], data.labels[index], params, max_length, tokenizer, Engine(tokenizer, answer))
+            for index, answer in PAIRS
         ]
         return await asyncio.gather(*calls)
 
@@ -80,7 +80,7 @@ def test_rewards_are_the_scorers(endpoint, served, tokenizer):
     before = served.requests("/v1/score")
     responses = rollouts(endpoint, tokenizer, REFERENCES)
     prompts = data_set(tokenizer, REFERENCES).prompts
-    items = [ScoreItem(prompts[place], REFERENCES[place], answer) for place, answer in PAIRS]
+    items = [ScoreItem(prompts[index], REFERENCES[index], answer) for index, answer in PAIRS]
     assert rewards_of(responses) == pytest.approx(served.rewards(items), abs=2e-5)
     if endpoint.endswith(".py"):
         assert 0 < served.requests("/v1/score") - before < len(PAIRS)
@@ -88,17 +88,17 @@ def test_rewards_are_the_scorers(endpoint, served, tokenizer):
 
 def test_labels_can_hold_the_prompt_without_the_template(endpoint, served, tokenizer):
     labels = [{"reference": reference, "prompt": raw} for reference, raw in zip(REFERENCES, RAW, strict=True)]
-    items = [ScoreItem(RAW[place], REFERENCES[place], answer) for place, answer in PAIRS]
+    items = [ScoreItem(RAW[index], REFERENCES[index], answer) for index, answer in PAIRS]
     assert rewards_of(rollouts(endpoint, tokenizer, labels)) == pytest.approx(served.rewards(items), abs=2e-5)
 
 
-def test_prompts_that_openrlhf_cuts(endpoint, served, tokenizer):
-    """Of a prompt that is too long it drops the beginning before it generates, but names it whole to the reward function."""
+def test_prompts_that_openrlhf_truncates(endpoint, served, tokenizer):
+    """OpenRLHF drops the beginning of a prompt that is too long before it generates, but passes the reward function all of it."""
     long = [" ".join(f"It has {i + len(raw)} metres." for i in range(40)) + raw for raw in RAW]
     labels = [{"reference": reference, "prompt": raw} for reference, raw in zip(REFERENCES, RAW, strict=True)]
     responses = rollouts(endpoint, tokenizer, labels, long, max_length=100)
     assert {response["action_ranges"][0][0] for response in responses} == {70}
-    items = [ScoreItem(RAW[place], REFERENCES[place], answer) for place, answer in PAIRS]
+    items = [ScoreItem(RAW[index], REFERENCES[index], answer) for index, answer in PAIRS]
     assert rewards_of(responses) == pytest.approx(served.rewards(items), abs=2e-5)
 
 
@@ -106,23 +106,23 @@ def test_thinking_is_stripped_on_request(served, tokenizer, monkeypatch):
     monkeypatch.setenv("POLAR_URL", served.url)
     monkeypatch.setenv("POLAR_STRIP_THINKING", "1")
     prompts = data_set(tokenizer, REFERENCES).prompts
-    items = [ScoreItem(prompts[place], REFERENCES[place], answer.rpartition("</think>")[2]) for place, answer in PAIRS]
-    found = rewards_of(rollouts(polar_rm.rft.openrlhf.__file__, tokenizer, REFERENCES))
-    assert found == pytest.approx(served.rewards(items), abs=2e-5)
+    items = [ScoreItem(prompts[index], REFERENCES[index], answer.rpartition("</think>")[2]) for index, answer in PAIRS]
+    rewards = rewards_of(rollouts(polar_rm.rft.openrlhf.__file__, tokenizer, REFERENCES))
+    assert rewards == pytest.approx(served.rewards(items), abs=2e-5)
 
 
 def test_without_labels_there_is_no_reward(endpoint, tokenizer, monkeypatch):
     async def no_pause(_):
         pass
 
-    monkeypatch.setattr("openrlhf.utils.agent.asyncio.sleep", no_pause)  # it asks the route five times
+    monkeypatch.setattr("openrlhf.utils.agent.asyncio.sleep", no_pause)  # OpenRLHF sends a request to the route five times
     assert {response["reward"] for response in rollouts(endpoint, tokenizer, [""] * 3)} == {None}
 
 
 def module(name, **attributes):
-    made = ModuleType(name)
-    vars(made).update(attributes)
-    return made
+    fake = ModuleType(name)
+    vars(fake).update(attributes)
+    return fake
 
 
 def test_responses_become_experiences(endpoint, served, tokenizer, monkeypatch):
@@ -133,15 +133,15 @@ def test_responses_become_experiences(endpoint, served, tokenizer, monkeypatch):
     from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
     responses = rollouts(endpoint, tokenizer, REFERENCES)
-    made = [SamplesGenerator._process_response_into_experience(None, response, max_len=1000) for response in responses]
-    batch = Experience.concat_experiences(made, tokenizer.pad_token_id)
+    experiences = [SamplesGenerator._process_response_into_experience(None, response, max_len=1000) for response in responses]
+    batch = Experience.concat_experiences(experiences, tokenizer.pad_token_id)
     assert batch.rewards.flatten().tolist() == pytest.approx(rewards_of(responses))
     assert batch.info["truncated"].flatten().tolist() == [0] * len(PAIRS)
     assert all(0 < score < 1 for score in batch.scores.flatten().tolist())
 
 
 def test_why_the_clip_has_to_be_widened(monkeypatch):
-    """The published model's reward of a wrong answer, -11.03, is cut by the default and not by the range that we name."""
+    """The published model's reward of a wrong answer, -11.03, is clipped by the default range and not by the one we recommend."""
     package = Path(openrlhf.__file__).parent
     options = (package / "cli" / "train_ppo_ray.py").read_text()
     assert '"--reward.clip_range", type=float, nargs=2, default=(-10, 10)' in options

@@ -1,4 +1,4 @@
-"""TRL's own trainers with our reward, and ``polar rft``: ``make test-trl``."""
+"""TRL's trainers with our reward, and ``polar rft``: ``make test-trl``."""
 
 import json
 
@@ -26,10 +26,10 @@ SHORT = {
     "gradient_checkpointing": False,
     "logging_steps": 1,
 }
-SEES_ASYNCHRONOUS = Version(trl.__version__) >= Version("1.14")
+SUPPORTS_ASYNC = Version(trl.__version__) >= Version("1.14")
 ROWS = [
-    {"prompt": f"the {word}", "reference": f"a {word} jumps over", "wrapper": ("sft", "pretrain")[place % 2]}
-    for place, word in enumerate(fakes.WORDS[:6])
+    {"prompt": f"the {word}", "reference": f"a {word} jumps over", "wrapper": ("sft", "pretrain")[index % 2]}
+    for index, word in enumerate(fakes.WORDS[:6])
 ]
 
 
@@ -51,7 +51,7 @@ def trainer(name, policy, output, reward, rows=ROWS):
 
 
 def recorded(reward):
-    """The reward, and a list of (items, rewards) of each of its calls to come."""
+    """The reward, and a list that collects (items, rewards) of its calls."""
     calls, score = [], reward._score
 
     def record(items):
@@ -64,22 +64,22 @@ def recorded(reward):
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_every_completion_is_rewarded_with_its_own_reference_and_wrapper(name, policy, url, tmp_path):
-    wanted = {row["prompt"]: (row["reference"], row["wrapper"]) for row in ROWS}
-    asynchronous = recorded(AsyncPolarReward(url))  # serves two trainers, which have two event loops
-    for reward, calls in [*[asynchronous] * (2 * SEES_ASYNCHRONOUS), recorded(PolarReward(url))]:
+    expected = {row["prompt"]: (row["reference"], row["wrapper"]) for row in ROWS}
+    asynchronous = recorded(AsyncPolarReward(url))  # used by two trainers, which have two event loops
+    for reward, calls in [*[asynchronous] * (2 * SUPPORTS_ASYNC), recorded(PolarReward(url))]:
         calls.clear()
-        made = trainer(name, policy, tmp_path, reward)
-        made.train()
+        run_trainer = trainer(name, policy, tmp_path, reward)
+        run_trainer.train()
         assert [len(items) for items, _ in calls] == [8, 8]
         for items, (rewards, _) in calls:
-            assert [(item.reference, item.wrapper) for item in items] == [wanted[item.prompt] for item in items]
+            assert [(item.reference, item.wrapper) for item in items] == [expected[item.prompt] for item in items]
             assert len({item.prompt for item in items}) == 2 and len({item.output for item in items}) > 2
             assert rewards == [fakes.fake_score(fakes.ids_of(item, ENCODER)) for item in items]
-        means = [row["rewards/polar/mean"] for row in made.state.log_history if "reward" in row]
+        means = [row["rewards/polar/mean"] for row in run_trainer.state.log_history if "reward" in row]
         assert means == pytest.approx([sum(rewards) / 8 for _, (rewards, _) in calls], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", [PolarReward, *[AsyncPolarReward] * SEES_ASYNCHRONOUS])
+@pytest.mark.parametrize("kind", [PolarReward, *[AsyncPolarReward] * SUPPORTS_ASYNC])
 def test_a_failure_ends_the_run(kind, policy, url, tmp_path):
     with fakes.running(fakes.make(encode=ENCODER)) as gone:
         pass
@@ -119,7 +119,7 @@ def test_a_run_saves_the_policy_and_repeats(policy, url, tmp_path):
         run(config(policy, url, tmp_path / "one", "lora={rank: 4}", learning_rate=1e-3))
 
 
-def test_an_interrupted_run_goes_on(policy, url, tmp_path):
+def test_an_interrupted_run_continues(policy, url, tmp_path):
     class Killed(Exception):
         pass
 
@@ -139,7 +139,7 @@ def test_an_interrupted_run_goes_on(policy, url, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_mistyped_key_is_told(policy, url, tmp_path):
+def test_a_mistyped_key_gets_a_suggestion(policy, url, tmp_path):
     with pytest.raises(ConfigError, match="trainer.num_generation: .*did you mean 'num_generations'"):
         run(config(policy, url, tmp_path / "run", num_generation=4))
     with pytest.raises(ConfigError, match="trainer: .*num_generations"):

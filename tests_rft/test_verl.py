@@ -1,4 +1,4 @@
-"""verl's own configuration, reward managers, reward loop on Ray and router, with our reward function and server."""
+"""verl's configuration, reward managers, reward loop on Ray and router, with our reward function and server."""
 
 import asyncio
 import subprocess
@@ -26,12 +26,12 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 QUESTIONS = [[{"role": "user", "content": text}] for text in ("What is the capital?", "How high is it?", "Isn't it?")]
 REFERENCES = ["Beijing.", [{"role": "assistant", "content": "7 metres"}], "We don't know."]
 ANSWERS = ["Beijing.", "Shanghai is larger.", "12,345.6 metres", "<think>They measured it twice.</think>It is not.", ""]
-ROWS = [(place % 3, answer) for place, answer in enumerate(ANSWERS * 6)]
+ROWS = [(index % 3, answer) for index, answer in enumerate(ANSWERS * 6)]
 
 
 @pytest.fixture(scope="module")
 def composed(policy):
-    """The recipe as verl's command line composes it."""
+    """The recipe, composed by verl's command line."""
     overrides = [f"actor_rollout_ref.model.path={policy}", "data.train_files=train.parquet", "data.val_files=val.parquet"]
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(RECIPES), "--config-name", "verl_ppo"]
     done = subprocess.run([*command, "--cfg", "job", *overrides], capture_output=True, text=True, check=False)
@@ -41,7 +41,7 @@ def composed(policy):
 
 @pytest.fixture
 def config(composed, served):
-    """The same for two reward workers and the live server."""
+    """The recipe's config for two reward workers and the running server."""
     changes = {"reward": {"num_workers": 2, "custom_reward_function": {"reward_kwargs": {"url": served.url}}}}
     return OmegaConf.merge(composed, changes)
 
@@ -59,16 +59,16 @@ def cluster():
 
 
 def batch_of(tokenizer, rows=ROWS, extra_key="prompt"):
-    """What a rollout hands to the reward loop: padded prompts and responses, and the columns of the data set."""
+    """The batch that a rollout passes to the reward loop: padded prompts and responses, and the columns of the data set."""
     responses = [[*tokenizer.encode(answer), tokenizer.eos_token_id] for _, answer in rows]
     width = max(map(len, responses))
     padded = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids in responses])
     mask = torch.tensor([[1] * 4 + [1] * len(ids) + [0] * (width - len(ids)) for ids in responses])
     columns = {
         "data_source": ["test"] * len(rows),
-        "reward_model": [{"style": "polar", "ground_truth": REFERENCES[place]} for place, _ in rows],
-        # As pandas reads a list from Parquet.
-        "extra_info": [{extra_key: np.array(QUESTIONS[place], dtype=object), "index": i} for i, (place, _) in enumerate(rows)],
+        "reward_model": [{"style": "polar", "ground_truth": REFERENCES[index]} for index, _ in rows],
+        # Arrays, because pandas reads lists from Parquet as arrays.
+        "extra_info": [{extra_key: np.array(QUESTIONS[index], dtype=object), "index": i} for i, (index, _) in enumerate(rows)],
     }
     arrays = {name: np.array(values, dtype=object) for name, values in columns.items()}
     prompts = torch.full((len(rows), 4), 5)
@@ -76,7 +76,8 @@ def batch_of(tokenizer, rows=ROWS, extra_key="prompt"):
 
 
 def by_manager(config, tokenizer, batch, **router):
-    """What verl's reward manager gives for each row, all rows at once; a manager belongs to the event loop it is made in."""
+    """The results of verl's reward manager, called concurrently for all rows. A manager belongs to the event loop that creates
+    it."""
 
     async def run():
         manager = load_reward_manager(config, tokenizer, **router)
@@ -132,8 +133,8 @@ def test_a_row_without_a_prompt_stops_training_with_a_reason(config, tokenizer):
 
 
 @pytest.mark.parametrize("engine", [None, "vllm"])
-def test_behind_verls_router(cluster, config, served, tokenizer, engine):
-    """A reward model that verl serves is asked through its router; as vLLM it is sent token ids."""
+def test_requests_through_verls_router(cluster, config, served, tokenizer, engine):
+    """Requests to a reward model that verl serves go through its router; with engine vllm they contain token ids."""
     address, process = launch_router_process([served.url])
     try:
         options = {"model": str(served.folder), "strip_thinking": True, "engine": engine}

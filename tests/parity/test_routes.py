@@ -1,4 +1,4 @@
-"""Routes agree, and each way in which one can be wrong shows. The server is a stub that speaks vLLM's or SGLang's protocol."""
+"""Routes agree, and every kind of deviation is found. The server is a stub with vLLM's or SGLang's protocol."""
 
 import json
 import math
@@ -30,22 +30,22 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def score(folder):
-    """Ids or text -> score, by transformers."""
+    """A function from ids or text to the score, by transformers."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
-    def of(given):
-        ids = tokenizer(given)["input_ids"] if isinstance(given, str) else given
+    def score_of(value):
+        ids = tokenizer(value)["input_ids"] if isinstance(value, str) else value
         with torch.no_grad():
             return float(model(torch.tensor([ids])).logits)
 
-    return of
+    return score_of
 
 
 @pytest.fixture
 def serve():
-    """Start a stub: ``answer(path, body)`` gives (status, reply)."""
+    """Start a stub. answer(path, body): returns (status, reply)."""
     servers = []
 
     def start(answer):
@@ -105,7 +105,7 @@ def names(result):
     return [route.name for route in result.routes]
 
 
-def test_own_routes_agree_on_awkward_texts(folder):
+def test_routes_in_this_process_agree_on_awkward_texts(folder):
     result = parity.check(folder, against="transformers")
     assert result.ok and not result.ids_differ
     assert names(result) == ["transformers", "trainer, packed trees", "scorer"]
@@ -114,7 +114,7 @@ def test_own_routes_agree_on_awkward_texts(folder):
     assert len({round(score, 3) for score in result.routes[0].scores}) > 8
 
 
-def test_every_protocol_that_a_server_speaks_is_tried(folder, score, serve):
+def test_every_protocol_that_a_server_supports_is_tried(folder, score, serve):
     result = parity.check(folder, against=serve(vllm(score)))
     assert result.ok
     assert names(result)[3:] == ["vLLM /classify, ids", "vLLM /classify, text", "vLLM /pooling, ids", "vLLM /pooling, text"]
@@ -124,17 +124,17 @@ def test_every_protocol_that_a_server_speaks_is_tried(folder, score, serve):
 
 
 def test_our_servers_structured_protocol(folder, serve):
-    known = {}
+    rewards = {}
 
     def answer(path, body):
         if path != "/v1/score":
             return 404, {}
         [group] = body["items"]
-        return 200, {"results": [{"index": 0, "outputs": [{"index": 0, "reward": known[json.dumps(group["outputs"])]}]}]}
+        return 200, {"results": [{"index": 0, "outputs": [{"index": 0, "reward": rewards[json.dumps(group["outputs"])]}]}]}
 
     items = [ScoreItem("p", "the fox", text) for text in ("a dog", "the quick fox")]
     for item, value in zip(items, parity.check(folder, items, against="transformers").routes[0].scores, strict=True):
-        known[json.dumps([item.output])] = value
+        rewards[json.dumps([item.output])] = value
     result = parity.check(folder, items, against=serve(answer))
     assert result.ok and names(result)[3:] == ["/v1/score"]
 
@@ -150,25 +150,25 @@ def test_our_own_server_agrees_over_each_protocol(folder):
     engines = [f"{name}, {kind}" for name in ("vLLM /classify", "SGLang /classify", "/v1/embeddings") for kind in ("ids", "text")]
     assert names(result)[3:] == ["/v1/score", *engines, "OpenRLHF /get_reward", *shapes]
     scored = {route.name: len(route.scores) for route in result.routes}
-    assert scored.pop("OpenRLHF /get_reward") == result.n_items - 1  # it has no place for a continued prompt
+    assert scored.pop("OpenRLHF /get_reward") == result.n_items - 1  # the protocol can't carry a continued prompt
     assert set(scored.values()) == {result.n_items}
 
 
-def test_a_sigmoid_shows(folder, score, serve):
-    result = parity.check(folder, against=serve(vllm(lambda given: 1 / (1 + math.exp(-score(given))))))
+def test_a_sigmoid_is_found(folder, score, serve):
+    result = parity.check(folder, against=serve(vllm(lambda value: 1 / (1 + math.exp(-score(value))))))
     assert not result.ok
     assert [route.difference > 0.1 for route in result.routes] == [False, False, False, True, True, True, True]
 
 
-def test_a_server_that_loses_the_scoring_token_shows(folder, score, serve):
-    cut = vllm(lambda given: score(given[:50] if isinstance(given, list) else given))
-    assert not parity.check(folder, against=serve(cut)).ok
+def test_a_server_that_loses_the_scoring_token_is_found(folder, score, serve):
+    truncating = vllm(lambda value: score(value[:50] if isinstance(value, list) else value))
+    assert not parity.check(folder, against=serve(truncating)).ok
 
 
 def test_refused_and_unscored_items_never_pass(folder, score, serve):
     def answer(path, body):
-        given = (body.get("input") or [[0] * 999])[0]
-        return (400, {"error": "too long"}) if len(given) > 100 else vllm(score)(path, body)
+        value = (body.get("input") or [[0] * 999])[0]
+        return (400, {"error": "too long"}) if len(value) > 100 else vllm(score)(path, body)
 
     result = parity.check(folder, against=serve(answer))
     assert not result.ok
@@ -177,7 +177,7 @@ def test_refused_and_unscored_items_never_pass(folder, score, serve):
     assert not nan.ok
 
 
-def test_what_was_not_scored_is_null_in_json(folder, score, serve):
+def test_missing_scores_are_null_in_json(folder, score, serve):
     def answer(path, body):
         return (400, {}) if len(body.get("input", [[]])[0]) > 100 else vllm(score)(path, body)
 
@@ -207,7 +207,7 @@ def test_a_server_may_ask_for_a_key(folder):
             parity.check(folder, items, against=url, api_key="other")
 
 
-def test_a_tokenizer_that_finds_other_ids_shows(folder, tmp_path):
+def test_a_tokenizer_with_other_ids_is_found(folder, tmp_path):
     import shutil
 
     other = shutil.copytree(folder, tmp_path / "model")
@@ -219,8 +219,8 @@ def test_a_tokenizer_that_finds_other_ids_shows(folder, tmp_path):
     assert ids_differ(other, encoded) == [2]
 
 
-def test_a_server_that_can_not_be_asked_is_one_clear_line(folder, serve):
-    with pytest.raises(PolarError, match="speaks none of the known protocols"):
+def test_a_server_that_can_not_be_used_is_one_clear_line(folder, serve):
+    with pytest.raises(PolarError, match="supports none of the known protocols"):
         parity.check(folder, against=serve(lambda *_: (404, {})))
     with pytest.raises(PolarError, match="no answer"):
         parity.check(folder, against="http://127.0.0.1:9")
@@ -231,7 +231,7 @@ def test_a_server_that_can_not_be_asked_is_one_clear_line(folder, serve):
 
 
 def test_a_score_that_is_no_number_never_agrees():
-    """max() passes over a NaN behind a number."""
+    """max() ignores a NaN after a number."""
     route = _route(Answer("x", {0: 0.5, 1: math.nan}), [0.5, 0.5])
     assert math.isnan(route.difference)
     assert not Parity("m", 2, 0, 9, 1e-3, [], [route]).ok

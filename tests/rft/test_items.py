@@ -1,4 +1,4 @@
-"""A framework's texts become the item that was meant, or a clear error."""
+"""A framework's texts become the intended item, or a clear error."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from polar_rm.rft.items import client_options, score_item, transformed, without_
         ("plain text ", "plain text "),
         ("<think>so\nwell</think>\n\nParis.", "Paris."),
         ("so well</think>\nParis.", "Paris."),  # the template opened the tag
-        ("<think>never came to an end", ""),
+        ("<think>without an end", ""),
         ("Paris.\n<think>wait", "Paris."),
         ("One <think>a</think>two<think>b</think>.", "One two."),
         ("<think>a <think>b</think> c</think>Paris.", "Paris."),
@@ -50,13 +50,13 @@ def test_messages_strings_and_arrays_make_one_item() -> None:
         (({}, "c", "r"), "'prompt'"),
     ],
 )
-def test_what_is_no_text_is_refused_by_name(texts: tuple[object, object, object], field: str) -> None:
+def test_values_that_are_no_text_are_refused_by_name(texts: tuple[object, object, object], field: str) -> None:
     with pytest.raises(PolarError, match=f"field {field}: expected"):
         score_item(*texts)
 
 
 @pytest.mark.parametrize("reference", ["<think>cut off", [{"role": "assistant", "content": "<think>x</think>\n"}]])
-def test_a_reference_of_thinking_alone_is_none(reference: object) -> None:
+def test_a_reference_that_holds_only_thinking_is_refused(reference: object) -> None:
     assert score_item("p", "c", reference).reference == reference
     with pytest.raises(PolarError, match="field 'reference': .* only thinking"):
         score_item("p", "c", reference, strip_thinking=True)
@@ -76,7 +76,7 @@ def test_client_options_come_from_the_environment() -> None:
         client_options({"POLAR_URL": "h:1", "POLAR_API_KEY": ""})
 
 
-def test_a_group_is_what_shares_prompt_and_reference() -> None:
+def test_items_with_one_prompt_and_reference_are_a_group() -> None:
     items = [score_item(prompt, output, "r") for prompt, output in [("a", "1"), ("b", "1"), ("a", "2"), ("b", "2")]]
     assert transformed("group_zscore", items, [1.0, 10.0, 3.0, 10.0]) == [-1.0, 0.0, 1.0, 0.0]
     assert transformed("raw", items, [1.0, 10.0, 3.0, 11.0]) == [1.0, 10.0, 3.0, 11.0]
@@ -91,7 +91,7 @@ def test_a_completion_that_repeats_the_prompt_is_refused() -> None:
         score_item("Why?", "So.", [*prompt, {"role": "assistant", "content": "So."}])
 
 
-def test_messages_as_json_text_are_messages_but_for_what_a_policy_wrote() -> None:
+def test_messages_as_json_text_are_messages_except_in_completions() -> None:
     """H5: trainers read prompts and references from tables."""
     text = '[{"content": "Why?", "role": "user"}]'
     item = score_item(text, text, '[{"content": "So.", "role": "assistant"}]')

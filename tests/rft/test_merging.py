@@ -31,7 +31,7 @@ def merger_of():
 
 
 def one_by_one(merger, items):
-    """Each item in a task of its own, as verl asks."""
+    """Submit each item in its own task, as verl does."""
 
     async def one(item):
         return (await asyncio.wrap_future(merger.submit(item))).reward
@@ -42,11 +42,11 @@ def one_by_one(merger, items):
     return asyncio.run(run())
 
 
-def test_calls_of_one_window_are_few_requests_with_heads_side_by_side(merger_of):
+def test_calls_of_one_window_are_few_requests_with_equal_heads_adjacent(merger_of):
     engine = reward_servers.Engine("sglang")
     assert one_by_one(merger_of(engine, window=0.2), ITEMS) == SCORES
-    [(_, body)] = engine.requests  # a request holds 64 items
-    by_head = [ITEMS[place] for group in group_items(ITEMS) for place in group]
+    [(_, body)] = engine.requests  # a request can hold 64 items
+    by_head = [ITEMS[index] for group in group_items(ITEMS) for index in group]
     assert by_head != ITEMS and body["input_ids"] == [fakes.ids_of(item, ENCODER) for item in by_head]
 
 
@@ -68,17 +68,17 @@ def test_event_loops_and_threads_share_a_merger(merger_of):
         one.join()
     assert results == {part: SCORES[part::6] for part in range(6)}
     assert len(engine.requests) == 1
-    # A later loop, when those are closed.
+    # A later event loop, after the others are closed.
     assert one_by_one(merger, ITEMS[:3]) == SCORES[:3]
 
 
-def test_a_full_flight_does_not_wait_for_the_window(merger_of):
+def test_a_full_request_does_not_wait_for_the_window(merger_of):
     engine = reward_servers.Engine("vllm")
     assert one_by_one(merger_of(engine, window=600, max_items=20), ITEMS) == SCORES
     assert [len(body["input"]) for _, body in engine.requests] == [20, 20, 20]
 
 
-def test_a_failure_is_its_own_callers_alone(merger_of):
+def test_a_failure_reaches_only_its_caller(merger_of):
     bad = ScoreItem(ITEMS[0].prompt, "the dog", "the lazy " * 20)
     limit = len(fakes.ids_of(bad, ENCODER)) - 1
     engine = reward_servers.Engine("vllm", refuses=lambda ids: len(ids) > limit)
@@ -87,57 +87,57 @@ def test_a_failure_is_its_own_callers_alone(merger_of):
     assert isinstance(error, ScoreError) and "refused: HTTP 400 from http://rewards:1/classify: one is too long" in str(error)
 
 
-def test_a_mistake_in_the_set_up_reaches_everybody(merger_of):
-    merger = merger_of(reward_servers.Engine("somebody"))
+def test_a_mistake_in_the_set_up_reaches_all_callers(merger_of):
+    merger = merger_of(reward_servers.Engine("unknown"))
     errors = one_by_one(merger, ITEMS[:4])
     assert [type(error) for error in errors] == [PolarError] * 4 and "/v1/models" in str(errors[0])
 
 
-def test_who_gives_up_before_the_flight_is_not_sent(merger_of):
+def test_a_call_that_is_cancelled_before_the_request_is_not_sent(merger_of):
     engine = reward_servers.Engine("sglang")
     merger = merger_of(engine, window=0.1)
-    given_up, kept = merger.submit(ITEMS[0]), merger.submit(ITEMS[1])
-    assert given_up.cancel()
+    cancelled, kept = merger.submit(ITEMS[0]), merger.submit(ITEMS[1])
+    assert cancelled.cancel()
     assert kept.result().reward == SCORES[1]
     assert len(engine.requests[0][1]["input_ids"]) == 1
 
 
-def test_closing_answers_what_is_under_way(merger_of):
+def test_closing_waits_for_requests_in_progress(merger_of):
     merger = merger_of(reward_servers.Engine("sglang", replies=[httpx.Response(503, headers={"Retry-After": "0"})]), window=600)
     future = merger.submit(ITEMS[0])
     merger.close()
     assert future.result(timeout=0).reward == SCORES[0]
 
 
-def test_what_was_answered_is_held_no_longer(merger_of):
+def test_answered_requests_are_not_kept(merger_of):
     merger = merger_of(reward_servers.Engine("sglang"))
     for item in ITEMS[:3]:
         merger.submit(item).result(60)
     merger.close()
-    assert not merger._flights
+    assert not merger._requests
 
 
 def test_a_process_has_one_merger_per_server_even_if_threads_race():
-    made = []
+    mergers = []
     start = threading.Barrier(8)
 
     def get():
         start.wait()
-        made.append(shared_merger(url="http://rewards:1", model=None))
+        mergers.append(shared_merger(url="http://rewards:1", model=None))
 
     threads = [threading.Thread(target=get) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(made) == 8 and len(set(made)) == 1
-    given = {"url": "http://rewards:1", "model": None}
+    assert len(mergers) == 8 and len(set(mergers)) == 1
+    options = {"url": "http://rewards:1", "model": None}
     changes = [{"url": "http://rewards:2"}, {"model": ENCODER}, {"api_key": "k"}, {"engine": "vllm"}]
-    assert len({made[0], *(shared_merger(**given | change) for change in changes)}) == 5
+    assert len({mergers[0], *(shared_merger(**options | change) for change in changes)}) == 5
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_has_a_merger_that_lives():
+def test_a_forked_child_gets_a_working_merger():
     with fakes.running(fakes.make(encode=ENCODER)) as url:
         assert shared_merger(url=url).submit(ITEMS[0]).result().reward == SCORES[0]
         context = multiprocessing.get_context("fork")

@@ -1,4 +1,4 @@
-"""The reward function as OpenRLHF 0.11 calls it; ``make test-openrlhf`` runs it in OpenRLHF itself."""
+"""The reward function, called as by OpenRLHF 0.11; ``make test-openrlhf`` runs it in OpenRLHF itself."""
 
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ def url(monkeypatch):
 
 @pytest.fixture
 def reward_func():
-    """Loaded by its path, as OpenRLHF does."""
+    """The function, loaded by its path as in OpenRLHF."""
     spec = importlib.util.spec_from_file_location("reward_func", polar_rm.rft.openrlhf.__file__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -45,7 +45,11 @@ def test_calls_of_many_threads_are_merged(url, reward_func):
 
 def test_it_answers_as_the_route_does(url, reward_func):
     label = {"reference": "the dog", "prompt": "the quick fox"}
-    labels = ["the dog", label, {"reference": "", "prompt": "the quick fox"}]  # B6: the last was refused here, and scored there
+    labels = [
+        "the dog",
+        label,
+        {"reference": "", "prompt": "the quick fox"},
+    ]  # B6: only the route scored the last
     queries = [PROMPT + "jumps</s>", PROMPT + "over " * 99, PROMPT + "jumps"]
     rows = {"queries": queries, "prompts": [PROMPT] * 3, "labels": labels}
     reply = reward_func(**rows)

@@ -1,4 +1,4 @@
-"""What ``polar rft`` does without TRL: whose folder it is, and where it goes on."""
+"""The parts of ``polar rft`` that need no TRL: the owner of the output folder, and the checkpoint from which a run continues."""
 
 import json
 
@@ -30,7 +30,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize(
     ("file", "key"), [("rows.jsonl", "data"), ("lm/model.safetensors", "policy"), ("rm/model.safetensors", "reward")]
 )
-def test_what_changes_under_its_name_is_another_run(folder, file, key):
+def test_changed_files_under_the_same_name_are_another_run(folder, file, key):
     """F10."""
     settings = config(folder)
     claim_folder(settings.output, identity(settings), "a fine-tuned policy")
@@ -48,7 +48,7 @@ def test_a_reward_server_is_known_by_its_address_and_its_encoder_by_its_files(fo
     assert identity(with_encoder)["files"]["reward"] == identity(config(folder))["files"]["reward"]
 
 
-def test_what_the_run_writes_is_no_data(folder):
+def test_files_in_the_output_folder_are_no_data(folder):
     """H1."""
     (folder / "o").mkdir()
     (folder / "rows.jsonl").rename(folder / "o/rows.jsonl")
@@ -56,19 +56,19 @@ def test_what_the_run_writes_is_no_data(folder):
         read_rows(config(folder, data=f"[{folder}/o/rows.jsonl]"))
 
 
-def test_half_a_checkpoint_is_passed_over_and_removed(tmp_path, caplog):
-    """B15, F10: killed while TRL writes the newest."""
+def test_an_incomplete_checkpoint_is_skipped_and_removed(tmp_path, caplog):
+    """B15, F10: the run was killed while TRL wrote the newest checkpoint."""
     assert last_checkpoint(tmp_path) is None
     for step, state in ((5, "{}"), (10, "{}"), (20, None), (30, '{"step": 3')):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if state:
             (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
-    (tmp_path / "checkpoint-best").mkdir()  # of the user
+    (tmp_path / "checkpoint-best").mkdir()  # a folder of the user
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     remove_incomplete_checkpoints(tmp_path)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
     assert (tmp_path / "checkpoint-best").exists()
-    assert "checkpoint-20: it is incomplete" in caplog.text and "checkpoint-30: it is incomplete" in caplog.text
+    assert all(f"checkpoint-{step}: removed, because it is incomplete" in caplog.text for step in (20, 30))
 
 
 def test_a_seed_that_numpy_does_not_take_is_refused(folder):

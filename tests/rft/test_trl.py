@@ -1,4 +1,5 @@
-"""The reward function as TRL calls it, and ``polar rft`` as far as it comes without TRL; with it: ``make test-trl``."""
+"""The reward function, called as by TRL, and the parts of ``polar rft`` that need no TRL; ``make test-trl`` tests both with
+TRL."""
 
 import asyncio
 import json
@@ -59,17 +60,17 @@ def test_a_folder_rewards_in_this_process(tmp_path):
         PolarReward(tmp_path / "model", api_key="k")
 
 
-def test_a_rows_wrapper_comes_before_the_configured_one(url):
+def test_a_rows_wrapper_takes_precedence_over_the_configured_one(url):
     def expected(*wrappers):
         rows = zip(PROMPTS, REFERENCES, COMPLETIONS, wrappers, strict=True)
         return [fakes.fake_score(fakes.ids_of(ScoreItem(*row), ENCODER)) for row in rows]
 
-    given = ["pretrain", "sft", None]
-    assert PolarReward(url)(PROMPTS, COMPLETIONS, reference=REFERENCES, wrapper=given) == expected("pretrain", "sft", "sft")
-    mine = PolarReward(url, wrapper="pretrain")
-    assert mine(PROMPTS, COMPLETIONS, reference=REFERENCES, wrapper=given) == expected("pretrain", "sft", "pretrain")
+    wrappers = ["pretrain", "sft", None]
+    assert PolarReward(url)(PROMPTS, COMPLETIONS, reference=REFERENCES, wrapper=wrappers) == expected("pretrain", "sft", "sft")
+    reward = PolarReward(url, wrapper="pretrain")
+    assert reward(PROMPTS, COMPLETIONS, reference=REFERENCES, wrapper=wrappers) == expected("pretrain", "sft", "pretrain")
     with pytest.raises(PolarError, match="completion 2 of the batch: field 'wrapper': expected one of sft, pretrain, not 'chat'"):
-        mine(PROMPTS, COMPLETIONS, reference=REFERENCES, wrapper=["sft", "chat", "sft"])
+        reward(PROMPTS, COMPLETIONS, reference=REFERENCES, wrapper=["sft", "chat", "sft"])
 
 
 def test_transforms_know_the_groups(url):
@@ -81,7 +82,7 @@ def test_transforms_know_the_groups(url):
             PolarReward(url, transform=name)
 
 
-def test_what_was_cut_is_logged(url):
+def test_truncation_is_logged(url):
     logged = {}
     long = " ".join(fakes.WORDS * 3)
     PolarReward(url)(PROMPTS, [*COMPLETIONS[:2], long], reference=REFERENCES, log_metric=logged.__setitem__)
@@ -101,10 +102,10 @@ def test_mistakes_name_column_and_completion(url):
 
 def test_a_failure_raises():
     def fail(ids):
-        if ids == culprit:
+        if ids == bad_ids:
             raise RuntimeError("no memory")
 
-    culprit = fakes.ids_of(ScoreItem(PROMPTS[2], REFERENCES[2], COMPLETIONS[2]), ENCODER)
+    bad_ids = fakes.ids_of(ScoreItem(PROMPTS[2], REFERENCES[2], COMPLETIONS[2]), ENCODER)
     with (
         fakes.running(fakes.make(fakes.FakeModel(fail=fail), encode=ENCODER)) as url,
         pytest.raises(ScoreError, match="1 of 3 items have no reward; first item 3"),
@@ -112,15 +113,15 @@ def test_a_failure_raises():
         PolarReward(url)(PROMPTS, COMPLETIONS, reference=REFERENCES)
 
 
-def test_a_server_that_is_not_there_is_told_when_the_reward_is_made():
-    """A1: it was told after ten minutes in the first step."""
+def test_an_absent_server_is_an_error_when_the_reward_is_created():
+    """A1: the error came after ten minutes in the first step."""
     with pytest.raises(PolarError, match=r"no server answers at http://127.0.0.1:9: connection refused"):
         PolarReward("127.0.0.1:9", first_contact=0.2)
     with fakes.running(fakes.make(encode=ENCODER, api_key="k")) as url, pytest.raises(PolarError, match="HTTP 401"):
         PolarReward(url, api_key="other")
 
 
-def test_a_server_that_goes_ends_the_run():
+def test_a_server_that_disappears_ends_the_run():
     with fakes.running(fakes.make(encode=ENCODER)) as url:
         reward = PolarReward(url, deadline=0.5)
     with pytest.raises(ScoreError, match="3 of 3 items have no reward; .*unavailable"):
@@ -133,7 +134,7 @@ def test_one_asynchronous_reward_serves_many_loops(url):
     async def twice():
         return await asyncio.gather(*(reward(PROMPTS, COMPLETIONS, reference=REFERENCES) for _ in range(2)))
 
-    for _ in range(2):  # each trainer has a loop of its own
+    for _ in range(2):  # each trainer has its own event loop
         assert asyncio.run(twice()) == [raw(), raw()]
 
 
@@ -170,8 +171,8 @@ def test_a_chat_policy_gets_messages(tmp_path):
 def test_rows_keep_their_wrapper(tmp_path):
     rows = [{"prompt": "p", "reference": "r", "wrapper": wrapper} for wrapper in ("sft", "pretrain", None)]
     for configured in ("sft", "pretrain"):
-        found = read_rows(config(tmp_path, rows, **{"reward.wrapper": configured}))
-        assert [row["wrapper"] for row in found] == ["sft", "pretrain", configured]
+        result = read_rows(config(tmp_path, rows, **{"reward.wrapper": configured}))
+        assert [row["wrapper"] for row in result] == ["sft", "pretrain", configured]
     with pytest.raises(PolarError, match=r"rows.jsonl: row 1: field 'wrapper'"):
         read_rows(config(tmp_path, [{"prompt": "p", "reference": "r", "wrapper": "chat"}]))
 

@@ -1,4 +1,4 @@
-"""The reward function as verl 0.9 calls it; ``make test-verl`` runs it in verl itself."""
+"""The reward function, called as by verl 0.9; ``make test-verl`` runs it in verl itself."""
 
 import asyncio
 
@@ -29,15 +29,15 @@ def expected(prompt, reference, output, wrapper="sft"):
     return fakes.fake_score(fakes.ids_of(ScoreItem(prompt, reference, output, wrapper), ENCODER))
 
 
-def test_scores_are_raw_rewards_and_cuts_are_told(url):
+def test_scores_are_raw_rewards_and_truncation_is_reported(url):
     assert score(url=url) == {"score": expected(MESSAGES, "the dog", "jumps"), "truncated": 0.0}
     assert score("jumps " * 99, url=url)["truncated"] == 1.0
 
 
 def test_parquets_arrays_other_keys_and_the_pretrain_wrapper(url):
     extra = {"question": "the quick", "answer": np.array([{"role": "assistant", "content": "the river"}], dtype=object)}
-    found = score(extra=extra, url=url, prompt_key="question", reference_key="answer", wrapper="pretrain")
-    assert found["score"] == expected("the quick", [{"role": "assistant", "content": "the river"}], "jumps", "pretrain")
+    result = score(extra=extra, url=url, prompt_key="question", reference_key="answer", wrapper="pretrain")
+    assert result["score"] == expected("the quick", [{"role": "assistant", "content": "the river"}], "jumps", "pretrain")
 
 
 def test_thinking_is_stripped_on_request(url):

@@ -1,4 +1,4 @@
-"""Same ids and same score everywhere: one set of items through every route by which a reward is computed."""
+"""Parity: the same items must get the same ids and the same scores on every route by which a reward is computed."""
 
 from polar_rm.parity.report import Parity, render
 from polar_rm.parity.routes import check

@@ -1,4 +1,4 @@
-"""Items that encoders and servers have been seen to get wrong, encoded once for all routes."""
+"""Items that encoders and servers are known to get wrong, encoded once for all routes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polar_rm.records import ScoreItem
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An item, its tree of one branch, and the rendered text that a server would be sent (which adds BOS itself)."""
+    """An item, its tree of one branch, and its rendered text for a server (which adds BOS itself)."""
 
     item: ScoreItem
     tree: PrefixTree
@@ -23,12 +23,12 @@ class Encoded:
 
     @property
     def ids(self) -> list[int]:
-        """The complete token ids, BOS and the scoring token included."""
+        """The complete token ids, with BOS and the scoring token."""
         return self.tree.sequence(0)
 
 
 def awkward_items(settings: EncoderSettings) -> list[ScoreItem]:
-    """What encoders and servers have been seen to get wrong; the long ones are longer than the checkpoint's limits."""
+    """Items that encoders and servers are known to get wrong; some exceed the checkpoint's limits."""
     long = "The river bank was quiet and the old fox slept, but 17 clocks did not. "
     response = long * (settings.max_response_length // 12)
     prompt = long * (settings.max_length // 20)
@@ -45,7 +45,7 @@ def awkward_items(settings: EncoderSettings) -> list[ScoreItem]:
         ScoreItem("naïve e\u0301 \u00e9 ﬁ Ａ ①", "\u202eright to left\u202c עברית العربية", "👩‍💻🏳️‍🌈 \u200b\ufeff \U0010ffff"),
         ScoreItem("Ignore <|im_end|> and <|reward|> please </s>", "<s>ok<|endoftext|>", "ok [UNUSED_TOKEN_130] [UNUSED_TOKEN_0]"),
         ScoreItem("<|rew<|reward|>ard|> " + "a" * 70, "-" * 50 + " " * 50, "....." * 20 + "\n" * 20),
-        # Spaces that the official slow tokenizer closes and fast ones keep.
+        # Spaces that the official slow tokenizer removes and fast tokenizers keep.
         ScoreItem("import x from 'react' ; if ( !( a ) ) { f ( ) ; }", "y , z ; isn 't it ?", "import y from 'vue' ! I 'm in ."),
         ScoreItem("Summarise.", response, "A short one."),
         ScoreItem("Summarise.", "A short one.", response + "!"),
@@ -54,13 +54,13 @@ def awkward_items(settings: EncoderSettings) -> list[ScoreItem]:
 
 
 def encode(encoder: Encoder, item: ScoreItem) -> Encoded:
-    """One item alone, and the text that decodes to its ids but for BOS."""
+    """Encode one item alone; the text is what its ids, without BOS, decode to."""
     [(_, tree)] = encoder.encode_outputs(item.prompt, item.reference, [item.output], item.wrapper)
     ids = tree.sequence(0)[len(encoder.bos_ids) :]
     return Encoded(item, tree, encoder.tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def ids_differ(directory: str | Path, encoded: Sequence[Encoded]) -> list[int]:
-    """Items, counted from 1, in whose rendered text transformers' own tokenizer of the checkpoint finds other ids."""
+    """Numbers, from 1, of the items whose rendered text gets other ids from transformers' tokenizer of the checkpoint."""
     tokenizer = load_auto_tokenizer(directory)
-    return [number for number, one in enumerate(encoded, 1) if tokenizer(one.text)["input_ids"] != one.ids]
+    return [number for number, item in enumerate(encoded, 1) if tokenizer(item.text)["input_ids"] != item.ids]

@@ -1,4 +1,4 @@
-"""What came of each route, as data and as a table."""
+"""The results of the routes, as data and as a table."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ BASELINE = "transformers"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """scores: of the items that the route can carry, NaN where it gave none. difference: the largest to the baseline's scores.
-    refused: the first reason for which an item has no score, or none."""
+    """The results of one route. scores: of the items that the route can carry, NaN for a missing score. difference: the largest
+    absolute difference from the baseline's scores. refused: the first reason for a missing score, or ""."""
 
     name: str
     scores: list[float]
@@ -26,7 +26,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """ids_differ: items, counted from 1, in whose text transformers' tokenizer finds other ids."""
+    """The results of all routes. n_cut: number of truncated items. ids_differ: see :func:`polar_rm.parity.items.ids_differ`."""
 
     model: str
     n_items: int
@@ -38,12 +38,12 @@ class Parity:
 
     @property
     def ok(self) -> bool:
-        """Whether every route gave every score within the tolerance, and every text its ids."""
+        """Whether every route gave every score within the tolerance, and every text has the same ids."""
         within = all(not route.refused and route.difference <= self.tolerance for route in self.routes)
         return within and not self.ids_differ
 
     def to_json(self) -> dict[str, Any]:
-        """Standard JSON: a number that is not finite is null."""
+        """The result as standard JSON: numbers that are not finite become null."""
         routes = [
             {**asdict(route), "scores": [*map(_or_null, route.scores)], "difference": _or_null(route.difference)}
             for route in self.routes
@@ -56,7 +56,7 @@ def _or_null(value: float) -> float | None:
 
 
 def render(result: Parity) -> RenderableType:
-    """The table for a person, and below it what is wrong."""
+    """The table for the terminal, with the deviations below it."""
     table = Table("route", "items", "largest difference", "")
     for route in result.routes:
         n_scored = sum(map(math.isfinite, route.scores))
@@ -64,8 +64,8 @@ def render(result: Parity) -> RenderableType:
         table.add_row(route.name, str(n_scored), f"{route.difference:.1e}", "ok" if within else "DIFFERS")
     equal = result.n_items - len(result.ids_differ)
     lines = [
-        f"{result.n_items} items, {result.n_cut} of them cut, {result.n_tokens:,} tokens; tolerance {result.tolerance:g}",
-        f"ids: transformers' tokenizer finds the same ones in {equal} of {result.n_items} texts",
+        f"{result.n_items} items, {result.n_cut} of them truncated, {result.n_tokens:,} tokens; tolerance {result.tolerance:g}",
+        f"ids: transformers' tokenizer gives the same ids for {equal} of {result.n_items} texts",
         *(f"ids differ: item {number}" for number in result.ids_differ),
         *(f"{route.name}: {route.refused}" for route in result.routes if route.refused),
     ]

@@ -1,9 +1,9 @@
-"""Same ids and same score everywhere: one set of items through every route by which a reward is computed.
+"""Scores one set of items by every route by which a reward is computed, and compares ids and scores.
 
-Routes share the encoder's token ids and nothing else: packed prefix trees as in training, the Scorer with its own grouping,
-stock transformers on each sequence alone, our server over each protocol, vLLM in this process, and each protocol that a running
-server speaks. Stock transformers is what the others are compared with. Apart from the scores, transformers' own tokenizer of the
-checkpoint has to find the same ids in the rendered text, which is what a server that is sent text will do.
+The routes share the encoder's token ids and nothing else: packed prefix trees as in training, the Scorer with its own grouping,
+stock transformers on each sequence alone, our server over each protocol, vLLM in this process, and each protocol of a running
+server. Stock transformers is the baseline. Besides, transformers' tokenizer of the checkpoint must give the same ids for the
+rendered text, as it does in a server that receives text.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def check(
     device: str = "cpu",
     tolerance: float = 1e-3,
 ) -> Parity:
-    """Score ``items`` (none: :func:`awkward_items`) by every route.
+    """Score ``items`` (default: :func:`awkward_items`) by every route.
 
-    against: further routes: ``serve``, our server in this process; a server's URL; ``vllm``, in this process;
-    ``transformers``, no more than trainer and scorer. api_key: of the server at that URL.
+    against: further routes besides trainer and scorer: ``serve``, our server in this process; a server's URL; ``vllm``, in this
+    process; ``transformers``, none. api_key: of the server at the URL.
 
     Raises:
-        PolarError: the server does not answer, wants another key or speaks no known protocol, or what ``against`` names is not
-            installed.
+        PolarError: the server does not answer, wants another key or supports no known protocol, or the packages for ``against``
+            are not installed.
     """
     if against not in (BASELINE, SERVE, "vllm"):
         if not is_address(against):
@@ -65,7 +65,7 @@ def check(
         Answer("scorer", _all([scored.reward for scored in scorer.score(items)])),
     ]
     if against == SERVE:
-        answers += _own_server(scorer, encoded)
+        answers += _server_in_process(scorer, encoded)
     del model, scorer  # the other routes load the weights again
     if against == "vllm":
         answers.append(Answer("vllm", _all(_vllm(directory, encoded, dtype))))
@@ -76,8 +76,8 @@ def check(
     return Parity(
         str(directory),
         len(encoded),
-        sum(bool(one.tree.truncation) for one in encoded),
-        sum(len(one.ids) for one in encoded),
+        sum(bool(item.tree.truncation) for item in encoded),
+        sum(len(item.ids) for item in encoded),
         tolerance,
         ids_differ(directory, encoded),
         routes,
@@ -86,18 +86,18 @@ def check(
 
 @torch.inference_mode()
 def _trainer(model: RewardModel, items: Sequence[ScoreItem]) -> list[float]:
-    """Rows of several trees, each with all outputs of one prompt and reference, as a training step computes them."""
-    trees, places = [], []
+    """Scores of rows of several trees, each with all outputs of one prompt and reference, as in a training step."""
+    trees, items_of_tree = [], []
     for indices in group_items(items):
         first, outputs = items[indices[0]], [items[i].output for i in indices]
         for part, tree in model.encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper):
             trees.append(tree)
-            places.append([indices[i] for i in part])
+            items_of_tree.append([indices[i] for i in part])
     scores = [math.nan] * len(items)
     for row in first_fit([tree.n_tokens for tree in trees], _ROW_TOKENS):
         values = iter(model.eval()(pack([trees[i] for i in row]).to(model.device)).tolist())
-        for place in (index for i in row for index in places[i]):
-            scores[place] = next(values)
+        for index in (index for i in row for index in items_of_tree[i]):
+            scores[index] = next(values)
     return scores
 
 
@@ -107,17 +107,17 @@ def _transformers(directory: str | Path, encoded: Sequence[Encoded], dtype: str,
 
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=getattr(torch, dtype), trust_remote_code=False)
     model = model.to(device).eval()
-    return [float(model(torch.tensor([one.ids], device=device), use_cache=False).logits) for one in encoded]
+    return [float(model(torch.tensor([item.ids], device=device), use_cache=False).logits) for item in encoded]
 
 
 def _vllm(directory: str | Path, encoded: Sequence[Encoded], dtype: str) -> list[float]:
     try:
         from vllm import LLM, PoolingParams
     except ImportError as error:
-        raise PolarError(f"vLLM is not installed here ({error}): run this in its environment, or give a server's URL") from error
-    longest = max(len(one.ids) for one in encoded)
-    engine = LLM(str(directory), runner="pooling", convert="classify", dtype=dtype, max_model_len=longest, enforce_eager=True)
-    prompts = [{"prompt_token_ids": one.ids} for one in encoded]
+        raise PolarError(f"vLLM is not installed here ({error}): run this in its environment, or use a server's URL") from error
+    max_length = max(len(item.ids) for item in encoded)
+    engine = LLM(str(directory), runner="pooling", convert="classify", dtype=dtype, max_model_len=max_length, enforce_eager=True)
+    prompts = [{"prompt_token_ids": item.ids} for item in encoded]
     outputs = engine.classify(prompts, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
     return [float(output.outputs.probs[0]) for output in outputs]
 
@@ -126,9 +126,9 @@ def _all(scores: Sequence[float]) -> dict[int, float]:
     return dict(enumerate(scores))
 
 
-def _own_server(scorer: Scorer, encoded: Sequence[Encoded]) -> list[Answer]:
-    """`polar serve`'s application on a free port; `/pooling` once for every shape of its replies, read as its client does."""
-    with needs("serve", f"the server (leave it out by --against {BASELINE})"):
+def _server_in_process(scorer: Scorer, encoded: Sequence[Encoded]) -> list[Answer]:
+    """Answers of `polar serve`'s application on a free port; `/pooling` is tested once for every shape of its replies."""
+    with needs("serve", f"the server (to leave it out: --against {BASELINE})"):
         from polar_rm.serving.app import create_app
         from polar_rm.serving.batching import Batcher
         from polar_rm.serving.launch import in_thread
@@ -140,14 +140,14 @@ def _own_server(scorer: Scorer, encoded: Sequence[Encoded]) -> list[Answer]:
         service = Service("rm", scorer.model.encoder, Batcher(scorer.score_trees, batch_tokens=scorer.row_tokens))
         with in_thread(create_app(service, flavour=flavour)) as url:
             for answer in ask_server(url, encoded, protocols=[*others, pooling]):
-                named = answer.name.startswith(pooling.name)
-                answers.append(replace(answer, name=f"{answer.name} ({flavour})") if named else answer)
+                is_pooling = answer.name.startswith(pooling.name)
+                answers.append(replace(answer, name=f"{answer.name} ({flavour})") if is_pooling else answer)
     return answers
 
 
 def _route(answer: Answer, baseline: Sequence[float]) -> Route:
     pairs = [(score, baseline[index]) for index, score in answer.scores.items() if not (answer.refused and math.isnan(score))]
     differences = [abs(score - other) for score, other in pairs]
-    # max() would pass over a NaN, which must never look like agreement.
+    # max() may ignore a NaN, which must never count as agreement.
     largest = math.nan if any(map(math.isnan, differences)) else max(differences, default=math.nan)
     return Route(answer.name, list(answer.scores.values()), largest, answer.refused)

@@ -1,4 +1,4 @@
-"""The routes of a server: every protocol that it speaks, with token ids and with text."""
+"""The routes of a server: every protocol that it supports, with token ids and with text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TIMEOUT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one route gave: scores by the item's index, and the first reason for which one has none."""
+    """The scores of one route by item index, and the first reason for a missing score."""
 
     name: str
     scores: dict[int, float]
@@ -29,28 +29,28 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wire:
+class _Route:
     """One protocol with one kind of value."""
 
     name: str
     protocol: Protocol
     value: Callable[[Encoded], Any]
 
-    def body(self, one: Encoded, model: str | None) -> dict[str, Any] | None:
-        return self.protocol.build_request(model, [self.value(one)])
+    def body(self, item: Encoded, model: str | None) -> dict[str, Any] | None:
+        return self.protocol.build_request(model, [self.value(item)])
 
 
 class _Refused(Exception):
-    """An HTTP error or a reply without a score; the message is what the server said."""
+    """An HTTP error or a reply without a score; with the server's message."""
 
 
 def ask_server(
     url: str, encoded: Sequence[Encoded], *, api_key: str | None = None, protocols: Sequence[Protocol] = PROTOCOLS
 ) -> list[Answer]:
-    """One answer for each protocol in which the server can score the shortest item that the protocol can carry.
+    """One answer for each supported protocol: one by which the server scores the shortest item that the protocol can carry.
 
     Raises:
-        PolarError: the address is none, the server does not answer, wants another key, or speaks none of the protocols.
+        PolarError: the address is invalid, or the server does not answer, wants another key, or supports none of the protocols.
     """
     root = server_url(url)
     key = None if api_key is None else checked_key(api_key, "api_key")
@@ -59,63 +59,63 @@ def ask_server(
         async with Transport(root, api_key=key, timeout=_TIMEOUT_S) as transport:
             return await _answers(transport, encoded, protocols)
 
-    # In a thread of its own, since a notebook has a running loop already.
+    # In another thread, because a notebook already has a running event loop.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, ask()).result()
 
 
 async def _answers(transport: Transport, encoded: Sequence[Encoded], protocols: Sequence[Protocol]) -> list[Answer]:
-    by_length = sorted(encoded, key=lambda one: len(one.ids))
+    by_length = sorted(encoded, key=lambda item: len(item.ids))
     try:
         model = (await _send(transport, "GET", "/v1/models", None))["data"][0]["id"]
     except (_Refused, LookupError, TypeError):
         model = None  # LightLLM and old SGLang servers have no such route; one model needs no name
     answers, refusals = [], []
-    for wire in _wires(protocols):
-        shortest = next((one for one in by_length if wire.body(one, model)), None)
+    for route in _routes(protocols):
+        shortest = next((item for item in by_length if route.body(item, model)), None)
         if shortest is None:
             continue
         try:
-            await _score(transport, wire, shortest, model)
+            await _score(transport, route, shortest, model)
         except _Refused as refusal:
-            refusals.append(f"{wire.name}: {refusal}")
+            refusals.append(f"{route.name}: {refusal}")
             continue
-        answers.append(await _asked(transport, wire, encoded, model))
+        answers.append(await _answer(transport, route, encoded, model))
     if not answers:
-        raise PolarError(f"{transport.url}: speaks none of the known protocols ({'; '.join(refusals)})")
+        raise PolarError(f"{transport.url}: the server supports none of the known protocols ({'; '.join(refusals)})")
     return answers
 
 
-def _wires(protocols: Sequence[Protocol]) -> Iterator[_Wire]:
+def _routes(protocols: Sequence[Protocol]) -> Iterator[_Route]:
     for protocol in protocols:
         if isinstance(protocol, InputProtocol):
-            yield _Wire(f"{protocol.name}, ids", protocol, lambda one: one.ids)
-            yield _Wire(f"{protocol.name}, text", protocol, lambda one: one.text)
+            yield _Route(f"{protocol.name}, ids", protocol, lambda item: item.ids)
+            yield _Route(f"{protocol.name}, text", protocol, lambda item: item.text)
         else:
-            yield _Wire(protocol.name, protocol, lambda one: one.item)
+            yield _Route(protocol.name, protocol, lambda item: item.item)
 
 
-async def _asked(transport: Transport, wire: _Wire, encoded: Sequence[Encoded], model: str | None) -> Answer:
+async def _answer(transport: Transport, route: _Route, encoded: Sequence[Encoded], model: str | None) -> Answer:
     scores, refused = {}, ""
-    for index, one in enumerate(encoded):
-        if wire.body(one, model) is None:
+    for index, item in enumerate(encoded):
+        if route.body(item, model) is None:
             continue
         try:
-            scores[index] = await _score(transport, wire, one, model)
+            scores[index] = await _score(transport, route, item, model)
         except _Refused as refusal:
             scores[index] = math.nan
             refused = refused or f"item {index + 1}: {refusal}"
-    return Answer(wire.name, scores, refused)
+    return Answer(route.name, scores, refused)
 
 
-async def _score(transport: Transport, wire: _Wire, one: Encoded, model: str | None) -> float:
-    reply = await _send(transport, "POST", wire.protocol.path, wire.body(one, model))
+async def _score(transport: Transport, route: _Route, item: Encoded, model: str | None) -> float:
+    reply = await _send(transport, "POST", route.protocol.path, route.body(item, model))
     try:
-        [score] = wire.protocol.read_reply(reply, 1)
+        [score] = route.protocol.read_reply(reply, 1)
     except BadReply as error:
         raise _Refused(f"no score in the reply {json.dumps(reply)[:200]}: {error}") from error
     if isinstance(score, Failure):
-        if score.code == "non_finite":  # an answer, with which nothing agrees
+        if score.code == "non_finite":  # a score that agrees with no other
             return math.nan
         raise _Refused(f"{score.code}: {score.message}")
     return score

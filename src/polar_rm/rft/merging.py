@@ -1,7 +1,7 @@
-"""Trainers ask for one reward at a time, from many tasks or threads at once: their calls become few requests.
+"""Merges the calls of trainers, which ask for single rewards from many concurrent tasks or threads, into few requests.
 
-A trainer loads an adapter by its path, perhaps several times, and calls it from event loops that come and go. So a process has
-one :class:`Merger` per server, in this module, which is imported once, and it has an event loop in a thread of its own.
+A trainer loads an adapter by its path, perhaps several times, and calls it from event loops of different lifetimes. So each
+process has one :class:`Merger` per server in this module, which is imported only once. It has its own thread with an event loop.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from polar_rm.errors import ScoreError
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.outcomes import Failure, Reward
 
-# Seconds that the first of several calls waits for the others. Next to the generation that made its text it is nothing.
+# Seconds that the first of several calls waits for the others. This is short compared with the generation of its text.
 WINDOW = 0.01
 MAX_ITEMS = 256
 
 
 class Merger:
-    """Rewards of single items from any thread or event loop. Options are those of :class:`AsyncRewardClient`.
+    """Rewards of single items for any thread or event loop. options: of :class:`AsyncRewardClient`.
 
-    Items that come within ``window`` seconds, or ``max_items`` of them, are sent together; those of one prompt and reference lie
-    side by side, so that they are scored as one tree.
+    Items that arrive within ``window`` seconds are sent together, at most ``max_items`` of them. Items of one prompt and
+    reference are adjacent, so that they are scored as one tree.
     """
 
     def __init__(self, url: str, *, window: float = WINDOW, max_items: int = MAX_ITEMS, **options: Any) -> None:
         self._client = AsyncRewardClient(url, **options)
         self._window, self._max_items = window, max_items
-        # The rest belongs to the loop's thread.
+        # Only the loop's thread uses these.
         self._waiting: list[tuple[ScoreItem, Future[Reward]]] = []
-        self._flights: set[asyncio.Task[None]] = set()
+        self._requests: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="reward-merger", daemon=True)
         self._thread.start()
 
     def submit(self, item: ScoreItem) -> Future[Reward]:
-        """The item's reward, in time. ``asyncio.wrap_future`` makes it awaitable; who cancels it before it is sent takes it out.
+        """A future of the item's reward, for ``asyncio.wrap_future``, too. If it is cancelled early, the item is not sent.
 
         The future raises:
             ScoreError: this item has no reward.
-            PolarError: a mistake in the set-up, which every item gets to know.
+            PolarError: there is a mistake in the set-up; all items raise it.
         """
         future: Future[Reward] = Future()
         self._loop.call_soon_threadsafe(self._add, item, future)
         return future
 
     def close(self) -> None:
-        """Answer what was submitted and close all connections."""
+        """Wait for the rewards of all submitted items, and close all connections."""
         if self._thread.is_alive():
             asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -73,14 +73,14 @@ class Merger:
         calls = [(item, future) for item, future in self._waiting if future.set_running_or_notify_cancel()]
         self._waiting = []
         if calls:
-            flight = self._loop.create_task(self._answer(calls))
-            self._flights.add(flight)  # a loop holds its tasks only weakly
-            flight.add_done_callback(self._flights.discard)
+            request = self._loop.create_task(self._answer(calls))
+            self._requests.add(request)  # because an event loop holds its tasks only weakly
+            request.add_done_callback(self._requests.discard)
 
     async def _answer(self, calls: list[tuple[ScoreItem, Future[Reward]]]) -> None:
         try:
             outcomes = await self._client.score([item for item, _ in calls])
-        except Exception as error:  # raised where somebody waits for it
+        except Exception as error:  # the futures raise it in their callers
             for _, future in calls:
                 future.set_exception(error)
             return
@@ -92,7 +92,7 @@ class Merger:
 
     async def _finish(self) -> None:
         self._send()
-        await asyncio.gather(*self._flights)
+        await asyncio.gather(*self._requests)
         await self._client.close()
 
 
@@ -101,12 +101,12 @@ _lock = threading.Lock()
 
 
 def shared_merger(**options: Any) -> Merger:
-    """The process's merger for these options of :class:`Merger`, made at the first call.
+    """The process's merger for these options of :class:`Merger`; the first call creates it.
 
     Raises:
-        PolarError: ``url`` is no URL, or ``model`` no checkpoint folder.
+        PolarError: ``url`` is no URL, or ``model`` is no checkpoint folder.
     """
-    # A forked child has its parent's dictionary but not its threads.
+    # A forked child inherits the dictionary but not the threads.
     key = (os.getpid(), *sorted(options.items()))
     with _lock:
         if key not in _shared:

@@ -1,6 +1,6 @@
 """``polar rft``: reinforcement fine-tuning of a policy on one machine, by TRL's GRPO or RLOO with a reward model.
 
-At scale it is verl or OpenRLHF, with the adapters beside this file.
+For larger scale use verl or OpenRLHF, with the adapters in this folder.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ OnLog = Callable[[dict[str, Any]], None]
 
 
 def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
-    """Train, save the policy, and return TRL's summary. on_log: gets every row of ``metrics.jsonl``.
+    """Train, save the policy, and return TRL's summary. on_log: called with every row of ``metrics.jsonl``.
 
     Raises:
-        PolarError: a package is missing, a wrong key, a bad row, a model that can't be loaded, an item without a reward, or an
-            output folder of other settings, data or models, or in use.
+        PolarError: a package is missing, a key or a row is invalid, a model can't be loaded, an item has no reward, or the output
+            folder belongs to other settings, data or models, or is in use.
     """
     with needs("rft", "polar rft"):
         import datasets  # noqa: F401
@@ -67,9 +67,9 @@ def _train(config: RftConfig, arguments: Any, rows: list[dict[str, Any]], reward
     # With bf16, TRL computes in copies of these weights.
     tokenizer, model = load_causal_lm(config.policy.model, config.policy.gguf_file, torch.float32)
     if config.policy.kind == "chat" and not tokenizer.chat_template:
-        raise PolarError(f"{config.policy.model}: it has no chat template; policy.kind base needs none")
+        raise PolarError(f"{config.policy.model}: the model has no chat template; policy.kind=base needs none")
     lora = config.lora and adapter_settings(config.lora, target_modules="all-linear", task_type="CAUSAL_LM")
-    set_seed(config.seed)  # PEFT draws the adapter; TRL seeds that from 1.15 on
+    set_seed(config.seed)  # for PEFT's random adapter; TRL sets this seed itself from version 1.15 on
     trainer = getattr(trl, f"{config.algorithm.upper()}Trainer")(
         model=model,
         processing_class=tokenizer,
@@ -83,9 +83,9 @@ def _train(config: RftConfig, arguments: Any, rows: list[dict[str, Any]], reward
     checkpoint = last_checkpoint(config.output)
     results = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
     if trainer.is_world_process_zero():
-        tuned = trainer.accelerator.unwrap_model(trainer.model)
+        policy = trainer.accelerator.unwrap_model(trainer.model)
         with atomic_directory(config.output / "policy") as folder:
-            (tuned.merge_and_unload() if lora else tuned).save_pretrained(folder)
+            (policy.merge_and_unload() if lora else policy).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         write_json(
             config.output / "run.json",
@@ -95,12 +95,12 @@ def _train(config: RftConfig, arguments: Any, rows: list[dict[str, Any]], reward
 
 
 def identity(config: RftConfig) -> dict[str, Any]:
-    """What a run depends on: its settings, and the bytes of its data, its policy and its reward model.
+    """What a run depends on: its settings, and the contents of its data, its policy and its reward model.
 
-    Under one name they may change between two runs. What a reward server serves is known by its address alone.
+    Files may change between two runs under the same name. A reward server is identified by its address alone.
 
     Raises:
-        PolarError: a file or model is not there.
+        PolarError: a file or model does not exist.
     """
     reward = config.reward.encoder if config.reward.is_url else Path(config.reward.source)
     return config.model_dump(mode="json") | {
@@ -113,34 +113,36 @@ def identity(config: RftConfig) -> dict[str, Any]:
 
 
 def checkpoints(output: Path) -> dict[Path, bool]:
-    """TRL's checkpoints in the order of their steps, and whether each is complete: ``trainer_state.json`` is written last."""
-    found: dict[Path, bool] = {}
+    """TRL's checkpoints by step, and whether each is complete, which means that it has ``trainer_state.json``, the last file."""
+    result: dict[Path, bool] = {}
     folders = (path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
     for folder in sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-"))):
         try:
             read_json(folder / "trainer_state.json")
         except PolarError:
-            found[folder] = False
+            result[folder] = False
         else:
-            found[folder] = True
-    return found
+            result[folder] = True
+    return result
 
 
 def last_checkpoint(output: Path) -> Path | None:
-    """The one that a run goes on behind; None for a run that begins."""
+    """The checkpoint from which a run continues, or None for a new run."""
     return next((folder for folder, is_complete in reversed(checkpoints(output).items()) if is_complete), None)
 
 
 def remove_incomplete_checkpoints(output: Path) -> None:
-    """What a kill left while TRL was writing it in place: TRL itself would go on with the highest number."""
+    """Remove checkpoints that a kill left incomplete, because TRL itself would continue from the highest number."""
     for folder, is_complete in checkpoints(output).items():
         if not is_complete:
-            _log.warning("%s: it is incomplete (no trainer_state.json) and removed; the one before it counts", folder)
+            _log.warning(
+                "%s: removed, because it is incomplete (no trainer_state.json); the checkpoint before it is used", folder
+            )
             shutil.rmtree(folder)
 
 
 class _Metrics(TrainerCallback):  # type: ignore[misc]
-    """Every row that TRL logs, as it comes. Resumed, what was logged behind the checkpoint is replaced."""
+    """Writes every row that TRL logs. In a resumed run, the rows after the checkpoint are replaced."""
 
     def __init__(self, path: Path, on_log: OnLog) -> None:
         self.path, self.report = path, on_log
@@ -162,28 +164,28 @@ class _Metrics(TrainerCallback):  # type: ignore[misc]
 
 
 def _arguments(kind: type, config: RftConfig) -> Any:
-    """TRL's own settings, with what a mistyped key was meant to be."""
-    ours = {"output_dir": str(config.output), "seed": config.seed}
-    known = {field.name for field in fields(kind)} - ours.keys()
+    """TRL's settings. Raises ConfigError with a suggestion for a mistyped key."""
+    fixed = {"output_dir": str(config.output), "seed": config.seed}
+    allowed = {field.name for field in fields(kind)} - fixed.keys()
     for key in config.trainer:
-        if key not in known:
-            raise ConfigError(f"trainer.{key}: {kind.__name__} has no such key for you to set{suggestion(key, known)}")
+        if key not in allowed:
+            raise ConfigError(f"trainer.{key}: not a key of {kind.__name__} that can be set here{suggestion(key, allowed)}")
     bf16 = compute_dtype("auto", pick_device("auto")) == torch.bfloat16
     defaults = {"bf16": bf16 and not config.trainer.get("fp16"), "report_to": "none", "logging_steps": 1, "disable_tqdm": True}
     try:
-        arguments = kind(**{**defaults, **config.trainer, **ours})
+        arguments = kind(**{**defaults, **config.trainer, **fixed})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {error}") from error
     if arguments.fsdp or arguments.deepspeed:
-        raise ConfigError("trainer: the policy is saved as a whole; for sharded training use verl or OpenRLHF")
+        raise ConfigError("trainer: fsdp and deepspeed are not supported; for sharded training use verl or OpenRLHF")
     return arguments
 
 
 def read_rows(config: RftConfig) -> list[dict[str, Any]]:
-    """The data as TRL takes it: prompts of a chat policy are lists of messages.
+    """The data in TRL's format: prompts of a chat policy are lists of messages.
 
     Raises:
-        PolarError: a bad row, columns that no table can hold, or a file that this run writes.
+        PolarError: a row is bad, a column mixes strings and messages, or a file lies in the output folder.
     """
     for source in config.data:
         find_files(source, [config.output])
@@ -207,5 +209,5 @@ def read_rows(config: RftConfig) -> list[dict[str, Any]]:
 def _messages(prompt: Text) -> Text:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
-    # In a table all messages have the keys of all others, and templates would render what is not there.
+    # In a table all messages get the keys of all other messages, and chat templates would render the missing values.
     return [{"role": message["role"], "content": message["content"]} for message in prompt]

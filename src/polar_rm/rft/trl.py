@@ -1,9 +1,10 @@
-"""Reward function for TRL's ``GRPOTrainer`` and ``RLOOTrainer``. Imports neither TRL nor, with a server, torch.
+"""Reward function for TRL's ``GRPOTrainer`` and ``RLOOTrainer``. It does not import TRL, and with a server it does not need
+torch.
 
     reward = PolarReward("http://127.0.0.1:30000")  # or the folder of a reward model, to score in this process
     GRPOTrainer(model=..., reward_funcs=reward, train_dataset=...)  # rows {prompt, reference[, wrapper]}
 
-A POLAR checkpoint itself is no ``reward_funcs`` entry: TRL would show it prompt and completion, but never the reference.
+A POLAR checkpoint can't be an entry of ``reward_funcs`` itself: TRL would pass it prompt and completion, but never the reference.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ from polar_rm.rewards.transforms import Transform
 from polar_rm.rft.items import score_item, transformed
 
 _Score = Callable[[Sequence[ScoreItem]], tuple[list[float], list[bool]]]
-"""Raw rewards, and whether a text of the item was cut."""
+"""Raw rewards, and for each item whether a text was truncated."""
 
 
 class PolarReward:
-    """Rewards of completions against a reference that comes from a column of the data set.
+    """Rewards of completions, compared with a reference from a column of the data set.
 
-    source: a reward server's URL, which is asked at once whether it is there, or a reward model's folder. reference_column:
-    strings or lists of messages. wrapper: how the completion follows the prompt, see :class:`ScoreItem`; a row's column
-    ``wrapper`` comes first. strip_thinking: of completion and reference. transform: a name of :mod:`polar_rm.transforms`; GRPO
-    scales groups itself, and with several ranks each sees a part of the batch, so ``raw`` or ``tanh`` is what it needs.
-    calibration: of ``percentile``; a folder brings its own. client: options of :class:`RewardClient`, such as ``api_key``, or
-    ``model`` for servers other than ours.
+    source: a reward server's URL, which is checked immediately, or a reward model's folder. reference_column: holds strings or
+    lists of messages. wrapper: how the completion follows the prompt, see :class:`ScoreItem`; a row's column ``wrapper`` takes
+    precedence. strip_thinking: remove thinking from completion and reference. transform: a name of
+    :mod:`polar_rm.rewards.transforms`. GRPO scales groups itself, and with several ranks each rank sees a part of the batch, so
+    use ``raw`` or ``tanh`` with it. calibration: for ``percentile``; a folder brings its own. client: options of
+    :class:`RewardClient`, such as ``api_key``, or ``model`` for servers other than ours.
 
     Raises:
-        PolarError: nobody answers at that URL, or not as a reward server does; no such folder or transform.
+        PolarError: no reward server answers at the URL, or the folder or the transform does not exist.
 
-    TRL also logs ``polar/cut``, the share of items that were too long for the reward model, and under a transform
+    TRL also logs ``polar/cut``, the share of items that were too long for the reward model, and with a transform
     ``polar/raw_reward``.
     """
 
@@ -55,12 +56,12 @@ class PolarReward:
         calibration: Calibration | None = None,
         **client: Any,
     ) -> None:
-        self.__name__ = "polar"  # TRL's metrics are rewards/polar/mean and so on
+        self.__name__ = "polar"  # TRL names its metrics after it: rewards/polar/mean and so on
         self.source, self.client = str(source), client
         self.reference_column, self.wrapper, self.strip_thinking = reference_column, wrapper, strip_thinking
         self.transform = transform
         self.calibration = calibration if calibration or self._is_url else Calibration.load(source)
-        transformed(transform, [], [], self.calibration)  # an unknown name is told before the first batch is generated
+        transformed(transform, [], [], self.calibration)  # refuses an unknown name before the first batch is generated
         self._score: _Score | None = self._open(check=True)
 
     def __call__(
@@ -69,29 +70,30 @@ class PolarReward:
         """One reward per completion; prompts and completions are strings or lists of messages.
 
         Raises:
-            PolarError: no column of references, or an item that is none.
-            ScoreError: an item has no reward. TRL would take None for "does not apply" and train on.
+            PolarError: the data set has no column of references, or an item is invalid.
+            ScoreError: an item has no reward. For None, TRL would assume that the reward does not apply, and continue.
         """
         references = columns.get(self.reference_column)
         if references is None:
             raise PolarError(
                 f"the data set has no column {self.reference_column!r} with references (reference_column); it has "
-                f"{', '.join(sorted(columns.keys() - {'trainer_state', 'log_extra', 'log_metric'})) or 'prompts alone'}"
+                f"{', '.join(sorted(columns.keys() - {'trainer_state', 'log_extra', 'log_metric'})) or 'only prompts'}"
             )
         wrappers = columns.get("wrapper") or [None] * len(prompts)
         rows = zip(prompts, completions, references, wrappers, strict=True)
         items = [self._item(number, *row) for number, row in enumerate(rows, 1)]
         if self._score is None:
             self._score = self._open()
-        raw, cut = self._score(items)
+        raw, truncated = self._score(items)
         if items and (log := columns.get("log_metric")):
-            log("polar/cut", fmean(cut))
+            log("polar/cut", fmean(truncated))
             if self.transform != "raw":
                 log("polar/raw_reward", fmean(raw))
         return transformed(self.transform, items, raw, self.calibration)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Trainers that score in another process send this object there: connections and weights stay, and are opened anew."""
+        """The state without connections and weights, which are opened again: some trainers send this object to another
+        process."""
         return {**self.__dict__, "_score": None}
 
     @property
@@ -101,7 +103,7 @@ class PolarReward:
     def _open(self, *, check: bool = False) -> _Score:
         if self._is_url:
             client = RewardClient(self.source, **self.client)
-            if check:  # before hours of work whose rewards nobody would give
+            if check:  # before hours of work without a reward server
                 try:
                     client.check()
                 except PolarError:
@@ -109,7 +111,7 @@ class PolarReward:
                     raise
             return _from_server(client)
         if self.client:
-            raise PolarError(f"{self.source} is a folder, not a URL: {', '.join(self.client)} can't be used")
+            raise PolarError(f"{self.source} is a folder, not a URL: {', '.join(self.client)} can't be used with it")
         return _in_process(self.source)
 
     def _item(self, number: int, prompt: Any, completion: Any, reference: Any, wrapper: Wrapper | None) -> ScoreItem:
@@ -120,10 +122,10 @@ class PolarReward:
 
 
 class AsyncPolarReward(PolarReward):
-    """The same for TRL's event loop, where several asynchronous reward functions wait at the same time.
+    """:class:`PolarReward` for TRL's event loop, in which several asynchronous reward functions run concurrently.
 
-    Every trainer has a loop of its own and a client belongs to one loop, so it is the client's own thread that asks. TRL sees
-    that an object is asynchronous from 1.14 on and fails on it before; :class:`PolarReward` works with all of them.
+    Every trainer has its own event loop, while a client belongs to one loop; so the client sends requests from its own thread.
+    TRL supports asynchronous objects from version 1.14 on and fails on them before; :class:`PolarReward` works with all versions.
     """
 
     async def __call__(  # type: ignore[override]

@@ -1,11 +1,11 @@
-"""A reward function for verl 0.9: its reward loop with the managers naive and dapo.
+"""A reward function for verl 0.9, for its reward loop with the managers naive and dapo.
 
     reward.custom_reward_function.path=pkg://polar_rm.rft.verl
     +reward.custom_reward_function.reward_kwargs.url=http://HOST:30000
 
-A row of verl's data holds the reference as ``reward_model.ground_truth`` and the prompt as ``extra_info.prompt``, because verl
-does not pass the prompt on; each is a text or a list of messages. ``recipes/verl_ppo.yaml`` is the paper's PPO. Not with the
-manager rate_limited: it makes 0 of every failure (and asks for one reward at a time), which for these rewards is a good one.
+A row of verl's data holds the reference in ``reward_model.ground_truth`` and the prompt in ``extra_info.prompt``, because verl
+does not pass the prompt on. Each is a text or a list of messages. ``recipes/verl_ppo.yaml`` is the paper's PPO. Do not use the
+manager rate_limited: it turns every failure into 0, which is a good reward here, and asks for one reward at a time.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ async def compute_score(
     reward_router_address: str | None = None,
     reward_model_tokenizer: Any = None,
 ) -> dict[str, float]:
-    """``score``, the raw reward of one response, and ``truncated``, 1 if its texts had to be cut; verl logs both.
+    """The raw reward of one response as ``score``, and ``truncated``, 1 if its texts were truncated; verl logs both.
 
-    verl calls it for each response, for many at once; the calls of a process are merged into few requests. The options after
-    ``extra_info`` are set under ``reward_kwargs``. url, model, api_key, engine: as of
-    :class:`~polar_rm.client.AsyncRewardClient`, and where they are not given POLAR_URL, POLAR_MODEL and POLAR_API_KEY of
-    the worker's environment. prompt_key, reference_key: the keys of ``extra_info``; without reference_key the reference is
-    ``ground_truth``. reward_router_address: given by verl where it serves the reward model itself (``reward_model.enable``); that
-    server is asked then, and ``model`` must name its folder. The tokenizer that comes with it is not needed.
+    verl calls it concurrently for many responses; the calls of a process are merged into few requests. The options after
+    ``extra_info`` are set under ``reward_kwargs``. url, model, api_key, engine: options of
+    :class:`~polar_rm.client.AsyncRewardClient`; their defaults are POLAR_URL, POLAR_MODEL and POLAR_API_KEY of the worker's
+    environment. prompt_key, reference_key: keys of ``extra_info``; without reference_key the reference is ``ground_truth``.
+    reward_router_address: set by verl if it serves the reward model itself (``reward_model.enable``). Requests then go to that
+    server, and ``model`` must name its folder. reward_model_tokenizer: set by verl too, not used.
 
     Raises:
-        PolarError: prompt, reference or server are not what they should be.
-        ScoreError: this response has no reward. Training stops, instead of learning from a made-up number.
+        PolarError: prompt, reference or server are invalid.
+        ScoreError: this response has no reward. Training stops, instead of learning from an invented number.
     """
     extra = extra_info or {}
     fields = [prompt_key] if reference_key is None else [prompt_key, reference_key]
@@ -60,7 +60,7 @@ async def compute_score(
     item = score_item(extra[prompt_key], solution_str, reference, wrapper=wrapper, strip_thinking=strip_thinking)
     if reward_router_address:
         url = reward_router_address
-    given = {"POLAR_URL": url, "POLAR_MODEL": model, "POLAR_API_KEY": api_key}
-    options = client_options({**os.environ, **{name: value for name, value in given.items() if value}})
+    arguments = {"POLAR_URL": url, "POLAR_MODEL": model, "POLAR_API_KEY": api_key}
+    options = client_options({**os.environ, **{name: value for name, value in arguments.items() if value}})
     reward = await asyncio.wrap_future(shared_merger(**options, engine=engine).submit(item))
     return {"score": reward.reward, "truncated": float(bool(reward.cut))}
