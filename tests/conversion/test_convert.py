@@ -226,7 +226,10 @@ def test_the_disk_must_hold_the_result(source, tmp_path, monkeypatch):
         (lambda t: t.pop("v_head.weight"), "no reward head"),
         (lambda t: t.pop("model.norm.weight"), "missing tensor 'model.norm.weight'"),
         (lambda t: t.update({"model.layers.0.attention.wqkv.bias": torch.zeros(4)}), "unexpected tensor .*wqkv.bias"),
-        (lambda t: t.update({"v_head.weight": torch.zeros(2, 32)}), r"'v_head.weight' is \[2, 32\], its config says \[1, 32\]"),
+        (
+            lambda t: t.update({"v_head.weight": torch.zeros(2, 32)}),
+            r"'v_head.weight' has the shape \[2, 32\], but the config says \[1, 32\]",
+        ),
         (lambda t: t["model.layers.1.attention.wo.weight"][3].fill_(float("nan")), "NaN"),
         (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}), "quantised"),
     ],

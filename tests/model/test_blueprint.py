@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are read is what it has afterwards."""
+"""A blueprint, which is read before the weights, describes the loaded model."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_names_shapes_and_config_of_a_new_model(tmp_path, family):
     assert (saved.encoder.hash, saved.specials) == (loaded.encoder.hash, loaded.specials)
 
 
-def test_a_preset_is_drawn_from_its_seed(tmp_path):
+def test_a_preset_is_initialised_from_its_seed(tmp_path):
     blueprint = preset_blueprint("1m", tiny.causal_lm(tmp_path / "lm"))
     first, again, other = (RewardModel.from_blueprint(blueprint, seed=seed).backbone.state_dict() for seed in (0, 0, 1))
     assert shapes(blueprint.on_meta) == {name: (tuple(t.shape), t.dtype) for name, t in first.items()}

@@ -25,5 +25,5 @@ def test_caches_of_products_are_small_unless_the_environment_sets_them():
     code = "import os; from polar_rm.model.devices import claim_device; claim_device('cpu'); print(*map(os.environ.get, %r))"
     names = ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"]
     environment = {name: value for name, value in os.environ.items() if name not in names} | {"LRU_CACHE_CAPACITY": "7"}
-    done = subprocess.run([sys.executable, "-c", code % names], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["128", "7"]
+    result = subprocess.run([sys.executable, "-c", code % names], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["128", "7"]

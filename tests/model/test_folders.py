@@ -1,4 +1,4 @@
-"""F13, F12, H13, B8: whatever a model folder says, it is taken exactly or refused in one line that names it."""
+"""F13, F12, H13, B8: whatever a model folder holds, it is loaded exactly or refused in one line that names the fault."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rope(**values):
 
 
 def pickled(value=None, **changes):
-    """Weights as PyTorch's own file, in the place of safetensors."""
+    """Weights as a file of PyTorch in place of safetensors."""
 
     def change(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
@@ -102,26 +102,26 @@ def normalizer(*steps):
     return change
 
 
-def packed_pickle(folder: Path) -> None:
+def compressed_pickle(folder: Path) -> None:
     pickled()(folder)
-    path, packed = folder / "pytorch_model.bin", folder / "packed"
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w") as target:
+    path, compressed = folder / "pytorch_model.bin", folder / "compressed"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(compressed, "w") as target:
         for member in source.infolist():
             kind = zipfile.ZIP_DEFLATED if member.filename.endswith("data.pkl") else zipfile.ZIP_STORED
             content = source.read(member)
             target.writestr(member.filename, content + bytes(1 << 22) if kind == zipfile.ZIP_DEFLATED else content, kind)
-    packed.replace(path)
+    compressed.replace(path)
 
 
 BOMB = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
 CASES = {
     "hidden size 0": (config(hidden_size=0), r"config.json: hidden_size is 0: expected a positive integer"),
     "hidden size as text": (config(hidden_size="64"), r"hidden_size is '64': expected a positive integer"),
-    "no integer": (config(num_attention_heads=True), "num_attention_heads is True"),
+    "not an integer": (config(num_attention_heads=True), "num_attention_heads is True"),
     "negative positions": (config(max_position_embeddings=-5), "max_position_embeddings is -5"),
     "NaN": (config(rms_norm_eps=float("nan")), "rms_norm_eps is nan: expected a positive number"),
     "layers": (config(num_hidden_layers=10**7), "num_hidden_layers is 10,000,000: more than 10,000"),
-    "more layers than weights": (config(num_hidden_layers=3000), "says 3,000 layers, its weights hold 2"),
+    "more layers than weights": (config(num_hidden_layers=3000), "says 3,000 layers, but the weights have 2"),
     "rope x": (rope(rope_type="x"), "unknown type 'x'; known: default, "),
     "rope is a list": (config(rope_parameters=[1], rope_scaling=[1]), "expected an object"),
     "dynamic": (rope(rope_type="dynamic", factor=2.0), "'dynamic', whose frequencies depend on the longest sequence of a row"),
@@ -129,7 +129,7 @@ CASES = {
         rope(rope_type="longrope", factor=2.0, short_factor=[1.0] * 8, long_factor=[2.0] * 8),
         "'longrope', whose frequencies depend",
     ),
-    "longrope under its first name": (config(rope_scaling={"type": "su"}, rope_parameters=None), "'su', whose frequencies"),
+    "longrope under its old name": (config(rope_scaling={"type": "su"}, rope_parameters=None), "'su', whose frequencies"),
     "by layer type": (
         rope(full_attention={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
         "'dynamic', whose frequencies",
@@ -139,24 +139,24 @@ CASES = {
         method: (config(quantization_config={"quant_method": method, "bits": 4}), rf"quantised \('{method}'\)")
         for method in ("gptq", "awq", "bitsandbytes", "compressed-tensors", "unheard-of")
     },
-    "quantised somehow": (config(quantization_config="int4"), "quantised"),
+    "unknown quantisation": (config(quantization_config="int4"), "quantised"),
     "nested": (nested(100_000), "config.json: not JSON"),
     "nested less": (nested(500), "config.json: nested deeper than 50 levels"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json: not a JSON object"),
     "model type": (config(model_type="no-such-model"), "no-such-model"),
-    "model type of no text": (config(model_type=5), "folder: "),
-    "index out of the folder": (
+    "model type is a number": (config(model_type=5), "folder: "),
+    "index that leaves the folder": (
         index({"weight_map": {"a": "../outside.safetensors"}}),
-        r"index.json: names the shard '../outside.safetensors', which is not in the folder",
+        r"index.json: it names the shard '../outside.safetensors', which is not in the folder",
     ),
     "index of a list": (index([]), "index.json: not a JSON object"),
     "index of lists": (index({"weight_map": {"a": ["b"]}}), "has no 'weight_map'"),
     "index of nothing": (index({"weight_map": {"a": "gone.safetensors"}}), "names the shard 'gone.safetensors'"),
-    "code in a pickle": (hostile_pickle, "not weights alone"),
-    "old pickle": (pickled(_use_new_zipfile_serialization=False), "not weights alone"),
+    "code in a pickle": (hostile_pickle, "not a file of weights only"),
+    "old pickle": (pickled(_use_new_zipfile_serialization=False), "not a file of weights only"),
     "a list in a pickle": (pickled([torch.ones(2)]), "it holds no tensors by name"),
     "integer keys": (pickled({1: torch.ones(2)}), "it holds no tensors by name"),
-    "a packed pickle": (packed_pickle, "is packed, .* for 4,[0-9,]+; torch packs nothing"),
+    "a compressed pickle": (compressed_pickle, "is compressed, .* for 4,[0-9,]+; torch does not compress"),
     "padding is an object": (tokenizer_config(pad_token={"x": 1}), r"tokenizer_config.json: pad_token: expected a token's text"),
     "padding is a number": (tokenizer_config(pad_token=5), r"tokenizer_config.json: pad_token: expected a token's text, not 5"),
     "a replacement bomb": (normalizer(BOMB, BOMB, BOMB), "make a text up to 1,000,000,000 times as long, more than 100"),
@@ -192,14 +192,14 @@ def test_each_is_one_clear_line(folders, tmp_path, name, kind, small_description
     assert not (folder / "ran").exists()
 
 
-def test_weights_of_torch_are_read_where_they_are_weights_alone(folders, tmp_path):
+def test_pytorch_files_that_hold_only_weights_are_read(folders, tmp_path):
     shutil.copytree(folders / "lm", tmp_path / "lm")
     pickled()(tmp_path / "lm")
-    one, other = (RewardModel.from_causal_lm(folder).state_dict() for folder in (folders / "lm", tmp_path / "lm"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    expected, read = (RewardModel.from_causal_lm(folder).state_dict() for folder in (folders / "lm", tmp_path / "lm"))
+    assert all(torch.equal(expected[name], read[name]) for name in expected)
 
 
-def test_packages_that_weights_need_are_one_line(monkeypatch, folders):
+def test_a_missing_package_that_weights_need_is_reported_in_one_line(monkeypatch, folders):
     from transformers import AutoModelForSequenceClassification
 
     def missing(*_, **__):
@@ -218,16 +218,16 @@ def gpt_neox(folder: Path, **changes) -> Path:
     return folder
 
 
-def test_a_family_that_we_never_heard_of_is_admitted_and_has_flops(tmp_path):
+def test_an_unknown_family_is_admitted_and_has_flops(tmp_path):
     """B7."""
     with pytest.warns(UserWarning, match="'gpt_neox' is not a known backbone; it passed the equality check"):
         model = RewardModel.from_causal_lm(gpt_neox(tmp_path / "lm"))
     layout = TreeLayout((TreeSpan(0, 10, (5, 5)),))
-    alike = tiny.config("llama", hidden_size=32, intermediate_size=48, num_key_value_heads=4, head_dim=8)
-    assert training_flops(model.backbone.config, layout) == training_flops(alike, layout)
+    llama = tiny.config("llama", hidden_size=32, intermediate_size=48, num_key_value_heads=4, head_dim=8)
+    assert training_flops(model.backbone.config, layout) == training_flops(llama, layout)
 
 
-def test_the_equality_check_sees_frequencies_that_go_by_the_longest_position(tmp_path, monkeypatch):
+def test_the_equality_check_detects_frequencies_that_depend_on_the_longest_position(tmp_path, monkeypatch):
     """B8."""
     from polar_rm.model import backbones
 
@@ -241,12 +241,12 @@ def test_the_equality_check_sees_frequencies_that_go_by_the_longest_position(tmp
     with pytest.raises(UnsupportedModel, match="differs from separate sequences"):
         RewardModel.from_causal_lm(folder)
     monkeypatch.setattr(exactness, "_first_long_position", lambda config, n_tokens: 0)
-    with pytest.warns(UserWarning, match="passed"):  # without a long row nothing would be seen
+    with pytest.warns(UserWarning, match="passed"):  # without long positions the check does not detect it
         RewardModel.from_causal_lm(folder)
 
 
 def test_a_bomb_takes_no_memory(tmp_path):
-    """F12. In a process whose memory is bounded, as the tokenizer's library aborts where there is none."""
+    """F12. The process has a memory limit, because the tokenizer's library aborts where memory runs out."""
     tiny.causal_lm(tmp_path / "lm")
     normalizer(BOMB, BOMB, BOMB)(tmp_path / "lm")
     code = (
@@ -254,11 +254,11 @@ def test_a_bomb_takes_no_memory(tmp_path):
         "from polar_rm.encoding.tokenizers import load_tokenizer\n"
         "try: load_tokenizer(sys.argv[1])\nexcept Exception as error: print(type(error).__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lm")], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "PolarError"
+    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lm")], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "PolarError"
 
 
-def test_a_buffer_that_old_checkpoints_carry_is_passed_over(folders, tmp_path):
+def test_a_buffer_of_old_checkpoints_is_ignored(folders, tmp_path):
     shutil.copytree(folders / "native", tmp_path / "old")
     path = tmp_path / "old/model.safetensors"
     written = load_file(path)

@@ -1,4 +1,4 @@
-"""Where language models come from, and what is said where there are none; a GGUF is parsed once while it is loaded."""
+"""Locating and loading language models, errors where there are none, and GGUF files, which are parsed once."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import torch
 from support import tiny
 
 from polar_rm.errors import PolarError
-from polar_rm.model.language_models import gguf_parsed_once, load_causal_lm, model_folder
+from polar_rm.model.language_models import load_causal_lm, model_folder, parse_gguf_once
 
 gguf = pytest.importorskip("gguf")
 
 
-def test_one_parse_within_and_the_reader_is_given_back(monkeypatch):
+def test_a_gguf_is_parsed_once_and_the_reader_is_restored(monkeypatch):
     parsed = []
     monkeypatch.setattr(gguf, "GGUFReader", lambda path: parsed.append(path) or object())
-    with gguf_parsed_once():
+    with parse_gguf_once():
         assert gguf.GGUFReader("a.gguf") is gguf.GGUFReader("a.gguf")
     gguf.GGUFReader("a.gguf")
     assert parsed == ["a.gguf", "a.gguf"]
 
 
-def test_two_threads_leave_the_reader_as_it_was():
+def test_two_threads_restore_the_original_reader():
     original, inside, go = gguf.GGUFReader, Event(), Event()
 
     def load() -> None:
-        with gguf_parsed_once():
+        with parse_gguf_once():
             inside.set()
             go.wait(5)
 
     other = Thread(target=load)
-    with gguf_parsed_once():
+    with parse_gguf_once():
         other.start()
-        inside.wait(0.3)  # one that does not wait for us would be in by now
+        inside.wait(0.3)  # a thread that does not wait for us would be inside by now
     go.set()
     other.join()
     assert inside.is_set()
@@ -42,12 +42,12 @@ def test_two_threads_leave_the_reader_as_it_was():
 
 
 @pytest.mark.parametrize("name", ["no_such_weights", "nope.sub", "json.sub", "a.b c", "", ".relative"])
-def test_a_package_that_is_not_there_is_one_line(name):
+def test_a_missing_package_is_reported_in_one_line(name):
     with pytest.raises(PolarError, match="is not installed"):
         model_folder(f"package:{name}")
 
 
-def test_weights_that_are_cut_off_are_one_line(tmp_path):
+def test_truncated_weights_are_reported_in_one_line(tmp_path):
     folder = tiny.causal_lm(tmp_path / "lm")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

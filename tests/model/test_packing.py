@@ -24,10 +24,10 @@ def test_first_fit_keeps_every_tree_within_the_budget(lengths, budget):
     for row in rows:
         assert sum(lengths[i] for i in row) <= budget or len(row) == 1
     fits = [length for length in lengths if length <= budget]
-    assert len(rows) - (len(lengths) - len(fits)) <= 2 * sum(fits) / budget + 1  # no two rows fit into one
+    assert len(rows) - (len(lengths) - len(fits)) <= 2 * sum(fits) / budget + 1  # else two rows would fit into one
 
 
-def test_rows_are_filled_to_the_last_token():
+def test_rows_are_filled_up_to_the_budget():
     assert first_fit([6, 4, 5, 5], 10) == [[0, 1], [2, 3]]
 
 
@@ -44,17 +44,17 @@ def test_batches_resume_anywhere_and_cover_each_epoch(start):
     per_epoch = steps_per_epoch(14, 4)
     assert per_epoch == 4
     stream = batches(14, 4, seed=3)
-    whole = [next(stream) for _ in range(3 * per_epoch)]
+    uninterrupted = [next(stream) for _ in range(3 * per_epoch)]
     resumed = batches(14, 4, seed=3, start_step=start)
-    for step in range(start, len(whole)):
-        np.testing.assert_array_equal(next(resumed), whole[step])
-    epochs = [np.concatenate(whole[e * per_epoch : (e + 1) * per_epoch]) for e in range(3)]
+    for step in range(start, len(uninterrupted)):
+        np.testing.assert_array_equal(next(resumed), uninterrupted[step])
+    epochs = [np.concatenate(uninterrupted[e * per_epoch : (e + 1) * per_epoch]) for e in range(3)]
     assert all(sorted(epoch) == list(range(14)) for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
 
 
 def test_two_seeds_have_no_epoch_in_common():
-    """An order drawn from the sum of seed and epoch would give run 4 the epochs of run 3, one later."""
+    """With an order drawn from the sum of seed and epoch, run 4 would have the epochs of run 3, one later."""
     orders = set()
     for seed in range(4):
         stream = batches(14, 14, seed=seed)
@@ -62,5 +62,5 @@ def test_two_seeds_have_no_epoch_in_common():
     assert len(orders) == 16
 
 
-def test_rows_of_like_cost_meet_in_one_micro_step():
+def test_rows_of_similar_cost_are_in_the_same_micro_step():
     assert deal([[0], [1], [2, 3], [4]], [1, 9, 3, 5, 2], 2) == [[[1], [2, 3]], [[4], [0]]]

@@ -57,37 +57,37 @@ def test_the_saved_folder_scores_equally_in_plain_transformers(tmp_path, family)
         theirs = [float(plain(torch.tensor([sequences[i]])).logits) for i in range(len(OUTPUTS))]
     assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
     assert len({round(score, 4) for score in ours}) == len(OUTPUTS)
-    # The tokenizer in the folder makes the same ids as our encoder.
+    # The tokenizer in the folder gives the same ids as our encoder.
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     text = "What?\na fox<|reward|>What?\n" + OUTPUTS[0] + encoder.settings.reward_token
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == sequences[0]
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
-def test_the_last_layer_but_for_its_keys_and_values_runs_only_where_a_score_is_read(tmp_path, family):
+def test_the_last_layer_computes_only_keys_and_values_outside_score_positions(tmp_path, family):
     model = tiny.reward_model(tmp_path, family)
     first, *_, last = model.backbone.model.layers
-    seen = {layer: [] for layer in (first, last)}
-    for layer, sizes in seen.items():
+    n_inputs = {layer: [] for layer in (first, last)}
+    for layer, sizes in n_inputs.items():
         for part in ("self_attn.k_proj", "self_attn.q_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp.gate_proj"):
             layer.get_submodule(part).register_forward_pre_hook(lambda module, args, sizes=sizes: sizes.append(args[0].shape[1]))
     comparisons = [Comparison("What?", "a fox", tuple(OUTPUTS[:k]), tuple(range(k))) for k in (3, 2)]
     row = pack(model.encoder.encode_many(comparisons))
     scores = model(row)
     n_tokens = row.layout.n_tokens
-    assert {layer: sorted(sizes) for layer, sizes in seen.items()} == {first: [n_tokens] * 5, last: [5, 5, 5, 5, n_tokens]}
+    assert {layer: sorted(sizes) for layer, sizes in n_inputs.items()} == {first: [n_tokens] * 5, last: [5, 5, 5, 5, n_tokens]}
     model.backbone.set_attn_implementation("eager")
     sequence = row.ids[:, : row.layout.spans[0].prefix + row.layout.spans[0].branches[0]]
     assert float(model.backbone(sequence, use_cache=False).logits) == pytest.approx(scores[0].item(), rel=1e-5, abs=1e-6)
-    assert seen[last][5:] == [sequence.shape[1]] * 5  # transformers alone is left as it is
+    assert n_inputs[last][5:] == [sequence.shape[1]] * 5  # transformers without a tree is unchanged
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
-def test_in_inference_a_row_goes_through_an_mlp_in_chunks_and_scores_the_same(tmp_path, family, monkeypatch):
+def test_in_inference_an_mlp_takes_a_row_in_chunks_and_scores_stay_the_same(tmp_path, family, monkeypatch):
     model = deepcopy(tiny.reward_model(tmp_path, family))
     row = pack(model.encoder.encode_many([Comparison("What?", "a fox", tuple(OUTPUTS), tuple(range(5)))]))
     expected = model(row).detach()
-    monkeypatch.setattr(skipping.InChunks, "TOKENS", 7)
+    monkeypatch.setattr(skipping.Chunked, "TOKENS", 7)
     sizes = []
     model.backbone.model.layers[0].mlp.gate_proj.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[1]))
     with torch.inference_mode():
@@ -119,7 +119,7 @@ def test_only_the_first_layers_are_kept(tmp_path):
         RewardModel.from_causal_lm(folder, n_layers=3)
 
 
-def test_presets_build_from_a_tokenizer_alone(tmp_path):
+def test_presets_need_only_a_tokenizer(tmp_path):
     folder = tiny.causal_lm(tmp_path / "lm")
     first, again = (RewardModel.from_preset("1m", folder, seed=3) for _ in range(2))
     weights = sum(p.numel() for name, p in first.backbone.named_parameters() if "embed" not in name)
@@ -153,7 +153,7 @@ def test_another_encoder_is_refused(saved, tmp_path):
         RewardModel.from_pretrained(other)
 
 
-def test_what_is_no_reward_model_is_refused(tmp_path):
+def test_folders_without_a_reward_model_are_refused(tmp_path):
     lm = tiny.causal_lm(tmp_path / "lm")
     with pytest.raises(UnsupportedModel, match=r"LlamaForCausalLM.*use model.init"):
         RewardModel.from_pretrained(lm)
@@ -164,25 +164,25 @@ def test_what_is_no_reward_model_is_refused(tmp_path):
         RewardModel.from_causal_lm(windowed)
 
 
-def test_weights_that_are_cut_or_of_another_shape_are_refused(saved, tmp_path):
-    cut = copy(saved, tmp_path / "cut")
-    weights = cut / "model.safetensors"
+def test_weights_that_are_truncated_or_of_another_shape_are_refused(saved, tmp_path):
+    truncated = copy(saved, tmp_path / "truncated")
+    weights = truncated / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(PolarError, match="cut/model.safetensors: not a complete safetensors file"):
-        RewardModel.from_pretrained(cut)
+    with pytest.raises(PolarError, match="truncated/model.safetensors: not a complete safetensors file"):
+        RewardModel.from_pretrained(truncated)
     narrow = copy(saved, tmp_path / "narrow")
     change_weights(narrow, lambda weights: weights.update({"model.norm.weight": torch.ones(63)}))
     shapes = (
-        r"the shape \[63\], by config.json it is \[64\]"
+        r"the shape \[63\], but config.json says \[64\]"
         if transformers.__version__ >= "5"
-        else "another shape than by config.json"
+        else "another shape than config.json says"
     )
     with pytest.raises(UnsupportedModel, match=f"tensor 'model.norm.weight' has {shapes}$"):
         RewardModel.from_pretrained(narrow)
 
 
 @pytest.mark.parametrize("section", [{}, "x", {"settings": {"max_length": "x"}, "tokenizer": "", "hash": ""}])
-def test_encoder_settings_that_are_none_are_refused(saved, tmp_path, section):
+def test_invalid_encoder_settings_are_refused(saved, tmp_path, section):
     with pytest.raises(PolarError, match=r"config.json: .*encoder settings"):
         RewardModel.from_pretrained(copy(saved, tmp_path / "model", polar={"encoder": section}))
 
@@ -204,7 +204,7 @@ def test_threads_may_share_a_model(tmp_path):
     both = threading.Barrier(2, timeout=60)
 
     def wait(*_):
-        both.wait()  # behind our own hook: each row is noted before the other's last layer runs
+        both.wait()  # both threads are in the model before either runs its last layer
 
     model.backbone.model.layers[-1].register_forward_pre_hook(wait)
     with ThreadPoolExecutor(2) as pool:
@@ -218,7 +218,7 @@ def test_families_that_do_not_pass_the_equality_check_are_refused_by_name(tmp_pa
         RewardModel.from_causal_lm(lm)
 
 
-def test_the_equality_check_admits_exact_families_and_sees_wrong_ones(tmp_path, monkeypatch):
+def test_the_equality_check_admits_exact_families_and_refuses_wrong_ones(tmp_path, monkeypatch):
     model = tiny.reward_model(tmp_path / "lm")
     assert exactness.equality_error(model.backbone, model.encoder) < 1e-5
     monkeypatch.setattr(exactness, "SUPPORTED", ())
@@ -237,14 +237,14 @@ def test_the_equality_check_admits_exact_families_and_sees_wrong_ones(tmp_path, 
         RewardModel.from_causal_lm(tmp_path / "lm")
 
 
-def test_a_difference_that_is_no_number_is_no_equality(tmp_path, monkeypatch):
+def test_the_equality_check_fails_with_nan(tmp_path, monkeypatch):
     monkeypatch.setattr(exactness, "SUPPORTED", ())
     monkeypatch.setattr(exactness, "equality_error", lambda backbone, encoder: float("nan"))
     with pytest.raises(UnsupportedModel, match="differs from separate sequences by nan"):
         RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "lm"))
 
 
-def test_settings_travel_with_the_checkpoint(tmp_path):
+def test_settings_are_saved_in_the_checkpoint(tmp_path):
     settings = EncoderSettings(template="polar-chat", max_length=300, max_response_length=50)
     tiny.reward_model(tmp_path / "lm", settings=settings).save(tmp_path / "model")
     assert RewardModel.from_pretrained(tmp_path / "model").encoder.settings == settings

@@ -1,4 +1,4 @@
-"""H3, H8, H20: role tokens, lengths and BOS of a model that is made of somebody's language model."""
+"""H3, H8, H20: role tokens, lengths and BOS of a reward model on a given language model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KNOWN = 400
 
 
 def padded(folder: Path, rows: int = 512, fill: float = 0.0, tokenizer: Tokenizer | None = None) -> Path:
-    """A language model whose table has more rows than its tokenizer has tokens, as Qwen's have."""
+    """A language model whose embedding has more rows than its tokenizer has tokens, like Qwen's."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny.config("qwen2", vocab_size=rows))
     with torch.no_grad():
@@ -43,8 +43,8 @@ def with_roles() -> Tokenizer:
 
 @pytest.mark.parametrize("fill", [0.0, 7.0])
 @pytest.mark.parametrize("tokenizer", [None, with_roles], ids=["added", "never trained"])
-def test_role_tokens_start_as_known_ones_and_apart(tmp_path, fill, tokenizer):
-    """H3. In a padded table their rows are there, equal and perhaps zero."""
+def test_role_tokens_start_like_known_ones_and_different(tmp_path, fill, tokenizer):
+    """H3. A padded embedding has rows for them already, which are equal and may be zero."""
     model = RewardModel.from_causal_lm(padded(tmp_path, fill=fill, tokenizer=tokenizer and tokenizer()))
     table = model.backbone.get_input_embeddings().weight.detach()
     assert table.shape[0] == 512
@@ -53,23 +53,23 @@ def test_role_tokens_start_as_known_ones_and_apart(tmp_path, fill, tokenizer):
     assert not torch.equal(separator, reward)
     for row in (separator, reward):
         assert ((row - known.mean(0)) / known.std(0)).square().mean().sqrt() == pytest.approx(1, abs=0.3)
-    assert torch.equal(table[KNOWN + 2 :], torch.full_like(table[KNOWN + 2 :], fill))  # padding stays what it was
+    assert torch.equal(table[KNOWN + 2 :], torch.full_like(table[KNOWN + 2 :], fill))  # padding is unchanged
     assert model.untrained_tokens == (SEPARATOR_TOKEN, REWARD_TOKEN)
 
 
-def test_role_tokens_that_were_trained_stay_as_they_are(tmp_path):
+def test_trained_role_tokens_are_unchanged(tmp_path):
     """H3."""
     folder = padded(tmp_path, tokenizer=with_roles())
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         model.get_input_embeddings().weight[KNOWN : KNOWN + 2] = torch.randn(2, 64, generator=torch.Generator().manual_seed(3))
     model.save_pretrained(folder)
-    made = RewardModel.from_causal_lm(folder)
-    assert torch.equal(made.backbone.get_input_embeddings().weight, model.get_input_embeddings().weight)
-    assert made.untrained_tokens == ()
+    reward_model = RewardModel.from_causal_lm(folder)
+    assert torch.equal(reward_model.backbone.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert reward_model.untrained_tokens == ()
 
 
-def test_lora_on_tokens_that_nobody_trained_is_warned_about(tmp_path):
+def test_lora_with_untrained_role_tokens_gives_a_warning(tmp_path):
     """H3."""
     model = RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "lm"))
     with pytest.warns(UserWarning, match=r"lora leaves embeddings.*<\|reward\|> and \[UNUSED_TOKEN_130\]"):
@@ -83,11 +83,11 @@ def test_lora_on_tokens_that_nobody_trained_is_warned_about(tmp_path):
 
 def test_lengths_of_a_new_model_are_no_longer_than_its_positions(tmp_path):
     """H8."""
-    folder = tiny.causal_lm(tmp_path / "lm")  # of 2,048 positions
+    folder = tiny.causal_lm(tmp_path / "lm")  # it has 2,048 positions
     settings = RewardModel.from_causal_lm(folder).encoder.settings
     assert (settings.max_length, settings.max_response_length) == (2048, 512)
-    given = EncoderConfig(template="polar-chat", max_length=1000).settings()
-    settings = RewardModel.from_causal_lm(folder, settings=given).encoder.settings
+    values = EncoderConfig(template="polar-chat", max_length=1000).settings()
+    settings = RewardModel.from_causal_lm(folder, settings=values).encoder.settings
     assert (settings.template, settings.max_length, settings.max_response_length) == ("polar-chat", 1000, 250)
     model = RewardModel.from_causal_lm(folder)
     model.save(tmp_path / "rm")
@@ -97,36 +97,36 @@ def test_lengths_of_a_new_model_are_no_longer_than_its_positions(tmp_path):
     assert RewardModel.from_preset("1m", folder).encoder.settings == EncoderSettings()
 
 
-def say_bos(folder: Path, **changes: object) -> Path:
+def change_tokenizer(folder: Path, **changes: object) -> Path:
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return folder
 
 
-def test_a_bos_that_only_the_config_knows_is_obeyed(tmp_path):
+def test_a_bos_that_only_the_config_names_is_added(tmp_path):
     """H20."""
     plain = tiny.causal_lm(tmp_path / "plain")
     assert RewardModel.from_causal_lm(plain).encoder.bos_ids == []
     for value in (False, None, "yes"):
-        assert RewardModel.from_causal_lm(say_bos(plain, add_bos_token=value)).encoder.bos_ids == []
-    model = RewardModel.from_causal_lm(say_bos(plain, add_bos_token=True))
+        assert RewardModel.from_causal_lm(change_tokenizer(plain, add_bos_token=value)).encoder.bos_ids == []
+    model = RewardModel.from_causal_lm(change_tokenizer(plain, add_bos_token=True))
     assert model.encoder.bos_ids == [0]
     built_in = RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "built_in", bos=True))
     assert model.encoder.hash == built_in.encoder.hash
     assert model.encoder.encode_outputs("p", "r", ["o"]) == built_in.encoder.encode_outputs("p", "r", ["o"])
-    again = RewardModel.from_causal_lm(say_bos(tmp_path / "built_in", add_bos_token=True))
+    again = RewardModel.from_causal_lm(change_tokenizer(tmp_path / "built_in", add_bos_token=True))
     assert again.encoder.bos_ids == [0]
     model.save(tmp_path / "rm")
     assert RewardModel.from_pretrained(tmp_path / "rm").encoder.hash == model.encoder.hash
     with pytest.raises(PolarError, match="bos_token is '<begin>', which the tokenizer does not have"):
-        RewardModel.from_causal_lm(say_bos(plain, bos_token="<begin>"))
+        RewardModel.from_causal_lm(change_tokenizer(plain, bos_token="<begin>"))
 
 
-def test_a_bos_that_only_the_config_knows_is_obeyed_by_conversion(tmp_path):
+def test_a_bos_that_only_the_config_names_is_added_by_conversion(tmp_path):
     """H20."""
     tiny.reward_model(tmp_path / "lm").save(tmp_path / "rm")
     config = json.loads((tmp_path / "rm/config.json").read_text())
     del config["polar"]
     (tmp_path / "rm/config.json").write_text(json.dumps(config))
     assert plan(tmp_path / "rm").encoder.bos_ids == []
-    assert plan(say_bos(tmp_path / "rm", add_bos_token=True)).encoder.bos_ids == [0]
+    assert plan(change_tokenizer(tmp_path / "rm", add_bos_token=True)).encoder.bos_ids == [0]

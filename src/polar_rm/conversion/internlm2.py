@@ -148,7 +148,7 @@ def from_internlm2(folder: Path) -> Conversion:
     for name, rows in shape.llama().items():
         if name not in native:  # one of q, k and v
             layer, _, part = name.removesuffix("_proj.weight").partition(".self_attn.")
-            native[name] = tensors[f"{layer}.attention.wqkv.weight"].then(partial(shape.unpack, part), rows)
+            native[name] = tensors[f"{layer}.attention.wqkv.weight"].map(partial(shape.unpack, part), rows)
     notes = ["clean_up: the official client's removal of spaces before punctuation is repeated"]
     if config.get("rope_scaling"):
         notes.append(f"dynamic RoPE becomes plain RoPE: it only acts beyond {config['max_position_embeddings']:,} tokens")

@@ -57,7 +57,7 @@ def from_stock(folder: Path) -> Conversion:
         config.vocab_size = tokenizer.get_vocab_size()
         table = tensors["model.embed_tokens.weight"]
         grown = (config.vocab_size, table.shape[1])
-        tensors["model.embed_tokens.weight"] = table.then(partial(_grow, config.vocab_size), grown)
+        tensors["model.embed_tokens.weight"] = table.map(partial(_grow, config.vocab_size), grown)
     try:
         with torch.device("meta"):
             skeleton = AutoModelForSequenceClassification.from_config(config)

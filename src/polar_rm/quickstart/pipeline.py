@@ -23,7 +23,7 @@ from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.splits import is_held_out
 from polar_rm.evaluation import ComparisonFiles, EvaluationResult, evaluate
-from polar_rm.model.language_models import model_folder, unpacked
+from polar_rm.model.language_models import model_folder, unpack_gguf
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.quickstart.report import TESTS, write_html
 from polar_rm.records import Comparison, Trajectory, read_trajectories, write_records
@@ -68,7 +68,7 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
         paths = (f"inputs=[{data / 'trajectories.parquet'}]", f"output={quickstart.output / 'corpus'}")
         corpus = load_config(CorpusConfig, [data / "corpus.yaml"], paths)
         train_rows, test_rows = _split(rows, corpus)
-        stages.run("base", lambda: {"folder": unpacked(quickstart.base, quickstart.output / "base")})
+        stages.run("base", lambda: {"folder": unpack_gguf(quickstart.base, quickstart.output / "base")})
         quickstart = replace(quickstart, base=stages.results["base"]["folder"])
         stages.run("sample", lambda: _sample(quickstart, data, test_rows))
         stages.run("comparisons", lambda: _comparisons(quickstart, corpus, train_rows, test_rows))
