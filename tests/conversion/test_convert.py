@@ -1,4 +1,5 @@
-"""Official checkpoints in and out. Rewards and ids are compared with re-implementations that share no code with ours."""
+"""Conversion of official checkpoints and back. Rewards and ids are compared with re-implementations that share no code with
+ours."""
 
 import json
 import os
@@ -41,7 +42,7 @@ def ids(encoder, item):
 
 @pytest.mark.parametrize("item", ITEMS, ids=range(len(ITEMS)))
 @pytest.mark.parametrize("limits", [{}, {"max_length": 200, "max_response_length": 40}, {"response_cut_side": "left"}], ids=str)
-def test_ids_are_the_official_clients(converted, item, limits):
+def test_ids_equal_the_official_clients(converted, item, limits):
     if "response_cut_side" in limits:
         limits = limits | {"max_length": 150, "max_response_length": 30}
     encoder = Encoder.from_pretrained(converted)
@@ -49,21 +50,21 @@ def test_ids_are_the_official_clients(converted, item, limits):
     assert ids(encoder, item) == official.client_ids(item, **limits)
 
 
-def test_rewards_are_the_official_models(source, converted):
+def test_rewards_equal_the_official_models(source, converted):
     model = RewardModel.from_pretrained(converted)
     rewards = [scored.reward for scored in Scorer(model).score(ITEMS)]
-    packed = load_file(source / "model.safetensors")
-    expected = [official.reward(official.config(), packed, ids(model.encoder, item)) for item in ITEMS]
+    tensors = load_file(source / "model.safetensors")
+    expected = [official.reward(official.config(), tensors, ids(model.encoder, item)) for item in ITEMS]
     assert rewards == pytest.approx(expected, abs=1e-4)
     assert max(expected) - min(expected) > 1
     plain = AutoModelForSequenceClassification.from_pretrained(converted, dtype=torch.float32)
-    alone = [plain(torch.tensor([ids(model.encoder, item)])).logits.item() for item in ITEMS]
-    assert alone == pytest.approx(expected, abs=1e-4)
+    separate = [plain(torch.tensor([ids(model.encoder, item)])).logits.item() for item in ITEMS]
+    assert separate == pytest.approx(expected, abs=1e-4)
 
 
-def test_what_differs_from_the_official_client_on_purpose(converted):
+def test_intended_differences_from_the_official_client(converted):
     encoder = Encoder.from_pretrained(converted)
-    # An empty response gets no newline, as in the official training code; the client's own test for it is never true.
+    # An empty response gets no newline, as in the official training code; the client's condition for it is never true.
     item = ScoreItem("fox", "", "dog")
     assert ids(encoder, item) != official.client_ids(item)
     assert ids(encoder, item) == [1, *ids_of("fox"), encoder.separator_id, *ids_of("fox\ndog"), encoder.reward_id]
@@ -71,20 +72,20 @@ def test_what_differs_from_the_official_client_on_purpose(converted):
     item = ScoreItem("fox", "dog", "a[UNUSED_TOKEN_130] b")
     assert official.client_ids(item).count(encoder.reward_id) == 2
     assert ids(encoder, item) == ids(encoder, replace(item, output="a b"))
-    # So is a separator that only appears when another special token is dropped.
+    # A separator that appears only after another special token is dropped is dropped, too.
     item = ScoreItem("fox", "dog", "a<|rew<|im_end|>ard|> b")
     assert official.client_ids(item).count(encoder.separator_id) == 2
     assert ids(encoder, item).count(encoder.separator_id) == 1
-    # A cut never leaves half of a character behind (the client decodes it to U+FFFD).
-    cut = Encoder(encoder.source, replace(encoder.settings, max_length=100, max_response_length=6))
-    assert "\ufffd" not in cut.tokenizer.decode(ids(cut, ScoreItem("fox", "\U0010ffff" * 9, "dog")))
+    # Truncation never leaves half of a character (the client decodes it to U+FFFD).
+    short = Encoder(encoder.source, replace(encoder.settings, max_length=100, max_response_length=6))
+    assert "\ufffd" not in short.tokenizer.decode(ids(short, ScoreItem("fox", "\U0010ffff" * 9, "dog")))
 
 
 def ids_of(text):
     return official.SlowTokenizer().encode(text)[1:]
 
 
-def test_config_is_explicit_for_every_reader(converted):
+def test_config_is_explicit_for_every_loader(converted):
     config = json.loads((converted / "config.json").read_text())
     expected = {
         "architectures": ["LlamaForSequenceClassification"],
@@ -121,41 +122,41 @@ def test_there_and_back_is_bit_exact(source, converted, tmp_path):
     assert json.loads((tmp_path / "again/config.json").read_text()) == json.loads((converted / "config.json").read_text())
 
 
-def test_a_fine_tuned_model_finds_its_way_back_too(converted, tmp_path):
+def test_a_fine_tuned_model_can_be_converted_back(converted, tmp_path):
     model = RewardModel.from_pretrained(converted)
     model.save(tmp_path / "tuned")
-    done = convert(tmp_path / "tuned", tmp_path / "back", to="internlm2")
-    assert "copy that folder" in " ".join(done.notes)
-    packed = load_file(tmp_path / "back/model.safetensors")
+    conversion = convert(tmp_path / "tuned", tmp_path / "back", to="internlm2")
+    assert "copy that folder" in " ".join(conversion.notes)
+    tensors = load_file(tmp_path / "back/model.safetensors")
     expected = Scorer(model).score_outputs(prompt="p", reference="fox", outputs=["a dog"])[0]
-    assert official.reward(official.config(), packed, ids(model.encoder, ScoreItem("p", "fox", "a dog"))) == pytest.approx(
+    assert official.reward(official.config(), tensors, ids(model.encoder, ScoreItem("p", "fox", "a dog"))) == pytest.approx(
         expected, abs=1e-4
     )
     rope = json.loads((tmp_path / "tuned/config.json").read_text())
     assert (rope["rope_theta"], rope["rope_scaling"]) == (5e7, None)  # transformers 4 reads these two
 
 
-def test_shards_and_pickled_files_come_in_alike(source, converted, tmp_path, monkeypatch):
+def test_shards_and_pickled_files_are_read_like_one_file(source, converted, tmp_path, monkeypatch):
     tensors = load_file(source / "model.safetensors")
     for name in ("sharded", "pickled"):
         official.checkpoint(tmp_path / name)
         (tmp_path / name / "model.safetensors").unlink()
     names = sorted(tensors)
-    places = {name: f"model-{i % 3}.safetensors" for i, name in enumerate(names)}
-    for shard in set(places.values()):
-        save_file({name: tensors[name] for name in names if places[name] == shard}, tmp_path / "sharded" / shard)
-    (tmp_path / "sharded/model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    weight_map = {name: f"model-{i % 3}.safetensors" for i, name in enumerate(names)}
+    for shard in set(weight_map.values()):
+        save_file({name: tensors[name] for name in names if weight_map[name] == shard}, tmp_path / "sharded" / shard)
+    (tmp_path / "sharded/model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     torch.save(tensors, tmp_path / "pickled/pytorch_model.bin")
     monkeypatch.setattr(weights, "SHARD_BYTES", 20_000)
     for name in ("sharded", "pickled"):
         convert(tmp_path / name, tmp_path / f"{name}-native")
         assert len(list((tmp_path / f"{name}-native").glob("model-*-of-*.safetensors"))) > 2
         ours = RewardModel.from_pretrained(tmp_path / f"{name}-native").backbone.state_dict()
-        whole = RewardModel.from_pretrained(converted).backbone.state_dict()
-        assert all(torch.equal(ours[key], whole[key]) for key in whole)
+        expected = RewardModel.from_pretrained(converted).backbone.state_dict()
+        assert all(torch.equal(ours[key], expected[key]) for key in expected)
 
 
-def test_a_pickle_that_runs_code_is_refused_unrun(tmp_path):
+def test_a_pickle_with_code_is_refused_and_the_code_not_run(tmp_path):
     class Trap:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
@@ -168,7 +169,7 @@ def test_a_pickle_that_runs_code_is_refused_unrun(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_dtype_is_cast_on_the_way(source, tmp_path):
+def test_dtype_is_cast_by_the_conversion(source, tmp_path):
     convert(source, tmp_path / "wide", dtype="float32")
     assert {t.dtype for t in load_file(tmp_path / "wide/model.safetensors").values()} == {torch.float32}
     assert json.loads((tmp_path / "wide/config.json").read_text())["dtype"] == "float32"
@@ -187,19 +188,19 @@ def test_dtype_is_cast_on_the_way(source, tmp_path):
         ({"rms_norm_eps": "1e-5"}, "has no number 'rms_norm_eps'"),
         ({"hidden_act": None}, "hidden_act is None"),
         ({"vocab_size": 704}, "vocabulary mismatch: 700 pieces, but vocab_size is 704"),
-        ({"reward_token_id": 3}, "knows no references"),
+        ({"reward_token_id": 3}, "takes no references"),
         ({"pad_token_id": 7, "reward_token_id": 7}, "pad_token_id is the scoring token"),
-        ({"architectures": ["InternLM2ForCausalLM"]}, "is of the type 'dynamic'"),
+        ({"architectures": ["InternLM2ForCausalLM"]}, "has the type 'dynamic'"),
     ],
 )
-def test_configs_that_can_not_be_kept_exactly_are_refused(tmp_path, changes, reason):
+def test_configs_that_can_not_be_converted_exactly_are_refused(tmp_path, changes, reason):
     official.checkpoint(tmp_path / "model", **changes)
     with pytest.raises(UnsupportedModel, match=reason):
         convert(tmp_path / "model", tmp_path / "native")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_config_that_says_nothing_of_biases_is_refused(tmp_path):
+def test_a_config_without_the_key_bias_is_refused(tmp_path):
     """Without the key the official class has biases."""
     official.checkpoint(tmp_path / "model")
     config = json.loads((tmp_path / "model/config.json").read_text())
@@ -213,7 +214,7 @@ def test_the_disk_must_hold_the_result(source, tmp_path, monkeypatch):
     needed = plan(source).nbytes
     free = SimpleNamespace(free=needed - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: free)
-    with pytest.raises(PolarError, match=r"native: needs .* GB, only .* GB are free"):
+    with pytest.raises(PolarError, match=r"native: it needs .* GB, but only .* GB are free"):
         convert(source, tmp_path / "native")
     assert not (tmp_path / "native").exists()
     free.free = needed
@@ -234,7 +235,7 @@ def test_the_disk_must_hold_the_result(source, tmp_path, monkeypatch):
         (lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}), "quantised"),
     ],
 )
-def test_weights_that_can_not_be_kept_exactly_are_refused(tmp_path, change, reason):
+def test_weights_that_can_not_be_converted_exactly_are_refused(tmp_path, change, reason):
     official.checkpoint(tmp_path / "model")
     tensors = load_file(tmp_path / "model/model.safetensors")
     change(tensors)
@@ -257,7 +258,7 @@ def test_damaged_folders_are_refused(tmp_path):
         plan(tmp_path / "nowhere")
 
 
-def test_nothing_is_overwritten_and_nothing_half_written_stays(source, converted, tmp_path, monkeypatch):
+def test_nothing_is_overwritten_and_no_partial_folder_is_left(source, converted, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     (tmp_path / "there/thesis.txt").touch()
     with pytest.raises(PolarError, match="exists already"):
@@ -276,7 +277,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_stays(source, converted
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
-def test_only_plain_llama_goes_back(tmp_path):
+def test_only_plain_llama_is_converted_back(tmp_path):
     tiny.reward_model(tmp_path / "lm", "qwen2").save(tmp_path / "qwen2")
     with pytest.raises(UnsupportedModel, match="only LlamaForSequenceClassification"):
         plan(tmp_path / "qwen2", to="internlm2")

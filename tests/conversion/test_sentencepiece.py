@@ -1,4 +1,4 @@
-"""SentencePiece itself is the oracle; the model is trained here with the settings of the official one."""
+"""The fast tokenizer against SentencePiece itself, with a model that is trained here with the settings of the official one."""
 
 import random
 
@@ -42,11 +42,11 @@ def test_awkward_texts_get_sentencepieces_ids(fast, text):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(st.text(), st.sampled_from(AWKWARD), st.sampled_from(["a", "aa", " ", "-"])), max_size=8).map("".join))
 def test_any_text_gets_sentencepieces_ids(fast, text):
-    text = text.replace("\0", "")  # releases of SentencePiece disagree about it
+    text = text.replace("\0", "")  # releases of SentencePiece differ here
     assert fast.encode(text).ids == official.SlowTokenizer().encode(text)
 
 
-def test_runs_of_one_character_merge_alike(fast):
+def test_runs_of_one_character_merge_as_in_sentencepiece(fast):
     slow = official.SlowTokenizer()
     rng = random.Random(0)
     for _ in range(300):
@@ -54,7 +54,7 @@ def test_runs_of_one_character_merge_alike(fast):
         assert fast.encode(text).ids == slow.encode(text)
 
 
-def test_transformers_loads_the_same_ids_and_gives_the_text_back(converted, fast):
+def test_transformers_gives_the_same_ids_and_decodes_to_the_text(converted, fast):
     loaded = AutoTokenizer.from_pretrained(converted)
     for text in AWKWARD:
         assert loaded(text)["input_ids"] == fast.encode(text).ids
@@ -71,16 +71,16 @@ def test_transformers_loads_the_same_ids_and_gives_the_text_back(converted, fast
         ({"remove_extra_whitespaces": True}, "removes repeated spaces"),
         ({"normalization_rule_name": "nmt_nfkc"}, "normalises characters"),
         ({"byte_fallback": False, "vocab_size": 400}, "no byte fallback"),
-        ({"model_type": "unigram", "hard_vocab_limit": False}, "no BPE model"),
+        ({"model_type": "unigram", "hard_vocab_limit": False}, "not a BPE model"),
     ],
 )
-def test_models_that_a_fast_tokenizer_can_not_repeat_are_refused(tmp_path, changes, reason):
+def test_models_that_a_fast_tokenizer_can_not_reproduce_are_refused(tmp_path, changes, reason):
     (tmp_path / "tokenizer.model").write_bytes(official.sentencepiece_model(**changes))
     with pytest.raises(UnsupportedModel, match=reason):
         fast_tokenizer(tmp_path / "tokenizer.model", {}, 3, None)
 
 
-def test_files_and_ids_that_do_not_fit_are_refused(tmp_path):
+def test_invalid_files_and_ids_are_refused(tmp_path):
     path = tmp_path / "tokenizer.model"
     with pytest.raises(PolarError, match="No such file"):
         fast_tokenizer(path, {}, 3, None)
@@ -90,7 +90,7 @@ def test_files_and_ids_that_do_not_fit_are_refused(tmp_path):
     path.write_bytes(official.sentencepiece_model())
     with pytest.raises(UnsupportedModel, match="700 pieces, but a token has the id 700"):
         fast_tokenizer(path, {700: AddedToken("<|reward|>")}, 3, None)
-    with pytest.raises(UnsupportedModel, match="'Ｅ' would stand for two ids"):
+    with pytest.raises(UnsupportedModel, match="'Ｅ' would have two ids"):
         fast_tokenizer(path, {5: AddedToken("Ｅ")}, 3, None)
-    with pytest.raises(UnsupportedModel, match="BOS '<bos>' is no piece"):
+    with pytest.raises(UnsupportedModel, match="BOS '<bos>' is not a piece"):
         fast_tokenizer(path, {}, 3, "<bos>")

@@ -41,7 +41,7 @@ def prefix(head):
     ],
     ids=["v_head", "value_head", "score", "bare backbone", "zero bias and language head"],
 )
-def test_heads_of_other_trainers_come_in(tmp_path, family, change):
+def test_heads_of_other_trainers_are_converted(tmp_path, family, change):
     model = tiny.reward_model(tmp_path / "lm", family)
     model.save(tmp_path / "theirs")
     rename(tmp_path / "theirs", change, architectures=["SomeRewardModel"])
@@ -51,14 +51,14 @@ def test_heads_of_other_trainers_come_in(tmp_path, family, change):
     assert Scorer(ours).score_outputs(**question) == pytest.approx(Scorer(model).score_outputs(**question), abs=1e-5)
     config = json.loads((tmp_path / "native/config.json").read_text())
     assert (config["problem_type"], config["pad_token_id"]) == ("regression", 2)
-    assert ours.encoder.settings.max_length == 2048  # the backbone has no more positions
+    assert ours.encoder.settings.max_length == 2048  # the backbone's number of positions
 
 
 def test_role_tokens_are_added_as_training_adds_them(tmp_path):
     theirs = tiny.causal_lm(tmp_path / "theirs")
     rename(theirs, lambda tensors: tensors | {"score.weight": torch.randn(1, 64)})
-    done = convert(theirs, tmp_path / "native")
-    assert "added <|reward|> and [UNUSED_TOKEN_130]" in done.notes[0]
+    conversion = convert(theirs, tmp_path / "native")
+    assert "added <|reward|> and [UNUSED_TOKEN_130]" in conversion.notes[0]
     ours = RewardModel.from_pretrained(tmp_path / "native")
     trained = RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "lm"))
     assert ours.encoder.fingerprint == trained.encoder.fingerprint
@@ -71,7 +71,7 @@ def test_the_scoring_token_of_xtuners_config_is_used(tmp_path):
     rename(tmp_path / "theirs", prefix("score"), reward_token_id=4)
     assert plan(tmp_path / "theirs").encoder.settings.reward_token == "<|im_end|>"
     rename(tmp_path / "theirs", prefix("score"), reward_token_id=9999)
-    with pytest.raises(UnsupportedModel, match="no id of its tokenizer"):
+    with pytest.raises(UnsupportedModel, match="not an id of its tokenizer"):
         plan(tmp_path / "theirs")
 
 
@@ -81,7 +81,7 @@ def test_the_scoring_token_of_xtuners_config_is_used(tmp_path):
         (lambda t: {k: v for k, v in t.items() if k != "score.weight"}, {}, "no reward head"),
         (lambda t: t | {"v_head.weight": t["score.weight"].clone()}, {}, "more than one reward head, score and v_head"),
         (lambda t: t | {"score.bias": torch.ones(1)}, {}, "'score.bias' is not zero"),
-        (lambda t: t | {"score.weight": torch.zeros(2, 64)}, {}, r"'score.weight' is \[2, 64\]"),
+        (lambda t: t | {"score.weight": torch.zeros(2, 64)}, {}, r"'score.weight' has the shape \[2, 64\]"),
         (lambda t: t | {"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}, {}, "unexpected tensor"),
         (lambda t: t, {"vocab_size": 500}, "vocabulary mismatch"),
         (lambda t: t, {"normalize_reward": True, "mean": 0.3, "std": 2.0}, "shifts its scores"),
@@ -91,7 +91,7 @@ def test_the_scoring_token_of_xtuners_config_is_used(tmp_path):
         (lambda t: t, {"reward_token_id": 2}, "padding token is the scoring token"),
     ],
 )
-def test_what_can_not_be_exact_is_refused(tmp_path, change, config, reason):
+def test_models_that_can_not_be_converted_exactly_are_refused(tmp_path, change, config, reason):
     tiny.reward_model(tmp_path / "lm").save(tmp_path / "theirs")
     rename(tmp_path / "theirs", change, **config)
     with pytest.raises(UnsupportedModel, match=reason):

@@ -1,1 +1,1 @@
-"""Official and other trainers' checkpoints to native ones, and back."""
+"""Conversion of checkpoints: from the official layout and from other trainers to the native one, and back."""

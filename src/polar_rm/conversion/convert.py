@@ -1,4 +1,4 @@
-"""``polar convert``: what becomes of which folder, and doing it a shard at a time."""
+"""``polar convert``: the plan of a conversion, and the conversion, one shard at a time."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from polar_rm.model.native import write_checkpoint
 
 
 def plan(source: str | Path, *, to: Layout = "native", dtype: str | None = None) -> Conversion:
-    """Look at a folder without loading its weights. dtype: of the result's weights; by default each tensor keeps its own.
+    """Plan the conversion of a folder without loading its weights.
+
+    dtype: the type of the converted weights; by default each tensor keeps its type.
 
     Raises:
-        UnsupportedModel: it can't be converted exactly; the message says why.
+        UnsupportedModel: the folder can't be converted exactly; the message has the reason.
+        PolarError: there is no such folder, or it has the layout ``to`` already.
     """
     from polar_rm.conversion.internlm2 import ARCHITECTURE, from_internlm2, to_internlm2
     from polar_rm.conversion.stock import from_stock
@@ -31,10 +34,10 @@ def plan(source: str | Path, *, to: Layout = "native", dtype: str | None = None)
     native = isinstance(config.get("polar"), dict)
     if to == "internlm2":
         if not native:
-            raise PolarError(f"{folder}: only a native folder is written as internlm2; convert it to native first")
+            raise PolarError(f"{folder}: only a native folder can be written as internlm2; convert it to native first")
         conversion = to_internlm2(folder)
     elif native:
-        raise PolarError(f"{folder}: is a native folder already")
+        raise PolarError(f"{folder}: it is a native folder already")
     elif config.get("architectures") == [ARCHITECTURE]:
         conversion = from_internlm2(folder)
     else:
@@ -43,30 +46,31 @@ def plan(source: str | Path, *, to: Layout = "native", dtype: str | None = None)
 
 
 def convert(source: str | Path, target: str | Path, *, to: Layout = "native", dtype: str | None = None) -> Conversion:
-    """Write ``source`` in another layout to the new folder ``target``; returns what was done.
+    """Write ``source`` in another layout to the new folder ``target``; returns the conversion.
 
-    Memory stays at about two shards of 1 GiB, whatever the size of the model. A failure leaves no ``target``.
+    It needs the memory of about two shards of 1 GiB, whatever the size of the model. A failure leaves no ``target``.
 
     Raises:
-        UnsupportedModel: as :func:`plan`, or a tensor holds NaN. PolarError: ``target`` is there already, or the disk is full.
+        UnsupportedModel: as in :func:`plan`, or a tensor holds NaN.
+        PolarError: ``target`` exists already, or the disk is full.
     """
     conversion = plan(source, to=to, dtype=dtype)
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise PolarError(f"{target}: exists already; name a new folder")
+        raise PolarError(f"{target}: it exists already; name a new folder")
     existing = next(path for path in target.absolute().parents if path.exists())
     free = shutil.disk_usage(existing).free
     if conversion.nbytes > free:
-        raise PolarError(f"{target}: needs {conversion.nbytes / 1e9:,.1f} GB, only {free / 1e9:,.1f} GB are free")
+        raise PolarError(f"{target}: it needs {conversion.nbytes / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free")
     write_checkpoint(target, conversion.config, conversion.tensors, conversion.files)
     return conversion
 
 
 def _cast(conversion: Conversion, dtype: str) -> Conversion:
-    wanted = getattr(torch, dtype)
+    target = getattr(torch, dtype)
     notes = list(conversion.notes)
-    if any(tensor.dtype != wanted and wanted.itemsize <= tensor.dtype.itemsize for tensor in conversion.tensors.values()):
+    if any(tensor.dtype != target and target.itemsize <= tensor.dtype.itemsize for tensor in conversion.tensors.values()):
         notes.append(f"rounded to {dtype}: scores will differ by about its precision")
-    tensors = {name: tensor.to(wanted) for name, tensor in conversion.tensors.items()}
+    tensors = {name: tensor.to(target) for name, tensor in conversion.tensors.items()}
     config = {**conversion.config, **{key: dtype for key in ("dtype", "torch_dtype") if key in conversion.config}}
     return replace(conversion, tensors=tensors, config=config, notes=tuple(notes))

@@ -1,7 +1,7 @@
-"""The official layout, InternLM2ForRewardModel, into a native Llama checkpoint and back. No remote code is read or run.
+"""Conversion of the official layout, InternLM2ForRewardModel, to a native Llama checkpoint and back. No remote code is run.
 
-Both layouts compute the same function: RoPE, RMSNorm and the order of the heads are Llama's. Names differ, and q, k and v are
-one matrix ``wqkv``: per key/value head the rows of its group of q heads, then those of k, then those of v.
+Both layouts compute the same function: RoPE, RMSNorm and the order of the heads are Llama's. Only the names differ, and InternLM2
+has q, k and v in one matrix ``wqkv``: for each key/value head the rows of its group of q heads, then those of k, then those of v.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from polar_rm.model.weights import LazyTensor, check_tensors, read_weights
 ARCHITECTURE = "InternLM2ForRewardModel"
 HEAD = "v_head.weight"
 
-# Official files that a native folder keeps in a folder of this name, so that the way back is complete.
-_KEPT = "internlm2"
-_KEPT_FILES = ("config.json", "tokenizer_config.json", "tokenizer.model")
+# A native folder keeps these official files in a subfolder, so that the conversion back is complete.
+_OFFICIAL_FOLDER = "internlm2"
+_OFFICIAL_FILES = ("config.json", "tokenizer_config.json", "tokenizer.model")
 
-# Required in both configs. The official class's defaults are those of another model, so nothing is ever assumed.
+# Keys required in both configs. The official class has the defaults of another model, so no default is assumed.
 _SAME_KEYS = (
     "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings rms_norm_eps "
     "bos_token_id eos_token_id pad_token_id"
 ).split()
 
-# Llama -> InternLM2, for one layer and outside of layers.
+# Llama's names -> InternLM2's, for one layer and outside layers.
 _LAYER = {
     "self_attn.o_proj": "attention.wo",
     "mlp.gate_proj": "feed_forward.w1",
@@ -56,7 +56,7 @@ _OUTER = {
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of a model, and with them the names and shapes of its tensors in both layouts."""
+    """The sizes of a model, which determine the names and shapes of its tensors in both layouts."""
 
     layers: int
     heads: int
@@ -68,7 +68,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
-        """From the content of an InternLM2 or Llama ``config.json``."""
+        """The sizes in the content of an InternLM2 or Llama ``config.json``."""
         heads = config["num_attention_heads"]
         return cls(
             config["num_hidden_layers"],
@@ -82,24 +82,24 @@ class Shape:
 
     @property
     def groups(self) -> int:
-        """Query heads that share a key and value head."""
+        """Number of query heads that share a key/value head."""
         return self.heads // self.kv_heads
 
     def names(self) -> dict[str, str]:
-        """Llama's name -> InternLM2's of every tensor that both have."""
+        """Llama's name -> InternLM2's name of every tensor that both layouts have."""
         layers = range(self.layers)
         inner = {f"model.layers.{i}.{a}.weight": f"model.layers.{i}.{b}.weight" for i in layers for a, b in _LAYER.items()}
         return _OUTER | inner
 
     def internlm2(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of an official checkpoint with its shape."""
-        hidden, wide, q_rows = self.hidden, self.feed_forward, self.heads * self.head_dim
+        """The names and shapes of all tensors of an official checkpoint."""
+        hidden, feed_forward, q_rows = self.hidden, self.feed_forward, self.heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {
             "attention.wqkv": (q_rows + 2 * self.kv_heads * self.head_dim, hidden),
             "attention.wo": (hidden, q_rows),
-            "feed_forward.w1": (wide, hidden),
-            "feed_forward.w3": (wide, hidden),
-            "feed_forward.w2": (hidden, wide),
+            "feed_forward.w1": (feed_forward, hidden),
+            "feed_forward.w3": (feed_forward, hidden),
+            "feed_forward.w2": (hidden, feed_forward),
             "attention_norm": (hidden,),
             "ffn_norm": (hidden,),
         }
@@ -111,7 +111,7 @@ class Shape:
         }
 
     def llama(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor of a native checkpoint with its shape."""
+        """The names and shapes of all tensors of a native checkpoint."""
         official = self.internlm2()
         shapes = {llama: official[name] for llama, name in self.names().items()}
         for i in range(self.layers):
@@ -121,8 +121,8 @@ class Shape:
 
     def unpack(self, part: str, wqkv: torch.Tensor) -> torch.Tensor:
         """wqkv [kv_heads * (groups + 2) * head_dim, hidden] -> the rows of ``part``, q, k or v, [heads * head_dim, hidden]."""
-        place = {"q": slice(0, self.groups), "k": slice(self.groups, self.groups + 1), "v": slice(self.groups + 1, None)}[part]
-        return wqkv.view(self.kv_heads, self.groups + 2, self.head_dim, self.hidden)[:, place].reshape(-1, self.hidden)
+        rows = {"q": slice(0, self.groups), "k": slice(self.groups, self.groups + 1), "v": slice(self.groups + 1, None)}[part]
+        return wqkv.view(self.kv_heads, self.groups + 2, self.head_dim, self.hidden)[:, rows].reshape(-1, self.hidden)
 
     def pack(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """The inverse of :meth:`unpack`."""
@@ -131,10 +131,10 @@ class Shape:
 
 
 def from_internlm2(folder: Path) -> Conversion:
-    """How an official folder becomes a native one.
+    """The conversion of an official folder to a native one.
 
     Raises:
-        UnsupportedModel: the native checkpoint would not give exactly the same scores; the message says why.
+        UnsupportedModel: the native checkpoint would not give exactly the same scores; the message has the reason.
     """
     config = read_json(folder / "config.json")
     _check_official(folder, config)
@@ -146,26 +146,27 @@ def from_internlm2(folder: Path) -> Conversion:
     encoder = _official_encoder(folder, config)
     native = {llama: tensors[name] for llama, name in shape.names().items()}
     for name, rows in shape.llama().items():
-        if name not in native:  # one of q, k and v
+        if name not in native:  # q, k or v
             layer, _, part = name.removesuffix("_proj.weight").partition(".self_attn.")
             native[name] = tensors[f"{layer}.attention.wqkv.weight"].map(partial(shape.unpack, part), rows)
-    notes = ["clean_up: the official client's removal of spaces before punctuation is repeated"]
+    notes = ["clean_up: the encoder removes spaces before punctuation, as the official client does"]
     if config.get("rope_scaling"):
-        notes.append(f"dynamic RoPE becomes plain RoPE: it only acts beyond {config['max_position_embeddings']:,} tokens")
+        notes.append(f"dynamic RoPE becomes plain RoPE: it takes effect only beyond {config['max_position_embeddings']:,} tokens")
     files = tokenizer_files(encoder, read_specials(folder))
-    files |= {f"{_KEPT}/{name}": (folder / name).read_bytes() for name in _KEPT_FILES}
+    files |= {f"{_OFFICIAL_FOLDER}/{name}": (folder / name).read_bytes() for name in _OFFICIAL_FILES}
     values = _llama_config(config, shape)
     title = f"{ARCHITECTURE} -> LlamaForSequenceClassification"
     return Conversion(title, native_config(values, native, encoder), native, files, encoder, tuple(notes))
 
 
 def to_internlm2(folder: Path) -> Conversion:
-    """How a native Llama folder becomes an official one, for LMDeploy and set-ups that know no other layout.
+    """The conversion of a native Llama folder to an official one, for LMDeploy and set-ups that need the official layout.
 
-    The tokenizer is our fast one, which is right everywhere; beside it stands ``tokenizer.model`` if the folder keeps it.
+    The tokenizer is our fast one, which gives the right ids everywhere. The official ``tokenizer.model`` is written beside it if
+    the folder keeps it.
 
     Raises:
-        UnsupportedModel: the model is not one that the layout can express.
+        UnsupportedModel: the layout can't express the model.
     """
     config = read_json(folder / "config.json")
     _check_llama(folder, config)
@@ -182,9 +183,9 @@ def to_internlm2(folder: Path) -> Conversion:
                 rows, parts[0].dtype, partial(lambda parts: shape.pack(*(p.load() for p in parts)), parts)
             )
     official = {name: official[name] for name in shape.internlm2()}
-    files, kept, notes = _official_files(folder, encoder)
-    scaling = kept.get("rope_scaling")
-    values = kept | {key: config[key] for key in _SAME_KEYS}
+    files, original, notes = _official_files(folder, encoder)
+    scaling = original.get("rope_scaling")
+    values = original | {key: config[key] for key in _SAME_KEYS}
     values |= {
         "architectures": [ARCHITECTURE],
         "model_type": "internlm2",
@@ -199,7 +200,7 @@ def to_internlm2(folder: Path) -> Conversion:
         "torch_dtype": str(official["model.tok_embeddings.weight"].dtype).removeprefix("torch."),
     }
     values.pop("auto_map", None)
-    notes.append("no auto_map: LMDeploy needs none; for the official remote code add its .py files and that key")
+    notes.append("no auto_map: LMDeploy does not need it; for the official remote code add its .py files and this key")
     title = f"LlamaForSequenceClassification -> {ARCHITECTURE}"
     return Conversion(title, values, official, files, encoder, tuple(notes))
 
@@ -208,18 +209,18 @@ def _check_official(folder: Path, config: Mapping[str, Any]) -> None:
     numbers = [*_SAME_KEYS, "rope_theta", "reward_token_id"]
     missing = [key for key in numbers if not isinstance(config.get(key), int | float)]
     if missing:
-        raise UnsupportedModel(f"{folder / 'config.json'}: has no number {missing[0]!r}")
+        raise UnsupportedModel(f"{folder / 'config.json'}: it has no number {missing[0]!r}")
     scaling = config.get("rope_scaling")
     kind = (scaling.get("type") or scaling.get("rope_type")) if scaling else "default"
     divisible = config["hidden_size"] % config["num_attention_heads"] == 0
     kv_heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     refusals = [
-        # Without the key, the official class would make biases up.
+        # Without the key, the official class creates biases.
         (config.get("bias", True), "bias is true: its attention has biases"),
         (config.get("tie_word_embeddings"), "tie_word_embeddings is true: its head would be tied to the embedding"),
-        (config.get("hidden_act") != "silu", f"hidden_act is {config.get('hidden_act')!r}, Llama layers here use silu"),
+        (config.get("hidden_act") != "silu", f"hidden_act is {config.get('hidden_act')!r}, but our Llama layers use silu"),
         (kind not in ("default", "dynamic"), f"rope_scaling is {kind!r}, which changes every position"),
-        (not divisible or config["num_attention_heads"] % kv_heads, "its heads do not divide evenly"),
+        (not divisible or config["num_attention_heads"] % kv_heads, "the numbers of its heads do not divide evenly"),
     ]
     _refuse(folder, refusals)
 
@@ -227,29 +228,29 @@ def _check_official(folder: Path, config: Mapping[str, Any]) -> None:
 def _check_llama(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("architectures") != ["LlamaForSequenceClassification"]:
         raise UnsupportedModel(
-            f"{folder}: only LlamaForSequenceClassification has a place in it, this is {config.get('architectures')}"
+            f"{folder}: only LlamaForSequenceClassification can become internlm2, but this is {config.get('architectures')}"
         )
     missing = [key for key in _SAME_KEYS if config.get(key) is None]
     if missing:
-        raise UnsupportedModel(f"{folder / 'config.json'}: has no {missing[0]!r}")
+        raise UnsupportedModel(f"{folder / 'config.json'}: it has no {missing[0]!r}")
     head_dim = config["hidden_size"] // config["num_attention_heads"]
     refusals = [
         (config.get("attention_bias") or config.get("mlp_bias"), "its layers have biases"),
-        (config.get("hidden_act", "silu") != "silu", f"hidden_act is {config.get('hidden_act')!r}, the layout knows silu"),
+        (config.get("hidden_act", "silu") != "silu", f"hidden_act is {config.get('hidden_act')!r}, but the layout uses silu"),
         ((config.get("head_dim") or head_dim) != head_dim, "its head_dim is not hidden_size / num_attention_heads"),
-        (_plain_theta(config) is None, "its RoPE is not the plain one"),
+        (_plain_theta(config) is None, "its RoPE is scaled"),
     ]
     _refuse(folder, refusals)
 
 
 def _refuse(folder: Path, refusals: list[tuple[Any, str]]) -> None:
-    found = [reason for wrong, reason in refusals if wrong]
-    if found:
-        raise UnsupportedModel(f"{folder}: can't be converted exactly: {found[0]}")
+    for is_wrong, reason in refusals:
+        if is_wrong:
+            raise UnsupportedModel(f"{folder}: it can't be converted exactly: {reason}")
 
 
 def _plain_theta(config: Mapping[str, Any]) -> float | None:
-    """RoPE's base from a config of transformers 4 or 5; None where positions are scaled."""
+    """RoPE's theta from a config of transformers 4 or 5; None if positions are scaled."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         return None
@@ -274,7 +275,7 @@ def _llama_config(config: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": theta},
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
-        "problem_type": "regression",  # or vLLM applies a sigmoid
+        "problem_type": "regression",  # otherwise vLLM applies a sigmoid
         "use_cache": True,
     }
 
@@ -284,36 +285,37 @@ def _official_encoder(folder: Path, config: Mapping[str, Any]) -> Encoder:
     added = {int(index): AddedToken(**token) for index, token in values.get("added_tokens_decoder", {}).items()}
     texts = {token.content: index for index, token in added.items()}
     if SEPARATOR_TOKEN not in texts:
-        raise UnsupportedModel(f"{folder / 'tokenizer_config.json'}: names no token {SEPARATOR_TOKEN!r}: not a POLAR model")
+        raise UnsupportedModel(f"{folder / 'tokenizer_config.json'}: it has no token {SEPARATOR_TOKEN!r}: not a POLAR model")
     if texts[SEPARATOR_TOKEN] == config["reward_token_id"]:
         raise UnsupportedModel(
-            f"{folder}: {SEPARATOR_TOKEN!r} is the scoring token here, so the model knows no references: an older InternLM2 "
+            f"{folder}: {SEPARATOR_TOKEN!r} is the scoring token here, so the model takes no references: an older InternLM2 "
             "reward model, not POLAR"
         )
     if values.get("add_eos_token"):
-        raise UnsupportedModel(f"{folder / 'tokenizer_config.json'}: adds an EOS to every text, POLAR adds none")
+        raise UnsupportedModel(f"{folder / 'tokenizer_config.json'}: it adds an EOS to every text, but POLAR adds none")
     bos = values.get("bos_token") if values.get("add_bos_token", True) else None
     tokenizer, reward_token = fast_tokenizer(folder / "tokenizer.model", added, config["reward_token_id"], bos)
     size = tokenizer.get_vocab_size()
     if size != config["vocab_size"]:
         raise UnsupportedModel(f"{folder}: vocabulary mismatch: {size} pieces, but vocab_size is {config['vocab_size']}")
     if config["pad_token_id"] == config["reward_token_id"]:
-        raise UnsupportedModel(f"{folder}: pad_token_id is the scoring token: readers would score at the token before it")
+        raise UnsupportedModel(f"{folder}: pad_token_id is the scoring token: other loaders would score at the token before it")
     return Encoder(tokenizer, settings_within(config["max_position_embeddings"], reward_token=reward_token, clean_up=True))
 
 
 def _official_files(folder: Path, encoder: Encoder) -> tuple[dict[str, bytes], dict[str, Any], list[str]]:
-    """Tokenizer files of the way back, the official config that the folder kept, and what is to be said about them."""
+    """Tokenizer files for the conversion back, the original official config if the folder keeps it, and notes about them."""
     specials = read_specials(folder)
     files = tokenizer_files(encoder, specials)
-    kept = folder / _KEPT
-    if not kept.is_dir():
-        return files, {}, [f"no tokenizer.model: a native folder has one in {_KEPT}/ only if it was converted; copy that folder"]
-    config = read_json(kept / "config.json")
-    if _official_encoder(kept, config).fingerprint != encoder.fingerprint:
-        raise PolarError(f"{kept}: its tokenizer is not this model's")
-    official = read_json(kept / "tokenizer_config.json") | tokenizer_config(encoder, specials)
+    original = folder / _OFFICIAL_FOLDER
+    if not original.is_dir():
+        note = f"no tokenizer.model: a native folder has one in {_OFFICIAL_FOLDER}/ only if it was converted; copy that folder"
+        return files, {}, [note]
+    config = read_json(original / "config.json")
+    if _official_encoder(original, config).fingerprint != encoder.fingerprint:
+        raise PolarError(f"{original}: its tokenizer is not this model's")
+    official = read_json(original / "tokenizer_config.json") | tokenizer_config(encoder, specials)
     official.pop("auto_map", None)
     files["tokenizer_config.json"] = json.dumps(official, indent=2, ensure_ascii=False).encode()
-    files["tokenizer.model"] = (kept / "tokenizer.model").read_bytes()
+    files["tokenizer.model"] = (original / "tokenizer.model").read_bytes()
     return files, config, []

@@ -1,4 +1,4 @@
-"""What a conversion will write."""
+"""The description of a conversion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Layout = Literal["native", "internlm2"]
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A checkpoint that can be written. config: of ``config.json``. files: contents by path. notes: what a user should know."""
+    """A converted checkpoint that can be written.
+
+    config: the values of ``config.json``. files: relative path -> content. notes: what a user should know.
+    """
 
     title: str
     config: Mapping[str, Any]
@@ -26,11 +29,11 @@ class Conversion:
 
     @property
     def nbytes(self) -> int:
-        """Of the weights that will be written."""
+        """Bytes of the weights that will be written."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def describe(self) -> list[tuple[str, str]]:
-        """Lines (name, value) for a person."""
+        """Lines (name, value) that describe the conversion to a user."""
         settings = self.encoder.settings
         dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in self.tensors.values()})
         parameters = sum(prod(tensor.shape) for tensor in self.tensors.values())

@@ -1,8 +1,9 @@
-"""A SentencePiece model as a fast tokenizer with the same ids, built from the file's own pieces.
+"""A SentencePiece model as a fast tokenizer with the same ids, built from the pieces in the file.
 
-The official POLAR tokenizer is right only in its slow form: the fast one that its remote code builds splits the scoring token
-``[UNUSED_TOKEN_130]`` into seven pieces, and transformers 5 loses spaces when it is asked to run that code. What makes the slow
-form different is what is repeated here: pieces marked as user-defined are never split and never merged with their neighbours.
+The official POLAR tokenizer gives the right ids only in its slow form. The fast one that its remote code builds splits the
+scoring token ``[UNUSED_TOKEN_130]`` into seven pieces, and transformers 5 loses spaces when it runs that code. The slow form
+never splits pieces that are marked as user-defined, and never merges them with their neighbours; the tokenizer built here does
+the same.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 
 from polar_rm.errors import PolarError, UnsupportedModel
 
-_SPACE = "▁"  # SentencePiece writes spaces so
+_SPACE = "▁"  # SentencePiece's character for a space
 
 # SentencePiece.Type, ModelType and field numbers are those of sentencepiece_model.proto.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
@@ -26,14 +27,21 @@ _BPE = 2
 
 @dataclass(frozen=True, slots=True)
 class SentencePieces:
-    """pieces: (text, score, type) in the order of their ids. trainer, normalizer: values by field number of the two specs."""
+    """The content of a SentencePiece model.
+
+    pieces: (text, score, type) in the order of their ids. trainer, normalizer: field number -> value of the two specs.
+    """
 
     pieces: list[tuple[str, float, int]]
     trainer: dict[int, Any]
     normalizer: dict[int, Any]
 
     def check(self, path: Path) -> None:
-        """Raises UnsupportedModel unless a fast tokenizer can give exactly the ids that SentencePiece gives."""
+        """Check that a fast tokenizer can give exactly the ids that SentencePiece gives.
+
+        Raises:
+            UnsupportedModel: names the first property that it can't reproduce.
+        """
         texts = {text for text, _, kind in self.pieces if kind == _NORMAL}
         lone = (
             {character for text in texts for character in text}
@@ -41,7 +49,7 @@ class SentencePieces:
             - {t for t, _, kind in self.pieces if kind == _USER_DEFINED}
         )
         reasons = [
-            (self.trainer.get(3, 1) != _BPE, "it is no BPE model"),
+            (self.trainer.get(3, 1) != _BPE, "it is not a BPE model"),
             (not self.trainer.get(35, 0), "it has no byte fallback"),
             (self.trainer.get(24, 0), "it treats white space as a suffix"),
             (self.normalizer.get(2, b""), f"it normalises characters ({self.normalizer.get(1, b'').decode()!r})"),
@@ -49,21 +57,21 @@ class SentencePieces:
             (self.normalizer.get(4, 1), "it removes repeated spaces"),
             (not self.normalizer.get(5, 1), "it does not escape spaces"),
             (any(kind == _UNUSED for _, _, kind in self.pieces), "it has unused pieces"),
-            (lone, f"its pieces hold characters that are no pieces, such as {min(lone, default='')!r}"),
+            (lone, f"its pieces have characters that are not pieces, such as {min(lone, default='')!r}"),
         ]
-        found = [reason for wrong, reason in reasons if wrong]
-        if found:
-            raise UnsupportedModel(f"{path}: a fast tokenizer can't repeat this SentencePiece model exactly: {found[0]}")
+        for is_wrong, reason in reasons:
+            if is_wrong:
+                raise UnsupportedModel(f"{path}: a fast tokenizer can't reproduce this SentencePiece model exactly: {reason}")
 
 
 def fast_tokenizer(path: Path, added: Mapping[int, AddedToken], reward_id: int, bos: str | None) -> tuple[Tokenizer, str]:
-    """The tokenizer of ``tokenizer.model``, and the text of its scoring token.
+    """The tokenizer of a ``tokenizer.model``, and the text of its scoring token.
 
-    added: tokens that take the place of the pieces with these ids and are atomic (``added_tokens_decoder``). reward_id: of the
-    scoring token, made special too. bos: text of the token before every text.
+    added: atomic tokens that replace the pieces with these ids (``added_tokens_decoder``). reward_id: the id of the scoring
+    token, which becomes special too. bos: the text of the token before every text.
 
-    A text that spells a replaced piece (``[UNUSED_TOKEN_0]`` where ``<|reward|>`` stands) becomes the same id, as in the slow
-    tokenizer, which never forgets its pieces.
+    A text that spells a replaced piece (such as ``[UNUSED_TOKEN_0]``, which ``<|reward|>`` replaces) gets the same id, as in
+    the slow tokenizer, which keeps its pieces.
 
     Raises:
         UnsupportedModel: a fast tokenizer could give other ids.
@@ -71,16 +79,18 @@ def fast_tokenizer(path: Path, added: Mapping[int, AddedToken], reward_id: int, 
     model = read_sentencepieces(path)
     model.check(path)
     pieces = model.pieces
-    beyond = [index for index in (*added, reward_id) if not 0 <= index < len(pieces)]
-    if beyond:
-        raise UnsupportedModel(f"{path}: vocabulary mismatch: there are {len(pieces)} pieces, but a token has the id {beyond[0]}")
+    unknown_ids = [index for index in (*added, reward_id) if not 0 <= index < len(pieces)]
+    if unknown_ids:
+        raise UnsupportedModel(
+            f"{path}: vocabulary mismatch: there are {len(pieces)} pieces, but a token has the id {unknown_ids[0]}"
+        )
     texts = [added[index].content if index in added else text for index, (text, _, _) in enumerate(pieces)]
     ids = {text: index for index, text in enumerate(texts)}
     if len(ids) != len(texts):
-        twice = next(text for index, text in enumerate(texts) if ids[text] != index)
-        raise UnsupportedModel(f"{path}: {twice!r} would stand for two ids")
+        duplicate = next(text for index, text in enumerate(texts) if ids[text] != index)
+        raise UnsupportedModel(f"{path}: {duplicate!r} would have two ids")
     if bos is not None and bos not in ids:
-        raise UnsupportedModel(f"{path}: the BOS {bos!r} is no piece")
+        raise UnsupportedModel(f"{path}: the BOS {bos!r} is not a piece")
     unknown = next(text for text, (_, _, kind) in zip(texts, pieces, strict=True) if kind == _UNKNOWN)
     tokenizer = Tokenizer(models.BPE(ids, _merges(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True))
     aliases = [(pieces[index][0], token.content) for index, token in added.items() if pieces[index][2] == _USER_DEFINED]
@@ -88,8 +98,10 @@ def fast_tokenizer(path: Path, added: Mapping[int, AddedToken], reward_id: int, 
         [*(normalizers.Replace(piece, text) for piece, text in aliases if piece != text), normalizers.Replace(" ", _SPACE)]
     )
     tokenizer.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    own = {index: AddedToken(text) for index, (text, _, kind) in enumerate(pieces) if kind == _USER_DEFINED or index == reward_id}
-    atomic = [_atomic(token, token.special or index == reward_id) for index, token in (own | dict(added)).items()]
+    from_pieces = {
+        index: AddedToken(text) for index, (text, _, kind) in enumerate(pieces) if kind == _USER_DEFINED or index == reward_id
+    }
+    atomic = [_atomic(token, token.special or index == reward_id) for index, token in (from_pieces | dict(added)).items()]
     tokenizer.add_special_tokens([token for token in atomic if token.special])
     tokenizer.add_tokens([token for token in atomic if not token.special])
     if bos is not None:
@@ -98,29 +110,31 @@ def fast_tokenizer(path: Path, added: Mapping[int, AddedToken], reward_id: int, 
 
 
 def _atomic(token: AddedToken, special: bool) -> AddedToken:
-    """Looked for after normalisation, so that aliases are found too."""
+    """A token that is matched after normalisation, so that the normalised forms of its aliases match too."""
     sides = {"lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
     return AddedToken(token.content, special=special, normalized=True, **sides)
 
 
 def _merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:
-    """Pairs in the order in which SentencePiece joins them: by the score of what they become."""
+    """Pairs in the order in which SentencePiece merges them: by the score of the merged piece."""
     scores = {text: score for text, score, kind in pieces if kind == _NORMAL}
     pairs = [
-        (score, text[:cut], text[cut:])
+        (score, text[:split], text[split:])
         for text, score in scores.items()
-        for cut in range(1, len(text))
-        if text[:cut] in scores and text[cut:] in scores
+        for split in range(1, len(text))
+        if text[:split] in scores and text[split:] in scores
     ]
     pairs.sort(key=lambda pair: (-pair[0], -len(pair[1]), -len(pair[2])))
     return [(left, right) for _, left, right in pairs]
 
 
 def read_sentencepieces(path: Path) -> SentencePieces:
-    """The file is one protocol buffer: 1 = pieces {1 text, 2 score, 3 type}, 2 = trainer_spec, 3 = normalizer_spec.
+    """Read a SentencePiece model.
+
+    The file is one protocol buffer: 1 = pieces {1 text, 2 score, 3 type}, 2 = trainer_spec, 3 = normalizer_spec.
 
     Raises:
-        PolarError: there is no such file, or it is no SentencePiece model.
+        PolarError: there is no such file, or it is not a SentencePiece model.
     """
     try:
         data = path.read_bytes()
@@ -144,32 +158,32 @@ def read_sentencepieces(path: Path) -> SentencePieces:
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """(field number, value) of one protocol buffer message: integers, floats, or bytes of strings and messages."""
-    place = 0
+    position = 0
 
     def varint() -> int:
-        nonlocal place
+        nonlocal position
         value = shift = 0
         while True:
-            byte = data[place]
-            place += 1
+            byte = data[position]
+            position += 1
             value |= (byte & 0x7F) << shift
             shift += 7
             if byte < 0x80:
                 return value
 
-    while place < len(data):
+    while position < len(data):
         number, wire = divmod(varint(), 8)
         if wire == 0:
             yield number, varint()
         elif wire in (1, 5):
             size, kind = (8, "<d") if wire == 1 else (4, "<f")
-            yield number, struct.unpack_from(kind, data, place)[0]
-            place += size
+            yield number, struct.unpack_from(kind, data, position)[0]
+            position += size
         elif wire == 2:
             size = varint()
-            if place + size > len(data):
-                raise ValueError("cut short")
-            yield number, data[place : place + size]
-            place += size
+            if position + size > len(data):
+                raise ValueError("truncated")
+            yield number, data[position : position + size]
+            position += size
         else:
             raise ValueError(f"wire type {wire}")

@@ -1,4 +1,4 @@
-"""Reward models on stock backbones as other trainers save them: xtuner, TRL and OpenRLHF differ in the head's name alone."""
+"""Conversion of reward models on stock backbones that xtuner, TRL and OpenRLHF save: they differ only in the head's name."""
 
 from __future__ import annotations
 
@@ -28,32 +28,31 @@ from polar_rm.model.native import (
 )
 from polar_rm.model.weights import LazyTensor, check_tensors, read_weights
 
-# TRL and xtuner (to_hf) write score, xtuner's own checkpoints v_head, OpenRLHF value_head or score (its value_head_prefix).
+# TRL and xtuner's to_hf write score, xtuner's own checkpoints v_head, OpenRLHF value_head or score (its value_head_prefix).
 HEADS = ("score", "v_head", "value_head")
 
 
 def from_stock(folder: Path) -> Conversion:
-    """How a reward model on a stock backbone becomes a native folder.
+    """The conversion of a reward model on a stock backbone to a native folder.
 
-    Role tokens that its tokenizer lacks are added with new rows of the embedding; such a model has never seen them and has to
-    be fine-tuned on comparisons before its scores mean anything.
+    Role tokens that its tokenizer lacks are added with new embedding rows. Such a model was not trained with them and must be
+    fine-tuned on comparisons before its scores mean anything.
 
     Raises:
-        UnsupportedModel: no head with one output, a bias, tensors without a place, an architecture transformers doesn't know.
+        UnsupportedModel: the folder has no head with one output, a bias, tensors that are not part of the architecture, or an
+            architecture that transformers doesn't know.
     """
     config = _read_config(folder)
     tensors = _with_stock_names(folder, read_weights(folder))
     rows = tensors["model.embed_tokens.weight"].shape[0] if "model.embed_tokens.weight" in tensors else 0
     if rows != config.vocab_size:
         raise UnsupportedModel(
-            f"{folder}: vocabulary mismatch: {rows} rows of the embedding, but vocab_size is {config.vocab_size}"
+            f"{folder}: vocabulary mismatch: the embedding has {rows} rows, but vocab_size is {config.vocab_size}"
         )
     tokenizer, reward_token, notes = _role_tokens(folder, config)
     if tokenizer.get_vocab_size() > rows:
         if load_tokenizer(folder).get_vocab_size() > rows:
-            raise UnsupportedModel(
-                f"{folder}: vocabulary mismatch: the tokenizer has ids beyond the {rows} rows of the embedding"
-            )
+            raise UnsupportedModel(f"{folder}: vocabulary mismatch: the tokenizer has ids beyond the embedding's {rows} rows")
         config.vocab_size = tokenizer.get_vocab_size()
         table = tensors["model.embed_tokens.weight"]
         grown = (config.vocab_size, table.shape[1])
@@ -69,9 +68,11 @@ def from_stock(folder: Path) -> Conversion:
     specials["pad_token"] = padding_token(specials)
     config.pad_token_id = tokenizer.token_to_id(specials["pad_token"])
     if config.pad_token_id == encoder.reward_id:
-        raise UnsupportedModel(f"{folder}: the padding token is the scoring token: readers would score at the token before it")
+        raise UnsupportedModel(
+            f"{folder}: the padding token is the scoring token: other loaders would score at the token before it"
+        )
     source = "/".join(config.architectures or ["?"])
-    config.problem_type = "regression"  # or vLLM applies a sigmoid
+    config.problem_type = "regression"  # otherwise vLLM applies a sigmoid
     config.architectures = [type(skeleton).__name__]
     title = f"{source} -> {config.architectures[0]}"
     values = native_config(config.to_dict(), tensors, encoder)
@@ -82,42 +83,44 @@ def _read_config(folder: Path) -> PretrainedConfig:
     config = read_config(folder)
     check_layers(folder)
     if getattr(config, "normalize_reward", False) and (getattr(config, "mean", 0), getattr(config, "std", 1)) != (0, 1):
-        raise UnsupportedModel(f"{folder}: normalize_reward is true: OpenRLHF shifts its scores, which a bias-free head can't")
+        raise UnsupportedModel(
+            f"{folder}: normalize_reward is true: OpenRLHF shifts its scores, which a head without bias can't do"
+        )
     config.num_labels = 1
     return config
 
 
 def _with_stock_names(folder: Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Names as in ``*ForSequenceClassification``: the head is ``score``, the backbone ``model``."""
+    """The tensors with names as in ``*ForSequenceClassification``: the head is ``score``, the backbone ``model``."""
     heads = [head for head in HEADS if f"{head}.weight" in tensors]
     if len(heads) != 1:
         known = ", ".join(f"{head}.weight" for head in HEADS)
-        found = "no reward head" if not heads else f"more than one reward head, {' and '.join(heads)}"
-        raise UnsupportedModel(f"{folder}: {found} (known: {known}); for a language model use model.init of polar pretrain")
+        fault = "no reward head" if not heads else f"more than one reward head, {' and '.join(heads)}"
+        raise UnsupportedModel(f"{folder}: {fault} (known: {known}); for a language model use model.init of polar pretrain")
     named = {}
     for name, tensor in tensors.items():
         outer = name.partition(".")[0]
         if name == f"{heads[0]}.bias":
-            if tensor.load().any():  # SGLang's Qwen classes want a bias, so checkpoints made for it carry zeros
-                raise UnsupportedModel(f"{folder}: tensor {name!r} is not zero: a native head has no bias")
+            if tensor.load().any():  # SGLang's Qwen classes require a bias, so checkpoints for it have zeros
+                raise UnsupportedModel(f"{folder}: tensor {name!r} is not zero, but a native head has no bias")
         elif outer == heads[0]:
             named["score" + name.removeprefix(outer)] = tensor
         elif name == "lm_head.weight":
-            continue  # left over from the language model; no score depends on it
+            continue  # a leftover of the language model, on which no score depends
         else:
             named[name if outer == "model" else f"model.{name}"] = tensor
     return named
 
 
 def _role_tokens(folder: Path, config: Any) -> tuple[Tokenizer, str, list[str]]:
-    """The tokenizer with both roles as special tokens, the scoring token's text, and a note on what was added."""
+    """The tokenizer with both role tokens as special tokens, the scoring token's text, and a note about added tokens."""
     source = with_named_bos(load_tokenizer(folder), folder, read_specials(folder))
-    reward_id = getattr(config, "reward_token_id", None)  # xtuner's
+    reward_id = getattr(config, "reward_token_id", None)  # a key of xtuner
     reward = REWARD_TOKEN if reward_id is None else source.id_to_token(reward_id)
     if reward is None:
-        raise UnsupportedModel(f"{folder}: reward_token_id {reward_id} is no id of its tokenizer")
+        raise UnsupportedModel(f"{folder}: reward_token_id {reward_id} is not an id of its tokenizer")
     new = [text for text in (SEPARATOR_TOKEN, reward) if source.token_to_id(text) is None]
-    notes = [f"added {' and '.join(new)}, which this model has never seen: fine-tune it on comparisons"] if new else []
+    notes = [f"added {' and '.join(new)}, with which this model was not trained: fine-tune it on comparisons"] if new else []
     return add_role_tokens(source, reward), reward, notes
 
 
