@@ -5,7 +5,7 @@
     scorer = polar_rm.load("runs/quickstart/pretrain/model")
     scorer.score_outputs(prompt="2 + 2?", reference="4", outputs=["4", "5"])
 
-Names are imported when they are asked for: ``polar_rm.records``, ``polar_rm.encoding`` and clients stay usable without torch.
+Names are imported on first use, so that ``polar_rm.records``, ``polar_rm.encoding`` and the clients work without torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "RewardClient", "RewardModel", "ScoreItem", "Scorer", "Trajectory", "__version__", "load"]
 
-_WHERE = {
+_MODULES = {
     "Comparison": "polar_rm.records",
     "RewardClient": "polar_rm.client.blocking",
     "RewardModel": "polar_rm.model.reward_model",
@@ -34,13 +34,13 @@ _WHERE = {
 
 
 def load(directory: str | Path, *, dtype: str = "float32", device: str = "auto") -> Scorer:
-    """A saved reward model, ready to score.
+    """Load a saved reward model for scoring.
 
     dtype: of the backbone: float32, bfloat16 or float16; scores are float32. device: cpu, cuda, or auto, which takes CUDA where
     there is one.
 
     Raises:
-        PolarError: no such folder, not a reward model, or one that was changed since it was saved.
+        PolarError: the folder does not exist, holds no reward model, or was changed since it was saved.
     """
     from polar_rm.model.devices import pick_device
     from polar_rm.model.reward_model import RewardModel
@@ -53,11 +53,11 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         try:
             return version("polar-rm")
-        except PackageNotFoundError:  # a source tree that nobody installed
+        except PackageNotFoundError:  # a source tree without installation
             return "0+unknown"
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module 'polar_rm' has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

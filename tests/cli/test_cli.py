@@ -1,4 +1,4 @@
-"""Every verb as a user calls it. A mistake is one line on stderr and exit code 2, never a traceback."""
+"""Every verb, called as by a user. A mistake gives one line on stderr and exit code 2, never a traceback."""
 
 import json
 import shutil
@@ -50,13 +50,13 @@ def write(path, *rows):
     return path
 
 
-def refused(result, *wanted):
+def refused(result, *expected):
     code, _, error = result
     lines = [line for line in error.splitlines() if line.startswith("polar: error: ")]
     assert code == 2, error
     assert len(lines) == 1, error
     assert "Traceback" not in error
-    for word in wanted:
+    for word in expected:
         assert str(word) in lines[0], lines[0]
 
 
@@ -82,28 +82,28 @@ def test_score_then_evaluate_then_inspect(polar, model, tmp_path):
     assert code == 0, error
     assert "accuracy" in table
     report = json.loads(result.read_text())
-    wanted = "schema n_pairs n_prompts accuracy ci95 loss by baselines encoder_hash model data".split()
-    assert set(wanted) <= report.keys()
+    expected = "schema n_pairs n_prompts accuracy ci95 loss by baselines encoder_hash model data".split()
+    assert set(expected) <= report.keys()
     assert (report["n_pairs"], set(report["by"]), set(report["baselines"])) == (2, {"x", "y"}, {"length", "tfidf"})
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
     code, shown, _ = polar("inspect", pairs, "--row", 2, "--model", model)
     assert code == 0
-    for wanted in ("the fox", "<|reward|>", "[UNUSED_TOKEN_130]", "truncated", "position of the score"):
-        assert wanted in shown
+    for expected in ("the fox", "<|reward|>", "[UNUSED_TOKEN_130]", "truncated", "position of the score"):
+        assert expected in shown
 
 
-def test_scores_are_continued_only_with_what_decides_them(polar, model, tmp_path, monkeypatch):
+def test_scores_are_continued_only_with_equal_inputs_and_settings(polar, model, tmp_path, monkeypatch):
     write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
-    seen = []
-    monkeypatch.setattr(files, "score_file", lambda *given, identity, **options: iter([seen.append(identity) or 1]))
+    identities = []
+    monkeypatch.setattr(files, "score_file", lambda *arguments, identity, **options: iter([identities.append(identity) or 1]))
     for options in ((), ("--precision", "bf16"), ("--strip-prompt",), ("--row-tokens", "64")):
         assert polar("score", "--model", model, "--input", "items.jsonl", "--output", "s.jsonl", *options)[0] == 0
-    first, precision, stripped, rows = seen
+    first, precision, stripped, rows = identities
     assert first == rows and first not in (precision, stripped) and precision != stripped
 
 
-def test_what_is_taken_but_may_be_meant_otherwise_is_told(polar, model, tmp_path):
+def test_accepted_but_suspicious_rows_give_a_warning(polar, model, tmp_path):
     """H4."""
     prompt = "Why is the sky blue?"
     items = write(tmp_path / "items.jsonl", {"prompt": prompt, "reference": "r", "output": f"{prompt} It scatters."})
@@ -119,7 +119,7 @@ def test_rows_without_a_reference_need_the_option(polar, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "wanted"),
+    ("row", "expected"),
     [
         (RANKED | {"candidates": ["a"], "ranks": [0]}, "row 2: field 'candidates': expected a list of at least"),
         (RANKED | {"candidates": ["a", "a"]}, "row 2: field 'candidates[1]'"),
@@ -127,16 +127,16 @@ def test_rows_without_a_reference_need_the_option(polar, model, tmp_path):
         ('{"prompt"', "row 2: expected one JSON object a line"),
     ],
 )
-def test_bad_rows(polar, model, tmp_path, row, wanted):
+def test_bad_rows(polar, model, tmp_path, row, expected):
     pairs = write(tmp_path / "pairs.jsonl", PAIR, row)
-    refused(polar("evaluate", pairs, "--model", model), pairs, wanted)
-    refused(polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run"), pairs, wanted)
+    refused(polar("evaluate", pairs, "--model", model), pairs, expected)
+    refused(polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run"), pairs, expected)
     code, _, error = polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run", *SKIP, "--dry-run")
     assert code == 0, error
     assert "1 bad rows of the train data were skipped" in error
-    code, said, _ = polar("evaluate", pairs, "--model", model, *SKIP)
+    code, messages, _ = polar("evaluate", pairs, "--model", model, *SKIP)
     assert code == 0
-    assert "1 bad rows were skipped" in " ".join(said.split())
+    assert "1 bad rows were skipped" in " ".join(messages.split())
     [side_file] = tmp_path.glob("pairs.jsonl.*.rejected")
     assert json.loads(side_file.read_text())["row"] == 2
 
@@ -145,14 +145,14 @@ def test_bad_files(polar, model, tmp_path):
     empty = write(tmp_path / "empty.jsonl")
     refused(polar("evaluate", empty, "--model", model), empty, "is empty")
     refused(polar("score", "--model", model, "--input", empty, "--output", tmp_path / "o.jsonl"), empty, "is empty")
-    cut = tmp_path / "cut.parquet"
-    cut.write_bytes(b"PAR1" + b"\0" * 50)
-    refused(polar("evaluate", cut, "--model", model), cut, "not a complete Parquet file")
+    incomplete = tmp_path / "incomplete.parquet"
+    incomplete.write_bytes(b"PAR1" + b"\0" * 50)
+    refused(polar("evaluate", incomplete, "--model", model), incomplete, "not a complete Parquet file")
     refused(polar("evaluate", tmp_path / "none.jsonl", "--model", model), "none.jsonl", "no such file")
-    refused(polar("inspect", write(tmp_path / "one.jsonl", PAIR), "--row", 7, "--model", model), "there is no row 7")
+    refused(polar("inspect", write(tmp_path / "one.jsonl", PAIR), "--row", 7, "--model", model), "the file has no row 7")
 
 
-def test_results_have_a_place_before_there_are_any(polar, model, tmp_path, monkeypatch):
+def test_the_path_of_the_result_is_checked_before_the_work(polar, model, tmp_path, monkeypatch):
     items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
     refused(polar("score", "--model", model, "--input", items, "--output", items), items, "the input itself")
     pattern = tmp_path / "item*.jsonl"  # H14
@@ -164,15 +164,15 @@ def test_results_have_a_place_before_there_are_any(polar, model, tmp_path, monke
     refused(polar("evaluate", pairs, "--model", model, "--json", pairs / "out.json"), "is not a folder")
 
 
-def test_rows_are_counted_alike_everywhere(polar, model, tmp_path):
-    lost = {key: PAIR[key] for key in ("prompt", "chosen", "rejected")}
-    pairs = write(tmp_path / "pairs.jsonl", "", PAIR, "", lost)
+def test_row_numbers_are_the_same_everywhere(polar, model, tmp_path):
+    without_reference = {key: PAIR[key] for key in ("prompt", "chosen", "rejected")}
+    pairs = write(tmp_path / "pairs.jsonl", "", PAIR, "", without_reference)
     assert polar("inspect", pairs, "--row", 2, "--model", model)[0] == 0
-    refused(polar("inspect", pairs, "--row", 3, "--model", model), "there is no row 3")
+    refused(polar("inspect", pairs, "--row", 3, "--model", model), "the file has no row 3")
     refused(polar("inspect", pairs, "--row", 4, "--model", model), pairs, "row 4: the comparison has no reference")
 
 
-def test_an_evaluation_says_what_the_encoder_did(polar, model, tmp_path):
+def test_an_evaluation_reports_truncation_and_ties(polar, model, tmp_path):
     long = "fox " * 100
     pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR | {"chosen": long + "a", "rejected": long + "b"})
     code, _, error = polar("evaluate", pairs, "--model", model, "--json", tmp_path / "out.json")
@@ -247,8 +247,8 @@ def test_convert_there_and_back(polar, tmp_path):
     source = official.checkpoint(tmp_path / "official")
     code, shown, error = polar("convert", source, tmp_path / "native", "--dry-run")
     assert code == 0, error
-    for wanted in ("InternLM2ForRewardModel -> LlamaForSequenceClassification", "[UNUSED_TOKEN_130] = ", "float16", "plain RoPE"):
-        assert wanted in shown
+    for text in ("InternLM2ForRewardModel -> LlamaForSequenceClassification", "[UNUSED_TOKEN_130] = ", "float16", "plain RoPE"):
+        assert text in shown
     assert not (tmp_path / "native").exists()
     assert polar("convert", source, tmp_path / "native", "--dtype", "float32")[0] == 0
     assert polar("convert", tmp_path / "native", tmp_path / "back", "--to", "internlm2")[0] == 0
@@ -262,17 +262,17 @@ def test_parity_passes_and_fails_by_its_exit_code(polar, model, tmp_path, monkey
     items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "the fox", "output": "a dog"})
     code, shown, error = polar("parity", model, items, "--json", tmp_path / "parity.json")
     assert code == 0, error
-    for wanted in ("transformers", "trainer, packed trees", "scorer", "1 of 1 texts"):
-        assert wanted in shown
+    for expected in ("transformers", "trainer, packed trees", "scorer", "1 of 1 texts"):
+        assert expected in shown
     assert json.loads((tmp_path / "parity.json").read_text())["ok"] is True
     refused(polar("parity", model, items, "--against", "somewhere"), "somewhere", "URL")
     with fakes.running(fakes.make(encode=RewardModel.from_pretrained(model).encoder, api_key="k")) as url:
-        asked = ("parity", model, items, "--against", url)
-        refused(polar(*asked), "HTTP 401")
-        refused(polar(*asked, "--api-key-env", "REWARD_KEY"), "REWARD_KEY", "not set")
+        arguments = ("parity", model, items, "--against", url)
+        refused(polar(*arguments), "HTTP 401")
+        refused(polar(*arguments, "--api-key-env", "REWARD_KEY"), "REWARD_KEY", "not set")
         monkeypatch.setenv("REWARD_KEY", "k")
-        code, shown, _ = polar(*asked, "--api-key-env", "REWARD_KEY")
-        assert code == 1 and "/v1/score" in shown  # the server's scores are made up
+        code, shown, _ = polar(*arguments, "--api-key-env", "REWARD_KEY")
+        assert code == 1 and "/v1/score" in shown  # the server has a fake model
     monkeypatch.setattr(routes, "_trainer", lambda model, items: [float("nan")] * len(items))
     code, shown, _ = polar("parity", model, items)
     assert code == 1
@@ -283,8 +283,8 @@ def test_dry_run_shows_config_and_plan_and_trains_nothing(polar, model, tmp_path
     pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR)
     code, shown, error = polar("pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run", "--dry-run")
     assert code == 0, error
-    for wanted in ("betas:", "steps", "tokens", "memory", "2 comparisons, 2 pairs"):
-        assert wanted in shown
+    for expected in ("betas:", "steps", "tokens", "memory", "2 comparisons, 2 pairs"):
+        assert expected in shown
     assert not (tmp_path / "run/model").exists()
 
 
@@ -316,15 +316,15 @@ def test_an_output_folder_is_no_markup(polar, model, tmp_path, name):
     refused(polar("score", "--model", model, "--input", name, "--output", "s.jsonl"), f"{name}: it is a folder")
 
 
-def test_old_words_name_the_new_ones(polar, model, tmp_path):
+def test_old_names_of_options_suggest_the_new_ones(polar, model, tmp_path):
     items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
     base = ("score", "--model", model, "--input", items, "--output", tmp_path / "s.jsonl")
     for old, new in (("--dtype", "--precision"), ("--token-budget", "--row-tokens")):
-        for given in ((old, "1"), (f"{old}=1",)):
-            code, _, error = polar(*base, *given)
+        for arguments in ((old, "1"), (f"{old}=1",)):
+            code, _, error = polar(*base, *arguments)
             assert code == 2
             assert f"No such option: {old}. Did you mean {new}?" in " ".join(error.split())
-    code, _, error = polar("inspect", items, "--model", model, "--dtype", "x")  # has neither word
+    code, _, error = polar("inspect", items, "--model", model, "--dtype", "x")  # a verb with neither option
     assert code == 2
     assert "--precision" not in error
     code, _, error = polar(*base, "--precision", "bf16", "--row-tokens", "64")

@@ -1,4 +1,4 @@
-"""F13: paths and texts are shown as they are, never read as rich's markup."""
+"""F13: paths and texts are printed unchanged, never read as rich's markup."""
 
 import ast
 import io
@@ -26,7 +26,7 @@ def is_console(node):
 
 
 def offences(file):
-    """Calls that hand a string to something that reads markup, in place of `say`, `status_line` and `progress_bar`."""
+    """Calls that pass a string to a function that reads markup, instead of `say`, `status_line` or `progress_bar`."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and reads_markup(node):
             yield f"{file.name}:{node.lineno}"
@@ -44,11 +44,11 @@ def reads_markup(call):
     return name in ("print_text", "message", "say", "add_task", "update") and any(map(_TAG.search, strings(call)))
 
 
-def test_nothing_hands_strings_to_what_reads_markup():
+def test_no_string_is_passed_to_a_function_that_reads_markup():
     assert [offence for file in sorted(SOURCE.rglob("*.py")) for offence in offences(file)] == []
 
 
-def test_the_rule_sees_what_it_forbids(tmp_path):
+def test_the_rule_finds_violations(tmp_path):
     bad = [
         'console.print(f"x {1}")',
         'self.console.status(f"x {1}")',
@@ -62,7 +62,7 @@ def test_the_rule_sees_what_it_forbids(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["plain", "a user's own"])
-def test_every_way_to_show_a_text_shows_it_as_it_is(monkeypatch, name, kind):
+def test_every_output_function_prints_texts_unchanged(monkeypatch, name, kind):
     console = plain_console() if kind == "plain" else Console()
     console.file = io.StringIO()
     console.width = 200

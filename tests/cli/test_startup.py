@@ -1,4 +1,4 @@
-"""What a command loads before it can answer, seen from outside: each starts as a process of its own."""
+"""The modules that a command loads before it answers; each command runs in its own process."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 
 HEAVY = ("torch", "transformers", "numpy", "pyarrow", "tokenizers", "sklearn", "matplotlib")
 
-# Runs the command and then writes which modules it had loaded, and the environment that they were loaded in.
+# Runs the command, and writes the modules that it loaded and the environment variables that they read.
 SPY = """
 import atexit, json, os, sys
 def write():
@@ -33,8 +33,8 @@ def start(folder, *arguments, **environment):
         timeout=120,
         check=False,
     )
-    seen = json.loads((folder / "spy.json").read_text())
-    return process, {name for name in HEAVY if name in seen["modules"]}, seen["environment"]
+    report = json.loads((folder / "spy.json").read_text())
+    return process, {name for name in HEAVY if name in report["modules"]}, report["environment"]
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("--version",), ("score", "--help"), ("pretrain", "-h")])
@@ -52,7 +52,7 @@ def test_help_and_version_load_nothing_heavy(tmp_path, arguments):
     [
         (("score", "--modle", "x"), "--modle"),
         (("scoer",), "No such command 'scoer'"),
-        (("config", "pretrian"), "polar pretrian takes no config; those that do:"),
+        (("config", "pretrian"), "polar pretrian takes no config; verbs with one:"),
         (("score", "--model", "nowhere", "--input", "x.jsonl", "--output", "y.jsonl"), "nowhere: no such folder of a model"),
         (("evaluate", "none.jsonl", "--model", "model"), "none.jsonl: no such file or folder"),
         (("inspect", "here.jsonl", "--model", "nowhere"), "nowhere: no such folder of a model"),
@@ -61,7 +61,7 @@ def test_help_and_version_load_nothing_heavy(tmp_path, arguments):
         (("quickstart", "--base", "nowhere"), "nowhere: no such folder of a model"),
     ],
 )
-def test_a_typing_error_or_a_wrong_path_is_told_before_anything_heavy_is_loaded(tmp_path, arguments, message):
+def test_a_typing_error_or_a_wrong_path_is_reported_before_anything_heavy_is_loaded(tmp_path, arguments, message):
     """B19."""
     (tmp_path / "here.jsonl").touch()
     (tmp_path / "model").mkdir()
@@ -88,8 +88,8 @@ def test_a_typing_error_or_a_wrong_path_is_told_before_anything_heavy_is_loaded(
         (("pretrain", "lr=1", "output=o"), "unknown key 'lr'; did you mean 'optim.lr'?"),
     ],
 )
-def test_a_wrong_config_is_told_before_torch_is_loaded(tmp_path, arguments, message):
-    """B19. Checking a config takes numpy, pyarrow and tokenizers: what rows and encoders are is part of it."""
+def test_a_wrong_config_is_reported_before_torch_is_loaded(tmp_path, arguments, message):
+    """B19. Checking a config loads numpy, pyarrow and tokenizers, because configs refer to rows and encoders."""
     (tmp_path / "here.jsonl").touch()
     process, heavy, _ = start(tmp_path, *arguments)
     assert process.returncode == 2
@@ -97,7 +97,7 @@ def test_a_wrong_config_is_told_before_torch_is_loaded(tmp_path, arguments, mess
     assert not heavy & {"torch", "transformers", "sklearn", "matplotlib"}
 
 
-def test_the_environment_of_the_user_stays(tmp_path):
+def test_the_users_environment_is_kept(tmp_path):
     _, _, environment = start(tmp_path, "--help", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="info")
     assert environment == {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "info"}
 

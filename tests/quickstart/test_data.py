@@ -1,4 +1,4 @@
-"""The packaged corpus is what its provenance and its configs say, and holds what `polar quickstart` relies on."""
+"""The packaged corpus agrees with its provenance and its configs, and contains what `polar quickstart` needs."""
 
 from collections import Counter, defaultdict
 from importlib.resources import files
@@ -36,14 +36,14 @@ def test_files_and_counts_are_those_of_the_provenance(rows, provenance):
     assert (DATA / "provenance.json").stat().st_size < 10e3
 
 
-def test_every_planned_sample_is_there_once_and_has_a_text_or_is_a_known_failure(rows, provenance):
+def test_every_planned_sample_occurs_once_and_has_a_text_or_is_a_known_failure(rows, provenance):
     zoo = load_config(SamplingConfig, [DATA / "policies.yaml"])
     planned = {(policy.name, number) for policy in zoo.policies for number in range(policy.samples)}
     samples = defaultdict(list)
     for row in rows:
         samples[row.prompt_id].append((row.policy, row.sample_id))
-    assert all(len(found) == len(set(found)) and set(found) <= planned for found in samples.values())
-    missing = Counter(policy for found in samples.values() for policy, _ in planned - set(found))
+    assert all(len(keys) == len(set(keys)) and set(keys) <= planned for keys in samples.values())
+    missing = Counter(policy for keys in samples.values() for policy, _ in planned - set(keys))
     assert missing == Counter({name: sum(each["failures"].values()) for name, each in provenance["policies"].items()})
     assert missing.total() <= 1
     assert all(row.text.strip() for row in rows)
@@ -58,4 +58,4 @@ def test_many_policies_and_checkpoints_of_one_model(rows):
     for metadata in policies.values():
         if "checkpoint_of" in metadata:
             steps[metadata["checkpoint_of"]].add(metadata["step"])
-    assert any(len(found) >= 3 for found in steps.values())
+    assert any(len(steps_of_run) >= 3 for steps_of_run in steps.values())

@@ -25,7 +25,7 @@ def base(tmp_path):
     return tmp_path
 
 
-def test_what_other_settings_left_is_made_again(base):
+def test_results_of_other_settings_are_replaced(base):
     stages(base, "max_steps=3").run("base", lambda: {"folder": "one"})
     (base / "run/pretrain").mkdir()
     again = stages(base, "max_steps=3")
@@ -39,15 +39,15 @@ def test_what_other_settings_left_is_made_again(base):
 
 
 @pytest.mark.parametrize("change", ["weights", "version"])
-def test_stages_of_another_model_or_version_are_made_again_from_the_unpacked_model_on(base, monkeypatch, change):
+def test_all_stages_of_another_model_or_version_run_again(base, monkeypatch, change):
     """F10, B5, B20."""
     stages(base).run("base", lambda: {"folder": "one"})
     (base / "run/base").mkdir()
     if change == "weights":
         (base / "lm/model.safetensors").write_bytes(b"two")
     else:
-        made_with = {"versions": {"polar-rm": "0.1.0"}, "git": {"commit": "another"}}
-        monkeypatch.setattr("polar_rm.quickstart.pipeline.versions", lambda: made_with)
+        other = {"versions": {"polar-rm": "0.1.0"}, "git": {"commit": "another"}}
+        monkeypatch.setattr("polar_rm.quickstart.pipeline.versions", lambda: other)
     again = stages(base)
     assert not (base / "run/base").exists()
     again.run("base", lambda: {"folder": "two"})
@@ -64,13 +64,13 @@ def test_a_run_folder_in_use_is_refused(base):
 
 
 @pytest.mark.slow
-def test_the_whole_job_on_a_tiny_model_and_a_second_run_that_reuses_it(tmp_path):
+def test_the_complete_pipeline_on_a_tiny_model_and_a_second_run_that_reuses_it(tmp_path):
     base = tiny.causal_lm(tmp_path / "lm")
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
     (base / "chat_template.jinja").write_text(template)
-    said = io.StringIO()
+    messages = io.StringIO()
     overrides = ("model.n_layers=1", "max_steps=3", "batch_size=4", "model.encoder.max_response_length=16")
-    quickstart = Quickstart(tmp_path / "run", str(base), overrides, Console(file=said))
+    quickstart = Quickstart(tmp_path / "run", str(base), overrides, Console(file=messages))
     report = run(quickstart)
 
     assert report == json.loads((tmp_path / "run/report.json").read_text())
@@ -87,7 +87,7 @@ def test_the_whole_job_on_a_tiny_model_and_a_second_run_that_reuses_it(tmp_path)
     scorer = Scorer(RewardModel.from_pretrained(tmp_path / "run/pretrain/model"))
     assert scorer.score_outputs(prompt="p", reference="r", outputs=["o"])
 
-    # Prompts and policies that are held out really are, and near duplicates never meet.
+    # Held-out prompts and policies are not in the training data, and near duplicates are never compared.
     trained = list(read_comparisons(tmp_path / "run/corpus/train"))
     prompts = {c.metadata["prompt_id"] for c in trained}
     for name in ("corpus/unseen_prompts", "corpus/unseen_policies", "ranked/test.jsonl"):
@@ -102,6 +102,6 @@ def test_the_whole_job_on_a_tiny_model_and_a_second_run_that_reuses_it(tmp_path)
         assert len({policy for policy in policies if policy.startswith("chat")}) <= 1
         assert len({policy for policy in policies if policy.startswith("casual")}) <= 1
 
-    said.truncate(0)
+    messages.truncate(0)
     assert run(quickstart)["seconds"] == report["seconds"]
-    assert said.getvalue().count("reused") == 8
+    assert messages.getvalue().count("reused") == 8

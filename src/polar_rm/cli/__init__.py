@@ -1,1 +1,1 @@
-"""The ``polar`` command, a file for each group of verbs."""
+"""The ``polar`` command, one file for each group of verbs."""

@@ -1,4 +1,4 @@
-"""Verbs about data: sample, corpus, inspect."""
+"""Verbs for data: sample, corpus, inspect."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def sample(
     json: JsonFile = None,
     on_bad_row: BadRowsOf = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Ask again for samples that came back empty, too long or refused.")
+        bool, typer.Option("--retry-failed", help="Also repeat requests that gave an empty text, were too long or were refused.")
     ] = False,
     tokens_per_second: Annotated[
-        float | None, typer.Option(help="Assumed by --dry-run of policies whose speed is not measured yet.", min=0.001)
+        float | None, typer.Option(help="For --dry-run: assumed speed of policies without a measured one.", min=0.001)
     ] = None,
 ) -> None:
     """Sample trajectories from a zoo of policies.
 
-    Run again with the same config, it draws what is missing. Exit code 2: a policy is not through; what arrived is kept.
+    A second run with the same config draws only the missing samples. Exit code 2: samples are missing; all others are kept.
 
     Examples:
 
@@ -65,11 +65,11 @@ def sample(
 
 @verb("Data")
 def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRowsOf = None) -> None:
-    """Turn trajectories into clean contrastive comparisons, with a report of how easily they are seen through.
+    """Build clean contrastive comparisons from trajectories, and report what simple baselines achieve on them.
 
-    Inputs are what `polar sample` wrote, or Parquet, JSON, CSV or Arrow of {source, prompt_id, prompt, policy, sample_id, text}.
+    Inputs: output of `polar sample`, or Parquet, JSON, CSV or Arrow of {source, prompt_id, prompt, policy, sample_id, text}.
     The output folder gets `train/`, `unseen_prompts/`, `unseen_policies/` (Parquet), `report.html`, `report.json`,
-    `manifest.json`, `refused.jsonl` and `contaminated.jsonl`. Interrupted, the same command continues.
+    `manifest.json`, `refused.jsonl` and `contaminated.jsonl`. After an interruption the same command continues.
 
     Examples:
 
@@ -111,7 +111,7 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
 def inspect(
     file: Annotated[Path, typer.Argument(help="Comparisons: JSON, CSV, Parquet, Arrow.", **DATA)],
     model: ModelDir,
-    row: Annotated[int, typer.Option(help="Which row, counted from 1; in JSONL the line.", min=1)] = 1,
+    row: Annotated[int, typer.Option(help="Number of the row, from 1; in JSONL the number of the line.", min=1)] = 1,
     ids: Annotated[bool, typer.Option("--ids", help="Show every token with its id.")] = False,
 ) -> None:
     """Show one encoded comparison in colour: prefix, branches, score positions, truncation.
@@ -127,7 +127,7 @@ def inspect(
     encoder = Encoder.from_pretrained(model)
     comparison = next((comparison for number, comparison in read_numbered_comparisons(file) if number == row), None)
     if comparison is None:
-        raise PolarError(f"{file}: there is no row {row}")
+        raise PolarError(f"{file}: the file has no row {row}")
     try:
         print_table(render(comparison, encoder, ids=ids))
     except PolarError as error:

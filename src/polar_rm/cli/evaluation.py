@@ -11,8 +11,10 @@ from polar_rm.cli.options import DATA, MODEL, BadRows, Device, JsonFile, ModelDi
 from polar_rm.cli.output import messages, print_table
 from polar_rm.common.progress import show_progress
 
-By = Annotated[str | None, typer.Option(help="Also per value of this metadata field, e.g. `subset` or `meta.language`.")]
-Plot = Annotated[Path | None, typer.Option(help="Draw accuracies with intervals into this PNG or SVG.")]
+By = Annotated[
+    str | None, typer.Option(help="Also report each value of this metadata field, such as `subset` or `meta.language`.")
+]
+Plot = Annotated[Path | None, typer.Option(help="Write a plot of accuracies with intervals to this PNG or SVG.")]
 
 
 @verb("Evaluation")
@@ -26,16 +28,16 @@ def evaluate(
     plot: Plot = None,
     reference: Annotated[
         Literal["given", "empty", "shuffled"],
-        typer.Option(help="What scorers get as reference; `shuffled` is another prompt's."),
+        typer.Option(help="The reference that scorers get; `shuffled`: the reference of another prompt."),
     ] = "given",
     precision: Precision = "fp32",
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
     on_bad_row: BadRows = "error",
     strip_prompt: StripPrompt = False,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap and of shuffled references.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of shuffled references.", min=0)] = 0,
 ) -> None:
-    """Pairwise accuracy with a 95% interval, next to the baselines length and TF-IDF on the same pairs.
+    """Measure pairwise accuracy with a 95% interval, and that of the baselines length and TF-IDF on the same pairs.
 
     Examples:
 
@@ -81,27 +83,30 @@ def evaluate(
 def parity(
     model: Annotated[Path, typer.Argument(help="Folder of a reward model saved by polar.", **MODEL)],
     file: Annotated[
-        Path | None, typer.Argument(help="Items {prompt, reference, output}; by default a set of awkward ones.", **DATA)
+        Path | None, typer.Argument(help="Items {prompt, reference, output}; default: a set of difficult items.", **DATA)
     ] = None,
     against: Annotated[
         str,
         typer.Option(
-            help="`serve`: our server in this process, over each protocol. URL: a running server. `vllm`: the one of this "
+            help="`serve`: our server in this process, over each protocol. URL: a running server. `vllm`: the vLLM of this "
             "environment. `transformers`: only trainer and scorer.",
             metavar="serve|URL|vllm|transformers",
         ),
     ] = "serve",
-    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the key of the server at URL.")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="NAME of the environment variable with the key of the server at URL.")
+    ] = None,
     tolerance: Annotated[
-        float, typer.Option(help="Largest difference that passes. Half precision on another engine needs about 0.05.", min=0)
+        float,
+        typer.Option(help="Maximum difference of scores. Half precision on another engine needs about 0.05.", min=0),
     ] = 1e-3,
     json: JsonFile = None,
     precision: Precision = "fp32",
     device: Device = "auto",
 ) -> None:
-    """Same ids and same scores in trainer, scorer, transformers, our server, vLLM and any other? Exit code 1 where not.
+    """Check that trainer, scorer, transformers, servers and vLLM give the same ids and scores. Exit code 1: they differ.
 
-    Every protocol that the server speaks is tried, with token ids and with text.
+    It tries every protocol that the server supports, with token ids and with text.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""Verbs that pass models and settings on: convert, config."""
+"""Verbs for the exchange of models and settings: convert, config."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ def convert(
     source: Annotated[Path, typer.Argument(help="Folder of a reward model: official, or of xtuner, TRL or OpenRLHF.")],
     target: Annotated[Path, typer.Argument(help="New folder.")],
     to: Annotated[
-        Literal["native", "internlm2"], typer.Option(help="`internlm2` writes a native folder in the official layout.")
+        Literal["native", "internlm2"], typer.Option(help="`internlm2`: convert a native folder to the official layout.")
     ] = "native",
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Of the written weights; by default as they are.")
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Precision of the written weights; default: unchanged."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be written, then exit.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the result of the conversion, then exit.")] = False,
 ) -> None:
-    """Convert a checkpoint, exactly and without running its code; refuse what can't be exact.
+    """Convert a checkpoint exactly, without running its code. Checkpoints that can't be converted exactly are refused.
 
-    A shard is in memory at a time: a 7B model needs less than 4 GB.
+    Only one shard is in memory at a time: a 7B model needs less than 4 GB.
 
     Examples:
 
@@ -45,11 +46,11 @@ def convert(
     from polar_rm.conversion import convert as conversion
 
     if dry_run:
-        done = conversion.plan(source, to=to, dtype=dtype)
+        result = conversion.plan(source, to=to, dtype=dtype)
     else:
         with status_line(messages, "converting"):
-            done = conversion.convert(source, target, to=to, dtype=dtype)
-    print_values(done.describe())
+            result = conversion.convert(source, target, to=to, dtype=dtype)
+    print_values(result.describe())
     if not dry_run:
         message(f"model saved in {target}")
 
@@ -62,7 +63,7 @@ CONFIGS = {
     "rft": "polar_rm.rft.config:RftConfig",
     "serve": "polar_rm.serving.config:ServeConfig",
 }
-"""Verbs that take a config, and its type; imported only when it is asked for."""
+"""Verbs with a config, and the class of the config, which is imported only when needed."""
 
 
 @verb("Exchange")
@@ -71,9 +72,9 @@ def config(
     recipe: Annotated[str | None, typer.Option(help="Print this packaged recipe.", metavar="NAME")] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the packaged recipes.")] = False,
 ) -> None:
-    """Explain every key of a verb's config, as YAML with defaults; or print a packaged recipe.
+    """Explain every key of a verb's config, as YAML with defaults, or print a packaged recipe.
 
-    A verb takes a recipe by name in place of a file: `polar pretrain recipe:pretrain_small ...`
+    Verbs also take packaged recipes by name: `polar pretrain recipe:pretrain_small ...`
 
     Examples:
 
@@ -86,7 +87,7 @@ def config(
     from polar_rm.common.recipes import PREFIX, read_recipe, recipe_names, recipe_summary
 
     if sum((of is not None, recipe is not None, list_recipes)) != 1:
-        raise PolarError(f"give one of: a verb ({', '.join(CONFIGS)}), --recipe NAME, --list")
+        raise PolarError(f"expected one of: a verb ({', '.join(CONFIGS)}), --recipe NAME, --list")
     if list_recipes:
         for name in recipe_names():
             print_text(f"{PREFIX}{name}: {recipe_summary(name)}")
@@ -97,12 +98,12 @@ def config(
         from polar_rm.common.reference import explain
 
         if of not in CONFIGS:
-            raise PolarError(f"polar {of} takes no config; those that do: {', '.join(CONFIGS)}{suggestion(str(of), CONFIGS)}")
+            raise PolarError(f"polar {of} takes no config; verbs with one: {', '.join(CONFIGS)}{suggestion(str(of), CONFIGS)}")
         print_text(explain(config_of(of), f"Every key of `polar {of}`, with its default.").rstrip("\n"))
 
 
 def config_of(name: str) -> type[Config]:
-    """The type of a verb's config."""
-    module, _, kind = CONFIGS[name].partition(":")
-    found: type[Config] = getattr(import_module(module), kind)
-    return found
+    """The class of a verb's config."""
+    module, _, name_of_class = CONFIGS[name].partition(":")
+    config_class: type[Config] = getattr(import_module(module), name_of_class)
+    return config_class

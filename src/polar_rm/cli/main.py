@@ -1,4 +1,4 @@
-"""The ``polar`` command: thin verbs over the Python API. What a verb needs, it imports when it is called."""
+"""The ``polar`` command: thin verbs over the Python API. A verb imports its dependencies only when it is called."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from polar_rm.cli import data, evaluation, exchange, score, serve, train  # noqa: F401  (they register their verbs)
+from polar_rm.cli import data, evaluation, exchange, score, serve, train  # noqa: F401  (these modules register their verbs)
 from polar_rm.cli.options import app
 from polar_rm.cli.output import print_text
 from polar_rm.errors import PolarError
 
 ENVIRONMENT = {
-    # Tokenizers warn on every fork otherwise; batches are tokenised on all threads before any process is forked.
+    # Without it tokenizers warn on every fork. Batches are tokenised on all threads before any process is forked.
     "TOKENIZERS_PARALLELISM": "true",
-    # Libraries draw bars of their own while they load weights, across ours.
+    # While they load weights, libraries draw their own progress bars over ours.
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # transformers' load report calls our new head "MISSING"; we check for missing tensors ourselves.
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""Defaults for libraries that read them when they are imported, which is after this."""
+"""Defaults of variables that libraries read when they are imported, which happens later."""
 
 
-def _print_versions(wanted: bool) -> None:
-    if wanted:
+def _print_versions(requested: bool) -> None:
+    if requested:
         from importlib import metadata
         from platform import python_version
 
@@ -45,7 +45,7 @@ def polar(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one clear line and exit code 2, never a traceback."""
+    """Entry point. A user's mistake prints one clear line and exits with code 2, never with a traceback."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:

@@ -1,4 +1,4 @@
-"""What the verbs share: the application, options, and the way from arguments to a config."""
+"""Shared parts of the verbs: the application, options, and the conversion of arguments to a config."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 Panel = Literal["Data", "Training", "Use", "Evaluation", "Exchange"]
 
 VERBS = "sample corpus inspect pretrain finetune rft quickstart score serve evaluate parity convert config".split()
-"""In the order in which a user comes to need them; ``polar --help`` lists them and their panels so."""
+"""The verbs in the order of ``polar --help``, which is the order in which a user needs them."""
 
 
 class _Group(TyperGroup):
@@ -39,21 +39,21 @@ RENAMED = {"--dtype": "--precision", "--token-budget": "--row-tokens"}
 
 
 class _Command(TyperCommand):
-    """A verb that says what an option is called now, where it is given under the word of other verbs or of earlier versions."""
+    """A verb that suggests the current name of an option which had another name in earlier versions."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
-        except Exception as error:  # its type is click's or, of late, typer's own
-            given = getattr(error, "option_name", "")
-            own = {name for parameter in self.params for name in parameter.opts}
-            if type(error).__name__ == "NoSuchOption" and RENAMED.get(given) in own:
-                ctx.fail(f"No such option: {given}. Did you mean {RENAMED[given]}?")
+        except Exception as error:  # its class is click's or, in recent versions, typer's
+            old_name = getattr(error, "option_name", "")
+            options = {name for parameter in self.params for name in parameter.opts}
+            if type(error).__name__ == "NoSuchOption" and RENAMED.get(old_name) in options:
+                ctx.fail(f"No such option: {old_name}. Did you mean {RENAMED[old_name]}?")
             raise
 
 
 def verb(panel: Panel, name: str | None = None) -> Callable[[Verb], Verb]:
-    """Register a function as a verb. panel: under which heading ``polar --help`` lists it."""
+    """Register a function as a verb. panel: its heading in ``polar --help``."""
     return app.command(name, cls=_Command, rich_help_panel=panel)
 
 
@@ -69,7 +69,7 @@ def _data_exists(path: Path | list[Path] | None) -> Path | list[Path] | None:
 
 
 def writable(path: Path | None) -> Path | None:
-    """Refuses, before the work, a file that the result could not be written to."""
+    """Refuse a file to which the result can't be written, before the work begins."""
     from polar_rm.common.files import check_target
 
     if path:
@@ -78,15 +78,15 @@ def writable(path: Path | None) -> Path | None:
 
 
 DATA: dict[str, Any] = {"callback": _data_exists}
-"""Arguments of an option or argument that takes files, folders or patterns which have to be there."""
+"""Settings of a parameter for existing files, folders or patterns."""
 
 MODEL: dict[str, Any] = {"callback": _model_exists}
-"""Arguments of an option or argument that takes the folder of a model."""
+"""Settings of a parameter for the folder of a model."""
 
 Arguments = Annotated[
     list[str],
     typer.Argument(
-        help="YAML files or packaged `recipe:NAME`s, layered left to right, then dotted overrides such as `optim.lr=1e-4`. "
+        help="YAML files or packaged recipes (`recipe:NAME`), merged left to right, then overrides such as `optim.lr=1e-4`. "
         "`polar config VERB` explains every key.",
         metavar="CONFIG.yaml... [KEY=VALUE...]",
     ),
@@ -96,27 +96,27 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the re
 ModelDir = Annotated[Path, typer.Option("--model", help="Folder of a reward model saved by polar.", **MODEL)]
 Precision = Annotated[
     Literal["auto", "bf16", "fp32", "fp16"],
-    typer.Option(help="Of the backbone's products: `auto` takes bf16 where the hardware has it, which is faster."),
+    typer.Option(help="Precision of the backbone; `auto` takes bf16 where the hardware has it, which is faster."),
 ]
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="`auto` takes CUDA where there is one.")]
-_BAD_ROWS = "`error` stops at a bad row; `skip` writes it to a side file, counts it and goes on."
+_BAD_ROWS = "`error`: stop at a bad row. `skip`: count it, write it to a side file and continue."
 BadRows = Annotated[Literal["error", "skip"], typer.Option("--on-bad-row", help=_BAD_ROWS)]
 BadRowsOf = Annotated[
-    Literal["error", "skip"] | None, typer.Option("--on-bad-row", help=f"{_BAD_ROWS} By default as the config's `on_bad_row`.")
+    Literal["error", "skip"] | None, typer.Option("--on-bad-row", help=f"{_BAD_ROWS} Default: the config's `on_bad_row`.")
 ]
 RowTokens = Annotated[
-    int, typer.Option("--row-tokens", help="Most tokens of one packed row; decides memory, not results.", min=1)
+    int, typer.Option("--row-tokens", help="Maximum number of tokens of a packed row; affects memory, not results.", min=1)
 ]
 StripPrompt = Annotated[
     bool,
     typer.Option(
-        "--strip-prompt", help="Drop the prompt's messages where an answer begins with them; such rows are refused otherwise."
+        "--strip-prompt", help="Remove the prompt's messages from answers that begin with them; such rows are refused otherwise."
     ),
 ]
 
 
 def load(kind: type[C], arguments: list[str], on_bad_row: str | None = None) -> C:
-    """The config that a verb's arguments mean. on_bad_row: of the flag, which stands above all files and overrides."""
+    """The config for a verb's arguments. on_bad_row: of the option, which takes precedence over files and overrides."""
     from polar_rm.common.config import load_config
 
     overrides = [argument for argument in arguments if "=" in argument and not Path(argument).is_file()]

@@ -1,4 +1,4 @@
-"""Where the verbs print: results to standard output, messages to standard error."""
+"""Output of the verbs: results go to stdout, messages to stderr."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ messages = plain_console(stderr=True)
 
 
 def print_text(text: str) -> None:
-    """A result as it is: paths and texts are no markup and keep their lines."""
+    """Print a result unchanged: paths and texts are not read as markup, and long lines are not wrapped."""
     say(console, text)
 
 
 def print_table(table: RenderableType) -> None:
-    """A result that is laid out by the width of the terminal."""
+    """Print a result in a layout for the width of the terminal."""
     console.print(table)
 
 
 def print_values(values: Iterable[tuple[str, str]]) -> None:
-    """Names and values, a line each."""
+    """Print names and values, one pair per line."""
     for name, value in values:
         print_text(f"{name:>18}: {value}")
 
 
 def message(text: str) -> None:
-    """What happened, beside the result."""
+    """Print a message about what happened, apart from the result."""
     say(messages, text)
 
 
 def report_bad(bad: OnBadRow) -> None:
-    """How many rows were skipped, if any, and where they are; what was noted about the others."""
+    """Print the number of skipped rows, if any, and their file; and warnings about the other rows."""
     if bad.count:
         message(f"{bad.count:,} bad rows were skipped, see {bad.side_file}")
     for warning in bad.warnings():

@@ -1,4 +1,4 @@
-"""The verb that scores a file."""
+"""The verb score, for files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def score(
     on_bad_row: BadRows = "error",
     strip_prompt: StripPrompt = False,
 ) -> None:
-    """Score a file of items: one raw reward per item, in input order.
+    """Score a file of items: one raw reward per item, in the order of the input.
 
-    Items next to each other with the same prompt and reference share their prefix. Interrupted, the same command continues.
+    Adjacent items with the same prompt and reference share their prefix. After an interruption the same command continues.
 
     Examples:
 

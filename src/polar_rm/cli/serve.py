@@ -1,4 +1,4 @@
-"""The verb that serves rewards over HTTP."""
+"""The verb serve, for rewards over HTTP."""
 
 from __future__ import annotations
 
@@ -19,38 +19,50 @@ if TYPE_CHECKING:
 
 VLLM_DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 
-# None: as the config says, or its default. `polar config serve` tells all of them.
-_Host = Annotated[str | None, typer.Option(help="Address to bind, 127.0.0.1 by default. Others than loopback need a key.")]
-_Port = Annotated[int | None, typer.Option(min=0, max=65535, help="By default 30000.")]
-_Engine = Annotated[Literal["polar", "vllm"] | None, typer.Option(help="`vllm` starts the vLLM of this environment.")]
+# None: the value of the config, or its default. `polar config serve` explains all keys.
+_Host = Annotated[
+    str | None, typer.Option(help="Address to bind, 127.0.0.1 by default. Addresses other than loopback need a key.")
+]
+_Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port, 30000 by default; 0 takes any free port.")]
+_Engine = Annotated[
+    Literal["polar", "vllm"] | None, typer.Option(help="`polar`: our server. `vllm`: the vLLM of this environment.")
+]
 _Flavour = Annotated[
     Literal["vllm", "lmdeploy", "vllm-classify"] | None,
     typer.Option(
         help="Shape of /pooling replies: `[[s]]` (default), `s` or `[s]` (default with vLLM). The official client needs "
-        "`vllm` or `lmdeploy`, by its server_type."
+        "`vllm` or `lmdeploy`, according to its server_type."
     ),
 ]
-_KeyEnv = Annotated[str | None, typer.Option(help="Environment variable that holds the key to ask for.")]
-_AllowOpen = Annotated[bool | None, typer.Option("--allow-open", help="Let other machines in without a key.")]
+_KeyEnv = Annotated[str | None, typer.Option(help="NAME of the environment variable with the key that clients must send.")]
+_AllowOpen = Annotated[bool | None, typer.Option("--allow-open", help="Accept other machines without a key.")]
 _Hosts = Annotated[
     list[str] | None,
-    typer.Option("--allowed-host", help="A further name that a server without a key answers to. May be given several times."),
+    typer.Option("--allowed-host", help="A further host name that a server without a key answers to. It may be repeated."),
 ]
 _Precision = Annotated[
     Literal["auto", "bf16", "fp32", "fp16"] | None,
-    typer.Option(help="Of the backbone's products, fp32 by default: `auto` takes bf16 where the hardware has it."),
+    typer.Option(help="Precision of the backbone, fp32 by default; `auto` takes bf16 where the hardware has it."),
 ]
 _Device = Annotated[
     Literal["auto", "cpu", "cuda"] | None, typer.Option(help="`auto`, the default, takes CUDA where there is one.")
 ]
-_Rows = Annotated[int | None, typer.Option(min=1, help="Most tokens of one packed row, 8192 by default; decides memory.")]
-_Items = Annotated[int | None, typer.Option(min=1, help="Sequences in one request, 4096 by default.")]
-_Body = Annotated[
-    int | None, typer.Option(min=1, help="Size of one request's body, 32 by default, a prompt counted for each output.")
+_Rows = Annotated[
+    int | None, typer.Option(min=1, help="Maximum number of tokens of a packed row, 8192 by default; affects memory.")
 ]
-_Queue = Annotated[int | None, typer.Option(min=1, help="Waiting tokens beyond which requests get 429, 2,000,000 by default.")]
-_Seconds = Annotated[float | None, typer.Option(min=0.1, help="Longest time to an answer, 300 by default; later it is 503.")]
-_LogTexts = Annotated[bool | None, typer.Option("--log-texts", help="Write request bodies into the log.")]
+_Items = Annotated[int | None, typer.Option(min=1, help="Maximum number of sequences in one request, 4096 by default.")]
+_Body = Annotated[
+    int | None,
+    typer.Option(min=1, help="Maximum size of a request body in MiB, 32 by default; its prompts count once for each output."),
+]
+_Queue = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of waiting tokens from which on requests get 429, 2,000,000 by default."),
+]
+_Seconds = Annotated[
+    float | None, typer.Option(min=0.1, help="Maximum time to an answer in seconds, 300 by default; then the request gets 503.")
+]
+_LogTexts = Annotated[bool | None, typer.Option("--log-texts", help="Write request bodies to the log.")]
 
 
 @verb("Use")
@@ -58,7 +70,7 @@ def serve(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            help="YAML files and overrides such as `port=8000` (see `polar config serve`); behind `--`, options of vLLM.",
+            help="YAML files and overrides such as `port=8000` (see `polar config serve`); after `--`, options of vLLM.",
             metavar="[CONFIG.yaml... KEY=VALUE...] [-- VLLM_OPTION...]",
         ),
     ] = None,
@@ -79,10 +91,11 @@ def serve(
     max_seconds: _Seconds = None,
     log_texts: _LogTexts = None,
 ) -> None:
-    """Serve rewards over HTTP, with a page to try them on at `/`.
+    """Serve rewards over HTTP, with a page for trying the model at `/`.
 
-    Speaks the protocols of SGLang (`/classify`, `/v1/embeddings`), vLLM (`/classify`, `/pooling`), LMDeploy (`/pooling`) and
-    OpenRLHF (`/get_reward`), and its own (`/v1/score`); `/openapi.json` describes them. SIGTERM answers what was accepted.
+    It supports the protocols of SGLang (`/classify`, `/v1/embeddings`), vLLM (`/classify`, `/pooling`), LMDeploy (`/pooling`) and
+    OpenRLHF (`/get_reward`), and its own (`/v1/score`); `/openapi.json` describes them. After SIGTERM it still answers accepted
+    requests.
 
     Examples:
 
@@ -97,30 +110,30 @@ def serve(
         polar serve --model DIR --engine vllm --precision fp16 -- --enforce-eager
     """
     flags = {name: value for name, value in locals().items() if name != "arguments" and value not in (None, [])}
-    config, further = _config(arguments or [], flags)
+    config, vllm_options = _config(arguments or [], flags)
     check_model(config.model)
     if config.engine == "vllm":
-        _serve_with_vllm(config, further)
-    if further:
-        raise PolarError(f"unexpected argument {further[0]!r}: options behind -- are for --engine vllm")
+        _serve_with_vllm(config, vllm_options)
+    if vllm_options:
+        raise PolarError(f"unexpected argument {vllm_options[0]!r}: options after -- are for --engine vllm")
     with needs("serve", "polar serve"):
         from polar_rm.serving import launch
     launch.serve(config)
 
 
 def _config(arguments: list[str], flags: dict[str, Any]) -> tuple[ServeConfig, list[str]]:
-    """The config that the arguments mean, flags above all, and what is vLLM's: from the first option on."""
+    """The config for the arguments, in which flags take precedence, and vLLM's options, which begin at the first option."""
     from polar_rm.common.json import dump_json
     from polar_rm.serving.config import ServeConfig
 
     first = next((index for index, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    # An override's value is YAML, of which JSON is a part.
+    # The value of an override is YAML, which includes JSON.
     overrides = [f"{name}={dump_json(str(value) if isinstance(value, Path) else value)}" for name, value in flags.items()]
     return load(ServeConfig, [*arguments[:first], *overrides]), arguments[first:]
 
 
-def _serve_with_vllm(config: ServeConfig, further: list[str]) -> NoReturn:
-    """Becomes the vLLM process."""
+def _serve_with_vllm(config: ServeConfig, options: list[str]) -> NoReturn:
+    """Replace this process by vLLM's."""
     from polar_rm.serving import vllm
     from polar_rm.serving.address import api_key
 
@@ -134,6 +147,6 @@ def _serve_with_vllm(config: ServeConfig, further: list[str]) -> NoReturn:
         dtype=VLLM_DTYPES[config.precision],
         flavour=config.pooling_flavour or "vllm-classify",
     )
-    message(f"vLLM {installed.version}: {' '.join([*command, *further])}")
-    # The key goes by the environment: a command line can be read by everybody on the machine.
-    os.execve(command[0], [*command, *further], {**os.environ, **({"VLLM_API_KEY": key} if key else {})})
+    message(f"vLLM {installed.version}: {' '.join([*command, *options])}")
+    # The key is passed in the environment, because all users of the machine can read a command line.
+    os.execve(command[0], [*command, *options], {**os.environ, **({"VLLM_API_KEY": key} if key else {})})

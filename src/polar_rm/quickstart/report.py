@@ -1,4 +1,4 @@
-"""The quickstart's report as one HTML file that needs nothing else."""
+"""The quickstart's report as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TESTS = {"unseen-prompts": UNSEEN_PROMPTS, "unseen-policies": UNSEEN_POLICIES}
 
 
 def write_html(path: Path, report: dict[str, Any]) -> None:
-    """Tables, loss curves, score distributions and examples.
+    """Write tables, loss curves, score distributions and examples.
 
     Raises:
         PolarError: the file can't be written.
@@ -25,16 +25,16 @@ def write_html(path: Path, report: dict[str, Any]) -> None:
 
 
 def summary(report: dict[str, Any]) -> list[str]:
-    """The findings in a few lines, for the terminal."""
+    """The results in a few lines, for the terminal."""
     lines = []
     for name in TESTS:
-        found = report["evaluate"][name]
-        baselines = ", ".join(f"{key} {value['accuracy']:.3f}" for key, value in found["baselines"].items())
-        lines.append(f"{_title(name)}: accuracy {found['accuracy']:.3f} {interval(found['ci95'])}; baselines: {baselines}")
+        result = report["evaluate"][name]
+        baselines = ", ".join(f"{key} {value['accuracy']:.3f}" for key, value in result["baselines"].items())
+        lines.append(f"{_title(name)}: accuracy {result['accuracy']:.3f} {interval(result['ci95'])}; baselines: {baselines}")
     ranked = report["evaluate"]["ranked"]
-    with_it, without = ranked["with pre-training"], ranked["without pre-training"]
+    with_pretraining, without = ranked["with pre-training"], ranked["without pre-training"]
     lines.append(
-        f"ranked data: {with_it['accuracy']:.3f} with pre-training, {without['accuracy']:.3f} without; "
+        f"ranked data: {with_pretraining['accuracy']:.3f} with pre-training, {without['accuracy']:.3f} without; "
         f"difference {ranked['difference']['accuracy']:+.3f} {interval(ranked['difference']['ci95'], '+.3f')}"
     )
     for example in report["examples"]["examples"]:
@@ -50,8 +50,8 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
         "fine-tuning": report["finetune"]["history"],
         "fine-tuning without pre-training": report["finetune-alone"]["history"],
     }
-    tested = {_title(name): results[name] for name in TESTS} | results["unseen-policies"]["by"]
-    accuracies = {name: {"model": found, **found["baselines"]} for name, found in tested.items()}
+    tests = {_title(name): results[name] for name in TESTS} | results["unseen-policies"]["by"]
+    accuracies = {name: {"model": result, **result["baselines"]} for name, result in tests.items()}
     ranked = results["ranked"]
     accuracies["ranked (fine-tuned)"] = {"model": ranked["with pre-training"], **ranked["with pre-training"]["baselines"]}
     return {
