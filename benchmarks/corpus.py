@@ -29,8 +29,8 @@ from common import report
 from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.errors import PolarError
-from polar_rm.evaluation.accuracy import score_pairs
-from polar_rm.evaluation.baselines import make_baselines
+from polar_rm.evaluation.contenders.baselines import make_baselines
+from polar_rm.evaluation.pairs import score_pairs
 from polar_rm.records import Comparison
 
 POLICIES = 20

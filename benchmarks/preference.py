@@ -17,8 +17,7 @@ from rich.console import Console
 from polar_rm.common.config import load_config
 from polar_rm.corpus import is_held_out
 from polar_rm.encoding.encoder import Encoder
-from polar_rm.evaluation import EvaluationResult, evaluate_files
-from polar_rm.model.devices import compute_dtype, pick_device
+from polar_rm.evaluation import EvaluationResult, ModelOptions, evaluate_files
 from polar_rm.records import Comparison, read_comparisons, write_records
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.trainer import train
@@ -40,20 +39,18 @@ def build(files: list[Path], output: Path, train_pairs: int, test_pairs: int) ->
         print(f"{name}: {write_records(output / f'{name}.jsonl', rows):,} pairs")
 
 
-def run(name: str, start: list[str], output: Path) -> EvaluationResult:
+def run(name: str, start: list[str], output: Path) -> None:
     common = ["batch_size=32", "epochs=2", "row_tokens=8192", "log.tensorboard=false", "optim.lr=1e-4", "checkpoint_every=50"]
     files = [f"data.train=[{output / 'train.jsonl'}]", f"output={output / name}"]
     train(load_config(TrainConfig, [], [*start, *common, *files]), console=Console(stderr=True))
-    device = pick_device("auto")
-    dtype = str(compute_dtype("auto", device)).removeprefix("torch.")
-    return evaluate_files(output / name / "model", [output / "test.jsonl"], by="source", device=device, dtype=dtype)
 
 
 def line(name: str, result: EvaluationResult) -> dict[str, Any]:
     found = result.report
-    by = {source: round(group["accuracy"], 3) for source, group in found["by"].items()}
-    baselines = {key: round(value["accuracy"], 3) for key, value in found["baselines"].items()}
-    return {"run": name, "pairs": found["n_pairs"], "accuracy": found["accuracy"], "ci95": found["ci95"], "by": by, **baselines}
+    by = {source: round(group["contenders"][name]["accuracy"], 3) for source, group in found["by"].items()}
+    baselines = {key: round(found["contenders"][key]["accuracy"], 3) for key in ("length", "tfidf")}
+    mine = found["contenders"][name]
+    return {"run": name, "pairs": found["n_pairs"], "accuracy": mine["accuracy"], "ci95": mine["ci95"], "by": by, **baselines}
 
 
 def main() -> None:
@@ -69,10 +66,11 @@ def main() -> None:
     limits = Encoder.from_pretrained(arguments.model).settings
     alone = [f"model.init={LANGUAGE_MODEL}", f"model.n_layers={arguments.layers}"]
     alone += [f"model.encoder.{key}={getattr(limits, key)}" for key in ("max_length", "max_response_length")]
-    with_it = run("with", [f"model.resume_from={arguments.model}"], arguments.output)
-    without = run("without", alone, arguments.output)
-    difference = with_it.minus(without)
-    rows = [line("with pre-training", with_it), line("without pre-training", without), {"difference": str(difference)}]
+    run("with", [f"model.resume_from={arguments.model}"], arguments.output)
+    run("without", alone, arguments.output)
+    models = [f"{name}={arguments.output / name / 'model'}" for name in ("with", "without")]
+    result = evaluate_files(models, [arguments.output / "test.jsonl"], by="source", options=ModelOptions(precision="auto"))
+    rows = [line("with", result), line("without", result), {"difference": str(result.difference("with", "without"))}]
     report(rows, arguments.output / "result.jsonl")
 
 

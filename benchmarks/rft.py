@@ -30,7 +30,7 @@ from polar_rm.client.blocking import RewardClient
 from polar_rm.common.config import load_config
 from polar_rm.common.files import write_json
 from polar_rm.corpus import is_held_out
-from polar_rm.evaluation.baselines import BASELINES
+from polar_rm.evaluation.contenders.baselines import BASELINES
 from polar_rm.evaluation.statistics import paired_difference
 from polar_rm.records import Comparison, ScoreItem, Text, flatten, read_referenced_prompts, read_trajectories
 from polar_rm.rewards.outcomes import rewards
@@ -113,7 +113,7 @@ def similarity(
     tasks: Sequence[tuple[Text, Text]], before: Sequence[str], after: Sequence[str]
 ) -> tuple[list[float], list[float]]:
     """Of the answers to the references, by character TF-IDF: a judge that nobody trained against."""
-    judge = BASELINES["tfidf"]()
+    judge = BASELINES["tfidf"]("tfidf")
     rows = [Comparison(*task, tuple(texts), (0, 0)) for task, *texts in zip(tasks, before, after, strict=True)]
     found = list(judge.score_comparisons(list(judge.fit(rows))))
     return [first for first, _ in found], [second for _, second in found]

@@ -1,29 +1,20 @@
 import hashlib
 import math
 import random
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from polar_rm.errors import PolarError, ScoreError
-from polar_rm.evaluation.accuracy import evaluate, score_pairs
-from polar_rm.evaluation.baselines import make_baselines
+from polar_rm.evaluation.accuracy import evaluate
+from polar_rm.evaluation.contenders import Given
+from polar_rm.evaluation.contenders.baselines import make_baselines
+from polar_rm.evaluation.pairs import NotedScores, score_pairs
 from polar_rm.records import Comparison
 
-KEYS = {
-    "schema",
-    "n_pairs",
-    "n_prompts",
-    "accuracy",
-    "ci95",
-    "loss",
-    "by",
-    "baselines",
-    "encoder_hash",
-    "model",
-    "data",
-}
+KEYS = set("schema n_pairs n_prompts contenders differences by facts data limit reference fingerprint warnings".split())
 
 
 class FakeScorer:
@@ -73,78 +64,129 @@ def brute_force(items, score):
     return sum(right) / len(right), sum(losses) / len(losses), len(right)
 
 
+def run(scorer, items, **options):
+    """The report on one scorer, called model, beside the baselines."""
+    return evaluate({"model": scorer}, items, **options).report
+
+
 def test_accuracy_and_loss_equal_brute_force():
     items = corpus()
-    result = evaluate(FakeScorer(noisy), items, by="subset", model="m", encoder_hash="e")
-    report = result.report
+    report = run(FakeScorer(noisy), items, by="subset")
     accuracy, loss, n_pairs = brute_force(items, noisy)
-    assert report["accuracy"] == pytest.approx(accuracy)
-    assert report["loss"] == pytest.approx(loss)
+    found = report["contenders"]["model"]
+    assert found["accuracy"] == pytest.approx(accuracy)
+    assert found["loss"] == pytest.approx(loss)
     assert (report["n_pairs"], report["n_prompts"]) == (n_pairs, 30)
-    assert report["ci95"][0] < accuracy < report["ci95"][1]
-    assert set(report) == KEYS | {"reference", "warnings"}
-    assert (report["schema"], report["model"], report["encoder_hash"]) == ("polar-rm/evaluation/1", "m", "e")
+    assert found["ci95"][0] < accuracy < found["ci95"][1]
+    assert set(report) == KEYS
+    assert (report["schema"], list(report["contenders"])) == ("polar-rm/evaluation/2", ["model", "length", "tfidf"])
+    assert {name: each["kind"] for name, each in report["facts"].items()} == {
+        "model": "object",
+        "length": "baseline",
+        "tfidf": "baseline",
+    }
+    assert report["contenders"]["length"]["loss"] is None  # its scale is arbitrary
     for name, group in report["by"].items():
         accuracy, loss, n_pairs = brute_force([item for item in items if item.metadata["subset"] == name], noisy)
-        assert (group["accuracy"], group["loss"], group["n_pairs"]) == (
-            pytest.approx(accuracy),
-            pytest.approx(loss),
-            n_pairs,
-        )
+        found = group["contenders"]["model"]
+        assert (found["accuracy"], found["loss"]) == (pytest.approx(accuracy), pytest.approx(loss))
+        assert group["n_pairs"] == n_pairs
+
+
+def test_ties_are_counted_and_shown():
+    items = corpus()
+    ties = sum(
+        noisy(better) == noisy(worse)
+        for item in items
+        for better, rank in zip(item.candidates, item.ranks, strict=True)
+        for worse, other in zip(item.candidates, item.ranks, strict=True)
+        if rank < other
+    )
+    assert ties > 5
+    assert run(FakeScorer(noisy), items)["contenders"]["model"]["ties"] == ties
 
 
 def test_groups_sum_to_the_total():
-    report = evaluate(FakeScorer(noisy), corpus(), by="subset").report
+    report = run(FakeScorer(noisy), corpus(), by="subset")
     groups = report["by"].values()
     assert list(report["by"]) == ["s0", "s1", "s2"]
     assert sum(group["n_pairs"] for group in groups) == report["n_pairs"]
-    for key in ("accuracy", "loss"):
-        assert sum(group[key] * group["n_pairs"] for group in groups) / report["n_pairs"] == pytest.approx(report[key])
-    for name in ("length", "tfidf"):
-        mean = sum(group["baselines"][name]["accuracy"] * group["n_pairs"] for group in groups) / report["n_pairs"]
-        assert mean == pytest.approx(report["baselines"][name]["accuracy"])
+    for name, whole in report["contenders"].items():
+        for key in ("accuracy", "loss", "ties"):
+            if whole[key] is not None:
+                weights = [1 if key == "ties" else group["n_pairs"] / report["n_pairs"] for group in groups]
+                parts = [group["contenders"][name][key] for group in groups]
+                assert sum(w * part for w, part in zip(weights, parts, strict=True)) == pytest.approx(whole[key])
 
 
 def test_swapping_better_and_worse_gives_one_minus_accuracy():
     items = corpus()
     swapped = [replace(item, ranks=tuple(-rank for rank in item.ranks)) for item in items]
-    first, second = evaluate(FakeScorer(noisy), items).report, evaluate(FakeScorer(noisy), swapped).report
-    assert first["accuracy"] + second["accuracy"] == pytest.approx(1)
-    for name in first["baselines"]:
-        assert first["baselines"][name]["accuracy"] + second["baselines"][name]["accuracy"] == pytest.approx(1)
+    first, second = run(FakeScorer(noisy), items)["contenders"], run(FakeScorer(noisy), swapped)["contenders"]
+    for name in ("model", "length", "tfidf"):
+        assert first[name]["accuracy"] + second[name]["accuracy"] == pytest.approx(1)
 
 
-def test_a_baseline_as_the_model_equals_itself():
+def test_two_of_the_same_can_not_be_told_apart_and_the_interval_says_how_little_is_known():
     items = corpus()
-    length = make_baselines(["length"])["length"]
-    report = evaluate(length, items).report
-    assert report["baselines"]["length"]["accuracy"] == report["accuracy"]
-    assert report["baselines"]["length"]["ci95"] == report["ci95"]
-    assert report["baselines"]["length"]["difference_ci95"] == [0.0, 0.0]
+    report = run(make_baselines(["length"])["length"], items)
+    assert report["contenders"]["model"] == {**report["contenders"]["length"], "loss": report["contenders"]["model"]["loss"]}
+    [difference] = [each for each in report["differences"] if (each["first"], each["second"]) == ("model", "length")]
+    # No prompt of 30 shows a difference: z^2 / (30 + z^2) of all prompts may, by at most 1.
+    unseen = 1.959963984540054**2 / (30 + 1.959963984540054**2)
+    assert (difference["difference"], difference["verdict"]) == (0.0, "undecided")
+    assert difference["ci95"] == pytest.approx([-unseen, unseen])
+
+
+def test_intervals_of_six_right_of_six_and_of_none_are_wilsons():
+    items = [Comparison(f"p{i}", "r", ("good", "bad"), (0, 1)) for i in range(6)]
+    for score, wanted in (({"good": 1.0, "bad": 0.0}.get, [0.6096, 1.0]), ({"good": 0.0, "bad": 1.0}.get, [0.0, 0.3903])):
+        # Wilson (1927) by hand: n / (n + z^2) = 6 / (6 + 3.8415).
+        assert run(FakeScorer(score), items)["contenders"]["model"]["ci95"] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_differences_name_the_better_one():
+    items = corpus(200)
+    right = {item.candidates[item.ranks.index(0)] for item in items}
+    good = FakeScorer(lambda text: float(text in right))
+    report = evaluate({"bad": FakeScorer(noisy), "good": good, "good too": good}, items, baselines=()).report
+    verdicts = {(each["first"], each["second"]): each["verdict"] for each in report["differences"]}
+    assert verdicts == {("bad", "good"): "second", ("bad", "good too"): "second", ("good", "good too"): "undecided"}
+    [first, *_] = report["differences"]
+    accuracies = {name: found["accuracy"] for name, found in report["contenders"].items()}
+    assert first["difference"] == pytest.approx(accuracies["bad"] - accuracies["good"])
+    assert first["ci95"][0] < first["difference"] < first["ci95"][1] < 0
+    result = evaluate({"bad": FakeScorer(noisy), "good": good}, items, baselines=())
+    paired = result.difference("bad", "good")
+    assert list(paired.ci95) == pytest.approx(result.report["differences"][0]["ci95"])
+    with pytest.raises(PolarError, match="no contender 'best'; there is bad, good"):
+        result.difference("bad", "best")
 
 
 def test_constant_scores_are_ties():
-    report = evaluate(FakeScorer(lambda text: 3.0), corpus()).report
-    assert report["accuracy"] == 0.5
-    assert report["loss"] == pytest.approx(math.log(2))
+    found = run(FakeScorer(lambda text: 3.0), corpus())
+    assert found["contenders"]["model"]["accuracy"] == 0.5
+    assert found["contenders"]["model"]["loss"] == pytest.approx(math.log(2))
+    assert found["contenders"]["model"]["ties"] == found["n_pairs"]
 
 
 def test_huge_differences_have_a_finite_loss():
     item = Comparison("p", "r", ("a", "b"), (0, 1))
-    assert evaluate(FakeScorer({"a": -1e4, "b": 1e4}.get), [item]).report["loss"] == 2e4
+    assert run(FakeScorer({"a": -1e4, "b": 1e4}.get), [item])["contenders"]["model"]["loss"] == 2e4
 
 
 def test_prompts_without_id_are_told_apart_by_text():
     items = [replace(item, metadata={}) for item in corpus()]
-    with_ids, without = evaluate(FakeScorer(noisy), corpus()).report, evaluate(FakeScorer(noisy), items).report
-    assert (with_ids["n_prompts"], with_ids["ci95"]) == (without["n_prompts"], without["ci95"])
+    with_ids, without = run(FakeScorer(noisy), corpus()), run(FakeScorer(noisy), items)
+    assert (with_ids["n_prompts"], with_ids["contenders"]) == (without["n_prompts"], without["contenders"])
 
 
 def test_one_prompt_is_reported_honestly():
-    report = evaluate(FakeScorer(noisy), corpus(2), by="subset").report
+    report = run(FakeScorer(noisy), corpus(2), by="subset")
     assert report["n_prompts"] == 1
-    assert report["ci95"] is None and report["baselines"]["tfidf"]["difference_ci95"] is None
-    assert report["by"]["s0"]["ci95"] is None
+    assert {found["ci95"] for found in report["contenders"].values()} == {None}
+    assert {(each["ci95"], each["verdict"]) for each in report["differences"]} == {(None, "undecided")}
+    assert report["by"]["s0"]["contenders"]["model"]["ci95"] is None
     assert report["warnings"] == ["all pairs belong to one prompt: there is no interval"]
 
 
@@ -152,7 +194,7 @@ def test_non_finite_scores_are_never_counted():
     for bad in (math.nan, math.inf, -math.inf):
         with pytest.raises(ScoreError, match="model: comparison 7 has the scores"):
             items = corpus()
-            evaluate(FakeScorer(lambda text, bad=bad, items=items: bad if text == items[6].candidates[1] else 0.0), items)
+            run(FakeScorer(lambda text, bad=bad, items=items: bad if text == items[6].candidates[1] else 0.0), items)
 
 
 def test_a_scorer_must_answer_for_every_candidate():
@@ -164,11 +206,19 @@ def test_a_scorer_must_answer_for_every_candidate():
         def score_comparisons(self, comparisons):
             yield from ([0.0] for _ in comparisons)
 
+    class Many:
+        def score_comparisons(self, comparisons):
+            yield from ([0.0] * len(item.candidates) for item in comparisons)
+            yield [0.0, 0.0]
+
     items = corpus(4)
-    with pytest.raises(ScoreError, match=r"comparison 4 has . candidates but got 0 scores"):
-        evaluate(Short(), items)
-    with pytest.raises(ScoreError, match=r"comparison 1 has . candidates but got 1 scores"):
-        evaluate(Few(), items)
+    fine = FakeScorer(noisy)
+    with pytest.raises(ScoreError, match=r"short: comparison 4 has . candidates but got 0 scores"):
+        evaluate({"fine": fine, "short": Short()}, items)
+    with pytest.raises(ScoreError, match=r"few: comparison 1 has . candidates but got 1 scores"):
+        evaluate({"few": Few(), "fine": fine}, items)
+    with pytest.raises(ScoreError, match="many gave scores for more than the 4 comparisons"):
+        evaluate({"fine": fine, "many": Many()}, items)
 
 
 def test_bad_input_is_refused_before_the_model_runs():
@@ -180,44 +230,49 @@ def test_bad_input_is_refused_before_the_model_runs():
         (corpus(), {"baselines": ["rouge"]}, "unknown baseline 'rouge'"),
         (corpus(), {"reference": "frontier"}, "unknown reference mode 'frontier'"),
         ([], {}, "no comparisons"),
-        (iter(corpus()), {}, "read twice"),
+        (iter(corpus()), {}, "read several times"),
     ):
         with pytest.raises(PolarError, match=message):
-            evaluate(scorer, items, **options)
+            run(scorer, items, **options)
+    with pytest.raises(PolarError, match="nothing to evaluate"):
+        evaluate({}, corpus())
     assert scorer.calls == 0
-    assert evaluate(scorer, missing, reference="empty").report["reference"]["mode"] == "empty"
+    report = run(scorer, missing, reference="empty")
+    assert report["reference"]["mode"] == "empty"
+    assert list(report["contenders"]) == ["model", "length"]  # TF-IDF has nothing to compare with
+
+
+def test_references_are_asked_for_only_where_somebody_reads_them():
+    items = [replace(item, reference=None) for item in corpus()]
+    blind = Given("blind", FakeScorer(noisy))
+    blind.reads_references = False
+    report = evaluate([blind], items).report
+    assert (report["reference"]["mode"], list(report["contenders"])) == ("empty", ["blind", "length"])
+    with pytest.raises(PolarError, match="60 of 60 comparisons have no reference"):
+        evaluate([blind, Given("reader", FakeScorer(noisy))], items)
+    tfidf = make_baselines(["tfidf"])["tfidf"]
+    with pytest.raises(PolarError, match="tfidf compares with the reference, and there is none with --reference empty"):
+        evaluate([blind, tfidf], items, reference="empty")
 
 
 def test_copies_of_the_reference_are_reported_and_counted():
     items = corpus(40)
     items[3] = replace(items[3], reference=items[3].candidates[0].upper())
-    report = evaluate(FakeScorer(noisy), items).report
+    report = run(FakeScorer(noisy), items)
     assert report["reference"]["reference_equals_candidate"] == 1
     assert any("equal, or nearly" in line for line in report["warnings"])
-    assert report["n_pairs"] == evaluate(FakeScorer(noisy), corpus(40)).report["n_pairs"]
+    assert report["n_pairs"] == run(FakeScorer(noisy), corpus(40))["n_pairs"]
 
 
 def test_missing_group_values_are_a_group_and_a_warning():
     items = corpus()
     items[0] = replace(items[0], metadata={"prompt_id": "p0"})
-    report = evaluate(FakeScorer(noisy), items, by="subset").report
+    report = run(FakeScorer(noisy), items, by="subset")
     assert "(none)" in report["by"]
     assert report["warnings"] == [
         "1 comparisons have no 'subset': they are in the group (none)",
         "4 of 4 groups have fewer than 30 prompts: their intervals are too narrow, or missing",
     ]
-
-
-def test_difference_of_two_models_on_the_same_pairs():
-    items = corpus()
-    first = evaluate(FakeScorer(noisy), items)
-    second = evaluate(FakeScorer(lambda text: noisy(text + "!")), items, reference="empty", baselines=())
-    difference = first.minus(second)
-    assert difference.difference == pytest.approx(first.report["accuracy"] - second.report["accuracy"])
-    assert difference.ci95[0] < difference.difference < difference.ci95[1]
-    assert first.minus(first).ci95 == (0.0, 0.0)
-    with pytest.raises(PolarError, match="same comparisons in the same order"):
-        first.minus(evaluate(FakeScorer(noisy), items[::-1]))
 
 
 def test_only_a_window_of_comparisons_is_held():
@@ -237,17 +292,77 @@ def test_only_a_window_of_comparisons_is_held():
             peak = max(peak, alive)
             yield Counted(item.prompt, item.reference, item.candidates, item.ranks, item.wrapper, item.metadata)
 
-    pairs = score_pairs({"model": FakeScorer(noisy, window=20), "length": make_baselines(["length"])["length"]}, stream())
+    found = score_pairs({"model": FakeScorer(noisy, window=20), "length": make_baselines(["length"])["length"]}, stream())
     assert drawn == 400 and peak <= 100
-    assert all(len(values) == len(pairs.prompts) for values in pairs.differences.values())
+    assert len(found.margins("model")) == len(found.margins("length")) == len(found.pairs) == len(found.pairs.prompts)
+
+
+def test_models_are_in_memory_one_after_another_and_others_share_a_pass():
+    passes, alive, log = [], [], []
+
+    class Weights(Given):
+        has_weights = True
+
+        def load(self):
+            assert not any(weights() is not None for weights in alive)
+            scorer = FakeScorer(noisy)
+            alive.append(weakref.ref(scorer))
+            log.append(f"load {self.name}")
+            return scorer
+
+        def release(self):
+            assert alive[-1]() is None  # whoever frees memory finds nobody who holds the model
+            log.append(f"release {self.name}")
+
+    class Counted(list):
+        def __iter__(self):
+            passes.append(1)
+            return super().__iter__()
+
+    items = Counted(corpus())
+    report = evaluate([Weights("a", None), Given("light", FakeScorer(noisy)), Weights("b", None)], items).report
+    assert log == ["load a", "release a", "load b", "release b"]
+    assert list(report["contenders"]) == ["a", "light", "b", "length", "tfidf"]
+    assert len(passes) - 1 == 4  # one iter() looks whether it can be read twice; checks, light ones, a, b
+    assert len({found["accuracy"] for name, found in report["contenders"].items() if name in ("a", "b", "light")}) == 1
+
+
+def test_data_that_change_between_two_passes_are_refused():
+    class Growing(list):
+        def __iter__(self):
+            self.append(Comparison("p", "r", ("a", "b"), (0, 1)))
+            return super().__iter__()
+
+    with pytest.raises(PolarError, match="the data changed while they were read"):
+        run(FakeScorer(noisy), Growing(corpus()))
 
 
 def test_progress_and_seed():
     seen = []
     items = corpus(6)
-    first = evaluate(FakeScorer(noisy), items, progress=lambda task, done, total, status="": seen.append((done, total)))
-    assert seen == [(i, 6) for i in range(1, 7)]
-    assert first.report == evaluate(FakeScorer(noisy), items).report
+
+    def progress(task, done, total, status=""):
+        seen.append((task, done, total))
+
+    first = evaluate({"model": FakeScorer(noisy)}, items, progress=progress)
+    assert seen == [("model, length, tfidf", i, 6) for i in range(1, 7)]
+    assert first.report == run(FakeScorer(noisy), items)
     more = corpus(60)
-    assert evaluate(FakeScorer(noisy), more).report["ci95"] != evaluate(FakeScorer(noisy), more, seed=1).report["ci95"]
-    assert np.array_equal(first.pairs.prompts, np.sort(first.pairs.prompts))
+    zero, one = (run(FakeScorer(noisy), more, seed=seed)["contenders"]["model"]["ci95"] for seed in (0, 1))
+    assert zero != one
+    assert np.array_equal(first.scores.pairs.prompts, np.sort(first.scores.pairs.prompts))
+
+
+def test_notes_of_scores_are_kept_by_candidate_and_counted_by_comparison():
+    class Noting:
+        def score_comparisons(self, comparisons):
+            for number, _ in enumerate(comparisons):
+                notes = [("truncated", "tied") if number == 1 and i == 1 else ("empty",) if number == 3 else () for i in range(2)]
+                yield NotedScores([float(i) for i in range(2)], notes if number else ()) if number != 2 else [0.0, 1.0]
+
+    items = [Comparison(f"p{i}", "r", ("a", "b"), (0, 1)) for i in range(5)]
+    result = evaluate({"model": Noting()}, items, baselines=())
+    scores = result.scores.scores["model"]
+    assert [scores.notes_of(i) for i in range(10)] == [[], [], [], ["truncated", "tied"], [], [], ["empty"], ["empty"], [], []]
+    assert result.report["facts"]["model"]["noted"] == {"truncated": 1, "tied": 1, "empty": 1}
+    assert "model: 1 comparisons have a text that was cut to the encoder's limits" in result.report["warnings"]

@@ -5,8 +5,8 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from polar_rm.errors import PolarError
-from polar_rm.evaluation import baselines
-from polar_rm.evaluation.baselines import Length, Tfidf, make_baselines
+from polar_rm.evaluation.contenders import baselines
+from polar_rm.evaluation.contenders.baselines import Length, Tfidf, make_baselines
 from polar_rm.records import Comparison
 
 TEXTS = [

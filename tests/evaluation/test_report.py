@@ -1,33 +1,46 @@
+import csv
 import io
 import json
 import math
 import xml.etree.ElementTree as ET
+from itertools import combinations
 
 import pytest
 from rich.console import Console
 
 from polar_rm.errors import PolarError
-from polar_rm.evaluation.report import accuracy_rows, render, write_plot, write_report
+from polar_rm.evaluation.report import accuracy_rows, write_plot, write_report
+from polar_rm.evaluation.tables import render, sentences, tables
 from polar_rm.reporting.plots import plot_accuracy, plot_loss_curves, plot_score_distributions
+from polar_rm.reporting.tables import Table
+
+NAMES = ("runs/$m", "other", "length")
 
 
 def make_report(groups=("code", "a $x_1$ [bold]group[/bold] <&>")):
-    def measure(accuracy):
-        baselines = {
-            name: {"accuracy": 0.6, "ci95": [0.55, 0.65], "difference": accuracy - 0.6, "difference_ci95": [0.01, 0.2]}
-            for name in ("length", "tfidf")
+    def measures(accuracy):
+        interval = [accuracy - 0.05, accuracy + 0.04]
+        found = {
+            name: {"accuracy": accuracy, "ci95": interval, "ties": 17, "loss": None if name == "length" else 0.512}
+            for name in NAMES
         }
-        numbers = {"n_pairs": 1234, "n_prompts": 100, "accuracy": accuracy, "ci95": [accuracy - 0.05, accuracy + 0.04]}
-        return {**numbers, "loss": 0.5, "baselines": baselines}
+        differences = [
+            {"first": NAMES[0], "second": NAMES[1], "difference": 0.15, "ci95": [0.01, 0.2], "verdict": "first"},
+            {"first": NAMES[0], "second": NAMES[2], "difference": -0.1, "ci95": [-0.3, -0.05], "verdict": "second"},
+            {"first": NAMES[1], "second": NAMES[2], "difference": 0.0, "ci95": None, "verdict": "undecided"},
+        ]
+        return {"n_pairs": 1234, "n_prompts": 100, "contenders": found, "differences": differences}
 
+    facts = {"source": None, "reads_references": True, "noted": {}, "facts": {}}
     return {
-        "schema": "polar-rm/evaluation/1",
-        **measure(0.75),
-        "by": {name: measure(0.7) for name in groups},
-        "encoder_hash": "e",
-        "model": "runs/$m",
+        "schema": "polar-rm/evaluation/2",
+        **measures(0.75),
+        "by": {name: measures(0.7) for name in groups},
+        "facts": {name: {"kind": "baseline" if name == "length" else "native", **facts} for name in NAMES},
         "data": [{"path": "f", "sha256": "0", "rows": 3}],
-        "reference": {"mode": "given", "reference_equals_candidate": 2},
+        "limit": 50,
+        "reference": {"mode": "given", "file": None, "reference_equals_candidate": 2},
+        "fingerprint": "f",
         "warnings": ["2 comparisons [x]"],
     }
 
@@ -36,24 +49,64 @@ def texts(svg):
     return [text for element in ET.fromstring(svg).iter() if (text := (element.text or "").strip())]
 
 
-def test_table_shows_groups_total_differences_and_warnings():
-    console = Console(width=140, record=True, file=io.StringIO())
-    console.print(render(make_report()))
-    shown = console.export_text()
+def shown(report):
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(render(report))
+    return console.export_text()
+
+
+def test_table_shows_contenders_groups_differences_and_warnings():
+    text = shown(make_report())
     for part in (
-        "code",
-        "a $x_1$ [bold]group[/bold] <&>",
-        "1,234",
+        "1,234 pairs of 100 prompts, reference given, the first 50 comparisons only",
+        "runs/$m",
         "0.750",
         "[0.700, 0.790]",
-        "model - tfidf: +0.150 [+0.010, +0.200]",
+        "17",
+        "0.512",
+        "a $x_1$ [bold]group[/bold] <&>",
+        "0.700 [0.650, 0.740]",
+        "runs/$m is better than other: +0.150 [+0.010, +0.200]",
+        "runs/$m is worse than length: -0.100 [-0.300, -0.050]",
+        "other and length can't be told apart: +0.000 (no interval)",
+        "warning: 2 comparisons [x]",
     ):
-        assert part in shown
-    assert "warning: 2 comparisons [x]" in shown
+        assert part in text
+    report = make_report([])
+    report["contenders"]["other"]["ci95"] = None
+    assert " - " in shown(report)
+    assert "by group" not in shown(report)
+
+
+def test_two_baselines_are_not_compared_and_many_contenders_only_with_the_first():
     report = make_report()
-    report["ci95"] = None
-    console.print(render(report))
-    assert " - " in console.export_text()
+    facts = {key: {"kind": "baseline"} for key in NAMES}
+    assert sentences(report["differences"], facts) == []
+    names = [f"m{i}" for i in range(6)]
+    all_of_two = [
+        {"first": a, "second": b, "difference": 0.0, "ci95": None, "verdict": "undecided"} for a, b in combinations(names, 2)
+    ]
+    lines = sentences(all_of_two, {key: {"kind": "native"} for key in names})
+    assert len(lines) == 5 + 1
+    assert lines[-1] == "(here with m0 alone; all 15 comparisons of two are in the JSON)"
+
+
+def test_tables_in_other_formats():
+    accuracy, groups = tables(make_report())
+    rows = list(csv.reader(io.StringIO(accuracy.csv())))
+    assert rows == [
+        ["contender", "accuracy", "95% interval", "ties", "loss"],
+        ["runs/$m", "0.750", "[0.700, 0.790]", "17", "0.512"],
+        ["other", "0.750", "[0.700, 0.790]", "17", "0.512"],
+        ["length", "0.750", "[0.700, 0.790]", "17", "-"],
+    ]
+    assert "| other | 0.750 | [0.700, 0.790] | 17 | 0.512 |" in accuracy.markdown().splitlines()
+    latex = groups.latex()
+    assert r"a \$x\_1\$ [bold]group[/bold] \textless{}\&\textgreater{} & 1,234 & 100 &" in latex
+    assert latex.count(r"\midrule") == 2 and r"runs/\$m" in latex
+    odd = Table("t\nu", ["a|b", "c"], [["x\ny", "1"]])
+    assert odd.markdown().splitlines() == ["**t u**", "", "| a\\|b | c |", "| --- | ---: |", "| x y | 1 |"]
+    assert [*csv.reader(io.StringIO(odd.csv()))] == [["a|b", "c"], ["x\ny", "1"]]
 
 
 def test_json_round_trip(tmp_path):
@@ -75,13 +128,14 @@ def test_plot_files_by_suffix(tmp_path):
         write_plot(tmp_path / "a.svg" / "b.svg", make_report())
 
 
-def test_accuracy_plot_labels_every_group_and_series():
+def test_accuracy_plot_labels_every_group_and_contender():
     rows = accuracy_rows(make_report())
-    assert list(rows) == ["code", "a $x_1$ [bold]group[/bold] <&>", "all"]
+    labels = ["code (1,234)", "a $x_1$ [bold]group[/bold] <&> (1,234)", "all (1,234)"]
+    assert list(rows) == labels
     shown = texts(plot_accuracy(rows, title="t $y"))
-    for label in ("code", "a $x_1$ [bold]group[/bold] <&>", "all", "model", "length", "tfidf", "t $y"):
+    for label in (*labels, *NAMES, "t $y"):
         assert label in shown
-    assert list(accuracy_rows(make_report(["all"]))) == ["all", "all pairs"]
+    assert list(accuracy_rows(make_report(["all"]))) == ["all (1,234)", "all pairs (1,234)"]
 
 
 def test_accuracy_plot_takes_missing_intervals_and_many_rows():

@@ -5,7 +5,7 @@ import pytest
 
 from polar_rm.errors import PolarError
 from polar_rm.evaluation import ComparisonFiles, evaluate
-from polar_rm.evaluation.baselines import Length
+from polar_rm.evaluation.contenders.baselines import Length
 from polar_rm.records import OnBadRow
 
 
@@ -23,7 +23,7 @@ def test_files_can_be_read_twice_and_are_described(tmp_path):
     first = write(tmp_path / "a.jsonl", [row(i, subset="x", meta={"language": "en"}) for i in range(1, 4)])
     second = write(tmp_path / "b.jsonl", [row(i, subset="y", meta={"language": "de"}) for i in range(4, 6)])
     files = ComparisonFiles([first, str(second)])
-    result = evaluate(Length(), files, by="meta.language")
+    result = evaluate([Length()], files, by="meta.language")
     assert result.report["n_pairs"] == 5
     assert {name: group["n_pairs"] for name, group in result.report["by"].items()} == {"en": 3, "de": 2}
     assert files.describe() == [
@@ -36,17 +36,17 @@ def test_folders_and_patterns_stand_for_their_files(tmp_path):
     paths = [write(tmp_path / f"{name}.jsonl", [row(1), row(2)]) for name in "ab"]
     for source in (tmp_path, f"{tmp_path}/*.jsonl"):
         files = ComparisonFiles([source])
-        assert evaluate(Length(), files).report["n_pairs"] == 4
+        assert evaluate([Length()], files).report["n_pairs"] == 4
         assert [(file["path"], file["rows"]) for file in files.describe()] == [(str(path), 2) for path in paths]
 
 
 def test_bad_rows_stop_or_are_set_aside_once(tmp_path):
     path = write(tmp_path / "a.jsonl", [row(1), {"prompt": "p"}, row(3), "{not json"])
     with pytest.raises(PolarError, match="row 2"):
-        evaluate(Length(), ComparisonFiles([path]))
+        evaluate([Length()], ComparisonFiles([path]))
     side = tmp_path / "rejected.jsonl"
     bad = OnBadRow("skip", side)
-    assert evaluate(Length(), ComparisonFiles([path], bad)).report["n_pairs"] == 2
+    assert evaluate([Length()], ComparisonFiles([path], bad)).report["n_pairs"] == 2
     assert len(side.read_text().splitlines()) == 2
     assert bad.count == 2
 

@@ -3,8 +3,9 @@ import json
 import pytest
 
 from polar_rm.errors import PolarError
-from polar_rm.evaluation.baselines import make_baselines
-from polar_rm.evaluation.survey import NO_GROUP, group_of, is_copy, survey
+from polar_rm.evaluation.contenders.baselines import make_baselines
+from polar_rm.evaluation.groups import NO_GROUP, group_of
+from polar_rm.evaluation.survey import is_copy, survey
 from polar_rm.records import Comparison
 
 
@@ -13,7 +14,7 @@ def make(reference="r", candidates=("a", "b"), ranks=(0, 1), **metadata):
 
 
 def look(comparisons, by=None, reference="given", baselines=()):
-    return survey(comparisons, by=by, reference=reference, baselines=make_baselines(baselines))
+    return survey(comparisons, by=by, reference=reference, contenders=list(make_baselines(baselines).values()))
 
 
 def test_counts():
@@ -22,7 +23,7 @@ def test_counts():
         by="subset",
         baselines=["tfidf"],
     )
-    assert (seen.n_comparisons, seen.n_pairs, seen.without_pairs) == (3, 3, 1)
+    assert (seen.pairs.n_comparisons, len(seen.pairs), seen.without_pairs) == (3, 3, 1)
     assert (seen.reference_equals_candidate, seen.without_group) == (1, 2)
 
 
@@ -30,8 +31,8 @@ def test_missing_references_are_counted_and_the_first_named():
     items = [make(), make(None), make(), make(None)]
     with pytest.raises(PolarError, match="2 of 4 comparisons have no reference, the first is comparison 2; --reference empty"):
         look(items)
-    assert look(items, reference="empty").n_comparisons == 4
-    assert look([make(""), make("")]).n_comparisons == 2  # an empty reference is a reference
+    assert look(items, reference="empty").pairs.n_comparisons == 4
+    assert look([make(""), make("")]).pairs.n_comparisons == 2  # an empty reference is a reference
 
 
 def test_nothing_to_evaluate():

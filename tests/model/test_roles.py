@@ -74,7 +74,7 @@ def test_lora_with_untrained_role_tokens_gives_a_warning(tmp_path):
     model = RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "lm"))
     with pytest.warns(UserWarning, match=r"lora leaves embeddings.*<\|reward\|> and \[UNUSED_TOKEN_130\]"):
         add_lora(model, LoraConfig(rank=2, alpha=4), seed=0)
-    RewardModel.from_causal_lm(tmp_path / "lm").save(tmp_path / "rm")
+    tiny.reward_model(tmp_path / "lm").save(tmp_path / "rm")
     saved = RewardModel.from_pretrained(tmp_path / "rm")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -7,14 +7,46 @@ from typing import Annotated, Literal
 
 import typer
 
-from polar_rm.cli.options import DATA, MODEL, BadRows, Device, JsonFile, ModelDir, Precision, RowTokens, StripPrompt, verb
+from polar_rm.cli.options import DATA, MODEL, BadRows, Device, JsonFile, Precision, RowTokens, StripPrompt, verb, writable
 from polar_rm.cli.output import messages, print_table
 from polar_rm.common.progress import show_progress
 
-By = Annotated[
-    str | None, typer.Option(help="Also report each value of this metadata field, such as `subset` or `meta.language`.")
+_Contenders = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        help="A contender; may be given several times. A folder saved by polar, `hf:FOLDER` (an ordinary reward model, in its "
+        "own chat template), `http://HOST:PORT`, `scores:FILE`, `length`, `tfidf`, `embedding:FOLDER`. NAME=... names it.",
+        metavar="[NAME=]CONTENDER",
+    ),
 ]
-Plot = Annotated[Path | None, typer.Option(help="Write a plot of accuracies with intervals to this PNG or SVG.")]
+_By = Annotated[str | None, typer.Option(help="Also per value of this metadata field, e.g. `subset` or `meta.language`.")]
+_Plot = Annotated[Path | None, typer.Option(help="Draw accuracies with intervals into this PNG or SVG.")]
+_Pairs = Annotated[
+    Path | None,
+    typer.Option(help="Write one row a pair, with texts and scores, to this JSONL, Parquet or CSV.", callback=writable),
+]
+_Html = Annotated[
+    Path | None, typer.Option(help="Write a page of the models' mistakes, confident ones first, to this file.", callback=writable)
+]
+_HtmlRows = Annotated[int, typer.Option(help="Most pairs on the page of --html.", min=1)]
+_Table = Annotated[
+    str | None,
+    typer.Option(
+        help="Print the tables as `md`, `latex` or `csv`, or write them to a .md, .tex or .csv file.", metavar="FORMAT|FILE"
+    ),
+]
+_Limit = Annotated[int | None, typer.Option(help="Only the first N comparisons, to try things out.", min=1, metavar="N")]
+_Reference = Annotated[
+    Literal["given", "empty", "shuffled"] | None,
+    typer.Option(
+        help="What contenders get as reference; `shuffled` is another prompt's. By default `given`, or `empty` if none reads one."
+    ),
+]
+_References = Annotated[
+    Path | None, typer.Option(help="Add references from rows {id, reference} or {prompt, reference} of this file.", **DATA)
+]
+_KeyEnv = Annotated[str | None, typer.Option(help="Environment variable that holds the key of servers among the contenders.")]
 
 
 @verb("Evaluation")
@@ -22,61 +54,62 @@ def evaluate(
     files: Annotated[
         list[Path], typer.Argument(help="Comparisons: ranked rows or {prompt, reference, chosen, rejected}.", **DATA)
     ],
-    model: ModelDir,
-    by: By = None,
+    model: _Contenders,
+    by: _By = None,
     json: JsonFile = None,
-    plot: Plot = None,
-    reference: Annotated[
-        Literal["given", "empty", "shuffled"],
-        typer.Option(help="The reference that scorers get; `shuffled`: the reference of another prompt."),
-    ] = "given",
+    plot: _Plot = None,
+    pairs: _Pairs = None,
+    html: _Html = None,
+    html_rows: _HtmlRows = 500,
+    table: _Table = None,
+    limit: _Limit = None,
+    reference: _Reference = None,
+    references: _References = None,
     precision: Precision = "fp32",
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
+    api_key_env: _KeyEnv = None,
     on_bad_row: BadRows = "error",
     strip_prompt: StripPrompt = False,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of shuffled references.", min=0)] = 0,
 ) -> None:
-    """Measure pairwise accuracy with a 95% interval, and that of the baselines length and TF-IDF on the same pairs.
+    """Compare reward models on your pairs: accuracies with 95% intervals, and which one is better.
+
+    Baselines (length, TF-IDF) are measured on the same pairs. Models are loaded one after another.
 
     Examples:
 
         polar evaluate pairs.jsonl --model runs/rm/model --by subset --json accuracy.json --plot accuracy.png
 
-        polar evaluate bench.parquet --model runs/rm/model --reference empty
+        polar evaluate pairs.jsonl --model ours=runs/rm/model --model theirs=hf:models/skywork --html mistakes.html
+
+        polar evaluate bench.parquet --model runs/rm/model --model http://127.0.0.1:30000 --reference empty --limit 100
     """
     from polar_rm.common.extras import needs
-    from polar_rm.common.files import check_target
 
     with needs("evaluate", "polar evaluate"):
-        from polar_rm.evaluation import evaluate_files, report
-        from polar_rm.reporting.plots import PLOT_SUFFIXES
-    if plot:
-        check_target(plot, PLOT_SUFFIXES)
-    from polar_rm.model.devices import claim_device, dtype_name
+        from polar_rm.cli import results
+    wanted = results.Wanted(json, plot, pairs, html, html_rows, table)
+    wanted.check()
+    from polar_rm.evaluation import evaluate_files
     from polar_rm.records import OnBadRow, side_file
 
-    claimed = claim_device(device)
-    bad = OnBadRow(on_bad_row, side_file(json or plot, files), strip_prompt=strip_prompt)
+    contenders = results.find(model, precision, device, row_tokens, api_key_env)
+    bad = OnBadRow(on_bad_row, side_file(json or pairs or html or plot, files), strip_prompt=strip_prompt)
     with show_progress(messages) as progress:
         result = evaluate_files(
-            model,
+            contenders,
             files,
             by=by,
             reference=reference,
+            references=references,
+            limit=limit,
             seed=seed,
-            dtype=dtype_name(precision, claimed),
-            device=claimed,
-            row_tokens=row_tokens,
             on_bad_row=bad,
-            outputs=[path for path in (json, plot) if path],
+            outputs=wanted.files(),
             progress=progress,
         )
-    print_table(report.render(result.report))
-    if json:
-        report.write_report(json, result.report)
-    if plot:
-        report.write_plot(plot, result.report)
+    wanted.show(result, by)
 
 
 @verb("Evaluation")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Annotated, NoReturn
 
 import typer
@@ -48,12 +49,19 @@ def main() -> None:
     """Entry point. A user's mistake prints one clear line and exits with code 2, never with a traceback."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    warnings.formatwarning = _one_line
     try:
         app()
     except PolarError as error:
         _fail(str(error))
     except OSError as error:  # a full disk, a folder that is not writable
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+
+
+def _one_line(message: Warning | str, category: type[Warning], *where: object, **further: object) -> str:
+    """A warning as a user reads it; where in the code it was raised is for developers' own."""
+    kind = "" if category is UserWarning else f"{category.__name__}: "
+    return f"warning: {kind}{' '.join(str(message).split())}\n"
 
 
 def _fail(message: str) -> NoReturn:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from polar_rm.common.json import dump_json
 from polar_rm.common.locks import owned
@@ -73,19 +73,32 @@ def write_file(path: str | Path, content: str | bytes) -> None:
     Raises:
         PolarError: the disk is full or not writable.
     """
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write to piece by piece, which becomes ``path`` when the block succeeds; as atomic and durable as
+    :func:`write_file`. A failure leaves what was there before.
+
+    Raises:
+        PolarError: the disk is full or not writable.
+    """
     path = Path(path)
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
+        raise MachineFailure(f"{path}: could not be written: {error.strerror or error}") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise MachineFailure(f"{path}: could not be written: {error.strerror}") from error
 
 
 def temporary_path(path: Path, kind: str = "partial") -> Path:

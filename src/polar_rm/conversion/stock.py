@@ -49,7 +49,7 @@ def from_stock(folder: Path) -> Conversion:
         raise UnsupportedModel(
             f"{folder}: vocabulary mismatch: the embedding has {rows} rows, but vocab_size is {config.vocab_size}"
         )
-    tokenizer, reward_token, notes = _role_tokens(folder, config)
+    tokenizer, reward_token, added = _role_tokens(folder, config)
     if tokenizer.get_vocab_size() > rows:
         if load_tokenizer(folder).get_vocab_size() > rows:
             raise UnsupportedModel(f"{folder}: vocabulary mismatch: the tokenizer has ids beyond the embedding's {rows} rows")
@@ -75,7 +75,8 @@ def from_stock(folder: Path) -> Conversion:
     config.problem_type = "regression"  # otherwise vLLM applies a sigmoid
     config.architectures = [type(skeleton).__name__]
     title = f"{source} -> {config.architectures[0]}"
-    values = native_config(config.to_dict(), tensors, encoder)
+    values = native_config(config.to_dict(), tensors, encoder, added)
+    notes = [f"added {' and '.join(added)}, with which this model was not trained: fine-tune it on comparisons"] if added else []
     return Conversion(title, values, tensors, tokenizer_files(encoder, specials), encoder, tuple(notes))
 
 
@@ -113,15 +114,14 @@ def _with_stock_names(folder: Path, tensors: dict[str, LazyTensor]) -> dict[str,
 
 
 def _role_tokens(folder: Path, config: Any) -> tuple[Tokenizer, str, list[str]]:
-    """The tokenizer with both role tokens as special tokens, the scoring token's text, and a note about added tokens."""
+    """The tokenizer with both role tokens as special tokens, the scoring token's text, and the tokens that were added."""
     source = with_named_bos(load_tokenizer(folder), folder, read_specials(folder))
     reward_id = getattr(config, "reward_token_id", None)  # a key of xtuner
     reward = REWARD_TOKEN if reward_id is None else source.id_to_token(reward_id)
     if reward is None:
         raise UnsupportedModel(f"{folder}: reward_token_id {reward_id} is not an id of its tokenizer")
     new = [text for text in (SEPARATOR_TOKEN, reward) if source.token_to_id(text) is None]
-    notes = [f"added {' and '.join(new)}, with which this model was not trained: fine-tune it on comparisons"] if new else []
-    return add_role_tokens(source, reward), reward, notes
+    return add_role_tokens(source, reward), reward, new
 
 
 def _grow(vocabulary: int, table: torch.Tensor) -> torch.Tensor:

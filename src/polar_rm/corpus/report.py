@@ -16,10 +16,10 @@ from polar_rm.common.manifests import DataFile
 from polar_rm.corpus.counts import TEXT_COUNTS, Counts, Example, length_of
 from polar_rm.corpus.job import Job
 from polar_rm.corpus.splits import SPLITS
-from polar_rm.evaluation.accuracy import score_pairs
-from polar_rm.evaluation.baselines import BASELINES, make_baselines
+from polar_rm.evaluation.contenders.baselines import BASELINES, make_baselines
+from polar_rm.evaluation.groups import NO_GROUP
+from polar_rm.evaluation.pairs import score_pairs
 from polar_rm.evaluation.statistics import bootstrap_intervals
-from polar_rm.evaluation.survey import NO_GROUP
 from polar_rm.records import Comparison, to_comparison
 from polar_rm.reporting import words
 from polar_rm.reporting.html import render_page
@@ -162,7 +162,7 @@ def _baselines(pairs: list[Comparison]) -> dict[str, Any]:
 
     def measured(rows: Any) -> dict[str, Any]:
         correct = np.column_stack([scores.correct(name)[rows] for name in fitted])
-        intervals = bootstrap_intervals(correct, scores.prompts[rows])
+        intervals = bootstrap_intervals(correct, scores.pairs.prompts[rows])
         return {
             name: {
                 "accuracy": float(correct[:, index].mean()),
@@ -172,7 +172,8 @@ def _baselines(pairs: list[Comparison]) -> dict[str, Any]:
             for index, name in enumerate(fitted)
         }
 
-    groups = {name: np.flatnonzero(scores.groups == code) for code, name in enumerate(scores.group_names) if name != NO_GROUP}
+    names = enumerate(scores.pairs.group_names)
+    groups = {name: np.flatnonzero(scores.pairs.groups == code) for code, name in names if name != NO_GROUP}
     by_distance = {name: measured(rows) for name, rows in sorted(groups.items())}
     return {"overall": measured(np.arange(len(pairs))), "by_distance": by_distance}
 

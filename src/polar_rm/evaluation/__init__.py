@@ -1,6 +1,8 @@
-"""Pairwise accuracy of reward models, with intervals, next to baselines on the same pairs."""
+"""Pairwise accuracy of contenders on the same pairs, with intervals and paired differences."""
 
 from polar_rm.evaluation.accuracy import EvaluationResult, evaluate
-from polar_rm.evaluation.run import ComparisonFiles, evaluate_files
+from polar_rm.evaluation.contenders import ModelOptions, find_contenders
+from polar_rm.evaluation.data import ComparisonFiles
+from polar_rm.evaluation.run import evaluate_files
 
-__all__ = ["ComparisonFiles", "EvaluationResult", "evaluate", "evaluate_files"]
+__all__ = ["ComparisonFiles", "EvaluationResult", "ModelOptions", "evaluate", "evaluate_files", "find_contenders"]

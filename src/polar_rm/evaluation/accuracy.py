@@ -1,195 +1,268 @@
-"""Pairwise accuracy of any scorer next to the baselines, on the same pairs and through the same code."""
+"""Pairwise accuracy of contenders, on the same pairs and through the same code."""
 
 from __future__ import annotations
 
-import math
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import tee
+from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polar_rm.common.progress import Progress, silent
-from polar_rm.errors import PolarError, ScoreError
-from polar_rm.evaluation.baselines import BASELINES, make_baselines
-from polar_rm.evaluation.references import ComparisonScorer, ReferenceMode, apply_reference_protocol, prompt_key
-from polar_rm.evaluation.report import SCHEMA, BaselineMeasure, EvaluationReport, GroupReport
+from polar_rm.errors import PolarError
+from polar_rm.evaluation.contenders.base import Contender, Given
+from polar_rm.evaluation.contenders.baselines import BASELINES, make_baselines
+from polar_rm.evaluation.groups import NO_GROUP
+from polar_rm.evaluation.pairs import PairScores
+from polar_rm.evaluation.references import ComparisonScorer, ReferenceMode, apply_reference_protocol
+from polar_rm.evaluation.report import (
+    SCHEMA,
+    ContenderFacts,
+    ContenderMeasure,
+    Difference,
+    EvaluationReport,
+    GroupReport,
+    Verdict,
+)
+from polar_rm.evaluation.scoring import score_contenders
 from polar_rm.evaluation.statistics import (
     RESAMPLES,
     Floats,
+    Interval,
     Ints,
     PairedDifference,
-    bootstrap_intervals,
     paired_difference,
+    percentile_intervals,
+    resampled_means,
 )
-from polar_rm.evaluation.survey import NO_GROUP, Survey, group_of, survey
+from polar_rm.evaluation.survey import Survey, survey
 from polar_rm.records import Comparison
 
 # Below this many prompts the bootstrap's interval is noticeably too narrow.
 _FEW_PROMPTS = 30
 
-
-@dataclass(frozen=True, slots=True)
-class PairScores:
-    """Numbers of every ordered pair, in the order of the data; texts are not kept.
-
-    differences: scorer (``model`` and the baselines) -> better minus worse score, float64 [n_pairs].
-    prompts, groups: which prompt and which group a pair belongs to, int64 [n_pairs]; ``group_names`` names the groups.
-    """
-
-    differences: dict[str, Floats]
-    prompts: Ints
-    groups: Ints
-    group_names: list[str]
-
-    def correct(self, name: str = "model") -> Floats:
-        """1 where the better candidate scores higher, 0.5 for a tie, 0 otherwise: float64 [n_pairs]."""
-        values: Floats = (np.sign(self.differences[name]) + 1) / 2
-        return values
+# What a report says of comparisons whose scores have a note.
+_NOTES = {
+    "truncated": "have a text that was cut to the encoder's limits",
+    "tied": "have candidates that the encoder makes equal: ties",
+    "beyond_positions": "are longer than the backbone's positions: their scores mean little",
+    "unfinished_thinking": "have a candidate whose thinking never ends",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """report: what is written to a file. pairs: what it was computed from. fingerprint: names the pairs."""
+    """report: what is written to a file. scores: what it was computed from. read: gives the comparisons anew, as the contenders
+    saw them, for what shows their texts."""
 
     report: EvaluationReport
-    pairs: PairScores
-    fingerprint: str
+    scores: PairScores
+    read: Callable[[], Iterable[Comparison]]
 
-    def minus(self, other: EvaluationResult, *, resamples: int = RESAMPLES, seed: int = 0) -> PairedDifference:
-        """This model's accuracy minus another's on the same pairs, with the interval of the difference.
+    def difference(self, first: str, second: str, *, resamples: int = RESAMPLES, seed: int = 0) -> PairedDifference:
+        """The accuracy of one contender minus another's, with the interval of the difference.
 
         Raises:
-            PolarError: the other result is about other comparisons, or about the same in another order.
+            PolarError: there is no such contender.
         """
-        if self.fingerprint != other.fingerprint:
-            raise PolarError("a paired difference needs two evaluations of the same comparisons in the same order")
-        first, second = self.pairs.correct(), other.pairs.correct()
-        return paired_difference(first, second, self.pairs.prompts, resamples=resamples, seed=seed)
+        for name in (first, second):
+            if name not in self.scores.scores:
+                raise PolarError(f"no contender {name!r}; there is {', '.join(self.scores.scores)}")
+        values = self.scores.correct(first), self.scores.correct(second)
+        return paired_difference(*values, self.scores.pairs.prompts, resamples=resamples, seed=seed)
 
 
 def evaluate(
-    scorer: ComparisonScorer,
+    contenders: Mapping[str, ComparisonScorer] | Sequence[Contender],
     comparisons: Iterable[Comparison],
     *,
     by: str | None = None,
-    reference: ReferenceMode = "given",
+    reference: ReferenceMode | None = None,
     baselines: Sequence[str] = tuple(BASELINES),
     seed: int = 0,
     resamples: int = RESAMPLES,
-    model: str | None = None,
-    encoder_hash: str | None = None,
     progress: Progress = silent,
 ) -> EvaluationResult:
-    """Accuracy over all ordered pairs (ties count half), Bradley-Terry loss, 95% intervals by bootstrap over prompts.
+    """Accuracy over all ordered pairs (ties count half) and Bradley-Terry loss of every contender, 95% intervals by bootstrap
+    over prompts, and the paired differences of every two.
 
-    comparisons: read twice (checks and baselines first, then scoring), so a list or ``ComparisonFiles``, no generator.
-        Memory grows with the number of pairs, 40 bytes each, not with the texts.
+    contenders: scorers by name, or what :func:`polar_rm.evaluation.contenders.find_contenders` gives. Those with weights are
+        loaded, asked and freed one after another, each in a pass of its own over the data; all others share one.
+    comparisons: read several times (checks first), so a list or ``ComparisonFiles``, no generator. Memory grows by 40 bytes a
+        pair and 8 bytes a candidate and contender, not with the texts.
     by: metadata key whose values are also reported separately; dots look into nested ones (``meta.language``).
-    reference: see :func:`apply_reference_protocol`. seed: of the bootstrap and of shuffled references.
-    model, encoder_hash: copied into the report. progress: called with comparisons done and their total.
+    reference: see :func:`apply_reference_protocol`; by default ``given``, or ``empty`` where no contender reads references.
+    baselines: further contenders by name, unless there are some of that name; those that compare with a reference are left out
+        where there is none. seed: of the bootstrap and of shuffled references.
+    progress: called with comparisons done and their total, by contender.
 
     Raises:
         PolarError: nothing to evaluate, a missing reference, an unknown ``by`` or baseline; raised before any scoring.
         ScoreError: a score is not finite, or not one score per candidate came back.
     """
     if iter(comparisons) is comparisons:
-        raise PolarError("comparisons are read twice: pass a list or ComparisonFiles instead of a generator")
-    fitted = make_baselines(baselines)
-    seen = survey(comparisons, by=by, reference=reference, baselines=fitted, seed=seed)
-    stream = apply_reference_protocol(comparisons, reference, seed=seed)
-    pairs = score_pairs({"model": scorer, **fitted}, stream, by=by, total=seen.n_comparisons, progress=progress)
-    everything = _measure(pairs, np.arange(seen.n_pairs), resamples, seed)
-    groups = {
-        name: _measure(pairs, np.flatnonzero(pairs.groups == code), resamples, seed)
-        for code, name in enumerate(pairs.group_names if by is not None else [])
-    }
-    report: EvaluationReport = {
+        raise PolarError("comparisons are read several times: pass a list or ComparisonFiles instead of a generator")
+    named = as_contenders(contenders)
+    mode = pick_mode(named, reference)
+    named += add_baselines(baselines, named, mode)
+    for contender in named:
+        contender.check()
+    seen = survey(comparisons, by=by, reference=mode, contenders=named, seed=seed)
+    sizes = seen.pairs.n_comparisons, seen.pairs.n_candidates
+
+    def read() -> Iterable[Comparison]:
+        return apply_reference_protocol(comparisons, mode, seed=seed)
+
+    scores = score_contenders(named, read, sizes=sizes, progress=progress)
+    report = _report(named, PairScores(seen.pairs, scores), seen, by, mode, resamples, seed)
+    return EvaluationResult(report, PairScores(seen.pairs, scores), read)
+
+
+def _report(
+    named: Sequence[Contender],
+    result: PairScores,
+    seen: Survey,
+    by: str | None,
+    mode: ReferenceMode,
+    resamples: int,
+    seed: int,
+) -> EvaluationReport:
+    scaled = [contender.name for contender in named if contender.has_scale]
+    everything = _measure(result, np.arange(len(seen.pairs)), scaled, resamples, seed)
+    codes = enumerate(seen.pairs.group_names if by is not None else [])
+    groups = {name: _measure(result, np.flatnonzero(seen.pairs.groups == code), scaled, resamples, seed) for code, name in codes}
+    return {
         "schema": SCHEMA,
         **everything,
         "by": groups,
-        "encoder_hash": encoder_hash,
-        "model": model,
+        "facts": {contender.name: facts_of(contender, result.scores[contender.name].noted) for contender in named},
         "data": [],
-        "reference": {"mode": reference, "reference_equals_candidate": seen.reference_equals_candidate},
-        "warnings": _warnings(seen, everything["n_prompts"], [group["n_prompts"] for group in groups.values()], by),
+        "limit": None,
+        "reference": {"mode": mode, "file": None, "reference_equals_candidate": seen.reference_equals_candidate},
+        "fingerprint": seen.fingerprint,
+        "warnings": [
+            *_warnings(seen, everything["n_prompts"], [group["n_prompts"] for group in groups.values()], by),
+            *(line for each in named for line in contender_warnings(each, result.scores[each.name].noted)),
+        ],
     }
-    return EvaluationResult(report, pairs, seen.fingerprint)
 
 
-def score_pairs(
-    scorers: Mapping[str, ComparisonScorer],
-    comparisons: Iterable[Comparison],
-    *,
-    by: str | None = None,
-    total: int = 0,
-    progress: Progress = silent,
-) -> PairScores:
-    """Score one stream with several scorers, and keep the score difference of every ordered pair.
-
-    The scorers advance together: only as many comparisons are held as the one with the largest batches asks for.
+def as_contenders(contenders: Mapping[str, ComparisonScorer] | Sequence[Contender]) -> list[Contender]:
+    """Contenders out of scorers by name; others as they are.
 
     Raises:
-        ScoreError: a score is not finite, or not one score per candidate came back; the message names the comparison.
+        PolarError: there are none.
     """
-    stream, *copies = tee(comparisons, 1 + len(scorers))
-    answers = {name: scorers[name].score_comparisons(copy) for name, copy in zip(scorers, copies, strict=True)}
-    differences = {name: array("d") for name in scorers}
-    prompts, groups = array("q"), array("q")
-    prompt_codes: dict[str, int] = {}
-    group_codes: dict[str, int] = {}
-    for number, comparison in enumerate(stream, 1):
-        ordered = comparison.pairs()
-        for name, answer in answers.items():
-            scores: list[float] = next(answer, [])
-            _check(scores, len(comparison.candidates), f"{name}: comparison {number}")
-            differences[name].extend(scores[better] - scores[worse] for better, worse in ordered)
-        if ordered:
-            prompt = prompt_codes.setdefault(prompt_key(comparison), len(prompt_codes))
-            group = group_codes.setdefault(NO_GROUP if by is None else group_of(comparison, by), len(group_codes))
-            prompts.extend([prompt] * len(ordered))
-            groups.extend([group] * len(ordered))
-        progress("evaluate", number, total)
-    return PairScores(
-        {name: np.array(values, np.float64) for name, values in differences.items()},
-        np.array(prompts, np.int64),
-        np.array(groups, np.int64),
-        list(group_codes),
-    )
+    named: list[Contender]
+    if isinstance(contenders, Mapping):
+        named = [each.renamed(name) if isinstance(each, Contender) else Given(name, each) for name, each in contenders.items()]
+    else:
+        named = list(contenders)
+    if not named:
+        raise PolarError("there is nothing to evaluate: name at least one contender")
+    return named
 
 
-def _check(scores: Sequence[float], candidates: int, where: str) -> None:
-    if len(scores) != candidates:
-        raise ScoreError(f"{where} has {candidates} candidates but got {len(scores)} scores")
-    if not all(map(math.isfinite, scores)):
-        raise ScoreError(f"{where} has the scores {list(scores)}: only finite scores can be compared")
+def pick_mode(contenders: Sequence[Contender], reference: ReferenceMode | None) -> ReferenceMode:
+    """The protocol that was asked for, or else the one that fits.
+
+    Raises:
+        PolarError: ``empty`` was asked for, and a baseline does nothing but compare with the reference.
+    """
+    if reference is None:
+        return "given" if any(contender.reads_references for contender in contenders) else "empty"
+    if reference == "empty":
+        for contender in contenders:
+            if contender.kind == "baseline" and contender.reads_references:
+                raise PolarError(f"{contender.name} compares with the reference, and there is none with --reference empty")
+    return reference
 
 
-def _measure(pairs: PairScores, rows: NDArray[np.int64], resamples: int, seed: int) -> GroupReport:
-    """The numbers of some pairs. rows: their positions, int64 [n]."""
-    prompts = pairs.prompts[rows]
-    correct = {name: pairs.correct(name)[rows] for name in pairs.differences}
-    model = correct.pop("model")
-    columns = np.column_stack([model, *correct.values(), *(model - baseline for baseline in correct.values())])
-    found = bootstrap_intervals(columns, prompts, resamples=resamples, seed=seed)
-    intervals = [None if interval is None else list(interval) for interval in found]
-    baselines: dict[str, BaselineMeasure] = {}
-    for index, (name, baseline) in enumerate(correct.items(), 1):
-        baselines[name] = {
-            "accuracy": float(baseline.mean()),
-            "ci95": intervals[index],
-            "difference": float((model - baseline).mean()),
-            "difference_ci95": intervals[index + len(correct)],
+def add_baselines(names: Sequence[str], contenders: Sequence[Contender], mode: ReferenceMode) -> list[Contender]:
+    """Those of the named baselines that are no contenders yet and have something to compare with.
+
+    Raises:
+        PolarError: an unknown name.
+    """
+    taken = {contender.name for contender in contenders}
+    found = [baseline for name, baseline in make_baselines(names).items() if name not in taken]
+    return [baseline for baseline in found if mode != "empty" or not baseline.reads_references]
+
+
+def facts_of(contender: Contender, noted: dict[str, int]) -> ContenderFacts:
+    """What the report says of a contender."""
+    return {
+        "kind": contender.kind,
+        "source": contender.source,
+        "reads_references": contender.reads_references,
+        "noted": dict(noted),
+        "facts": dict(contender.facts),
+    }
+
+
+def contender_warnings(contender: Contender, noted: Mapping[str, int]) -> list[str]:
+    """What limits its numbers, one line each."""
+    counted = [f"{contender.name}: {noted[note]:,} comparisons {words}" for note, words in _NOTES.items() if noted.get(note)]
+    return [*contender.warnings, *counted]
+
+
+def verdict_of(ci95: Interval | None) -> Verdict:
+    """Who is better by the interval of a difference."""
+    if ci95 is None or ci95[0] <= 0 <= ci95[1]:
+        return "undecided"
+    return "first" if ci95[0] > 0 else "second"
+
+
+def differences_of(
+    values: Mapping[str, Floats], prompts: Ints, *, resamples: int, seed: int
+) -> tuple[dict[str, Interval | None], list[Difference]]:
+    """95% intervals of means by name, and the paired differences of every two. values: in 0..1, float64 [n] each."""
+    names, columns = list(values), np.column_stack(list(values.values()))
+    couples = list(combinations(range(len(names)), 2))
+    means = columns.mean(axis=0)
+    n_prompts = len(np.unique(prompts))
+    found: list[Interval | None] = [None] * (len(names) + len(couples))
+    if n_prompts > 1:
+        resampled = resampled_means(columns, prompts, resamples=resamples, seed=seed)
+        paired = [resampled[:, first] - resampled[:, second] for first, second in couples]
+        extremes = [(0.0, 1.0)] * len(names) + [(-1.0, 1.0)] * len(couples)
+        found = list(percentile_intervals(np.column_stack([resampled, *paired]), n_prompts, extremes))
+    differences: list[Difference] = [
+        {
+            "first": names[first],
+            "second": names[second],
+            "difference": float(means[first] - means[second]),
+            "ci95": _listed(ci95),
+            "verdict": verdict_of(ci95),
+        }
+        for (first, second), ci95 in zip(couples, found[len(names) :], strict=True)
+    ]
+    return dict(zip(names, found, strict=False)), differences
+
+
+def _listed(ci95: Interval | None) -> list[float] | None:
+    return None if ci95 is None else list(ci95)
+
+
+def _measure(result: PairScores, rows: Ints, scaled: Sequence[str], resamples: int, seed: int) -> GroupReport:
+    """The numbers of some pairs. rows: their positions, int64 [n]. scaled: contenders whose scores have a loss."""
+    prompts = result.pairs.prompts[rows]
+    correct = {name: result.correct(name)[rows] for name in result.scores}
+    intervals, differences = differences_of(correct, prompts, resamples=resamples, seed=seed)
+    measures: dict[str, ContenderMeasure] = {}
+    for name, values in correct.items():
+        margins = result.margins(name)[rows]
+        measures[name] = {
+            "accuracy": float(values.mean()),
+            "ci95": _listed(intervals[name]),
+            "ties": int((margins == 0).sum()),
+            "loss": float(np.logaddexp(0, -margins).mean()) if name in scaled else None,
         }
     return {
         "n_pairs": len(rows),
         "n_prompts": len(np.unique(prompts)),
-        "accuracy": float(model.mean()),
-        "ci95": intervals[0],
-        "loss": float(np.logaddexp(0, -pairs.differences["model"][rows]).mean()),
-        "baselines": baselines,
+        "contenders": measures,
+        "differences": differences,
     }
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import Literal, Protocol, get_args
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from polar_rm.errors import PolarError
-from polar_rm.records import Comparison, Text, flatten
+from polar_rm.records import Comparison, InvalidRecord, RowRules, Text, flatten, read_rows
+from polar_rm.records.fields import Fields
 
 ReferenceMode = Literal["given", "empty", "shuffled"]
+"""given: as the data have them. empty: none at all. shuffled: another prompt's."""
+
+ID_FIELDS = ("id", "pair_id")
+"""Metadata of a comparison that names it in files about it, the first that is there."""
 
 # Comparisons among which shuffled references are exchanged. It bounds memory, and in a file sorted by subject a wrong
 # reference stays near the subject.
@@ -76,3 +82,45 @@ def _shuffled(comparisons: Iterator[Comparison], generator: np.random.Generator)
         for comparison in window:
             references = available[giver[prompt_key(comparison)]]
             yield replace(comparison, reference=references[int(generator.integers(len(references)))])
+
+
+class Referenced:
+    """Comparisons with the references of a file, in a stream that can be read more than once.
+
+    source: rows {id, reference}, joined by the comparisons' metadata ``id`` (or ``pair_id``), or {prompt, reference}, joined by
+    the prompt's text; they are held in memory. Every comparison needs a row; its own reference, if it has one, gives way.
+
+    Raises:
+        PolarError: the file can't be read, has neither form, or two references for one id or prompt.
+    """
+
+    def __init__(self, comparisons: Iterable[Comparison], source: str | Path) -> None:
+        self._comparisons, self._source = comparisons, source
+        self._by_id = False
+        self._references: dict[str, Text] = {}
+        for _ in read_rows(source, self._add):
+            pass
+
+    def _add(self, row: Mapping[str, Any], rules: RowRules) -> None:
+        name = "id" if row.get("id") is not None else "prompt"
+        if self._references and self._by_id != (name == "id"):
+            raise InvalidRecord("id", "an id in every row, or in none")
+        self._by_id = name == "id"
+        take = Fields(row, rules.is_cell)
+        key = str(row["id"]) if self._by_id else flatten(take.text("prompt"))
+        reference = take.text("reference")
+        if self._references.setdefault(key, reference) != reference:
+            raise InvalidRecord("reference", f"one reference of each {name}; a row before has another of {key[:60]!r}")
+
+    def __iter__(self) -> Iterator[Comparison]:
+        for number, comparison in enumerate(self._comparisons, 1):
+            key = identity_of(comparison) if self._by_id else flatten(comparison.prompt)
+            if key is None or key not in self._references:
+                joined = f"id {key!r}" if self._by_id else "prompt"
+                raise PolarError(f"{self._source}: no reference of comparison {number} (joined by its {joined})")
+            yield replace(comparison, reference=self._references[key])
+
+
+def identity_of(comparison: Comparison) -> str | None:
+    """What names a comparison in files about it: the first of :data:`ID_FIELDS` that its metadata has."""
+    return next((str(comparison.metadata[name]) for name in ID_FIELDS if comparison.metadata.get(name) is not None), None)

@@ -6,6 +6,7 @@ an interval that is too narrow. All pairs of a prompt are drawn together instead
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,11 @@ Interval = tuple[float, float]
 
 RESAMPLES = 2000
 
+_Z = 1.959963984540054  # the 97.5th percentile of the normal distribution
+
 # Prompt indices drawn at a time: 32 MiB of int64, whatever the number of prompts.
 _BLOCK = 1 << 22
+_NO_SPREAD = 1e-9  # between quantiles: what rounding leaves of none
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +66,45 @@ def resampled_means(values: Floats, prompts: Ints, *, resamples: int = RESAMPLES
 
 
 def bootstrap_intervals(
-    values: Floats, prompts: Ints, *, resamples: int = RESAMPLES, seed: int = 0
+    values: Floats,
+    prompts: Ints,
+    *,
+    extremes: tuple[float, float] = (0.0, 1.0),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> list[Interval] | list[None]:
-    """A 95% percentile interval of each column's mean; None for every column when there is only one prompt.
+    """A 95% interval of each column's mean; None for every column when there is only one prompt.
 
-    values: float64 [n_pairs, n_columns]. prompts: int64 [n_pairs].
+    values: float64 [n_pairs, n_columns]. prompts: int64 [n_pairs]. extremes: the lowest and highest value that a pair can have.
 
-    Bias, tolerated because it is small from about 50 prompts on: the percentile interval is too narrow by a factor of
-    about sqrt((n - 1) / n) for n prompts and is not corrected for skew; the ratio of sums is biased by O(1 / n) when
-    prompts differ in their number of pairs; where every pair is right the width is 0, although the true accuracy may be
-    below 1.
+    It is the percentile interval. Bias, tolerated because it is small from about 50 prompts on: it is too narrow by a factor of
+    about sqrt((n - 1) / n) for n prompts and is not corrected for skew; the ratio of sums is biased by O(1 / n) when prompts
+    differ in their number of pairs. Where all prompts agree, resampling shows no spread: see :func:`agreeing_interval`.
     """
     if len(np.unique(prompts)) < 2:
         return [None] * values.shape[1]
-    low, high = np.quantile(resampled_means(values, prompts, resamples=resamples, seed=seed), [0.025, 0.975], axis=0)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
+    means = resampled_means(values, prompts, resamples=resamples, seed=seed)
+    return percentile_intervals(means, len(np.unique(prompts)), [extremes] * values.shape[1])
+
+
+def percentile_intervals(means: Floats, n_prompts: int, extremes: Sequence[tuple[float, float]]) -> list[Interval]:
+    """95% intervals out of resampled means, float64 [resamples, n_columns]; extremes: of each column's values."""
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return [
+        (left, right) if right - left > _NO_SPREAD else agreeing_interval(left, n_prompts, bounds)
+        for left, right, bounds in zip(low.tolist(), high.tolist(), extremes, strict=True)
+    ]
+
+
+def agreeing_interval(mean: float, n_prompts: int, extremes: tuple[float, float] = (0.0, 1.0)) -> Interval:
+    """The 95% interval of a mean that all of ``n_prompts`` prompts agree on: six of six right are no proof of certainty.
+
+    A share u = z^2 / (n + z^2) of all prompts may be otherwise without one of them among n, and these at worst have an extreme
+    value. Of an accuracy of 0 or 1 this is Wilson's interval (Wilson 1927): [0.61, 1] for six of six.
+    """
+    unseen = _Z**2 / (n_prompts + _Z**2)
+    low, high = ((1 - unseen) * mean + unseen * extreme for extreme in extremes)
+    return low, high
 
 
 def paired_difference(
@@ -95,5 +123,5 @@ def paired_difference(
         counts = f"{len(first)} and {len(second)} values of {len(prompts)} pairs"
         raise PolarError(f"a paired difference needs two values of every pair and at least one pair: got {counts}")
     values = (first - second)[:, None]
-    bounds = bootstrap_intervals(values, prompts, resamples=resamples, seed=seed)[0]
+    bounds = bootstrap_intervals(values, prompts, extremes=(-1.0, 1.0), resamples=resamples, seed=seed)[0]
     return PairedDifference(float(values.mean()), bounds, len(first), len(np.unique(prompts)))

@@ -1,23 +1,21 @@
-"""The first of evaluation's two passes: everything that can be refused or learnt before the model runs.
+"""The first of evaluation's passes over the data: everything that can be refused or learnt before the model runs.
 
 A missing reference in the last row of the last file should cost seconds, not the hours of scoring that precede it.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from polar_rm.errors import PolarError
-from polar_rm.evaluation.baselines import Baseline
+from polar_rm.evaluation.contenders.base import Contender
+from polar_rm.evaluation.groups import NO_GROUP, field_names, group_of, suggestion
+from polar_rm.evaluation.pairs import PairCounter, Pairs
 from polar_rm.evaluation.references import ReferenceMode, apply_reference_protocol
 from polar_rm.records import Comparison, flatten
-
-NO_GROUP = "(none)"
 
 # Near copies share this part of their character n-grams: with one character changed, a text of 200 still is a copy, a
 # one-line answer is not.
@@ -29,13 +27,12 @@ _COPY_NGRAM = 5
 class Survey:
     """What the first pass saw.
 
-    reference_equals_candidate: comparisons whose reference is a copy, or nearly, of a candidate. without_pairs:
-    comparisons whose candidates all have one rank. without_group: comparisons that lack the key to group by.
+    pairs: all ordered pairs. reference_equals_candidate: comparisons whose reference is a copy, or nearly, of a candidate.
+    without_pairs: comparisons whose candidates all have one rank. without_group: comparisons that lack the key to group by.
     fingerprint: of prompts, candidates and ranks in order; equal fingerprints mean results about the same pairs.
     """
 
-    n_comparisons: int
-    n_pairs: int
+    pairs: Pairs
     reference_equals_candidate: int
     without_pairs: int
     without_group: int
@@ -47,10 +44,10 @@ def survey(
     *,
     by: str | None,
     reference: ReferenceMode,
-    baselines: Mapping[str, Baseline],
+    contenders: Sequence[Contender],
     seed: int = 0,
 ) -> Survey:
-    """Check all comparisons, and fit the baselines on them.
+    """Check all comparisons, and let the contenders look at them.
 
     Raises:
         PolarError: no comparisons, no ordered pair, a missing reference (unless ``reference`` is ``empty``; the message
@@ -59,36 +56,51 @@ def survey(
     missing: list[int] = []
     stream: Iterator[Comparison] = iter(comparisons)
     if reference != "empty":
-        stream = _set_aside_missing(stream, missing)
+        stream = _note_missing(stream, missing)
     stream = apply_reference_protocol(stream, reference, seed=seed)
-    for baseline in baselines.values():
-        stream = baseline.fit(stream)
-    count = n_pairs = copies = without_pairs = without_group = 0
-    known: dict[str, None] = {}
-    fingerprint = hashlib.sha256()
+    for contender in contenders:
+        stream = contender.fit(stream)
+    seen = _Seen(by)
     for comparison in stream:
-        count += 1
-        pairs = len(comparison.pairs())
-        n_pairs += pairs
-        without_pairs += not pairs
-        copies += any(is_copy(flatten(comparison.reference or ""), flatten(text)) for text in comparison.candidates)
-        if by is not None and group_of(comparison, by) == NO_GROUP:
-            without_group += 1
-            known.update(dict.fromkeys(_keys(comparison.metadata)))
-        texts = [flatten(text) for text in (comparison.prompt, *comparison.candidates)]
-        fingerprint.update(json.dumps([texts, list(comparison.ranks)]).encode())
+        seen.add(comparison)
+    count = seen.counter.n_comparisons
     if missing:
         raise PolarError(
-            f"{len(missing):,} of {count + len(missing):,} comparisons have no reference, the first is comparison "
-            f"{missing[0]:,}; --reference empty evaluates all comparisons without references"
+            f"{len(missing):,} of {count:,} comparisons have no reference, the first is comparison {missing[0]:,}; "
+            "--reference empty evaluates all comparisons without references, --references FILE adds them"
         )
-    if not count:
-        raise PolarError("there are no comparisons to evaluate")
-    if not n_pairs:
-        raise PolarError(f"none of {count:,} comparisons has two candidates of different rank")
-    if by is not None and without_group == count:
-        raise PolarError(f"no comparison has the metadata {by!r}{_suggestion(by, list(known))}")
-    return Survey(count, n_pairs, copies, without_pairs, without_group, fingerprint.hexdigest())
+    return seen.finish(count)
+
+
+class _Seen:
+    """What :func:`survey` counts."""
+
+    def __init__(self, by: str | None) -> None:
+        self._by = by
+        self.counter = PairCounter()
+        self._copies = self._without_pairs = self._without_group = 0
+        self._known: dict[str, None] = {}
+        self._fingerprint = hashlib.sha256()
+
+    def add(self, comparison: Comparison) -> None:
+        group = group_of(comparison, self._by)
+        self._without_pairs += not self.counter.add(comparison, group)
+        self._copies += any(is_copy(flatten(comparison.reference or ""), flatten(text)) for text in comparison.candidates)
+        if self._by is not None and group == NO_GROUP:
+            self._without_group += 1
+            self._known.update(dict.fromkeys(field_names(comparison.metadata)))
+        texts = [flatten(text) for text in (comparison.prompt, *comparison.candidates)]
+        self._fingerprint.update(json.dumps([texts, list(comparison.ranks)]).encode())
+
+    def finish(self, count: int) -> Survey:
+        if not count:
+            raise PolarError("there are no comparisons to evaluate")
+        pairs = self.counter.finish()
+        if not len(pairs):
+            raise PolarError(f"none of {count:,} comparisons has two candidates of different rank")
+        if self._by is not None and self._without_group == count:
+            raise PolarError(f"no comparison has the metadata {self._by!r}{suggestion(self._by, list(self._known))}")
+        return Survey(pairs, self._copies, self._without_pairs, self._without_group, self._fingerprint.hexdigest())
 
 
 def is_copy(reference: str, candidate: str) -> bool:
@@ -104,44 +116,12 @@ def is_copy(reference: str, candidate: str) -> bool:
     return len(first & second) >= _COPY_OVERLAP * len(first | second)
 
 
-def group_of(comparison: Comparison, by: str) -> str:
-    """The value of a metadata key as text; ``meta.language`` looks into nested mappings, JSON text among them."""
-    value: Any = comparison.metadata
-    path = [by] if by in comparison.metadata else by.split(".")
-    for key in path:
-        value = _mapping(value).get(key)
-    if value is None:
-        return NO_GROUP
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _set_aside_missing(comparisons: Iterable[Comparison], missing: list[int]) -> Iterator[Comparison]:
+def _note_missing(comparisons: Iterable[Comparison], missing: list[int]) -> Iterator[Comparison]:
     for number, comparison in enumerate(comparisons, 1):
         if comparison.reference is None:
             missing.append(number)
-        else:
-            yield comparison
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if isinstance(value, str) and value.startswith("{"):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return {}  # a text that only looks like JSON has no keys
-    return value if isinstance(value, Mapping) else {}
-
-
-def _keys(metadata: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in metadata.items():
-        yield key
-        yield from (f"{key}.{inner}" for inner in _mapping(value))
-
-
-def _suggestion(by: str, known: list[str]) -> str:
-    if close := difflib.get_close_matches(by, known, 1):
-        return f": did you mean {close[0]!r}?"
-    return f"; there is: {', '.join(sorted(known)[:20])}" if known else "; there is no metadata at all"
+            comparison = replace(comparison, reference="")
+        yield comparison
 
 
 def _ngrams(text: str) -> set[str]:

@@ -22,7 +22,7 @@ from polar_rm.encoding.settings import EncoderSettings, settings_within
 from polar_rm.errors import PolarError, UnsupportedModel
 from polar_rm.model.backbones import attention_name, dtype_of, keep_layers, load_backbone, read_config, read_tokenizer
 from polar_rm.model.language_models import find_gguf, model_folder, parse_gguf_once
-from polar_rm.model.native import add_role_tokens, padding_token, read_specials
+from polar_rm.model.native import add_role_tokens, padding_token, read_specials, read_untrained
 from polar_rm.model.presets import PRESETS, preset_config
 
 
@@ -33,7 +33,8 @@ class Blueprint:
     config: the backbone's config, with the vocabulary of the saved weights. encoder: with the role tokens. specials: see
     :func:`polar_rm.model.native.read_specials`. weights: the folder with the weights; None for random weights. gguf_file: the
     GGUF file in that folder, if it holds the weights. is_new: the head is new (zeros) and the vocabulary grows by the role
-    tokens. added: ids of the role tokens that the tokenizer did not have.
+    tokens. added: ids of the role tokens that the tokenizer did not have. untrained: the parts of a saved model that were never
+    trained, see :func:`polar_rm.model.native.read_untrained`.
     """
 
     config: PretrainedConfig
@@ -43,6 +44,7 @@ class Blueprint:
     gguf_file: str | None = None
     is_new: bool = True
     added: tuple[int, ...] = ()
+    untrained: tuple[str, ...] = ()
 
     @property
     def vocabulary(self) -> int:
@@ -107,7 +109,8 @@ def checkpoint_blueprint(directory: str | Path) -> Blueprint:
             f"{config.architectures} with {config.num_labels}; for a language model use model.init"
         )
     encoder = Encoder.from_pretrained(directory)
-    return Blueprint(config, encoder, read_specials(directory), Path(directory), is_new=False)
+    untrained = read_untrained(directory)
+    return Blueprint(config, encoder, read_specials(directory), Path(directory), is_new=False, untrained=untrained)
 
 
 @parse_gguf_once()

@@ -1,14 +1,14 @@
 """The native checkpoint: a stock ``*ForSequenceClassification`` folder with one label, safetensors and no remote code.
 
 It loads with ``AutoModelForSequenceClassification``, and vLLM and SGLang serve it unchanged. ``config.json`` has one section of
-ours, ``polar``, with the encoder's settings and hash. Writing is atomic: a killed or failed save never leaves a folder that looks
-complete.
+ours, ``polar``, with the encoder's settings and hash and the parts that were never trained. Writing is atomic: a killed or failed
+save never leaves a folder that looks complete.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from polar_rm.model.weights import LazyTensor, write_shards
 # The keys that other loaders need. The rest of tokenizer_config.json concerns chat, which a reward model does not need.
 _TOKENIZER_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
+HEAD = "head"
+"""The head, among the parts of a model that were never trained; the others are role tokens, by their texts."""
+
 
 def save_native(
     directory: str | Path,
@@ -33,24 +36,56 @@ def save_native(
     weights: Mapping[str, torch.Tensor],
     encoder: Encoder,
     specials: Mapping[str, str],
+    untrained: Sequence[str] = (),
 ) -> None:
-    """Write a complete checkpoint. weights: named as in the transformers model. specials: as in :func:`read_specials`."""
+    """Write a complete checkpoint. weights: named as in the transformers model. specials: as in :func:`read_specials`.
+    untrained: as in :func:`native_config`."""
     tensors = {name: LazyTensor.of(tensor) for name, tensor in weights.items()}
-    values = native_config(config.to_dict(), tensors, encoder)
+    values = native_config(config.to_dict(), tensors, encoder, untrained)
     write_checkpoint(directory, values, tensors, tokenizer_files(encoder, specials))
 
 
-def native_config(values: Mapping[str, Any], tensors: Mapping[str, LazyTensor], encoder: Encoder) -> dict[str, Any]:
-    """The content of ``config.json``: a transformers config's values, readable by transformers 4 and 5, with our section."""
+def native_config(
+    values: Mapping[str, Any], tensors: Mapping[str, LazyTensor], encoder: Encoder, untrained: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The content of ``config.json``: a transformers config's values, readable by transformers 4 and 5, with our section.
+
+    untrained: the parts that were never trained: :data:`HEAD`, and role tokens by their texts.
+    """
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    section: dict[str, Any] = {"encoder": encoder.to_config()} | ({"untrained": list(untrained)} if untrained else {})
     # transformers 4 reads torch_dtype, transformers 5 reads dtype.
-    values = {**values, "dtype": dtype, "torch_dtype": dtype, "polar": {"encoder": encoder.to_config()}}
+    values = {**values, "dtype": dtype, "torch_dtype": dtype, "polar": section}
     if rope := values.get("rope_parameters"):
         # Without its own two keys, transformers 4 would silently compute with a theta of 10000.
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         is_default = scaling.get("rope_type", "default") == "default"
         values |= {"rope_theta": rope["rope_theta"], "rope_scaling": None if is_default else scaling}
     return {key: value for key, value in values.items() if not key.startswith("_")}
+
+
+def read_untrained(directory: str | Path) -> tuple[str, ...]:
+    """Which parts of a saved model were never trained, see :func:`native_config`; none where nothing is recorded.
+
+    Raises:
+        PolarError: ``config.json`` says it in another form.
+    """
+    path = Path(directory) / "config.json"
+    section = read_json(path).get("polar")
+    parts = section.get("untrained", []) if isinstance(section, dict) else []
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise PolarError(f"{path}: polar.untrained: expected a list of texts, not {parts!r:.60}")
+    return tuple(parts)
+
+
+def untrained_warning(name: str | Path, parts: Sequence[str]) -> str:
+    """One line about a model's parts that were never trained."""
+    tokens = [part for part in parts if part != HEAD]
+    named = [*(["its head"] if HEAD in parts else []), *([f"its tokens {' and '.join(tokens)}"] if tokens else [])]
+    way_out = "fine-tune it on comparisons first"
+    if HEAD not in parts:
+        way_out += ", or evaluate the ordinary reward model that it was made of with --model hf:FOLDER"
+    return f"{name}: {' and '.join(named)} were never trained, so its scores mean nothing: {way_out}"
 
 
 def write_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,7 @@ from polar_rm.model.backbones import SUPPORTED, add_embeddings, find_untrained
 from polar_rm.model.blueprint import Blueprint, checkpoint_blueprint, language_model_blueprint, preset_blueprint
 from polar_rm.model.exactness import check_family
 from polar_rm.model.language_models import parse_gguf_once
-from polar_rm.model.native import save_native
+from polar_rm.model.native import HEAD, save_native, untrained_warning
 from polar_rm.model.packing import PackedRow
 from polar_rm.model.skipping import hidden_at_scores, skip_unused_work
 
@@ -31,12 +32,13 @@ class RewardModel(nn.Module):
     ``backbone`` is the transformers ``*ForSequenceClassification`` model itself; none of its modules is replaced. Attention is
     the function that its config names. :mod:`polar_rm.model.skipping` attaches functions that skip or split work without a
     change of scores. The head and the scores are float32 whatever type the backbone computes in (open-instruct 1387).
-    ``untrained_tokens``: role tokens whose embeddings were never trained; empty for a saved model.
+    ``untrained``: the parts that were never trained: :data:`polar_rm.model.native.HEAD`, and role tokens by their texts. It is
+    saved with the model.
     """
 
     def __init__(self, backbone: PreTrainedModel, encoder: Encoder, specials: Mapping[str, str]) -> None:
         super().__init__()
-        self.untrained_tokens: tuple[str, ...] = ()
+        self.untrained: tuple[str, ...] = ()
         self.backbone = backbone
         self.encoder = encoder
         self.specials = dict(specials)
@@ -48,7 +50,7 @@ class RewardModel(nn.Module):
     def from_pretrained(
         cls, directory: str | Path, *, dtype: str = "float32", device: str = "cpu", implementation: str | None = None
     ) -> Self:
-        """Load a native checkpoint.
+        """Load a native checkpoint, and warn if its head or role tokens were never trained.
 
         dtype: the backbone's type: float32, bfloat16 or float16. implementation: the name of a registered tree attention; by
         default the fast one for the device.
@@ -58,7 +60,11 @@ class RewardModel(nn.Module):
                 missing or not finite.
             EncoderMismatch: the folder's tokenizer or encoder settings are not those that the model was trained with.
         """
-        return cls.from_blueprint(checkpoint_blueprint(directory), dtype=dtype, device=device, implementation=implementation)
+        blueprint = checkpoint_blueprint(directory)
+        model = cls.from_blueprint(blueprint, dtype=dtype, device=device, implementation=implementation)
+        if model.untrained:
+            warnings.warn(untrained_warning(directory, model.untrained), stacklevel=2)
+        return model
 
     @classmethod
     @parse_gguf_once()
@@ -114,15 +120,18 @@ class RewardModel(nn.Module):
     ) -> Self:
         """Load the model of a blueprint; arguments and errors as in the methods above, which build a blueprint and call this."""
         backbone = blueprint.load(dtype, device, implementation, seed)
+        untrained = blueprint.untrained
         if blueprint.is_new:
-            untrained = _untrained_roles(backbone, blueprint)
+            roles = _untrained_roles(backbone, blueprint)
+            untrained = (HEAD, *filter(None, map(blueprint.encoder.source.id_to_token, roles)))
             known = blueprint.encoder.source.get_vocab(with_added_tokens=True).values()
-            add_embeddings(backbone, blueprint.vocabulary, known, untrained, seed)
+            add_embeddings(backbone, blueprint.vocabulary, known, roles, seed)
             nn.init.zeros_(backbone.score.weight)
         blueprint.finish_config(backbone)
         model = cls(backbone, blueprint.encoder, blueprint.specials).to(device).eval()
-        if blueprint.is_new:
-            model.untrained_tokens = tuple(filter(None, map(blueprint.encoder.source.id_to_token, untrained)))
+        # Models of earlier versions have no record, but a head of zeros was never trained.
+        is_zero = HEAD not in untrained and not backbone.score.weight.any()
+        model.untrained = (HEAD, *untrained) if is_zero else untrained
         check_family(backbone, blueprint.encoder, str(blueprint.weights or backbone.config.model_type))
         return model
 
@@ -142,7 +151,17 @@ class RewardModel(nn.Module):
     def save(self, directory: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write a native checkpoint atomically. weights: a state dict to write in place of this module's own, such as the
         trainer's float32 master weights."""
-        save_native(directory, self.backbone.config, weights or self.backbone.state_dict(), self.encoder, self.specials)
+        values = weights or self.backbone.state_dict()
+        save_native(directory, self.backbone.config, values, self.encoder, self.specials, self.untrained)
+
+    @property
+    def untrained_tokens(self) -> tuple[str, ...]:
+        """Role tokens whose embeddings were never trained."""
+        return tuple(part for part in self.untrained if part != HEAD)
+
+    def mark_trained(self, *, embeddings: bool = True) -> None:
+        """Record that the head was trained, and with ``embeddings`` the role tokens too."""
+        self.untrained = () if embeddings else self.untrained_tokens
 
     @property
     def device(self) -> torch.device:

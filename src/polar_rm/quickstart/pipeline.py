@@ -22,7 +22,9 @@ from polar_rm.corpus import build_ranked
 from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.splits import is_held_out
-from polar_rm.evaluation import ComparisonFiles, EvaluationResult, evaluate
+from polar_rm.evaluation import ComparisonFiles, evaluate
+from polar_rm.evaluation.contenders.baselines import BASELINES
+from polar_rm.evaluation.report import GroupReport
 from polar_rm.model.language_models import model_folder, unpack_gguf
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.quickstart.report import TESTS, write_html
@@ -181,24 +183,30 @@ def _train(quickstart: Quickstart, data: Path, name: str, source: str, *override
 def _evaluate(output: Path) -> dict[str, Any]:
     """Evaluate the pre-trained model on unseen prompts and unseen policies, and fine-tuning with and without pre-training."""
     pretrained, finetuned, alone = (_Recorder(output / name / "model") for name in ("pretrain", "finetune", "finetune-alone"))
+    baselines = tuple(BASELINES)
     result: dict[str, Any] = {}
     for name, split in TESTS.items():
         pretrained.scores.clear()
-        result[name] = _measure(pretrained, output / "corpus" / split, by="policy").report
+        found = evaluate({"model": pretrained}, ComparisonFiles([output / "corpus" / split]), by="policy").report
+        result[name] = _numbers(found, "model", baselines)
+        result[name]["by"] = {policy: _numbers(group, "model", baselines) for policy, group in found["by"].items()}
         result[name]["scores"] = {
             "same policy": [score for rank, score in pretrained.scores if rank == 0],
             "other policies": [score for rank, score in pretrained.scores if rank == 1],
         }
-    ranked = output / "ranked/test.jsonl"
-    with_pretraining, without = _measure(finetuned, ranked), _measure(alone, ranked)
-    difference = with_pretraining.minus(without)
-    result["ranked"] = {
-        "with pre-training": with_pretraining.report,
-        "without pre-training": without.report,
-        "not fine-tuned": _measure(pretrained, ranked).report,
-        "difference": {"accuracy": difference.difference, "ci95": difference.ci95 and list(difference.ci95)},
-    }
+    models = {"with pre-training": finetuned, "without pre-training": alone, "not fine-tuned": pretrained}
+    ranked = evaluate(models, ComparisonFiles([output / "ranked/test.jsonl"])).report
+    difference = ranked["differences"][0]
+    result["ranked"] = {name: _numbers(ranked, name, baselines) for name in models}
+    result["ranked"]["difference"] = {"accuracy": difference["difference"], "ci95": difference["ci95"]}
     return result
+
+
+def _numbers(found: GroupReport, model: str, baselines: Sequence[str]) -> dict[str, Any]:
+    """Of one model beside the baselines."""
+    measures = found["contenders"]
+    sizes = {"n_pairs": found["n_pairs"], "n_prompts": found["n_prompts"]}
+    return {**sizes, **measures[model], "baselines": {name: measures[name] for name in baselines}}
 
 
 class _Recorder:
@@ -221,10 +229,6 @@ def _recorded(comparisons: Iterable[Comparison], pending: list[Comparison]) -> I
     for comparison in comparisons:
         pending.append(comparison)
         yield comparison
-
-
-def _measure(scorer: _Recorder, path: Path, by: str | None = None) -> EvaluationResult:
-    return evaluate(scorer, ComparisonFiles([path]), by=by, model=path.stem, encoder_hash=scorer.model.encoder.hash)
 
 
 def _examples(output: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from polar_rm.records.reading import (
     read_prompt_texts,
     read_prompts,
     read_referenced_prompts,
+    read_rows,
     read_texts,
     read_trajectories,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "read_prompt_texts",
     "read_prompts",
     "read_referenced_prompts",
+    "read_rows",
     "read_texts",
     "read_trajectories",
     "side_file",

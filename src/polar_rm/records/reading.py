@@ -39,37 +39,37 @@ def read_comparisons(source: Source, on_bad_row: OnBadRow | None = None) -> Iter
         BadRow: names file, row, field and what was expected, unless bad rows are skipped.
         PolarError: the file can't be read, holds no rows, or is of an unknown kind.
     """
-    return (record for _, record in _read(source, lambda row, rules: to_comparison(row, rules=rules), on_bad_row))
+    return (record for _, record in read_rows(source, lambda row, rules: to_comparison(row, rules=rules), on_bad_row))
 
 
 def read_numbered_comparisons(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, Comparison]]:
     """Read comparisons with their row numbers, which have gaps where bad rows are skipped."""
-    return _read(source, lambda row, rules: to_comparison(row, rules=rules), on_bad_row)
+    return read_rows(source, lambda row, rules: to_comparison(row, rules=rules), on_bad_row)
 
 
 def read_items(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[ScoreItem]:
     """Read items to score; errors as in :func:`read_comparisons`."""
-    return (record for _, record in _read(source, lambda row, rules: to_item(row, rules=rules), on_bad_row))
+    return (record for _, record in read_rows(source, lambda row, rules: to_item(row, rules=rules), on_bad_row))
 
 
 def read_numbered_items(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, ScoreItem]]:
     """Read items with their row numbers, which have gaps where bad rows are skipped."""
-    return _read(source, lambda row, rules: to_item(row, rules=rules), on_bad_row)
+    return read_rows(source, lambda row, rules: to_item(row, rules=rules), on_bad_row)
 
 
 def read_trajectories(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[Trajectory]:
     """Read trajectories; errors as in :func:`read_comparisons`."""
-    return (record for _, record in _read(source, lambda row, rules: to_trajectory(row, rules=rules), on_bad_row))
+    return (record for _, record in read_rows(source, lambda row, rules: to_trajectory(row, rules=rules), on_bad_row))
 
 
 def read_numbered_trajectories(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, Trajectory]]:
     """Read trajectories with their row numbers, which have gaps where bad rows are skipped."""
-    return _read(source, lambda row, rules: to_trajectory(row, rules=rules), on_bad_row)
+    return read_rows(source, lambda row, rules: to_trajectory(row, rules=rules), on_bad_row)
 
 
 def read_prompt_texts(source: Source) -> Iterator[Text]:
     """Read the prompts of any rows that have one, such as comparisons or items."""
-    return (prompt for _, prompt in _read(source, lambda row, rules: to_prompt_text(row, rules=rules), None))
+    return (prompt for _, prompt in read_rows(source, lambda row, rules: to_prompt_text(row, rules=rules), None))
 
 
 def read_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[str, Text]]:
@@ -86,21 +86,26 @@ def read_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator
         seen.add(prompt_id)
         return prompt_id, prompt
 
-    return (record for _, record in _read(source, convert, on_bad_row))
+    return (record for _, record in read_rows(source, convert, on_bad_row))
 
 
 def read_referenced_prompts(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[Text, Text, Wrapper | None]]:
     """Read prompts with their references and wrappers; a wrapper is None where the row has none. Errors as in
     :func:`read_comparisons`."""
-    return (record for _, record in _read(source, lambda row, rules: to_referenced_prompt(row, rules=rules), on_bad_row))
+    return (record for _, record in read_rows(source, lambda row, rules: to_referenced_prompt(row, rules=rules), on_bad_row))
 
 
 def read_texts(source: Source, column: str, on_bad_row: OnBadRow | None = None) -> Iterator[str]:
     """Read the strings of one column; errors as in :func:`read_comparisons`."""
-    return (text for _, text in _read(source, lambda row, _: to_string(row, column), on_bad_row))
+    return (text for _, text in read_rows(source, lambda row, _: to_string(row, column), on_bad_row))
 
 
-def _read(source: Source, convert: _Convert[T], on_bad_row: OnBadRow | None) -> Iterator[tuple[int, T]]:
+def read_rows(source: Source, convert: _Convert[T], on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, T]]:
+    """Yield what ``convert`` makes of each row, with the row's number: for files of another schema than ours.
+
+    convert: of the row and how it is read; it raises :class:`InvalidRecord` where the row is not what it should be. Errors as in
+    :func:`read_comparisons`.
+    """
     bad = on_bad_row or OnBadRow()
     for name, is_cell, rows in _tables(source):
         number = 0

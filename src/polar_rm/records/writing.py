@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import IO
 
-from polar_rm.common.files import sync, temporary_path
+from polar_rm.common.files import atomic_file
 from polar_rm.common.json import dump_json
-from polar_rm.errors import BadRow, MachineFailure, PolarError
+from polar_rm.errors import BadRow, PolarError
 from polar_rm.records.rows import to_row
 from polar_rm.records.types import Record
 from polar_rm.records.values import InvalidRecord
@@ -39,20 +38,8 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     if first is None:
         raise PolarError(f"{path}: there are no records to write")
     rows = _rows(path, type(first), chain([first], iterator))
-    temporary = temporary_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            count = _write_table(file, rows, type(first)) if path.suffix == ".parquet" else _write_lines(file, rows, path)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        raise MachineFailure(f"{path}: could not be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+    with atomic_file(path) as file:
+        return _write_table(file, rows, type(first)) if path.suffix == ".parquet" else _write_lines(file, rows, path)
 
 
 def _rows(path: Path, kind: type, records: Iterable[Record]) -> Iterator[dict[str, object]]:

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -84,7 +85,18 @@ class Scorer:
         return [rewards[index] for index in range(len(window))]
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
-        """One list of rewards per comparison, encoded exactly as in training (all candidates share one prompt cut)."""
+        """One list of raw rewards per comparison, see :meth:`reward_comparisons`."""
+        for rewards in self.reward_comparisons(comparisons):
+            yield [reward.reward for reward in rewards]
+
+    def reward_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[Reward]]:
+        """One reward per candidate of every comparison, encoded exactly as in training (all candidates share one prompt cut).
+
+        Candidates of equal ids have the note ``tied``.
+
+        Raises:
+            ScoreError: a score is not finite.
+        """
         done = 0
         for window in windows(comparisons, self.window):
             trees = self.model.encoder.encode_many(window)
@@ -92,13 +104,12 @@ class Scorer:
                 done += 1
                 if not all(map(math.isfinite, scores)):
                     raise ScoreError(f"comparison {done} has the scores {scores}")
-                self.noted.update(self._notes(tree))
-                yield scores
-
-    def _notes(self, tree: PrefixTree) -> set[str]:
-        """Of a comparison, each once."""
-        notes = {note for branch in range(len(tree.branches)) for note in Reward.of(0.0, tree, branch, self._max_positions).notes}
-        return notes if tree.distinct()[0] is tree else notes | {"tied"}
+                rewards = [Reward.of(score, tree, branch, self._max_positions) for branch, score in enumerate(scores)]
+                if (groups := tree.distinct())[0] is not tree:
+                    for index in (index for equal in groups[1] if len(equal) > 1 for index in equal):
+                        rewards[index] = replace(rewards[index], notes=(*rewards[index].notes, "tied"))
+                self.noted.update({note for reward in rewards for note in reward.notes})
+                yield rewards
 
     @torch.inference_mode()
     def score_trees(self, trees: Sequence[PrefixTree]) -> list[list[float]]:

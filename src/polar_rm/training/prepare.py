@@ -114,7 +114,10 @@ def start_model(config: TrainConfig, blueprint: Blueprint, world: World) -> tupl
     skeleton = blueprint.skeleton(implementation, world.device.type)
     source: list[RewardModel] = []
     world.from_main(lambda: source.append(RewardModel.from_blueprint(blueprint, seed=config.seed)))
-    return RewardModel(skeleton, blueprint.encoder, blueprint.specials), source[0] if source else None
+    model = RewardModel(skeleton, blueprint.encoder, blueprint.specials)
+    if source:
+        model.untrained = source[0].untrained
+    return model, source[0] if source else None
 
 
 def with_lengths(encoder: Encoder, wanted: EncoderConfig, source: Path) -> Encoder:

@@ -287,6 +287,7 @@ class Trainer:
 
     def _export(self, full: dict[str, torch.Tensor]) -> None:
         merged = merge_lora(self.model, full) if self.config.lora else full
+        self.model.mark_trained(embeddings=not self.config.lora)
         self.model.save(self.config.output / "model", merged)
         write_json(
             self.config.output / "run.json",

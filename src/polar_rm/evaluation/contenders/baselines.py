@@ -1,13 +1,14 @@
 """Scorers that a reward model must beat: how long a candidate is, and which characters it shares with the reference.
 
-Both are scorers like a model, so that all go through one evaluation path. They see flattened texts, never the prompt.
+Both are contenders like a model, so that all go through one evaluation path. They see flattened texts, never the prompt.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,33 +17,39 @@ from sklearn.preprocessing import normalize
 
 from polar_rm.common.iteration import windows
 from polar_rm.errors import PolarError
+from polar_rm.evaluation.contenders.base import Contender
+from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.records import Comparison, flatten
 
 _WINDOW = 128  # comparisons whose n-gram counts are held at a time
 
 
-class Baseline(Protocol):
-    """A ``ComparisonScorer`` that may first look at all comparisons, without their ranks."""
+class Baseline(Contender):
+    """A scorer without weights, which is its own contender. The scale of its scores is arbitrary."""
 
-    def fit(self, comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
-        """Learn from a stream while passing it on; must be exhausted before scoring."""
-        ...
+    kind = "baseline"
+    has_scale = False
 
+    def load(self) -> ComparisonScorer:
+        """Itself."""
+        return self
+
+    @abstractmethod
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
         """See :class:`polar_rm.evaluation.references.ComparisonScorer`."""
-        ...
 
 
-class Length:
+class Length(Baseline):
     """Closeness of lengths in characters: ``-|log(1 + len(candidate)) - log(1 + len(reference))|``.
 
     Without a reference (None or empty) it is ``log(1 + len(candidate))``: longer is better, the best known bias of
     judges.
     """
 
-    def fit(self, comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
-        """There is nothing to learn."""
-        return iter(comparisons)
+    reads_references = False  # it does where there are any
+
+    def __init__(self, name: str = "length") -> None:
+        super().__init__(name)
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
         """One number for each candidate: see the class."""
@@ -52,7 +59,7 @@ class Length:
             yield [-abs(length - math.log1p(len(reference))) for length in lengths] if reference else lengths
 
 
-class Tfidf:
+class Tfidf(Baseline):
     """Cosine between the character n-gram TF-IDF vectors of candidate and reference; 0 where either is empty.
 
     n-grams of 2 to 4 lower-case characters within words, sublinear term frequency, smoothed inverse document frequency
@@ -60,7 +67,8 @@ class Tfidf:
     constant: there is no vocabulary, and the document frequencies are one array.
     """
 
-    def __init__(self, n_features: int = 2**18) -> None:
+    def __init__(self, name: str = "tfidf", n_features: int = 2**18) -> None:
+        super().__init__(name)
         self._counts = HashingVectorizer(
             analyzer="char_wb", ngram_range=(2, 4), n_features=n_features, norm=None, alternate_sign=False
         )
@@ -105,7 +113,7 @@ class Tfidf:
         return normalize(counts, copy=False)
 
 
-BASELINES: dict[str, Callable[[], Baseline]] = {"length": Length, "tfidf": Tfidf}
+BASELINES: dict[str, Callable[[str], Baseline]] = {"length": Length, "tfidf": Tfidf}
 
 
 def make_baselines(names: Iterable[str]) -> dict[str, Baseline]:
@@ -118,4 +126,4 @@ def make_baselines(names: Iterable[str]) -> dict[str, Baseline]:
     unknown = [name for name in names if name not in BASELINES]
     if unknown:
         raise PolarError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
-    return {name: BASELINES[name]() for name in names}
+    return {name: BASELINES[name](name) for name in names}

@@ -1,0 +1,190 @@
+"""Likeness of meaning to the reference: the cosine of a sentence encoder's embeddings, a baseline of the paper."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polar_rm.common.files import read_json
+from polar_rm.common.iteration import windows
+from polar_rm.common.text import first_line
+from polar_rm.errors import PolarError, ScoreError, UnsupportedModel
+from polar_rm.evaluation.contenders.base import Contender, ModelOptions
+from polar_rm.evaluation.contenders.native import free_memory
+from polar_rm.evaluation.pairs import NotedScores
+from polar_rm.evaluation.references import ComparisonScorer
+from polar_rm.model.backbones import dtype_of
+from polar_rm.model.folders import check_config_file
+from polar_rm.model.language_models import load_auto_tokenizer, model_folder
+from polar_rm.records import Comparison, flatten
+
+_WINDOW = 256  # comparisons whose texts are sorted by length together
+
+# Modules of sentence-transformers that change no cosine, or that are done here.
+_MODULES = ("Transformer", "Pooling", "Normalize")
+_POOLINGS = ("mean", "cls", "max", "lasttoken")
+# A tokenizer that knows no limit says a huge number.
+_NO_LIMIT = 1 << 20
+
+
+class Embedding(Contender):
+    """``embedding:FOLDER``, or ``embedding:package:NAME`` of an installed package with the weights.
+
+    The folder is one of sentence-transformers, or of any encoder of transformers, which is pooled by the mean. Texts are read
+    as far as the encoder was made for; cut ones have a note. The reference and each candidate are embedded without the prompt.
+    """
+
+    kind = "baseline"
+    has_weights = True
+    has_scale = False
+
+    def __init__(self, name: str, source: str | Path, options: ModelOptions) -> None:
+        super().__init__(name)
+        self.source = str(source)
+        self._options = options
+
+    def check(self) -> None:
+        """Config, tokenizer and pooling; the weights are not read.
+
+        Raises:
+            PolarError: there is no such encoder, or it is none that is read here exactly.
+        """
+        folder = encoder_folder(self.source or "")
+        check_config_file(folder)
+        load_auto_tokenizer(folder)
+        self.facts |= {"pooling": pooling_of(folder), **self._options.place()}
+
+    def load(self) -> ComparisonScorer:
+        """The encoder with its weights."""
+        return EmbeddingScorer(self.name, encoder_folder(self.source or ""), self._options)
+
+    def release(self) -> None:
+        """Free the encoder's memory."""
+        free_memory()
+
+
+def encoder_folder(source: str) -> Path:
+    """A folder, or the one with a ``config.json`` in a package.
+
+    Raises:
+        PolarError: there is none, or more than one.
+    """
+    folder = model_folder(source)
+    if (folder / "config.json").is_file():
+        return folder
+    found = sorted({path.parent for path in folder.rglob("config.json") if (path.parent / "tokenizer.json").is_file()})
+    if len(found) != 1:
+        raise PolarError(f"{folder}: {len(found)} folders in it hold config.json and tokenizer.json; one is needed")
+    return found[0]
+
+
+def pooling_of(folder: Path) -> str:
+    """How the encoder's tokens become one vector: mean, cls, max or lasttoken.
+
+    Raises:
+        UnsupportedModel: by a module or in a way that is not known here.
+    """
+    modules = folder / "modules.json"
+    if modules.is_file():
+        kinds = [str(each.get("type", "")).rsplit(".", 1)[-1] for each in json.loads(modules.read_text(encoding="utf-8"))]
+        if unknown := [kind for kind in kinds if kind not in _MODULES]:
+            raise UnsupportedModel(f"{folder}: its module {unknown[0]} is not known here; known: {', '.join(_MODULES)}")
+    settings = folder / "1_Pooling" / "config.json"
+    if not settings.is_file():
+        return "mean"
+    values = read_json(settings)
+    named = values.get("pooling_mode")
+    chosen = [named] if named else [name for name in values if name.startswith("pooling_mode_") and values[name] is True]
+    ways = [str(way).removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for way in chosen]
+    if len(ways) != 1 or ways[0] not in _POOLINGS:
+        raise UnsupportedModel(f"{settings}: it pools by {' and '.join(ways) or 'nothing'}; known: {', '.join(_POOLINGS)}")
+    return ways[0]
+
+
+class EmbeddingScorer:
+    """Cosine of reference and candidate, 0 where one of them is empty."""
+
+    def __init__(self, name: str, folder: Path, options: ModelOptions) -> None:
+        from transformers import AutoModel
+
+        self._name, self._options = name, options
+        self._tokenizer = load_auto_tokenizer(folder)
+        self._pooling = pooling_of(folder)
+        place = options.place()
+        try:
+            self._model: Any = AutoModel.from_pretrained(folder, dtype=dtype_of(place["dtype"]), trust_remote_code=False)
+        except Exception as error:  # transformers raises whatever a value leads it to
+            raise UnsupportedModel(f"{folder}: {first_line(error)}") from error
+        self._model = self._model.to(place["device"]).eval()
+        limits = [getattr(self._model.config, "max_position_embeddings", None), self._tokenizer.model_max_length]
+        if (folder / "sentence_bert_config.json").is_file():
+            limits.append(read_json(folder / "sentence_bert_config.json").get("max_seq_length"))
+        self._max_tokens = min([limit for limit in limits if limit and limit < _NO_LIMIT], default=None)
+        self._padding = self._tokenizer.pad_token_id or 0  # masked: which token it is makes no difference
+
+    def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
+        """One cosine per candidate, -1 to 1.
+
+        Raises:
+            ScoreError: a text can't be embedded.
+        """
+        for window in windows(comparisons, _WINDOW):
+            texts = [[flatten(text) for text in (each.reference or "", *each.candidates)] for each in window]
+            rows = {text: row for row, text in enumerate(dict.fromkeys(text for group in texts for text in group))}
+            vectors, cut = self._embed(list(rows))
+            for reference, *candidates in texts:
+                own = rows[reference]
+                cosines = vectors[[rows[text] for text in candidates]] @ vectors[own]
+                notes = [("truncated",) if cut[own] or cut[rows[text]] else () for text in candidates]
+                yield NotedScores(
+                    [
+                        float(cosine) if reference and text else 0.0
+                        for text, cosine in zip(candidates, cosines.tolist(), strict=True)
+                    ],
+                    notes,
+                )
+
+    def _embed(self, texts: Sequence[str]) -> tuple[torch.Tensor, list[bool]]:
+        """Unit vectors, float32 [n, width], and which texts were cut."""
+        whole = [len(ids) for ids in self._tokenizer(list(texts))["input_ids"]]
+        limit = {"truncation": True, "max_length": self._max_tokens} if self._max_tokens else {}
+        ids = self._tokenizer(list(texts), **limit)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda i: -len(ids[i]))
+        vectors: dict[int, torch.Tensor] = {}
+        start = 0
+        while start < len(order):
+            size = max(1, self._options.row_tokens // max(1, len(ids[order[start]])))
+            batch = order[start : start + size]
+            for index, vector in zip(batch, self._forward([ids[index] for index in batch]), strict=True):
+                vectors[index] = vector
+            start += size
+        found = torch.stack([vectors[index] for index in range(len(texts))])
+        return torch.nn.functional.normalize(found, dim=1), [a > len(b) for a, b in zip(whole, ids, strict=True)]
+
+    @torch.inference_mode()
+    def _forward(self, sequences: Sequence[list[int]]) -> torch.Tensor:
+        width = max(1, *map(len, sequences))
+        ids = torch.full((len(sequences), width), self._padding)
+        mask = torch.zeros((len(sequences), width), dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+            mask[row, : len(sequence)] = 1
+        device = self._model.device
+        try:
+            output = self._model(input_ids=ids.to(device), attention_mask=mask.to(device))
+            states: torch.Tensor = output.last_hidden_state.float().cpu()
+        except (IndexError, RuntimeError, AttributeError) as error:
+            raise ScoreError(f"{self._name}: texts of up to {width:,} tokens can't be embedded: {first_line(error)}") from error
+        held = mask[:, :, None].float()
+        match self._pooling:
+            case "cls":
+                return states[:, 0]
+            case "max":
+                return states.masked_fill(held == 0, -torch.inf).amax(1)
+            case "lasttoken":
+                return states[torch.arange(len(sequences)), mask.sum(1) - 1]
+        return (states * held).sum(1) / held.sum(1).clamp(min=1)

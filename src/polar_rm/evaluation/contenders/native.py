@@ -1,0 +1,67 @@
+"""A reward model saved by polar, with the scorer that ``polar score`` uses."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from polar_rm.evaluation.contenders.base import Contender, ModelOptions
+from polar_rm.evaluation.pairs import NotedScores
+from polar_rm.evaluation.references import ComparisonScorer
+from polar_rm.model.blueprint import checkpoint_blueprint
+from polar_rm.model.native import untrained_warning
+from polar_rm.model.reward_model import RewardModel
+from polar_rm.records import Comparison
+from polar_rm.scoring.scorer import Scorer
+
+
+class Native(Contender):
+    """A native folder. Its scores come with notes: what was cut, what the encoder made equal."""
+
+    kind = "native"
+    has_weights = True
+
+    def __init__(self, name: str, folder: str | Path, options: ModelOptions) -> None:
+        super().__init__(name)
+        self.source = str(folder)
+        self._folder, self._options = folder, options
+
+    def check(self) -> None:
+        """Config, tokenizer and encoder of the folder; errors as of :func:`checkpoint_blueprint`."""
+        blueprint = checkpoint_blueprint(self._folder)
+        self.facts |= {"encoder_hash": blueprint.encoder.hash, **self._options.place()}
+
+    def load(self) -> ComparisonScorer:
+        """The model with its weights."""
+        place = self._options.place()
+        blueprint = checkpoint_blueprint(self._folder)
+        model = RewardModel.from_blueprint(blueprint, dtype=place["dtype"], device=place["device"])
+        if model.untrained:
+            self.warnings.append(untrained_warning(self.name, model.untrained))
+        return NotingScorer(Scorer(model, row_tokens=self._options.row_tokens))
+
+    def release(self) -> None:
+        """Free the model's memory."""
+        free_memory()
+
+
+class NotingScorer:
+    """A :class:`Scorer` whose scores of a comparison carry notes."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
+        """See :meth:`Scorer.reward_comparisons`."""
+        for rewards in self._scorer.reward_comparisons(comparisons):
+            yield NotedScores([reward.reward for reward in rewards], [reward.notes for reward in rewards])
+
+
+def free_memory() -> None:
+    """Give back what a model held that nobody uses any more; the next one may need it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,92 @@
+"""A reward server, ours or another engine's, through the client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from polar_rm.client.blocking import RewardClient
+from polar_rm.common.iteration import windows
+from polar_rm.common.paths import check_model
+from polar_rm.errors import ScoreError
+from polar_rm.evaluation.contenders.base import Contender, ModelOptions
+from polar_rm.evaluation.pairs import NotedScores
+from polar_rm.evaluation.references import ComparisonScorer
+from polar_rm.records import Comparison, ScoreItem
+from polar_rm.rewards.outcomes import Failure, Reward
+
+# Comparisons that are asked for together: enough for all of a client's connections.
+_WINDOW = 512
+
+
+class Server(Contender):
+    """``http://HOST:PORT``, ours; other engines need the folder to encode with behind it: ``http://HOST:PORT#FOLDER``."""
+
+    kind = "server"
+
+    def __init__(self, name: str, address: str, options: ModelOptions) -> None:
+        super().__init__(name)
+        self.source = address
+        self._url, _, folder = address.partition("#")
+        self._model = Path(folder) if folder else None
+        self._options = options
+        self._connected: RewardClient | None = None
+
+    def check(self) -> None:
+        """Whether somebody answers there, whom we know and who encodes as the folder does.
+
+        Raises:
+            PolarError: not so, or there is no such folder.
+        """
+        if self._model:
+            check_model(self._model)
+        with self._client() as client:
+            client.check()
+            if client.encoder:
+                self.facts["encoder_hash"] = client.encoder.hash
+
+    def load(self) -> ComparisonScorer:
+        """A scorer with a client of its own."""
+        self._connected = self._client()
+        return ServedScorer(self.name, self._connected)
+
+    def release(self) -> None:
+        """Close the connections."""
+        if self._connected:
+            self._connected.close()
+
+    def _client(self) -> RewardClient:
+        return RewardClient(self._url, model=self._model, api_key=self._options.api_key)
+
+
+class ServedScorer:
+    """Asks a client for the rewards of every candidate."""
+
+    def __init__(self, name: str, client: RewardClient) -> None:
+        self._name, self._client = name, client
+
+    def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
+        """One list per comparison, with the notes that the server gave.
+
+        Raises:
+            ScoreError: a candidate has no reward; the message says which and why.
+        """
+        number = 0
+        for window in windows(comparisons, _WINDOW):
+            items = [
+                ScoreItem(comparison.prompt, comparison.reference or "", candidate, comparison.wrapper)
+                for comparison in window
+                for candidate in comparison.candidates
+            ]
+            outcomes = iter(self._client.score(items))
+            for comparison in window:
+                number += 1
+                rewards: list[Reward] = []
+                for index in range(len(comparison.candidates)):
+                    outcome = next(outcomes)
+                    if isinstance(outcome, Failure):
+                        where = f"{self._name}: candidate {index + 1} of comparison {number}"
+                        raise ScoreError(f"{where} has no score: {outcome.code}: {outcome.message}")
+                    rewards.append(outcome)
+                notes = [reward.notes or (("truncated",) if reward.truncated else ()) for reward in rewards]
+                yield NotedScores([reward.reward for reward in rewards], notes)

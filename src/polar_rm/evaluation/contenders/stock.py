@@ -1,0 +1,219 @@
+"""An ordinary reward model: any one-label classifier of transformers in its own chat template, without references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polar_rm.common.files import read_json
+from polar_rm.common.iteration import windows
+from polar_rm.common.text import first_line
+from polar_rm.errors import PolarError, ScoreError, UnsupportedModel
+from polar_rm.evaluation.contenders.base import Contender, ModelOptions
+from polar_rm.evaluation.contenders.native import free_memory
+from polar_rm.evaluation.pairs import NotedScores
+from polar_rm.evaluation.references import ComparisonScorer
+from polar_rm.model.backbones import dtype_of
+from polar_rm.model.folders import check_config_file
+from polar_rm.model.language_models import load_auto_tokenizer
+from polar_rm.records import Comparison, Message, Text
+
+_WINDOW = 256  # comparisons whose sequences are sorted by length together
+
+
+class Stock(Contender):
+    """``hf:FOLDER``: a one-label ``*ForSequenceClassification`` folder. None of its code is run."""
+
+    kind = "stock"
+    reads_references = False
+    has_weights = True
+
+    def __init__(self, name: str, folder: str | Path, options: ModelOptions) -> None:
+        super().__init__(name)
+        self.source = str(folder)
+        self._folder, self._options = Path(folder), options
+
+    def check(self) -> None:
+        """Config, tokenizer and chat template; the weights are not read.
+
+        Raises:
+            PolarError: it is no such model, or has no chat template.
+        """
+        self.facts |= self._options.place()
+        check_classifier(self._folder)
+        ChatTemplate(self.name, self._folder)
+
+    def load(self) -> ComparisonScorer:
+        """The model with its weights."""
+        model = load_classifier(self._folder, self._options)
+        return StockScorer(self.name, model, ChatTemplate(self.name, self._folder), self._options.row_tokens)
+
+    def release(self) -> None:
+        """Free the model's memory."""
+        free_memory()
+
+
+def check_classifier(folder: Path) -> None:
+    """Whether a folder's ``config.json`` is that of a one-label classifier that transformers knows by itself.
+
+    Raises:
+        UnsupportedModel: it is not; the message says why.
+    """
+    from transformers import AutoConfig
+
+    check_config_file(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever a value leads it to
+        raise UnsupportedModel(f"{folder}: {first_line(error)} (code of a model's folder is never run)") from error
+    named = (config.architectures or ["no architecture"])[0]
+    if not named.endswith("ForSequenceClassification"):
+        raise UnsupportedModel(f"{folder}: hf: takes a *ForSequenceClassification model, this is {named}")
+    if config.num_labels != 1:
+        raise UnsupportedModel(f"{folder}: hf: takes a reward model with one label, this has {config.num_labels}")
+    if isinstance(read_json(folder / "config.json").get("polar"), dict):
+        raise PolarError(f"{folder}: it is a model saved by polar, which has no chat template: name it without hf:")
+
+
+def load_classifier(folder: Path, options: ModelOptions) -> Any:
+    """The model in evaluation mode.
+
+    Raises:
+        UnsupportedModel: weights that are missing, of another shape, not finite, or that transformers can't read.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    place = options.place()
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=dtype_of(place["dtype"]), trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # transformers raises whatever a value leads it to
+        raise UnsupportedModel(f"{folder}: {first_line(error)}") from error
+    # transformers fills missing tensors at random and only warns: a model without its head would score noise (trl 381).
+    if missing := loading["missing_keys"]:
+        raise UnsupportedModel(f"{folder}: {len(missing)} tensors are missing, first {min(missing)!r}")
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise UnsupportedModel(f"{folder}: tensor {name!r} holds NaN or infinite values")
+    model.config.use_cache = False  # nothing is generated
+    return model.to(place["device"]).eval()
+
+
+class ChatTemplate:
+    """From a prompt and an answer to token ids, as the folder's own tokenizer does.
+
+    name: of the contender, for messages.
+
+    Raises:
+        PolarError: there is no tokenizer, or it has no chat template.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name = name
+        self._tokenizer = load_auto_tokenizer(folder)
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise PolarError(
+                f"{folder}: its tokenizer has no chat template, so it is not known how it reads a prompt and an answer"
+            )
+
+    def ids(self, comparison: Comparison, number: int) -> list[list[int]]:
+        """Of every candidate. number: of the comparison, for messages.
+
+        Raises:
+            PolarError: the template refuses the messages, or there is nothing to put into it.
+        """
+        where = f"{self._name}: comparison {number}"
+        if comparison.wrapper == "pretrain":
+            raise PolarError(f"{where} continues a text (wrapper pretrain); a chat template has no form for it")
+        prompt = _messages(comparison.prompt, "user")
+        try:
+            texts = [
+                self._tokenizer.apply_chat_template([*prompt, *_messages(candidate, "assistant")], tokenize=False)
+                for candidate in comparison.candidates
+            ]
+        except Exception as error:  # a template is a program; it may raise anything
+            raise PolarError(f"{where}: the chat template refuses it: {first_line(error)}") from error
+        # The template's text is complete: a tokenizer that adds a BOS would put a second one before it.
+        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+
+
+def _messages(text: Text, role: str) -> list[Message]:
+    return [{"role": role, "content": text}] if isinstance(text, str) else text
+
+
+class StockScorer:
+    """Scores in batches padded on the right, sorted by length, of at most ``row_tokens`` tokens with their padding."""
+
+    def __init__(self, name: str, model: Any, template: ChatTemplate, row_tokens: int) -> None:
+        self._name, self._model, self._template, self._row_tokens = name, model, template, row_tokens
+        self._padding = model.config.pad_token_id
+        self._max_positions = getattr(model.config, "max_position_embeddings", None)
+
+    def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
+        """One list per comparison. Candidates of equal ids get one score, and a note that they are tied.
+
+        Raises:
+            ScoreError: a sequence can't be computed, for example because it is longer than the model's positions.
+        """
+        done = 0
+        for window in windows(comparisons, _WINDOW):
+            ids = [self._template.ids(comparison, done + i) for i, comparison in enumerate(window, 1)]
+            different = list({tuple(each): None for group in ids for each in group})
+            scores = dict(zip(different, self._scores(different), strict=True))
+            for group in ids:
+                keys = [tuple(each) for each in group]
+                yield NotedScores([scores[key] for key in keys], [self._notes(key, keys) for key in keys])
+            done += len(window)
+
+    def _notes(self, key: tuple[int, ...], keys: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
+        positions = self._max_positions or len(key)
+        notes = {"beyond_positions": len(key) > positions, "tied": keys.count(key) > 1}
+        return tuple(note for note, holds in notes.items() if holds)
+
+    def _scores(self, sequences: Sequence[tuple[int, ...]]) -> list[float]:
+        scores = [0.0] * len(sequences)
+        for batch in self._batches(sequences):
+            for index, score in zip(batch, self._forward([sequences[index] for index in batch]), strict=True):
+                scores[index] = score
+        return scores
+
+    def _batches(self, sequences: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
+        """Indices by length, the longest first: what memory is needed is known at once."""
+        batch: list[int] = []
+        for index in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
+            if batch and (len(batch) + 1) * len(sequences[batch[0]]) > self._row_tokens:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    @torch.inference_mode()
+    def _forward(self, sequences: Sequence[tuple[int, ...]]) -> list[float]:
+        """transformers reads the score at the last token that is not the config's padding token, alone and in a batch. A config
+        without one reads it at the end, which only a padding that no sequence holds keeps."""
+        padding = self._padding
+        if padding is None:
+            used = {token for sequence in sequences for token in sequence}
+            padding = next(token for token in range(len(used) + 1) if token not in used)
+            if padding >= self._model.config.vocab_size and len(sequences) > 1:
+                return [score for sequence in sequences for score in self._forward([sequence])]
+        width = max(map(len, sequences))
+        ids = torch.full((len(sequences), width), padding)
+        mask = torch.zeros((len(sequences), width), dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+            mask[row, : len(sequence)] = 1
+        device = self._model.device
+        try:
+            self._model.config.pad_token_id = padding
+            logits = self._model(ids.to(device), attention_mask=mask.to(device)).logits
+        except (IndexError, RuntimeError) as error:
+            raise ScoreError(f"{self._name}: sequences of up to {width:,} tokens can't be scored: {first_line(error)}") from error
+        finally:
+            self._model.config.pad_token_id = self._padding
+        return logits[:, 0].float().tolist()  # type: ignore[no-any-return]

@@ -1,0 +1,55 @@
+"""The data of an evaluation: streams of comparisons that can be read several times, and what is known about their files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from polar_rm.common.files import sha256
+from polar_rm.evaluation.report import DataFile
+from polar_rm.records import Comparison, OnBadRow, read_comparisons, survey_files
+
+
+class ComparisonFiles:
+    """Files of comparisons as one stream that can be read more than once; the first pass alone reports bad rows.
+
+    paths: files, folders or patterns, as :func:`survey_files` takes them; here afterwards every file that they mean.
+    rows: comparisons read from each file by the latest pass. outputs: what this run writes; none of the files may be one.
+    """
+
+    def __init__(
+        self, paths: Sequence[str | Path], on_bad_row: OnBadRow | None = None, outputs: Sequence[str | Path] = ()
+    ) -> None:
+        self.found = survey_files(paths, outputs)
+        self.paths = list(self.found.files)
+        self.rows = [0] * len(self.paths)
+        self._on_bad_row = on_bad_row
+
+    def __iter__(self) -> Iterator[Comparison]:
+        on_bad_row = self._on_bad_row
+        if on_bad_row is not None:
+            self._on_bad_row = replace(on_bad_row, side_file=os.devnull, notes={})
+        for number, path in enumerate(self.paths):
+            self.rows[number] = 0
+            for comparison in read_comparisons(path, on_bad_row):
+                self.rows[number] += 1
+                yield comparison
+
+    def describe(self) -> list[DataFile]:
+        """Path, hash and rows of every file, after a pass."""
+        files = zip(self.paths, self.rows, strict=True)
+        return [{"path": str(path), "sha256": sha256(path), "rows": rows} for path, rows in files]
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """The first comparisons of a stream that can be read more than once; all where ``limit`` is None."""
+
+    comparisons: Iterable[Comparison]
+    limit: int | None
+
+    def __iter__(self) -> Iterator[Comparison]:
+        return islice(iter(self.comparisons), self.limit)

@@ -1,0 +1,80 @@
+"""Reports as tables and sentences, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Group
+from rich.text import Text
+
+from polar_rm.evaluation.report import ContenderFacts, ContenderMeasure, Difference, EvaluationReport, GroupReport
+from polar_rm.reporting.tables import Table
+from polar_rm.reporting.words import interval, measure
+
+_MAX_SENTENCES = 12
+
+
+def accuracy_table(report: EvaluationReport) -> Table:
+    """A row for each contender, over all pairs."""
+    where = f"{report['n_pairs']:,} pairs of {report['n_prompts']:,} prompts, reference {report['reference']['mode']}"
+    limit = f", the first {report['limit']:,} comparisons only" if report["limit"] else ""
+    rows = [[name, *_cells(found)] for name, found in report["contenders"].items()]
+    return Table(f"pairwise accuracy ({where}{limit})", ["contender", "accuracy", "95% interval", "ties", "loss"], rows)
+
+
+def group_table(report: EvaluationReport) -> Table:
+    """A row for each group, a column for each contender, all pairs last."""
+    names = list(report["contenders"])
+    groups: list[tuple[str, GroupReport]] = [*report["by"].items(), ("all", report)]
+    rows = [
+        [label, f"{group['n_pairs']:,}", f"{group['n_prompts']:,}", *(measure(group["contenders"][name]) for name in names)]
+        for label, group in groups
+    ]
+    return Table("by group", ["group", "pairs", "prompts", *names], rows, last_is_total=True)
+
+
+def tables(report: EvaluationReport) -> list[Table]:
+    """All tables of a report."""
+    return [accuracy_table(report), *([group_table(report)] if report["by"] else [])]
+
+
+def sentences(differences: Sequence[Difference], facts: Mapping[str, ContenderFacts]) -> list[str]:
+    """Which contender is better, or that it can't be told; two baselines are not compared."""
+    told = [each for each in differences if not _are_baselines(each, facts)]
+    first = told[0]["first"] if told else ""
+    shown = told if len(told) <= _MAX_SENTENCES else [each for each in told if each["first"] == first]
+    lines = [sentence(each) for each in shown]
+    if len(shown) < len(told):
+        lines.append(f"(here with {first} alone; all {len(told)} comparisons of two are in the JSON)")
+    return lines
+
+
+def sentence(each: Difference) -> str:
+    """Of one difference, such as ``a is better than b: +0.041 [+0.012, +0.070]``."""
+    value = f"{each['difference']:+.3f} {interval(each['ci95'], '+.3f', missing='(no interval)')}"
+    match each["verdict"]:
+        case "first":
+            return f"{each['first']} is better than {each['second']}: {value}"
+        case "second":
+            return f"{each['first']} is worse than {each['second']}: {value}"
+    return f"{each['first']} and {each['second']} can't be told apart: {value}"
+
+
+def render(report: EvaluationReport) -> Group:
+    """Tables, what the differences mean, and the warnings."""
+    return shown(tables(report), sentences(report["differences"], report["facts"]), report["warnings"])
+
+
+def shown(all_tables: Iterable[Table], lines: Iterable[str], warnings: Iterable[str]) -> Group:
+    """For the terminal."""
+    yellow = [Text(f"warning: {line}", style="yellow") for line in warnings]
+    return Group(*(table.rich() for table in all_tables), *map(Text, lines), *yellow)
+
+
+def _cells(found: ContenderMeasure) -> list[str]:
+    loss = "-" if found["loss"] is None else f"{found['loss']:.3f}"
+    return [f"{found['accuracy']:.3f}", interval(found["ci95"], missing="-"), f"{found['ties']:,}", loss]
+
+
+def _are_baselines(each: Difference, facts: Mapping[str, ContenderFacts]) -> bool:
+    return all(facts[each[side]]["kind"] == "baseline" for side in ("first", "second"))
