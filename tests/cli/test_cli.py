@@ -82,9 +82,9 @@ def test_score_then_evaluate_then_inspect(polar, model, tmp_path):
     assert code == 0, error
     assert "accuracy" in table
     report = json.loads(result.read_text())
-    expected = "schema n_pairs n_prompts accuracy ci95 loss by baselines encoder_hash model data".split()
-    assert set(expected) <= report.keys()
-    assert (report["n_pairs"], set(report["by"]), set(report["baselines"])) == (2, {"x", "y"}, {"length", "tfidf"})
+    assert (report["schema"], report["n_pairs"], set(report["by"])) == ("polar-rm/evaluation/2", 2, {"x", "y"})
+    assert list(report["contenders"]) == [str(model), "length", "tfidf"]
+    assert report["facts"][str(model)]["facts"]["encoder_hash"] == RewardModel.from_pretrained(model).encoder.hash
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
     code, shown, _ = polar("inspect", pairs, "--row", 2, "--model", model)
@@ -178,8 +178,8 @@ def test_an_evaluation_reports_truncation_and_ties(polar, model, tmp_path):
     code, _, error = polar("evaluate", pairs, "--model", model, "--json", tmp_path / "out.json")
     assert code == 0, error
     warnings = json.loads((tmp_path / "out.json").read_text())["warnings"]
-    assert "1 comparisons have a text that was cut to the encoder's limits" in warnings
-    assert "1 comparisons have candidates that the encoder makes equal: ties" in warnings
+    assert f"{model}: 1 comparisons have a text that was cut to the encoder's limits" in warnings
+    assert f"{model}: 1 comparisons have candidates that the encoder makes equal: ties" in warnings
 
 
 def test_bad_models(polar, model, tmp_path):

@@ -15,11 +15,12 @@ from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError, ScoreError, UnsupportedModel
 from polar_rm.evaluation.contenders.base import Contender, ModelOptions
 from polar_rm.evaluation.contenders.native import free_memory
+from polar_rm.evaluation.contenders.stock import whole_tokenizer
 from polar_rm.evaluation.pairs import NotedScores
 from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.model.backbones import dtype_of
 from polar_rm.model.folders import check_config_file
-from polar_rm.model.language_models import load_auto_tokenizer, model_folder
+from polar_rm.model.language_models import model_folder
 from polar_rm.records import Comparison, flatten
 
 _WINDOW = 256  # comparisons whose texts are sorted by length together
@@ -55,7 +56,7 @@ class Embedding(Contender):
         """
         folder = encoder_folder(self.source or "")
         check_config_file(folder)
-        load_auto_tokenizer(folder)
+        whole_tokenizer(folder)
         self.facts |= {"pooling": pooling_of(folder), **self._options.place()}
 
     def load(self) -> ComparisonScorer:
@@ -112,7 +113,7 @@ class EmbeddingScorer:
         from transformers import AutoModel
 
         self._name, self._options = name, options
-        self._tokenizer = load_auto_tokenizer(folder)
+        self._tokenizer = whole_tokenizer(folder)
         self._pooling = pooling_of(folder)
         place = options.place()
         try:
@@ -120,11 +121,12 @@ class EmbeddingScorer:
         except Exception as error:  # transformers raises whatever a value leads it to
             raise UnsupportedModel(f"{folder}: {first_line(error)}") from error
         self._model = self._model.to(place["device"]).eval()
-        limits = [getattr(self._model.config, "max_position_embeddings", None), self._tokenizer.model_max_length]
-        if (folder / "sentence_bert_config.json").is_file():
-            limits.append(read_json(folder / "sentence_bert_config.json").get("max_seq_length"))
-        self._max_tokens = min([limit for limit in limits if limit and limit < _NO_LIMIT], default=None)
-        self._padding = self._tokenizer.pad_token_id or 0  # masked: which token it is makes no difference
+        limits = [getattr(self._model.config, "max_position_embeddings", None)]
+        for file, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
+            if (folder / file).is_file():
+                limits.append(read_json(folder / file).get(key))
+        if found := [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]:
+            self._tokenizer.enable_truncation(min(found))
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
         """One cosine per candidate, -1 to 1.
@@ -150,9 +152,8 @@ class EmbeddingScorer:
 
     def _embed(self, texts: Sequence[str]) -> tuple[torch.Tensor, list[bool]]:
         """Unit vectors, float32 [n, width], and which texts were cut."""
-        whole = [len(ids) for ids in self._tokenizer(list(texts))["input_ids"]]
-        limit = {"truncation": True, "max_length": self._max_tokens} if self._max_tokens else {}
-        ids = self._tokenizer(list(texts), **limit)["input_ids"]
+        encodings = self._tokenizer.encode_batch(list(texts))
+        ids = [encoding.ids for encoding in encodings]
         order = sorted(range(len(texts)), key=lambda i: -len(ids[i]))
         vectors: dict[int, torch.Tensor] = {}
         start = 0
@@ -163,12 +164,12 @@ class EmbeddingScorer:
                 vectors[index] = vector
             start += size
         found = torch.stack([vectors[index] for index in range(len(texts))])
-        return torch.nn.functional.normalize(found, dim=1), [a > len(b) for a, b in zip(whole, ids, strict=True)]
+        return torch.nn.functional.normalize(found, dim=1), [bool(encoding.overflowing) for encoding in encodings]
 
     @torch.inference_mode()
     def _forward(self, sequences: Sequence[list[int]]) -> torch.Tensor:
         width = max(1, *map(len, sequences))
-        ids = torch.full((len(sequences), width), self._padding)
+        ids = torch.zeros((len(sequences), width), dtype=torch.long)  # masked: which token pads makes no difference
         mask = torch.zeros((len(sequences), width), dtype=torch.long)
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)

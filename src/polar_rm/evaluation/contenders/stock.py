@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from polar_rm.common.files import read_json
 from polar_rm.common.iteration import windows
 from polar_rm.common.text import first_line
+from polar_rm.encoding.tokenizers import load_tokenizer
 from polar_rm.errors import PolarError, ScoreError, UnsupportedModel
 from polar_rm.evaluation.contenders.base import Contender, ModelOptions
 from polar_rm.evaluation.contenders.native import free_memory
@@ -106,7 +108,8 @@ def load_classifier(folder: Path, options: ModelOptions) -> Any:
 class ChatTemplate:
     """From a prompt and an answer to token ids, as the folder's own tokenizer does.
 
-    name: of the contender, for messages.
+    name: of the contender, for messages. Ids are those of ``tokenizer.json``: for some families transformers 5 builds a tokenizer
+    of its own, which splits digits otherwise than a folder's file may say.
 
     Raises:
         PolarError: there is no tokenizer, or it has no chat template.
@@ -114,8 +117,9 @@ class ChatTemplate:
 
     def __init__(self, name: str, folder: Path) -> None:
         self._name = name
-        self._tokenizer = load_auto_tokenizer(folder)
-        if not getattr(self._tokenizer, "chat_template", None):
+        self._tokenizer = whole_tokenizer(folder)
+        self._template = load_auto_tokenizer(folder)
+        if not getattr(self._template, "chat_template", None):
             raise PolarError(
                 f"{folder}: its tokenizer has no chat template, so it is not known how it reads a prompt and an answer"
             )
@@ -132,13 +136,21 @@ class ChatTemplate:
         prompt = _messages(comparison.prompt, "user")
         try:
             texts = [
-                self._tokenizer.apply_chat_template([*prompt, *_messages(candidate, "assistant")], tokenize=False)
+                self._template.apply_chat_template([*prompt, *_messages(candidate, "assistant")], tokenize=False)
                 for candidate in comparison.candidates
             ]
         except Exception as error:  # a template is a program; it may raise anything
             raise PolarError(f"{where}: the chat template refuses it: {first_line(error)}") from error
         # The template's text is complete: a tokenizer that adds a BOS would put a second one before it.
-        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def whole_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder, which neither cuts nor pads, as many files tell it to."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _messages(text: Text, role: str) -> list[Message]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,8 @@ class Stored(Contender):
         file = self._file if self._file.exists() else find_file(self._file)
         table = _Table()
         if _is_judgebench(file):
-            from polar_rm.evaluation.suites.judgebench import read_stored_scores
-
-            self._scores = {key: list(pair) for key, pair in read_stored_scores(file).items()}
+            read = import_module("polar_rm.evaluation.suites.judgebench").read_stored_scores
+            self._scores = {key: list(pair) for key, pair in read(file).items()}
             self._has_ids = True
         else:
             for _ in read_rows(file, table.add):
