@@ -1,7 +1,12 @@
 import logging
 
 import pytest
+from hypothesis import settings
 from support import tiny
+
+# No example is timed: how long one takes says something of the machine only.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

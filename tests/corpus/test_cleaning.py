@@ -34,7 +34,7 @@ def most_copies(tokens, period):
 
 
 @given(texts(), REASONS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_only_shortened_never_emptied_and_stable(text, reason):
     cleaned = clean(text, reason)
     assert is_subsequence(cleaned.text, text)
@@ -44,7 +44,7 @@ def test_only_shortened_never_emptied_and_stable(text, reason):
 
 
 @given(texts())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_loop_is_left(text):
     cleaned = clean(text, "stop").text
     tokens = {
@@ -58,7 +58,7 @@ def test_no_loop_is_left(text):
 
 
 @given(st.lists(st.tuples(texts(), REASONS), max_size=8))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_many_are_cleaned_as_each_alone(rows):
     columns = [text for text, _ in rows], [reason for _, reason in rows]
     assert clean_all(*columns, Cleaning()) == [clean(text, reason) for text, reason in rows]

@@ -88,7 +88,7 @@ def in_small_parts(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("key", ENCODERS, ids="-".join)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(prompt=TEXTS, reference=TEXTS, candidates=st.lists(TEXTS, min_size=1, max_size=2))
 def test_ids_are_those_of_the_whole_text(key, prompt, reference, candidates):
     encoder = ENCODERS[key]

@@ -42,7 +42,7 @@ def test_sequences_are_the_definition(bos, wrapper, glue):
         assert tree.sequence(index) == ([0] if bos else []) + expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=30), st.text(max_size=30), st.lists(st.text(max_size=30), min_size=1, max_size=4), st.booleans())
 def test_tree_equals_joint_text_for_any_unicode(prompt, reference, candidates, sft):
     encoder = make()
@@ -54,7 +54,7 @@ def test_tree_equals_joint_text_for_any_unicode(prompt, reference, candidates, s
         assert tree.sequence(index) == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text("ab .🙂", max_size=30), st.text("ab .🙂", max_size=30), st.lists(st.text("ab"), min_size=2, max_size=4))
 def test_a_reference_in_the_place_of_the_best_candidate_is_encoded_as_one(prompt, reference, candidates):
     encoder = make(bos=True, max_length=256, max_response_length=16)
@@ -136,7 +136,41 @@ def test_candidates_of_a_comparison_share_one_prompt_cut_but_scored_outputs_do_n
     assert len(grouped[1]) > len(shared.sequence(1))
 
 
-@settings(max_examples=40, deadline=None)
+TEXTS = st.text(alphabet="ab é中🙂 \n.", max_size=40)
+
+
+@settings(max_examples=60)
+@given(
+    TEXTS, TEXTS, st.lists(TEXTS, min_size=1, max_size=5), st.sampled_from(["sft", "pretrain"]), st.sampled_from([24, 40, 400])
+)
+def test_an_output_has_the_ids_and_the_prefix_that_it_has_alone(prompt, reference, outputs, wrapper, max_length):
+    """F15."""
+    encoder = make(max_length=max_length, max_response_length=8)
+    trees = encoder.encode_outputs(prompt, reference, outputs, wrapper)
+    assert sorted(index for part, _ in trees for index in part) == list(range(len(outputs)))
+    for part, tree in trees:
+        for branch, index in enumerate(part):
+            [(_, alone)] = encoder.encode_outputs(prompt, reference, [outputs[index]], wrapper)
+            assert (tree.prefix, tree.branches[branch]) == (alone.prefix, alone.branches[0])
+            assert (tree.truncation.prompt, tree.notes[branch]) == (alone.truncation.prompt, alone.notes[0])
+            assert tree.truncation.candidates[branch] == alone.truncation.candidates[0]
+
+
+def test_outputs_share_their_prompt_and_nothing_else():
+    encoder = make()
+    outputs = ["The dog ran home.", "The dog ran away.", "The dog"]
+    for wrapper in ("sft", "pretrain"):
+        [(part, tree)] = encoder.encode_outputs("What did the big dog do then? " * 3, "It ran.", outputs, wrapper)
+        end = tree.prefix.index(encoder.separator_id) + 1
+        shared = encoder.tokenizer.decode(tree.prefix[end:])
+        assert part == [0, 1, 2]
+        assert shared == "What did the big dog do then? " * 3 if wrapper == "sft" else shared.endswith("big dog do then?")
+    # A comparison for training shares what its candidates begin with, too.
+    pair = encoder.encode(compare("What?", "It ran.", ("The dog", "The dog ran")))
+    assert pair.branches[0] == [encoder.reward_id]
+
+
+@settings(max_examples=40)
 @given(st.text(alphabet="aé中🙂 \n", max_size=80), st.integers(8, 40))
 def test_no_sequence_exceeds_the_limit_and_no_character_is_broken(text, limit):
     encoder = make(max_length=2 * limit + 20, max_response_length=limit)
@@ -159,7 +193,7 @@ def test_what_is_kept_of_a_response_is_within_its_limit(limit, side):
     assert cut > 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text("ab é🙂\n", max_size=60), st.lists(st.text("ab é🙂\n", max_size=400), min_size=2, max_size=3))
 def test_guessing_that_a_text_is_long_changes_no_id(prompt, responses):
     encoder = make(max_length=128, max_response_length=48)

@@ -105,7 +105,7 @@ def test_settings_of_older_and_newer_libraries_are_one():
     assert fingerprint._canonical(missing) == fingerprint._canonical({**missing, "use_regex": True, "trim_offsets": False})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.text(max_size=40), max_size=4), st.sampled_from([*CHANGES, *REWRITES]))
 def test_equal_hashes_are_equal_ids(texts, name):
     values = written()

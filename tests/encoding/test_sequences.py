@@ -37,7 +37,7 @@ def test_bos_comes_once_or_not_at_all():
 
 
 @given(st.text(max_size=30), st.text(max_size=30), st.text(max_size=30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_items_can_be_sent_as_text(prompt, reference, output):
     ids = ids_of(prompt, reference, output)
     assert tokenize(render(ids, ENCODER), ENCODER) == ids
@@ -53,6 +53,10 @@ def test_sequences_come_back_out_of_their_tree():
     assert all(tree.branches)
     alone = join(sequences[:1])
     assert alone.sequence(0) == group[0] and alone.branches == [[ENCODER.reward_id]]
+    whole = len(ids_of("the quick fox", "lazy", "")) - 1
+    told = [TokenSequence.from_ids(ids, ENCODER, shared=whole) for ids in group]
+    assert [join([one]).prefix for one in told] == [join(told).prefix] * 4 == [group[2][:-1]] * 4
+    assert {one.group for one in told} & {one.group for one in sequences} == set()
     same = join([sequences[0], sequences[3]])
     assert same.branches == [[ENCODER.reward_id]] * 2
 

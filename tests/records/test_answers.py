@@ -158,7 +158,7 @@ pieces = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=12) | st.lists(pieces, max_size=5).map("".join), st.integers(0, 3))
 def test_every_string_comes_back_from_a_cell(text, depth):
     """H5: the quoting rule, also for strings that are quoted already."""

@@ -79,7 +79,7 @@ def test_kinds_of_tables(tmp_path, name):
     assert list(read_comparisons(tmp_path / name)) == EXPECTED
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.dictionaries(st.text(max_size=3), st.text() | st.lists(st.integers() | st.floats(allow_nan=False)), min_size=1),

@@ -273,7 +273,7 @@ trajectories = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([".jsonl", ".jsonl.gz", ".parquet"]),
     st.lists(comparisons(), min_size=1, max_size=4),

@@ -119,6 +119,27 @@ def test_a_score_does_not_depend_on_its_company(model):
                 assert one == other
 
 
+@pytest.mark.parametrize("wrapper", ["sft", "pretrain"])
+def test_a_score_does_not_depend_on_its_group(model, wrapper):
+    """F15: alone, beside outputs that begin alike, and in another window (as after a resume)."""
+    rng = random.Random(2)
+
+    def text(most=30):
+        return " ".join(rng.choices(WORDS, k=rng.randint(1, most)))
+
+    items = []
+    for _ in range(12):
+        prompt, reference, start = text(), text(), text()
+        outputs = [text(), "", "\n" + text(), *(f"{start} {text(3)}" for _ in range(rng.randint(1, 6)))]
+        items += [ScoreItem(prompt, reference, output, wrapper) for output in outputs]
+    together = [reward.reward for reward in Scorer(model).score(items)]
+    for window in (1, 2, 7):
+        for one, other in zip(Scorer(model, window=window).score(items), together, strict=True):
+            assert one.reward == pytest.approx(other, abs=1e-4)
+            if torch.backends.cpu.get_cpu_capability() == "AVX2":
+                assert one.reward == other
+
+
 def test_notes_are_given_with_each_score_and_counted(tmp_path):
     """H8."""
     model = tiny.reward_model(tmp_path, settings=tiny.EncoderSettings(max_length=3000, max_response_length=700))

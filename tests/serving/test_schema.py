@@ -47,9 +47,7 @@ def test_replies_are_as_documented(operations):
         for mode in modes:
 
             @given(case=operation.as_strategy(generation_mode=mode))
-            @settings(
-                max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-            )
+            @settings(max_examples=EXAMPLES, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
             def send_and_validate(case):
                 case.call_and_validate(checks=CHECKS, timeout=60)
 

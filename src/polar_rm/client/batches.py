@@ -16,10 +16,12 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
-    """The token ids of one item. cut: its truncation."""
+    """The token ids of one item. cut: its truncation. shared: the number of ids up to the end of the prompt behind the separator,
+    which all outputs of the prompt share; None where it is unknown."""
 
     ids: list[int]
     cut: Cut
+    shared: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,6 @@ def encode(items: Sequence[ScoreItem], encoder: Encoder) -> Batch[EncodedItem]:
             continue
         for part, tree in trees:
             for branch, position in enumerate(part):
-                batch.entries.append(EncodedItem(tree.sequence(branch), Cut.of(tree, branch)))
+                batch.entries.append(EncodedItem(tree.sequence(branch), Cut.of(tree, branch), len(tree.prefix)))
                 batch.indices.append(group[position])
     return batch

@@ -6,23 +6,25 @@ A comparison becomes a prefix tree. With ``⊕`` putting a newline between promp
     [bos] enc(prompt ⊕ reference) <|reward|> enc(prompt ⊕ candidate) [UNUSED_TOKEN_130]
 
 The token *named* ``<|reward|>`` separates, and the score is read at ``[UNUSED_TOKEN_130]``. Prompt and response are tokenised
-together, so a merge may cross their boundary; the shared prefix is therefore the longest common prefix of the candidates' ids,
-not "everything up to the prompt's end". Sharing more than the prompt costs nothing: each sequence's ids stay what they were.
+together, so a merge may cross their boundary; the shared prefix is therefore a common prefix of the candidates' ids. In training
+it is the longest one, which costs least. In scoring it ends where the ids of the prompt alone end, even if candidates begin
+alike: attention rounds differently behind another prefix, and a score must not depend on what else is scored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Self
 
 from tokenizers import Encoding, Tokenizer
 
-from polar_rm.common.files import read_json
 from polar_rm.encoding.edges import Edge, Side, Wanted, edges
 from polar_rm.encoding.fingerprint import VERSION, digest, fingerprint, fingerprint_1
-from polar_rm.encoding.settings import RESERVED_TOKENS, EncoderSettings
+from polar_rm.encoding.settings import RESERVED_TOKENS, EncoderSettings, saved_encoder
 from polar_rm.encoding.specials import SpecialTokens
 from polar_rm.encoding.texts import (
     RenderedTexts,
@@ -42,6 +44,21 @@ _MERGE_SLACK = 32
 # A text with more characters than this for every token that it may have is hardly ever within the limit: it is tokenised for
 # its cut at once. A wrong guess costs time and changes no id.
 _CHARACTERS_PER_TOKEN = 6
+# Where a response goes on without glue, it can merge with the prompt's last word, which is looked for in so many characters.
+_LAST_WORD = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Joint:
+    """Ids of candidates that have one cut of the prompt: of the reference and of each candidate, every one with the prompt.
+
+    indices: the candidates. prompt: what is kept of it, without special tokens.
+    """
+
+    indices: list[int]
+    ids: list[list[int]]
+    truncation: Truncation
+    prompt: str
 
 
 class Encoder:
@@ -77,7 +94,7 @@ class Encoder:
             EncoderMismatch: the saved hash is not the hash of what is in the folder (tokenizer or settings were changed).
         """
         directory = Path(directory)
-        settings, version, saved_fingerprint, saved_hash = _saved(directory)
+        settings, version, saved_fingerprint, saved_hash = saved_encoder(directory)
         encoder = cls(load_tokenizer(directory), settings)
         found = encoder.fingerprint if version == VERSION else encoder._fingerprint_1()
         found_hash = digest([settings.to_dict(), found])
@@ -159,27 +176,28 @@ class Encoder:
         trees: list[PrefixTree] = []
         fields = [self._fields(c.prompt, c.reference, c.candidates, c.wrapper) for c in comparisons]
         for comparison, field, uncut in zip(comparisons, fields, self._uncut_ids(fields), strict=True):
-            if uncut:
-                trees.append(self._uncut_tree(uncut, comparison.ranks, field.notes))
-            else:
-                [(_, tree)] = self._encode_cut(field, comparison.ranks, shared_cut=True)
-                trees.append(tree)
+            [joint] = [uncut] if uncut else self._encode_cut(field, shared_cut=True)
+            trees.append(self._tree(joint, field, comparison.ranks))
         return trees
 
     def encode_outputs(
         self, prompt: Text, reference: Text | None, outputs: Sequence[Text], wrapper: str = "sft"
     ) -> list[tuple[list[int], PrefixTree]]:
-        """Trees for scoring, each with the indices of its outputs; an output's ids never depend on its neighbours.
+        """Trees for scoring, each with the indices of its outputs; neither an output's ids nor the place where its branch begins
+        depends on its neighbours.
 
         Where the prompt has to be cut, every output gets the cut that it would get alone (as in the official client), and
         only outputs with the same cut share a tree.
         """
         field = self._fields(prompt, reference, outputs, wrapper)
-        ranks = (0,) * len(outputs)
         [uncut] = self._uncut_ids([field])
-        if uncut:
-            return [(list(range(len(outputs))), self._uncut_tree(uncut, ranks, field.notes))]
-        return self._encode_cut(field, ranks, shared_cut=False)
+        trees = []
+        for joint in [uncut] if uncut else self._encode_cut(field, shared_cut=False):
+            prompt_ids = self.ids(self._stem(field, joint.prompt))
+            shared = [len(commonprefix([prompt_ids, ids])) for ids in joint.ids[1:]]
+            for length, part in _by_value(joint.indices, shared).items():  # hardly ever more than one
+                trees.append((part, self._tree(joint, field, (0,) * len(outputs), part, length)))
+        return trees
 
     def with_identical(self, tree: PrefixTree) -> PrefixTree:
         """The same comparison with its reference in the place of its best candidate (the first of several).
@@ -253,20 +271,35 @@ class Encoder:
         except (TypeError, UnicodeError) as error:
             raise _not_unicode(error) from error
 
-    def _uncut_ids(self, fields: Sequence[RenderedTexts]) -> list[list[list[int]] | None]:
-        """Joint ids of reference and candidates, tokenised as one batch; None where something may have to be cut."""
+    def _stem(self, field: RenderedTexts, prompt: str) -> str:
+        """What of a prompt has ids that no response can change, or hardly ever."""
+        prompt = self._clean(prompt)
+        return self._specials.drop(prompt if field.glue else prompt[:-_LAST_WORD] + prompt[-_LAST_WORD:].rpartition(" ")[0])
+
+    def _uncut_ids(self, fields: Sequence[RenderedTexts]) -> list[_Joint | None]:
+        """Of every comparison, tokenised as one batch; None where something may have to be cut."""
         response, prompt = (
             _CHARACTERS_PER_TOKEN * n_tokens for n_tokens in (self.settings.max_response_length, self.settings.max_length)
         )
         drop = self._specials.drop
-        joint = {
-            number: self._joint(field, drop(field.prompt), drop(field.reference), [drop(text) for text in field.candidates])
+        prompts = {
+            number: drop(field.prompt)
             for number, field in enumerate(fields)
             if max(map(len, (field.reference, *field.candidates))) <= response and len(field.prompt) <= prompt
         }
-        tokenised = iter(self._ids([text for texts in joint.values() for text in texts]))
-        ids = {number: [next(tokenised) for _ in texts] for number, texts in joint.items()}
-        return [ids[number] if number in ids and self._surely_fits(*ids[number]) else None for number in range(len(fields))]
+        texts = {
+            number: self._joint(fields[number], text, drop(fields[number].reference), list(map(drop, fields[number].candidates)))
+            for number, text in prompts.items()
+        }
+        tokenised = iter(self._ids([text for some in texts.values() for text in some]))
+        joints: list[_Joint | None] = [None] * len(fields)
+        for number, some in texts.items():
+            ids = [next(tokenised) for _ in some]
+            if self._surely_fits(*ids):
+                n_candidates = len(some) - 1
+                uncut = Truncation(candidates=(0,) * n_candidates)
+                joints[number] = _Joint(list(range(n_candidates)), ids, uncut, prompts[number])
+        return joints
 
     def _surely_fits(self, reference_ids: list[int], *candidate_ids: list[int]) -> bool:
         longest = max(map(len, candidate_ids))
@@ -274,37 +307,33 @@ class Encoder:
         length_limit = self.settings.max_length - RESERVED_TOKENS - _MERGE_SLACK
         return max(len(reference_ids), longest) <= response_limit and len(reference_ids) + longest <= length_limit
 
-    def _encode_cut(
-        self, field: RenderedTexts, ranks: tuple[int, ...], *, shared_cut: bool
-    ) -> list[tuple[list[int], PrefixTree]]:
+    def _encode_cut(self, field: RenderedTexts, *, shared_cut: bool) -> Iterator[_Joint]:
         """The general case: cut each response to its limit, then the prompt to what the two leave."""
         prompt, *responses = self._edges(field)
-        (reference, n_reference, reference_cut), *cut_candidates = map(self._cut_response, responses)
-        budgets = [
-            (self.settings.max_length - RESERVED_TOKENS - n_reference - n_candidate) // 2 for _, n_candidate, _ in cut_candidates
-        ]
+        (reference, n_reference, reference_cut), *candidates = map(self._cut_response, responses)
+        limit = self.settings.max_length
+        budgets = [(limit - RESERVED_TOKENS - n_reference - n_candidate) // 2 for _, n_candidate, _ in candidates]
         keeps = [max(0, min(len(prompt.offsets), min(budgets) if shared_cut else budget)) for budget in budgets]
-        trees = []
-        for keep in dict.fromkeys(keeps):
-            indices = [i for i, other in enumerate(keeps) if other == keep]
-            candidates = [cut_candidates[i][0] for i in indices]
-            candidate_cuts = tuple(cut_candidates[i][2] for i in indices)
-            kept = keep
-            while True:
-                joint = self._ids(self._joint(field, prompt.last(kept), reference, candidates))
-                # Cutting can undo merges, so the joint ids may be longer than their parts were; the prompt stands in twice.
-                excess = len(self.bos_ids) + len(joint[0]) + max(map(len, joint[1:])) + 2 - self.settings.max_length
-                if excess <= 0:
-                    break
-                if kept == 0:
-                    raise PolarError(
-                        f"a sequence is {excess} tokens over max_length {self.settings.max_length} without its prompt"
-                    )
-                kept = max(0, kept - (excess + 1) // 2)
-            cut = Truncation(len(prompt) - kept, reference_cut, candidate_cuts)
-            notes = tuple(field.notes[i] for i in indices)
-            trees.append((indices, self._tree(joint, tuple(ranks[i] for i in indices), cut, notes)))
-        return trees
+        todo = _by_value(range(len(candidates)), keeps)
+        while todo:
+            kept, indices = todo.popitem()
+            text = prompt.last(kept)
+            ids = self._ids(self._joint(field, text, reference, [candidates[i][0] for i in indices]))
+            # Cutting can undo merges, so the joint ids may be longer than their parts were; the prompt stands in twice.
+            excess = [len(self.bos_ids) + len(ids[0]) + len(own) + 2 - limit for own in ids[1:]]
+            if shared_cut:
+                excess = [max(excess)] * len(indices)
+            if kept == 0 and max(excess) > 0:
+                raise PolarError(f"a sequence is {max(excess)} tokens over max_length {limit} without its prompt")
+            fitting = [n for n, more in enumerate(excess) if more <= 0]
+            if fitting:
+                cuts = tuple(candidates[indices[n]][2] for n in fitting)
+                truncation = Truncation(len(prompt) - kept, reference_cut, cuts)
+                yield _Joint([indices[n] for n in fitting], [ids[0], *(ids[n + 1] for n in fitting)], truncation, text)
+            over = [n for n, more in enumerate(excess) if more > 0]
+            fewer = [max(0, kept - (excess[n] + 1) // 2) for n in over]
+            for keep, again in _by_value([indices[n] for n in over], fewer).items():
+                todo.setdefault(keep, []).extend(again)
 
     def _edges(self, field: RenderedTexts) -> list[Edge]:
         """Of the prompt its last tokens, of each response its first (or last) ones, more of each than can be kept."""
@@ -333,36 +362,32 @@ class Encoder:
         kept = min(len(edge.offsets), limit)
         return edge.last(kept), kept if edge.omitted else limit, n_tokens - kept
 
-    def _uncut_tree(self, ids: list[list[int]], ranks: tuple[int, ...], notes: tuple[tuple[str, ...], ...]) -> PrefixTree:
-        return self._tree(ids, ranks, Truncation(candidates=(0,) * len(ranks)), notes)
-
     def _tree(
-        self, ids: list[list[int]], ranks: tuple[int, ...], truncation: Truncation, notes: tuple[tuple[str, ...], ...]
+        self,
+        joint: _Joint,
+        field: RenderedTexts,
+        ranks: tuple[int, ...],
+        part: Sequence[int] | None = None,
+        shared: int | None = None,
     ) -> PrefixTree:
-        """ids: of the reference and of each candidate."""
-        head = [*self.bos_ids, *ids[0], self.separator_id]
-        return PrefixTree.of(head, [[*own, self.reward_id] for own in ids[1:]], ranks, truncation, notes)
+        """Of a comparison's ids. part: only these candidates. shared: see :meth:`PrefixTree.of`."""
+        indices = joint.indices if part is None else part
+        rows = [joint.indices.index(i) for i in indices]
+        head = [*self.bos_ids, *joint.ids[0], self.separator_id]
+        tails = [[*joint.ids[row + 1], self.reward_id] for row in rows]
+        cut = joint.truncation
+        truncation = Truncation(cut.prompt, cut.reference, tuple(cut.candidates[row] for row in rows))
+        notes = tuple(field.notes[i] for i in indices)
+        return PrefixTree.of(head, tails, tuple(ranks[i] for i in indices), truncation, notes, shared=shared)
+
+
+def _by_value(indices: Sequence[int], values: Sequence[int]) -> dict[int, list[int]]:
+    """Indices by their value, in the order in which values first occur."""
+    groups: dict[int, list[int]] = {}
+    for index, value in zip(indices, values, strict=True):
+        groups.setdefault(value, []).append(index)
+    return groups
 
 
 def _not_unicode(error: Exception) -> PolarError:
     return PolarError(f"a text is not valid Unicode (a lone surrogate?): {error}")
-
-
-def _saved(directory: Path) -> tuple[EncoderSettings, int, str, str]:
-    """Settings, version of the fingerprint, fingerprint and hash, as :meth:`Encoder.to_config` gave them."""
-    path = directory / "config.json"
-    try:
-        section = read_json(path)["polar"]["encoder"]
-        values, saved_fingerprint, saved_hash = section["settings"], section["tokenizer"], section["hash"]
-        version = section.get("fingerprint_version", 1)
-        unknown = set(values) - set(EncoderSettings.__dataclass_fields__)
-    except (KeyError, TypeError):
-        raise PolarError(f"{path}: no encoder settings; is this a reward model saved by polar?") from None
-    if unknown:
-        raise EncoderMismatch(f"{path}: unknown encoder settings {sorted(unknown)}: saved by a newer version?")
-    if version not in (1, VERSION):
-        raise EncoderMismatch(f"{path}: unknown fingerprint_version {version!r}: saved by a newer version?")
-    try:
-        return EncoderSettings(**values), version, saved_fingerprint, saved_hash
-    except TypeError as error:
-        raise EncoderMismatch(f"{path}: encoder settings of a wrong type: {error}") from None

@@ -16,17 +16,30 @@ from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import PolarError
 
+Group = tuple[tuple[int, ...], bool]
+
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """Checked ids of one item: ``head`` ends in the separator, ``tail`` in the reward token. Equal heads share a tree."""
+    """Checked ids of one item in two parts, of which the second ends in the reward token. Those of one ``group`` share a tree.
+
+    ends_with_prompt: whether the head ends where the ids of the prompt end behind the separator; then its tree shares the head
+    and nothing more (see :meth:`Encoder.encode_outputs`). Otherwise, since nobody has told where the prompt ends, the head ends
+    in the separator, and its tree shares what else its tails agree on.
+    """
 
     head: tuple[int, ...]
     tail: list[int]
+    ends_with_prompt: bool = False
+
+    @property
+    def group(self) -> Group:
+        """Names the tree that this sequence can be a branch of."""
+        return self.head, self.ends_with_prompt
 
     @classmethod
-    def from_ids(cls, ids: Sequence[int], encoder: Encoder) -> Self:
-        """Ids from outside.
+    def from_ids(cls, ids: Sequence[int], encoder: Encoder, *, shared: int | None = None) -> Self:
+        """Ids from outside. shared: where the ids of the prompt end, if that is known: the prefix of the item's tree.
 
         Raises:
             PolarError: too long, an id that is none of the vocabulary, or not one separator and the reward token at the end.
@@ -46,8 +59,8 @@ class TokenSequence:
         if separators != 1:
             name = encoder.settings.separator_token
             raise PolarError(f"expected one separator {name!r} (id {encoder.separator_id}), found {separators}")
-        end = ids.index(encoder.separator_id) + 1
-        return cls(tuple(ids[:end]), list(ids[end:]))
+        end = ids.index(encoder.separator_id) + 1 if shared is None else shared
+        return cls(tuple(ids[:end]), list(ids[end:]), shared is not None)
 
     def __len__(self) -> int:
         return len(self.head) + len(self.tail)
@@ -80,5 +93,7 @@ def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def join(sequences: Sequence[TokenSequence]) -> PrefixTree:
-    """The tree of sequences with one head."""
-    return PrefixTree.of(sequences[0].head, [sequence.tail for sequence in sequences], (0,) * len(sequences))
+    """The tree of sequences of one group."""
+    first = sequences[0]
+    shared = 0 if first.ends_with_prompt else None
+    return PrefixTree.of(first.head, [sequence.tail for sequence in sequences], (0,) * len(sequences), shared=shared)

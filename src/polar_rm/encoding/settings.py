@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from polar_rm.errors import PolarError
+from polar_rm.common.files import read_json
+from polar_rm.encoding.fingerprint import VERSION
+from polar_rm.errors import EncoderMismatch, PolarError
 
 SEPARATOR_TOKEN = "<|reward|>"
 REWARD_TOKEN = "[UNUSED_TOKEN_130]"
@@ -74,3 +77,28 @@ def settings_within(max_positions: int | None, **settings: Any) -> EncoderSettin
     length = settings.get("max_length", min(official.max_length, max_positions or official.max_length))
     response = min(official.max_response_length, length // 4)
     return EncoderSettings(**{"max_length": length, "max_response_length": response} | settings)
+
+
+def saved_encoder(directory: Path) -> tuple[EncoderSettings, int, str, str]:
+    """Settings, version of the fingerprint, fingerprint and hash, as ``Encoder.to_config`` gave them.
+
+    Raises:
+        PolarError: ``config.json`` has none.
+        EncoderMismatch: they are of another version.
+    """
+    path = directory / "config.json"
+    try:
+        section = read_json(path)["polar"]["encoder"]
+        values, saved_fingerprint, saved_hash = section["settings"], section["tokenizer"], section["hash"]
+        version = section.get("fingerprint_version", 1)
+        unknown = set(values) - set(EncoderSettings.__dataclass_fields__)
+    except (KeyError, TypeError):
+        raise PolarError(f"{path}: no encoder settings; is this a reward model saved by polar?") from None
+    if unknown:
+        raise EncoderMismatch(f"{path}: unknown encoder settings {sorted(unknown)}: saved by a newer version?")
+    if version not in (1, VERSION):
+        raise EncoderMismatch(f"{path}: unknown fingerprint_version {version!r}: saved by a newer version?")
+    try:
+        return EncoderSettings(**values), version, saved_fingerprint, saved_hash
+    except TypeError as error:
+        raise EncoderMismatch(f"{path}: encoder settings of a wrong type: {error}") from None

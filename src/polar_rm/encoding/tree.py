@@ -44,13 +44,16 @@ class PrefixTree:
         ranks: tuple[int, ...],
         truncation: Truncation = Truncation(),
         notes: tuple[tuple[str, ...], ...] = (),
+        *,
+        shared: int | None = None,
     ) -> Self:
-        """The tree of sequences with one head. Its prefix goes on as far as all tails agree, but not over their last token, which
-        is the reward token.
+        """The tree of sequences with one head.
 
-        head: ids up to and with the separator. tails: at least one, the ids behind it.
+        head: ids that all share, at least the separator's. tails: at least one, the ids behind; each ends in the reward token.
+        shared: how many ids of the tails belong to the prefix; by default as many as all tails agree on, but the reward token.
         """
-        shared = min(len(commonprefix(list(tails))), min(map(len, tails)) - 1)
+        if shared is None:
+            shared = min(len(commonprefix(list(tails))), min(map(len, tails)) - 1)
         return cls([*head, *tails[0][:shared]], [list(tail[shared:]) for tail in tails], ranks, truncation, notes)
 
     @property

@@ -1,8 +1,8 @@
 """Merges sequences of many requests into prefix-shared batches for one model thread.
 
-The queue is keyed by head, ``[bos] prompt reference separator``: requests for the same prompt and reference join one tree while
-they wait, from any connection. Heads are served in the order of their arrival. If a batch can't hold all sequences of a head,
-the rest moves to the end of the queue.
+The queue is keyed by what a tree shares, ``[bos] prompt reference separator`` and, where its end is known, the prompt again:
+requests for the same prompt and reference join one tree while they wait, from any connection. These groups are served in the
+order of their arrival. If a batch can't hold all sequences of a group, the rest moves to the end of the queue.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from polar_rm.encoding.sequences import TokenSequence, join, shared_length
+from polar_rm.encoding.sequences import Group, TokenSequence, join, shared_length
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.rewards.outcomes import Failure
 
@@ -57,7 +57,7 @@ class BatchStats:
 
 
 class Batcher:
-    """Scores sequences in the order of their heads' arrival. Any number of tasks of one event loop may call ``submit``.
+    """Scores sequences in the order of their groups' arrival. Any number of tasks of one event loop may call ``submit``.
 
     score: called in its own thread, with one batch at a time. batch_tokens: maximum number of tree tokens of a batch (a single
     sequence may exceed it). window: seconds that an idle model waits for further requests after the first one.
@@ -79,7 +79,7 @@ class Batcher:
         self.window = window
         self.max_waiting_tokens = max_waiting_tokens
         self.on_batch = on_batch
-        self._queue: dict[tuple[int, ...], deque[_Entry]] = {}
+        self._queue: dict[Group, deque[_Entry]] = {}
         self.waiting_tokens = 0
         self.waiting_sequences = 0
         self._arrived = asyncio.Event()
@@ -112,14 +112,14 @@ class Batcher:
             raise Overloaded(f"{self.waiting_tokens:,} tokens are waiting in the queue; the limit is {self.max_waiting_tokens:,}")
         request = _Pending([None] * len(sequences), len(sequences))
         for index, sequence in enumerate(sequences):
-            self._queue.setdefault(sequence.head, deque()).append(_Entry(request, index, sequence))
+            self._queue.setdefault(sequence.group, deque()).append(_Entry(request, index, sequence))
         self._count(sequences, 1)
         try:
             if sequences:
                 self._arrived.set()
                 await request.done.wait()
         except asyncio.CancelledError:
-            self._withdraw(request, {sequence.head for sequence in sequences})
+            self._withdraw(request, {sequence.group for sequence in sequences})
             raise
         return [result for result in request.results if result is not None]
 
@@ -127,14 +127,14 @@ class Batcher:
         self.waiting_sequences += sign * len(sequences)
         self.waiting_tokens += sign * sum(map(len, sequences))
 
-    def _withdraw(self, request: _Pending, heads: set[tuple[int, ...]]) -> None:
-        for head in heads & self._queue.keys():
-            kept = deque(entry for entry in self._queue[head] if entry.request is not request)
-            self._count([entry.sequence for entry in self._queue[head] if entry.request is request], -1)
+    def _withdraw(self, request: _Pending, groups: set[Group]) -> None:
+        for group in groups & self._queue.keys():
+            kept = deque(entry for entry in self._queue[group] if entry.request is not request)
+            self._count([entry.sequence for entry in self._queue[group] if entry.request is request], -1)
             if kept:
-                self._queue[head] = kept
+                self._queue[group] = kept
             else:
-                del self._queue[head]
+                del self._queue[group]
 
     async def _run(self) -> None:
         while True:
@@ -152,17 +152,17 @@ class Batcher:
         batch: list[list[_Entry]] = []
         remaining = self.batch_tokens
         while self._queue:
-            head, entries = next(iter(self._queue.items()))
+            group, entries = next(iter(self._queue.items()))
             taken, used = _take_fitting(entries, remaining, at_least_one=not batch)
             if taken:
                 self._count([entry.sequence for entry in taken], -1)
                 batch.append(taken)
                 remaining -= used
             if entries:
-                if taken:  # move the head to the end, or a head with constant requests would starve the others
-                    self._queue[head] = self._queue.pop(head)
+                if taken:  # move the group to the end, or one with constant requests would starve the others
+                    self._queue[group] = self._queue.pop(group)
                 break
-            del self._queue[head]
+            del self._queue[group]
         return batch
 
     async def _serve(self, batch: list[list[_Entry]]) -> None:
@@ -182,7 +182,7 @@ class Batcher:
 
 
 def _take_fitting(entries: deque[_Entry], max_tokens: int, *, at_least_one: bool) -> tuple[list[_Entry], int]:
-    """Remove entries of one head from the left while their tree has at most ``max_tokens`` tokens.
+    """Remove entries of one group from the left while their tree has at most ``max_tokens`` tokens.
 
     Returns the entries and the number of tokens of their tree.
     """
@@ -190,7 +190,7 @@ def _take_fitting(entries: deque[_Entry], max_tokens: int, *, at_least_one: bool
     shared = lengths = used = 0
     while entries:
         sequence = entries[0].sequence
-        tail = sequence.tail[:-1]
+        tail = [] if sequence.ends_with_prompt else sequence.tail[:-1]
         # Another tail can only shorten the common prefix, which lengthens the earlier branches.
         common = min(shared, shared_length(taken[0].sequence.tail, tail)) if taken else len(tail)
         total = len(sequence.head) + common + lengths + len(sequence.tail) - (len(taken) + 1) * common

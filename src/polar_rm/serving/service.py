@@ -143,5 +143,5 @@ def _encode_items(items: Sequence[ScoreItem], encoder: Encoder) -> _Rows:
     batch = encode(items, encoder)
     rows: dict[int, _Encoded | Failure] = dict(batch.failed)
     for index, entry in zip(batch.indices, batch.entries, strict=True):
-        rows[index] = _Encoded(TokenSequence.from_ids(entry.ids, encoder), entry.cut)
+        rows[index] = _Encoded(TokenSequence.from_ids(entry.ids, encoder, shared=entry.shared), entry.cut)
     return [rows[index] for index in range(len(items))]
