@@ -45,11 +45,11 @@ def rest(connection):
 def answer(connection):
     """The server's next response, to the end of its body."""
     received = b""
-    while not (found := re.search(rb"content-length: (\d+).*?\r\n\r\n", received, re.S)) or len(received) < found.end() + int(
-        found[1]
-    ):
+    while True:
         received += connection.recv(1 << 16)
-    return received
+        header = re.search(rb"content-length: (\d+).*?\r\n\r\n", received, re.S)
+        if header and len(received) >= header.end() + int(header[1]):
+            return received
 
 
 @pytest.fixture
