@@ -89,6 +89,27 @@ class Fields:
             return [self._text(f"{name}[{i}]", each) for i, each in enumerate(value)]
         return [self._text(name, value)]
 
+    def strings(self, name: str, least: int = 1) -> list[str]:
+        """A list of at least ``least`` strings, each unchanged: none is read as messages."""
+        values = self.values(name, f"a list of at least {least} string{'s' if least > 1 else ''}", least)
+        for i, value in enumerate(values):
+            _check_string(f"{name}[{i}]", value)
+        return values
+
+    def values(self, name: str, expected: str = "a list", least: int = 0) -> list[Any]:
+        """A list of at least ``least`` values of any kind. expected: what it should be, for the message."""
+        values = self._list(name, self._pop(name, expected), expected)
+        if len(values) < least:
+            raise InvalidRecord(name, f"{expected}, not {len(values)}")
+        return list(values)
+
+    def boolean(self, name: str) -> bool:
+        """True or false."""
+        value = self._pop(name, "true or false")
+        if not isinstance(value, bool):
+            raise InvalidRecord(name, f"true or false, not {kind_of(value)}")
+        return value
+
     def ranks(self, name: str, count: int) -> tuple[int, ...]:
         """A list of ``count`` integers >= 0, at least two of them different.
 
@@ -117,12 +138,7 @@ class Fields:
 
     def string(self, name: str) -> str:
         """A string, which may be empty."""
-        value = self._pop(name, "a string")
-        if not isinstance(value, str):
-            raise InvalidRecord(name, f"a string, not {kind_of(value)}")
-        _check_length(name, value)
-        check_unicode(name, value)
-        return value
+        return _check_string(name, self._pop(name, "a string"))
 
     def integer(self, name: str) -> int:
         """An integer of 64 bits; in tables also a float with an integer value or a text of digits."""
@@ -208,6 +224,14 @@ class Fields:
         if value is text and text[:64].lstrip().startswith("[") and (form := looks_like_messages(text)):
             self.notes.append(f"{_field(name)!r} is text that spells messages in {form}; it is read as plain text")
         return value
+
+
+def _check_string(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidRecord(name, f"a string, not {kind_of(value)}")
+    _check_length(name, value)
+    check_unicode(name, value)
+    return value
 
 
 def _check_length(name: str, text: str) -> None:
