@@ -248,6 +248,8 @@ def test_references_are_asked_for_only_where_somebody_reads_them():
     blind.reads_references = False
     report = evaluate([blind], items).report
     assert (report["reference"]["mode"], list(report["contenders"])) == ("empty", ["blind", "length"])
+    report = evaluate([blind], corpus()).report
+    assert (report["reference"]["mode"], list(report["contenders"])) == ("given", ["blind", "length", "tfidf"])
     with pytest.raises(PolarError, match="60 of 60 comparisons have no reference"):
         evaluate([blind, Given("reader", FakeScorer(noisy))], items)
     tfidf = make_baselines(["tfidf"])["tfidf"]

@@ -40,7 +40,7 @@ _Limit = Annotated[int | None, typer.Option(help="Only the first N comparisons, 
 _Reference = Annotated[
     Literal["given", "empty", "shuffled"] | None,
     typer.Option(
-        help="What contenders get as reference; `shuffled` is another prompt's. By default `given`, or `empty` if none reads one."
+        help="The reference that contenders get; `shuffled`: of another prompt. By default `given`, or `empty` if nobody needs one."
     ),
 ]
 _References = Annotated[

@@ -91,7 +91,8 @@ def evaluate(
     comparisons: read several times (checks first), so a list or ``ComparisonFiles``, no generator. Memory grows by 40 bytes a
         pair and 8 bytes a candidate and contender, not with the texts.
     by: metadata key whose values are also reported separately; dots look into nested ones (``meta.language``).
-    reference: see :func:`apply_reference_protocol`; by default ``given``, or ``empty`` where no contender reads references.
+    reference: see :func:`apply_reference_protocol`; by default ``given``, or ``empty`` where no contender needs references and
+        some comparison has none.
     baselines: further contenders by name, unless there are some of that name; those that compare with a reference are left out
         where there is none. seed: of the bootstrap and of shuffled references.
     progress: called with comparisons done and their total, by contender.
@@ -103,7 +104,7 @@ def evaluate(
     if iter(comparisons) is comparisons:
         raise PolarError("comparisons are read several times: pass a list or ComparisonFiles instead of a generator")
     named = as_contenders(contenders)
-    mode = pick_mode(named, reference)
+    mode = pick_mode(named, reference, comparisons)
     named += add_baselines(baselines, named, mode)
     for contender in named:
         contender.check()
@@ -163,14 +164,18 @@ def as_contenders(contenders: Mapping[str, ComparisonScorer] | Sequence[Contende
     return named
 
 
-def pick_mode(contenders: Sequence[Contender], reference: ReferenceMode | None) -> ReferenceMode:
-    """The protocol that was asked for, or else the one that fits.
+def pick_mode(
+    contenders: Sequence[Contender], reference: ReferenceMode | None, comparisons: Iterable[Comparison]
+) -> ReferenceMode:
+    """The protocol that was asked for, or else the one that fits contenders and data.
 
     Raises:
         PolarError: ``empty`` was asked for, and a baseline does nothing but compare with the reference.
     """
     if reference is None:
-        return "given" if any(contender.reads_references for contender in contenders) else "empty"
+        # A whole pass, not only to the first gap: the first pass alone reports bad rows.
+        needed = any(contender.reads_references for contender in contenders)
+        return "given" if needed or not sum(comparison.reference is None for comparison in comparisons) else "empty"
     if reference == "empty":
         for contender in contenders:
             if contender.kind == "baseline" and contender.reads_references:

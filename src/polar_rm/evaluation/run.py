@@ -50,6 +50,8 @@ def evaluate_files(
     words = [each for each in contenders if not isinstance(each, Contender)]
     made = iter(find_contenders(words, options))
     found = [each if isinstance(each, Contender) else next(made) for each in contenders]
+    for each in found:
+        each.is_partial = limit is not None
     data = ComparisonFiles(files, on_bad_row, outputs)
     first = First(data, limit)
     comparisons = Referenced(first, references) if references else first

@@ -56,6 +56,7 @@ class Contender(ABC):
     name: in every table, each contender's own. kind: see :data:`Kind`. source: what it is made from, for the report.
     reads_references: whether its scores depend on them. has_weights: whether it takes memory, and is therefore open alone.
     has_scale: whether differences of its scores are log-odds, so that they have a Bradley-Terry loss.
+    is_partial: only the first comparisons are taken, so it may know of more.
     facts: what the report says of it besides, such as ``encoder_hash``; complete when it has scored.
     warnings: one line each, of what limits its numbers.
     """
@@ -65,6 +66,7 @@ class Contender(ABC):
     reads_references: bool = True
     has_weights: bool = False
     has_scale: bool = True
+    is_partial: bool = False
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -75,7 +75,7 @@ class Stored(Contender):
         if missing:
             missed = f"no scores of {len(missing):,} of {total:,} comparisons"
             raise PolarError(f"{self.name}: {missed}, joined by {joined}; the first: {missing[0]!r}")
-        if extra := self._scores.keys() - seen:
+        if not self.is_partial and (extra := self._scores.keys() - seen):
             first = next(key for key in self._scores if key in extra)
             raise PolarError(
                 f"{self.name}: scores of {len(extra):,} that are no comparison here, joined by {joined}; the first: {first!r}"

@@ -1,0 +1,153 @@
+"""``polar evaluate`` as a user calls it: several contenders, and every form of the result."""
+
+import csv
+import json
+import sys
+import warnings
+
+import pytest
+from support import tiny
+
+from polar_rm.cli import main as cli
+from polar_rm.evaluation.contenders.native import Native
+from polar_rm.model.reward_model import RewardModel
+
+PAIRS = [
+    {"id": i, "prompt": f"p{i // 2}", "reference": f"the fox {i}", "chosen": f"the quick fox {i}", "rejected": "12 34" * i or "7"}
+    for i in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rm")
+    model = tiny.reward_model(folder / "lm", settings=tiny.EncoderSettings(max_length=128, max_response_length=32))
+    model.save(folder / "m0")
+    RewardModel.from_causal_lm(folder / "lm", settings={"max_length": 128, "max_response_length": 32}).save(folder / "new")
+    return folder
+
+
+@pytest.fixture
+def polar(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command sets its own
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    scores = [{"id": row["id"], "scores": [row["id"] % 3, 1]} for row in PAIRS]
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["polar", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+def error_of(result):
+    code, _, error = result
+    lines = [line for line in error.splitlines() if line.startswith("polar: error: ")]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in error, error
+    return lines[0]
+
+
+def test_two_contenders_with_every_form_of_the_result(polar, models, tmp_path):
+    """B2, B3, B7."""
+    given = ("--model", f"ours={models / 'm0'}", "--model", "theirs=scores:scores.jsonl")
+    files = ("--json", "r.json", "--pairs", "p.csv", "--html", "e.html", "--plot", "a.svg", "--table", "t.tex")
+    message = error_of(polar("evaluate", "pairs.jsonl", *given, *files, "--by", "prompt_id", "--limit", 6))
+    assert "no comparison has the metadata 'prompt_id'; there is: id" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "scores.jsonl"]
+    code, shown, error = polar("evaluate", "pairs.jsonl", *given, *files, "--html-rows", 3)
+    assert code == 0, error
+    for word in (
+        "8 pairs of 4 prompts, reference given",
+        "ours",
+        "theirs",
+        "length",
+        "tfidf",
+        "ours and theirs can't be told apart",
+    ):
+        assert word in shown
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert list(report["contenders"]) == ["ours", "theirs", "length", "tfidf"]
+    assert report["contenders"]["theirs"]["ties"] == 3
+    with (tmp_path / "p.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8 and float(rows[5]["theirs.margin"]) == 1.0 and rows[5]["better"] == "the quick fox 5"
+    page = (tmp_path / "e.html").read_text()
+    assert page.count("<article") == 3 and "3 of 8 pairs" in page
+    assert (tmp_path / "t.tex").read_text().count("tabular") == 2
+    assert (tmp_path / "a.svg").read_text().lstrip().startswith("<?xml")
+    assert "8 pairs written to p.csv" in error and "3 of 8 pairs shown on e.html" in error
+
+
+def test_a_table_goes_alone_to_standard_output(polar):
+    code, shown, error = polar("evaluate", "pairs.jsonl", "--model", "scores:scores.jsonl", "--table", "md", "--limit", 8)
+    assert code == 0, error
+    lines = shown.splitlines()
+    assert lines[0] == "**pairwise accuracy (8 pairs of 4 prompts, reference given, the first 8 comparisons only)**"
+    assert lines[2] == "| contender | accuracy | 95% interval | ties | loss |"
+    assert len(lines) == 4 + 3
+    assert "warning: the intervals rest on 4 prompts only" in error
+
+
+def test_limits_are_told_and_counted(polar):
+    code, shown, error = polar("evaluate", "pairs.jsonl", "--model", "length", "--limit", 3)
+    assert code == 0, error
+    assert "3 pairs of 2 prompts" in shown and "the first 3 comparisons only" in " ".join(shown.split())
+    assert polar("evaluate", "pairs.jsonl", "--model", "scores:scores.jsonl", "--limit", 3)[0] == 0  # it may know of more
+
+
+def test_references_from_a_file(polar, tmp_path):
+    rows = [{key: row[key] for key in ("id", "prompt", "chosen", "rejected")} for row in PAIRS]
+    (tmp_path / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = error_of(polar("evaluate", "bare.jsonl", "--model", "tfidf"))
+    assert "8 of 8 comparisons have no reference, the first is comparison 1" in message and "--references FILE" in message
+    (tmp_path / "refs.jsonl").write_text("".join(json.dumps({"id": r["id"], "reference": r["reference"]}) + "\n" for r in PAIRS))
+    given = ("--model", "tfidf", "--json")
+    assert polar("evaluate", "bare.jsonl", *given, "a.json", "--references", "refs.jsonl")[0] == 0
+    assert polar("evaluate", "pairs.jsonl", *given, "b.json")[0] == 0
+    with_file, without = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert with_file["contenders"] == without["contenders"]
+    assert with_file["reference"]["file"] == "refs.jsonl" and without["reference"]["file"] is None
+    (tmp_path / "refs.jsonl").write_text('{"prompt": "p0", "reference": "x"}\n')
+    message = error_of(polar("evaluate", "bare.jsonl", *given, "c.json", "--references", "refs.jsonl"))
+    assert "refs.jsonl: no reference of comparison 3 (joined by its prompt)" in message
+    (tmp_path / "refs.jsonl").write_text('{"prompt": "p0", "reference": "x"}\n{"prompt": "p0", "reference": "y"}\n')
+    assert "row 2: field 'reference'" in error_of(polar("evaluate", "bare.jsonl", *given, "c.json", "--references", "refs.jsonl"))
+
+
+def test_mistakes_about_contenders_and_outputs_are_one_line_and_nothing_is_scored(polar, models, monkeypatch):
+    monkeypatch.delattr(Native, "load")
+    m0 = models / "m0"
+    for arguments, wanted in (
+        (("--model", m0, "--model", m0), "two contenders have the name"),
+        (("--model", m0, "--model", "hf:nowhere"), "nowhere: no such folder of a model"),
+        (("--model", m0, "--model", f"hf:{m0}"), "name it without hf:"),
+        (("--model", m0, "--model", "http://127.0.0.1:9"), "no server answers at http://127.0.0.1:9"),
+        (("--model", m0, "--pairs", "p.txt"), ".jsonl, .parquet, .csv"),
+        (("--model", m0, "--table", "word"), "--table word: expected md, latex, csv, or a file *.md, *.tex, *.csv"),
+        (("--model", m0, "--pairs", "pairs.jsonl"), "this run writes this file"),
+        (("--model", m0, "--model", "tfidf", "--reference", "empty"), "tfidf compares with the reference"),
+    ):
+        assert wanted in error_of(polar("evaluate", "pairs.jsonl", *arguments)), arguments
+
+
+def test_a_model_that_nobody_trained_is_told_at_every_use(polar, models, tmp_path):
+    """B4."""
+    told = "its head and its tokens <|reward|> and [UNUSED_TOKEN_130] were never trained"
+    code, shown, error = polar("evaluate", "pairs.jsonl", "--model", models / "new", "--json", "r.json")
+    assert code == 0, error
+    assert any(told in line for line in json.loads((tmp_path / "r.json").read_text())["warnings"])
+    assert "never trained" in " ".join(shown.split())
+    (tmp_path / "items.jsonl").write_text(json.dumps({"prompt": "p", "reference": "r", "output": "o"}) + "\n")
+    with pytest.warns(UserWarning, match="were never trained"):
+        code, _, error = polar("score", "--model", models / "new", "--input", "items.jsonl", "--output", "s.jsonl")
+    assert code == 0
+    # A user sees one line of it, without the place in the code.
+    assert warnings.formatwarning(UserWarning("two\nlines"), UserWarning, "scorer.py", 7) == "warning: two lines\n"
