@@ -151,3 +151,32 @@ def test_a_model_that_nobody_trained_is_told_at_every_use(polar, models, tmp_pat
     assert code == 0
     # A user sees one line of it, without the place in the code.
     assert warnings.formatwarning(UserWarning("two\nlines"), UserWarning, "scorer.py", 7) == "warning: two lines\n"
+
+
+def test_published_benchmarks(polar, models, tmp_path):
+    """B5."""
+    rows = [
+        {"id": f"{i}", "prompt": f"q{i}", "domain": "chat", "chosen": ["the fox"] * 3, "rejected": ["12 34", "7", "8 9"]}
+        for i in range(4)
+    ]
+    (tmp_path / "total_dataset.json").write_text(json.dumps(rows))
+    code, shown, _ = polar("evaluate", "--suite", "list")
+    assert code == 0 and "rewardbench-2: RewardBench 2; references: none; licence: ODC-BY; https" in shown
+    given = ("evaluate", "total_dataset.json", "--suite", "RM-Bench", "--model", f"m={models / 'm0'}")
+    assert "RM-Bench ships no references" in error_of(polar(*given))
+    files = ("--reference", "empty", "--json", "r.json", "--pairs", "p.jsonl", "--html", "e.html", "--plot", "a.png")
+    code, shown, error = polar(*given, *files)
+    assert code == 0, error
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["schema"], report["suite"], list(report["contenders"])) == ("polar-rm/suite/1", "rm-bench", ["m", "length"])
+    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 4 * 9
+    assert "rule: Each of 3 x 3 pairs" in (tmp_path / "e.html").read_text()
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    for arguments, wanted in (
+        (("evaluate", "--suite", "rm-bench", "--model", "length"), "--suite rm-bench reads one file or folder"),
+        (("evaluate", "--model", "length"), "name files of comparisons"),
+        (("evaluate", "pairs.jsonl"), "name at least one contender with --model"),
+        ((*given, "--by", "x"), "--by x: a published benchmark has groups of its own"),
+        ((*given, "--suite", "nosuch"), "unknown suite 'nosuch'"),
+    ):
+        assert wanted in error_of(polar(*arguments)), arguments

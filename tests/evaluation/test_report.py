@@ -10,7 +10,7 @@ from rich.console import Console
 
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.report import accuracy_rows, write_plot, write_report
-from polar_rm.evaluation.tables import render, sentences, tables
+from polar_rm.evaluation.tables import sentences, summarise, tables
 from polar_rm.reporting.plots import plot_accuracy, plot_loss_curves, plot_score_distributions
 from polar_rm.reporting.tables import Table
 
@@ -51,7 +51,7 @@ def texts(svg):
 
 def shown(report):
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(render(report))
+    console.print(summarise(report).rich())
     return console.export_text()
 
 

@@ -13,6 +13,7 @@ from polar_rm.evaluation.contenders.baselines import Length
 from polar_rm.evaluation.page import choose, write_page
 from polar_rm.evaluation.pairs import NotedScores
 from polar_rm.evaluation.rows import write_pairs
+from polar_rm.evaluation.tables import summarise
 from polar_rm.records import Comparison
 
 MESSAGES = [{"role": "user", "content": "why <b>?"}, {"role": "assistant", "content": "so"}]
@@ -103,7 +104,7 @@ def test_confident_mistakes_come_first_by_turns(result):
 
 
 def test_the_page_is_one_file_with_escaped_texts(result, tmp_path):
-    assert write_page(tmp_path / "page.html", result, by="subset") == 4
+    assert write_page(tmp_path / "page.html", result, summarise(result.report), by="subset") == 4
     page = (tmp_path / "page.html").read_text()
     assert page.count("<article") == 4
     assert "why &lt;b&gt;?" in page and "<b>?" not in page
@@ -120,7 +121,7 @@ def test_the_page_is_one_file_with_escaped_texts(result, tmp_path):
 def test_the_page_is_bounded_and_says_so(tmp_path):
     items = [Comparison(f"p{i}", "r" * 20_000, ("a" * 50_000, f"b{i}"), (0, 1)) for i in range(300)]
     found = evaluate([Length()], items, baselines=())
-    assert write_page(tmp_path / "page.html", found, max_rows=7) == 7
+    assert write_page(tmp_path / "page.html", found, summarise(found.report), max_rows=7) == 7
     page = (tmp_path / "page.html").read_text()
     assert page.count("<article") == 7 and "7 of 300 pairs" in page
     assert "more characters; --pairs FILE has them" in page
@@ -139,6 +140,6 @@ def test_many_pairs_take_no_memory_for_their_texts(tmp_path):
 
     found = evaluate([Length()], Many(), baselines=())
     before = peak()
-    write_page(tmp_path / "page.html", found, max_rows=20)
+    write_page(tmp_path / "page.html", found, summarise(found.report), max_rows=20)
     write_pairs(tmp_path / "pairs.parquet", found)
     assert peak() - before < 100  # MiB; the texts are 300

@@ -8,17 +8,25 @@ from typing import Annotated, Literal
 import typer
 
 from polar_rm.cli.options import DATA, MODEL, BadRows, Device, JsonFile, Precision, RowTokens, StripPrompt, verb, writable
-from polar_rm.cli.output import messages, print_table
-from polar_rm.common.progress import show_progress
+from polar_rm.cli.output import print_table
 
 _Contenders = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         "--model",
         help="A contender; may be given several times. A folder saved by polar, `hf:FOLDER` (an ordinary reward model, in its "
         "own chat template), `http://HOST:PORT`, `scores:FILE`, `length`, `tfidf`, `embedding:FOLDER`. NAME=... names it.",
         metavar="[NAME=]CONTENDER",
     ),
+]
+_Files = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="Comparisons: ranked rows or {prompt, reference, chosen, rejected}. With --suite: its file or folder.", **DATA
+    ),
+]
+_Suite = Annotated[
+    str | None, typer.Option(help="A published benchmark, by its own rule; `list` prints them. Then one file or folder is read.")
 ]
 _By = Annotated[str | None, typer.Option(help="Also per value of this metadata field, e.g. `subset` or `meta.language`.")]
 _Plot = Annotated[Path | None, typer.Option(help="Draw accuracies with intervals into this PNG or SVG.")]
@@ -40,7 +48,7 @@ _Limit = Annotated[int | None, typer.Option(help="Only the first N comparisons, 
 _Reference = Annotated[
     Literal["given", "empty", "shuffled"] | None,
     typer.Option(
-        help="The reference that contenders get; `shuffled`: of another prompt. By default `given`, or `empty` if nobody needs one."
+        help="The reference that contenders get; `shuffled`: of another prompt. Default: `given`, or `empty` if nobody needs one."
     ),
 ]
 _References = Annotated[
@@ -51,10 +59,9 @@ _KeyEnv = Annotated[str | None, typer.Option(help="Environment variable that hol
 
 @verb("Evaluation")
 def evaluate(
-    files: Annotated[
-        list[Path], typer.Argument(help="Comparisons: ranked rows or {prompt, reference, chosen, rejected}.", **DATA)
-    ],
-    model: _Contenders,
+    files: _Files = None,
+    model: _Contenders = None,
+    suite: _Suite = None,
     by: _By = None,
     json: JsonFile = None,
     plot: _Plot = None,
@@ -73,9 +80,10 @@ def evaluate(
     strip_prompt: StripPrompt = False,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of shuffled references.", min=0)] = 0,
 ) -> None:
-    """Compare reward models on your pairs: accuracies with 95% intervals, and which one is better.
+    """Compare reward models: accuracies with 95% intervals, and which one is better.
 
-    Baselines (length, TF-IDF) are measured on the same pairs. Models are loaded one after another.
+    The comparisons are your own, or those of a published benchmark, which is measured by its own rule. The baselines length and
+    TF-IDF are measured on the same pairs. Models are loaded one after another.
 
     Examples:
 
@@ -84,32 +92,17 @@ def evaluate(
         polar evaluate pairs.jsonl --model ours=runs/rm/model --model theirs=hf:models/skywork --html mistakes.html
 
         polar evaluate bench.parquet --model runs/rm/model --model http://127.0.0.1:30000 --reference empty --limit 100
+
+        polar evaluate reward-bench-2/data --suite rewardbench-2 --model hf:models/skywork --table md
+
+        polar evaluate --suite list
     """
+    options = dict(locals())
     from polar_rm.common.extras import needs
 
     with needs("evaluate", "polar evaluate"):
         from polar_rm.cli import results
-    wanted = results.Wanted(json, plot, pairs, html, html_rows, table)
-    wanted.check()
-    from polar_rm.evaluation import evaluate_files
-    from polar_rm.records import OnBadRow, side_file
-
-    contenders = results.find(model, precision, device, row_tokens, api_key_env)
-    bad = OnBadRow(on_bad_row, side_file(json or pairs or html or plot, files), strip_prompt=strip_prompt)
-    with show_progress(messages) as progress:
-        result = evaluate_files(
-            contenders,
-            files,
-            by=by,
-            reference=reference,
-            references=references,
-            limit=limit,
-            seed=seed,
-            on_bad_row=bad,
-            outputs=wanted.files(),
-            progress=progress,
-        )
-    wanted.show(result, by)
+    results.run(files or [], results.Wanted(json, plot, pairs, html, html_rows, table), options)
 
 
 @verb("Evaluation")

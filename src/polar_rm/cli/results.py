@@ -1,39 +1,26 @@
-"""What becomes of an evaluation's result: files and tables, as the options say."""
+"""What ``polar evaluate`` does with its options: contenders, the evaluation itself, files and tables of its result."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from polar_rm.cli.output import message, print_table, print_text
+from polar_rm.cli.output import message, messages, print_table, print_text, print_values
 from polar_rm.common.files import check_target, write_file
+from polar_rm.common.progress import show_progress
 from polar_rm.errors import PolarError
-from polar_rm.evaluation import EvaluationResult, ModelOptions, find_contenders
+from polar_rm.evaluation import ModelOptions, evaluate_files, evaluate_suite, find_contenders
 from polar_rm.evaluation.contenders import Contender
 from polar_rm.evaluation.page import write_page
 from polar_rm.evaluation.report import write_plot, write_report
-from polar_rm.evaluation.rows import PAIR_SUFFIXES, write_pairs
-from polar_rm.evaluation.tables import sentences, shown, tables
-from polar_rm.reporting.plots import PLOT_SUFFIXES
-from polar_rm.reporting.tables import FORMATS, SUFFIXES, Table
-
-
-def find(models: Sequence[str], precision: str, device: str, row_tokens: int, api_key_env: str | None) -> list[Contender]:
-    """The contenders that ``--model`` names. A device is claimed only where one of them has weights.
-
-    Raises:
-        PolarError: an unknown kind, nothing at a path, or no such device.
-    """
-    from polar_rm.common.http import key_from_environment
-
-    api_key = key_from_environment(api_key_env, "--api-key-env") if api_key_env else None
-    contenders = find_contenders(models, ModelOptions(precision, device, row_tokens, api_key))
-    if any(contender.has_weights for contender in contenders):
-        from polar_rm.model.devices import claim_device
-
-        claim_device(device)
-    return contenders
+from polar_rm.evaluation.rows import PAIR_SUFFIXES, Scored, write_pairs
+from polar_rm.evaluation.suite_report import figure_rows, list_suites, summarise_suite
+from polar_rm.evaluation.tables import Summary, summarise
+from polar_rm.records import OnBadRow, side_file
+from polar_rm.reporting.plots import PLOT_SUFFIXES, accuracy_figure, save_figure
+from polar_rm.reporting.tables import FORMATS, SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +35,7 @@ class Wanted:
     table: str | None = None
 
     def check(self) -> None:
-        """Whether they can be written, before the work.
+        """Check that all of them can be written, before the work.
 
         Raises:
             PolarError: another suffix or format, or a place where nothing can be written.
@@ -63,34 +50,83 @@ class Wanted:
             check_target(self.table)
 
     def files(self) -> list[Path]:
-        """All that will be written; none of them may be read as data."""
+        """List all files that will be written; none of them may be read as data."""
         table = Path(self.table) if self.table and self.table not in FORMATS else None
-        return [path for path in (self.json, self.plot, self.pairs, self.html, table) if path]
+        return [path for path in (self.json, self.pairs, self.html, self.plot, table) if path]
 
-    def show(self, result: EvaluationResult, by: str | None) -> None:
-        """Print the result, and write the files."""
-        report = result.report
-        self.show_tables(tables(report), sentences(report["differences"], report["facts"]), report["warnings"])
+    def show(self, result: Scored, report: Any, summary: Summary, by: str | None = None) -> None:
+        """Print the summary, and write the files but for the plot."""
+        self._print(summary)
         if self.json:
             write_report(self.json, report)
-        if self.plot:
-            write_plot(self.plot, report)
         if self.pairs:
             message(f"{write_pairs(self.pairs, result):,} pairs written to {self.pairs}")
         if self.html:
-            count = write_page(self.html, result, by=by, max_rows=self.html_rows)
-            message(f"{count:,} of {report['n_pairs']:,} pairs shown on {self.html}")
+            count = write_page(self.html, result, summary, by=by, max_rows=self.html_rows)
+            message(f"{count:,} of {len(result.scores.pairs):,} pairs shown on {self.html}")
 
-    def show_tables(self, all_tables: Sequence[Table], lines: Sequence[str], warnings: Sequence[str]) -> None:
+    def _print(self, summary: Summary) -> None:
         """To the terminal, or in another format; what the tables mean is then told beside them."""
         if self.table not in FORMATS:
-            print_table(shown(all_tables, lines, warnings))
+            print_table(summary.rich())
         if self.table:
             name = self.table if self.table in FORMATS else SUFFIXES[Path(self.table).suffix.lower()]
-            text = "\n".join(FORMATS[name](table) for table in all_tables)
+            text = "\n".join(FORMATS[name](table) for table in summary.tables)
             if self.table not in FORMATS:
                 write_file(self.table, text)
                 return
             print_text(text.rstrip("\n"))
-            for line in (*lines, *(f"warning: {line}" for line in warnings)):
+            for line in (*summary.sentences, *(f"warning: {line}" for line in summary.warnings)):
                 message(line)
+
+
+def run(files: Sequence[Path], wanted: Wanted, options: dict[str, Any]) -> None:
+    """Evaluate as the options of the verb say, by their names.
+
+    Raises:
+        PolarError: no contender or no data, a suite with another number of paths than one, and all that the evaluation refuses.
+    """
+    suite, by = options["suite"], options["by"]
+    if suite == "list":
+        print_values(list_suites())
+        return
+    if not options["model"]:
+        raise PolarError("name at least one contender with --model")
+    if not files or (suite and len(files) > 1):
+        raise PolarError(f"--suite {suite} reads one file or folder" if suite else "name files of comparisons")
+    if suite and by:
+        raise PolarError(f"--by {by}: a published benchmark has groups of its own; use --by without --suite")
+    wanted.check()
+    contenders = _contenders(options)
+    common = {name: options[name] for name in ("reference", "references", "limit", "seed")}
+    with show_progress(messages) as progress:
+        if suite:
+            found = evaluate_suite(suite, files[0], contenders, **common, progress=progress)
+        else:
+            outputs = wanted.files()
+            source = side_file(outputs[0] if outputs else None, files)
+            bad = OnBadRow(options["on_bad_row"], source, strip_prompt=options["strip_prompt"])
+            result = evaluate_files(contenders, files, **common, by=by, on_bad_row=bad, outputs=outputs, progress=progress)
+    if suite:
+        if wanted.plot:
+            save_figure(accuracy_figure(figure_rows(found.report), title=found.report["title"]), wanted.plot)
+        wanted.show(found, found.report, summarise_suite(found.report))
+    else:
+        if wanted.plot:
+            write_plot(wanted.plot, result.report)
+        wanted.show(result, result.report, summarise(result.report), by)
+
+
+def _contenders(options: dict[str, Any]) -> list[Contender]:
+    """What ``--model`` names. A device is claimed only where one of them has weights."""
+    from polar_rm.common.http import key_from_environment
+
+    variable = options["api_key_env"]
+    api_key = key_from_environment(variable, "--api-key-env") if variable else None
+    how = ModelOptions(options["precision"], options["device"], options["row_tokens"], api_key)
+    contenders = find_contenders(options["model"], how)
+    if any(contender.has_weights for contender in contenders):
+        from polar_rm.model.devices import claim_device
+
+        claim_device(options["device"])
+    return contenders

@@ -115,8 +115,8 @@ def evaluate(
         return apply_reference_protocol(comparisons, mode, seed=seed)
 
     scores = score_contenders(named, read, sizes=sizes, progress=progress)
-    report = _report(named, PairScores(seen.pairs, scores), seen, by, mode, resamples, seed)
-    return EvaluationResult(report, PairScores(seen.pairs, scores), read)
+    result = PairScores(seen.pairs, scores, tuple(each.name for each in named if each.kind != "baseline"))
+    return EvaluationResult(_report(named, result, seen, by, mode, resamples, seed), result, read)
 
 
 def _report(

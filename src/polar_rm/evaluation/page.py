@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from polar_rm.common.files import write_file
-from polar_rm.evaluation.accuracy import EvaluationResult
 from polar_rm.evaluation.groups import group_of
-from polar_rm.evaluation.rows import PairRow, pair_rows
-from polar_rm.evaluation.tables import sentences, tables
+from polar_rm.evaluation.rows import PairRow, Scored, pair_rows
+from polar_rm.evaluation.tables import Summary
 from polar_rm.records import Text
 from polar_rm.reporting.html import render_page
 
@@ -20,10 +19,10 @@ MAX_ROWS = 500
 _MAX_CHARACTERS = 8000  # of a text on the page
 
 
-def write_page(path: str | Path, result: EvaluationResult, *, by: str | None = None, max_rows: int = MAX_ROWS) -> int:
+def write_page(path: str | Path, result: Scored, summary: Summary, *, by: str | None = None, max_rows: int = MAX_ROWS) -> int:
     """Write the page and return how many pairs it shows: at most ``max_rows``, whatever the number of pairs.
 
-    by: metadata key whose value is shown and can be filtered by.
+    summary: what stands above the pairs. by: metadata key whose value is shown and can be filtered by.
 
     Raises:
         PolarError: the file can't be written.
@@ -31,29 +30,24 @@ def write_page(path: str | Path, result: EvaluationResult, *, by: str | None = N
     chosen = choose(result, max_rows)
     order = {index: place for place, index in enumerate(chosen)}
     rows = sorted((_shown(row, by) for row in pair_rows(result, set(chosen))), key=lambda row: order[row["index"]])
-    report = result.report
     page: dict[str, Any] = {
-        "tables": tables(report),
-        "sentences": sentences(report["differences"], report["facts"]),
-        "warnings": report["warnings"],
+        "summary": summary,
         "rows": rows,
         "names": list(result.scores.scores),
         "groups": sorted({row["group"] for row in rows}) if by else [],
         "by": by,
-        "n_pairs": report["n_pairs"],
-        "mode": report["reference"]["mode"],
+        "n_pairs": len(result.scores.pairs),
     }
     write_file(path, render_page("polar_rm.evaluation", "page.html.j2", page, {}))
     return len(rows)
 
 
-def choose(result: EvaluationResult, count: int) -> list[int]:
+def choose(result: Scored, count: int) -> list[int]:
     """Which pairs to show: the models' mistakes in turn, each model's largest margins first, then what is right by least.
 
     Indices of pairs, in this order; memory grows with the number of pairs alone.
     """
-    facts = result.report["facts"]
-    models = [name for name in result.scores.scores if facts[name]["kind"] != "baseline"] or list(result.scores.scores)
+    models = result.scores.models or list(result.scores.scores)
     orders = [_ranking(result.scores.margins(name), count) for name in models]
     mistakes = [order[margins <= 0] for order, margins in orders]
     others = [order[margins > 0] for order, margins in orders]

@@ -103,10 +103,11 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class PairScores:
-    """Scores of several scorers, by name, on the same pairs."""
+    """Scores of several scorers, by name, on the same pairs. models: those of them that are no baselines."""
 
     pairs: Pairs
     scores: dict[str, Scores]
+    models: tuple[str, ...] = ()
 
     def margins(self, name: str) -> Floats:
         """Better minus worse score, float64 [n_pairs]."""

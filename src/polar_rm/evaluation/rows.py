@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from polar_rm.common.files import atomic_file, check_target
 from polar_rm.common.json import dump_json
-from polar_rm.evaluation.accuracy import EvaluationResult
 from polar_rm.evaluation.pairs import PairScores
 from polar_rm.records import Comparison, Text, to_cell
 
@@ -45,7 +44,21 @@ class PairRow:
     opinions: dict[str, Opinion]
 
 
-def pair_rows(result: EvaluationResult, wanted: set[int] | None = None) -> Iterator[PairRow]:
+class Scored(Protocol):
+    """What there is to show: scores, and the texts that they are of."""
+
+    @property
+    def scores(self) -> PairScores:
+        """Of all contenders."""
+        ...
+
+    @property
+    def read(self) -> Callable[[], Iterable[Comparison]]:
+        """Gives the comparisons anew, as the contenders saw them."""
+        ...
+
+
+def pair_rows(result: Scored, wanted: set[int] | None = None) -> Iterator[PairRow]:
     """All pairs in the order of the data, which are read anew; only those with a ``wanted`` index where some are named."""
     index = 0
     for number, comparison in enumerate(result.read(), 1):
@@ -65,7 +78,7 @@ def opinion(scores: PairScores, name: str, index: int) -> Opinion:
     return Opinion(better, worse, better - worse, 1.0 if better > worse else 0.5 if better == worse else 0.0, notes)
 
 
-def write_pairs(path: str | Path, result: EvaluationResult) -> int:
+def write_pairs(path: str | Path, result: Scored) -> int:
     """Write all pairs as JSONL, Parquet or CSV by the suffix, a few in memory at a time; returns how many.
 
     Columns: comparison (from 1), prompt, reference, better, worse; of every contender NAME.better_score, NAME.worse_score,

@@ -9,7 +9,7 @@ from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.accuracy import EvaluationResult, evaluate
-from polar_rm.evaluation.contenders import Contender, ModelOptions, find_contenders
+from polar_rm.evaluation.contenders import Contender, ModelOptions, as_found
 from polar_rm.evaluation.contenders.baselines import BASELINES
 from polar_rm.evaluation.data import ComparisonFiles, First
 from polar_rm.evaluation.references import Referenced, ReferenceMode
@@ -47,11 +47,7 @@ def evaluate_files(
     for file in files:
         check_manifest(file)
     on_bad_row = on_bad_row or OnBadRow()
-    words = [each for each in contenders if not isinstance(each, Contender)]
-    made = iter(find_contenders(words, options))
-    found = [each if isinstance(each, Contender) else next(made) for each in contenders]
-    for each in found:
-        each.is_partial = limit is not None
+    found = as_found(contenders, options, is_partial=limit is not None)
     data = ComparisonFiles(files, on_bad_row, outputs)
     first = First(data, limit)
     comparisons = Referenced(first, references) if references else first

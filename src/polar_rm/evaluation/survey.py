@@ -46,12 +46,13 @@ def survey(
     reference: ReferenceMode,
     contenders: Sequence[Contender],
     seed: int = 0,
+    pairs_needed: bool = True,
 ) -> Survey:
     """Check all comparisons, and let the contenders look at them.
 
     Raises:
-        PolarError: no comparisons, no ordered pair, a missing reference (unless ``reference`` is ``empty``; the message
-            says how many and which is the first), or a ``by`` that no comparison has.
+        PolarError: no comparisons, no ordered pair (if ``pairs_needed``), a missing reference (unless ``reference`` is ``empty``;
+            the message says how many and which is the first), or a ``by`` that no comparison has.
     """
     missing: list[int] = []
     stream: Iterator[Comparison] = iter(comparisons)
@@ -69,7 +70,7 @@ def survey(
             f"{len(missing):,} of {count:,} comparisons have no reference, the first is comparison {missing[0]:,}; "
             "--reference empty evaluates all comparisons without references, --references FILE adds them"
         )
-    return seen.finish(count)
+    return seen.finish(count, pairs_needed)
 
 
 class _Seen:
@@ -92,11 +93,11 @@ class _Seen:
         texts = [flatten(text) for text in (comparison.prompt, *comparison.candidates)]
         self._fingerprint.update(json.dumps([texts, list(comparison.ranks)]).encode())
 
-    def finish(self, count: int) -> Survey:
+    def finish(self, count: int, pairs_needed: bool) -> Survey:
         if not count:
             raise PolarError("there are no comparisons to evaluate")
         pairs = self.counter.finish()
-        if not len(pairs):
+        if pairs_needed and not len(pairs):
             raise PolarError(f"none of {count:,} comparisons has two candidates of different rank")
         if self._by is not None and self._without_group == count:
             raise PolarError(f"no comparison has the metadata {self._by!r}{suggestion(self._by, list(self._known))}")

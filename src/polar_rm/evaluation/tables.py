@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Group
 from rich.text import Text
@@ -60,15 +61,23 @@ def sentence(each: Difference) -> str:
     return f"{each['first']} and {each['second']} can't be told apart: {value}"
 
 
-def render(report: EvaluationReport) -> Group:
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A report for people. sentences: what the differences mean, and what else belongs beside the tables."""
+
+    tables: Sequence[Table]
+    sentences: Sequence[str]
+    warnings: Sequence[str]
+
+    def rich(self) -> Group:
+        """For the terminal."""
+        yellow = [Text(f"warning: {line}", style="yellow") for line in self.warnings]
+        return Group(*(table.rich() for table in self.tables), *map(Text, self.sentences), *yellow)
+
+
+def summarise(report: EvaluationReport) -> Summary:
     """Tables, what the differences mean, and the warnings."""
-    return shown(tables(report), sentences(report["differences"], report["facts"]), report["warnings"])
-
-
-def shown(all_tables: Iterable[Table], lines: Iterable[str], warnings: Iterable[str]) -> Group:
-    """For the terminal."""
-    yellow = [Text(f"warning: {line}", style="yellow") for line in warnings]
-    return Group(*(table.rich() for table in all_tables), *map(Text, lines), *yellow)
+    return Summary(tables(report), sentences(report["differences"], report["facts"]), report["warnings"])
 
 
 def _cells(found: ContenderMeasure) -> list[str]:

@@ -11,7 +11,7 @@ from polar_rm.common.paths import check_data, check_model
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.base import Contender, Given, ModelOptions
 
-__all__ = ["KINDS", "Contender", "Given", "ModelOptions", "find_contenders"]
+__all__ = ["KINDS", "Contender", "Given", "ModelOptions", "as_found", "find_contenders"]
 
 KINDS = {
     "FOLDER": "a reward model saved by polar",
@@ -37,10 +37,29 @@ def find_contenders(specs: Sequence[str | Path], options: ModelOptions | None = 
     """
     # All are looked at before the first of them imports torch, which takes seconds.
     parsed = [_parse(str(spec)) for spec in specs]
-    names = [name for name, _, _ in parsed]
+    _check_names([name for name, _, _ in parsed])
+    return [_make(name, kind, source, options or ModelOptions()) for name, kind, source in parsed]
+
+
+def as_found(
+    contenders: Sequence[str | Path | Contender], options: ModelOptions | None = None, *, is_partial: bool = False
+) -> list[Contender]:
+    """Contenders as they are, words as :func:`find_contenders` reads them. is_partial: see :class:`Contender`.
+
+    Raises:
+        PolarError: as there, or two of one name.
+    """
+    made = iter(find_contenders([each for each in contenders if not isinstance(each, Contender)], options))
+    found = [each if isinstance(each, Contender) else next(made) for each in contenders]
+    _check_names([each.name for each in found])
+    for each in found:
+        each.is_partial = is_partial
+    return found
+
+
+def _check_names(names: Sequence[str]) -> None:
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise PolarError(f"two contenders have the name {repeated!r}; give one another: NAME={repeated}")
-    return [_make(name, kind, source, options or ModelOptions()) for name, kind, source in parsed]
 
 
 def _parse(spec: str) -> tuple[str, str, str]:

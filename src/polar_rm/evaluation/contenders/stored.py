@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from polar_rm.common.paths import check_data
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.base import Contender
 from polar_rm.evaluation.references import ComparisonScorer, identity_of
+from polar_rm.evaluation.suites.judgebench import read_stored_scores
 from polar_rm.records import Comparison, InvalidRecord, RowRules, find_file, read_rows
 
 
@@ -43,8 +43,7 @@ class Stored(Contender):
         file = self._file if self._file.exists() else find_file(self._file)
         table = _Table()
         if _is_judgebench(file):
-            read = import_module("polar_rm.evaluation.suites.judgebench").read_stored_scores
-            self._scores = {key: list(pair) for key, pair in read(file).items()}
+            self._scores = {key: list(pair) for key, pair in read_stored_scores(file).items()}
             self._has_ids = True
         else:
             for _ in read_rows(file, table.add):

@@ -35,6 +35,7 @@ class Figure:
     correct: float64 [n'], outcomes whose plain mean is ``value``; None where it is no plain mean, such as a mean of means.
     prompts: int64 [n'], equal for outcomes of one prompt; prompts are counted in the order of the data, so that two models'
         figures on the same data can be compared in pairs. None where ``correct`` is.
+    parts: weights and figures whose weighted sum is ``value``, where it is one; it then has the interval of that sum.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Figure:
     n: int
     correct: NDArray[Any] | None
     prompts: NDArray[Any] | None
+    parts: tuple[tuple[float, Figure], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,9 +142,15 @@ class TieMargins:
             "correctness preferred, hard": (0.20, hard > spread),
             "margin": (0.01, _margin(hard, spread)),
         }
-        value = sum(weight * float(outcomes.mean()) for weight, outcomes in parts.values())
-        shown = [Figure(f"{TIES}, {name}", float(part.mean()), len(part), None, None) for name, (_, part) in parts.items()]
-        return [Figure(TIES, value, self.count, None, None), *shown], notes
+        numbers = {number: code for code, number in enumerate(dict.fromkeys((*tied, *ref)))}
+        asked = {"tied accuracy": tied, "reference accuracy": ref}
+        shown = []
+        for name, (weight, outcomes) in parts.items():
+            prompts = np.array([numbers[number] for number in asked.get(name, both)], np.int64)
+            values = outcomes.astype(np.float64)
+            shown.append((weight, Figure(f"{TIES}, {name}", float(values.mean()), len(values), values, prompts)))
+        value = sum(weight * figure.value for weight, figure in shown)
+        return [Figure(TIES, value, self.count, None, None, tuple(shown)), *(figure for _, figure in shown)], notes
 
 
 def _margin(lead: Floats, spread: Floats) -> Floats:

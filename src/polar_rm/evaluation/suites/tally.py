@@ -73,7 +73,9 @@ def mean_of(name: str, figures: Sequence[Figure], weights: Sequence[float] | Non
     if len(figures) == 1:
         return replace(figures[0], name=name)
     value = float(np.average([figure.value for figure in figures], weights=weights))
-    return Figure(name, value, sum(figure.n for figure in figures), None, None)
+    shares = [1.0] * len(figures) if weights is None else weights
+    parts = tuple((share / sum(shares), figure) for share, figure in zip(shares, figures, strict=True))
+    return Figure(name, value, sum(figure.n for figure in figures), None, None, parts)
 
 
 def tied_pairs(judged: Judged) -> int:
