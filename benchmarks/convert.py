@@ -1,9 +1,9 @@
-"""Memory of ``polar convert``: a synthetic official checkpoint of several shards, converted there and back in fresh processes.
+"""Memory of ``polar convert``: a synthetic official checkpoint of several shards, converted there and back in new processes.
 
-The default has POLAR-7B's widths, so its largest tensor (the embedding, 0.76 GB in half precision) and its layers are the real
-ones; only layers are fewer. Memory is decided by shards and single tensors, not by the number of layers: ``--layers 4 8``
-shows two sizes, the peak should be the same. The tokenizer is that of an official folder (``--official``), which is not ours to
-ship.
+The default has POLAR-7B's widths, so its largest tensor (the embedding, 0.76 GB in half precision) and its layers have the real
+sizes; it only has fewer layers. Memory depends on shards and single tensors, not on the number of layers: with ``--layers 4 8``
+the peak should be the same for both sizes. The tokenizer comes from an official folder (``--official``), which we may not
+distribute.
 
     python benchmarks/convert.py --official DIR --layers 4 8
 """
@@ -48,7 +48,7 @@ def synthetic(folder: Path, official: Path, layers: int) -> None:
 
 
 def measured(source: Path, target: Path, to: str) -> dict[str, float]:
-    """Seconds and peak MiB of one conversion, in a process of its own."""
+    """Seconds and peak MiB of one conversion, in a separate process."""
     command = [sys.executable, __file__, "--child", str(source), str(target), to]
     return dict(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
 
@@ -60,9 +60,9 @@ def child(source: str, target: str, to: str) -> None:
 
 
 def equal(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same tensors, bit by bit."""
-    found = [weights.read_weights(folder) for folder in (one, other)]
-    return found[0].keys() == found[1].keys() and all(torch.equal(found[0][n].load(), found[1][n].load()) for n in found[0])
+    """Whether two folders contain the same tensors, bit by bit."""
+    first, second = (weights.read_weights(folder) for folder in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name].load(), second[name].load()) for name in first)
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
         child(*arguments.child)
         return
     if arguments.official is None:
-        parser.error("--official is needed")
+        parser.error("--official is required")
     rows: list[dict[str, Any]] = []
     for layers in arguments.layers:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as temporary:
@@ -87,8 +87,9 @@ def main() -> None:
             there = measured(folder / "official", folder / "native", "native")
             back = measured(folder / "native", folder / "back", "internlm2")
             exact = equal(folder / "official", folder / "back")
-            for way, result in (("to native", there), ("back", back)):
-                rows.append({"layers": layers, "file_mib": size, "shards": len(shards), "way": way, **result, "bit_exact": exact})
+            for direction, result in (("to native", there), ("back", back)):
+                row = {"layers": layers, "file_mib": size, "shards": len(shards), "way": direction}
+                rows.append({**row, **result, "bit_exact": exact})
     report(rows, arguments.json)
 
 

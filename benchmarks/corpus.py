@@ -1,12 +1,13 @@
-"""How fast `polar corpus` is, how much memory it takes, and what its report says of real data.
+"""Speed and memory of `polar corpus`, and the baselines in its report on real data.
 
     python benchmarks/corpus.py --rows 125000 500000 2000000 --output runs/corpus-speed
     python benchmarks/corpus.py --data traj_*.parquet --output runs/corpus-data
 
-The first makes trajectories (always the same ones) and builds them in a process of its own, whose whole tree is watched. The
-second builds each file as it is, and sets the report's baselines beside those of random triples: two samples of one policy on one
-prompt and one of another policy, any row as often as its `dup_count` says, equal texts and all. `distinct_length` is of triples
-in which every row counts once: in how many the policy's own text is nearer in characters, a tie being none.
+The first command generates trajectories (always the same ones) and builds them in a separate process; it measures the memory of
+that process and all its descendants. The second command builds each file unchanged, and compares the report's baselines with
+those of random triples: two samples of one policy for one prompt and one of another policy. Each row counts `dup_count` times,
+and equal texts are allowed. For `distinct_length` every row counts once: it is the share of triples in which the text of the same
+policy has the smaller difference in length; a tie counts as wrong.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ WORDS = "time year people way day man thing woman life child world school state 
 FILE_ROWS = 250_000
 
 
-def make(folder: Path, rows: int) -> float:
-    """Trajectories of about 700 characters: 20 policies, two samples each a prompt; 2% of them loop. Returns MB of text."""
+def generate(folder: Path, rows: int) -> float:
+    """Write trajectories of about 700 characters: 20 policies, two samples per prompt; 2% contain loops. Returns MB of text."""
     schema = pa.schema([(name, pa.string()) for name in ("source", "prompt_id", "prompt", "policy", "text")])
     schema = schema.append(pa.field("sample_id", pa.int64()))
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,8 +51,8 @@ def make(folder: Path, rows: int) -> float:
     for start in range(0, rows, FILE_ROWS):
         columns: dict[str, list[Any]] = {name: [] for name in schema.names}
         for row in range(start, min(start + FILE_ROWS, rows)):
-            prompt, cell = divmod(row, POLICIES * SAMPLES)
-            policy, sample = divmod(cell, SAMPLES)
+            prompt, number = divmod(row, POLICIES * SAMPLES)
+            policy, sample = divmod(number, SAMPLES)
             text = " ".join(rng.choices(sentences, k=rng.randint(1 + policy // 4, 15)))
             text += " and so on" * 150 if rng.random() < 0.02 else ""
             values = ("made", f"p{prompt}", f"Write about {sentences[prompt % 5000]}", f"policy-{policy:02d}", text, sample)
@@ -62,9 +63,9 @@ def make(folder: Path, rows: int) -> float:
     return size / 1e6
 
 
-def watched(command: list[str]) -> dict[str, float]:
-    """Seconds of a command, CPU seconds, and peak memory of it and all its descendants together, in MiB (proportional shares)."""
-    began, peak = time.perf_counter(), 0.0
+def measured(command: list[str]) -> dict[str, float]:
+    """Seconds and CPU seconds of a command, and the peak memory of it and all its descendants together in MiB (PSS)."""
+    start, peak = time.perf_counter(), 0.0
     before = os.times()
     process = subprocess.Popen(command)
     while process.poll() is None:
@@ -74,7 +75,7 @@ def watched(command: list[str]) -> dict[str, float]:
         raise SystemExit(process.returncode)
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return {"seconds": time.perf_counter() - began, "cpu_seconds": cpu, "peak_mib": peak / 2**10}
+    return {"seconds": time.perf_counter() - start, "cpu_seconds": cpu, "peak_mib": peak / 2**10}
 
 
 def _tree(root: int) -> list[int]:
@@ -86,7 +87,7 @@ def _tree(root: int) -> list[int]:
 
 
 def _memory(pid: int) -> float:
-    """KiB."""
+    """The proportional set size of a process in KiB."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -95,14 +96,14 @@ def _memory(pid: int) -> float:
 
 
 def speed(sizes: list[int], output: Path, options: list[str]) -> list[dict[str, Any]]:
-    """One build of each size; the report's baselines, a constant, are left small."""
+    """Build once for each size, with few pairs for the report's baselines, whose cost is constant."""
     results = []
     for rows in sizes:
         folder, target = output / f"data-{rows}", output / f"corpus-{rows}"
         shutil.rmtree(target, ignore_errors=True)
-        size = make(folder, rows)
-        found = watched(_command([str(folder)], target, options))
-        results.append({"rows": rows, "text_mb": size, **_rates(found, rows, size)})
+        size = generate(folder, rows)
+        costs = measured(_command([str(folder)], target, options))
+        results.append({"rows": rows, "text_mb": size, **_rates(costs, rows, size)})
         print(results[-1], flush=True)
         shutil.rmtree(folder)
     return results
@@ -113,17 +114,17 @@ def _command(inputs: list[str], target: Path, options: list[str]) -> list[str]:
     return [sys.executable, "-m", "polar_rm", "corpus", *settings]
 
 
-def _rates(found: dict[str, float], rows: int, size: float) -> dict[str, float]:
+def _rates(costs: dict[str, float], rows: int, size: float) -> dict[str, float]:
     return {
-        **found,
-        "rows_per_s": rows / found["seconds"],
-        "rows_per_cpu_s": rows / found["cpu_seconds"],
-        "mb_per_cpu_s": size / found["cpu_seconds"],
+        **costs,
+        "rows_per_s": rows / costs["seconds"],
+        "rows_per_cpu_s": rows / costs["cpu_seconds"],
+        "mb_per_cpu_s": size / costs["cpu_seconds"],
     }
 
 
 def real(files: list[Path], output: Path, options: list[str], triples: int) -> list[dict[str, Any]]:
-    """Speed and baselines of each file, or why nothing in it can be compared."""
+    """Speed and baselines of each file, or the reason why nothing in it can be compared."""
     results = []
     for file in files:
         table = pq.read_table(file, columns=["text"])
@@ -133,13 +134,13 @@ def real(files: list[Path], output: Path, options: list[str], triples: int) -> l
             shutil.rmtree(old, ignore_errors=True)
         values = {"inputs": [str(file)], "output": folder, "report": {"pairs": triples}}
         try:
-            found = build(CorpusConfig.model_validate(values))["baselines"]["overall"]
+            baselines = build(CorpusConfig.model_validate(values))["baselines"]["overall"]
         except PolarError as error:
             row["refused"] = str(error)
         else:
             size = sum(map(len, table["text"].to_pylist())) / 1e6
-            row |= _rates(watched(_command([str(file)], target, options)), len(table), size)
-            row |= {f"report_{key}": round(value["accuracy"], 3) for key, value in found.items()}
+            row |= _rates(measured(_command([str(file)], target, options)), len(table), size)
+            row |= {f"report_{key}": round(value["accuracy"], 3) for key, value in baselines.items()}
             row |= {key: round(value, 3) for key, value in random_triples(file, triples).items()}
         results.append(row)
         print(row, flush=True)
@@ -147,43 +148,47 @@ def real(files: list[Path], output: Path, options: list[str], triples: int) -> l
 
 
 def random_triples(file: Path, count: int) -> dict[str, float]:
-    """Accuracy of the baselines on random triples of all samples, ties half; of length also on triples of rows, ties wrong."""
+    """Accuracy of the baselines on random triples of all samples, ties half; for length also on triples of rows, ties wrong."""
     drawn = _triples(file, count, copies=True)
     fitted = make_baselines(["length", "tfidf"])
     for baseline in fitted.values():
         for _ in baseline.fit(drawn):
             pass
     scores = score_pairs(fitted, drawn)
-    found = {f"triples_{name}": float(scores.correct(name).mean()) for name in fitted}
+    accuracies = {f"triples_{name}": float(scores.correct(name).mean()) for name in fitted}
     nearer = [
-        abs(len(own) - len(each.reference)) < abs(len(other) - len(each.reference))
-        for each in _triples(file, count, copies=False)
-        for own, other in [each.candidates]
+        abs(len(same) - len(triple.reference)) < abs(len(other) - len(triple.reference))
+        for triple in _triples(file, count, copies=False)
+        for same, other in [triple.candidates]
     ]
-    return found | {"distinct_length": sum(nearer) / count}
+    return accuracies | {"distinct_length": sum(nearer) / count}
 
 
 def _triples(file: Path, count: int, *, copies: bool) -> list[Comparison]:
     names = ["prompt_id", "policy", "text"]
     table = pq.read_table(file)
     repeats = table["dup_count"].to_pylist() if copies and "dup_count" in table.column_names else [1] * len(table)
-    cells: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    texts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for prompt, policy, text, times in zip(*(table[name].to_pylist() for name in names), repeats, strict=True):
-        cells[prompt][policy] += [text] * times
-    places = [(prompt, policy) for prompt, each in sorted(cells.items()) for policy in sorted(each) if len(each[policy]) > 1]
-    places = [(prompt, policy) for prompt, policy in places if len(cells[prompt]) > 1]
+        texts[prompt][policy] += [text] * times
+    keys = [
+        (prompt, policy)
+        for prompt, by_policy in sorted(texts.items())
+        for policy in sorted(by_policy)
+        if len(by_policy) > 1 and len(by_policy[policy]) > 1
+    ]
     rng = random.Random(0)
     drawn = []
-    for prompt, policy in rng.choices(places, k=count):
-        other = rng.choice([each for each in sorted(cells[prompt]) if each != policy])
-        reference, positive = rng.sample(cells[prompt][policy], 2)
-        drawn.append(Comparison(prompt, reference, (positive, rng.choice(cells[prompt][other])), (0, 1)))
+    for prompt, policy in rng.choices(keys, k=count):
+        other = rng.choice([name for name in sorted(texts[prompt]) if name != policy])
+        reference, positive = rng.sample(texts[prompt][policy], 2)
+        drawn.append(Comparison(prompt, reference, (positive, rng.choice(texts[prompt][other])), (0, 1)))
     return drawn
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="*", default=[], help="sizes to make and build")
+    parser.add_argument("--rows", type=int, nargs="*", default=[], help="sizes to generate and build")
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="files of real trajectories")
     parser.add_argument("--triples", type=int, default=2000, help="pairs for the baselines of real files")
     parser.add_argument("--output", type=Path, required=True)

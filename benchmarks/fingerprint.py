@@ -1,8 +1,8 @@
-"""The losses, weights and scores of a small run, to the last bit, as one hash each: equal before and after a change that must not
-change behaviour.
+"""Hashes of the losses, weights and scores of a small run, to the last bit. They must be equal before and after a change that
+should not change behaviour.
 
-The commands are those of a user (``python -m polar_rm``), so that two versions can be compared; threads are fixed, for sums of
-another order round otherwise.
+It runs a user's commands (``python -m polar_rm``), so that two versions can be compared. The number of threads is fixed, because
+sums in another order are rounded differently.
 
     python benchmarks/fingerprint.py                       # of the package that this Python imports
     PYTHONPATH=OTHER/src python benchmarks/fingerprint.py  # of another checkout
@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 
 
 def polar(folder: Path, *arguments: str) -> None:
-    """One command, on one thread."""
+    """Run one command on one thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     subprocess.run(
         [sys.executable, "-m", "polar_rm", *arguments], cwd=folder, check=True, env=environment, stdout=subprocess.DEVNULL

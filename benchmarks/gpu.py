@@ -1,8 +1,8 @@
-"""One forward and backward of a random Llama on one comparison: a prefix tree, with either attention for CUDA, and every
-candidate as a sequence of its own. No optimiser, no other code of the trainer (``training.py`` measures that).
+"""One forward and backward pass of a random Llama on one comparison: as a prefix tree, with both attentions for CUDA, and with
+every candidate as a separate sequence. It uses neither the optimiser nor the rest of the trainer (see ``training.py``).
 
-On a GPU a 1B model in bfloat16, p = r = c = 1000. Without one a tiny model at p = r = c = 60 runs the same code with the CPU's
-attention, and the result says so: its numbers are no claim about GPUs.
+On a GPU the model is 1B in bfloat16, with p = r = c = 1000. Without a GPU a tiny model with p = r = c = 60 runs the same code
+with the CPU's attention, and the result says so: such numbers say nothing about GPUs.
 
     python benchmarks/gpu.py --k 2 8 --output gpu.jsonl
 """
@@ -43,7 +43,7 @@ def build(preset: str, implementation: str, device: torch.device, dtype: torch.d
 
 
 def tree(rng: random.Random, k: int, length: int) -> PrefixTree:
-    """Random ids; lengths jittered by half. The first candidate is the best."""
+    """A tree of random ids; lengths vary by half. The first candidate is the best."""
 
     def ids(n: int) -> list[int]:
         return [rng.randrange(3, VOCABULARY) for _ in range(n * rng.randint(500, 1500) // 1000)]
@@ -52,7 +52,7 @@ def tree(rng: random.Random, k: int, length: int) -> PrefixTree:
 
 
 def seconds(work: Callable[[], None], device: torch.device, rounds: int) -> float:
-    """Median; a first round is not counted."""
+    """The median time, after one warm-up round."""
 
     def run() -> None:
         work()
@@ -76,17 +76,17 @@ def measure(
         for ids in sequences:
             plain(ids, use_cache=False).logits.float().sum().backward()
 
-    spent = {name: seconds(lambda m=model: tree_step(m), device, rounds) for name, model in trees.items()}  # type: ignore[misc]
-    spent["one by one"] = seconds(one_by_one, device, rounds)
-    usual = attention.default_attention(device)
+    times = {name: seconds(lambda m=model: tree_step(m), device, rounds) for name, model in trees.items()}  # type: ignore[misc]
+    times["one by one"] = seconds(one_by_one, device, rounds)
+    default = attention.default_attention(device)
     flops = training_flops(plain.config, row.layout)
     return {
         "device": device_name(device) + ("" if device.type == "cuda" else ": a trial of the code, no claim about GPUs"),
         "k": len(sequences),
-        "seconds": spent,
-        "ratio_one_by_one": spent["one by one"] / spent[usual],
+        "seconds": times,
+        "ratio_one_by_one": times["one by one"] / times[default],
         "token_count_prediction": sum(ids.shape[1] for ids in sequences) / comparison.n_tokens,
-        "mfu": flops / spent[usual] / peak_flops(device, plain.dtype),
+        "mfu": flops / times[default] / peak_flops(device, plain.dtype),
     }
 
 

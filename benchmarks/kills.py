@@ -1,8 +1,8 @@
-"""Is a run that is killed, again and again, the run that is not? ``polar pretrain`` of a tiny model gets SIGKILL at random
-moments, then the same command goes on; in the end weights and metrics must equal those of an uninterrupted run, bit for bit.
+"""Does a run that is killed repeatedly equal an uninterrupted one? ``polar pretrain`` of a tiny model gets SIGKILL at random
+times, and the same command continues. In the end weights and metrics must equal those of an uninterrupted run, bit for bit.
 
-Every attempt is a fork of one process that has only imported: so kills fall into work (encoding, loading, training, saving,
-exporting) and not into imports. One thread, since sums of another order round otherwise.
+Every attempt is a fork of a process with all imports done, so that kills occur during the work (encoding, loading, training,
+saving, exporting) and not during imports. It uses one thread, because sums in another order are rounded differently.
 
     python benchmarks/kills.py --kills 50
 """
@@ -29,12 +29,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from polar_rm.cli.main import main as main_of_polar
 from polar_rm.training import trainer  # noqa: F401  (imported before the forks)
 
-# Not equal from run to run: they are about time and memory.
+# Metrics of time and memory, which differ between runs.
 TIMED = {"seconds", "tokens_per_second", "pairs_per_second", "memory_gib", "mfu"}
 
 
 def comparisons(path: Path, count: int) -> None:
-    """Rows whose better candidate repeats the reference's words."""
+    """Write rows whose better candidate repeats the reference's words."""
     rng = random.Random(0)
     words = "fox dog turtle river bank capital country metre lazy quick brown green slow".split()
     rows = []
@@ -46,7 +46,7 @@ def comparisons(path: Path, count: int) -> None:
 
 
 def small_tokenizer(folder: Path, text: str) -> None:
-    """A byte-level BPE of a few hundred tokens: read in a moment, so that kills fall into other things."""
+    """Write a byte-level BPE tokenizer of a few hundred tokens, which loads quickly, so that kills occur elsewhere."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -58,7 +58,7 @@ def small_tokenizer(folder: Path, text: str) -> None:
 
 
 def command(output: Path, data: Path, tokenizer: Path, steps: int) -> list[str]:
-    """A run with a checkpoint a step."""
+    """The command of a run with one checkpoint per step."""
     overrides = [
         "model.preset=1m", f"model.tokenizer={tokenizer}", "model.encoder={max_length: 256, max_response_length: 64}",
         f"data.train=[{data}]", f"output={output}", f"max_steps={steps}", "epochs=1000", "batch_size=8", "optim.lr=1e-3",
@@ -68,7 +68,7 @@ def command(output: Path, data: Path, tokenizer: Path, steps: int) -> list[str]:
 
 
 def start(arguments: list[str], log: Path) -> int:
-    """The command in a fork; its process id."""
+    """Run the command in a fork; returns the process id."""
     process = os.fork()
     if process:
         return process
@@ -85,9 +85,9 @@ def start(arguments: list[str], log: Path) -> int:
         os._exit(code)
 
 
-def ended(process: int, within: float | None) -> int | None:
-    """The exit code, negative for a signal; None where it has not ended in time."""
-    until = None if within is None else time.monotonic() + within
+def wait_for(process: int, timeout: float | None) -> int | None:
+    """The exit code of a process, negative for a signal, or None after the timeout."""
+    until = None if timeout is None else time.monotonic() + timeout
     while True:
         pid, status = os.waitpid(process, os.WNOHANG)
         if pid:
@@ -98,7 +98,7 @@ def ended(process: int, within: float | None) -> int | None:
 
 
 def state_of(output: Path) -> str:
-    """Where a run was when it was killed."""
+    """The state of a run when it was killed."""
     if (output / "run.json").exists():
         return "finished"
     if (output / "model").exists() or list(output.glob(".model.*")):
@@ -111,7 +111,7 @@ def state_of(output: Path) -> str:
 
 
 def result(output: Path) -> dict[str, Any]:
-    """Hashes of the weights and of all metrics that are not about time."""
+    """Hashes of the weights and of all metrics except those of time and memory."""
     weights = hashlib.sha256((output / "model/model.safetensors").read_bytes()).hexdigest()
     steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     kept = [{key: value for key, value in step.items() if key not in TIMED} for step in steps]
@@ -119,60 +119,60 @@ def result(output: Path) -> dict[str, Any]:
 
 
 def run(kills: int, steps: int, seed: int, folder: Path) -> dict[str, Any]:
-    """One run in peace, then runs under fire until all kills are used up; the figures."""
+    """Run once without kills, then repeatedly with kills until all are used; returns the counts."""
     data, tokenizer = folder / "train.jsonl", folder / "tokenizer"
     comparisons(data, 64)
     small_tokenizer(tokenizer, data.read_text())
-    began = time.monotonic()
+    start_time = time.monotonic()
     log = folder / "log"
-    if ended(start(command(folder / "whole", data, tokenizer, steps), log), None) != 0:
+    if wait_for(start(command(folder / "whole", data, tokenizer, steps), log), None) != 0:
         raise SystemExit(log.read_text())
-    life = time.monotonic() - began
+    duration = time.monotonic() - start_time
     expected = result(folder / "whole")
     rng = random.Random(seed)
-    moments: Counter[str] = Counter()
+    states: Counter[str] = Counter()
     runs = unequal = damaged = leftovers = 0
-    while sum(moments.values()) < kills:
+    while sum(states.values()) < kills:
         output = folder / f"killed-{runs}"
         while True:
             process = start(command(output, data, tokenizer, steps), log)
-            code = ended(process, rng.uniform(0, life) if sum(moments.values()) < kills else None)
+            code = wait_for(process, rng.uniform(0, duration) if sum(states.values()) < kills else None)
             if code is None:
                 os.kill(process, signal.SIGKILL)
-                code = ended(process, None)
-                moments[state_of(output)] += 1
-                print(f"kill {sum(moments.values())}: {state_of(output)}", file=sys.stderr, flush=True)
+                code = wait_for(process, None)
+                states[state_of(output)] += 1
+                print(f"kill {sum(states.values())}: {state_of(output)}", file=sys.stderr, flush=True)
             damaged += "damaged" in log.read_text()
             if code == 0:
                 break
             if code and code > 0:
-                raise SystemExit(f"the same command did not go on: {log.read_text()}")
+                raise SystemExit(f"the same command did not continue: {log.read_text()}")
         runs += 1
         unequal += result(output) != expected
         leftovers += len([path for path in output.rglob(".*") if path.suffix in (".partial", ".old")])
     return {
-        "kills": sum(moments.values()),
-        "where": dict(moments),
+        "kills": sum(states.values()),
+        "where": dict(states),
         "runs": runs,
         "runs that differ from the uninterrupted one": unequal,
         "told of damage": damaged,
         "leftovers": leftovers,
-        "seconds of an uninterrupted run": round(life, 1),
+        "seconds of an uninterrupted run": round(duration, 1),
         **expected,
     }
 
 
 def main() -> None:
-    """Print the figures as JSON; exit with 1 where a run differs."""
+    """Print the counts as JSON; exit with 1 if a run differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = run(arguments.kills, arguments.steps, arguments.seed, Path(folder))
-    print(json.dumps(figures, indent=2))
-    sys.exit(1 if figures["runs that differ from the uninterrupted one"] else 0)
+        counts = run(arguments.kills, arguments.steps, arguments.seed, Path(folder))
+    print(json.dumps(counts, indent=2))
+    sys.exit(1 if counts["runs that differ from the uninterrupted one"] else 0)
 
 
 if __name__ == "__main__":

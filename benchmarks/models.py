@@ -1,4 +1,4 @@
-"""Which model the benchmarks of training and scoring take, on which device."""
+"""The model and device of the benchmarks of training and scoring."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from polar_rm.model.reward_model import RewardModel
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
-    """Those that :func:`build_model` reads, the device and the length of texts."""
+    """Add the options of :func:`build_model`, the device and the length of texts."""
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--layers", type=int, default=6, help="of SmolLM2-135M")
-    parser.add_argument("--preset", choices=list(PRESETS), help="a model of random weights instead")
-    parser.add_argument("--tokenizer", default=LANGUAGE_MODEL, help="of the preset")
-    parser.add_argument("--length", type=int, default=200, help="mean tokens of prompt, reference and candidate")
+    parser.add_argument("--layers", type=int, default=6, help="number of first layers of SmolLM2-135M")
+    parser.add_argument("--preset", choices=list(PRESETS), help="a model with random weights instead")
+    parser.add_argument("--tokenizer", default=LANGUAGE_MODEL, help="tokenizer of the preset")
+    parser.add_argument("--length", type=int, default=200, help="mean number of tokens of prompt, reference and candidate")
 
 
 def build_model(arguments: argparse.Namespace) -> RewardModel:
@@ -31,6 +31,6 @@ def device_name(device: torch.device) -> str:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given: a GPU works behind the program's back."""
+    """Wait until the device has finished its work, which is asynchronous on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -25,23 +25,24 @@ HELD_OUT_PROMPTS = 0.15
 
 
 def build(data: Path, output: Path) -> None:
-    """Training: eight candidates (two of the reference's policy, six others), drawn twice; tests: pairs."""
+    """Write training data with eight candidates (two of the reference's policy, six of others), drawn twice, and tests with
+    pairs."""
     rows = list(read_trajectories(data))
     policies = sorted({row.policy for row in rows})
     unseen = set(random.Random(0).sample(policies, HELD_OUT_POLICIES))
-    seen = set(policies) - unseen
-    held = {row.prompt_id for row in rows if is_held_out(row.prompt, HELD_OUT_PROMPTS)}
+    training = set(policies) - unseen
+    held_out = {row.prompt_id for row in rows if is_held_out(row.prompt, HELD_OUT_PROMPTS)}
 
-    def comparisons(policies: set[str], in_held_prompts: bool, **options: int) -> list[Comparison]:
-        chosen = [row for row in rows if row.policy in policies and (row.prompt_id in held) == in_held_prompts]
+    def comparisons(policies: set[str], on_held_out: bool, **options: int) -> list[Comparison]:
+        chosen = [row for row in rows if row.policy in policies and (row.prompt_id in held_out) == on_held_out]
         built = list(build_comparisons(chosen, **options))
         random.Random(0).shuffle(built)
         return built
 
-    tests = comparisons(seen, True, per_prompt=24)
+    tests = comparisons(training, True, per_prompt=24)
     files = {
-        "train": comparisons(seen, False, positives=2, negatives=6),
-        "train_again": comparisons(seen, False, positives=2, negatives=6, seed=1),
+        "train": comparisons(training, False, positives=2, negatives=6),
+        "train_again": comparisons(training, False, positives=2, negatives=6, seed=1),
         "unseen_prompts": tests,
         "unseen_policies": comparisons(unseen, True),
         "watch": tests[:200],

@@ -1,4 +1,4 @@
-"""Does pre-training help? The same fine-tuning on preference data, from a pre-trained model and from its language model alone.
+"""Does pre-training help? The same fine-tuning on preference data, from a pre-trained model and from its language model.
 
     python benchmarks/preference.py --data pref_train_verifiable.parquet pref_train_rmb.parquet pref_train_chat_judge.parquet \
         --model runs/oasst/rm/model --layers 6 --output runs/preference
@@ -26,7 +26,7 @@ HELD_OUT = 0.2
 
 
 def build(files: list[Path], output: Path, train_pairs: int, test_pairs: int) -> None:
-    """Pairs with a reference, equal shares of every file, split by prompt."""
+    """Write pairs with a reference, in equal shares of every file and split by prompt."""
     parts: dict[str, list[Comparison]] = {"train": [], "test": []}
     for file in files:
         rows = [row for row in read_comparisons(file) if row.reference]
@@ -46,11 +46,11 @@ def run(name: str, start: list[str], output: Path) -> None:
 
 
 def line(name: str, result: EvaluationResult) -> dict[str, Any]:
-    found = result.report
-    by = {source: round(group["contenders"][name]["accuracy"], 3) for source, group in found["by"].items()}
-    baselines = {key: round(found["contenders"][key]["accuracy"], 3) for key in ("length", "tfidf")}
-    mine = found["contenders"][name]
-    return {"run": name, "pairs": found["n_pairs"], "accuracy": mine["accuracy"], "ci95": mine["ci95"], "by": by, **baselines}
+    values = result.report
+    by = {source: round(group["contenders"][name]["accuracy"], 3) for source, group in values["by"].items()}
+    baselines = {key: round(values["contenders"][key]["accuracy"], 3) for key in ("length", "tfidf")}
+    model = values["contenders"][name]
+    return {"run": name, "pairs": values["n_pairs"], "accuracy": model["accuracy"], "ci95": model["ci95"], "by": by, **baselines}
 
 
 def main() -> None:
@@ -64,10 +64,10 @@ def main() -> None:
     arguments = parser.parse_args()
     build(arguments.data, arguments.output, arguments.train_pairs, arguments.test_pairs)
     limits = Encoder.from_pretrained(arguments.model).settings
-    alone = [f"model.init={LANGUAGE_MODEL}", f"model.n_layers={arguments.layers}"]
-    alone += [f"model.encoder.{key}={getattr(limits, key)}" for key in ("max_length", "max_response_length")]
+    language_model = [f"model.init={LANGUAGE_MODEL}", f"model.n_layers={arguments.layers}"]
+    language_model += [f"model.encoder.{key}={getattr(limits, key)}" for key in ("max_length", "max_response_length")]
     run("with", [f"model.resume_from={arguments.model}"], arguments.output)
-    run("without", alone, arguments.output)
+    run("without", language_model, arguments.output)
     models = [f"{name}={arguments.output / name / 'model'}" for name in ("with", "without")]
     result = evaluate_files(models, [arguments.output / "test.jsonl"], by="source", options=ModelOptions(precision="auto"))
     rows = [line("with", result), line("without", result), {"difference": str(result.difference("with", "without"))}]

@@ -1,11 +1,11 @@
-"""Where the time of a training step goes: the trainer's own step on made-up comparisons, one JSON row a setting.
+"""Profiles a training step: the trainer's own step on random comparisons, with one JSON row per setting.
 
-A row holds tokens a second, model FLOPs utilisation (``metrics.training_flops`` over the data sheet's peak), the median step in
-seconds, and what one step spends by kind of kernel under ``torch.profiler``: products, attention, element-wise, gathers, copies,
-optimiser, and how often the program waits for the device. Weights and texts are random; every word is one token.
+A row holds tokens per second, model FLOPs utilisation (``metrics.training_flops`` over the data sheet's peak), the median time of
+a step, the time of one step by kind of kernel under ``torch.profiler`` (products, attention, element-wise, gathers, copies,
+optimiser), and how often the program waits for the device. Weights and texts are random; every word is one token.
 
-    python benchmarks/profile_step.py --output profile.jsonl                     # a GPU: preset 1b
-    python benchmarks/profile_step.py --preset 1m --length 60 --row-tokens 512   # a CPU: a trial of the code
+    python benchmarks/profile_step.py --output profile.jsonl                     # on a GPU: preset 1b
+    python benchmarks/profile_step.py --preset 1m --length 60 --row-tokens 512   # on a CPU: only a trial of the code
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ from polar_rm.training.metrics import peak_flops
 from polar_rm.training.parallel import World
 from polar_rm.training.trainer import Trainer
 
-VOCABULARY = 49_152  # that of SmolLM2
+VOCABULARY = 49_152  # as SmolLM2
 SPECIALS = ("<s>", "</s>", "<pad>", "<|reward|>", "[UNUSED_TOKEN_130]")
 SMOLLM2_135M = (576, 30, 9, 3, 1536)  # as in PRESETS
 
-# What is in a kernel's name (or, on a CPU, an operator's); the first that fits counts.
+N_EXPENSIVE = 24  # number of kernels to report by name
+
+# Parts of the names of kernels (or, on a CPU, operators); the first kind that matches counts.
 KINDS: list[tuple[str, tuple[str, ...]]] = [
     ("attention", ("flash", "fmha", "flex_attention", "polar::", "_treeattention", "_varlenattention")),
     ("product", ("gemm", "nvjet", "cutlass", "xmma", "cublas", "splitk", "::mm", "addmm", "bmm", "gemv")),
@@ -52,19 +54,19 @@ SYNCHRONISING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSyn
 
 
 def words_tokenizer(folder: Path) -> None:
-    """One token a word: ``w7`` is token 7."""
+    """Write a tokenizer with one token per word: ``w7`` is token 7."""
     vocabulary = {f"w{i}": i for i in range(VOCABULARY - len(SPECIALS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
-    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **named}))
+    specials = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **specials}))
 
 
 def comparisons(n: int, k: int, length: int) -> list[Comparison]:
-    """Prompt, reference and candidates of about ``length`` tokens each, jittered by half."""
+    """Comparisons whose texts have about ``length`` tokens each, plus or minus half."""
     rng = random.Random(k)
 
     def text() -> str:
@@ -88,11 +90,11 @@ def build(work: Path, k: int, row_tokens: int, compiled: bool, arguments: argpar
         "device": arguments.device,
     }
     device = torch.device(arguments.device)
-    with device:  # random weights are drawn where they stay
+    with device:  # creates the random weights on the device
         trainer = Trainer(
             load_config(TrainConfig, [], [f"{key}={value}" for key, value in settings.items()]), World(0, 1, device)
         )
-    torch.nn.init.normal_(trainer.model.backbone.score.weight, std=0.02)  # a new head's zeros would stop every gradient
+    torch.nn.init.normal_(trainer.model.backbone.score.weight, std=0.02)  # a zero head makes all other gradients zero
     trainer.model.train()
     return trainer
 
@@ -106,17 +108,17 @@ def batches(trainer: Trainer, size: int) -> Iterator[list[int]]:
 def measure(trainer: Trainer, arguments: argparse.Namespace) -> dict[str, Any]:
     device = trainer.where.device
     upcoming = batches(trainer, arguments.batch)
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(arguments.warmup):
         trainer.optimize(next(upcoming))
     wait(device)
-    warm = time.perf_counter() - began
+    warmup_seconds = time.perf_counter() - start
     seconds, tokens, flops = [], 0.0, 0.0
     for _ in range(arguments.steps):
-        began = time.perf_counter()
+        start = time.perf_counter()
         values = trainer.optimize(next(upcoming))
         wait(device)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
         tokens, flops = tokens + values["tokens"], flops + values["flops"]
     row = {
         "tokens_per_second": tokens / sum(seconds),
@@ -124,42 +126,39 @@ def measure(trainer: Trainer, arguments: argparse.Namespace) -> dict[str, Any]:
         "step_seconds": statistics.median(seconds),
         "step_seconds_all": seconds,
         "tokens_per_step": tokens / arguments.steps,
-        "warmup_seconds": warm,
+        "warmup_seconds": warmup_seconds,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
     }
     return row | profiled(trainer, next(upcoming))
 
 
 def profiled(trainer: Trainer, indices: list[int]) -> dict[str, Any]:
-    """One step under the profiler: seconds by kind, the most expensive names, and waits for the device."""
+    """Profile one step: seconds by kind, the most expensive kernels, and waits for the device."""
     device = trainer.where.device
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])) as recorded:
-        began = time.perf_counter()
+        start = time.perf_counter()
         trainer.optimize(indices)
         wait(device)
-        wall = time.perf_counter() - began
-    wanted = DeviceType.CUDA if on_gpu else DeviceType.CPU
-    spent: Counter[str] = Counter()
+        wall = time.perf_counter() - start
+    device_type = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    by_name: Counter[str] = Counter()
     waits: Counter[str] = Counter()
     for event in recorded.key_averages():
         if event.key in SYNCHRONISING or "DtoH" in event.key:
             waits[event.key] += event.count
-        if event.device_type == wanted and not event.key.startswith(("ProfilerStep", "Activity Buffer", "## Call Compiled")):
-            spent[event.key] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
+        if event.device_type == device_type and not event.key.startswith(("ProfilerStep", "Activity Buffer", "## Call Compiled")):
+            by_name[event.key] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
     kinds: Counter[str] = Counter()
-    for name, seconds in spent.items():
+    for name, seconds in by_name.items():
         kinds[kind(name)] += seconds
     return {
         "profiled_step_seconds": wall,
         "kinds_seconds": dict(kinds.most_common()),
         "idle_seconds": wall - sum(kinds.values()),
         "waits": dict(waits),
-        "most_expensive": [[name[:110], round(seconds, 5)] for name, seconds in spent.most_common(arguments_top)],
+        "most_expensive": [[name[:110], round(seconds, 5)] for name, seconds in by_name.most_common(N_EXPENSIVE)],
     }
-
-
-arguments_top = 24
 
 
 def kind(name: str) -> str:
@@ -177,7 +176,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1000 if on_gpu else 60)
     parser.add_argument("--row-tokens", type=int, nargs="+", default=[8192, 16384] if on_gpu else [512])
     parser.add_argument("--compile", type=int, nargs="+", default=[0, 1], choices=[0, 1])
-    parser.add_argument("--batch", type=int, default=8, help="comparisons a step")
+    parser.add_argument("--batch", type=int, default=8, help="comparisons per step")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--label", default="", help="copied into every row")

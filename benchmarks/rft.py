@@ -1,7 +1,7 @@
-"""Does GRPO with a served reward model move a policy? `polar rft` on SmolLM2-135M, towards one author of the packaged corpus.
+"""Does GRPO with a served reward model change a policy? `polar rft` on SmolLM2-135M, towards one policy of the packaged corpus.
 
-The reward model is the quickstart's; references are one policy's answers. Training: 16 prompts, each once in every quarter of the
-run. Test: held-out prompts, sampled before and after with the same seeds and the published decoding.
+The reward model is the quickstart's; the references are one policy's answers. Training uses 16 prompts, each once in every
+quarter of the run. The test uses held-out prompts, sampled before and after with the same seeds and the published decoding.
 
     make quickstart test-trl && .venv-trl/bin/python benchmarks/rft.py --output runs/rft
 """
@@ -45,7 +45,7 @@ HELD_OUT_PROMPTS = 0.25  # fraction
 
 @contextmanager
 def served(model: Path, log: Path) -> Iterator[str]:
-    """URL of a reward server of its own process."""
+    """Start a reward server in a separate process; yields its URL."""
     with log.open("w") as file:
         process = subprocess.Popen([sys.executable, "-m", "polar_rm", "serve", "--model", str(model), "--port", "0"], stderr=file)
     try:
@@ -60,7 +60,7 @@ def served(model: Path, log: Path) -> Iterator[str]:
 
 
 def build(author: str, output: Path) -> None:
-    """``train.jsonl`` and ``held_out.jsonl``: prompts, and the author's first answer to each."""
+    """Write ``train.jsonl`` and ``held_out.jsonl``: prompts with the author's first answer to each."""
     rows = list(read_trajectories(files("polar_rm.quickstart") / "data/trajectories.parquet"))
     answers = {row.prompt_id: row for row in reversed(rows) if row.policy == author and row.text.strip()}
     parts: dict[str, list[str]] = {"train": [], "held_out": []}
@@ -72,7 +72,7 @@ def build(author: str, output: Path) -> None:
 
 
 def held_out(policy: str, tasks: Sequence[tuple[Text, Text]], url: str, max_new_tokens: int) -> tuple[list[str], list[float]]:
-    """A policy's answer to every prompt, and its raw reward. An empty answer is one, too."""
+    """A policy's answers to all prompts, and their raw rewards. Empty answers are scored too."""
     settings = TransformersPolicy(
         name="policy", family="policy", kind="chat", model=policy, decoding=Decoding(max_new_tokens=max_new_tokens)
     )
@@ -82,7 +82,7 @@ def held_out(policy: str, tasks: Sequence[tuple[Text, Text]], url: str, max_new_
         if isinstance(outcome, Sample):
             texts[request.seed] = outcome.text
 
-    requests = [Request(str(place), prompt, 0, seed=place) for place, (prompt, _) in enumerate(tasks)]
+    requests = [Request(str(index), prompt, 0, seed=index) for index, (prompt, _) in enumerate(tasks)]
     settings.open(Machine("fp32", "cpu")).run(requests, emit, Event())
     with RewardClient(url) as client:
         items = [ScoreItem(prompt, reference, text) for (prompt, reference), text in zip(tasks, texts, strict=True)]
@@ -90,41 +90,41 @@ def held_out(policy: str, tasks: Sequence[tuple[Text, Text]], url: str, max_new_
 
 
 def quarters(output: Path) -> list[dict[str, float]]:
-    """Mean reward of every training prompt, by quarter of the run, from the completions that TRL writes down."""
+    """Mean rewards of the training prompts, by quarter of the run, from the completions that TRL logs."""
     paths = sorted((output / "completions").glob("*.parquet"))
     size = len(paths) // 4
-    found = []
+    means = []
     for quarter in range(4):
-        seen = defaultdict(list)
+        rewards_by_prompt = defaultdict(list)
         for path in paths[quarter * size : (quarter + 1) * size]:
             for row in pq.read_table(path, columns=["prompt", "polar"]).to_pylist():
-                seen[flatten(row["prompt"])].append(row["polar"])
-        found.append({prompt: fmean(values) for prompt, values in seen.items()})
-    return found
+                rewards_by_prompt[flatten(row["prompt"])].append(row["polar"])
+        means.append({prompt: fmean(values) for prompt, values in rewards_by_prompt.items()})
+    return means
 
 
 def difference(first: list[float], second: list[float]) -> dict[str, Any]:
-    """Of two rewards of every prompt."""
-    found = paired_difference(np.array(second), np.array(first), np.arange(len(first)))
-    return {"from": fmean(first), "to": fmean(second), "difference": found.difference, "ci95": list(found.ci95 or ())}
+    """The paired difference of two values of every prompt."""
+    result = paired_difference(np.array(second), np.array(first), np.arange(len(first)))
+    return {"from": fmean(first), "to": fmean(second), "difference": result.difference, "ci95": list(result.ci95 or ())}
 
 
 def similarity(
     tasks: Sequence[tuple[Text, Text]], before: Sequence[str], after: Sequence[str]
 ) -> tuple[list[float], list[float]]:
-    """Of the answers to the references, by character TF-IDF: a judge that nobody trained against."""
+    """Character TF-IDF similarity of the answers to the references, a judge that was no reward in training."""
     judge = BASELINES["tfidf"]("tfidf")
     rows = [Comparison(*task, tuple(texts), (0, 0)) for task, *texts in zip(tasks, before, after, strict=True)]
-    found = list(judge.score_comparisons(list(judge.fit(rows))))
-    return [first for first, _ in found], [second for _, second in found]
+    scores = list(judge.score_comparisons(list(judge.fit(rows))))
+    return [first for first, _ in scores], [second for _, second in scores]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("runs/quickstart/pretrain/model"), help="reward model")
-    parser.add_argument("--author", default="base-letter", help="policy of the packaged corpus whose answers are references")
+    parser.add_argument("--author", default="base-letter", help="policy of the packaged corpus whose answers are the references")
     parser.add_argument("--output", type=Path, default=Path("runs/rft"), help="new folder")
-    parser.add_argument("overrides", nargs="*", help="of recipes/rft.yaml, e.g. trainer.max_steps=8", metavar="KEY=VALUE")
+    parser.add_argument("overrides", nargs="*", help="of recipes/rft.yaml, such as trainer.max_steps=8", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     output: Path = arguments.output
     output.mkdir(parents=True)
@@ -132,24 +132,24 @@ def main() -> None:
     tasks = list(read_referenced_prompts(output / "held_out.jsonl"))
     recipe = Path(__file__).parents[1] / "recipes/rft.yaml"
     with served(arguments.model, output / "server.log") as url:
-        own = [f"data=[{output / 'train.jsonl'}]", f"reward.source={url}", f"output={output / 'run'}"]
-        logged = ["trainer.log_completions=true", "trainer.num_completions_to_print=0"]
-        config = load_config(RftConfig, [recipe], [*own, *logged, *arguments.overrides])
+        paths = [f"data=[{output / 'train.jsonl'}]", f"reward.source={url}", f"output={output / 'run'}"]
+        logging = ["trainer.log_completions=true", "trainer.num_completions_to_print=0"]
+        config = load_config(RftConfig, [recipe], [*paths, *logging, *arguments.overrides])
         limit = config.trainer["max_completion_length"]
-        before, was = held_out(LANGUAGE_MODEL, tasks, url, limit)
+        before, rewards_before = held_out(LANGUAGE_MODEL, tasks, url, limit)
         wall, cpu = timed(lambda: run(config, lambda row: print(row.get("step"), row.get("reward"), flush=True)))
-        after, now = held_out(str(output / "run/policy"), tasks, url, limit)
+        after, rewards_after = held_out(str(output / "run/policy"), tasks, url, limit)
     by_quarter = quarters(output / "run")
     prompts = sorted(by_quarter[0])
     first, last = ([by_quarter[quarter][prompt] for prompt in prompts] for quarter in (0, 3))
     rows = [
         {"what": "training prompts", "prompts": len(prompts), **difference(first, last)},
-        {"what": "held-out prompts", "prompts": len(tasks), **difference(was, now)},
+        {"what": "held-out prompts", "prompts": len(tasks), **difference(rewards_before, rewards_after)},
         {"what": "their TF-IDF similarity", "prompts": len(tasks), **difference(*similarity(tasks, before, after))},
         {"what": "training", "wall_s": wall, "cpu_s": cpu},
     ]
     report(rows, output / "report.jsonl")
-    answers = zip(tasks, before, after, was, now, strict=True)
+    answers = zip(tasks, before, after, rewards_before, rewards_after, strict=True)
     write_json(output / "answers.json", [[*task, *rest] for task, *rest in answers])
 
 

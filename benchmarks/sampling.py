@@ -1,7 +1,7 @@
-"""The real run of `polar sample`: one policy in this process, two behind an OpenAI-compatible server, and accidents.
+"""A real run of `polar sample` with kills: one policy in this process, two behind an OpenAI-compatible server.
 
 The sampler is killed twice with SIGKILL and the server once, in the middle of their work. At the end the store must hold exactly
-the planned rows, and every row that was there at a kill must be unchanged.
+the planned rows, and every row that was stored before a kill must be unchanged.
 
     python benchmarks/sampling.py --model smollm2 --server "python -m vllm.entrypoints.openai.api_server \\
         --model FOLDER --served-model-name smollm2 --port {port} --generation-config vllm"
@@ -35,7 +35,7 @@ from polar_rm.sampling.plan import make_plan
 from polar_rm.sampling.store import Store
 
 KILL_SAMPLER_AT, KILL_SERVER_AT = (0.2, 0.45), 0.65  # of all samples
-PATIENCE_S = 900.0
+TIMEOUT_S = 900.0
 FORUM = "Posts from an internet forum.\n\nQ: How do I clean a kettle?\nA: lol just chuck some vinegar in there\n\nQ: {prompt}\nA:"
 
 
@@ -85,10 +85,10 @@ def write_config(options: argparse.Namespace, port: int) -> SamplingConfig:
 
 def run(config: SamplingConfig, options: argparse.Namespace, port: int) -> list[dict[str, Any]]:
     planned = len(config.policies) * options.prompts * options.samples
-    began, server = time.perf_counter(), Server(options.server.format(port=port), port, options.output / "server.log")
+    start, server = time.perf_counter(), Server(options.server.format(port=port), port, options.output / "server.log")
     server.wait()
-    rows: list[dict[str, Any]] = [{"event": "server ready", "seconds": time.perf_counter() - began}]
-    kept: dict[Any, str] = {}
+    rows: list[dict[str, Any]] = [{"event": "server ready", "seconds": time.perf_counter() - start}]
+    stored: dict[Any, str] = {}
     sampler = None
     try:
         for share in KILL_SAMPLER_AT:
@@ -96,21 +96,21 @@ def run(config: SamplingConfig, options: argparse.Namespace, port: int) -> list[
             sampler.wait_for(share * planned)
             sampler.process.send_signal(signal.SIGKILL)
             sampler.process.wait()
-            kept = unchanged(config, kept)
+            stored = unchanged(config, stored)
             rows.append(
-                {"event": "sampler killed", "stored": len(kept), "planned": planned, "seconds": time.perf_counter() - began}
+                {"event": "sampler killed", "stored": len(stored), "planned": planned, "seconds": time.perf_counter() - start}
             )
         sampler = Sampler(options.output)
         sampler.wait_for(KILL_SERVER_AT * planned)
         server.kill()
         rows.append(
-            {"event": "server killed", "reported": sampler.done(), "planned": planned, "seconds": time.perf_counter() - began}
+            {"event": "server killed", "reported": sampler.done(), "planned": planned, "seconds": time.perf_counter() - start}
         )
         server.start()
         code, runs = sampler.process.wait(), 3
-        while code:  # the policies gave up before the server was back: the same command goes on
-            kept = unchanged(config, kept)
-            rows.append({"event": f"sampler ended with code {code}", "stored": len(kept), "planned": planned})
+        while code:  # the policies gave up before the server was back: the same command continues
+            stored = unchanged(config, stored)
+            rows.append({"event": f"sampler ended with code {code}", "stored": len(stored), "planned": planned})
             server.wait()
             sampler = Sampler(options.output)
             code, runs = sampler.process.wait(), runs + 1
@@ -119,25 +119,25 @@ def run(config: SamplingConfig, options: argparse.Namespace, port: int) -> list[
         if sampler:
             sampler.process.kill()
     rows.append(
-        {"event": "finished", **check(config, unchanged(config, kept)), "runs": runs, "seconds": time.perf_counter() - began}
+        {"event": "finished", **check(config, unchanged(config, stored)), "runs": runs, "seconds": time.perf_counter() - start}
     )
     return [*rows, *speeds(config)]
 
 
 class Server:
-    """The command, restartable on the same port."""
+    """The server's command, which can be restarted on the same port."""
 
     def __init__(self, command: str, port: int, log: Path) -> None:
         self.command, self.url, self.log = shlex.split(command), f"http://127.0.0.1:{port}/v1/models", log
         self.start()
 
     def start(self) -> None:
-        # A session of its own: engines start further processes, which must go with it.
+        # In its own session, because engines start further processes, which must be killed together.
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
 
     def wait(self) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 if httpx.get(self.url, timeout=5).status_code == 200:
@@ -153,7 +153,7 @@ class Server:
 
 
 class Sampler:
-    """`polar sample` as a user runs it; its lines say how far it is."""
+    """`polar sample`, run as by a user; its output lines report its progress."""
 
     def __init__(self, folder: Path) -> None:
         command = [sys.executable, "-m", "polar_rm", "sample", str(folder / "config.yaml"), "--json", str(folder / "result.json")]
@@ -165,14 +165,14 @@ class Sampler:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             print(f"    {line.rstrip()}", flush=True)
-            if found := re.match(r"(\S+): (\d+)/\d+ samples", line):
-                self.counts[found[1]] = int(found[2])
+            if match := re.match(r"(\S+): (\d+)/\d+ samples", line):
+                self.counts[match[1]] = int(match[2])
 
     def done(self) -> int:
         return sum(self.counts.values())
 
     def wait_for(self, count: float) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while self.done() < count:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the sampler did not reach {count:.0f} samples; it ended with {self.process.poll()}")
@@ -180,33 +180,33 @@ class Sampler:
 
 
 def unchanged(config: SamplingConfig, before: dict[Any, str]) -> dict[Any, str]:
-    """Everything in the store, which must hold what it held before."""
+    """All samples in the store, which must include those from before unchanged."""
     with Store.open(config.output) as store:
-        found = {
+        samples = {
             (prompt.prompt_id, *key): sample.text
             for prompt in make_plan(config).prompts
             for key, (_, sample) in store.samples_of(prompt.prompt_id).items()
         }
-    assert before.items() <= found.items(), "samples were lost or replaced"
-    return found
+    assert before.items() <= samples.items(), "samples were lost or replaced"
+    return samples
 
 
 def check(config: SamplingConfig, stored: dict[Any, str]) -> dict[str, Any]:
-    """Planned requests against the store, the Parquet file and the failures that are final (a policy may return no text)."""
+    """Compare the planned requests with the store, the Parquet file and the final failures (a policy may return no text)."""
     plan = make_plan(config)
     planned = {(r.prompt_id, policy, r.sample_id) for policy in plan.shares for r in plan.requests(policy)}
     with Store.open(config.output) as store:
         failed = {(prompt, policy, number) for policy in plan.shares for prompt, number in store.failures(policy, plan.hashes)}
         kinds = Counter(failure.kind for policy in plan.shares for failure in store.failures(policy, plan.hashes).values())
     written = [(row.prompt_id, row.policy, row.sample_id) for row in read_trajectories(config.output / "trajectories.parquet")]
-    assert sorted(written) == sorted(stored), "the Parquet file is not the store"
+    assert sorted(written) == sorted(stored), "the Parquet file differs from the store"
     assert not failed & set(stored), "a request has a sample and a failure"
     assert failed | set(stored) == planned, "rows are missing, or too many"
     return {"planned": len(planned), "stored": len(stored), "without text": sum(kinds.values()), **kinds}
 
 
 def speeds(config: SamplingConfig) -> list[dict[str, Any]]:
-    """Over all runs, from a loaded policy to its last answer; pauses of the server count."""
+    """Speeds over all runs, from a loaded policy to its last answer, including the server's absence."""
     result = json.loads((config.output.parent / "result.json").read_text())
     last = {policy["policy"]: policy for policy in result["policies"]}
     rows = []

@@ -1,4 +1,4 @@
-"""Cost by corpus size: encoding and one epoch of training at 1x, 4x and 16x the comparisons, each in a process of its own.
+"""Cost by corpus size: encoding and one epoch of training at 1x, 4x and 16x the comparisons, each in a separate process.
 
 python benchmarks/scaling.py --base 150 --factors 1 4 16
 """
@@ -24,8 +24,8 @@ from polar_rm.training.parallel import World
 from polar_rm.training.trainer import Trainer
 
 
-def one(work: Path, factor: int) -> dict[str, Any]:
-    """Encode and train on one corpus."""
+def measure(work: Path, factor: int) -> dict[str, Any]:
+    """Encode one corpus and train on it."""
     overrides = [
         "model.preset=1m",
         f"model.tokenizer={LANGUAGE_MODEL}",
@@ -38,7 +38,7 @@ def one(work: Path, factor: int) -> dict[str, Any]:
         "log.tensorboard=false",
         "device=cpu",
     ]
-    began = time.perf_counter()
+    start = time.perf_counter()
     trainer = Trainer(load_config(TrainConfig, [], overrides), World(0, 1, torch.device("cpu")))
     prepared = time.perf_counter()
     after_encoding = peak_rss_mib()
@@ -47,7 +47,7 @@ def one(work: Path, factor: int) -> dict[str, Any]:
     return {
         "comparisons": trainer.plan.comparisons,
         "tokens": tokens,
-        "encode_s": prepared - began,
+        "encode_s": prepared - start,
         "train_s": seconds,
         "train_tokens_per_second": tokens / seconds,
         "peak_mib_encoded": after_encoding,
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        print(json.dumps(one(arguments.work, arguments.factors[0])))
+        print(json.dumps(measure(arguments.work, arguments.factors[0])))
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = []

