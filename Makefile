@@ -21,19 +21,19 @@ quickstart: $(READY)  ## the main job on packaged data: report in runs/quickstar
 	$(BIN)/polar quickstart
 
 test: $(READY)  ## all tests; FAST=1 leaves out those that train or start processes
-	$(BIN)/python -m pytest -q $(if $(FAST),-m "not slow")
+	$(BIN)/python -m pytest -q -n auto --dist worksteal $(if $(FAST),-m "not slow")
 
 # torch is that of constraints.txt; the tests that only newer releases of a library can pass say so themselves.
 .venv-oldest/ready: tests/oldest.txt pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv-oldest
 	$(call pip,oldest) -c constraints.txt torch
-	$(call pip,oldest) -c constraints.txt -r $< pytest pytest-timeout hypothesis sentencepiece
+	$(call pip,oldest) -c constraints.txt -r $< pytest pytest-timeout pytest-xdist hypothesis sentencepiece
 	$(call pip,oldest) --no-deps -e .
 	.venv-oldest/bin/python -m pip check
 	touch $@
 
 test-oldest: .venv-oldest/ready  ## the fast tests with the oldest releases that are admitted, in .venv-oldest
-	.venv-oldest/bin/python -m pytest -q -m "not slow"
+	.venv-oldest/bin/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
 # One environment per trainer or engine: their pins conflict. tests_rft/NAME.txt lists what it holds, NAME-alone.txt what is
 # installed without its own requirements, because some have no build for CPUs, and NAME-not.txt what is taken away again.

@@ -1,12 +1,20 @@
 import logging
+import os
 
 import pytest
+import torch
 from hypothesis import settings
 from support import tiny
 
 # No example is timed: how long one takes says something of the machine only.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+# With one process of tests per core, torch needs no further threads: they would only wait for one another.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ def rest(connection):
     return b"reset"
 
 
-def answer(connection):
+def read_answer(connection):
     """The server's next response, to the end of its body."""
     received = b""
     while True:
@@ -75,7 +75,7 @@ def test_half_a_header_after_an_answer_is_no_idle_connection(serve):
     """F4: uvicorn's timeout ends with the first byte."""
     with serve(header_seconds=1.0) as url, connect(url) as connection:
         connection.sendall(REQUEST)
-        assert answer(connection).startswith(b"HTTP/1.1 200")
+        assert read_answer(connection).startswith(b"HTTP/1.1 200")
         connection.sendall(b"GET /health HT")
         assert rest(connection) in (b"", b"reset")
 
@@ -86,7 +86,7 @@ def test_a_request_in_progress_outlives_the_time_for_headers(serve):
         connection.sendall(REQUEST)
         time.sleep(0.5)
         gate.set()
-        assert b"200 OK" in answer(connection)
+        assert b"200 OK" in read_answer(connection)
 
 
 def test_a_new_connection_replaces_the_one_that_waited_longest(serve):
@@ -108,7 +108,7 @@ def test_a_new_connection_replaces_the_one_that_waited_longest(serve):
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"] == "too many connections are open"
         gate.set()
         for connection in (asking, *held[5:]):
-            assert b"200 OK" in answer(connection)
+            assert b"200 OK" in read_answer(connection)
 
 
 def test_a_connection_without_any_request_is_replaced_before_an_idle_one():
