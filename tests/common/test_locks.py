@@ -144,8 +144,11 @@ for n in itertools.count():
             write_file(folder / str(part), str(n))
 """
     for kill in range(12):
+        before = set(tmp_path.glob(".m.*.partial"))
         process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "m")])
-        time.sleep(0.4 + kill * 0.037)
+        while not (tmp_path / "m").exists() or set(tmp_path.glob(".m.*.partial")) <= before:
+            time.sleep(0.001)
+        time.sleep(kill * 0.037)
         process.kill()
         process.wait()
     with owned(tmp_path / "m", "looking"):
