@@ -28,7 +28,7 @@ FLOORS = [
     ["scoring", "protocols", "sampling", "training", "conversion"],
     ["client"],
     ["evaluation"],
-    ["serving", "rft", "corpus"],
+    ["serving", "rft", "corpus", "calibration"],
     ["parity", "quickstart"],
     ["cli"],
 ]

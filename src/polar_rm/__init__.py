@@ -44,9 +44,11 @@ def load(directory: str | Path, *, dtype: str = "float32", device: str = "auto")
     """
     from polar_rm.model.devices import pick_device
     from polar_rm.model.reward_model import RewardModel
+    from polar_rm.rewards.scale import Scale
     from polar_rm.scoring.scorer import Scorer
 
-    return Scorer(RewardModel.from_pretrained(directory, dtype=dtype, device=pick_device(device)))
+    model = RewardModel.from_pretrained(directory, dtype=dtype, device=pick_device(device))
+    return Scorer(model, scale=lambda: Scale.load(directory))
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,10 @@ class ScoreError(PolarError):
     """An item has no score, for example because it came out non-finite."""
 
 
+class NoTemperature(PolarError):
+    """Pairs from which no temperature follows: all tied, all won, or won no more often than by chance."""
+
+
 class NonFinite(PolarError):
     """A loss or gradient is NaN or infinite."""
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support import fakes, official, tiny
 
+from polar_rm import load
 from polar_rm.cli import main as cli
 from polar_rm.model import weights
 from polar_rm.model.reward_model import RewardModel
@@ -290,12 +291,54 @@ def test_dry_run_shows_config_and_plan_and_trains_nothing(polar, model, tmp_path
 
 @pytest.mark.parametrize(
     "verb",
-    "sample corpus inspect pretrain finetune rft quickstart score serve evaluate parity convert config".split(),
+    "sample corpus inspect pretrain finetune rft quickstart score serve evaluate calibrate parity convert config".split(),
 )
 def test_every_verb_explains_itself_with_an_example(polar, verb):
     code, shown, _ = polar(verb, "--help")
     assert code == 0
     assert f"polar {verb}" in shown
+
+
+def test_calibrate_then_score_with_probabilities(polar, model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    rows = [
+        {"prompt": f"q {number}", "reference": "the fox", "chosen": f"the quick fox {number}", "rejected": f"{number} 34"}
+        for number in range(40)
+    ]
+    # Of a model that was never trained: an order that its rewards decide in three of four pairs.
+    scorer = load(folder)
+    for number, row in enumerate(rows):
+        texts = [row["chosen"], row["rejected"]]
+        rewards = scorer.score_outputs(prompt=row["prompt"], reference=row["reference"], outputs=texts)
+        if (rewards[0] < rewards[1]) != (number % 4 == 0):
+            row["chosen"], row["rejected"] = texts[::-1]
+    pairs = write(tmp_path / "pairs.jsonl", *rows)
+    items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "the fox", "output": "the fox"})
+    score = ("score", "--model", folder, "--input", items, "--transform", "probability", "--output")
+    refused(polar(*score, "scores.jsonl"), "'probability' needs a calibration card", "polar calibrate MODEL PAIRS makes one")
+    code, shown, error = polar("calibrate", folder, pairs, "--json", "report.json", "--plot", "plot.svg")
+    assert code == 0, error
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["schema"] == "polar-rm/calibration-report/1" and report["n_pairs"] == 40
+    assert f"{report['temperature']:.4g}" in shown and "the most certain pairs" in shown
+    assert "only and is uncertain" in shown and f"the scale is in {folder / 'calibration.json'}" in error
+    assert "<svg" in (tmp_path / "plot.svg").read_text()
+    assert polar(*score, "scores.jsonl")[0] == 0
+    row = json.loads((tmp_path / "scores.jsonl").read_text())
+    assert (row["score"], row["probability"], row["deviation"], row["anchor"]) == (0.5, 0.5, 0.0, row["reward"])
+
+    before = (folder / "calibration.json").read_bytes()
+    refused(polar("calibrate", folder, write(tmp_path / "one.jsonl", rows[0])), "all pairs belong to one prompt")
+    refused(
+        polar("calibrate", folder, write(tmp_path / "none.jsonl", PAIR | {"reference": None})),
+        "have no reference",
+        "comparison 1",
+    )
+    refused(polar("calibrate", folder, pairs, "--plot", "plot.pdf"), "plot.pdf", ".png, .svg")
+    refused(polar("calibrate", tmp_path, pairs), tmp_path, "config.json")
+    assert (folder / "calibration.json").read_bytes() == before
+    (folder / "config.json").write_text((model / "config.json").read_text().replace('"hash": "', '"hash": "0'))
+    refused(polar(*score, "other.jsonl"), "the card belongs to another model (different encoder)")
 
 
 @pytest.mark.parametrize("name", ["run[/b]", "run[bold]"])

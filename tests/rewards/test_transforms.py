@@ -1,12 +1,14 @@
+import json
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from polar_rm.errors import PolarError
-from polar_rm.rewards.calibration import Calibration
-from polar_rm.rewards.transforms import TRANSFORMS, transform
+from polar_rm.rewards.calibration import Calibration, Distribution
+from polar_rm.rewards.transforms import ITEM_TRANSFORMS, TRANSFORMS, available, check_transform, transform, transform_one
 
 GROUPS = [[-11.0, -2.5, 0.7], [3.0, 3.0], [], [1.25]]
 
@@ -62,10 +64,43 @@ def test_equal_rewards_are_in_the_middle_of_their_percentiles():
 
 def test_every_transform_keeps_the_order():
     rewards = sorted(random.Random(1).gauss(-4, 3) for _ in range(50))
-    card = Calibration.from_rewards(rewards)
+    card = Calibration.from_rewards(rewards, temperature=2.0)
     for name in TRANSFORMS:
-        [transformed] = transform(name, [rewards], card)
+        [transformed] = transform(name, [rewards], card, [-1.0])
         assert transformed == sorted(transformed), name
+
+
+def test_anchored_rewards_are_zero_at_the_reference_and_probabilities_one_half():
+    card = Calibration.from_rewards([-3.0, 1.0], temperature=2.0)
+    groups, anchors = [[-1.0, 0.5], [], [3.0]], [0.5, 9.0, 5.0]
+    assert transform("anchored", groups, None, anchors) == [[-1.5, 0.0], [], [-2.0]]
+    [first, empty, last] = transform("probability", groups, card, anchors)
+    assert (first, empty, last) == ([pytest.approx(1 / (1 + math.exp(0.75))), 0.5], [], [pytest.approx(1 / (1 + math.e))])
+    rewards = [-1e6, -40.0, -1.0, 0.0, 2.0, 50.0, 1e6]
+    [probabilities] = transform("probability", [rewards], card, [0.0])
+    assert probabilities == sorted(probabilities) and probabilities[0] == 0.0 and probabilities[-1] == 1.0
+    [turned] = transform("probability", [[-reward for reward in rewards]], card, [0.0])
+    assert [1 - p for p in turned] == pytest.approx(probabilities)
+    assert transform_one("probability", 2.0, card, 0.0) == pytest.approx(1 / (1 + math.exp(-1)))
+    assert transform_one("tanh", -10.0) == pytest.approx(math.tanh(-1))
+
+
+def test_what_a_transform_lacks_is_told():
+    old, new = Calibration.from_rewards([1.0, 2.0]), Calibration.from_rewards([1.0, 2.0], temperature=1.0)
+    for name in ("anchored", "probability"):
+        with pytest.raises(PolarError, match=f"'{name}' needs the reward of each group's reference itself"):
+            transform(name, GROUPS, new)
+    with pytest.raises(PolarError, match="'probability' needs a calibration card .*: polar calibrate MODEL PAIRS makes one"):
+        check_transform("probability")
+    with pytest.raises(PolarError, match="'probability' needs a card with a temperature: polar calibrate"):
+        check_transform("probability", old)
+    with pytest.raises(PolarError, match="no temperature"):
+        old.probability(1.0)
+    with pytest.raises(PolarError, match="'whiten' depends on other rewards.*; use raw, tanh, percentile, anchored, probability"):
+        transform_one("whiten", 1.0)
+    assert available(None) == ["raw", "group_zscore", "whiten", "tanh", "anchored"]
+    assert available(old) == ["raw", "group_zscore", "whiten", "tanh", "percentile", "anchored"]
+    assert tuple(available(new)) == TRANSFORMS and set(ITEM_TRANSFORMS) < set(TRANSFORMS)
 
 
 def test_invalid_input_is_refused(tmp_path):
@@ -101,6 +136,22 @@ def test_a_card_is_valid_for_its_own_model_only(tmp_path):
         Calibration.load(first)
 
 
+def test_a_whole_card_survives_saving_and_an_old_one_is_read_with_what_it_has(tmp_path):
+    anchored = Distribution.from_rewards([-3.0, -1.0])
+    card = Calibration.from_rewards(
+        [1.0, 2.0], anchored=anchored, temperature=1.5, n_pairs=7, n_prompts=3, ece_before=0.2, ece_after=0.01
+    )
+    card.save(tmp_path)
+    loaded = Calibration.load(tmp_path)
+    assert loaded == replace(card, encoder=loaded.encoder, weights=loaded.weights) and len(loaded.weights) == 16
+    values = json.loads((tmp_path / "calibration.json").read_text())
+    assert values["schema"] == "polar-rm/calibration/2"
+    old = {key: values[key] for key in ("n", "mean", "std", "quantiles", "encoder", "weights")}
+    (tmp_path / "calibration.json").write_text(json.dumps(old))
+    read = Calibration.load(tmp_path)
+    assert read.percentile(1.5) == 0.5 and (read.temperature, read.anchored, read.ece_after) == (None, None, None)
+
+
 @pytest.mark.parametrize("position", [0, 3_020_000, 5_999_999])
 def test_a_card_detects_changes_in_every_part_of_the_weights(tmp_path, position):
     weights = bytearray(6_000_000)
@@ -113,7 +164,19 @@ def test_a_card_detects_changes_in_every_part_of_the_weights(tmp_path, position)
 
 
 @pytest.mark.parametrize(
-    "change", ['"mean": NaN', '"std": -3', '"std": Infinity', '"n": 1', '"x": ' + "[" * 100_000 + "]" * 100_000]
+    "change",
+    [
+        '"temperature": 0',
+        '"temperature": NaN',
+        '"temperature": "x"',
+        '"ece_after": 2',
+        '"anchored": {}',
+        '"mean": NaN',
+        '"std": -3',
+        '"std": Infinity',
+        '"n": 1',
+        '"x": ' + "[" * 100_000 + "]" * 100_000,
+    ],
 )
 def test_cards_with_impossible_values_are_refused(tmp_path, change):
     """F11."""

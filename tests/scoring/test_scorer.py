@@ -199,7 +199,7 @@ def test_files_are_scored_row_by_row(model, tmp_path):
 def test_a_row_without_a_score_is_named_and_those_before_it_stay(model, tmp_path, monkeypatch):
     rows = [{"prompt": "p", "reference": "r", "output": f"fox {i}"} for i in range(30)]
     (tmp_path / "items.jsonl").write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"row_tokens": 8192, "window": 8})
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})
     score_trees, seen = Scorer.score_trees, []
 
     def broken(self, trees):
@@ -248,7 +248,7 @@ def test_metadata_is_written_as_standard_json(model, tmp_path):
 
 def test_an_interrupted_file_continues_behind_its_last_whole_row(model, tmp_path, monkeypatch):
     write_records(tmp_path / "items.jsonl", items())
-    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"row_tokens": 8192, "window": 8})
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})
     run(model, tmp_path / "items.jsonl", tmp_path / "whole.jsonl")
     steps = score_file(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl", identity={"model": "m"})
     while next(steps) < 16:
@@ -276,7 +276,7 @@ def test_an_interrupted_file_continues_behind_its_last_whole_row(model, tmp_path
 def test_rows_are_on_the_disk_before_they_count_and_so_is_the_name(model, tmp_path, monkeypatch):
     """A power cut must not take back what was reported as written."""
     write_records(tmp_path / "items.jsonl", items())
-    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"row_tokens": 8192, "window": 8})
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
     for done in score_file(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl", identity={"model": "m"}):
@@ -287,7 +287,7 @@ def test_rows_are_on_the_disk_before_they_count_and_so_is_the_name(model, tmp_pa
 def watch(monkeypatch) -> list[int]:
     """Items of every window that is scored from now on."""
     scored, score_window = [], Scorer.score_window
-    monkeypatch.setattr(Scorer, "score_window", lambda self, window: (scored.append(len(window)), score_window(self, window))[1])
+    monkeypatch.setattr(Scorer, "score_window", lambda self, *a, **o: (scored.append(len(a[0])), score_window(self, *a, **o))[1])
     return scored
 
 
@@ -308,7 +308,7 @@ def watch(monkeypatch) -> list[int]:
 def test_a_damaged_partial_result_is_continued_where_it_is_whole(model, tmp_path, monkeypatch, damage, kept):
     """F1, F15: not by a count of lines; and with the bytes of an uninterrupted run."""
     write_records(tmp_path / "items.jsonl", items())
-    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {"row_tokens": 8192, "window": 8})
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})
     run(model, tmp_path / "items.jsonl", tmp_path / "whole.jsonl")
     whole = (tmp_path / "whole.jsonl").read_text()
     (tmp_path / "scores.jsonl.partial").write_text("".join(damage(whole.splitlines(keepends=True))))

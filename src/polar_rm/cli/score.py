@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from polar_rm.cli.options import DATA, BadRows, Device, ModelDir, Precision, RowTokens, StripPrompt, verb
 from polar_rm.cli.output import message, messages, report_bad
 from polar_rm.common.progress import status_line
+from polar_rm.rewards.transforms import ItemTransform
+
+_Source = Annotated[
+    Path, typer.Option("--input", help="Items {prompt, reference, output[, wrapper]}: JSON, CSV, Parquet, Arrow.", **DATA)
+]
+_Target = Annotated[Path, typer.Option("--output", help="JSONL of {row, reward, n_tokens, truncated, notes, metadata}.")]
+_Transform = Annotated[
+    ItemTransform,
+    typer.Option(
+        help="Rows also get its `score`. `anchored`: 0 is the reference itself. `probability`: P(output over the reference). "
+        "`percentile` and `probability` need `polar calibrate`."
+    ),
+]
 
 
 @verb("Use")
 def score(
     model: ModelDir,
-    source: Annotated[
-        Path, typer.Option("--input", help="Items {prompt, reference, output[, wrapper]}: JSON, CSV, Parquet, Arrow.", **DATA)
-    ],
-    target: Annotated[Path, typer.Option("--output", help="JSONL of {row, reward, n_tokens, truncated, metadata}.")],
+    source: _Source,
+    target: _Target,
+    transform: _Transform = "raw",
     precision: Precision = "fp32",
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
@@ -32,16 +44,22 @@ def score(
     Examples:
 
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl
+
+        polar score --model runs/rm/model --input items.jsonl --output scores.jsonl --transform probability
     """
     from polar_rm.common.files import sha256
     from polar_rm.common.locks import owned
     from polar_rm.model.devices import claim_device, dtype_name
     from polar_rm.model.reward_model import RewardModel
     from polar_rm.records import OnBadRow, find_file, side_file
+    from polar_rm.rewards.scale import Scale
+    from polar_rm.rewards.transforms import check_transform
     from polar_rm.scoring.files import check_places, score_file
 
     source = source if source.exists() else find_file(source)
     check_places(source, target)
+    scale = Scale() if transform in ("raw", "tanh") else Scale.load(model)
+    check_transform(transform, scale.calibration)
     with owned(target, "score"):
         claimed = claim_device(device)
         dtype = dtype_name(precision, claimed)
@@ -53,10 +71,18 @@ def score(
             "input": sha256(source),
             "dtype": dtype,
             "strip_prompt": strip_prompt,
+            **({} if transform == "raw" else {"transform": transform}),
         }
         rows = 0
+        options: dict[str, Any] = {
+            "identity": identity,
+            "transform": transform,
+            "scale": scale,
+            "row_tokens": row_tokens,
+            "on_bad_row": bad,
+        }
         with status_line(messages, "scoring") as show:
-            for rows in score_file(reward_model, source, target, identity=identity, row_tokens=row_tokens, on_bad_row=bad):
+            for rows in score_file(reward_model, source, target, **options):
                 show(f"scoring: {rows:,} items")
     message(f"{rows:,} items scored into {target}")
     report_bad(bad)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -137,6 +139,15 @@ class RewardModel(nn.Module):
 
     def forward(self, row: PackedRow) -> torch.Tensor:
         """Scores of all candidates of the row, tree by tree: float32 [n_candidates]."""
+        return self.scores(self.features(row))
+
+    def scores(self, features: torch.Tensor) -> torch.Tensor:
+        """What the head makes of features: float32 [n_candidates, hidden] -> float32 [n_candidates]."""
+        scores: torch.Tensor = self.backbone.score(features)[:, 0]
+        return scores.clone()  # FSDP2 registers its backward hook on the returned tensor, and warns about a view
+
+    def features(self, row: PackedRow) -> torch.Tensor:
+        """What the head reads, at the score positions of all candidates, tree by tree: float32 [n_candidates, hidden]."""
         output = self.backbone.base_model(
             input_ids=row.ids,
             attention_mask=_UNREAD_MASK,
@@ -144,9 +155,8 @@ class RewardModel(nn.Module):
             use_cache=False,  # with a cache, transformers takes all trees for one document and leaks between them
             tree=row.tree,
         )
-        hidden = hidden_at_scores(self.backbone, output.last_hidden_state, row.tree)
-        scores: torch.Tensor = self.backbone.score(hidden.float())[:, 0]
-        return scores.clone()  # FSDP2 registers its backward hook on the returned tensor, and warns about a view
+        hidden: torch.Tensor = hidden_at_scores(self.backbone, output.last_hidden_state, row.tree)
+        return hidden.float()
 
     def save(self, directory: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write a native checkpoint atomically. weights: a state dict to write in place of this module's own, such as the
@@ -162,6 +172,13 @@ class RewardModel(nn.Module):
     def mark_trained(self, *, embeddings: bool = True) -> None:
         """Record that the head was trained, and with ``embeddings`` the role tokens too."""
         self.untrained = () if embeddings else self.untrained_tokens
+
+    @property
+    def head(self) -> NDArray[np.float32]:
+        """The weights of the head: float32 [hidden]; a reward is their product with the features."""
+        weight: torch.Tensor = self.backbone.score.weight
+        values: NDArray[np.float32] = weight.detach()[0].float().cpu().numpy()
+        return values
 
     @property
     def device(self) -> torch.device:

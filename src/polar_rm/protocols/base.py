@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field, Strict
 
 from polar_rm.errors import PolarError
+from polar_rm.rewards.calibration import sigmoid
 from polar_rm.rewards.outcomes import Failure, Reward
 
 PoolingFlavour = Literal["vllm", "lmdeploy", "vllm-classify"]
@@ -185,11 +186,6 @@ def number(value: Any) -> float:
 def finite(value: float) -> float | Failure:
     """The score, or a Failure if it is not finite."""
     return value if math.isfinite(value) else Failure("non_finite", f"the server gave the score {value}")
-
-
-def sigmoid(value: float) -> float:
-    """The logistic function, without overflow for very negative values."""
-    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
 
 
 def activated(value: float, use_activation: bool | None) -> float:

@@ -145,6 +145,53 @@ def plot_matrix(labels: Sequence[str], matrix: NDArray[np.float64], *, x: str, y
     return _svg(figure)
 
 
+def plot_reliability(before: Mapping[str, Any], after: Mapping[str, Any], *, title: str = "") -> str:
+    """The reliability diagram of :func:`calibration_figure` alone, as SVG."""
+    figure, axes = _figure(5.0, 3.8, title)
+    _draw_reliability(axes, before, after)
+    return _svg(figure)
+
+
+def calibration_figure(
+    before: Mapping[str, Any], after: Mapping[str, Any], abstention: Sequence[Mapping[str, Any]], *, title: str = ""
+) -> Figure:
+    """Reliability before and after calibration, and the accuracy of the most certain pairs.
+
+    before, after: ``confidence`` and ``accuracy`` of each bin, and the calibration ``error``. abstention: rows of ``coverage``,
+    ``accuracy`` and its 95% interval ``ci95``.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.0, 4.0), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        left.set_title(title, loc="left", fontsize="medium", parse_math=False)
+    _draw_reliability(left, before, after)
+    coverages = [100 * row["coverage"] for row in abstention]
+    right.plot(coverages, [row["accuracy"] for row in abstention], color=_COLOURS[0], marker="o", label="accuracy")
+    low, high = zip(*(row["ci95"] for row in abstention), strict=True)
+    right.fill_between(coverages, low, high, color=_COLOURS[0], alpha=0.2, label="95% interval")
+    right.invert_xaxis()
+    right.set_xlabel("most certain pairs that are kept, %")
+    right.set_ylabel("pairwise accuracy")
+    right.grid(alpha=0.3)
+    _legend(right)
+    return figure
+
+
+def _draw_reliability(axes: Axes, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    axes.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":", linewidth=1, label="exact")
+    for found, label, colour, marker in ((before, "before", _COLOURS[1], "s"), (after, "after", _COLOURS[0], "o")):
+        label = f"{label} (error {found['error']:.3f})"
+        axes.plot(found["confidence"], found["accuracy"], color=colour, marker=marker, markersize=4, label=label)
+    axes.set_xlabel("probability of the likelier candidate")
+    axes.set_ylabel("accuracy")
+    axes.grid(alpha=0.3)
+    _legend(axes)
+
+
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a PNG or SVG file, by the suffix, atomically.
 

@@ -1,37 +1,42 @@
-"""A checkpoint's calibration card: the distribution of its raw rewards on a representative set."""
+"""A checkpoint's calibration card: the scale of its rewards on representative pairs."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean, pstdev, quantiles
-from typing import Self
+from typing import Any, Literal, Self
 
-from polar_rm.common.files import read_json, write_json
+from polar_rm.common.files import write_json
 from polar_rm.errors import PolarError
+from polar_rm.rewards.identity import check_identity, model_identity
+
+CARD = "calibration.json"
+"""The card's name in the folder of the checkpoint."""
+SCHEMA: Literal["polar-rm/calibration/2"] = "polar-rm/calibration/2"
+
+
+def sigmoid(value: float) -> float:
+    """The logistic function, without overflow for very negative values."""
+    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """A checkpoint's calibration card: the distribution of its raw rewards on a representative set.
+class Distribution:
+    """The distribution of rewards on a representative set.
 
     quantiles: the 0th to the 100th percentile, 101 non-decreasing rewards. n: the number of rewards in the set.
-    encoder, weights: hashes of the model that gave the rewards, which :meth:`save` computes; the card is valid for this model
-    only.
     """
 
     n: int
     mean: float
     std: float
     quantiles: tuple[float, ...]
-    encoder: str = ""
-    weights: str = ""
 
     def __post_init__(self) -> None:
         values = self.quantiles
@@ -41,8 +46,8 @@ class Calibration:
             raise PolarError("a calibration card needs at least two rewards, a finite mean and a finite deviation >= 0")
 
     @classmethod
-    def from_rewards(cls, rewards: Sequence[float]) -> Self:
-        """The card of raw rewards.
+    def from_rewards(cls, rewards: Sequence[float], **more: Any) -> Self:
+        """The distribution of rewards. more: the other fields of a card.
 
         Raises:
             PolarError: there are fewer than two rewards, or one is not finite.
@@ -52,35 +57,10 @@ class Calibration:
         low, high = min(rewards), max(rewards)
         # Between equal rewards, interpolation can round to a neighbouring float.
         inner = accumulate((min(max(value, low), high) for value in quantiles(rewards, n=100, method="inclusive")), max)
-        return cls(len(rewards), fmean(rewards), pstdev(rewards), (low, *inner, high))
-
-    @classmethod
-    def load(cls, model: str | Path) -> Self | None:
-        """The card in a checkpoint folder; None where there is none.
-
-        Raises:
-            PolarError: the file is not as :meth:`save` writes it, or the card belongs to another model.
-        """
-        path = Path(model) / "calibration.json"
-        if not path.is_file():
-            return None
-        try:
-            values = json.loads(path.read_text())
-            numbers = int(values["n"]), float(values["mean"]), float(values["std"]), tuple(map(float, values["quantiles"]))
-            card = cls(*numbers, str(values["encoder"]), str(values["weights"]))
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, PolarError) as error:
-            raise PolarError(f"{path}: not a calibration card: {error}") from error
-        for part, digest in _identity(Path(model)).items():
-            if getattr(card, part) != digest:
-                raise PolarError(f"{path}: the card belongs to another model (different {part}); make one with this model")
-        return card
-
-    def save(self, model: str | Path) -> None:
-        """Write the card as ``calibration.json`` into the folder of the checkpoint that gave the rewards."""
-        write_json(Path(model) / "calibration.json", asdict(self) | _identity(Path(model)))
+        return cls(len(rewards), fmean(rewards), pstdev(rewards), (low, *inner, high), **more)
 
     def percentile(self, reward: float) -> float:
-        """The fraction of the card's rewards below this one, from 0 to 1, interpolated between percentiles.
+        """The fraction of the set's rewards below this one, from 0 to 1, interpolated between percentiles.
 
         Rewards equal to it count half: a value that fills the percentiles from the 20th to the 60th is at 0.4.
         """
@@ -94,23 +74,92 @@ class Calibration:
         return (above - 1 + (reward - low) / (high - low)) / (len(values) - 1)
 
 
-# The hash of a weights file covers this many evenly spread pieces: training changes all of them, and hashing gigabytes would take
-# longer than loading them.
-_PIECES = 64
-_PIECE_BYTES = 1 << 16
+@dataclass(frozen=True, slots=True)
+class Calibration(Distribution):
+    """A checkpoint's calibration card: the distribution of its raw rewards, and what turns a difference into a probability.
+
+    anchored: the distribution of anchored rewards; None if no pair had a reference. temperature: T of
+    P(a over b) = sigmoid((r_a - r_b) / T), in units of the reward. n_pairs, n_prompts: the pairs that it was fitted on.
+    ece_before, ece_after: the expected calibration error of these probabilities with T = 1 and, out of fold, with T.
+    encoder, weights: hashes of the model that gave the rewards, which :meth:`save` computes; the card is valid for this model
+    only. Cards of earlier versions have the distribution of raw rewards alone: they give percentiles, and no probability.
+    """
+
+    encoder: str = ""
+    weights: str = ""
+    anchored: Distribution | None = None
+    temperature: float | None = None
+    n_pairs: int = 0
+    n_prompts: int = 0
+    ece_before: float | None = None
+    ece_after: float | None = None
+
+    def __post_init__(self) -> None:
+        Distribution.__post_init__(self)
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise PolarError("a calibration card needs a finite temperature > 0")
+        if not all(error is None or 0 <= error <= 1 for error in (self.ece_before, self.ece_after)):
+            raise PolarError("a calibration card needs calibration errors between 0 and 1")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The card that :meth:`to_json` gave, or that of an earlier version.
+
+        Raises:
+            PolarError, ValueError, KeyError, TypeError, OverflowError: the values are no card.
+        """
+        anchored = values.get("anchored")
+        return cls(
+            *_distribution(values),
+            encoder=str(values["encoder"]),
+            weights=str(values["weights"]),
+            anchored=None if anchored is None else Distribution(*_distribution(anchored)),
+            temperature=_optional(values.get("temperature")),
+            n_pairs=int(values.get("n_pairs", 0)),
+            n_prompts=int(values.get("n_prompts", 0)),
+            ece_before=_optional(values.get("ece_before")),
+            ece_after=_optional(values.get("ece_after")),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as JSON values."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def load(cls, model: str | Path) -> Self | None:
+        """The card in a checkpoint folder; None where there is none.
+
+        Raises:
+            PolarError: the file is not as :meth:`save` writes it, or the card belongs to another model.
+        """
+        path = Path(model) / CARD
+        if not path.is_file():
+            return None
+        try:
+            card = cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError, PolarError) as error:
+            raise PolarError(f"{path}: not a calibration card: {error}") from error
+        check_identity(path, {"encoder": card.encoder, "weights": card.weights}, Path(model), "the card")
+        return card
+
+    def save(self, model: str | Path) -> None:
+        """Write the card as ``calibration.json`` into the folder of the checkpoint that gave the rewards."""
+        write_json(Path(model) / CARD, self.to_json() | model_identity(Path(model)))
+
+    def probability(self, difference: float) -> float:
+        """P(a over b), from 0 to 1, of a difference of two raw rewards r_a - r_b under one prompt and reference.
+
+        Raises:
+            PolarError: the card is of an earlier version and has no temperature.
+        """
+        if self.temperature is None:
+            raise PolarError("the calibration card has no temperature (an earlier version wrote it): run polar calibrate again")
+        return sigmoid(difference / self.temperature)
 
 
-def _identity(model: Path) -> dict[str, str]:
-    """The encoder's hash, and a hash of the weights: names, sizes and 4 MiB of each file. Both are equal on every machine."""
-    config = read_json(model / "config.json") if (model / "config.json").is_file() else {}
-    section = config.get("polar")
-    encoder = section.get("encoder", {}) if isinstance(section, dict) else {}
-    weights = hashlib.sha256()
-    for path in sorted(model.glob("*.safetensors")):
-        size = path.stat().st_size
-        weights.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            for piece in range(_PIECES):
-                file.seek(piece * max(0, size - _PIECE_BYTES) // (_PIECES - 1))
-                weights.update(file.read(_PIECE_BYTES))
-    return {"encoder": str(encoder.get("hash", "")), "weights": weights.hexdigest()[:16]}
+def _distribution(values: Mapping[str, Any]) -> tuple[int, float, float, tuple[float, ...]]:
+    return int(values["n"]), float(values["mean"]), float(values["std"]), tuple(map(float, values["quantiles"]))
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)

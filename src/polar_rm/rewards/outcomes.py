@@ -47,12 +47,28 @@ class Reward:
     """The reward of one item, raw and unbounded.
 
     n_tokens: tokens of the whole sequence. cut: the truncation. notes: see :data:`Note`; empty if the source reports no notes.
+    The others are None unless the reference itself was scored, too. anchor: the raw reward of the reference as a candidate.
+    probability: P(candidate over the reference) = sigmoid((reward - anchor) / T), if the model has a calibration card.
+    deviation: the standard deviation of reward - anchor, if the model has the uncertainty of its head.
     """
 
     reward: float
     n_tokens: int
     cut: Cut = Cut()
     notes: tuple[str, ...] = ()
+    anchor: float | None = None
+    probability: float | None = None
+    deviation: float | None = None
+
+    @property
+    def anchored(self) -> float | None:
+        """The reward on the scale whose 0 is the reference itself; None if the reference was not scored."""
+        return None if self.anchor is None else self.reward - self.anchor
+
+    def beside_anchor(self) -> dict[str, float]:
+        """``anchor``, ``probability`` and ``deviation``, those that are there: what files and replies add to the reward."""
+        values = {"anchor": self.anchor, "probability": self.probability, "deviation": self.deviation}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def truncated(self) -> bool:

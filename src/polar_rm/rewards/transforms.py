@@ -1,4 +1,4 @@
-"""Named transforms of raw rewards, for the server, the client and reinforcement learning.
+"""Named transforms of raw rewards, for files, the server, the client and reinforcement learning.
 
 Raw rewards are unbounded, and only differences under one reference are meaningful (they are about -11 to +0.7 for POLAR-7B,
 near 0 for an answer identical to the reference). Trainers need different transforms, so each has a name and none is applied
@@ -15,25 +15,69 @@ from typing import Literal, get_args
 from polar_rm.errors import PolarError
 from polar_rm.rewards.calibration import Calibration
 
-Transform = Literal["raw", "group_zscore", "whiten", "tanh", "percentile"]
+Transform = Literal["raw", "group_zscore", "whiten", "tanh", "percentile", "anchored", "probability"]
 TRANSFORMS: tuple[str, ...] = get_args(Transform)
 # Users of POLAR squash rewards with tanh(reward / 10), because they span about ten units.
 TANH_SCALE = 10.0
 
+ItemTransform = Literal["raw", "tanh", "percentile", "anchored", "probability"]
+"""Transforms of one reward by itself, whatever else is scored: for files, and for trainers that ask for one reward at a time."""
+ITEM_TRANSFORMS: tuple[str, ...] = get_args(ItemTransform)
 
-def transform(name: str, groups: Sequence[Sequence[float]], calibration: Calibration | None = None) -> list[list[float]]:
+
+def needs_anchors(name: str) -> bool:
+    """Whether the reference itself has to be scored for this transform."""
+    return name in ("anchored", "probability")
+
+
+def needs_card(name: str) -> bool:
+    """Whether this transform goes by the model's calibration card."""
+    return name in ("percentile", "probability")
+
+
+def available(calibration: Calibration | None) -> list[str]:
+    """The transforms that a model with this card has."""
+    temperature = calibration and calibration.temperature
+    return [name for name in TRANSFORMS if not needs_card(name) or (temperature if name == "probability" else calibration)]
+
+
+def check_transform(name: str, calibration: Calibration | None = None, *, known: Sequence[str] = TRANSFORMS) -> None:
+    """Refuse before any work what :func:`transform` would refuse. known: the transforms that the caller can apply.
+
+    Raises:
+        PolarError: the name is unknown, or the transform needs a card that there is not, or one of an earlier version.
+    """
+    if name not in TRANSFORMS:
+        raise PolarError(f"unknown transform {name!r}; known: {', '.join(known)}")
+    if name not in known:
+        raise PolarError(f"the transform {name!r} depends on other rewards, which are not at hand here; use {', '.join(known)}")
+    if name not in available(calibration):
+        lacks = (
+            "a calibration card (calibration.json in the model folder)" if calibration is None else "a card with a temperature"
+        )
+        raise PolarError(f"the transform {name!r} needs {lacks}: polar calibrate MODEL PAIRS makes one")
+
+
+def transform(
+    name: str,
+    groups: Sequence[Sequence[float]],
+    calibration: Calibration | None = None,
+    anchors: Sequence[float] | None = None,
+) -> list[list[float]]:
     """Transform finite raw rewards, one list per group (the outputs of one prompt and reference); the result has the same shape.
 
     raw: unchanged. group_zscore: zero mean and unit deviation within each group (as in GRPO). whiten: the same over all groups
     together (as PPO whitens a batch). tanh: ``tanh(reward / 10)``. percentile: 0 to 1, by the calibration card.
-    Where all rewards are equal, both z-scores are 0.
+    anchored: reward - anchor, so that 0 means "like the reference itself". probability: P(candidate over the reference) =
+    ``sigmoid((reward - anchor) / T)``, by the card's temperature T. Where all rewards are equal, both z-scores are 0.
+
+    anchors: for each group the raw reward of the reference as a candidate; ``anchored`` and ``probability`` need them.
 
     Raises:
-        PolarError: the name is unknown, or ``percentile`` has no card.
+        PolarError: the name is unknown, or what the transform needs is missing.
     """
+    check_transform(name, calibration)
     match name:
-        case "raw":
-            return [list(group) for group in groups]
         case "group_zscore":
             return [_zscores(group) for group in groups]
         case "whiten":
@@ -41,11 +85,27 @@ def transform(name: str, groups: Sequence[Sequence[float]], calibration: Calibra
             return [[next(flat) for _ in group] for group in groups]
         case "tanh":
             return [[math.tanh(reward / TANH_SCALE) for reward in group] for group in groups]
-        case "percentile":
-            if calibration is None:
-                raise PolarError("the transform 'percentile' needs a calibration card (calibration.json in the model folder)")
+        case "percentile" if calibration:
             return [[calibration.percentile(reward) for reward in group] for group in groups]
-    raise PolarError(f"unknown transform {name!r}; known: {', '.join(TRANSFORMS)}")
+        case "anchored" | "probability":
+            differences = _anchored(name, groups, anchors)
+            if name == "anchored" or calibration is None:
+                return differences
+            return [[calibration.probability(difference) for difference in group] for group in differences]
+    return [list(group) for group in groups]
+
+
+def transform_one(name: str, reward: float, calibration: Calibration | None = None, anchor: float | None = None) -> float:
+    """One raw reward after a transform of :data:`ITEM_TRANSFORMS`; arguments and errors as of :func:`transform`."""
+    check_transform(name, calibration, known=ITEM_TRANSFORMS)
+    [[value]] = transform(name, [[reward]], calibration, None if anchor is None else [anchor])
+    return value
+
+
+def _anchored(name: str, groups: Sequence[Sequence[float]], anchors: Sequence[float] | None) -> list[list[float]]:
+    if anchors is None or len(anchors) != len(groups):
+        raise PolarError(f"the transform {name!r} needs the reward of each group's reference itself")
+    return [[reward - anchor for reward in group] for group, anchor in zip(groups, anchors, strict=True)]
 
 
 def _zscores(rewards: Sequence[float]) -> list[float]:

@@ -16,8 +16,8 @@ import os
 from typing import Any
 
 from polar_rm.errors import PolarError
-from polar_rm.protocols.base import sigmoid
 from polar_rm.protocols.openrlhf import openrlhf_item, openrlhf_reply
+from polar_rm.rewards.calibration import sigmoid
 from polar_rm.rft.items import client_options, score_item
 from polar_rm.rft.merging import shared_merger
 

@@ -13,9 +13,12 @@ from typing import Any, BinaryIO
 from polar_rm.common.files import check_target, read_json, sync, write_json
 from polar_rm.common.iteration import windows
 from polar_rm.common.locks import owned
-from polar_rm.errors import PolarError
+from polar_rm.errors import BadRow, PolarError
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import OnBadRow, ScoreItem, dump_json, read_numbered_items
+from polar_rm.rewards.anchors import has_anchor
+from polar_rm.rewards.scale import Scale
+from polar_rm.rewards.transforms import ITEM_TRANSFORMS, ItemTransform, check_transform, needs_anchors, transform_one
 from polar_rm.scoring.scorer import Scorer, check_finite
 
 
@@ -25,24 +28,32 @@ def score_file(
     target: str | Path,
     *,
     identity: dict[str, Any],
+    transform: ItemTransform = "raw",
+    scale: Scale | None = None,
     row_tokens: int = 8192,
     on_bad_row: OnBadRow | None = None,
 ) -> Iterator[int]:
     """Score a file of items into JSONL; yields the count of rows written: {row, reward, n_tokens, truncated, notes, metadata}.
+
+    With a transform, rows also have its ``score``, and where it scores references the ``anchor``, with ``probability`` and
+    ``deviation`` as far as ``scale`` has them (see :class:`Reward`).
 
     Rows go to ``target.partial``, which becomes ``target`` at the end. Run again after an interruption, it continues behind the
     last window of items (see :class:`Scorer`) whose rows are all there, so that the result has the bytes of an uninterrupted run.
     ``identity`` (model, encoder, input) is saved beside it: another identity is refused, not mixed in.
 
     Raises:
-        PolarError: another process writes this target, the target can't be what it should, or what is wrong with the file.
-        BadRow: a row is no item. ScoreError: a score is not finite; the message names file and row.
+        PolarError: another process writes this target, the target can't be what it should, or what is wrong with the file; the
+            transform can't be applied to one reward, or the model lacks what it needs.
+        BadRow: a row is no item, or one without the reference that the transform needs.
+        ScoreError: a score is not finite; the message names file and row.
     """
     target = Path(target)
     check_places(source, target)
+    check_transform(transform, scale.calibration if scale else None, known=ITEM_TRANSFORMS)
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
-    scorer = Scorer(model, row_tokens=row_tokens)
+    scorer = Scorer(model, row_tokens=row_tokens, scale=scale)
     with owned(target, "score"):
         if partial.exists():
             _check_identity(state, identity)
@@ -53,7 +64,7 @@ def score_file(
             done, resuming = 0, True
             for window in windows(read_numbered_items(source, on_bad_row), scorer.window):
                 if not (resuming := resuming and _keep_rows(file, [number for number, _ in window])):
-                    for line in _score_window(scorer, window, source):
+                    for line in _score_window(scorer, window, source, transform):
                         file.write(line)
                     file.flush()
                     os.fsync(file.fileno())
@@ -91,17 +102,28 @@ def _is_row(line: bytes, number: int) -> bool:
         return False
 
 
-def _score_window(scorer: Scorer, window: Sequence[tuple[int, ScoreItem]], source: str | Path) -> Iterator[bytes]:
+def _score_window(
+    scorer: Scorer, window: Sequence[tuple[int, ScoreItem]], source: str | Path, transform: ItemTransform
+) -> Iterator[bytes]:
     """The lines of one window; those before an item without a score are given first."""
-    for (number, item), scored in zip(window, scorer.score_window([item for _, item in window]), strict=True):
+    anchored = needs_anchors(transform)
+    for number, item in window if anchored else ():
+        if not has_anchor(item):
+            raise BadRow(str(source), number, "reference", f"a text, which the transform {transform} scores as well; it is empty")
+    rewards = scorer.score_window([item for _, item in window], anchored=anchored)
+    for (number, item), scored in zip(window, rewards, strict=True):
         check_finite(scored, f"{source}: row {number}")
-        row = {
+        row: dict[str, Any] = {
             "row": number,
             "reward": scored.reward,
             "n_tokens": scored.n_tokens,
             "truncated": scored.truncated,
             "notes": list(scored.notes),
         }
+        if transform != "raw":
+            card = scorer.scale.calibration
+            row["score"] = transform_one(transform, scored.reward, card, scored.anchor)
+        row |= scored.beside_anchor()
         yield (dump_json(row | {"metadata": item.metadata}) + "\n").encode()
 
 

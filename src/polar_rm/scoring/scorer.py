@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from polar_rm.common.iteration import windows
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import ScoreError
-from polar_rm.model.packing import first_fit, pack
+from polar_rm.model.packing import PackedRow, first_fit, pack
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import Comparison, ScoreItem, Text, Wrapper, group_items
+from polar_rm.rewards.anchors import anchor_items
 from polar_rm.rewards.outcomes import Reward
+from polar_rm.rewards.scale import Scale
+
+Measured = tuple[float, NDArray[np.float32]]
+"""A raw score, and the features that the head read for it: float32 [hidden]."""
+T = TypeVar("T")
+Scored = TypeVar("Scored", float, Measured)
 
 # On a CPU only a tree that is longer makes a longer row: filling them gains nothing there, and values fall out of the cache.
 _CPU_ROW_TOKENS = 2048
@@ -34,14 +44,24 @@ class Scorer:
     """Scores streams with one model.
 
     row_tokens: most tokens of one row, which bounds memory; longer trees are split. window: items that are looked at together;
-    it bounds both the memory for texts and how far apart two items may stand to share a prefix.
+    it bounds both the memory for texts and how far apart two items may stand to share a prefix. scale: what the model's folder
+    knows of the scale of its rewards, or a function that gives it when it is needed; anchored rewards get a probability and a
+    deviation by it.
 
     noted: how many items and comparisons so far had each note (see :data:`polar_rm.rewards.outcomes.Note`), and under ``tied``
     comparisons with candidates of equal ids.
     """
 
-    def __init__(self, model: RewardModel, *, row_tokens: int = 8192, window: int = 1024) -> None:
+    def __init__(
+        self,
+        model: RewardModel,
+        *,
+        row_tokens: int = 8192,
+        window: int = 1024,
+        scale: Scale | Callable[[], Scale] | None = None,
+    ) -> None:
         self.model = model
+        self._scale = scale or Scale()
         self.row_tokens = row_tokens
         self.window = window
         self.noted: Counter[str] = Counter()
@@ -49,16 +69,27 @@ class Scorer:
         self._filler = PrefixTree([encoder.separator_id], [[encoder.reward_id]] * _FILLER_BRANCHES, (0,) * _FILLER_BRANCHES)
         self._max_positions = getattr(model.backbone.config, "max_position_embeddings", None)
 
-    def score(self, items: Iterable[ScoreItem]) -> Iterator[Reward]:
-        """One reward per item, in order.
+    @property
+    def scale(self) -> Scale:
+        """What is known of the scale of this model's rewards."""
+        if not isinstance(self._scale, Scale):
+            self._scale = self._scale()
+        return self._scale
+
+    def score(self, items: Iterable[ScoreItem], *, anchored: bool = False) -> Iterator[Reward]:
+        """One reward per item, in order. anchored: score the references themselves, too, so that rewards have an anchor, and a
+        probability and a deviation as far as ``scale`` has them; it costs one more candidate per prompt and reference.
 
         Raises:
             ScoreError: an item's score is not finite; the message says which. There is no score of 0 or None for a failure.
+            PolarError: with ``anchored``, an item has an empty reference.
         """
-        rewards = (reward for window in windows(items, self.window) for reward in self.score_window(window))
-        for number, reward in enumerate(rewards, 1):
-            check_finite(reward, f"item {number}")
-            yield reward
+        number = 1
+        for window in windows(items, self.window):
+            for reward in self.score_window(window, anchored=anchored, first=number):
+                check_finite(reward, f"item {number}")
+                number += 1
+                yield reward
 
     def score_outputs(self, *, prompt: Text, reference: Text, outputs: Sequence[Text], wrapper: Wrapper = "sft") -> list[float]:
         """One raw reward per output. Only differences under one reference mean something.
@@ -68,8 +99,37 @@ class Scorer:
         """
         return [reward.reward for reward in self.score([ScoreItem(prompt, reference, output, wrapper) for output in outputs])]
 
-    def score_window(self, window: Sequence[ScoreItem]) -> list[Reward]:
-        """The items of one window, in order, finite or not; which ones share a prefix does not depend on other windows."""
+    def score_window(self, window: Sequence[ScoreItem], *, anchored: bool = False, first: int = 1) -> list[Reward]:
+        """The items of one window, in order, finite or not; which ones share a prefix does not depend on other windows.
+
+        anchored: see :meth:`score`. first: number of the first item, for its errors.
+        """
+        rewards = self._anchored(window, first) if anchored else [reward for reward, _ in self._place(window, self.score_trees)]
+        self.noted.update(note for reward in rewards for note in reward.notes)
+        return rewards
+
+    def measure_window(self, window: Sequence[ScoreItem]) -> tuple[list[Reward], NDArray[np.float32]]:
+        """Rewards as of :meth:`score_window`, and what the head read: float32 [n_items, hidden]."""
+        measured = self._place(window, self.measure_trees)
+        features = [feature for _, (_, feature) in measured] or [np.empty((0, len(self.model.head)), np.float32)]
+        return [reward for reward, _ in measured], np.vstack(features)
+
+    def _anchored(self, window: Sequence[ScoreItem], first: int) -> list[Reward]:
+        anchors, anchor_of = anchor_items(window, first)
+        differences = None
+        if self.scale.uncertainty:
+            rewards, features = self.measure_window([*window, *anchors])
+            differences = features[: len(window)] - features[len(window) :][anchor_of]
+        else:
+            rewards = [reward for reward, _ in self._place([*window, *anchors], self.score_trees)]
+        own = [rewards[len(window) + index] for index in anchor_of]
+        outcomes = self.scale.anchor(rewards[: len(window)], own, differences)
+        return [outcome for outcome in outcomes if isinstance(outcome, Reward)]
+
+    def _place(
+        self, window: Sequence[ScoreItem], score: Callable[[Sequence[PrefixTree]], list[list[Scored]]]
+    ) -> list[tuple[Reward, Scored]]:
+        """The reward of every item, in order, and what ``score`` gave for it: a number, or a number and more."""
         trees, indices_of_trees = [], []
         for indices in group_items(window):
             first = window[indices[0]]
@@ -77,12 +137,13 @@ class Scorer:
             for part, tree in self.model.encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper):
                 trees.append(tree)
                 indices_of_trees.append([indices[i] for i in part])
-        rewards: dict[int, Reward] = {}
-        for tree, indices, scores in zip(trees, indices_of_trees, self.score_trees(trees), strict=True):
+        placed: dict[int, tuple[Reward, Scored]] = {}
+        for tree, indices, scores in zip(trees, indices_of_trees, score(trees), strict=True):
             for branch, index in enumerate(indices):
-                rewards[index] = Reward.of(scores[branch], tree, branch, self._max_positions)
-        self.noted.update(note for reward in rewards.values() for note in reward.notes)
-        return [rewards[index] for index in range(len(window))]
+                scored = scores[branch]
+                reward = scored[0] if isinstance(scored, tuple) else scored
+                placed[index] = Reward.of(reward, tree, branch, self._max_positions), scored
+        return [placed[index] for index in range(len(window))]
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
         """One list of raw rewards per comparison, see :meth:`reward_comparisons`."""
@@ -111,14 +172,26 @@ class Scorer:
                 self.noted.update({note for reward in rewards for note in reward.notes})
                 yield rewards
 
-    @torch.inference_mode()
     def score_trees(self, trees: Sequence[PrefixTree]) -> list[list[float]]:
         """Raw scores of every tree's candidates, finite or not. Trees beyond the budget are split, their prefix repeated.
 
         Candidates of equal ids are scored once: apart, they would differ by rounding, and a tie would be won or lost by it. The
         model computes without dropout, and is left in the mode that it had.
         """
-        scores = [[math.nan] * len(tree.branches) for tree in trees]
+        return self._by_branch(trees, lambda row: self.model(row).tolist())
+
+    def measure_trees(self, trees: Sequence[PrefixTree]) -> list[list[Measured]]:
+        """The same scores, each with what the head read for it."""
+        return self._by_branch(trees, self._measure)
+
+    def _measure(self, row: PackedRow) -> list[Measured]:
+        features = self.model.features(row)
+        return list(zip(self.model.scores(features).tolist(), features.cpu().numpy(), strict=True))
+
+    @torch.inference_mode()
+    def _by_branch(self, trees: Sequence[PrefixTree], compute: Callable[[PackedRow], list[T]]) -> list[list[T]]:
+        """What ``compute`` gives for the candidates of a row, at their places in their trees."""
+        results: list[dict[int, T]] = [{} for _ in trees]
         parts = []
         for index, tree in enumerate(trees):
             once, candidates = tree.distinct()
@@ -128,14 +201,14 @@ class Scorer:
         with _in_inference(self.model):
             for row in first_fit([subtree.n_tokens for _, _, subtree in parts], row_tokens):
                 packed = pack([*(parts[i][2] for i in row), *filler]).to(self.model.device)
-                flat = iter(self.model(packed).tolist())
+                flat = iter(compute(packed))
                 for i in row:
                     index, part, _ = parts[i]
                     for equal in part:
-                        score = next(flat)
+                        result = next(flat)
                         for candidate in equal:
-                            scores[index][candidate] = score
-        return scores
+                            results[index][candidate] = result
+        return [[found[branch] for branch in range(len(found))] for found in results]
 
 
 @contextmanager
@@ -155,3 +228,5 @@ def check_finite(reward: Reward, name: str) -> None:
     """Raises ScoreError if there is no finite reward. name: of the item, for the message."""
     if not math.isfinite(reward.reward):
         raise ScoreError(f"{name} has the score {reward.reward}")
+    if reward.anchor is not None and not math.isfinite(reward.anchor):
+        raise ScoreError(f"{name}: the reference itself has the score {reward.anchor}")

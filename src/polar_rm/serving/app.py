@@ -19,7 +19,8 @@ from starlette.exceptions import HTTPException
 
 from polar_rm.errors import PolarError
 from polar_rm.protocols import PROTOCOLS, ClassifyRequest, InputProtocol, openrlhf, polar
-from polar_rm.protocols.base import PoolingFlavour, ReplyContext, explain, inputs_of, sigmoid
+from polar_rm.protocols.base import PoolingFlavour, ReplyContext, explain, inputs_of
+from polar_rm.rewards.calibration import sigmoid
 from polar_rm.rewards.outcomes import Failure, Outcome, Reward
 from polar_rm.rewards.transforms import TRANSFORMS, transform
 from polar_rm.serving import examples, schema

@@ -1,0 +1,143 @@
+"""The pairs of a calibration: checked before a model is loaded, then scored with their references as further candidates."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polar_rm.calibration.laplace import Features
+from polar_rm.calibration.temperature import Floats, Ints
+from polar_rm.common.iteration import windows
+from polar_rm.common.progress import Progress, silent
+from polar_rm.errors import PolarError
+from polar_rm.evaluation.references import prompt_key
+from polar_rm.records import Comparison, ScoreItem
+from polar_rm.rewards.anchors import anchor_items, has_anchor
+from polar_rm.scoring.scorer import Scorer, check_finite
+
+# Comparisons that are looked at together.
+_WINDOW = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the first pass saw: numbers of comparisons, of ordered pairs and of comparisons without a text as reference."""
+
+    n_comparisons: int
+    n_pairs: int
+    n_prompts: int
+    n_without_anchor: int
+
+
+def survey(comparisons: Iterable[Comparison]) -> Survey:
+    """Whether the comparisons can calibrate a model.
+
+    Raises:
+        PolarError: none, no ordered pair, pairs of one prompt only, or a missing reference; the message says how many and which
+            is the first.
+    """
+    count = n_pairs = n_without = 0
+    missing: list[int] = []
+    prompts: set[str] = set()
+    for count, comparison in enumerate(comparisons, 1):
+        pairs = len(comparison.pairs())
+        n_pairs += pairs
+        if comparison.reference is None:
+            missing.append(count)
+        elif pairs:
+            prompts.add(prompt_key(comparison))
+            n_without += not has_anchor(items_of(comparison)[0])
+    if missing:
+        raise PolarError(
+            f"{len(missing):,} of {count:,} comparisons have no reference, the first is comparison {missing[0]:,}; an empty one "
+            '("") calibrates a model that scores without references'
+        )
+    if not count:
+        raise PolarError("there are no comparisons to calibrate with")
+    if not n_pairs:
+        raise PolarError(
+            f"none of {count:,} comparisons has two candidates of different rank: there is no pair to calibrate with"
+        )
+    if len(prompts) < 2:
+        raise PolarError("all pairs belong to one prompt; calibration needs pairs of at least two, better of some hundred")
+    return Survey(count, n_pairs, len(prompts), n_without)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPairs:
+    """Everything that a calibration is computed from.
+
+    raw: rewards of all candidates, float64 [n_candidates]. anchored: of those with a reference, float64 [at most n_candidates].
+    features: of the candidates, with the pairs. prompts: the prompt of each pair, int64 [n_pairs], from 0 in order.
+    """
+
+    raw: Floats
+    anchored: Floats
+    features: Features
+    prompts: Ints
+
+    @property
+    def differences(self) -> Floats:
+        """The reward of the better candidate minus the worse one's, float64 [n_pairs]."""
+        return self.raw[self.features.better] - self.raw[self.features.worse]
+
+
+def score_pairs(
+    scorer: Scorer, comparisons: Iterable[Comparison], *, total: int | None = None, progress: Progress = silent
+) -> ScoredPairs:
+    """Score all candidates as items, as ``polar score`` and the server score them.
+
+    Comparisons without a pair are left out. progress: called with comparisons done and their total. Memory: the features of all
+    candidates, 4 bytes for each number.
+
+    Raises:
+        ScoreError: a score is not finite; the message names the comparison.
+    """
+    raw, anchored, features = array("d"), array("d"), []
+    better, worse, prompts = array("q"), array("q"), array("q")
+    codes: dict[str, int] = {}
+    done = 0
+    for window in windows(comparisons, _WINDOW):
+        usable = [(done + number, comparison) for number, comparison in enumerate(window, 1) if comparison.pairs()]
+        start = len(raw)
+        for _, comparison in usable:
+            prompt = codes.setdefault(prompt_key(comparison), len(codes))
+            for first, second in comparison.pairs():
+                better.append(start + first)
+                worse.append(start + second)
+                prompts.append(prompt)
+            start += len(comparison.candidates)
+        rewards, over_anchors, read = _score(scorer, usable)
+        raw.extend(rewards)
+        anchored.extend(over_anchors)
+        features.append(read)
+        done += len(window)
+        progress("calibrate", done, total)
+    head = scorer.model.head.astype(np.float64)
+    pairs = Features(np.concatenate(features), np.array(better, np.int64), np.array(worse, np.int64), head)
+    return ScoredPairs(np.array(raw, np.float64), np.array(anchored, np.float64), pairs, np.array(prompts, np.int64))
+
+
+def _score(scorer: Scorer, numbered: Sequence[tuple[int, Comparison]]) -> tuple[list[float], list[float], NDArray[np.float32]]:
+    """Raw rewards of all candidates, anchored ones of those that have an anchor, and features of all, [n_candidates, hidden]."""
+    named = [(f"comparison {number}", item) for number, comparison in numbered for item in items_of(comparison)]
+    items = [item for _, item in named]
+    own = [index for index, item in enumerate(items) if has_anchor(item)]
+    anchors, anchor_of = anchor_items([items[index] for index in own])
+    rewards, features = scorer.measure_window([*items, *anchors])
+    for (name, _), reward in zip(named, rewards, strict=False):
+        check_finite(reward, name)
+    for reward, index in zip((rewards[len(items) + anchor] for anchor in anchor_of), own, strict=True):
+        check_finite(reward, f"the reference of {named[index][0]} as a candidate")
+    over = [rewards[index].reward - rewards[len(items) + anchor].reward for index, anchor in zip(own, anchor_of, strict=True)]
+    return [reward.reward for reward in rewards[: len(items)]], over, features[: len(items)]
+
+
+def items_of(comparison: Comparison) -> list[ScoreItem]:
+    """Its candidates as items. The reference must be there."""
+    reference = comparison.reference or ""
+    return [ScoreItem(comparison.prompt, reference, candidate, comparison.wrapper) for candidate in comparison.candidates]

@@ -1,0 +1,204 @@
+"""What ``polar calibrate`` does: scores pairs, fits temperature and posterior, writes both into the model's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from polar_rm.calibration.abstention import abstention_curve, certainty
+from polar_rm.calibration.data import ScoredPairs, score_pairs, survey
+from polar_rm.calibration.laplace import information, out_of_fold_deviations, posterior
+from polar_rm.calibration.report import (
+    MANY_PAIRS,
+    MANY_PROMPTS,
+    SCHEMA,
+    CalibrationReport,
+    ReliabilityReport,
+    Rewards,
+)
+from polar_rm.calibration.temperature import (
+    Reliability,
+    fit_temperature,
+    folds_of,
+    loss,
+    out_of_fold_temperatures,
+    reliability,
+)
+from polar_rm.common.files import check_target
+from polar_rm.common.locks import owned
+from polar_rm.common.manifests import check_manifest
+from polar_rm.common.progress import Progress, silent
+from polar_rm.errors import PolarError
+from polar_rm.evaluation import ComparisonFiles
+from polar_rm.records import Comparison, OnBadRow
+from polar_rm.rewards.calibration import CARD, Calibration, Distribution
+from polar_rm.rewards.identity import model_identity
+from polar_rm.rewards.scale import Scale
+from polar_rm.rewards.uncertainty import UNCERTAINTY, Uncertainty
+from polar_rm.scoring.scorer import Scorer
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """scale: what the model's folder gets. report: what was found on the way."""
+
+    scale: Scale
+    report: CalibrationReport
+
+
+def calibrate(
+    scorer: Scorer,
+    comparisons: Iterable[Comparison],
+    *,
+    model: str = "",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> CalibrationResult:
+    """Calibrate a model on comparisons, which are read twice: a list or ``ComparisonFiles``, no generator.
+
+    model: copied into the report. seed: of the bootstrap. progress: called with comparisons done and their total.
+
+    Raises:
+        PolarError: comparisons that can't calibrate anything; told before anything is scored.
+        NoTemperature: rewards from which no temperature follows. ScoreError: a score is not finite.
+    """
+    if iter(comparisons) is comparisons:
+        raise PolarError("comparisons are read twice: pass a list or ComparisonFiles instead of a generator")
+    pairs = score_pairs(scorer, comparisons, total=survey(comparisons).n_comparisons, progress=progress)
+    return fit(pairs, model=model, encoder_hash=scorer.model.encoder.hash, seed=seed)
+
+
+def fit(pairs: ScoredPairs, *, model: str = "", encoder_hash: str = "", seed: int = 0) -> CalibrationResult:
+    """Everything that follows from scored pairs; arguments and errors as of :func:`calibrate`."""
+    differences, prompts = pairs.differences, pairs.prompts
+    temperature = fit_temperature(differences)
+    folds = folds_of(prompts)
+    temperatures = out_of_fold_temperatures(differences, folds)
+    every = np.arange(len(differences))
+    found = posterior(information(pairs.features, every, differences, temperature), pairs.features.head)
+    deviations = out_of_fold_deviations(pairs.features, differences, folds, temperature, found.precision)
+    before, after = reliability(differences), reliability(differences / temperatures)
+    card = Calibration.from_rewards(
+        pairs.raw.tolist(),
+        anchored=Distribution.from_rewards(pairs.anchored.tolist()) if len(pairs.anchored) > 1 else None,
+        temperature=temperature,
+        n_pairs=len(differences),
+        n_prompts=int(prompts.max()) + 1,
+        ece_before=before.error,
+        ece_after=after.error,
+    )
+    curve = abstention_curve(differences, certainty(differences, temperatures, deviations), prompts, seed=seed)
+    report: CalibrationReport = {
+        "schema": SCHEMA,
+        "model": model,
+        "encoder_hash": encoder_hash,
+        "data": [],
+        "n_pairs": card.n_pairs,
+        "n_prompts": card.n_prompts,
+        "accuracy": curve[0]["accuracy"],
+        "ci95": curve[0]["ci95"],
+        "temperature": temperature,
+        "loss_before": loss(differences),
+        "loss_after": loss(differences / temperatures),
+        "before": _bins(before),
+        "after": _bins(after),
+        "abstention": curve,
+        "rewards": {"raw": _short(card), **({"anchored": _short(card.anchored)} if card.anchored else {})},
+        "head": {
+            "prior_precision": found.precision,
+            "determined": found.determined,
+            "hidden": len(found.factor),
+            "deviation": float(np.median(deviations)),
+        },
+        "warnings": _warnings(card),
+    }
+    return CalibrationResult(Scale(card, Uncertainty(found.factor.astype(np.float32), found.precision)), report)
+
+
+def calibrate_files(
+    model_dir: str | Path,
+    files: Sequence[str | Path],
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    row_tokens: int = 8192,
+    on_bad_row: OnBadRow | None = None,
+    outputs: Sequence[str | Path] = (),
+    progress: Progress = silent,
+) -> CalibrationReport:
+    """Load a native checkpoint, :func:`calibrate` it on files, and write card and uncertainty into its folder.
+
+    The folder has one owner meanwhile, and gets both files at the end: an interrupted run changes nothing.
+
+    Raises:
+        PolarError: whatever is wrong with folder, files or options; or another process writes the folder, or has changed the
+            model meanwhile.
+        NoTemperature, ScoreError: see :func:`calibrate`.
+    """
+    from polar_rm.model.native import untrained_warning
+    from polar_rm.model.reward_model import RewardModel
+
+    model_dir = Path(model_dir)
+    for file in files:
+        check_manifest(file)
+    check_target(model_dir / CARD)
+    check_target(model_dir / UNCERTAINTY)
+    with owned(model_dir, "calibrate"):
+        on_bad_row = on_bad_row or OnBadRow()
+        comparisons = ComparisonFiles(files, on_bad_row, outputs)
+        seen = survey(comparisons)
+        identity = model_identity(model_dir)
+        scorer = Scorer(RewardModel.from_pretrained(model_dir, dtype=dtype, device=device), row_tokens=row_tokens)
+        pairs = score_pairs(scorer, comparisons, total=seen.n_comparisons, progress=progress)
+        result = fit(pairs, model=str(model_dir), encoder_hash=scorer.model.encoder.hash, seed=seed)
+        if model_identity(model_dir) != identity:
+            raise PolarError(f"{model_dir}: the model was changed while it was calibrated; run the command again")
+        save(result.scale, model_dir)
+    report = result.report
+    if scorer.model.untrained:
+        report["warnings"].append(untrained_warning(model_dir, scorer.model.untrained))
+    report["data"] = [dict(file) for file in comparisons.describe()]
+    if on_bad_row.count:
+        report["warnings"].append(f"{on_bad_row.count:,} bad rows were skipped, see {on_bad_row.side_file}")
+    report["warnings"] += on_bad_row.warnings()
+    return report
+
+
+def save(scale: Scale, model_dir: str | Path) -> None:
+    """Write card and uncertainty into the folder of the model that they were made with, each atomically.
+
+    Should the process die between the two, the folder has a card and an uncertainty of two calibrations: each is right by
+    itself, since both are about this model, in units of its raw reward.
+    """
+    if scale.uncertainty:
+        scale.uncertainty.save(model_dir)
+    if scale.calibration:
+        scale.calibration.save(model_dir)
+
+
+def _bins(found: Reliability) -> ReliabilityReport:
+    return {
+        "confidence": found.confidence.tolist(),
+        "accuracy": found.accuracy.tolist(),
+        "counts": found.counts.tolist(),
+        "error": found.error,
+        "noise": found.noise,
+    }
+
+
+def _short(found: Distribution) -> Rewards:
+    quantiles = [found.quantiles[percent] for percent in (5, 25, 50, 75, 95)]
+    return {"n": found.n, "mean": found.mean, "std": found.std, "quantiles": quantiles}
+
+
+def _warnings(card: Calibration) -> list[str]:
+    lines = []
+    if card.n_pairs < MANY_PAIRS or card.n_prompts < MANY_PROMPTS:
+        lines.append(f"the scale rests on {card.n_pairs:,} pairs of {card.n_prompts:,} prompts only and is uncertain")
+    if card.anchored is None:
+        lines.append("no pair has a reference: the card has no anchored rewards")
+    return lines

@@ -1,0 +1,120 @@
+"""Rewards to probabilities: one temperature, fitted by maximum likelihood, and how far the probabilities are off.
+
+P(a over b) = sigmoid((r_a - r_b) / T) is the Bradley-Terry model with one free scale (temperature scaling: Guo et al. 2017,
+arXiv 1706.04599, for two classes). Its negative log-likelihood is convex in 1 / T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polar_rm.errors import NoTemperature
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+BINS = 15
+"""Bins of equal mass of the calibration error, so that none is nearly empty."""
+FOLDS = 5
+"""Parts of the prompts; the probabilities of one part come from the temperature of the others."""
+
+
+def sigmoids(values: Floats) -> Floats:
+    """The logistic function of each value, without overflow."""
+    return 0.5 * (1 + np.tanh(values / 2))
+
+
+def loss(logits: Floats) -> float:
+    """The mean negative log-likelihood of pairs, nats. logits: of every pair, (better - worse) / T."""
+    return float(np.logaddexp(0, -logits).mean())
+
+
+def fit_temperature(differences: Floats) -> float:
+    """The T that minimises :func:`loss`, in units of the reward. differences: of every pair, better minus worse, finite.
+
+    The derivative by 1 / T is -mean(d sigmoid(-d / T)) and rises with 1 / T: its root is enclosed, then found by bisection.
+
+    Raises:
+        NoTemperature: there is no finite T > 0 with the least loss: no pair, all tied, all won or tied, or the better candidates
+            have no higher rewards on average.
+    """
+    mean, size = (float(differences.mean()), float(np.abs(differences).mean())) if len(differences) else (0.0, 0.0)
+    if size == 0:
+        raise NoTemperature("all pairs have equal rewards: they say nothing about the scale of rewards")
+    if mean <= 0:
+        raise NoTemperature(
+            f"the better candidates have no higher rewards than the worse ones (on average {mean:+.3g}): "
+            "no temperature makes probabilities of these rewards"
+        )
+    if differences.min() >= 0:
+        raise NoTemperature("the better candidate of every pair has the higher reward: give harder pairs, or more of them")
+    scaled = differences / size
+
+    def slope(inverse: float) -> float:
+        return -float((scaled * sigmoids(-scaled * inverse)).mean())
+
+    low, high = 0.0, 1.0
+    while slope(high) < 0:
+        low, high = high, 2 * high
+    while (middle := (low + high) / 2) not in (low, high):  # until they are neighbouring floats
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return size / high
+
+
+def folds_of(prompts: Ints) -> Ints:
+    """The fold of every pair, int64 [n_pairs]: whole prompts, dealt in turn. prompts: int64 [n_pairs], from 0 in order."""
+    return prompts % min(FOLDS, int(prompts.max()) + 1)
+
+
+def out_of_fold_temperatures(differences: Floats, folds: Ints) -> Floats:
+    """For every pair the temperature of all pairs of the other folds: float64 [n_pairs].
+
+    Raises:
+        NoTemperature: the pairs of the other folds have none.
+    """
+    temperatures = np.empty(len(differences))
+    for fold in np.unique(folds):
+        try:
+            temperatures[folds == fold] = fit_temperature(differences[folds != fold])
+        except NoTemperature as error:
+            raise NoTemperature(f"the pairs are too few: without one fold of the prompts, {error}") from None
+    return temperatures
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """Probabilities against outcomes: of the likelier candidate of each pair, so that they are between 0.5 and 1.
+
+    confidence, accuracy: the means in each bin, from the least certain to the most, float64 [bins]. counts: pairs, int64 [bins].
+    error: the expected calibration error, sum over bins of counts / n * |accuracy - confidence|.
+    noise: what ``error`` would be on average if every probability were exact and all pairs independent: with few pairs in a bin
+    its accuracy is off by chance, and an error of this size means nothing.
+    """
+
+    confidence: Floats
+    accuracy: Floats
+    counts: Ints
+    error: float
+    noise: float
+
+
+def reliability(logits: Floats, bins: int = BINS) -> Reliability:
+    """The reliability of probabilities. logits: (better - worse) / T of every pair, float64 [n_pairs].
+
+    A pair counts as 1 where the better candidate is the likelier one, 0.5 for a tie, 0 otherwise. The bins hold equally many
+    pairs (the first ones of a remainder one more), in the order of their confidence; there are no more bins than pairs.
+    """
+    confidence, correct = sigmoids(np.abs(logits)), (np.sign(logits) + 1) / 2
+    order = np.argsort(confidence, kind="stable")
+    parts = np.array_split(order, min(bins, len(order)))
+    counts = np.array([len(part) for part in parts], np.int64)
+    confidences = np.array([confidence[part].mean() for part in parts])
+    accuracies = np.array([correct[part].mean() for part in parts])
+    # The mean of n outcomes of probabilities p varies by sum p (1 - p) / n^2, and a normal deviate is sqrt(2 / pi) on average.
+    variances = np.array([(confidence[part] * (1 - confidence[part])).sum() for part in parts]) / counts**2
+    weights = counts / counts.sum()
+    error = float((weights * np.abs(accuracies - confidences)).sum())
+    return Reliability(confidences, accuracies, counts, error, float((weights * np.sqrt(2 / np.pi * variances)).sum()))

@@ -1,0 +1,78 @@
+"""How certain a model's head is: the Laplace posterior that ``polar calibrate`` writes, and deviations of differences from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polar_rm.common.files import write_file
+from polar_rm.errors import PolarError
+from polar_rm.rewards.identity import check_identity, model_identity
+
+UNCERTAINTY = "calibration/uncertainty.safetensors"
+"""In the folder of the checkpoint. Not beside the weights: vLLM and SGLang load every ``*.safetensors`` that lies there."""
+_SCHEMA = "polar-rm/uncertainty/1"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Uncertainty:
+    """The posterior of a linear head w ~ N(w*, S), as a factor A of S = A^T A: float32 [hidden, hidden].
+
+    The reward difference w . d of two sequences, with d the difference of their features (what the head reads, [hidden]), then
+    has the standard deviation sqrt(d^T S d) = ||A d||, in units of the reward. prior_precision: of w before the pairs were seen.
+    """
+
+    factor: NDArray[np.float32]
+    prior_precision: float
+
+    def __post_init__(self) -> None:
+        factor = self.factor
+        if factor.ndim != 2 or factor.shape[0] != factor.shape[1] or factor.dtype != np.float32 or not np.isfinite(factor).all():
+            raise PolarError("the uncertainty of a head needs a finite float32 factor [hidden, hidden]")
+
+    def deviations(self, differences: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Standard deviations of reward differences. differences: of features, float32 [n, hidden] -> float32 [n].
+
+        Raises:
+            PolarError: the features have another width.
+        """
+        if differences.shape[-1] != len(self.factor):
+            raise PolarError(
+                f"the uncertainty is of a head with {len(self.factor)} features, the model has {differences.shape[-1]}"
+            )
+        deviations: NDArray[np.float32] = np.linalg.norm(differences @ self.factor.T, axis=-1)
+        return deviations
+
+    @classmethod
+    def load(cls, model: str | Path) -> Self | None:
+        """What ``polar calibrate`` left in a checkpoint folder; None where there is nothing.
+
+        Raises:
+            PolarError: the file is not as :meth:`save` writes it, or it belongs to another model.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(model) / UNCERTAINTY
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="np") as file:
+                metadata: dict[str, Any] = file.metadata() or {}
+                found = cls(file.get_tensor("factor"), float(metadata["prior_precision"]))
+            saved = {part: metadata[part] for part in ("encoder", "weights")}
+        except (SafetensorError, OSError, KeyError, ValueError, PolarError) as error:
+            raise PolarError(f"{path}: not the uncertainty of a head: {error}") from error
+        check_identity(path, saved, Path(model), "the uncertainty")
+        return found
+
+    def save(self, model: str | Path) -> None:
+        """Write it into the folder of the checkpoint that gave the features."""
+        from safetensors.numpy import save
+
+        metadata = {"schema": _SCHEMA, "prior_precision": repr(self.prior_precision), **model_identity(Path(model))}
+        # safetensors writes the bytes of an array in the order in which they lie in memory.
+        write_file(Path(model) / UNCERTAINTY, save({"factor": np.ascontiguousarray(self.factor)}, metadata))
