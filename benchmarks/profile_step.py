@@ -106,7 +106,7 @@ def batches(trainer: Trainer, size: int) -> Iterator[list[int]]:
 
 
 def measure(trainer: Trainer, arguments: argparse.Namespace) -> dict[str, Any]:
-    device = trainer.where.device
+    device = trainer.world.device
     upcoming = batches(trainer, arguments.batch)
     start = time.perf_counter()
     for _ in range(arguments.warmup):
@@ -134,7 +134,7 @@ def measure(trainer: Trainer, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def profiled(trainer: Trainer, indices: list[int]) -> dict[str, Any]:
     """Profile one step: seconds by kind, the most expensive kernels, and waits for the device."""
-    device = trainer.where.device
+    device = trainer.world.device
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])) as recorded:
         start = time.perf_counter()

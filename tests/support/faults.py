@@ -36,7 +36,7 @@ def slowed(function):
 def once_stale(folder, digest, **options):
     """Imitate the cache of a network file system: the new file is missing at the first attempt to open it."""
     prepare.open_corpus = data.open_corpus
-    raise Damaged(f"{folder / digest}: it is missing")
+    raise Damaged(f"{folder / digest}: the file is missing")
 
 
 def refused_in_step_two(self, indices):

@@ -36,37 +36,37 @@ def test_numbers_out_of_range_are_named(overrides, message):
     ("overrides", "message"),
     [
         (["eval_every=10"], r"eval_every needs data\.eval"),
-        (["batch_size=paper", "max_steps=10"], "batch_size=paper goes by the tokens of whole epochs"),
+        (["batch_size=paper", "max_steps=10"], "batch_size=paper depends on the tokens of whole epochs"),
         (["model={init: null, resume_from: x, gguf_file: x.gguf}"], "model: gguf_file needs init or tokenizer"),
         (["loss={objective: listwise, margin: 1, focal: true}"], "loss: margin, focal: only for bradley_terry"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(overrides, message):
+def test_settings_that_contradict_each_other_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         config(*overrides)
 
 
-def test_what_is_near_a_bound_is_taken():
+def test_values_near_a_bound_are_accepted():
     config("optim={lr: paper, betas: [0, 0.999], eps: 1e-30, clip: .inf}", "eval_every=10", "data.eval=[x]")
     config("model={init: null, preset: 1m, tokenizer: x, gguf_file: x.gguf}", "seed=9223372036854775807")
 
 
-def described(kind):
+def descriptions(kind):
     for name, field in kind.model_fields.items():
         yield f"{kind.__name__}.{name}", field.description
         for inner in (field.annotation, *get_args(field.annotation)):
             if isinstance(inner, type) and issubclass(inner, Config):
-                yield from described(inner)
+                yield from descriptions(inner)
 
 
-def test_every_key_is_described_in_words():
-    """`polar config` shows these; architecture 3.10."""
-    found = dict(described(TrainConfig))
-    assert len(found) > 40
-    assert [name for name, text in found.items() if not text or not text.rstrip("`").endswith(".")] == []
+def test_every_key_has_a_description():
+    """`polar config` shows the descriptions; architecture 3.10."""
+    texts = dict(descriptions(TrainConfig))
+    assert len(texts) > 40
+    assert [name for name, text in texts.items() if not text or not text.rstrip("`").endswith(".")] == []
 
 
 @pytest.mark.parametrize(("old", "new"), [("dtype=fp32", "precision"), ("token_budget=9", "row_tokens")])
-def test_words_of_other_places_are_answered_with_ours(old, new):
+def test_an_option_name_of_other_tools_is_refused_with_ours(old, new):
     with pytest.raises(ConfigError, match=f"unknown key '{old.split('=')[0]}'; did you mean '{new}'"):
         config(old)

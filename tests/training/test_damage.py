@@ -1,4 +1,4 @@
-"""What a crash of the machine leaves: it is named, and the run goes on from what is whole (F6, H11)."""
+"""Damage by a crash of the machine is reported, and the run continues from undamaged files (F6, H11)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from polar_rm.training.trainer import Trainer
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of three steps with a checkpoint behind each of the last two."""
+    """A run of three steps with a checkpoint after each of the last two."""
     folder = tmp_path_factory.mktemp("run")
     built = trainer(folder)
     for step in (1, 2, 3):
         built.optimize(list(range(8 * step, 8 * step + 8)))
-        built.step, built.results, built.line = step, {"steps": step}, {"step": step, "loss": step / 10}
+        built.step, built.results, built.last_line = step, {"steps": step}, {"step": step, "loss": step / 10}
         if step > 1:
             built.save()
     return folder, built
@@ -40,7 +40,7 @@ def trainer(folder):
     return built
 
 
-def changed(content: bytes, how: str) -> bytes:
+def damage(content: bytes, how: str) -> bytes:
     middle = len(content) // 2
     return {
         "emptied": b"",
@@ -58,49 +58,49 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run, tmp_path,
     if how == "removed":
         damaged.unlink()
     else:
-        damaged.write_bytes(changed(damaged.read_bytes(), how))
+        damaged.write_bytes(damage(damaged.read_bytes(), how))
     reported = []
-    path, meta = state.newest(checkpoints, reported.append)
+    path, meta = state.find_newest(checkpoints, reported.append)
     assert (path.name, meta["step"]) == ("step-00000002", 2)
     [message] = reported
-    assert message.startswith(str(damaged)) and "set aside as damaged-step-00000003" in message
+    assert message.startswith(str(damaged)) and "renamed to damaged-step-00000003" in message
     assert sorted(each.name for each in checkpoints.iterdir()) == ["damaged-step-00000003", "step-00000002"]
-    assert state.newest(checkpoints, reported.append)[0] == path and len(reported) == 1
+    assert state.find_newest(checkpoints, reported.append)[0] == path and len(reported) == 1
     shutil.rmtree(path)
-    assert state.newest(checkpoints, reported.append) is None
+    assert state.find_newest(checkpoints, reported.append) is None
 
 
-def test_a_step_that_is_damaged_again_is_set_aside_again(run, tmp_path):
+def test_a_checkpoint_of_a_step_that_was_damaged_before_is_renamed_too(run, tmp_path):
     for _ in range(2):
         shutil.copytree(run[0] / "run/checkpoints", tmp_path / "checkpoints", dirs_exist_ok=True)
         (tmp_path / "checkpoints/step-00000003/meta.json").unlink()
-        assert state.newest(tmp_path / "checkpoints", lambda message: None)[0].name == "step-00000002"
+        assert state.find_newest(tmp_path / "checkpoints", lambda message: None)[0].name == "step-00000002"
 
 
-def test_resumed_weights_moments_and_results_are_those_that_were_saved(run):
+def test_resumed_weights_moments_and_results_equal_the_saved_ones(run):
     folder, built = run
     again = trainer(folder)
     again._resume()
-    assert (again.step, again.results, again.line) == (3, {"steps": 3}, {"step": 3, "loss": 0.3})
+    assert (again.step, again.results, again.last_line) == (3, {"steps": 3}, {"step": 3, "loss": 0.3})
     for name, tensor in built.weights.named.items():
         assert torch.equal(again.weights.named[name], tensor)
         for key, value in built.optimizer.state[tensor].items():
             assert torch.equal(torch.as_tensor(again.optimizer.state[again.weights.named[name]][key]), torch.as_tensor(value))
 
 
-def test_what_torch_cannot_read_is_one_line(run, monkeypatch):
+def test_a_checkpoint_that_torch_cannot_read_is_reported_in_one_line(run, monkeypatch):
     folder, built = run
 
     def broken(*args, **kwargs):
         raise AssertionError
 
     monkeypatch.setattr(state.dcp, "load", broken)
-    with pytest.raises(PolarError, match="step-00000003: torch can't read this checkpoint .AssertionError.; moved away"):
-        state.load(folder / "run/checkpoints/step-00000003", 3, built.weights, built.optimizer, built.where)
+    with pytest.raises(PolarError, match="step-00000003: torch can't read this checkpoint .AssertionError.; move it away"):
+        state.load(folder / "run/checkpoints/step-00000003", 3, built.weights, built.optimizer, built.world)
 
 
-def test_files_and_folders_are_on_the_disk_before_and_after_the_change_of_names(run, tmp_path, monkeypatch):
-    """A power cut: what has its name must have its content."""
+def test_files_and_folders_are_synced_before_and_after_the_rename(run, tmp_path, monkeypatch):
+    """After a power cut a checkpoint with its final name must have its content."""
     _, built = run
     events = []
     rename = Path.rename
@@ -111,15 +111,15 @@ def test_files_and_folders_are_on_the_disk_before_and_after_the_change_of_names(
 
     monkeypatch.setattr(files.os, "fsync", lambda fd: events.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name))
     monkeypatch.setattr(Path, "rename", renamed)
-    state.save(tmp_path, 7, built.weights, built.optimizer, {}, built.where, 2)
+    state.save(tmp_path, 7, built.weights, built.optimizer, {}, built.world, 2)
     at = events.index(".step-00000007.partial -> step-00000007")
     synced = {name.rsplit(".", 2)[0].lstrip(".") if name.startswith(".meta.json") else name for name in events[:at]}
     assert synced >= {"__0_0.distcp", ".metadata", "meta.json", ".step-00000007.partial"}
     assert events[at + 1] == tmp_path.name
 
 
-def test_a_full_disk_leaves_no_half_a_checkpoint(run, tmp_path, monkeypatch):
-    """sta-3: what was written before the disk was full goes."""
+def test_a_full_disk_leaves_no_partial_checkpoint(run, tmp_path, monkeypatch):
+    """sta-3: files written before the disk was full are removed."""
     _, built = run
 
     def full(state, checkpoint_id, **options):
@@ -129,7 +129,7 @@ def test_a_full_disk_leaves_no_half_a_checkpoint(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(state.dcp, "save", full)
     with pytest.raises(PolarError, match=r"step-00000009: checkpoint could not be saved: .*No space left on device"):
-        state.save(tmp_path, 9, built.weights, built.optimizer, {}, built.where, 2)
+        state.save(tmp_path, 9, built.weights, built.optimizer, {}, built.world, 2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,40 +141,40 @@ def steps(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def opened(path, first_step, last=None):
+def open_log(path, first_step, last=None):
     reported = []
     metrics.JsonlSink(path, first_step, last, reported.append).close()
     return reported
 
 
-def test_damaged_lines_of_the_log_are_told_and_the_newest_comes_from_the_checkpoint(tmp_path):
+def test_damaged_lines_of_the_log_are_reported_and_the_last_comes_from_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log(path, {"step": 1, "loss": 1}, b"\0\0\0\n", {"step": 3, "loss": 3}, b'{"step": 4, "lo')
-    [message] = opened(path, 4, {"step": 4, "loss": 4})
-    assert message.endswith("metrics.jsonl: damaged lines: 2; steps whose line is lost: 2; the file was repaired")
+    [message] = open_log(path, 4, {"step": 4, "loss": 4})
+    assert message.endswith("metrics.jsonl: damaged lines: 2; steps without a line: 2; the file was repaired")
     assert steps(path) == [{"step": 1, "loss": 1}, {"step": 3, "loss": 3}, {"step": 4, "loss": 4}]
-    assert opened(path, 4) == [message.replace("lines: 2", "lines: none")]  # step 2 stays lost
+    assert open_log(path, 4) == [message.replace("lines: 2", "lines: none")]  # the line of step 2 stays missing
 
 
 @pytest.mark.parametrize("line", [b"5\n", b'{"loss": 1}\n', b'{"step": "1"}\n', b"\xff\n", b"\n", b"[" * 100_000 + b"\n"])
-def test_whatever_is_no_line_of_a_step_is_damaged(tmp_path, line):
+def test_any_other_line_is_damaged(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     log(path, {"step": 1}, line, {"step": 2})
-    [message] = opened(path, 2)
-    assert "damaged lines: 2; steps whose line is lost: none" in message
+    [message] = open_log(path, 2)
+    assert "damaged lines: 2; steps without a line: none" in message
     assert steps(path) == [{"step": 1}, {"step": 2}]
 
 
-def test_an_interrupted_step_is_no_damage(tmp_path):
+def test_an_unfinished_last_line_is_not_damage(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log(path, {"step": 1}, {"step": 2}, {"step": 3}, b'{"step": 4')
-    assert opened(path, 2) == []
+    assert open_log(path, 2) == []
     assert steps(path) == [{"step": 1}, {"step": 2}]
 
 
-def test_a_lost_log_is_told(tmp_path):
-    [message] = opened(tmp_path / "run/metrics.jsonl", 2, {"step": 2})
-    assert "steps whose line is lost: 1;" in message
+def test_a_missing_log_is_reported(tmp_path):
+    [message] = open_log(tmp_path / "run/metrics.jsonl", 2, {"step": 2})
+    assert "steps without a line: 1;" in message
     assert steps(tmp_path / "run/metrics.jsonl") == [{"step": 2}]
 
 
@@ -188,5 +188,5 @@ def test_a_kill_while_the_log_is_rewritten_leaves_the_old_one(tmp_path, monkeypa
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        opened(path, 1)
+        open_log(path, 1)
     assert steps(path) == [{"step": 1}, {"step": 2}]

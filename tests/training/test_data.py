@@ -62,16 +62,16 @@ def test_random_access_equals_encoding_across_batches_and_files(encoder, tmp_pat
     assert corpus.describe(12) == f"{files[1]}: comparison 3"
 
 
-def test_what_was_encoded_is_reused_until_something_changes(encoder, tmp_path):
+def test_encoded_data_is_reused_until_something_changes(encoder, tmp_path):
     file = write(tmp_path / "a.jsonl", 5)
-    seen = []
+    encoded = []
     for _ in range(2):
-        encode_corpus([file], encoder, tmp_path / "data", progress=seen.append)
-    assert seen == [5]
+        encode_corpus([file], encoder, tmp_path / "data", progress=encoded.append)
+    assert encoded == [5]
     write(file, 6)
-    assert len(encode_corpus([file], encoder, tmp_path / "data", progress=seen.append)) == 6
-    encode_corpus([file], encoder, tmp_path / "data", empty_reference=True, progress=seen.append)
-    assert seen == [5, 6, 6]
+    assert len(encode_corpus([file], encoder, tmp_path / "data", progress=encoded.append)) == 6
+    encode_corpus([file], encoder, tmp_path / "data", empty_reference=True, progress=encoded.append)
+    assert encoded == [5, 6, 6]
 
 
 def test_missing_references_and_bad_rows(encoder, tmp_path):
@@ -90,7 +90,7 @@ def test_missing_references_and_bad_rows(encoder, tmp_path):
     assert bad.count == 1
 
 
-def test_rows_that_an_earlier_run_skipped_are_told_again_or_refused(encoder, tmp_path):
+def test_rows_that_an_earlier_run_skipped_are_reported_again_or_refused(encoder, tmp_path):
     file = write(tmp_path / "a.jsonl", 2)
     with file.open("a") as rows:
         rows.write("{}\n")
@@ -105,22 +105,22 @@ def test_rows_that_an_earlier_run_skipped_are_told_again_or_refused(encoder, tmp
     assert len(encode_corpus([file], encoder, tmp_path / "data")) == 3
 
 
-def test_every_run_says_how_many_rows_are_left_out(tmp_path):
+def test_every_run_reports_the_number_of_skipped_rows(tmp_path):
     file = runs.config(tmp_path)
     with (tmp_path / "train.jsonl").open("a") as rows:
         rows.write("{}\n")
     for _ in range(2):
-        said = io.StringIO()
+        messages = io.StringIO()
         config = load_config(TrainConfig, [file], ["on_bad_row=skip"])
-        assert plan(config, console=Console(file=said, soft_wrap=True)).comparisons == 40
-        assert f"1 bad rows of the train data were skipped, see {tmp_path / 'run/train.rejected'}" in said.getvalue()
+        assert plan(config, console=Console(file=messages, soft_wrap=True)).comparisons == 40
+        assert f"1 bad rows of the train data were skipped, see {tmp_path / 'run/train.rejected'}" in messages.getvalue()
     with pytest.raises(PolarError, match=r"skipped 1 bad rows, see .*train\.rejected"):
         plan(load_config(TrainConfig, [file]))
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
-def test_what_a_full_disk_cut_off_is_not_taken_for_encoded_data(encoder, tmp_path, monkeypatch, failing):
-    """F6, F7: the data's file, its folder and the index are on the disk in this order; nothing is left of what failed."""
+def test_data_truncated_by_a_full_disk_is_not_used(encoder, tmp_path, monkeypatch, failing):
+    """F6, F7: the data file, its folder and the index are synced in this order; a failed attempt leaves nothing."""
     file = write(tmp_path / "a.jsonl", 2)
     calls = []
 
@@ -156,7 +156,7 @@ def damage(path, how):
 
 @pytest.mark.parametrize("how", ["removed", "emptied", "truncated", "flipped"])
 @pytest.mark.parametrize("kind", ["arrow", "index.json"])
-def test_damaged_data_is_told_and_encoded_anew(encoder, tmp_path, kind, how):
+def test_damaged_data_is_reported_and_encoded_again(encoder, tmp_path, kind, how):
     """F6, H11."""
     file = write(tmp_path / "a.jsonl", 20)
     expected = [encode_corpus([file], encoder, tmp_path / "data")[i] for i in range(20)]
@@ -165,15 +165,15 @@ def test_damaged_data_is_told_and_encoded_anew(encoder, tmp_path, kind, how):
     reported = []
     corpus = encode_corpus([file], encoder, tmp_path / "data", report=reported.append)
     assert [corpus[i] for i in range(20)] == expected
-    if (kind, how) == ("index.json", "removed"):  # what a kill before the last step leaves
+    if (kind, how) == ("index.json", "removed"):  # as after a kill before the index is written
         assert reported == []
     else:
         [message] = reported
-        assert message.startswith(str(damaged)) and message.endswith("the data is encoded anew")
+        assert message.startswith(str(damaged)) and message.endswith("the data is encoded again")
 
 
 def test_files_are_hashed_once_before_they_are_read_and_must_not_change(encoder, tmp_path):
-    """B9, B25: patterns and folders mean files, whose hashes are those of what was trained on."""
+    """B9, B25: patterns and folders mean files, and the hashes are those of the files that were trained on."""
     (tmp_path / "in").mkdir()
     paths = [write(tmp_path / f"in/{name}.jsonl", 3) for name in "ab"]
     hashes = {str(path): sha256(path) for path in paths}
@@ -192,18 +192,18 @@ def test_files_are_hashed_once_before_they_are_read_and_must_not_change(encoder,
     assert not list((tmp_path / "other").glob("*.json"))
 
 
-def test_inputs_have_the_names_that_this_run_was_given(encoder, tmp_path):
+def test_inputs_have_the_names_of_this_runs_files(encoder, tmp_path):
     first, second = write(tmp_path / "first.jsonl", 3), tmp_path / "second.jsonl"
     digest = encode_corpus([first], encoder, tmp_path / "data").digest
     first.rename(second)
     reused = encode_corpus([second], encoder, tmp_path / "data", progress=lambda n: pytest.fail("it is encoded already"))
     assert (reused.digest, reused.inputs) == (digest, {str(second): sha256(second)})
-    for corpus in (reused, open_corpus(tmp_path / "data", digest)):  # the other ranks open what rank 0 left
+    for corpus in (reused, open_corpus(tmp_path / "data", digest)):  # the other ranks open the data of rank 0
         assert corpus.describe(2) == f"{second}: comparison 3"
 
 
 def test_patterns_and_folders_are_the_files_that_they_mean(encoder, tmp_path):
-    """B25, H14: hashed and listed file by file; hidden files change nothing (H6)."""
+    """B25, H14: files are hashed and listed one by one; hidden files change nothing (H6)."""
     (tmp_path / "in").mkdir()
     files = [write(tmp_path / "in/a.jsonl", 3), write(tmp_path / "in/b.jsonl", 4)]
     plain = encode_corpus(files, encoder, tmp_path / "data")
@@ -217,8 +217,8 @@ def test_patterns_and_folders_are_the_files_that_they_mean(encoder, tmp_path):
         encode_corpus([tmp_path / "in"], encoder, tmp_path / "data", outputs=[files[1]])
 
 
-def test_stripped_prompts_are_another_corpus_and_are_told_again(encoder, tmp_path):
-    """H4: also by a run that finds the data encoded."""
+def test_stripped_prompts_are_another_corpus_and_are_reported_again(encoder, tmp_path):
+    """H4: also by a run that reuses encoded data."""
     prompt = {"role": "user", "content": "p"}
     row = {"prompt": "p", "reference": "r", "chosen": [prompt, {"role": "assistant", "content": "a"}], "rejected": "b"}
     file = tmp_path / "a.jsonl"

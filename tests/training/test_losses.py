@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from polar_rm.training.config import LossConfig
-from polar_rm.training.losses import count_units, loss_sum, pair_indices, penalty_sum
+from polar_rm.training.losses import count_items, loss_sum, pair_indices, penalty_sum
 
 SCORES = [0.3, -1.2, 2.0, 0.7, 0.7]
 RANKS = [(0, 1, 1), (1, 0)]
@@ -24,10 +24,10 @@ def total(config: LossConfig) -> float:
     return float(loss_sum(torch.tensor(SCORES), pair_indices(RANKS), config))
 
 
-def test_pairs_are_all_ordered_ones():
+def test_pairs_are_all_ordered_pairs():
     better, worse = pair_indices(RANKS)
     assert list(zip(better.tolist(), worse.tolist(), strict=True)) == PAIRS
-    assert count_units(RANKS, LossConfig()) == 3
+    assert count_items(RANKS, LossConfig()) == 3
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.5])
@@ -46,16 +46,16 @@ def test_listwise_is_each_winner_against_all_it_beats():
     config = LossConfig(objective="listwise")
     expected = 0.0
     for winner, losers in [(0, [1, 2]), (4, [3])]:
-        mass = sum(math.exp(SCORES[i]) for i in [winner, *losers])
-        expected -= math.log(math.exp(SCORES[winner]) / mass)
+        total_weight = sum(math.exp(SCORES[i]) for i in [winner, *losers])
+        expected -= math.log(math.exp(SCORES[winner]) / total_weight)
     assert total(config) == pytest.approx(expected, rel=1e-5)
-    assert count_units(RANKS, config) == 2
+    assert count_items(RANKS, config) == 2
 
 
-@pytest.mark.parametrize("given", [{"margin": 0.5}, {"label_smoothing": 0.1}, {"focal": True}])
-def test_listwise_refuses_what_is_of_pairs(given):
-    with pytest.raises(ValidationError, match=f"{next(iter(given))}: only for bradley_terry"):
-        LossConfig(objective="listwise", **given)
+@pytest.mark.parametrize("option", [{"margin": 0.5}, {"label_smoothing": 0.1}, {"focal": True}])
+def test_listwise_refuses_options_of_pairs(option):
+    with pytest.raises(ValidationError, match=f"{next(iter(option))}: only for bradley_terry"):
+        LossConfig(objective="listwise", **option)
     LossConfig(objective="listwise", centring=0.01, log_barrier=0.01)
 
 
@@ -80,8 +80,8 @@ def test_penalties():
     assert float(penalty_sum(scores, LossConfig(centring=0.01))) == pytest.approx(0.86)
     barrier = penalty_sum(scores[:2], LossConfig(log_barrier=0.5))
     assert float(barrier) == pytest.approx(-0.5 * (math.log(4 * 6) + math.log(7 * 3)), rel=1e-5)
-    far = torch.tensor([9.0, -6.0])  # flat a thousandth before the bounds
-    assert float(penalty_sum(far, LossConfig(log_barrier=0.5))) == pytest.approx(-math.log(1e-3 * (10 - 1e-3)), rel=1e-3)
+    outside = torch.tensor([9.0, -6.0])  # the barrier is constant from a thousandth before the bounds on
+    assert float(penalty_sum(outside, LossConfig(log_barrier=0.5))) == pytest.approx(-math.log(1e-3 * (10 - 1e-3)), rel=1e-3)
 
 
 def test_equal_scores_lose_ln_2_per_pair():

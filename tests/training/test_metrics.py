@@ -23,7 +23,7 @@ def config(tmp_path, *overrides):
     return load_config(TrainConfig, [], ["model.init=x", "data.train=[x]", f"output={tmp_path}", *overrides])
 
 
-def test_resumed_logs_drop_the_steps_that_are_taken_again(tmp_path):
+def test_resumed_logs_drop_the_steps_that_run_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     sink = metrics.JsonlSink(path, 2)
@@ -38,43 +38,43 @@ def test_wandb_runs_are_resumed_by_their_folder(tmp_path, monkeypatch):
     fake = SimpleNamespace(init=lambda **options: calls.append(options) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
 
-    def started(folder):
+    def start(folder):
         folder.mkdir(parents=True, exist_ok=True)
         calls.clear()
         return metrics.open_sinks(config(folder, "log.wandb_project=p", "log.tensorboard=false"), 0)[-1], calls[0]
 
-    sink, first = started(tmp_path / "a/rm")
+    sink, first = start(tmp_path / "a/rm")
     sink.write(1, {"loss": 0.5})
     sink.close()
     assert (first["project"], first["name"], first["resume"]) == ("p", "rm", "allow")
     assert calls[1:] == [(1, {"loss": 0.5}), "finish"]
-    assert started(tmp_path / "a/rm")[1]["id"] == first["id"] != started(tmp_path / "b/rm")[1]["id"]
+    assert start(tmp_path / "a/rm")[1]["id"] == first["id"] != start(tmp_path / "b/rm")[1]["id"]
 
 
-def test_a_missing_wandb_says_what_to_install(tmp_path, monkeypatch):
+def test_a_missing_wandb_is_reported_with_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(PolarError, match="pip install"):
         metrics.open_sinks(config(tmp_path, "log.wandb_project=p", "log.tensorboard=false"), 0)
 
 
-def test_flops_are_those_of_the_tree():
+def test_flops_count_the_tree():
     shape = SimpleNamespace(
         hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, num_hidden_layers=3
     )
     layout = TreeLayout((TreeSpan(0, 5, (2, 3)),))
     keys_and_values, others = 64 * 32 * 2, 64 * 64 * 2 + 3 * 64 * 96  # k and v; q, o and the MLP
-    weighted = 3 * keys_and_values * 10 + others * (10 + 10 + 2)  # three layers, the last at the two scores only
+    products = 3 * keys_and_values * 10 + others * (10 + 10 + 2)  # three layers, the last at the two score positions only
     pairs = 2 * ((1 + 2 + 3 + 4 + 5) + (6 + 7) + (6 + 7 + 8)) + (7 + 8)
-    assert metrics.training_flops(shape, layout) == 6 * weighted + 12 * pairs * 64
+    assert metrics.training_flops(shape, layout) == 6 * products + 12 * pairs * 64
     assert metrics.peak_flops(torch.device("cpu"), torch.float32) > 1e8
 
 
 @pytest.mark.parametrize(
     ("layers", "lora", "tolerance"),
-    # PEFT wraps modules that our hooks stay on, so the last layer's adapters of queries and outputs see all tokens.
+    # Our functions stay attached to the modules that PEFT wraps, so the last layer's adapters of q and o compute all tokens.
     [(1, None, 0), (3, None, 0), (1, LoraConfig(rank=4), 0.08), (3, LoraConfig(rank=4), 0.01)],
 )
-def test_flops_are_those_that_torch_counts(tmp_path, layers, lora, tolerance):
+def test_flops_equal_those_that_torch_counts(tmp_path, layers, lora, tolerance):
     tiny.causal_lm(tmp_path, num_hidden_layers=layers, hidden_size=128, intermediate_size=160)
     model = RewardModel.from_causal_lm(tmp_path, implementation="tree_dense").train()
     if lora:
@@ -85,7 +85,7 @@ def test_flops_are_those_that_torch_counts(tmp_path, layers, lora, tolerance):
         model(row).sum().backward()
     head = 6 * 128 * 6
     pairs = row.layout.attention_pairs * (layers - 1) + row.layout.score_pairs
-    masked = 12 * (layers * 27**2 - pairs) * 64  # dense attention computes them
+    masked = 12 * (layers * 27**2 - pairs) * 64  # dense attention computes masked pairs, too
     # transformers 4 multiplies frequencies and positions as matrices, once for all layers.
     rotary = model.backbone.config.head_dim * 27 if transformers.__version__ < "5" else 0
     expected = counter.get_total_flops() - head - masked - rotary
@@ -104,20 +104,20 @@ def test_flops_are_those_that_torch_counts(tmp_path, layers, lora, tolerance):
         ("NVIDIA A100-SXM4-80GB", 312e12),
     ],
 )
-def test_peaks_are_those_of_the_gpus_full_name(monkeypatch, name, expected):
+def test_the_peak_is_found_by_the_gpus_full_name(monkeypatch, name, expected):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert metrics.peak_flops(torch.device("cuda"), torch.bfloat16) == expected
 
 
-def test_peaks_of_float32_are_measured_on_known_gpus_too(monkeypatch):
+def test_the_peak_of_float32_is_measured_on_known_gpus_too(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    made = []
-    monkeypatch.setattr(torch, "randn", lambda *size, device: made.append(size) or torch.ones(2, 2))
+    sizes = []
+    monkeypatch.setattr(torch, "randn", lambda *size, device: sizes.append(size) or torch.ones(2, 2))
     metrics.peak_flops(torch.device("cuda"), torch.float32)
-    assert made == [(4096, 4096)]
+    assert sizes == [(4096, 4096)]
 
 
-def test_a_number_that_json_has_no_form_for_is_null_in_metrics(tmp_path):
+def test_nan_is_null_in_metrics(tmp_path):
     """B23: every line is JSON for a strict reader."""
     sink = metrics.JsonlSink(tmp_path / "metrics.jsonl", 0)
     sink.write(1, {"loss": float("nan")})

@@ -27,44 +27,46 @@ def plan(folder, *overrides, **changes):
         (["batch_size=12", "epochs=2", "max_steps=99"], 8, 2.0),
     ],
 )
-def test_the_last_batch_of_an_epoch_counts_what_it_holds(tmp_path, overrides, steps, epochs):
-    found = plan(tmp_path, *overrides)
-    assert (found.steps, found.epochs) == (steps, pytest.approx(epochs))
+def test_the_last_batch_of_an_epoch_counts_its_comparisons(tmp_path, overrides, steps, epochs):
+    result = plan(tmp_path, *overrides)
+    assert (result.steps, result.epochs) == (steps, pytest.approx(epochs))
 
 
-def test_the_papers_rules_go_by_the_tokens_that_will_be_run(tmp_path):
+def test_the_papers_rules_depend_on_the_tokens_of_the_run(tmp_path):
     base = ["optim={lr: paper, base_tokens: 2e12}", "epochs=10"]
-    whole, cut = plan(tmp_path, *base), plan(tmp_path, *base, "max_steps=7")
-    for found, epochs in ((whole, 10), (cut, 1.4)):
-        tokens = found.separate_tokens * epochs
-        assert found.peak_lr == pytest.approx(paper_learning_rate(found.parameters, 2e12, tokens))
-    assert cut.peak_lr < whole.peak_lr
-    found = plan(tmp_path, "batch_size=paper", "epochs=1000")
-    assert found.batch_size == paper_batch_size(found.parameters, 1000 * found.separate_tokens)
+    full, short = plan(tmp_path, *base), plan(tmp_path, *base, "max_steps=7")
+    for each, epochs in ((full, 10), (short, 1.4)):
+        tokens = each.separate_tokens * epochs
+        assert each.peak_lr == pytest.approx(paper_learning_rate(each.parameters, 2e12, tokens))
+    assert short.peak_lr < full.peak_lr
+    by_paper = plan(tmp_path, "batch_size=paper", "epochs=1000")
+    assert by_paper.batch_size == paper_batch_size(by_paper.parameters, 1000 * by_paper.separate_tokens)
 
 
 def test_sequences_longer_than_the_backbones_positions_are_noted(tmp_path):
-    found = trainer(tmp_path).train_set.stats.longest_sequence
-    for positions, noted in ((found - 1, True), (found, False)):
+    longest = trainer(tmp_path).train_set.stats.longest_sequence
+    for positions, noted in ((longest - 1, True), (longest, False)):
         tiny.causal_lm(tmp_path / "short", max_position_embeddings=positions)
         model = {"init": str(tmp_path / "short"), "encoder": {"max_length": 256, "max_response_length": 64}}
         note = (
-            f"the longest sequence has {found} tokens, more than the backbone is made for (max_position_embeddings: {positions})"
+            f"the longest sequence has {longest} tokens, more than the backbone has positions "
+            f"(max_position_embeddings: {positions})"
         )
         assert (note in plan(tmp_path, model=model).notes) == noted
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
-def test_memory_is_that_of_the_tensors_that_a_run_holds(tmp_path, precision, lora):
+def test_planned_memory_is_that_of_the_tensors_of_a_run(tmp_path, precision, lora):
     if lora:
         pytest.importorskip("peft")
     built = trainer(tmp_path, f"precision={precision}", lora=lora)
     trained = sum(tensor.numel() for tensor in built.weights.named.values())
     assert built.plan.trained == trained
-    held = {tensor.data_ptr(): tensor.nbytes for tensor in (*built.weights.named.values(), *built.model.backbone.parameters())}
-    head = built.model.backbone.score.weight.numel()  # float32 always; the plan gives it a copy like all others
-    copied = head * (2 if precision == "bf16" else 0)
-    assert built.plan.state_bytes == sum(held.values()) + 12 * trained + copied
+    tensors = [*built.weights.named.values(), *built.model.backbone.parameters()]
+    sizes = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+    head = built.model.backbone.score.weight.numel()  # always float32; the plan counts a copy for it, as for the others
+    head_copy = head * (2 if precision == "bf16" else 0)
+    assert built.plan.state_bytes == sum(sizes.values()) + 12 * trained + head_copy
     frozen = built.plan.parameters if lora else 0
     assert built.plan.flops == (6 * trained + 4 * frozen) * built.plan.tokens * built.plan.epochs

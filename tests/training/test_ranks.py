@@ -30,17 +30,17 @@ def launch(fault: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Our lines; torchrun prints tracebacks of its own."""
-    return [line for line in done.stderr.splitlines() if line.startswith("polar: error: ")]
+def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
+    """The error lines that we print; torchrun prints its own tracebacks."""
+    return [line for line in result.stderr.splitlines() if line.startswith("polar: error: ")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["slow-encode", "slow-export", "slow-checkpoint", "stale-cache"])
-def test_what_takes_long_on_one_rank_is_waited_for(tmp_path, fault):
-    """F5: encoding, export and old checkpoints' removal took longer than a collective may."""
-    done = launch(fault, "pretrain", runs.config(tmp_path, max_steps=2, checkpoint_every=1), "row_tokens=150")
-    assert done.returncode == 0, done.stderr
+def test_ranks_wait_for_long_work_on_one_rank(tmp_path, fault):
+    """F5: encoding, export and the removal of old checkpoints took longer than a collective may."""
+    result = launch(fault, "pretrain", runs.config(tmp_path, max_steps=2, checkpoint_every=1), "row_tokens=150")
+    assert result.returncode == 0, result.stderr
     assert runs.final_weights(tmp_path / "run")
     assert len(list((tmp_path / "run/data").glob("*.arrow"))) == 1
 
@@ -55,40 +55,40 @@ def test_what_takes_long_on_one_rank_is_waited_for(tmp_path, fault):
 )
 def test_an_error_of_one_rank_ends_all_with_its_message(tmp_path, fault, message):
     """F5, F16, B13."""
-    done = launch(fault, "pretrain", runs.config(tmp_path), "row_tokens=150")
-    assert done.returncode != 0
-    lines = errors(done)
-    # torchrun ends the others as soon as the first one has gone, so not every rank is sure to come to its line.
-    assert lines and all(message in line for line in lines), done.stderr
+    result = launch(fault, "pretrain", runs.config(tmp_path), "row_tokens=150")
+    assert result.returncode != 0
+    lines = errors(result)
+    # torchrun ends the others as soon as the first rank has ended, so not every rank is sure to print its line.
+    assert lines and all(message in line for line in lines), result.stderr
     assert not (tmp_path / "run/model").exists()
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_is_one_line_for_the_other(tmp_path):
+def test_the_other_rank_reports_a_dead_rank_in_one_line(tmp_path):
     """F16."""
-    done = launch("killed", "pretrain", runs.config(tmp_path, checkpoint_every=1), "row_tokens=150")
-    assert done.returncode != 0
-    [line] = errors(done)
-    assert "another rank has ended without a word" in line and "Traceback" not in done.stderr.split("polar: error")[0]
+    result = launch("killed", "pretrain", runs.config(tmp_path, checkpoint_every=1), "row_tokens=150")
+    assert result.returncode != 0
+    [line] = errors(result)
+    assert "another rank has ended without a message" in line and "Traceback" not in result.stderr.split("polar: error")[0]
     resumed = runs.run("pretrain", runs.config(tmp_path, checkpoint_every=1), ranks=2)
     assert resumed.returncode == 0, resumed.stderr
-    assert "behind step 2" in resumed.stderr
+    assert "after step 2" in resumed.stderr
 
 
 @pytest.mark.slow
-def test_a_bad_row_is_one_line_of_every_rank_and_no_model_is_loaded(tmp_path):
+def test_every_rank_reports_a_bad_row_and_no_model_is_loaded(tmp_path):
     config = runs.config(tmp_path)
     (tmp_path / "lm/model.safetensors").unlink()
     with (tmp_path / "train.jsonl").open("a") as rows:
         rows.write("{}\n")
-    done = runs.run("pretrain", config, ranks=2)
-    lines = errors(done)
-    assert lines and all("train.jsonl: row 41" in line for line in lines), done.stderr
+    result = runs.run("pretrain", config, ranks=2)
+    lines = errors(result)
+    assert lines and all("train.jsonl: row 41" in line for line in lines), result.stderr
 
 
 @pytest.mark.slow
 def test_a_sharded_start_gives_every_rank_rank_0s_weights(tmp_path):
-    """F16: adapters and buffers too; the result is that of one process."""
+    """F16: also its adapters and buffers; the result equals that of one process."""
     pytest.importorskip("peft")
     changes = {"lora": {"rank": 4}, "max_steps": 3, **runs.with_scores(tmp_path)}
     one = runs.run("pretrain", runs.config(tmp_path, **changes), f"output={tmp_path / 'one'}")
@@ -96,15 +96,15 @@ def test_a_sharded_start_gives_every_rank_rank_0s_weights(tmp_path):
     two = runs.run("pretrain", runs.config(tmp_path, **changes), "row_tokens=150", ranks=2)
     assert two.returncode == 0, two.stderr
     expected = runs.final_weights(tmp_path / "one")
-    found = runs.final_weights(tmp_path / "run")
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
+    weights = runs.final_weights(tmp_path / "run")
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture
 def exchanges():
-    """Two ranks' ends of one store."""
+    """The exchanges of two ranks over one store."""
     server = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30))
     clients = [TCPStore("127.0.0.1", server.port, is_master=False, timeout=timedelta(seconds=30)) for _ in range(2)]
     yield [Exchange(PrefixStore("test", client), rank, 2) for rank, client in enumerate(clients)]
@@ -112,7 +112,7 @@ def exchanges():
 
 
 def both(exchanges, work):
-    """What ``work`` gives on each rank, each in a thread of its own."""
+    """The results of ``work`` on both ranks, each in its own thread."""
     results = [None, None]
 
     def run(rank):
@@ -129,7 +129,7 @@ def both(exchanges, work):
     return results
 
 
-def test_ranks_hear_what_rank_0_and_what_each_says(exchanges):
+def test_ranks_get_the_value_of_rank_0_and_of_each_rank(exchanges):
     called = []
     assert both(exchanges, lambda e: e.from_main(lambda: called.append(e.rank) or {"a": [1]})) == [{"a": [1]}] * 2
     assert called == [0]
@@ -137,15 +137,15 @@ def test_ranks_hear_what_rank_0_and_what_each_says(exchanges):
     assert both(exchanges, lambda e: e.from_main(lambda: "next")) == ["next"] * 2
 
 
-def test_processes_that_torchrun_starts_anew_do_not_read_what_the_dead_ones_left(monkeypatch):
-    monkeypatch.setattr(exchange, "TCPStore", lambda *given, **options: "store")
+def test_processes_that_torchrun_restarts_do_not_read_keys_of_the_dead_ones(monkeypatch):
+    monkeypatch.setattr(exchange, "TCPStore", lambda *arguments, **options: "store")
     monkeypatch.setattr(exchange, "PrefixStore", lambda prefix, store: prefix)
     for name, value in {"MASTER_ADDR": "a", "MASTER_PORT": "1", "TORCHELASTIC_RESTART_COUNT": "2"}.items():
         monkeypatch.setenv(name, value)
     assert exchange.Exchange.join(0, 2, 1)._store == "polar/2/1"
 
 
-def test_the_first_failure_is_every_ranks(exchanges):
+def test_all_ranks_get_the_first_failure(exchanges):
     first, second = exchanges
     second.fail(PolarError("no"))
     first.fail(OtherRankFailed("rank 1: no"))
@@ -156,25 +156,25 @@ def test_the_first_failure_is_every_ranks(exchanges):
     assert str(first.explain(RuntimeError("[gloo] Connection closed by peer"))) == "rank 1: no"
 
 
-def test_only_what_a_dead_peer_causes_becomes_one_line(exchanges):
+def test_only_an_error_that_a_dead_peer_causes_becomes_one_line(exchanges):
     dead = exchanges[0].explain(RuntimeError("[..gloo/transport/tcp/pair.cc] Connection closed by peer"))
     assert isinstance(dead, MachineFailure) and "another rank has ended" in str(dead)
-    for error in (RuntimeError("a mistake of ours"), KeyError("gloo"), PolarError("told")):
+    for error in (RuntimeError("our own mistake"), KeyError("gloo"), PolarError("clear already")):
         assert exchanges[0].explain(error) is error
 
 
-def test_a_rank_without_a_sign_of_life_is_found(exchanges, monkeypatch):
+def test_a_rank_without_heartbeats_is_detected(exchanges, monkeypatch):
     first, second = exchanges
-    seen = {}
-    for now, sign in ((0, "1"), (15, "2"), (30, "2")):
-        second._store.set("alive/1", sign)
+    heartbeats = {}
+    for now, heartbeat in ((0, "1"), (15, "2"), (30, "2")):
+        second._store.set("alive/1", heartbeat)
         first._store.set("alive/0", str(now))
-        assert first._silent(seen, now) is None
+        assert first._dead_rank(heartbeats, now) is None
     first._store.set("alive/0", "31")
-    assert first._silent(seen, 36) == 1
+    assert first._dead_rank(heartbeats, 36) == 1
     second.close()
     first._store.set("alive/0", "32")
-    assert first._silent(seen, 99) is None and first._silent(seen, 110) is None
+    assert first._dead_rank(heartbeats, 99) is None and first._dead_rank(heartbeats, 110) is None
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""An interrupted run, resumed, is the uninterrupted run (OpenRLHF 1067, prime-rl 745)."""
+"""A run that is interrupted and resumed equals the uninterrupted run (OpenRLHF 1067, prime-rl 745)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from polar_rm.training.trainer import Trainer, train
 
 
 @pytest.fixture
-def whole(tmp_path):
-    done = runs.run("pretrain", runs.config(tmp_path), f"output={tmp_path / 'whole'}")
-    assert done.returncode == 0, done.stderr
-    return tmp_path / "whole"
+def uninterrupted(tmp_path):
+    result = runs.run("pretrain", runs.config(tmp_path), f"output={tmp_path / 'uninterrupted'}")
+    assert result.returncode == 0, result.stderr
+    return tmp_path / "uninterrupted"
 
 
 def losses(output):
@@ -31,7 +31,7 @@ def losses(output):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_interrupted_run_ends_with_the_same_weights(tmp_path, whole, signal_number):
+def test_interrupted_run_ends_with_the_same_weights(tmp_path, uninterrupted, signal_number):
     config = runs.config(tmp_path)
     process = subprocess.Popen(runs.polar("pretrain", config, "checkpoint_every=1"), stderr=subprocess.PIPE, text=True)
     while not list((tmp_path / "run/checkpoints").glob("step-0000000[3-9]")):
@@ -46,8 +46,8 @@ def test_interrupted_run_ends_with_the_same_weights(tmp_path, whole, signal_numb
     resumed = runs.run("pretrain", config, "checkpoint_every=1")
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming" in resumed.stderr
-    assert losses(tmp_path / "run") == losses(whole)
-    expected = runs.final_weights(whole)
+    assert losses(tmp_path / "run") == losses(uninterrupted)
+    expected = runs.final_weights(uninterrupted)
     for name, tensor in runs.final_weights(tmp_path / "run").items():
         assert torch.equal(tensor, expected[name]), name
 
@@ -67,7 +67,7 @@ def test_a_stop_in_the_last_step_finishes_the_run_and_reaches_the_caller(tmp_pat
 
 
 @pytest.mark.slow
-def test_other_settings_are_refused_and_half_written_checkpoints_ignored(tmp_path):
+def test_other_settings_are_refused_and_partial_checkpoints_ignored(tmp_path):
     config = runs.config(tmp_path, max_steps=4)
     assert runs.run("pretrain", config, "checkpoint_every=2").returncode == 0
     checkpoints = tmp_path / "run/checkpoints"
@@ -76,10 +76,10 @@ def test_other_settings_are_refused_and_half_written_checkpoints_ignored(tmp_pat
     assert changed.returncode == 2
     assert "started with another optim" in changed.stderr
     assert "Traceback" not in changed.stderr
-    # What a kill leaves in the middle of a save: a folder under the temporary name, or one without its last file.
+    # A kill in the middle of a save leaves a folder with the temporary name, or one without its last file.
     shutil.copytree(checkpoints / "step-00000002", checkpoints / ".step-00000006.partial")
     shutil.copytree(checkpoints / "step-00000002", checkpoints / "step-00000008")
     (checkpoints / "step-00000008/meta.json").unlink()
     again = runs.run("pretrain", config)
     assert again.returncode == 0, again.stderr
-    assert "behind step 4" in again.stderr
+    assert "after step 4" in again.stderr

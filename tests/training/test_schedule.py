@@ -21,6 +21,6 @@ def test_warm_up_then_cosine_to_a_tenth():
     rates = [learning_rate(step, 100, 1.0, optim) for step in range(100)]
     assert rates[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
     assert rates[10] == 1.0
-    assert rates[55] == pytest.approx(0.55, abs=0.01)  # halfway between 1 and 0.1
+    assert rates[55] == pytest.approx(0.55, abs=0.01)  # the middle between 1 and 0.1
     assert rates[99] == pytest.approx(0.1, abs=0.01)
     assert all(a >= b for a, b in pairwise(rates[10:]))

@@ -27,9 +27,9 @@ def trainer(folder, *overrides, **changes):
 
 def gradients(built):
     values = built.accumulate(list(range(16)))
-    found = {name: tensor.grad.float() for name, tensor in built.weights.named.items() if tensor.grad is not None}
-    assert all(map(torch.any, found.values()))  # two zeros would be equal whatever is wrong
-    return values, found
+    result = {name: tensor.grad.float() for name, tensor in built.weights.named.items() if tensor.grad is not None}
+    assert all(map(torch.any, result.values()))  # zeros would be equal whatever computes them
+    return values, result
 
 
 def test_the_first_loss_is_ln_2(tmp_path):
@@ -39,18 +39,20 @@ def test_the_first_loss_is_ln_2(tmp_path):
 
 
 def oracle(folder, trees, dtype):
-    """Gradients of the mean over all pairs, every sequence alone through plain transformers: no trees, no rows. The sum over
-    comparisons is in float64."""
+    """Gradients of the mean over all pairs, by plain transformers on every separate sequence, without trees and rows.
+
+    They are summed over comparisons in float64.
+    """
     backbone = RewardModel.from_pretrained(folder, implementation="eager", dtype=dtype).backbone
     pairs = sum(a < b for tree in trees for a in tree.ranks for b in tree.ranks)
     parameters = dict(backbone.named_parameters())
     total = {name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in parameters.items()}
     for tree in trees:
-        ends = [
+        hidden = [
             backbone.base_model(torch.tensor([tree.sequence(i)]), use_cache=False).last_hidden_state[0, -1]
             for i in range(len(tree.ranks))
         ]
-        scores = backbone.score(torch.stack(ends).float())[:, 0]
+        scores = backbone.score(torch.stack(hidden).float())[:, 0]
         better = [(i, j) for i, a in enumerate(tree.ranks) for j, b in enumerate(tree.ranks) if a < b]
         loss = sum(torch.nn.functional.softplus(scores[j] - scores[i]) for i, j in better) / pairs
         for name, gradient in zip(total, torch.autograd.grad(loss, parameters.values()), strict=True):
@@ -61,33 +63,33 @@ def oracle(folder, trees, dtype):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_gradient_is_that_of_the_mean_over_all_pairs(tmp_path, precision):
     built = trainer(tmp_path, f"precision={precision}", **runs.with_scores(tmp_path))
-    _, found = gradients(built)
+    _, ours = gradients(built)
     trees = [built.train_set[i] for i in range(16)]
     exact = oracle(tmp_path / "scoring", trees, "float32")
     rounded = oracle(tmp_path / "scoring", trees, "bfloat16") if precision == "bf16" else {}
     for name, gradient in exact.items():
-        error = (found.pop(name) - gradient).norm() / gradient.norm()
-        # In bfloat16: no further off than separate sequences that are added up exactly.
+        error = (ours.pop(name) - gradient).norm() / gradient.norm()
+        # In bfloat16 the error is no larger than that of separate sequences whose gradients are summed in float64.
         allowed = 1.25 * (rounded[name] - gradient).norm() / gradient.norm() if rounded else 1e-5
         assert error < allowed, name
-    assert not found
+    assert not ours
 
 
-def test_references_stand_in_for_the_best_candidate_in_ever_fewer_comparisons(tmp_path):
+def test_references_replace_the_best_candidate_in_fewer_and_fewer_comparisons(tmp_path):
     built = trainer(tmp_path, "data.identical_steps=20")
     indices = list(range(40))
-    found = {}
+    replaced = {}
     for built.step in (0, 10, 19, 20):
         trees = built._trees(indices)
         assert trees == built._trees(indices)
-        found[built.step] = [trees[i] != built.train_set[i] for i in indices]
-        for i, changed in zip(indices, found[built.step], strict=True):
-            expected = built.model.encoder.with_identical(built.train_set[i]) if changed else built.train_set[i]
+        replaced[built.step] = [trees[i] != built.train_set[i] for i in indices]
+        for i, is_replaced in zip(indices, replaced[built.step], strict=True):
+            expected = built.model.encoder.with_identical(built.train_set[i]) if is_replaced else built.train_set[i]
             assert trees[i] == expected
-    assert all(found[0])
-    assert 10 < sum(found[10]) < 30
-    assert sum(found[19]) < 8
-    assert not any(found[20])
+    assert all(replaced[0])
+    assert 10 < sum(replaced[10]) < 30
+    assert sum(replaced[19]) < 8
+    assert not any(replaced[20])
     assert built.accumulate(indices)["pairs"] == built.train_set.stats.pairs
     with pytest.raises(PolarError, match="identical_steps needs references"):
         trainer(tmp_path, "data.identical_steps=20", "data.reference=empty")
@@ -97,22 +99,22 @@ def test_references_stand_in_for_the_best_candidate_in_ever_fewer_comparisons(tm
 def test_options_that_save_time_or_memory_do_not_change_gradients(tmp_path, option):
     model = runs.with_scores(tmp_path)
     expected, plain = gradients(trainer(tmp_path, **model))
-    values, found = gradients(trainer(tmp_path, option, "output=" + str(tmp_path / "other"), **model))
+    values, others = gradients(trainer(tmp_path, option, "output=" + str(tmp_path / "other"), **model))
     assert values["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     for name, gradient in plain.items():
-        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+        assert (others[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
 @pytest.mark.slow
 def test_compiled_layers_give_the_same_gradients(tmp_path):
     model = runs.with_scores(tmp_path)
     _, plain = gradients(trainer(tmp_path, **model))
-    _, found = gradients(trainer(tmp_path, "compile=true", "output=" + str(tmp_path / "other"), **model))
+    _, compiled = gradients(trainer(tmp_path, "compile=true", "output=" + str(tmp_path / "other"), **model))
     for name, gradient in plain.items():
-        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+        assert (compiled[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
-def test_a_run_learns_and_writes_what_it_promises(tmp_path):
+def test_a_run_learns_and_writes_all_outputs(tmp_path):
     config = load_config(
         TrainConfig,
         [runs.config(tmp_path, epochs=12)],
@@ -122,8 +124,8 @@ def test_a_run_learns_and_writes_what_it_promises(tmp_path):
     output = tmp_path / "run"
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 61))
-    wanted = "loss accuracy margin reward_mean reward_std grad_norm lr tokens_per_second pairs_per_second mfu memory_gib".split()
-    assert set(wanted) <= rows[0].keys()
+    names = "loss accuracy margin reward_mean reward_std grad_norm lr tokens_per_second pairs_per_second mfu memory_gib".split()
+    assert set(names) <= rows[0].keys()
     assert [row["step"] for row in rows if "eval_accuracy" in row] == [30, 60]
     assert sum(row["loss"] for row in rows[-5:]) / 5 < 0.35
     assert results["eval"]["accuracy"] > 0.8
@@ -132,11 +134,11 @@ def test_a_run_learns_and_writes_what_it_promises(tmp_path):
     assert {"config", "plan", "data", "encoder_hash", "seed", "versions", "git", "results"} <= run.keys()
     comparisons = list(read_comparisons(tmp_path / "eval.jsonl"))
     scores = list(Scorer(RewardModel.from_pretrained(output / "model")).score_comparisons(comparisons))
-    right = [s[i] > s[j] for s, c in zip(scores, comparisons, strict=True) for i, j in c.pairs()]
-    assert sum(right) / len(right) > 0.8
+    correct = [s[i] > s[j] for s, c in zip(scores, comparisons, strict=True) for i, j in c.pairs()]
+    assert sum(correct) / len(correct) > 0.8
 
 
-def test_lora_trains_adapters_and_exports_what_they_add_up_to(tmp_path):
+def test_lora_trains_adapters_and_exports_merged_weights(tmp_path):
     pytest.importorskip("peft")
     before = RewardModel.from_causal_lm(runs.config(tmp_path).parent / "lm").backbone.state_dict()
     config = load_config(TrainConfig, [runs.config(tmp_path, epochs=8, lora={"rank": 4}, optim={"lr": 2e-2})])
@@ -148,7 +150,7 @@ def test_lora_trains_adapters_and_exports_what_they_add_up_to(tmp_path):
     assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
     change = after["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]
     assert torch.linalg.matrix_rank(change, rtol=1e-3) == 4
-    # The exported model scores like the adapted one did.
+    # The exported model scores like the model with adapters.
     comparisons = list(read_comparisons(tmp_path / "train.jsonl"))[:8]
     resumed = trainer(tmp_path, epochs=8, lora={"rank": 4}, optim={"lr": 2e-2})
     resumed._resume()
@@ -157,7 +159,7 @@ def test_lora_trains_adapters_and_exports_what_they_add_up_to(tmp_path):
     assert sum(exported, []) == pytest.approx(sum(adapted, []), rel=1e-3, abs=1e-3)
 
 
-def test_adapters_come_from_the_seed_and_leave_the_base_exact(tmp_path):
+def test_adapters_depend_on_the_seed_and_the_exported_base_is_exact(tmp_path):
     pytest.importorskip("peft")
 
     def adapters(seed):
@@ -168,7 +170,7 @@ def test_adapters_come_from_the_seed_and_leave_the_base_exact(tmp_path):
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
     assert not any(torch.equal(tensor, other[name]) for name, tensor in first.items())
     base = RewardModel.from_pretrained(tmp_path / "scoring").backbone.state_dict()
-    exported = merge_lora(built.model, built.weights.full_state())  # adapters begin as zero
+    exported = merge_lora(built.model, built.weights.full_state())  # new adapters change nothing
     assert exported.keys() == base.keys()
     assert all(torch.equal(tensor, base[name]) for name, tensor in exported.items())
 
@@ -194,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_rows(tmp_path):
         built.optimize(list(range(8)))
 
 
-def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_clear_error_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     import torch.distributed.checkpoint as dcp
 
     built = trainer(tmp_path)
@@ -212,7 +214,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_last_checkpoint(tmp_path,
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000001"]
 
 
-def test_plans_say_what_will_happen(tmp_path):
+def test_plans_describe_the_run(tmp_path):
     built = trainer(tmp_path, "optim.lr=paper", "optim.base_tokens=2e12", "batch_size=paper", "row_tokens=30")
     plan = make_plan(built.config, built.model.backbone, built.train_set, "cpu")
     assert plan.comparisons == 40
@@ -224,7 +226,7 @@ def test_plans_say_what_will_happen(tmp_path):
         trainer(tmp_path, "optim.lr=paper", f"output={tmp_path / 'other'}")
 
 
-def test_a_reward_model_goes_on_with_its_own_encoder_or_with_new_lengths(tmp_path):
+def test_a_reward_model_continues_with_its_encoder_or_with_new_lengths(tmp_path):
     first = trainer(tmp_path)
     first.model.save(tmp_path / "rm")
 

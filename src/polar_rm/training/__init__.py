@@ -1,1 +1,1 @@
-"""Pre-training and fine-tuning: one loop, two kinds of data."""
+"""Pre-training and fine-tuning: one training loop for two kinds of data."""

@@ -1,4 +1,4 @@
-"""What a training run is told. Both verbs share it; only defaults differ (the authors: the stages differ in data alone)."""
+"""The configuration of a training run, for both verbs: the authors' two stages differ only in their data."""
 
 from __future__ import annotations
 
@@ -14,47 +14,48 @@ _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EncoderConfig(Config):
-    """How texts become tokens. Left out, an existing reward model keeps its own."""
+    """How texts become tokens. Without it, an existing reward model keeps its own settings."""
 
     template: Literal["polar", "polar-chat"] = Field(
         "polar",
         description="How messages become text: `polar` joins their contents by newlines, as the official models were trained; "
-        "`polar-chat` keeps the roles, so that system prompts and turns are told apart. A trained model keeps its template.",
+        "`polar-chat` keeps the roles, so that system prompts and turns are distinguished. A trained model keeps its template.",
     )
     max_length: PositiveInt = Field(
         16384,
-        description="Limit of a whole sequence (prompt, reference, prompt again, candidate), in tokens. What the prompt has too "
-        "much is cut from its beginning. 16384 is the published limit; by default a new model has no more than its backbone's "
-        "positions.",
+        description="Limit of a whole sequence (prompt, reference, prompt again, candidate), in tokens. A prompt that is too "
+        "long loses tokens at its beginning. 16384 is the published limit; by default a new model has no more "
+        "than its backbone's positions.",
     )
     max_response_length: PositiveInt = Field(
         4096,
-        description="Limit of a reference and of a candidate, in tokens; the first ones are kept. 4096 is the published limit.",
+        description="Limit of a reference and of a candidate, in tokens; the first tokens are kept. 4096 is the published limit.",
     )
 
     thinking: Literal["keep", "strip"] = Field(
         "keep",
-        description="`strip` leaves out what stands between `<think>` and `</think>`, of references and candidates alike; `keep` "
-        "encodes responses as they are.",
+        description="`strip` removes the text between `<think>` and `</think>` from references and candidates; `keep` encodes "
+        "responses unchanged.",
     )
 
     def settings(self) -> dict[str, Any]:
-        """Those that were given; the lengths of a new model else go by its backbone (see ``RewardModel.from_causal_lm``)."""
-        given = self.model_dump(exclude_unset=True)
-        settings_within(None, **given)  # raises for what no backbone could have
-        return given
+        """The settings that the user set. A new model's other lengths depend on its backbone, see
+        ``RewardModel.from_causal_lm``."""
+        values = self.model_dump(exclude_unset=True)
+        settings_within(None, **values)  # raises for values that are invalid with every backbone
+        return values
 
 
 class ModelConfig(Config):
-    """Where the weights come from: exactly one of ``init``, ``resume_from`` and ``preset``."""
+    """The source of the weights: exactly one of ``init``, ``resume_from`` and ``preset``."""
 
     init: Path | None = Field(
         None,
         description="Folder of a causal language model, or `package:NAME` of an installed package with one. Its backbone gets a "
-        "new head that begins at zero.",
+        "new head with zeros.",
     )
     resume_from: Path | None = Field(
-        None, description="Folder of a reward model saved by polar: fine-tuning starts from the pre-trained one."
+        None, description="Folder of a reward model saved by polar, such as the pre-trained model from which fine-tuning starts."
     )
     preset: str | None = Field(
         None,
@@ -62,18 +63,18 @@ class ModelConfig(Config):
         "embedding. Needs `tokenizer`.",
     )
     tokenizer: Path | None = Field(
-        None, description="Folder (or `package:NAME`) of the language model whose tokenizer a `preset` gets."
+        None, description="Folder (or `package:NAME`) of the language model whose tokenizer the `preset` uses."
     )
     n_layers: PositiveInt | None = Field(
-        None, description="Keep only the first so many layers of `init`. By default all are kept."
+        None, description="Number of layers of `init` to keep, from the first on. By default all are kept."
     )
     gguf_file: str | None = Field(
-        None, description="Name of a GGUF file in the folder of `init` or `tokenizer`; needed only where there are several."
+        None, description="Name of a GGUF file in the folder of `init` or `tokenizer`; needed only if there are several."
     )
     encoder: EncoderConfig | None = Field(
         None,
         description="Template and lengths. By default those of an existing reward model, or the published ones for a new model. "
-        "Given, an existing model goes on with these lengths, from short responses to long ones for instance.",
+        "If it is set, an existing model continues with these lengths, for instance from short responses to long ones.",
     )
 
     @model_validator(mode="after")
@@ -85,7 +86,7 @@ class ModelConfig(Config):
         if self.n_layers is not None and self.init is None:
             raise ValueError("n_layers needs init")
         if self.gguf_file is not None and self.resume_from is not None:
-            raise ValueError("gguf_file needs init or tokenizer: a saved reward model is no GGUF")
+            raise ValueError("gguf_file needs init or tokenizer: a saved reward model is not a GGUF file")
         return self
 
 
@@ -96,20 +97,22 @@ class DataConfig(Config):
         min_length=1, description="Files of comparisons to train on (JSONL, Parquet), folders of them, or patterns."
     )
     eval: list[Path] = Field(
-        default_factory=list, description="The same, to evaluate on at the end and every `eval_every` steps. By default none."
+        default_factory=list,
+        description="Files of comparisons to evaluate on, at the end and every `eval_every` steps. By default none.",
     )
     strip_prompt: bool = Field(
         False,
-        description="Drop the prompt's messages where an answer (reference, candidate) begins with them; else the row is bad.",
+        description="Drop the prompt's messages where an answer (reference, candidate) begins with them; otherwise such a row "
+        "is bad.",
     )
     reference: Literal["given", "empty"] = Field(
-        "given", description="`empty` trains without references, for the paper's ablation; rows may then lack them."
+        "given", description="`empty` trains without references, as in the paper's ablation; rows may then lack them."
     )
     identical_steps: NonNegativeInt = Field(
         0,
-        description="In all comparisons of the first step, and in ever fewer up to this one, the reference stands in for the "
-        "best candidate. Pre-training begins on a plateau, as a candidate alone says nothing; from these a model soon learns to "
-        "compare. By default none, as in the paper.",
+        description="The reference replaces the best candidate in all comparisons of the first step, and in fewer and fewer "
+        "up to this step. Pre-training begins on a plateau, because a candidate alone has no information; with "
+        "these comparisons a model soon learns to compare. By default none, as in the paper.",
     )
 
     @model_validator(mode="after")
@@ -125,24 +128,24 @@ class OptimConfig(Config):
     lr: PositiveFloat | Literal["paper"] = Field(
         1e-5,
         description="Peak learning rate. Published for fine-tuning: 1e-5 at 1.8B parameters, 2e-5 at 7B. `paper` is the rule for "
-        "pre-training (App. F.1), which goes by the tokens of the run and needs `base_tokens`.",
+        "pre-training (App. F.1), which depends on the tokens of the run and needs `base_tokens`.",
     )
     base_tokens: float | None = Field(
-        None, gt=0, description="Tokens that the base language model was trained on; needed by `lr: paper` alone."
+        None, gt=0, description="Tokens that the base language model was trained on; only `lr: paper` needs them."
     )
     betas: tuple[_Beta, _Beta] = Field(
         (0.9, 0.95), description="AdamW's decay rates of the running means of gradients and of their squares, as published."
     )
     eps: PositiveFloat = Field(
         1e-8,
-        description="AdamW's term against division by zero. Zero is refused: a weight without a gradient yet (all, under a new "
-        "head) would become NaN.",
+        description="AdamW's term against division by zero. Zero is refused: a weight that has had no gradient (with a new head "
+        "all but the head's) would become NaN.",
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay; none, as published.")
-    clip: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm, as published; `.inf` never scales.")
-    warmup: float = Field(0.03, ge=0, le=1, description="Share of all steps in which the learning rate rises, as published.")
+    clip: float = Field(1.0, gt=0, description="Gradients are clipped to this norm, as published; `.inf` turns clipping off.")
+    warmup: float = Field(0.03, ge=0, le=1, description="Fraction of all steps in which the learning rate rises, as published.")
     final_lr: float = Field(
-        0.1, ge=0, le=1, description="Learning rate at the end of the cosine, as a share of the peak, as published."
+        0.1, ge=0, le=1, description="Learning rate at the end of the cosine, as a fraction of the peak, as published."
     )
 
 
@@ -152,7 +155,8 @@ class LossConfig(Config):
     objective: Literal["bradley_terry", "listwise"] = Field(
         "bradley_terry",
         description="`bradley_terry` averages over ordered pairs. `listwise` is the Plackett-Luce likelihood with ties: each "
-        "candidate against all that are ranked worse, averaged over the candidates that have any (Xia et al., ListMLE, 2008).",
+        "candidate against all that are ranked worse, averaged over candidates that have a worse one (Xia et al., "
+        "ListMLE, 2008).",
     )
     margin: float = Field(
         0.0, ge=0, description="Subtracted from each difference of scores (Llama 2, section 3.2.2, with a constant margin)."
@@ -162,11 +166,11 @@ class LossConfig(Config):
     )
     focal: bool = Field(
         False,
-        description="Weigh a pair by `(1 - 2 relu(p - 1/2))^2`, so that pairs already right count less (InternLM2, section "
-        "4.3.2).",
+        description="Weight a pair by `(1 - 2 relu(p - 1/2))^2`, so that pairs that are right already count less (InternLM2, "
+        "section 4.3.2).",
     )
     centring: float = Field(
-        0.0, ge=0, description="Weight of the mean squared score, which ties scores to zero (Eisenstein et al. 2023; TRL)."
+        0.0, ge=0, description="Weight of the mean squared score, which pulls scores to zero (Eisenstein et al. 2023; TRL)."
     )
     log_barrier: float = Field(
         0.0,
@@ -176,89 +180,91 @@ class LossConfig(Config):
 
     @model_validator(mode="after")
     def _of_pairs_only(self) -> LossConfig:
-        given = [name for name in ("margin", "label_smoothing", "focal") if getattr(self, name)]
-        if self.objective == "listwise" and given:
-            raise ValueError(f"{', '.join(given)}: only for bradley_terry, as listwise has no pairs")
+        pair_options = [name for name in ("margin", "label_smoothing", "focal") if getattr(self, name)]
+        if self.objective == "listwise" and pair_options:
+            raise ValueError(f"{', '.join(pair_options)}: only for bradley_terry, because listwise has no pairs")
         return self
 
 
 class LoraConfig(Config):
-    """Low-rank adapters by PEFT on the backbone's linear layers; the head is trained in full, embeddings stay."""
+    """Low-rank adapters by PEFT on the backbone's linear layers; the head is trained in full, embeddings are frozen."""
 
     rank: PositiveInt = Field(16, description="Rank of the adapters.")
     alpha: PositiveInt = Field(32, description="Adapters are scaled by `alpha / rank`; twice the rank is usual.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Probability with which an adapter's inputs are dropped in training.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability of an adapter's inputs in training.")
 
 
 class LogConfig(Config):
-    """Besides ``metrics.jsonl``, which is always written."""
+    """Destinations of metrics besides ``metrics.jsonl``, which is always written."""
 
     tensorboard: bool = Field(True, description="Write TensorBoard events into the run folder.")
-    wandb_project: str | None = Field(None, description="Log to this project of Weights & Biases. By default not at all.")
+    wandb_project: str | None = Field(None, description="Project of Weights & Biases to log to. By default none.")
 
 
 class TrainConfig(Config):
-    """One run."""
+    """The configuration of one run."""
 
     output: Path = Field(
-        description="Run folder: `run.json`, `metrics.jsonl`, `checkpoints/`, `data/` and at the end `model/`. Run again with "
-        "the same settings, a run continues there. All nodes need to share it."
+        description="Run folder: `run.json`, `metrics.jsonl`, `checkpoints/`, `data/` and at the end `model/`. The same command "
+        "continues an interrupted run. All nodes must share the folder."
     )
-    model: ModelConfig = Field(description="Where the weights come from.")
-    data: DataConfig = Field(description="What is trained and evaluated on.")
+    model: ModelConfig = Field(description="The source of the weights.")
+    data: DataConfig = Field(description="The data to train and evaluate on.")
     optim: OptimConfig = Field(OptimConfig(), description="Optimiser and schedule.")
     loss: LossConfig = Field(LossConfig(), description="Objective and penalties.")
     lora: LoraConfig | None = Field(
         None, description="Train low-rank adapters instead of all weights; needs PEFT. By default all weights are trained."
     )
-    log: LogConfig = Field(LogConfig(), description="Where metrics go.")
+    log: LogConfig = Field(LogConfig(), description="Destinations of metrics.")
     batch_size: PositiveInt | Literal["paper"] = Field(
         320,
         description="Comparisons per optimiser step, over all ranks; 320 is the published number for fine-tuning. `paper` is the "
-        "rule for pre-training (App. F.1); it goes by the tokens of whole epochs, so not with `max_steps`.",
+        "rule for pre-training (App. F.1); it depends on the tokens of whole epochs and can't be used with `max_steps`.",
     )
     row_tokens: PositiveInt = Field(
         32768,
-        description="Most tokens of one packed row; every rank computes one row at a time. It decides memory and speed, never "
-        "results. A longer comparison gets a row of its own.",
+        description="Maximum number of tokens of a packed row; every rank computes one row at a time. It affects memory and "
+        "speed, never results. A longer comparison gets its own row.",
     )
     epochs: PositiveInt = Field(1, description="Passes over the data; one, as published.")
     max_steps: PositiveInt | None = Field(
-        None, description="Stop after so many optimiser steps; the schedule is laid out for them. By default all epochs are run."
+        None,
+        description="Number of optimiser steps after which the run ends; the learning rate schedule covers these steps. By "
+        "default all epochs are run.",
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto",
-        description="Type of the matrix products. Master weights, head and loss are float32 always. `auto` takes bfloat16 where "
-        "the hardware has it.",
+        description="Type of the matrix products. Master weights, head and loss are always float32. `auto` is bfloat16 where the "
+        "hardware has it.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes CUDA where there is one.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` is CUDA if there is a CUDA device.")
     attention: Literal["auto", "tree_cpu", "tree_varlen", "tree_flex", "tree_dense"] = Field(
         "auto",
-        description="Which tree attention: `tree_cpu`, `tree_varlen` (CUDA, half precision), `tree_flex` (CUDA, any precision) "
-        "or `tree_dense` (slow, for tests). `auto` takes the fastest for the device; results are equal up to rounding.",
+        description="Implementation of tree attention: `tree_cpu`, `tree_varlen` (CUDA, half precision), `tree_flex` (CUDA, any "
+        "precision) or `tree_dense` (slow, for tests). `auto` is the fastest for the device; results are equal up to rounding.",
     )
     activation_checkpointing: bool = Field(
-        False, description="Compute activations again in the backward pass: less memory for about a third more time."
+        False, description="Recompute activations in the backward pass: less memory for about a third more time."
     )
     compile: bool = Field(False, description="Compile the layers with torch.compile: faster steps after a slow start.")
     eval_every: PositiveInt | None = Field(
-        None, description="Evaluate on `data.eval` every so many steps. By default only at the end."
+        None, description="Number of steps between evaluations on `data.eval`. By default only at the end."
     )
     checkpoint_every: PositiveInt | None = Field(
         None,
-        description="Save a checkpoint every so many steps, from which a killed run continues. By default only at the end and "
-        "when the run is told to stop.",
+        description="Number of steps between checkpoints, from which a killed run continues. By default a checkpoint is saved "
+        "only at the end and when the run is asked to stop.",
     )
     keep_checkpoints: PositiveInt = Field(
-        2, description="How many of the newest checkpoints stay; two, so that one is left should the newest be damaged."
+        2, description="Number of checkpoints to keep, the newest ones. With two, one is left if the newest is damaged."
     )
     on_bad_row: Literal["error", "skip"] = Field(
         "error",
-        description="What to do with a row that is no comparison: `error` stops before anything is trained; `skip` writes it to "
-        "a side file in the run folder, counts it and goes on.",
+        description="Treatment of rows that are not comparisons: `error` stops before the training starts; `skip` writes them "
+        "to a side file in the run folder, counts them and continues.",
     )
     seed: int = Field(
-        0, ge=0, lt=2**63, description="Of the order of the data, of new weights and of dropout. Equal seeds give equal runs."
+        0, ge=0, lt=2**63, description="Seed of the data order, of new weights and of dropout. Equal seeds give equal runs."
     )
 
     @model_validator(mode="after")
@@ -270,5 +276,5 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _batch_by_whole_epochs(self) -> TrainConfig:
         if self.batch_size == "paper" and self.max_steps is not None:
-            raise ValueError("batch_size=paper goes by the tokens of whole epochs: with max_steps give a number")
+            raise ValueError("batch_size=paper depends on the tokens of whole epochs; with max_steps set a number")
         return self

@@ -1,4 +1,4 @@
-"""Comparisons encoded once into a memory-mapped Arrow file, so that memory does not grow with the corpus."""
+"""Encoded comparisons in a memory-mapped Arrow file, which is written once, so that memory does not grow with the corpus."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import Damaged, PolarError
 from polar_rm.records import Comparison, OnBadRow, read_comparisons, survey_files
 
-_ROWS_PER_BATCH = 512  # of the Arrow file; also how many comparisons are tokenised together
+_ROWS_PER_BATCH = 512  # of the Arrow file; also the number of comparisons that are tokenised together
 
 _SCHEMA = pa.schema(
     {
@@ -35,9 +35,10 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class CorpusStats:
-    """What the plan of a run says about its data. Tokens are those computed, with shared prefixes counted once.
+    """Statistics of encoded data for the plan of a run.
 
-    longest: tokens of a whole tree. longest_sequence: of a prefix and one branch, which is how far positions go.
+    tokens: computed tokens, with shared prefixes counted once; separate_tokens: without sharing. longest: tokens of the longest
+    tree. longest_sequence: tokens of the longest prefix with one branch, which is the number of positions needed.
     """
 
     comparisons: int
@@ -53,12 +54,13 @@ class CorpusStats:
 class EncodedCorpus:
     """Random access to encoded comparisons.
 
-    lengths: int32 [n], tokens of each tree. inputs: SHA-256 of every file that was read, by its path, taken before it was read.
-    rejected, side_file: bad rows that were left out, and where they are. notes: as of :class:`~polar_rm.records.OnBadRow`.
+    lengths: int32 [n], tokens of each tree. inputs: path of every file that was read -> SHA-256, computed before it was read.
+    rejected, side_file: the number of skipped bad rows, and the file that holds them. notes: see
+    :class:`~polar_rm.records.OnBadRow`.
     """
 
     def __init__(self, path: Path, index: Mapping[str, Any], digest: str) -> None:
-        """index: as :func:`encode_corpus` writes it."""
+        """Open an Arrow file. index: the index that :func:`encode_corpus` wrote for it."""
         self.path = path
         self.digest = digest
         sources: list[tuple[str, int]] = index["sources"]
@@ -84,21 +86,22 @@ class EncodedCorpus:
         return PrefixTree(values["prefix"], values["branches"], tuple(values["ranks"]))
 
     def describe(self, index: int) -> str:
-        """Where a comparison came from, for error messages."""
+        """The file and number of a comparison, for error messages."""
         source = bisect_right(self._starts, index) - 1
         return f"{self._names[source]}: comparison {index - self._starts[source] + 1}"
 
     @staticmethod
     def _columns(batch: pa.RecordBatch) -> tuple[np.ndarray, int, list[int]]:
         prefix = _list_lengths(batch["prefix"])
-        per_tree = batch["branches"].offsets.to_numpy()
+        """The lengths of a batch's trees, the longest sequence, and sums for :class:`CorpusStats`."""
+        offsets = batch["branches"].offsets.to_numpy()
         branches = _list_lengths(batch["branches"].values)
-        own = np.add.reduceat(branches, per_tree[:-1])
+        branch_tokens = np.add.reduceat(branches, offsets[:-1])
         ranks = batch["ranks"].values.to_numpy()
-        pairs = sum(int((tree[:, None] < tree[None]).sum()) for tree in np.split(ranks, per_tree[1:-1]))
-        lengths = prefix + own
-        longest = int((prefix + np.maximum.reduceat(branches, per_tree[:-1])).max())
-        separate = int((prefix * np.diff(per_tree)).sum() + own.sum())
+        pairs = sum(int((tree[:, None] < tree[None]).sum()) for tree in np.split(ranks, offsets[1:-1]))
+        lengths = prefix + branch_tokens
+        longest = int((prefix + np.maximum.reduceat(branches, offsets[:-1])).max())
+        separate = int((prefix * np.diff(offsets)).sum() + branch_tokens.sum())
         truncated = batch["truncated"].to_numpy(zero_copy_only=False).sum()
         return lengths, longest, [len(lengths), pairs, len(ranks), int(lengths.sum()), separate, int(truncated)]
 
@@ -114,19 +117,20 @@ def encode_corpus(
     progress: Callable[[int], None] = lambda n: None,
     report: Callable[[str], None] = lambda message: None,
 ) -> EncodedCorpus:
-    """Encode files of comparisons into ``folder``, or open what an earlier run with the same input and encoder left there.
+    """Encode files of comparisons into ``folder``, or open the data that an earlier run with the same input and encoder wrote.
 
-    paths: files, folders or patterns. on_bad_row: its count, notes and side file are afterwards those of the encoding, be it an
-    earlier run's. empty_reference: train without references (the paper's "w/o reference" ablation). outputs: what the run
-    writes; none of it is read. progress: called with comparisons done. report: told, in a sentence, when what an earlier run
-    left is damaged; it is then encoded anew.
+    paths: files, folders or patterns. on_bad_row: afterwards it has the count, notes and side file of the encoding, even of an
+    earlier run's. empty_reference: train without references (the paper's "w/o reference" ablation). outputs: files and folders
+    that the run writes; they are refused as data. progress: called with the number of encoded comparisons. report: called with a
+    message if the data of an earlier run is damaged; it is then encoded again.
 
     Raises:
-        BadRow: a row is no comparison (unless it is skipped). PolarError: an earlier run skipped bad rows that this one must not
-            skip; a file holds no comparisons, or changed while it was read; a comparison has no reference.
+        BadRow: a row is not a comparison, and bad rows are not skipped.
+        PolarError: an earlier run skipped bad rows, which this run must not; a file holds no comparisons, or changed while it was
+            read; a comparison has no reference.
     """
     files = survey_files(paths, outputs).files
-    before = [_stamp(file) for file in files]
+    stamps = [_stamp(file) for file in files]
     inputs = {str(file): sha256(file) for file in files}
     content = [inputs[str(file)] for file in files]
     stripped = ["strip_prompt"] if on_bad_row and on_bad_row.strip_prompt else []
@@ -136,13 +140,13 @@ def encode_corpus(
         try:
             corpus = open_corpus(folder, digest, full=True)
         except Damaged as error:
-            report(f"{error}; the data is encoded anew")
+            report(f"{error}; the data is encoded again")
     if corpus is not None and corpus.inputs != inputs:
         _rename_sources(folder, digest, files, inputs)
         corpus = open_corpus(folder, digest)
     if corpus is None:
         counts = _encode(files, encoder, folder / f"{digest}.arrow", on_bad_row, empty_reference, progress)
-        if changed := [file for file, stamp in zip(files, before, strict=True) if _stamp(file) != stamp]:
+        if changed := [file for file, stamp in zip(files, stamps, strict=True) if _stamp(file) != stamp]:
             raise PolarError(f"{changed[0]}: it changed while it was read; run the same command again")
         index = {
             "files": describe_files(folder, [f"{digest}.arrow"]),
@@ -156,8 +160,8 @@ def encode_corpus(
         corpus = open_corpus(folder, digest)
     if corpus.rejected and (on_bad_row is None or on_bad_row.mode == "error"):
         raise PolarError(
-            f"{', '.join(map(str, paths))}: an earlier run skipped {corpus.rejected} bad rows, see {corpus.side_file}; mend "
-            "them, or go on without them by on_bad_row=skip"
+            f"{', '.join(map(str, paths))}: an earlier run skipped {corpus.rejected} bad rows, see {corpus.side_file}; fix "
+            "them, or continue without them by on_bad_row=skip"
         )
     if on_bad_row:
         on_bad_row.count, on_bad_row.side_file, on_bad_row.notes = corpus.rejected, corpus.side_file, corpus.notes
@@ -165,10 +169,10 @@ def encode_corpus(
 
 
 def open_corpus(folder: Path, digest: str, *, full: bool = False) -> EncodedCorpus:
-    """What :func:`encode_corpus` has left in ``folder``. full: compare checksums, not only sizes.
+    """Open the data that :func:`encode_corpus` wrote into ``folder``. full: compare checksums, not only sizes.
 
     Raises:
-        Damaged: index or data are missing, or not what was written.
+        Damaged: the index or the data is missing, or not what was written.
     """
     index = read_sealed(_index_path(folder, digest))
     check_files(folder, index["files"], full=full)
@@ -176,7 +180,10 @@ def open_corpus(folder: Path, digest: str, *, full: bool = False) -> EncodedCorp
 
 
 def _rename_sources(folder: Path, digest: str, files: Sequence[Path], inputs: Mapping[str, str]) -> None:
-    """The same content lay under other names when it was encoded; messages, on all ranks, are about the files of today."""
+    """Write the current names into the index of data that was encoded from the same content under other names.
+
+    Messages, on all ranks, then name files that exist.
+    """
     index = read_sealed(_index_path(folder, digest))
     counts = [count for _, count in index["sources"]]
     sources = [[str(file), count] for file, count in zip(files, counts, strict=True)]
@@ -200,13 +207,13 @@ def _encode(
     empty_reference: bool,
     progress: Callable[[int], None],
 ) -> list[int]:
-    """Write the Arrow file, under another name until it is whole and on the disk; comparisons of each file."""
+    """Write the Arrow file, under a temporary name until it is complete and on the disk; returns the comparisons of each file."""
     counts = [0] * len(files)
     partial = temporary_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            # Every batch but the last is full, across files too, so that an index is found by division.
+            # Every batch but the last is full, also across files, so that a comparison is found by division.
             trees: list[PrefixTree] = []
             for number, file in enumerate(files):
                 for window in windows(read_comparisons(file, on_bad_row), _ROWS_PER_BATCH):
@@ -231,10 +238,10 @@ def _encode(
     return counts
 
 
-def _trees(window: list[Comparison], file: Path, done: int, encoder: Encoder, empty_reference: bool) -> list[PrefixTree]:
+def _trees(window: list[Comparison], file: Path, n_before: int, encoder: Encoder, empty_reference: bool) -> list[PrefixTree]:
     if empty_reference:
         window = [replace(comparison, reference="") for comparison in window]
-    for number, comparison in enumerate(window, done + 1):
+    for number, comparison in enumerate(window, n_before + 1):
         if comparison.reference is None:
             raise PolarError(f"{file}: comparison {number} has no reference; data.reference=empty trains without references")
     return encoder.encode_many(window)

@@ -1,4 +1,4 @@
-"""Low-rank adapters through PEFT, injected into the backbone in place and merged for export."""
+"""Low-rank adapters with PEFT, injected into the backbone in place and merged for export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ADAPTER = "default"
 
 
 def adapter_settings(config: LoraConfig, **options: Any) -> Any:
-    """PEFT's own settings. options: further ones of its ``LoraConfig``.
+    """PEFT's ``LoraConfig`` from ours. options: further arguments of it.
 
     Raises:
         PolarError: PEFT is not installed.
@@ -26,14 +26,14 @@ def adapter_settings(config: LoraConfig, **options: Any) -> Any:
 
 
 def add_lora(model: RewardModel, config: LoraConfig, seed: int) -> None:
-    """Freeze the backbone and add adapters, drawn from ``seed``, to its linear layers; the head stays trainable in full.
+    """Freeze the backbone and add adapters to its linear layers, initialised from ``seed``; the head is trained in full.
 
-    A head left to an adapter would be lost on reload and replaced at random (trl 381, OpenRLHF 1342), so it never is.
+    The head never gets an adapter: it would be lost on reload and replaced at random (trl 381, OpenRLHF 1342).
     """
     if model.untrained_tokens:
         warnings.warn(
-            f"lora leaves embeddings as they are, and this model never saw its tokens {' and '.join(model.untrained_tokens)}: "
-            "they stay as they were drawn. Pre-train without lora first, or start from a saved reward model",
+            f"lora leaves embeddings unchanged, but those of {' and '.join(model.untrained_tokens)} were never trained and keep "
+            "random values. Pre-train without lora first, or start from a saved reward model",
             stacklevel=2,
         )
     linear = sorted(
@@ -50,7 +50,7 @@ def add_lora(model: RewardModel, config: LoraConfig, seed: int) -> None:
 
 
 def merge_lora(model: RewardModel, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The plain state dict that equals base plus adapters: ``W + scaling * B A``, in float32."""
+    """The state dict of the model without adapters, with ``W + scaling * B A`` as its weights, in float32."""
     from peft.tuners.lora import LoraLayer
 
     layers: dict[str, Any] = {name: m for name, m in model.backbone.named_modules() if isinstance(m, LoraLayer)}

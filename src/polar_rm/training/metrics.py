@@ -1,4 +1,4 @@
-"""One line a step, to every place that a person looks: ``metrics.jsonl``, TensorBoard and W&B."""
+"""Logging of metrics, once a step, to ``metrics.jsonl``, TensorBoard and W&B; FLOPs and memory of a run."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from polar_rm.common.files import write_file
 from polar_rm.common.json import dump_json
 from polar_rm.training.config import LoraConfig, TrainConfig
 
-# Dense bf16 and fp16 peaks of common accelerators, FLOP/s (vendors' data sheets, without sparsity). The first name found counts,
-# so the longer ones come first.
+# Dense bf16 and fp16 peaks of common accelerators in FLOP/s (vendors' data sheets, without sparsity). The first matching name is
+# used, so longer names come first.
 _PEAKS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -39,23 +39,23 @@ _PEAKS = {
 
 
 class Sink(Protocol):
-    """Where one line a step goes."""
+    """A destination of the metrics of each step."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Log what was measured in a step."""
+        """Log the metrics of a step."""
 
     def sync(self) -> None:
-        """Have all that was logged on the disk: a checkpoint of this step comes next."""
+        """Flush everything logged so far to the disk, before a checkpoint of this step is written."""
 
     def close(self) -> None:
-        """The run ends."""
+        """Finish logging at the end of the run."""
 
 
 class JsonlSink:
     """``metrics.jsonl``: one JSON object a step.
 
-    On resume the lines of steps that will be taken again are dropped, and what a crash has damaged is mended as far as it can be.
-    last: the line of ``first_step``, as its checkpoint has it. report: told, in a sentence, of damaged and missing lines.
+    On resume the lines of steps that will run again are dropped, and damage from a crash is repaired as far as possible.
+    last: the line of ``first_step`` from its checkpoint. report: called with a message about damaged and missing lines.
     """
 
     def __init__(
@@ -66,25 +66,25 @@ class JsonlSink:
         report: Callable[[str], None] = lambda message: None,
     ) -> None:
         if path.exists() or first_step:
-            kept, damaged = _read_steps(path, first_step)
-            if first_step and first_step not in kept and last:
-                kept[first_step] = dump_json(dict(last))
-            missing = [step for step in range(1, first_step + 1) if step not in kept]
+            lines, damaged = _read_steps(path, first_step)
+            if first_step and first_step not in lines and last:
+                lines[first_step] = dump_json(dict(last))
+            missing = [step for step in range(1, first_step + 1) if step not in lines]
             if damaged or missing:
                 report(
-                    f"{path}: damaged lines: {_some(damaged)}; steps whose line is lost: {_some(missing)}; the file was repaired"
+                    f"{path}: damaged lines: {_listed(damaged)}; steps without a line: {_listed(missing)}; the file was repaired"
                 )
-            write_file(path, "".join(f"{kept[step]}\n" for step in sorted(kept)))
+            write_file(path, "".join(f"{lines[step]}\n" for step in sorted(lines)))
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line."""
+        """Write one line."""
         self._file.write(dump_json({"step": step, **values}) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
-        """Have the lines on the disk."""
+        """Flush the lines to the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -93,11 +93,11 @@ class JsonlSink:
 
 
 def _read_steps(path: Path, first_step: int) -> tuple[dict[int, str], list[int]]:
-    """Lines of the steps up to ``first_step``, by step, and the numbers of lines that are none.
+    """The lines of the steps up to ``first_step``, by step, and the numbers of damaged lines.
 
-    A last line without an end is what a kill leaves of a step that is taken again, no damage.
+    An unfinished last line is not damage: a kill leaves it, and its step runs again.
     """
-    kept: dict[int, str] = {}
+    by_step: dict[int, str] = {}
     damaged = []
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines[:-1], 1):
@@ -110,17 +110,17 @@ def _read_steps(path: Path, first_step: int) -> tuple[dict[int, str], list[int]]
         if not isinstance(step, int) or step < 1:
             damaged.append(number)
         elif step <= first_step:
-            kept[step] = line.decode()
-    return kept, damaged
+            by_step[step] = line.decode()
+    return by_step, damaged
 
 
-def _some(numbers: Sequence[int]) -> str:
+def _listed(numbers: Sequence[int]) -> str:
     shown = ", ".join(map(str, numbers[:10]))
     return f"{shown} and {len(numbers) - 10} more" if len(numbers) > 10 else shown or "none"
 
 
 class TensorBoardSink:
-    """Event files in the run folder; a resumed run purges the steps that it repeats."""
+    """TensorBoard event files in the run folder; a resumed run purges the steps that it repeats."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         with needs("train", "log.tensorboard"):
@@ -129,21 +129,21 @@ class TensorBoardSink:
         self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One scalar a value."""
+        """Write each value as a scalar."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def sync(self) -> None:
-        """Hand the events over to the system."""
+        """Flush the events to the file."""
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining events and close the file."""
         self._writer.close()
 
 
 class WandbSink:
-    """A W&B run named after the run folder; the id under which it is resumed is that of the whole path."""
+    """A W&B run named after the run folder. Its id, by which it is resumed, is derived from the full path."""
 
     def __init__(self, project: str, config: TrainConfig) -> None:
         with needs("wandb", "log.wandb_project"):
@@ -153,14 +153,14 @@ class WandbSink:
         self._run: Any = wandb.init(project=project, name=name, id=run_id, resume="allow", config=config.model_dump(mode="json"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One row of the run."""
+        """Log one step of the run."""
         self._run.log(values, step=step)
 
     def sync(self) -> None:
-        """Nothing to do: W&B sends from a process of its own."""
+        """Do nothing: W&B logs from its own process."""
 
     def close(self) -> None:
-        """The run ends."""
+        """Finish the W&B run."""
         self._run.finish()
 
 
@@ -170,7 +170,7 @@ def open_sinks(
     last: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = lambda message: None,
 ) -> list[Sink]:
-    """All that the config asks for.
+    """Open all sinks that the config asks for.
 
     first_step: the last step that an earlier run has finished. last, report: see :class:`JsonlSink`.
     """
@@ -185,32 +185,33 @@ def open_sinks(
 def training_flops(config: PretrainedConfig, layout: TreeLayout, lora: LoraConfig | None = None) -> float:
     """Model FLOPs of one forward and backward: 6 per weight and token, plus 12 per attended pair, head dimension and layer.
 
-    Only what the tree needs is counted: no recomputation, no padding, shared prefixes once, the last layer but for its keys and
-    values where a score is read; the embedding is a look-up. With ``lora`` frozen weights count 4, as they get no gradient.
+    Only the work that the tree needs is counted: no recomputation, no padding, shared prefixes once, and in the last layer
+    everything but keys and values only at score positions. The embedding is a look-up. With ``lora`` frozen weights count 4,
+    because they get no gradient.
     """
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = head * config.num_attention_heads, head * getattr(config, "num_key_value_heads", config.num_attention_heads)
-    below = config.num_hidden_layers - 1
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    hidden, feed_forward = config.hidden_size, config.intermediate_size
+    n_heads, n_kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
+    queries, keys = head_dim * n_heads, head_dim * n_kv_heads  # widths of the projections
+    n_full_layers = config.num_hidden_layers - 1  # all but the last
     rank = lora.rank if lora else 0
 
-    def weighted(weights: int, adapters: int) -> int:
+    def per_token(weights: int, adapters: int) -> int:
         return (4 if lora else 6) * weights + 6 * rank * adapters
 
-    keys_and_values = weighted(2 * hidden * keys, 2 * (hidden + keys))
-    others = weighted(2 * hidden * queries + 3 * hidden * inner, 2 * (hidden + queries) + 3 * (hidden + inner))
+    keys_and_values = per_token(2 * hidden * keys, 2 * (hidden + keys))
+    rest = per_token(2 * hidden * queries + 3 * hidden * feed_forward, 2 * (hidden + queries) + 3 * (hidden + feed_forward))
     candidates = sum(len(span.branches) for span in layout.spans)
-    flops = keys_and_values * (below + 1) * layout.n_tokens + others * (below * layout.n_tokens + candidates)
-    if lora:  # nothing below the first layer is trained: its projections of the input hand no gradient down
-        asking = layout.n_tokens if below else candidates
-        flops -= 2 * hidden * (2 * (keys + rank) * layout.n_tokens + (queries + rank) * asking)
-    pairs = layout.attention_pairs * below + layout.score_pairs
+    flops = keys_and_values * (n_full_layers + 1) * layout.n_tokens + rest * (n_full_layers * layout.n_tokens + candidates)
+    if lora:  # nothing before the first layer is trained, so its projections need no gradient of their input
+        n_queries = layout.n_tokens if n_full_layers else candidates
+        flops -= 2 * hidden * (2 * (keys + rank) * layout.n_tokens + (queries + rank) * n_queries)
+    pairs = layout.attention_pairs * n_full_layers + layout.score_pairs
     return float(flops + 12 * pairs * queries)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """What the device can do a second: the data sheet for a known accelerator in half precision, else a measured square matrix
-    product."""
+    """Peak FLOP/s of a device: by the data sheet of a known accelerator in half precision, else by a measured matrix product."""
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         name = torch.cuda.get_device_name(device)
         if known := next((peak for key, peak in _PEAKS.items() if key in name), None):
@@ -218,14 +219,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     size = 4096 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device).to(dtype)
     best, until = float("inf"), time.perf_counter() + 1
-    while (start := time.perf_counter()) < until:  # a second of tries: on a busy machine few of them run undisturbed
+    while (start := time.perf_counter()) < until:  # a second of repetitions, because on a busy machine few run undisturbed
         (a @ a).sum().item()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most memory so far, GiB: allocated on the accelerator, or resident in the process; NaN where the system does not tell."""
+    """Peak memory so far in GiB: allocated on the accelerator, or resident in the process; NaN where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:

@@ -1,4 +1,4 @@
-"""One process or many, the same loop: FSDP2 under ``torchrun``, float32 master weights in a plain process."""
+"""Parallel training: the same loop runs with FSDP2 under ``torchrun`` and with float32 master weights in a single process."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ from polar_rm.training.exchange import Exchange, OtherRankFailed
 
 T = TypeVar("T")
 
-# Seconds. DTensor's cache keeps the process group, and so gloo's threads, beyond its end. A thread that has just finished a
-# collective needs the interpreter once more, to drop the tensors; where it gets it only at shutdown, the whole process aborts.
-_GLOO_LETS_GO = 0.2
+# Seconds to wait for gloo's threads. DTensor's cache keeps the process group, and so gloo's threads, alive after the group is
+# destroyed. A thread that has just finished a collective needs the interpreter once more to free the tensors; if it gets the
+# interpreter only at shutdown, the whole process aborts.
+_GLOO_WAIT_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among all that ``torchrun`` started; alone, rank 0 of 1. exchange: how ranks talk; None alone."""
+    """The rank of this process among those that ``torchrun`` started; a single process is rank 0 of 1.
+
+    size: number of ranks. exchange: communication of ranks besides collectives; None for a single process.
+    """
 
     rank: int
     size: int
@@ -40,33 +44,33 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes what all share, and speaks for all."""
+        """Whether this is rank 0, which writes shared files and prints messages."""
         return self.rank == 0
 
     def sum(self, values: list[float]) -> list[float]:
-        """Summed over ranks, in float64."""
+        """The values summed over ranks, in float64."""
         if self.size == 1:
             return values
-        total = self.add_up(torch.tensor(values, dtype=torch.float64, device=self.device))
+        total = self.all_reduce(torch.tensor(values, dtype=torch.float64, device=self.device))
         return [float(v) for v in total.tolist()]
 
-    def add_up(self, values: torch.Tensor) -> torch.Tensor:
-        """Summed over ranks, where they are."""
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over ranks in place, on its device."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def from_main(self, work: Callable[[], T]) -> T:
-        """Rank 0 works, however long; every rank gets its result (as JSON gives it back), or ends with its error."""
+        """Run ``work`` on rank 0, without a time limit; every rank gets the result (as JSON returns it) or the error."""
         result: T = self.exchange.from_main(work) if self.exchange else work()
         return result
 
     def gather(self, value: T) -> list[T]:
-        """What every rank says, on every rank."""
+        """The values of all ranks, on every rank."""
         return self.exchange.gather(value) if self.exchange else [value]
 
-    def heed(self, stop: Callable[[], bool]) -> None:
-        """stop: whether this process was asked to stop; a rank that then waits for a dead one ends by itself."""
+    def set_stop(self, stop: Callable[[], bool]) -> None:
+        """Set the function that says whether this process was asked to stop; after that a rank does not wait for a dead one."""
         if self.exchange:
             self.exchange.stop_requested = stop
 
@@ -75,11 +79,11 @@ _worlds = count()
 
 
 @contextmanager
-def world(device: str) -> Iterator[World]:
-    """Joins the process group that ``torchrun`` describes in the environment, and leaves it at the end.
+def join_world(device: str) -> Iterator[World]:
+    """Join the process group that ``torchrun`` describes in the environment, and leave it at the end of the block.
 
-    An error on one rank ends all ranks with its message. Nothing long is waited for in a collective (see
-    :mod:`polar_rm.training.exchange`), so torch's own time limits stay: they end a run whose peer is dead.
+    An error on one rank ends all ranks with its message. No collective waits for long work (see
+    :mod:`polar_rm.training.exchange`), so torch's default time limits apply: they end a run with a dead peer.
     """
     device = claim_device(device)
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -97,7 +101,7 @@ def world(device: str) -> Iterator[World]:
         yield World(dist.get_rank(), size, local, exchange)
     except BaseException as error:
         if threading.current_thread() is threading.main_thread():
-            # The end is near: torchrun's signal must not come before the line that tells why.
+            # torchrun's signal must not end this process before it has printed the reason.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         exchange.fail(explained := exchange.explain(error))
         failed = explained is error and not isinstance(error, OtherRankFailed)
@@ -108,28 +112,28 @@ def world(device: str) -> Iterator[World]:
         dist.destroy_process_group()
         exchange.close()
         if failed:
-            exchange.linger()
+            exchange.wait_for_others()
         if device == "cpu":
-            time.sleep(_GLOO_LETS_GO)
+            time.sleep(_GLOO_WAIT_S)
 
 
 class Weights:
-    """The float32 tensors that the optimiser owns, whatever the forward computes in.
+    """The float32 master weights that the optimiser updates, whatever type the forward computes in.
 
-    Many ranks: FSDP2 shards float32 parameters and gathers them in the compute type. One process: the same semantics by hand,
-    with bfloat16 copies in the modules; gradients are added up in float32. Either way ``named`` has the model's own names, so
-    a checkpoint of one kind opens in the other.
+    With several ranks FSDP2 shards float32 parameters and gathers them in the compute type. A single process does the same
+    itself: the modules hold copies in the compute type, and gradients are summed in float32. In both cases ``named`` has the
+    model's parameter names, so that a checkpoint of one kind can be loaded by the other.
     """
 
-    def __init__(self, model: RewardModel, where: World, compute: torch.dtype) -> None:
+    def __init__(self, model: RewardModel, world: World, compute: torch.dtype) -> None:
         self.model = model
-        self._is_main = where.is_main
+        self._is_main = world.is_main
         self._copies: list[tuple[nn.Parameter, torch.Tensor]] = []
-        self._frozen: dict[str, torch.Tensor] = {}  # what the compute type can't hold; full_state gives it back
-        if where.size > 1:
+        self._frozen: dict[str, torch.Tensor] = {}  # frozen weights that lose precision in the compute type, for full_state
+        if world.size > 1:
             _shard(model, compute)
         trainable = {name: p for name, p in model.backbone.named_parameters() if p.requires_grad}
-        if where.size > 1 or compute == torch.float32:
+        if world.size > 1 or compute == torch.float32:
             self.named: dict[str, torch.Tensor] = dict(trainable)
             return
         self.named = {}
@@ -148,33 +152,33 @@ class Weights:
                 self._frozen[name] = exact.cpu()
 
     def rebind(self) -> None:
-        """After a sharded model was filled: its parameters are other objects than before."""
+        """Find the parameters again after a sharded model was filled, which replaces the parameter objects."""
         self.named = {name: p for name, p in self.model.backbone.named_parameters() if p.requires_grad}
 
-    def publish(self) -> None:
-        """After an optimiser step: show the new weights to the modules."""
+    def update_copies(self) -> None:
+        """After an optimiser step, write the new weights into the modules' copies."""
         with torch.no_grad():
             if self._copies:
-                shown, masters = zip(*self._copies, strict=True)
-                torch._foreach_copy_(list(shown), list(masters))
+                copies, masters = zip(*self._copies, strict=True)
+                torch._foreach_copy_(list(copies), list(masters))
 
     def clip(self, limit: float) -> torch.Tensor:
-        """Scale all gradients to a norm of at most ``limit``; returns the norm before, on the device and equal on all ranks."""
+        """Clip the gradients' norm to ``limit``; returns the norm before clipping, on the device and equal on all ranks."""
         norm = nn.utils.clip_grad_norm_(self.named.values(), limit)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def full_state(self) -> dict[str, torch.Tensor]:
-        """The model's complete float32 state dict, in host memory, on rank 0; empty on the others.
+        """The model's complete float32 state dict in host memory on rank 0; an empty one on the other ranks.
 
-        Collective: every rank must call it. Other ranks hold one whole tensor at a time, for a moment.
+        This is a collective: every rank must call it. Ranks other than 0 hold at most one full tensor at a time.
         """
         exact = self._frozen | self.named
         state = {}
         for name, tensor in self.model.backbone.state_dict().items():
-            whole = exact.get(name, tensor).detach()
-            whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
+            full = exact.get(name, tensor).detach()
+            full = full.full_tensor() if isinstance(full, DTensor) else full
             if self._is_main:
-                state[name] = whole.float().cpu()
+                state[name] = full.float().cpu()
         return state
 
 
@@ -187,27 +191,29 @@ def _shard(model: RewardModel, compute: torch.dtype) -> None:
 
 
 def fill_shards(model: nn.Module, source: Mapping[str, torch.Tensor] | None, device: torch.device) -> None:
-    """Give a sharded model on the meta device its memory and values, a tensor at a time.
+    """Allocate and fill a sharded model that is on the meta device, one tensor at a time.
 
-    source: all parameters and buffers by name on rank 0, None elsewhere. No rank but 0 ever holds more than its shards and one
-    whole tensor.
+    source: all parameters and buffers by name on rank 0; None on the other ranks, which never hold more than their shards and one
+    full tensor.
     """
     model.to_empty(device=device)
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
         for name, tensor in tensors.items():
-            whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            full = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             if source is not None:
-                whole.copy_(source[name])
+                full.copy_(source[name])
             if isinstance(tensor, DTensor):
-                part = distribute_tensor(whole, tensor.device_mesh, tensor.placements)
-                tensor.to_local().copy_(part.to_local())
+                sharded = distribute_tensor(full, tensor.device_mesh, tensor.placements)
+                tensor.to_local().copy_(sharded.to_local())
             else:
-                dist.broadcast(whole, 0)
-                tensor.copy_(whole)
+                dist.broadcast(full, 0)
+                tensor.copy_(full)
 
 
 def _add_to(master: torch.Tensor):  # type: ignore[no-untyped-def]
+    """A hook that moves a parameter's gradient to its float32 master weight."""
+
     def hook(parameter: torch.Tensor) -> None:
         if master.grad is None:
             master.grad = parameter.grad.float()  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What a run will do, worked out before anything is spent."""
+"""The plan of a run: steps, batch, learning rate and cost, computed before the weights are loaded."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from polar_rm.training.schedule import paper_batch_size, paper_learning_rate
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be run; ``--dry-run`` prints it. Tokens are those computed; ``separate_tokens`` those without shared prefixes.
+    """The plan of a run, which ``--dry-run`` prints.
 
-    parameters: of the backbone. trained: these or LoRA's adapters, and the head. state_bytes: weights, gradients and optimiser,
-    as one process holds them.
+    tokens: computed tokens, with shared prefixes counted once; separate_tokens: without sharing. longest: tokens of the longest
+    tree. larger_than_row: comparisons that are longer than ``row_tokens``. parameters: of the backbone. trained: parameters that
+    are trained: the backbone or LoRA's adapters, and the head. state_bytes: weights, gradients and optimiser state in one
+    process.
     """
 
     comparisons: int
@@ -42,13 +44,13 @@ class Plan:
     notes: tuple[str, ...]
 
     def describe(self) -> Iterator[tuple[str, str]]:
-        """Name and value of every line that a person wants to read before anything is spent."""
+        """The lines (name, value) of the plan for a user."""
         yield "parameters", f"{self.parameters / 1e6:.1f}M in the backbone, {self.trained / 1e6:.1f}M trained"
         yield "data", f"{self.comparisons:,} comparisons, {self.pairs:,} pairs, longest {self.longest:,} tokens"
         saving = self.separate_tokens / self.tokens
         yield "tokens", f"{self.tokens:,} an epoch (as separate sequences {self.separate_tokens:,}, {saving:.2f}x)"
         yield "steps", f"{self.steps:,} of {self.batch_size:,} comparisons, peak learning rate {self.peak_lr:.3g}"
-        # Activations depend on row_tokens.
+        # Activations are not included, because they depend on row_tokens.
         yield "memory", f"{self.state_bytes / 2**30:.1f} GiB for weights, gradients and optimiser, besides activations"
         yield "compute", f"about {self.flops:.2g} FLOPs"
         for note in self.notes:
@@ -56,19 +58,19 @@ class Plan:
 
 
 def make_plan(config: TrainConfig, backbone: PreTrainedModel, corpus: EncodedCorpus, device: str) -> Plan:
-    """Steps, batch and learning rate; the paper's rules where the config asks for them.
+    """Compute steps, batch size and learning rate, by the paper's rules where the config asks for them.
 
-    backbone: on the meta device will do. device: that computes, ``cpu`` or ``cuda``.
+    backbone: only names and shapes are read, so it may be on the meta device. device: ``cpu`` or ``cuda``.
 
     Raises:
-        ConfigError: the paper's learning rate without the base model's tokens.
+        ConfigError: the config asks for the paper's learning rate, but does not say the base model's tokens.
     """
     stats = corpus.stats
     parameters, trained, frozen = _sizes(config, backbone)
     compute = compute_dtype(config.precision, device)
-    # What is trained has weight, gradient and two moments in float32, and a copy where another type computes.
+    # A trained parameter has weight, gradient and two moments in float32, and a copy in the compute type if that is another.
     state_bytes = (16 if compute == torch.float32 else 16 + compute.itemsize) * trained + compute.itemsize * frozen
-    # The paper counts every sequence whole.
+    # The paper counts separate sequences, without shared prefixes.
     if config.batch_size == "paper":
         batch_size = min(paper_batch_size(parameters, stats.separate_tokens * config.epochs), stats.comparisons)
     else:
@@ -80,7 +82,7 @@ def make_plan(config: TrainConfig, backbone: PreTrainedModel, corpus: EncodedCor
     lr = config.optim.lr
     if lr == "paper":
         if config.optim.base_tokens is None:
-            raise ConfigError("optim.lr=paper needs optim.base_tokens, the tokens that the base language model saw")
+            raise ConfigError("optim.lr=paper needs optim.base_tokens, the tokens that the base language model was trained on")
         lr = paper_learning_rate(parameters, config.optim.base_tokens, stats.separate_tokens * epochs)
     return Plan(
         comparisons=stats.comparisons,
@@ -103,7 +105,7 @@ def make_plan(config: TrainConfig, backbone: PreTrainedModel, corpus: EncodedCor
 
 
 def _sizes(config: TrainConfig, backbone: PreTrainedModel) -> tuple[int, int, int]:
-    """Parameters of the backbone without its head; those that are trained (with the head, or adapters and head); frozen ones."""
+    """Numbers of parameters: of the backbone without its head; trained (with the head, or adapters and head); frozen."""
     parameters = sum(p.numel() for p in backbone.base_model.parameters())
     head = backbone.score.weight.numel()
     if not config.lora:
@@ -118,11 +120,11 @@ def _notes(config: TrainConfig, backbone: PreTrainedModel, corpus: EncodedCorpus
     if "paper" in (config.batch_size, config.optim.lr) and not 100e6 <= parameters <= 7.5e9:
         yield f"the paper's rules were fitted from 100M to 7B parameters; for {parameters / 1e6:.0f}M they are extrapolation"
     if larger := int((corpus.lengths > config.row_tokens).sum()):
-        yield f"{larger} comparisons are longer than row_tokens and get a row of their own (longest: {stats.longest} tokens)"
+        yield f"{larger} comparisons are longer than row_tokens and get their own rows (longest: {stats.longest} tokens)"
     positions = getattr(backbone.config, "max_position_embeddings", None)
     if positions and stats.longest_sequence > positions:
         yield (
-            f"the longest sequence has {stats.longest_sequence:,} tokens, more than the backbone is made for "
+            f"the longest sequence has {stats.longest_sequence:,} tokens, more than the backbone has positions "
             f"(max_position_embeddings: {positions:,})"
         )
     if stats.truncated:

@@ -1,4 +1,4 @@
-"""What a run is made of before its first step, in the order of what is cheap: encoder, data, plan; only then weights."""
+"""Preparation of a run, cheapest steps first: encoder, data, plan, and only then weights."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from polar_rm.training.plan import Plan, make_plan
 
 T = TypeVar("T")
 
-# Seconds after which a file that rank 0 has written must be seen by all: attributes of network file systems are cached for up to
-# a minute.
+# Seconds within which a file that rank 0 has written must be visible to all ranks: network file systems cache attributes for up
+# to a minute.
 _VISIBLE_S = 120.0
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that is known of a run before its weights are loaded.
+    """A run before its weights are loaded.
 
-    inputs: SHA-256 of every data file, by path, taken before it was read. base: SHA-256 of the folder that adapters rest on; None
-    without adapters.
+    inputs: path of every data file -> SHA-256, computed before the file was read. base: SHA-256 of the folder of the base model
+    of adapters; None without adapters.
     """
 
     blueprint: Blueprint
@@ -55,13 +55,13 @@ class Prepared:
 
 
 def prepare(config: TrainConfig, world: World, *, console: Console | None = None) -> Prepared:
-    """Read the model's settings, encode the data, plan the run; no weights are loaded. Every rank calls this.
+    """Read the model's settings, encode the data and plan the run, without loading weights. Every rank calls this.
 
-    Only rank 0 hashes, encodes and writes, for as long as it takes; the others then open its files.
+    Only rank 0 hashes, encodes and writes, without a time limit; the others then open its files.
 
     Raises:
-        PolarError: bad settings, a bad row, a model that can't be used; on several ranks, an output folder that they don't share
-            or models that differ.
+        PolarError: the settings or a row are bad, or the model can't be used; on several ranks also if they share no output
+            folder or have different models.
     """
     console = console or plain_console(stderr=True)
     blueprint = read_blueprint(config)
@@ -78,7 +78,7 @@ def prepare(config: TrainConfig, world: World, *, console: Console | None = None
     digests = world.from_main(encode_all)
     corpora = encoded or {name: _open(config.output / "data", digest, world) for name, digest in digests.items()}
     base = config.model.resume_from or config.model.init
-    # Checkpoints of adapters rest on weights that they don't hold.
+    # A checkpoint of adapters depends on base weights that it does not contain.
     base_hash = world.from_main(lambda: sha256(model_folder(base)) if config.lora and base else None)
     plan = make_plan(config, blueprint.on_meta, corpora["train"], world.device.type)
     inputs = {path: digest for corpus in corpora.values() for path, digest in corpus.inputs.items()}
@@ -104,8 +104,8 @@ def read_blueprint(config: TrainConfig) -> Blueprint:
 def start_model(config: TrainConfig, blueprint: Blueprint, world: World) -> tuple[RewardModel, RewardModel | None]:
     """The model that a run starts from, in float32.
 
-    Alone: the model and None. One of several ranks: a model on the meta device, to be sharded and then filled (see
-    :func:`polar_rm.training.parallel.fill_shards`), and on rank 0 the weights in host memory.
+    A single process gets the model and None. One of several ranks gets a model on the meta device, to be sharded and then filled
+    (see :func:`polar_rm.training.parallel.fill_shards`), and on rank 0 also the model with its weights in host memory.
     """
     implementation = None if config.attention == "auto" else config.attention
     if world.size == 1:
@@ -120,9 +120,9 @@ def start_model(config: TrainConfig, blueprint: Blueprint, world: World) -> tupl
     return model, source[0] if source else None
 
 
-def with_lengths(encoder: Encoder, wanted: EncoderConfig, source: Path) -> Encoder:
-    """The same encoder with other limits; the template must stay what the model was trained with."""
-    settings = replace(encoder.settings, **wanted.model_dump(exclude_unset=True))
+def with_lengths(encoder: Encoder, config: EncoderConfig, source: Path) -> Encoder:
+    """The encoder with the lengths of ``config``; the template must be the one that the model was trained with."""
+    settings = replace(encoder.settings, **config.model_dump(exclude_unset=True))
     if settings.template != encoder.settings.template:
         raise ConfigError(
             f"model.encoder.template: {source} was trained with {encoder.settings.template!r}, not {settings.template!r}"
@@ -153,38 +153,38 @@ def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path],
 
 
 def _open(folder: Path, digest: str, world: World) -> EncodedCorpus:
-    """What rank 0 has just written; it may take a while until this node sees it."""
-    return _seen(lambda: open_corpus(folder, digest), world)
+    """Open the data that rank 0 has just written, which may take a while to become visible on this node."""
+    return _retry_until_visible(lambda: open_corpus(folder, digest), world)
 
 
 def _check_shared(output: Path, world: World) -> None:
-    """Before hours are spent: does every rank see what rank 0 writes?"""
-    mark = output / temporary_path(Path("shared")).name
+    """Check, before hours of work, that every rank sees the files that rank 0 writes."""
+    marker = output / temporary_path(Path("shared")).name
 
-    def write_mark() -> str:
+    def write_marker() -> str:
         output.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-        return mark.name
+        marker.touch()
+        return marker.name
 
-    name = world.from_main(write_mark)
+    name = world.from_main(write_marker)
 
-    def look() -> None:
+    def check_marker() -> None:
         if name not in os.listdir(output):
             raise Damaged(f"{output / name}: no such file")
 
     if not world.is_main:
-        _seen(look, world)
+        _retry_until_visible(check_marker, world)
     world.gather(None)
     if world.is_main:
-        mark.unlink()
+        marker.unlink()
 
 
-def _seen(look: Callable[[], T], world: World) -> T:
-    """What ``look`` gives, once it finds what rank 0 has written."""
+def _retry_until_visible(read: Callable[[], T], world: World) -> T:
+    """The result of ``read``, once it finds the files that rank 0 has written."""
     until = time.monotonic() + _VISIBLE_S
     while True:
         try:
-            return look()
+            return read()
         except (Damaged, FileNotFoundError) as error:
             if time.monotonic() > until:
                 raise PolarError(
@@ -195,8 +195,8 @@ def _seen(look: Callable[[], T], world: World) -> T:
 
 
 def _check_same_model(blueprint: Blueprint, world: World) -> None:
-    """Nodes may have another model under the same name."""
+    """Check that all ranks have the same model: another node may have another one under the same name."""
     shapes = {name: list(tensor.shape) for name, tensor in blueprint.on_meta.state_dict().items()}
-    own: dict[str, Any] = {"encoder": blueprint.encoder.hash, "shapes": shapes}
-    if world.from_main(lambda: own) != own:
+    model: dict[str, Any] = {"encoder": blueprint.encoder.hash, "shapes": shapes}
+    if world.from_main(lambda: model) != model:
         raise PolarError(f"{socket.gethostname()} (rank {world.rank}) has another model or tokenizer in its folder than rank 0")

@@ -1,4 +1,4 @@
-"""Learning rate over a run, and the paper's rules for pre-training."""
+"""The learning rate schedule, and the paper's rules for pre-training."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 
 from polar_rm.training.config import OptimConfig
 
-# The paper says "in millions"; its published numbers (batch 1940 and 4343) only come out with binary units (App. F.1).
+# The paper says "in millions", but its published numbers (batch 1940 and 4343) need binary units (App. F.1).
 _MEBI, _GIBI = 2.0**20, 2.0**30
 
 
 def learning_rate(step: int, total_steps: int, peak: float, optim: OptimConfig) -> float:
-    """For the step about to be taken, counted from 0: linear warm-up, then cosine to ``final_lr`` times the peak."""
+    """The learning rate of a step, counted from 0: linear warm-up, then cosine decay to ``final_lr`` times the peak."""
     warmup = round(optim.warmup * total_steps)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
@@ -20,9 +20,9 @@ def learning_rate(step: int, total_steps: int, peak: float, optim: OptimConfig) 
 
 
 def paper_learning_rate(parameters: float, base_tokens: float, rm_tokens: float) -> float:
-    """Peak rate for pre-training: ``0.0002306 N^0.01125 Dp^-0.66587 Drm^0.33916`` (paper, App. F.1).
+    """Peak learning rate for pre-training: ``0.0002306 N^0.01125 Dp^-0.66587 Drm^0.33916`` (paper, App. F.1).
 
-    Fitted on 100M to 924M parameters; everything outside is extrapolation.
+    The rule was fitted on 100M to 924M parameters; outside this range it is an extrapolation.
     """
     n, dp, drm = parameters / _MEBI, base_tokens / _GIBI, rm_tokens / _GIBI
     rate: float = 0.0002306 * n**0.01125 * dp**-0.66587 * drm**0.33916

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C in a run: finish the step, save, stop."""
+"""SIGTERM and Ctrl-C in a run: the step is finished, a checkpoint saved, and the run stops."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[_Stop]:
-    """SIGTERM and Ctrl-C let the step finish; a second Ctrl-C stops at once."""
+    """Within the block SIGTERM and Ctrl-C only set ``requested``, so that the step can finish; a second Ctrl-C interrupts it."""
     stop = _Stop()
     previous: dict[signal.Signals, Any] = {}
 
@@ -36,7 +36,7 @@ def stop_signals() -> Iterator[_Stop]:
         for number in (signal.SIGTERM, signal.SIGINT):
             previous[number] = signal.signal(number, request)
     except ValueError:
-        pass  # not the main thread (a notebook's executor): signals stay with their owner
+        pass  # not the main thread (such as a notebook's executor), where handlers can't be set
     try:
         yield stop
     finally:

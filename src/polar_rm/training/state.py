@@ -1,8 +1,8 @@
-"""Checkpoints of a run in progress, by PyTorch's distributed checkpoint: written by any number of ranks, read by any other.
+"""Checkpoints of a run in progress, with PyTorch's distributed checkpoint (DCP): the number of ranks may change between runs.
 
-The place in the data is the step alone (see :mod:`polar_rm.model.packing`) and random numbers are a function of (seed, step,
-rank), so weights, optimiser moments and the step are the whole state. ``meta.json`` holds size and checksum of every file, so
-that a damaged checkpoint is known for one before it is read.
+The position in the data is the step (see :mod:`polar_rm.model.packing`), and random numbers are a function of (seed, step, rank).
+So weights, optimiser moments and the step are the whole state. ``meta.json`` has the size and checksum of every file, so that a
+damaged checkpoint is recognised before it is loaded.
 """
 
 from __future__ import annotations
@@ -35,61 +35,63 @@ def save(
     weights: Weights,
     optimizer: torch.optim.Optimizer,
     meta: dict[str, Any],
-    where: World,
+    world: World,
     keep: int,
 ) -> None:
-    """Write ``folder/step-N`` and drop all but the newest ``keep``. Atomic: the name appears when everything is on disk.
+    """Write ``folder/step-N`` and delete all checkpoints but the newest ``keep``.
+
+    Saving is atomic: the folder gets its name when all of it is on the disk.
 
     Raises:
-        PolarError: the disk is full or not writable; older checkpoints stay.
+        PolarError: the disk is full or not writable; older checkpoints are kept.
     """
     target = folder / f"{_PREFIX}{step:08d}"
     partial = target.with_name(f".{target.name}.partial")
     try:
-        where.from_main(lambda: _clear(partial))
+        world.from_main(lambda: _clear(partial))
         with _quiet():
-            dcp.save(_state(weights, optimizer), checkpoint_id=partial, no_dist=where.size == 1)  # type: ignore[attr-defined]
-        # Every rank reads its own files again, so that rank 0 need not read them all.
-        own = [path.name for path in partial.glob(f"__{where.rank}_*")] + [".metadata"] * where.is_main
-        for name in own:
+            dcp.save(_state(weights, optimizer), checkpoint_id=partial, no_dist=world.size == 1)  # type: ignore[attr-defined]
+        # Every rank hashes the files that it wrote, so that rank 0 need not read all of them.
+        names = [path.name for path in partial.glob(f"__{world.rank}_*")] + [".metadata"] * world.is_main
+        for name in names:
             sync(partial / name)
-        files = {name: facts for each in where.gather(describe_files(partial, own)) for name, facts in each.items()}
-        where.from_main(lambda: _publish(partial, target, meta | {"step": step, "files": files}, keep))
-    except BaseException as error:  # DCP's own errors are no Exceptions
+        files = {name: facts for each in world.gather(describe_files(partial, names)) for name, facts in each.items()}
+        world.from_main(lambda: _publish(partial, target, meta | {"step": step, "files": files}, keep))
+    except BaseException as error:  # DCP's errors do not derive from Exception
         refusal = disk_refusal(error, partial)
-        if where.is_main:
+        if world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
         if refusal:
             raise PolarError(f"{target}: checkpoint could not be saved: {refusal}") from error
         raise
 
 
-def newest(folder: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is as it was written, and its ``meta``; None where there is none.
+def find_newest(folder: Path, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest undamaged checkpoint and its ``meta``; None where there is none.
 
-    Damaged ones are set aside under another name. report: told, in a sentence, of each.
+    Damaged checkpoints are renamed. report: called with a message for each of them.
     """
     for path in reversed(_checkpoints(folder)):
         try:
             meta = read_sealed(path / _META)
             check_files(path, meta["files"], full=True)
         except Damaged as error:
-            aside = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            report(f"{error}; this checkpoint is damaged and was set aside as {aside.name}, the one before is looked at")
+            renamed = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(renamed, ignore_errors=True)
+            path.rename(renamed)
+            report(f"{error}; this checkpoint is damaged and was renamed to {renamed.name}; the one before it is tried")
         else:
             return path, meta
     return None
 
 
-def load(path: Path, step: int, weights: Weights, optimizer: torch.optim.Optimizer, where: World) -> None:
+def load(path: Path, step: int, weights: Weights, optimizer: torch.optim.Optimizer, world: World) -> None:
     """Restore weights and optimiser in place.
 
     Raises:
-        PolarError: torch can't read the checkpoint, though its files are as they were written.
+        PolarError: torch can't read the checkpoint, although its files are undamaged.
     """
-    # The moments exist only after a step; make them, so that there is something of the right sharding to load into.
+    # The optimiser creates its moments in a step; a step with zero gradients and rate creates them with the right sharding.
     for tensor in weights.named.values():
         tensor.grad = torch.zeros_like(tensor)
     saved_rates = [group["lr"] for group in optimizer.param_groups]
@@ -102,16 +104,16 @@ def load(path: Path, step: int, weights: Weights, optimizer: torch.optim.Optimiz
     state = _state(weights, optimizer)
     try:
         with _quiet():
-            dcp.load(state, checkpoint_id=path, no_dist=where.size == 1)  # type: ignore[attr-defined]
+            dcp.load(state, checkpoint_id=path, no_dist=world.size == 1)  # type: ignore[attr-defined]
     except (Exception, CheckpointException) as error:
         raise PolarError(
-            f"{path}: torch can't read this checkpoint ({first_line(error)}); moved away, the run continues behind the one before"
+            f"{path}: torch can't read this checkpoint ({first_line(error)}); move it away to continue from the one before it"
         ) from error
     for name, tensor in weights.named.items():
         optimizer.state[tensor]["step"].fill_(float(step))
         optimizer.state[tensor]["exp_avg"].copy_(state["exp_avg"][name])
         optimizer.state[tensor]["exp_avg_sq"].copy_(state["exp_avg_sq"][name])
-    weights.publish()
+    weights.update_copies()
 
 
 def _clear(partial: Path) -> None:
@@ -120,7 +122,7 @@ def _clear(partial: Path) -> None:
 
 
 def _publish(partial: Path, target: Path, meta: dict[str, Any], keep: int) -> None:
-    """Give a checkpoint its name, once all of it is on the disk."""
+    """Sync a checkpoint to the disk, give it its final name, and delete old ones."""
     write_sealed(partial / _META, meta)
     sync(partial)
     shutil.rmtree(target, ignore_errors=True)
@@ -141,7 +143,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """DCP warns on every call that a single process does not need a process group, and logs its planner."""
+    """Silence DCP: it warns on every call that a single process needs no process group, and logs its planner."""
     logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

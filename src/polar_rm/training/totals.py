@@ -1,4 +1,4 @@
-"""Sums over the rows of a batch: added up on the device, so that no row waits for it, and read once."""
+"""Sums over the rows of a batch. They are computed on the device, so that no row waits for it, and read once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from polar_rm.training.losses import Pairs
 from polar_rm.training.parallel import World
 
 _MEASURED = ("not_finite", "loss", "correct", "margin", "scores", "squares")
-_COUNTED = ("units", "pairs", "candidates", "tokens", "flops")
+_COUNTED = ("items", "pairs", "candidates", "tokens", "flops")
 
 
-class Read(NamedTuple):
-    """values: means and sums over all ranks, equal on every rank. not_finite: rows of all ranks whose loss is NaN or infinite."""
+class TotalValues(NamedTuple):
+    """The means and sums of a batch over all ranks, equal on every rank.
+
+    not_finite: the number of rows, of all ranks, with a loss that is NaN or infinite.
+    """
 
     values: dict[str, float]
     not_finite: int
@@ -25,10 +28,10 @@ class Read(NamedTuple):
 
 @dataclass
 class Totals:
-    """Of this rank, until :meth:`read`. ``units`` of a loss that is a mean already are 0."""
+    """The sums of this rank, until :meth:`read`. items: the divisor of the loss; 0 if the loss is a mean already."""
 
     device: torch.device
-    units: float = 0.0
+    items: float = 0.0
     pairs: float = 0.0
     candidates: float = 0.0
     tokens: float = 0.0
@@ -39,7 +42,7 @@ class Totals:
     _differences: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, indices: Sequence[int], loss: torch.Tensor, scores: torch.Tensor, pairs: Pairs, tokens: int) -> None:
-        """A row. loss: [], scores: [n_candidates], both on the device. indices: of its comparisons, to name them."""
+        """Add a row. loss: [], scores: [n_candidates], both on the device. indices: of its comparisons, for messages."""
         better, worse = pairs
         self._rows.append(indices)
         self._losses.append(loss.detach())
@@ -49,19 +52,22 @@ class Totals:
         self.candidates += len(scores)
         self.tokens += tokens
 
-    def read(self, where: World, norm: torch.Tensor | None = None) -> Read:
-        """Summed over ranks; this waits for the device. norm: of the gradient, equal on all ranks, to be read with it."""
+    def read(self, world: World, norm: torch.Tensor | None = None) -> TotalValues:
+        """Sum over ranks and read the values; this waits for the device.
+
+        norm: the gradient's norm, equal on all ranks, which is read together with the sums.
+        """
         sums = self._measured()
         counted = torch.tensor([getattr(self, name) for name in _COUNTED], dtype=torch.float64)
-        sums = where.add_up(torch.cat([sums, counted.to(self.device, non_blocking=True)]))
+        sums = world.all_reduce(torch.cat([sums, counted.to(self.device, non_blocking=True)]))
         if norm is not None:
             sums = torch.cat([sums, norm.detach().double()[None]])
-        found = sums.tolist()
-        total = dict(zip((*_MEASURED, *_COUNTED), found, strict=False))
+        numbers = sums.tolist()
+        total = dict(zip((*_MEASURED, *_COUNTED), numbers, strict=False))
         mean = total["scores"] / total["candidates"]
         variance = total["squares"] / total["candidates"] - mean * mean
         values = {
-            "loss": total["loss"] / (total["units"] or 1.0),
+            "loss": total["loss"] / (total["items"] or 1.0),
             "accuracy": total["correct"] / total["pairs"],
             "margin": total["margin"] / total["pairs"],
             "reward_mean": mean,
@@ -70,15 +76,15 @@ class Totals:
             "tokens": total["tokens"],
             "flops": total["flops"],
         }
-        return Read(values | ({"grad_norm": found[-1]} if norm is not None else {}), int(total["not_finite"]))
+        return TotalValues(values | ({"grad_norm": numbers[-1]} if norm is not None else {}), int(total["not_finite"]))
 
-    def offending(self) -> tuple[float, Sequence[int]] | None:
-        """The loss and the comparisons of this rank's first row whose loss is not finite."""
+    def first_not_finite(self) -> tuple[float, Sequence[int]] | None:
+        """The loss and the comparisons of this rank's first row with a loss that is not finite; None if there is none."""
         losses = torch.stack(self._losses).tolist() if self._losses else []
         return next(((loss, row) for loss, row in zip(losses, self._rows, strict=True) if not math.isfinite(loss)), None)
 
     def _measured(self) -> torch.Tensor:
-        """float64, by the names above."""
+        """The sums named in ``_MEASURED``, float64 on the device."""
         if not self._losses:
             return torch.zeros(len(_MEASURED), dtype=torch.float64, device=self.device)
         losses, scores = torch.stack(self._losses).double(), torch.cat(self._scores).double()

@@ -1,4 +1,4 @@
-"""The loop of ``polar pretrain`` and ``polar finetune``."""
+"""The training loop of ``polar pretrain`` and ``polar finetune``."""
 
 from __future__ import annotations
 
@@ -26,44 +26,44 @@ from polar_rm.training import metrics, state
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.lora import add_lora, merge_lora
-from polar_rm.training.losses import count_units, loss_sum, pair_indices, penalty_sum
-from polar_rm.training.parallel import Weights, World, fill_shards, world
+from polar_rm.training.losses import count_items, loss_sum, pair_indices, penalty_sum
+from polar_rm.training.parallel import Weights, World, fill_shards, join_world
 from polar_rm.training.plan import Plan
 from polar_rm.training.prepare import Prepared, prepare, start_model
 from polar_rm.training.schedule import learning_rate
 from polar_rm.training.signals import StopRequested, stop_signals
 from polar_rm.training.totals import Totals
 
-# A rank without a row in a micro-step still takes part in FSDP's collectives, with this tree and a loss of zero.
-_IDLE = PrefixTree([0], [[0], [0]], (0, 1))
+# A rank without a row in a micro-step still takes part in FSDP's collectives. It computes this tree with a loss of zero.
+_DUMMY_TREE = PrefixTree([0], [[0], [0]], (0, 1))
 
-# Rows for compiled layers are filled up to a multiple of so many tokens.
-_MULTIPLE = 64
+# Rows for compiled layers are padded to a multiple of this many tokens.
+_PAD_MULTIPLE = 64
 
 
 class Trainer:
-    """Everything that a run holds. ``fit`` is the loop; one optimiser step is ``optimize``."""
+    """The state of a run. ``fit`` is the loop; ``optimize`` is one optimiser step."""
 
     def __init__(
-        self, config: TrainConfig, where: World, prepared: Prepared | None = None, *, console: Console | None = None
+        self, config: TrainConfig, world: World, prepared: Prepared | None = None, *, console: Console | None = None
     ) -> None:
-        """prepared: of this config and world; prepared now if it is left out."""
-        self.config, self.where = config, where
+        """Load the model and set up the optimiser. prepared: the result of ``prepare``, which is called if it is left out."""
+        self.config, self.world = config, world
         self.console = console or plain_console(stderr=True)
-        self.prepared = prepared or prepare(config, where, console=self.console)
+        self.prepared = prepared or prepare(config, world, console=self.console)
         self.train_set, self.eval_set, self.plan = self.prepared.train_set, self.prepared.eval_set, self.prepared.plan
-        self.compute = compute_dtype(config.precision, where.device.type)
-        self.model, source = start_model(config, self.prepared.blueprint, where)
+        self.compute = compute_dtype(config.precision, world.device.type)
+        self.model, source = start_model(config, self.prepared.blueprint, world)
         if config.lora:
             for model in filter(None, (self.model, source)):
                 add_lora(model, config.lora, config.seed)
         self._compiled = config.compile and compile_layers(self.model.backbone, self.compute)
         if config.activation_checkpointing:
             checkpoint_activations(self.model.backbone)
-        self.weights = Weights(self.model, where, self.compute)
-        if where.size > 1:
+        self.weights = Weights(self.model, world, self.compute)
+        if world.size > 1:
             tensors = [*source.named_parameters(), *source.named_buffers()] if source else []
-            fill_shards(self.model, dict(tensors) if source else None, where.device)
+            fill_shards(self.model, dict(tensors) if source else None, world.device)
             self.weights.rebind()
         self.optimizer = torch.optim.AdamW(
             self.weights.named.values(),
@@ -71,37 +71,37 @@ class Trainer:
             betas=config.optim.betas,
             eps=config.optim.eps,
             weight_decay=config.optim.weight_decay,
-            fused=where.size == 1,
+            fused=world.size == 1,
         )
         self.step = 0
-        self.results: dict[str, Any] = {}  # of the newest step and evaluation; travels with checkpoints
-        self.line: dict[str, Any] = {}  # of the newest step in metrics.jsonl; travels, too, should the file be cut
+        self.results: dict[str, Any] = {}  # of the last step and evaluation; saved in checkpoints
+        self.last_line: dict[str, Any] = {}  # the last step's line in metrics.jsonl; saved, too, to repair a truncated file
 
     def fit(self) -> dict[str, Any]:
-        """Run to the end, or continue an interrupted run to the end; returns what ``run.json`` records under ``results``."""
+        """Run to the end, or continue an interrupted run to the end; returns ``results`` of ``run.json``."""
         config, plan = self.config, self.plan
         self._resume()
-        sinks = metrics.open_sinks(config, self.step, self.line, self._report) if self.where.is_main else []
+        sinks = metrics.open_sinks(config, self.step, self.last_line, self._report) if self.world.is_main else []
         steps = batches(len(self.train_set), plan.batch_size, seed=config.seed, start_step=self.step)
-        peak = metrics.peak_flops(self.where.device, self.compute)
-        with progress_bar(self.console, enabled=self.where.is_main) as bar, stop_signals() as stop:
-            self.where.heed(lambda: stop.requested)
+        peak = metrics.peak_flops(self.world.device, self.compute)
+        with progress_bar(self.console, enabled=self.world.is_main) as bar, stop_signals() as stop:
+            self.world.set_stop(lambda: stop.requested)
             task = bar.add_task(config.output.name, total=plan.steps, completed=self.step, status="")
             while self.step < plan.steps:
-                began = time.perf_counter()
+                start = time.perf_counter()
                 values = self.optimize(next(steps).tolist())
-                values["mfu"] = values.pop("flops") / (time.perf_counter() - began) / peak / self.where.size
+                values["mfu"] = values.pop("flops") / (time.perf_counter() - start) / peak / self.world.size
                 self.step += 1
                 self.results |= {"steps": self.step, "train": dict(values)}
                 last = self.step == plan.steps
                 if self.eval_set and (last or (config.eval_every and self.step % config.eval_every == 0)):
-                    self.results["eval"] = self._evaluated(self.eval_set)
+                    self.results["eval"] = self._evaluate_checked(self.eval_set)
                     values |= {f"eval_{name}": value for name, value in self.results["eval"].items()}
-                self.line = {"step": self.step, **values}
+                self.last_line = {"step": self.step, **values}
                 for sink in sinks:
                     sink.write(self.step, values)
                 bar.update(task, completed=self.step, status=f"loss {values['loss']:.3f} acc {values['accuracy']:.3f}")
-                stopping = any(self.where.sum([float(stop.requested)]))
+                stopping = any(self.world.sum([float(stop.requested)]))
                 if (config.checkpoint_every and self.step % config.checkpoint_every == 0) or last or stopping:
                     for sink in sinks:
                         sink.sync()
@@ -111,68 +111,69 @@ class Trainer:
         for sink in sinks:
             sink.close()
         self._finish()
-        if any(self.where.gather(stop.requested)):  # in the last step: whoever called must not go on to further work
+        if any(self.world.gather(stop.requested)):  # in the last step: the caller must not continue with other work
             raise StopRequested(f"stopped; {config.output} is finished")
         return self.results
 
     def optimize(self, indices: list[int]) -> dict[str, float]:
         """One optimiser step on one global batch of comparisons."""
-        began = time.perf_counter()
-        torch.manual_seed(dropout_seed(self.config.seed, self.step, self.where.rank))  # nothing else is random
+        start = time.perf_counter()
+        torch.manual_seed(dropout_seed(self.config.seed, self.step, self.world.rank))  # for dropout; nothing else is random
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.plan.steps, self.plan.peak_lr, self.config.optim)
         totals = self._backward(indices)
-        # The one place of a step that waits for the device: nothing is stepped before it is known to be finite.
+        # Only this line of a step waits for the device: the optimiser steps only after loss and gradient are known to be finite.
         values = self._read(totals, self.weights.clip(self.config.optim.clip))
         if not math.isfinite(norm := values["grad_norm"]):
             raise NonFinite(f"step {self.step + 1}: the gradient's norm is {norm} on {self._describe(indices)}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.weights.publish()
-        seconds = time.perf_counter() - began
+        self.weights.update_copies()
+        seconds = time.perf_counter() - start
         values |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
         values |= {"tokens_per_second": values["tokens"] / seconds, "pairs_per_second": values["pairs"] / seconds}
-        values["memory_gib"] = metrics.peak_memory(self.where.device)
+        values["memory_gib"] = metrics.peak_memory(self.world.device)
         return values
 
     def accumulate(self, indices: list[int]) -> dict[str, float]:
-        """Add up the gradients of the mean loss over a global batch; every rank computes the same plan for it."""
+        """Accumulate the gradients of the mean loss over a global batch; every rank computes the same distribution of rows."""
         return self._read(self._backward(indices))
 
     def _backward(self, indices: list[int]) -> Totals:
-        """Forwards and backwards, row by row; nothing in here waits for the device."""
+        """Forward and backward, row by row; nothing here waits for the device."""
         trees = self._trees(indices)
-        # The loss is divided by what the *whole* batch holds, so rows with many pairs weigh more, as they should.
-        units = sum(count_units([tree.ranks], self.config.loss) for tree in trees.values())
+        # The loss is divided by the items of the *whole* batch, so that rows with many pairs have more weight, as they should.
+        items = sum(count_items([tree.ranks], self.config.loss) for tree in trees.values())
         candidates = sum(len(tree.ranks) for tree in trees.values())
-        totals = Totals(self.where.device)
-        for own in self._own_rows({i: tree.n_tokens for i, tree in trees.items()}):
-            row = self._row([trees[i] for i in own])
-            pairs = pair_indices(row.ranks, self.where.device)
+        totals = Totals(self.world.device)
+        for in_row in self._rows_of_rank({i: tree.n_tokens for i, tree in trees.items()}):
+            row = self._row([trees[i] for i in in_row])
+            pairs = pair_indices(row.ranks, self.world.device)
             scores = self.model(row)
-            loss = loss_sum(scores, pairs, self.config.loss) / units + penalty_sum(scores, self.config.loss) / candidates
-            # FSDP averages gradients over ranks; the division above already was global.
-            (loss * (self.where.size if own else 0)).backward()
-            if own:
-                totals.add(own, loss, scores, pairs, row.layout.n_tokens)
+            loss = loss_sum(scores, pairs, self.config.loss) / items + penalty_sum(scores, self.config.loss) / candidates
+            # FSDP averages gradients over ranks, but the division above is global already.
+            (loss * (self.world.size if in_row else 0)).backward()
+            if in_row:
+                totals.add(in_row, loss, scores, pairs, row.layout.n_tokens)
                 totals.flops += metrics.training_flops(self.model.backbone.config, row.layout, self.config.lora)
         return totals
 
     def _row(self, trees: Sequence[PrefixTree]) -> PackedRow:
-        """Trees on their way to the device, or where there are none, the idle one."""
-        return pack(trees or [_IDLE], multiple=_MULTIPLE if self._compiled else 1).to(self.where.device)
+        """A row of trees, or of the dummy tree if there are none, copied to the device without waiting."""
+        return pack(trees or [_DUMMY_TREE], multiple=_PAD_MULTIPLE if self._compiled else 1).to(self.world.device)
 
     def _read(self, totals: Totals, norm: torch.Tensor | None = None) -> dict[str, float]:
-        """What a batch added up to, over all ranks.
+        """The values of a batch over all ranks.
 
         Raises:
-            NonFinite: the loss of a row of any rank, on all ranks; the others would wait for it in the next collective.
+            NonFinite: the loss of a row, of any rank, is not finite. All ranks raise it: otherwise the others would wait in the
+                next collective.
         """
-        values, not_finite = totals.read(self.where, norm)
+        values, not_finite = totals.read(self.world, norm)
         if not_finite:
-            own = totals.offending()
-            found = f"the loss is {own[0]} on {self._describe(own[1])}" if own else None
-            first = next(filter(None, self.where.gather(found)))
+            bad = totals.first_not_finite()
+            message = f"the loss is {bad[0]} on {self._describe(bad[1])}" if bad else None
+            first = next(filter(None, self.world.gather(message)))
             raise NonFinite(f"step {self.step + 1}: {first}")
         return values
 
@@ -180,59 +181,60 @@ class Trainer:
     def evaluate(self, corpus: EncodedCorpus) -> dict[str, float]:
         """Loss, accuracy and margin on a whole corpus."""
         self.model.eval()
-        totals = Totals(self.where.device)
+        totals = Totals(self.world.device)
         chunk = 64 * max(1, self.config.row_tokens // corpus.stats.longest)
         for start in range(0, len(corpus), chunk):
-            for own in self._own_rows({i: int(corpus.lengths[i]) for i in range(start, min(start + chunk, len(corpus)))}):
-                row = self._row([corpus[i] for i in own])
-                pairs = pair_indices(row.ranks, self.where.device)
+            for in_row in self._rows_of_rank({i: int(corpus.lengths[i]) for i in range(start, min(start + chunk, len(corpus)))}):
+                row = self._row([corpus[i] for i in in_row])
+                pairs = pair_indices(row.ranks, self.world.device)
                 scores = self.model(row)
-                if own:
-                    totals.add(own, loss_sum(scores, pairs, self.config.loss), scores, pairs, row.layout.n_tokens)
-                    totals.units += count_units(row.ranks, self.config.loss)
+                if in_row:
+                    totals.add(in_row, loss_sum(scores, pairs, self.config.loss), scores, pairs, row.layout.n_tokens)
+                    totals.items += count_items(row.ranks, self.config.loss)
         self.model.train()
-        values = totals.read(self.where).values
+        values = totals.read(self.world).values
         return {name: values[name] for name in ("loss", "accuracy", "margin")}
 
-    def _evaluated(self, corpus: EncodedCorpus) -> dict[str, float]:
-        """:meth:`evaluate`, checked.
+    def _evaluate_checked(self, corpus: EncodedCorpus) -> dict[str, float]:
+        """:meth:`evaluate`, with a check of the values.
 
         Raises:
-            NonFinite: a value is not finite; names the comparisons whose scores are not.
+            NonFinite: a value is not finite; the message names the comparisons with scores that are not.
         """
         values = self.evaluate(corpus)
         if wrong := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
-            found = [i for each in self.where.gather(self._without_score(corpus)) for i in each]
-            raise NonFinite(f"step {self.step}: evaluation: {', '.join(wrong)} on {describe(corpus, sorted(found))}")
+            indices = [i for each in self.world.gather(self._not_finite(corpus)) for i in each]
+            raise NonFinite(f"step {self.step}: evaluation: {', '.join(wrong)} on {describe(corpus, sorted(indices))}")
         return values
 
     @torch.no_grad()
-    def _without_score(self, corpus: EncodedCorpus) -> list[int]:
-        """This rank's comparisons among the first ones that have a score that is not finite (collective)."""
+    def _not_finite(self, corpus: EncodedCorpus) -> list[int]:
+        """The comparisons in this rank's rows that have a score that is not finite. Every rank must call this."""
         self.model.eval()
-        found = []
-        for own in self._own_rows(dict(enumerate(corpus.lengths.tolist()))):
-            scores = self.model(self._row([corpus[i] for i in own]))
-            sizes = [len(corpus[i].ranks) for i in own]
-            found += [i for i, part in zip(own, scores[: sum(sizes)].split(sizes), strict=True) if not part.isfinite().all()]
+        indices = []
+        for in_row in self._rows_of_rank(dict(enumerate(corpus.lengths.tolist()))):
+            scores = self.model(self._row([corpus[i] for i in in_row]))
+            sizes = [len(corpus[i].ranks) for i in in_row]
+            by_tree = scores[: sum(sizes)].split(sizes)
+            indices += [i for i, part in zip(in_row, by_tree, strict=True) if not part.isfinite().all()]
         self.model.train()
-        return found
+        return indices
 
     def save(self) -> None:
-        """A checkpoint of the run, from which it continues exactly."""
-        meta = {"identity": self._identity(), "results": self.results, "line": self.line}
+        """Save a checkpoint, from which the run continues exactly."""
+        meta = {"identity": self._identity(), "results": self.results, "line": self.last_line}
         folder = self.config.output / "checkpoints"
-        state.save(folder, self.step, self.weights, self.optimizer, meta, self.where, self.config.keep_checkpoints)
+        state.save(folder, self.step, self.weights, self.optimizer, meta, self.world, self.config.keep_checkpoints)
 
     def _resume(self) -> None:
         self.model.train()
         folder = self.config.output / "checkpoints"
 
         def find() -> dict[str, Any] | None:
-            found = state.newest(folder, self._report)
-            return {"name": found[0].name, **found[1]} if found else None
+            checkpoint = state.find_newest(folder, self._report)
+            return {"name": checkpoint[0].name, **checkpoint[1]} if checkpoint else None
 
-        meta = self.where.from_main(find)
+        meta = self.world.from_main(find)
         if meta is None:
             return
         path = folder / meta["name"]
@@ -241,16 +243,16 @@ class Trainer:
             raise ConfigError(
                 f"{path}: this run was started with another {', '.join(changed)}; use the old settings or another output folder"
             )
-        state.load(path, meta["step"], self.weights, self.optimizer, self.where)
-        self.step, self.results, self.line = int(meta["step"]), meta["results"], meta["line"]
-        if self.where.is_main:
-            self._report(f"resuming {self.config.output} behind step {self.step}")
+        state.load(path, meta["step"], self.weights, self.optimizer, self.world)
+        self.step, self.results, self.last_line = int(meta["step"]), meta["results"], meta["line"]
+        if self.world.is_main:
+            self._report(f"resuming {self.config.output} after step {self.step}")
 
     def _report(self, message: str) -> None:
         say(self.console, message)
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change between the parts of a run. How it is computed may: world size, row budget, precision, logging."""
+        """The settings that must not change within a run. World size, row budget, precision and logging may change."""
         config = self.config.model_dump(mode="json", include={"model", "optim", "loss", "lora", "epochs", "max_steps", "seed"})
         return config | {
             "base": self.prepared.base,
@@ -261,29 +263,29 @@ class Trainer:
         }
 
     def _trees(self, indices: Sequence[int]) -> dict[int, PrefixTree]:
-        """The step's comparisons by their index; which of them have an identical candidate is a function of (seed, step)."""
+        """The step's trees by index. Which of them get an identical candidate is a function of (seed, step)."""
         trees = {i: self.train_set[i] for i in indices}
-        share = 1 - self.step / self.config.data.identical_steps if self.config.data.identical_steps else 0.0
-        drawn = np.random.default_rng([self.config.seed, self.step]).random(len(trees)) < share
+        fraction = 1 - self.step / self.config.data.identical_steps if self.config.data.identical_steps else 0.0
+        chosen = np.random.default_rng([self.config.seed, self.step]).random(len(trees)) < fraction
         return {
-            i: self.model.encoder.with_identical(tree) if chosen else tree
-            for (i, tree), chosen in zip(trees.items(), drawn, strict=True)
+            i: self.model.encoder.with_identical(tree) if is_chosen else tree
+            for (i, tree), is_chosen in zip(trees.items(), chosen, strict=True)
         }
 
-    def _own_rows(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
-        """This rank's row of every micro-step, as keys of ``lengths`` (tokens); empty where other ranks still have one."""
+    def _rows_of_rank(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
+        """This rank's row of every micro-step, as keys of ``lengths`` (tokens); empty if only other ranks have a row."""
         indices, sizes = list(lengths), list(lengths.values())
         rows = first_fit(sizes, self.config.row_tokens)
-        for ranks in deal(rows, sizes, self.where.size):
-            yield [indices[i] for i in ranks[self.where.rank]]
+        for ranks in deal(rows, sizes, self.world.size):
+            yield [indices[i] for i in ranks[self.world.rank]]
 
     def _describe(self, indices: Sequence[int]) -> str:
         return describe(self.train_set, indices)
 
     def _finish(self) -> None:
-        """Export the native checkpoint and write ``run.json``; rank 0 may take its time."""
+        """Export the native checkpoint and write ``run.json``, on rank 0 and without a time limit."""
         full = self.weights.full_state()
-        self.where.from_main(lambda: self._export(full))
+        self.world.from_main(lambda: self._export(full))
 
     def _export(self, full: dict[str, torch.Tensor]) -> None:
         merged = merge_lora(self.model, full) if self.config.lora else full
@@ -307,33 +309,35 @@ class Trainer:
 
 
 def describe(corpus: EncodedCorpus, indices: Sequence[int]) -> str:
-    """Where comparisons came from, the first eight of them."""
-    named = "; ".join(corpus.describe(i) for i in indices[:8])
-    return named + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
+    """The files and numbers of comparisons, of the first eight by name."""
+    first = "; ".join(corpus.describe(i) for i in indices[:8])
+    return first + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
 
 
 def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Of a step's dropout masks: a function of its arguments alone, whatever Python and numpy run it."""
+    """The seed of a step's dropout masks. It depends only on the arguments, not on the versions of Python and numpy."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
 
 
 def train(config: TrainConfig, *, verb: str = "pretrain", console: Console | None = None) -> dict[str, Any]:
-    """Run a config to its end; under ``torchrun`` every rank calls this. verb: what others are told who want the same output.
+    """Run a config to its end; under ``torchrun`` every rank calls this.
+
+    verb: the name of the owner of the output, in the error of another process that wants the same output.
 
     Raises:
-        PolarError: another process works on this output, bad settings or data, a full disk.
+        PolarError: another process works on this output, settings or data are bad, or the disk is full.
     """
-    with world(config.device) as where, _owner(config, where, verb):
-        prepared = prepare(config, where, console=console)
-        return Trainer(config, where, prepared, console=console).fit()
+    with join_world(config.device) as world, _owner(config, world, verb):
+        prepared = prepare(config, world, console=console)
+        return Trainer(config, world, prepared, console=console).fit()
 
 
 def plan(config: TrainConfig, *, verb: str = "pretrain", console: Console | None = None) -> Plan:
-    """What :func:`train` would do. Encodes the data; loads no weights and trains nothing."""
-    with world(config.device) as where, _owner(config, where, verb):
-        return prepare(config, where, console=console).plan
+    """The plan of :func:`train`. It encodes the data, but loads no weights and trains nothing."""
+    with join_world(config.device) as world, _owner(config, world, verb):
+        return prepare(config, world, console=console).plan
 
 
-def _owner(config: TrainConfig, where: World, verb: str) -> AbstractContextManager[None]:
-    """Rank 0 owns the output for all; if it can't, all end with its message."""
-    return owned(config.output, verb) if where.is_main else nullcontext()
+def _owner(config: TrainConfig, world: World, verb: str) -> AbstractContextManager[None]:
+    """The output's lock, held by rank 0 for all ranks; if rank 0 can't get it, all ranks end with its message."""
+    return owned(config.output, verb) if world.is_main else nullcontext()
