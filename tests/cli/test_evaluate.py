@@ -1,4 +1,4 @@
-"""``polar evaluate`` as a user calls it: several contenders, and every form of the result."""
+"""``polar evaluate``, called as by a user: several contenders, and every form of the result."""
 
 import csv
 import json
@@ -57,12 +57,12 @@ def error_of(result):
 
 def test_two_contenders_with_every_form_of_the_result(polar, models, tmp_path):
     """B2, B3, B7."""
-    given = ("--model", f"ours={models / 'm0'}", "--model", "theirs=scores:scores.jsonl")
+    options = ("--model", f"ours={models / 'm0'}", "--model", "theirs=scores:scores.jsonl")
     files = ("--json", "r.json", "--pairs", "p.csv", "--html", "e.html", "--plot", "a.svg", "--table", "t.tex")
-    message = error_of(polar("evaluate", "pairs.jsonl", *given, *files, "--by", "prompt_id", "--limit", 6))
+    message = error_of(polar("evaluate", "pairs.jsonl", *options, *files, "--by", "prompt_id", "--limit", 6))
     assert "no comparison has the metadata 'prompt_id'; there is: id" in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "scores.jsonl"]
-    code, shown, error = polar("evaluate", "pairs.jsonl", *given, *files, "--html-rows", 3)
+    code, shown, error = polar("evaluate", "pairs.jsonl", *options, *files, "--html-rows", 3)
     assert code == 0, error
     for word in (
         "8 pairs of 4 prompts, reference given",
@@ -96,11 +96,13 @@ def test_a_table_goes_alone_to_standard_output(polar):
     assert "warning: the intervals rest on 4 prompts only" in error
 
 
-def test_limits_are_told_and_counted(polar):
+def test_limits_are_reported_and_counted(polar):
     code, shown, error = polar("evaluate", "pairs.jsonl", "--model", "length", "--limit", 3)
     assert code == 0, error
     assert "3 pairs of 2 prompts" in shown and "the first 3 comparisons only" in " ".join(shown.split())
-    assert polar("evaluate", "pairs.jsonl", "--model", "scores:scores.jsonl", "--limit", 3)[0] == 0  # it may know of more
+    assert (
+        polar("evaluate", "pairs.jsonl", "--model", "scores:scores.jsonl", "--limit", 3)[0] == 0
+    )  # the file may have more scores
 
 
 def test_references_from_a_file(polar, tmp_path):
@@ -109,23 +111,25 @@ def test_references_from_a_file(polar, tmp_path):
     message = error_of(polar("evaluate", "bare.jsonl", "--model", "tfidf"))
     assert "8 of 8 comparisons have no reference, the first is comparison 1" in message and "--references FILE" in message
     (tmp_path / "refs.jsonl").write_text("".join(json.dumps({"id": r["id"], "reference": r["reference"]}) + "\n" for r in PAIRS))
-    given = ("--model", "tfidf", "--json")
-    assert polar("evaluate", "bare.jsonl", *given, "a.json", "--references", "refs.jsonl")[0] == 0
-    assert polar("evaluate", "pairs.jsonl", *given, "b.json")[0] == 0
+    options = ("--model", "tfidf", "--json")
+    assert polar("evaluate", "bare.jsonl", *options, "a.json", "--references", "refs.jsonl")[0] == 0
+    assert polar("evaluate", "pairs.jsonl", *options, "b.json")[0] == 0
     with_file, without = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
     assert with_file["contenders"] == without["contenders"]
     assert with_file["reference"]["file"] == "refs.jsonl" and without["reference"]["file"] is None
     (tmp_path / "refs.jsonl").write_text('{"prompt": "p0", "reference": "x"}\n')
-    message = error_of(polar("evaluate", "bare.jsonl", *given, "c.json", "--references", "refs.jsonl"))
+    message = error_of(polar("evaluate", "bare.jsonl", *options, "c.json", "--references", "refs.jsonl"))
     assert "refs.jsonl: no reference of comparison 3 (joined by its prompt)" in message
     (tmp_path / "refs.jsonl").write_text('{"prompt": "p0", "reference": "x"}\n{"prompt": "p0", "reference": "y"}\n')
-    assert "row 2: field 'reference'" in error_of(polar("evaluate", "bare.jsonl", *given, "c.json", "--references", "refs.jsonl"))
+    assert "row 2: field 'reference'" in error_of(
+        polar("evaluate", "bare.jsonl", *options, "c.json", "--references", "refs.jsonl")
+    )
 
 
 def test_mistakes_about_contenders_and_outputs_are_one_line_and_nothing_is_scored(polar, models, monkeypatch):
     monkeypatch.delattr(Native, "load")
     m0 = models / "m0"
-    for arguments, wanted in (
+    for arguments, expected in (
         (("--model", m0, "--model", m0), "two contenders have the name"),
         (("--model", m0, "--model", "hf:nowhere"), "nowhere: no such folder of a model"),
         (("--model", m0, "--model", f"hf:{m0}"), "name it without hf:"),
@@ -135,21 +139,21 @@ def test_mistakes_about_contenders_and_outputs_are_one_line_and_nothing_is_score
         (("--model", m0, "--pairs", "pairs.jsonl"), "this run writes this file"),
         (("--model", m0, "--model", "tfidf", "--reference", "empty"), "tfidf compares with the reference"),
     ):
-        assert wanted in error_of(polar("evaluate", "pairs.jsonl", *arguments)), arguments
+        assert expected in error_of(polar("evaluate", "pairs.jsonl", *arguments)), arguments
 
 
-def test_a_model_that_nobody_trained_is_told_at_every_use(polar, models, tmp_path):
+def test_every_use_of_an_untrained_model_gives_a_warning(polar, models, tmp_path):
     """B4."""
-    told = "its head and its tokens <|reward|> and [UNUSED_TOKEN_130] were never trained"
+    warning = "its head and its tokens <|reward|> and [UNUSED_TOKEN_130] were never trained"
     code, shown, error = polar("evaluate", "pairs.jsonl", "--model", models / "new", "--json", "r.json")
     assert code == 0, error
-    assert any(told in line for line in json.loads((tmp_path / "r.json").read_text())["warnings"])
+    assert any(warning in line for line in json.loads((tmp_path / "r.json").read_text())["warnings"])
     assert "never trained" in " ".join(shown.split())
     (tmp_path / "items.jsonl").write_text(json.dumps({"prompt": "p", "reference": "r", "output": "o"}) + "\n")
     with pytest.warns(UserWarning, match="were never trained"):
         code, _, error = polar("score", "--model", models / "new", "--input", "items.jsonl", "--output", "s.jsonl")
     assert code == 0
-    # A user sees one line of it, without the place in the code.
+    # A user sees one line without the position in the code.
     assert warnings.formatwarning(UserWarning("two\nlines"), UserWarning, "scorer.py", 7) == "warning: two lines\n"
 
 
@@ -162,21 +166,21 @@ def test_published_benchmarks(polar, models, tmp_path):
     (tmp_path / "total_dataset.json").write_text(json.dumps(rows))
     code, shown, _ = polar("evaluate", "--suite", "list")
     assert code == 0 and "rewardbench-2: RewardBench 2; references: none; licence: ODC-BY; https" in shown
-    given = ("evaluate", "total_dataset.json", "--suite", "RM-Bench", "--model", f"m={models / 'm0'}")
-    assert "RM-Bench ships no references" in error_of(polar(*given))
+    options = ("evaluate", "total_dataset.json", "--suite", "RM-Bench", "--model", f"m={models / 'm0'}")
+    assert "RM-Bench ships no references" in error_of(polar(*options))
     files = ("--reference", "empty", "--json", "r.json", "--pairs", "p.jsonl", "--html", "e.html", "--plot", "a.png")
-    code, shown, error = polar(*given, *files)
+    code, shown, error = polar(*options, *files)
     assert code == 0, error
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["schema"], report["suite"], list(report["contenders"])) == ("polar-rm/suite/1", "rm-bench", ["m", "length"])
     assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 4 * 9
     assert "rule: Each of 3 x 3 pairs" in (tmp_path / "e.html").read_text()
     assert (tmp_path / "a.png").stat().st_size > 1000
-    for arguments, wanted in (
+    for arguments, expected in (
         (("evaluate", "--suite", "rm-bench", "--model", "length"), "--suite rm-bench reads one file or folder"),
         (("evaluate", "--model", "length"), "name files of comparisons"),
         (("evaluate", "pairs.jsonl"), "name at least one contender with --model"),
-        ((*given, "--by", "x"), "--by x: a published benchmark has groups of its own"),
-        ((*given, "--suite", "nosuch"), "unknown suite 'nosuch'"),
+        ((*options, "--by", "x"), "--by x: a published benchmark has its own groups"),
+        ((*options, "--suite", "nosuch"), "unknown suite 'nosuch'"),
     ):
-        assert wanted in error_of(polar(*arguments)), arguments
+        assert expected in error_of(polar(*arguments)), arguments

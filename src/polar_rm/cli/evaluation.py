@@ -14,47 +14,52 @@ _Contenders = Annotated[
     list[str] | None,
     typer.Option(
         "--model",
-        help="A contender; may be given several times. A folder saved by polar, `hf:FOLDER` (an ordinary reward model, in its "
-        "own chat template), `http://HOST:PORT`, `scores:FILE`, `length`, `tfidf`, `embedding:FOLDER`. NAME=... names it.",
+        help="A contender; it may be repeated. A folder saved by polar, `hf:FOLDER` (an ordinary reward model, in its own chat "
+        "template), `http://HOST:PORT`, `scores:FILE`, `length`, `tfidf`, `embedding:FOLDER`. NAME=... sets its name.",
         metavar="[NAME=]CONTENDER",
     ),
 ]
 _Files = Annotated[
     list[Path] | None,
     typer.Argument(
-        help="Comparisons: ranked rows or {prompt, reference, chosen, rejected}. With --suite: its file or folder.", **DATA
+        help="Comparisons: ranked rows or {prompt, reference, chosen, rejected}. With --suite: the benchmark's file or folder.",
+        **DATA,
     ),
 ]
 _Suite = Annotated[
-    str | None, typer.Option(help="A published benchmark, by its own rule; `list` prints them. Then one file or folder is read.")
+    str | None, typer.Option(help="A published benchmark in one file or folder, measured by its own rule; `list` prints all.")
 ]
-_By = Annotated[str | None, typer.Option(help="Also per value of this metadata field, e.g. `subset` or `meta.language`.")]
-_Plot = Annotated[Path | None, typer.Option(help="Draw accuracies with intervals into this PNG or SVG.")]
+_By = Annotated[
+    str | None, typer.Option(help="Also report each value of this metadata field, such as `subset` or `meta.language`.")
+]
+_Plot = Annotated[Path | None, typer.Option(help="Write a plot of accuracies with intervals to this PNG or SVG.")]
 _Pairs = Annotated[
     Path | None,
-    typer.Option(help="Write one row a pair, with texts and scores, to this JSONL, Parquet or CSV.", callback=writable),
+    typer.Option(help="Write one row per pair, with texts and scores, to this JSONL, Parquet or CSV.", callback=writable),
 ]
 _Html = Annotated[
     Path | None, typer.Option(help="Write a page of the models' mistakes, confident ones first, to this file.", callback=writable)
 ]
-_HtmlRows = Annotated[int, typer.Option(help="Most pairs on the page of --html.", min=1)]
+_HtmlRows = Annotated[int, typer.Option(help="Maximum number of pairs on the page of --html.", min=1)]
 _Table = Annotated[
     str | None,
     typer.Option(
         help="Print the tables as `md`, `latex` or `csv`, or write them to a .md, .tex or .csv file.", metavar="FORMAT|FILE"
     ),
 ]
-_Limit = Annotated[int | None, typer.Option(help="Only the first N comparisons, to try things out.", min=1, metavar="N")]
+_Limit = Annotated[int | None, typer.Option(help="Use only the first N comparisons, for a trial.", min=1, metavar="N")]
 _Reference = Annotated[
     Literal["given", "empty", "shuffled"] | None,
     typer.Option(
-        help="The reference that contenders get; `shuffled`: of another prompt. Default: `given`, or `empty` if nobody needs one."
+        help="The reference that contenders get; `shuffled`: of another prompt. Default: `given`, or `empty` if none needs one."
     ),
 ]
 _References = Annotated[
     Path | None, typer.Option(help="Add references from rows {id, reference} or {prompt, reference} of this file.", **DATA)
 ]
-_KeyEnv = Annotated[str | None, typer.Option(help="Environment variable that holds the key of servers among the contenders.")]
+_KeyEnv = Annotated[
+    str | None, typer.Option(help="NAME of the environment variable with the key of servers among the contenders.")
+]
 
 
 @verb("Evaluation")
@@ -82,8 +87,8 @@ def evaluate(
 ) -> None:
     """Compare reward models: accuracies with 95% intervals, and which one is better.
 
-    The comparisons are your own, or those of a published benchmark, which is measured by its own rule. The baselines length and
-    TF-IDF are measured on the same pairs. Models are loaded one after another.
+    The comparisons come from your files or from a published benchmark, which is measured by its own rule. The baselines length
+    and TF-IDF are measured on the same pairs. Models are loaded one after another.
 
     Examples:
 
@@ -102,7 +107,7 @@ def evaluate(
 
     with needs("evaluate", "polar evaluate"):
         from polar_rm.cli import results
-    results.run(files or [], results.Wanted(json, plot, pairs, html, html_rows, table), options)
+    results.run(files or [], results.ResultFiles(json, plot, pairs, html, html_rows, table), options)
 
 
 @verb("Evaluation")

@@ -58,8 +58,8 @@ def main() -> None:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
-def _one_line(message: Warning | str, category: type[Warning], *where: object, **further: object) -> str:
-    """A warning as a user reads it; where in the code it was raised is for developers' own."""
+def _one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:
+    """A warning in one line, without its position in the code, which is of no use to a user."""
     kind = "" if category is UserWarning else f"{category.__name__}: "
     return f"warning: {kind}{' '.join(str(message).split())}\n"
 

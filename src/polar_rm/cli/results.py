@@ -1,4 +1,4 @@
-"""What ``polar evaluate`` does with its options: contenders, the evaluation itself, files and tables of its result."""
+"""The implementation of ``polar evaluate``: contenders, the evaluation, and the files and tables of its result."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from polar_rm.reporting.tables import FORMATS, SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Files and formats that were asked for. table: a format, or a file by its suffix."""
+class ResultFiles:
+    """The requested files and formats. table: a format, or a file whose suffix is one."""
 
     json: Path | None = None
     plot: Path | None = None
@@ -35,10 +35,10 @@ class Wanted:
     table: str | None = None
 
     def check(self) -> None:
-        """Check that all of them can be written, before the work.
+        """Check that all files can be written, before the work.
 
         Raises:
-            PolarError: another suffix or format, or a place where nothing can be written.
+            PolarError: a suffix or format is unknown, or a file can't be written.
         """
         if self.plot:
             check_target(self.plot, PLOT_SUFFIXES)
@@ -55,7 +55,7 @@ class Wanted:
         return [path for path in (self.json, self.pairs, self.html, self.plot, table) if path]
 
     def show(self, result: Scored, report: Any, summary: Summary, by: str | None = None) -> None:
-        """Print the summary, and write the files but for the plot."""
+        """Print the summary, and write all files except the plot."""
         self._print(summary)
         if self.json:
             write_report(self.json, report)
@@ -66,7 +66,7 @@ class Wanted:
             message(f"{count:,} of {len(result.scores.pairs):,} pairs shown on {self.html}")
 
     def _print(self, summary: Summary) -> None:
-        """To the terminal, or in another format; what the tables mean is then told beside them."""
+        """Print the summary for the terminal, or its tables in another format; explanations then go to stderr."""
         if self.table not in FORMATS:
             print_table(summary.rich())
         if self.table:
@@ -80,11 +80,11 @@ class Wanted:
                 message(line)
 
 
-def run(files: Sequence[Path], wanted: Wanted, options: dict[str, Any]) -> None:
-    """Evaluate as the options of the verb say, by their names.
+def run(files: Sequence[Path], targets: ResultFiles, options: dict[str, Any]) -> None:
+    """Evaluate with the options of the verb, by name.
 
     Raises:
-        PolarError: no contender or no data, a suite with another number of paths than one, and all that the evaluation refuses.
+        PolarError: contenders or data are missing, a suite has not exactly one path, or the evaluation refuses its input.
     """
     suite, by = options["suite"], options["by"]
     if suite == "list":
@@ -95,36 +95,36 @@ def run(files: Sequence[Path], wanted: Wanted, options: dict[str, Any]) -> None:
     if not files or (suite and len(files) > 1):
         raise PolarError(f"--suite {suite} reads one file or folder" if suite else "name files of comparisons")
     if suite and by:
-        raise PolarError(f"--by {by}: a published benchmark has groups of its own; use --by without --suite")
-    wanted.check()
+        raise PolarError(f"--by {by}: a published benchmark has its own groups; use --by without --suite")
+    targets.check()
     contenders = _contenders(options)
     common = {name: options[name] for name in ("reference", "references", "limit", "seed")}
     with show_progress(messages) as progress:
         if suite:
-            found = evaluate_suite(suite, files[0], contenders, **common, progress=progress)
+            suite_result = evaluate_suite(suite, files[0], contenders, **common, progress=progress)
         else:
-            outputs = wanted.files()
+            outputs = targets.files()
             source = side_file(outputs[0] if outputs else None, files)
             bad = OnBadRow(options["on_bad_row"], source, strip_prompt=options["strip_prompt"])
             result = evaluate_files(contenders, files, **common, by=by, on_bad_row=bad, outputs=outputs, progress=progress)
     if suite:
-        if wanted.plot:
-            save_figure(accuracy_figure(figure_rows(found.report), title=found.report["title"]), wanted.plot)
-        wanted.show(found, found.report, summarise_suite(found.report))
+        if targets.plot:
+            save_figure(accuracy_figure(figure_rows(suite_result.report), title=suite_result.report["title"]), targets.plot)
+        targets.show(suite_result, suite_result.report, summarise_suite(suite_result.report))
     else:
-        if wanted.plot:
-            write_plot(wanted.plot, result.report)
-        wanted.show(result, result.report, summarise(result.report), by)
+        if targets.plot:
+            write_plot(targets.plot, result.report)
+        targets.show(result, result.report, summarise(result.report), by)
 
 
 def _contenders(options: dict[str, Any]) -> list[Contender]:
-    """What ``--model`` names. A device is claimed only where one of them has weights."""
+    """The contenders of ``--model``. A device is claimed only if one of them has weights."""
     from polar_rm.common.http import key_from_environment
 
     variable = options["api_key_env"]
     api_key = key_from_environment(variable, "--api-key-env") if variable else None
-    how = ModelOptions(options["precision"], options["device"], options["row_tokens"], api_key)
-    contenders = find_contenders(options["model"], how)
+    model_options = ModelOptions(options["precision"], options["device"], options["row_tokens"], api_key)
+    contenders = find_contenders(options["model"], model_options)
     if any(contender.has_weights for contender in contenders):
         from polar_rm.model.devices import claim_device
 

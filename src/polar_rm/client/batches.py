@@ -16,8 +16,8 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
-    """The token ids of one item. cut: its truncation. shared: the number of ids up to the end of the prompt behind the separator,
-    which all outputs of the prompt share; None where it is unknown."""
+    """The token ids of one item. cut: its truncation. shared: the number of ids up to the end of the prompt after the separator,
+    which all outputs of the prompt share; None if it is unknown."""
 
     ids: list[int]
     cut: Cut

@@ -187,9 +187,9 @@ def _evaluate(output: Path) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, split in TESTS.items():
         pretrained.scores.clear()
-        found = evaluate({"model": pretrained}, ComparisonFiles([output / "corpus" / split]), by="policy").report
-        result[name] = _numbers(found, "model", baselines)
-        result[name]["by"] = {policy: _numbers(group, "model", baselines) for policy, group in found["by"].items()}
+        report = evaluate({"model": pretrained}, ComparisonFiles([output / "corpus" / split]), by="policy").report
+        result[name] = _measures(report, "model", baselines)
+        result[name]["by"] = {policy: _measures(group, "model", baselines) for policy, group in report["by"].items()}
         result[name]["scores"] = {
             "same policy": [score for rank, score in pretrained.scores if rank == 0],
             "other policies": [score for rank, score in pretrained.scores if rank == 1],
@@ -197,15 +197,15 @@ def _evaluate(output: Path) -> dict[str, Any]:
     models = {"with pre-training": finetuned, "without pre-training": alone, "not fine-tuned": pretrained}
     ranked = evaluate(models, ComparisonFiles([output / "ranked/test.jsonl"])).report
     difference = ranked["differences"][0]
-    result["ranked"] = {name: _numbers(ranked, name, baselines) for name in models}
+    result["ranked"] = {name: _measures(ranked, name, baselines) for name in models}
     result["ranked"]["difference"] = {"accuracy": difference["difference"], "ci95": difference["ci95"]}
     return result
 
 
-def _numbers(found: GroupReport, model: str, baselines: Sequence[str]) -> dict[str, Any]:
-    """Of one model beside the baselines."""
-    measures = found["contenders"]
-    sizes = {"n_pairs": found["n_pairs"], "n_prompts": found["n_prompts"]}
+def _measures(group: GroupReport, model: str, baselines: Sequence[str]) -> dict[str, Any]:
+    """The measures of one model and of the baselines."""
+    measures = group["contenders"]
+    sizes = {"n_pairs": group["n_pairs"], "n_prompts": group["n_prompts"]}
     return {**sizes, **measures[model], "baselines": {name: measures[name] for name in baselines}}
 
 

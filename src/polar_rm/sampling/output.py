@@ -42,7 +42,7 @@ def write_trajectories(config: SamplingConfig, plan: SamplingPlan, store: Store)
     Files of an earlier run stay until all new ones are written under hidden names, which are then renamed. If the process is
     killed between these steps, ``manifest.json`` lists other files than those in the folder, so a reader notices.
     """
-    wanted = _wanted(config, plan)
+    planned = _planned(config, plan)
     target, n = trajectories_path(config), config.buckets
     members: list[list[Prompt]] = [[] for _ in range(n)]
     for prompt in plan.prompts:
@@ -51,7 +51,7 @@ def write_trajectories(config: SamplingConfig, plan: SamplingPlan, store: Store)
     shutil.rmtree(staging, ignore_errors=True)
     files: list[TrajectoryFile] = []
     for number, prompts in enumerate(members):
-        rows = _trajectories(config, store, prompts, wanted)
+        rows = _trajectories(config, store, prompts, planned)
         if (first := next(rows, None)) is None:
             continue
         path = target if n == 1 else target / f"{number:05d}-of-{n:05d}.parquet"
@@ -101,21 +101,21 @@ def write_manifest(
     write_json(config.output / "manifest.json", content)
 
 
-def _wanted(config: SamplingConfig, plan: SamplingPlan) -> dict[str, list[tuple[Policy, int]]]:
+def _planned(config: SamplingConfig, plan: SamplingPlan) -> dict[str, list[tuple[Policy, int]]]:
     """By prompt id: the policies in the order of the config, with their numbers of samples."""
-    wanted: dict[str, list[tuple[Policy, int]]] = {prompt.prompt_id: [] for prompt in plan.prompts}
+    planned: dict[str, list[tuple[Policy, int]]] = {prompt.prompt_id: [] for prompt in plan.prompts}
     for policy in config.policies:
         for index, count in plan.shares[policy.name]:
-            wanted[plan.prompts[index].prompt_id].append((policy, count))
-    return wanted
+            planned[plan.prompts[index].prompt_id].append((policy, count))
+    return planned
 
 
 def _trajectories(
-    config: SamplingConfig, store: Store, prompts: list[Prompt], wanted: dict[str, list[tuple[Policy, int]]]
+    config: SamplingConfig, store: Store, prompts: list[Prompt], planned: dict[str, list[tuple[Policy, int]]]
 ) -> Iterator[Trajectory]:
     for prompt in prompts:
         samples = store.samples_of(prompt.prompt_id)
-        for policy, count in wanted[prompt.prompt_id]:
+        for policy, count in planned[prompt.prompt_id]:
             for sample_id in range(count):
                 if (policy.name, sample_id) not in samples:
                     continue
