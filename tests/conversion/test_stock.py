@@ -59,7 +59,10 @@ def test_role_tokens_are_added_as_training_adds_them(tmp_path):
     rename(theirs, lambda tensors: tensors | {"score.weight": torch.randn(1, 64)})
     conversion = convert(theirs, tmp_path / "native")
     assert "added <|reward|> and [UNUSED_TOKEN_130]" in conversion.notes[0]
-    ours = RewardModel.from_pretrained(tmp_path / "native")
+    with pytest.warns(
+        UserWarning, match=r"its tokens <\|reward\|> and \[UNUSED_TOKEN_130\] were never trained.*--model hf:FOLDER"
+    ):
+        ours = RewardModel.from_pretrained(tmp_path / "native")  # B4
     trained = RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "lm"))
     assert ours.encoder.fingerprint == trained.encoder.fingerprint
     embeddings = [model.backbone.get_input_embeddings().weight for model in (ours, trained)]

@@ -133,7 +133,9 @@ def test_a_run_learns_and_writes_all_outputs(tmp_path):
     run = json.loads((output / "run.json").read_text())
     assert {"config", "plan", "data", "encoder_hash", "seed", "versions", "git", "results"} <= run.keys()
     comparisons = list(read_comparisons(tmp_path / "eval.jsonl"))
-    scores = list(Scorer(RewardModel.from_pretrained(output / "model")).score_comparisons(comparisons))
+    trained = RewardModel.from_pretrained(output / "model")
+    assert trained.untrained == ()
+    scores = list(Scorer(trained).score_comparisons(comparisons))
     correct = [s[i] > s[j] for s, c in zip(scores, comparisons, strict=True) for i, j in c.pairs()]
     assert sum(correct) / len(correct) > 0.8
 
@@ -147,6 +149,7 @@ def test_lora_trains_adapters_and_exports_merged_weights(tmp_path):
     model = RewardModel.from_pretrained(tmp_path / "run/model")
     after = model.backbone.state_dict()
     assert after.keys() == before.keys()
+    assert model.untrained == ("<|reward|>", "[UNUSED_TOKEN_130]")  # their embeddings stay as they were drawn
     assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
     change = after["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]
     assert torch.linalg.matrix_rank(change, rtol=1e-3) == 4

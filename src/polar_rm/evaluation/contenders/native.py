@@ -11,7 +11,7 @@ import torch
 from polar_rm.evaluation.contenders.base import Contender, ModelOptions
 from polar_rm.evaluation.pairs import NotedScores
 from polar_rm.evaluation.references import ComparisonScorer
-from polar_rm.model.blueprint import checkpoint_blueprint
+from polar_rm.model.blueprint import Blueprint, checkpoint_blueprint
 from polar_rm.model.native import untrained_warning
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import Comparison
@@ -28,16 +28,17 @@ class Native(Contender):
         super().__init__(name)
         self.source = str(folder)
         self._folder, self._options = folder, options
+        self._blueprint: Blueprint | None = None
 
     def check(self) -> None:
         """Config, tokenizer and encoder of the folder; errors as of :func:`checkpoint_blueprint`."""
-        blueprint = checkpoint_blueprint(self._folder)
-        self.facts |= {"encoder_hash": blueprint.encoder.hash, **self._options.place()}
+        self._blueprint = checkpoint_blueprint(self._folder)
+        self.facts |= {"encoder_hash": self._blueprint.encoder.hash, **self._options.place()}
 
     def load(self) -> ComparisonScorer:
         """The model with its weights."""
         place = self._options.place()
-        blueprint = checkpoint_blueprint(self._folder)
+        blueprint = self._blueprint or checkpoint_blueprint(self._folder)
         model = RewardModel.from_blueprint(blueprint, dtype=place["dtype"], device=place["device"])
         if model.untrained:
             self.warnings.append(untrained_warning(self.name, model.untrained))

@@ -37,6 +37,7 @@ class Stock(Contender):
         super().__init__(name)
         self.source = str(folder)
         self._folder, self._options = Path(folder), options
+        self._template: ChatTemplate | None = None
 
     def check(self) -> None:
         """Config, tokenizer and chat template; the weights are not read.
@@ -46,12 +47,13 @@ class Stock(Contender):
         """
         self.facts |= self._options.place()
         check_classifier(self._folder)
-        ChatTemplate(self.name, self._folder)
+        self._template = ChatTemplate(self.name, self._folder)
 
     def load(self) -> ComparisonScorer:
         """The model with its weights."""
         model = load_classifier(self._folder, self._options)
-        return StockScorer(self.name, model, ChatTemplate(self.name, self._folder), self._options.row_tokens)
+        template = self._template or ChatTemplate(self.name, self._folder)
+        return StockScorer(self.name, model, template, self._options.row_tokens)
 
     def release(self) -> None:
         """Free the model's memory."""
