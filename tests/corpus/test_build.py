@@ -35,14 +35,14 @@ def test_only_selected_policies_take_part(tmp_path, name):
     policies = sorted({row.policy for row in zoo()})
     kept = {policies[0], policies[1]}
     report = build(config(tmp_path, zoo(), name, policies=[policies[0], f"[{policies[1]}]"]))
-    some = [row for row in zoo() if row.policy in kept]
-    build(alone := config(tmp_path / "some", some, name))
-    found = [(c.prompt, c.candidates) for c in read_comparisons(tmp_path / "out/train")]
-    assert found == [(c.prompt, c.candidates) for c in comparisons(alone)] != []
+    selected = [row for row in zoo() if row.policy in kept]
+    build(only_selected := config(tmp_path / "some", selected, name))
+    texts = [(c.prompt, c.candidates) for c in read_comparisons(tmp_path / "out/train")]
+    assert texts == [(c.prompt, c.candidates) for c in comparisons(only_selected)] != []
     assert set(report["policies"]) == kept
     counts = report["counts"]["trajectories"]
     assert counts["read"] == len(zoo())
-    assert counts["unselected"] == len(zoo()) - len(some)
+    assert counts["unselected"] == len(zoo()) - len(selected)
 
 
 def test_every_file_of_a_finished_folder(tmp_path):
@@ -71,7 +71,7 @@ def test_every_file_of_a_finished_folder(tmp_path):
     }  # fmt: skip
 
 
-def test_sizes_and_pairs_in_the_report_are_those_of_the_shards(tmp_path):
+def test_sizes_and_pairs_in_the_report_equal_those_of_the_shards(tmp_path):
     settings = config(tmp_path, zoo(samples=2), pairing={"negatives": 2})
     report = build(settings)
     built = comparisons(settings)
@@ -85,10 +85,10 @@ def test_sizes_and_pairs_in_the_report_are_those_of_the_shards(tmp_path):
         names = "abcd"[policy], "abcd"[other]
         assert number == sum(names[1] in c.metadata["candidate_policies"] for c in built if c.metadata["policy"] == names[0])
     assert set(report["baselines"]["overall"]) == {"length", "tfidf"}
-    assert report["baselines"]["overall"]["tfidf"]["accuracy"] > 0.9  # these policies have words of their own
+    assert report["baselines"]["overall"]["tfidf"]["accuracy"] > 0.9  # each of these policies has its own words
 
 
-def test_the_shards_depend_on_rows_and_seed_alone(tmp_path):
+def test_the_shards_depend_only_on_rows_and_seed(tmp_path):
     rows = zoo()
     first = config(tmp_path / "a", rows)
     other_order = config(tmp_path / "b", random.Random(1).sample(rows, len(rows)))
@@ -106,9 +106,9 @@ def test_the_shards_depend_on_rows_and_seed_alone(tmp_path):
 
 
 def test_comparisons_do_not_depend_on_other_prompts_or_on_buckets(tmp_path):
-    whole, part = config(tmp_path / "a", zoo()), config(tmp_path / "b", zoo(3), buckets=1)
-    build(whole), build(part)
-    assert [c for c in comparisons(whole) if c.metadata["prompt_id"] in ("p0", "p1", "p2")] == comparisons(part)
+    six, three = config(tmp_path / "a", zoo()), config(tmp_path / "b", zoo(3), buckets=1)
+    build(six), build(three)
+    assert [c for c in comparisons(six) if c.metadata["prompt_id"] in ("p0", "p1", "p2")] == comparisons(three)
 
 
 def test_splits_share_no_prompt_and_no_policy(tmp_path):
@@ -118,8 +118,8 @@ def test_splits_share_no_prompt_and_no_policy(tmp_path):
     ids = [{c.metadata["prompt_id"] for c in each} for each in (train, prompts, policies)]
     assert not ids[0] & (ids[1] | ids[2])
     assert ids[1] == ids[2]
-    for each, wanted in ((train, "abcd"), (prompts, "abcd"), (policies, "ef")):
-        assert {p for c in each for p in (c.metadata["policy"], *c.metadata["candidate_policies"])} == set(wanted)
+    for each, names in ((train, "abcd"), (prompts, "abcd"), (policies, "ef")):
+        assert {p for c in each for p in (c.metadata["policy"], *c.metadata["candidate_policies"])} == set(names)
 
 
 def test_copies_of_a_prompt_under_two_ids_are_in_one_split(tmp_path):
@@ -129,8 +129,9 @@ def test_copies_of_a_prompt_under_two_ids_are_in_one_split(tmp_path):
     ]  # fmt: skip
     settings = config(tmp_path, rows, splits={"prompts": 0.4})
     build(settings)
-    train, held = ({c.metadata["prompt_id"][2:] for c in comparisons(settings, name)} for name in ("train", "unseen_prompts"))
-    assert train and held and not train & held
+    names = ("train", "unseen_prompts")
+    train, held_out = ({c.metadata["prompt_id"][2:] for c in comparisons(settings, name)} for name in names)
+    assert train and held_out and not train & held_out
 
 
 def test_contaminated_prompts_are_dropped_and_listed(tmp_path):
@@ -144,20 +145,20 @@ def test_contaminated_prompts_are_dropped_and_listed(tmp_path):
     assert report["counts"]["prompts"]["contaminated"] == 1
 
 
-def test_caps_of_a_policy_keep_a_choice_that_order_does_not_change(tmp_path):
-    free, capped = (config(tmp_path / n, zoo(20), pairing={"per_policy": cap}) for n, cap in (("a", None), ("b", 5)))
-    build(free)
+def test_caps_of_a_policy_keep_the_same_comparisons_in_any_order(tmp_path):
+    uncapped, capped = (config(tmp_path / n, zoo(20), pairing={"per_policy": cap}) for n, cap in (("a", None), ("b", 5)))
+    build(uncapped)
     report = build(capped)
     kept = comparisons(capped)
     assert [sum(c.metadata["policy"] == policy for c in kept) for policy in "abcd"] == [5] * 4
-    assert [c for c in comparisons(free) if c in kept] == kept
+    assert [c for c in comparisons(uncapped) if c in kept] == kept
     assert report["splits"]["train"]["comparisons"] == 20
     assert report["baselines"]["overall"]["length"]["pairs"] == 20
 
 
-def test_the_sample_for_baselines_holds_capped_policies_no_more_than_others():
+def test_the_sample_for_baselines_does_not_favour_capped_policies():
     job = SimpleNamespace(config=SimpleNamespace(report=SimpleNamespace(pairs=40)))
-    capped = [number << 40 for number in range(100)]  # the smallest keys of many
+    capped = [number << 40 for number in range(100)]  # a cap keeps the smallest keys
     others = [number << 57 for number in range(1, 101)]
     sample = _Sample(job)
     sample.add(0, {"key": capped + others, "split": ["train"] * 200})
@@ -173,11 +174,11 @@ def test_distances_of_negatives(tmp_path):
         build(config(tmp_path, families={"a": "x"}, pairing={"distance": ["same_family"]}, output=tmp_path / "out2"))
 
 
-def test_comparisons_with_fewer_negatives_than_asked_are_counted(tmp_path):
+def test_comparisons_with_fewer_negatives_than_requested_are_counted(tmp_path):
     rows = [*zoo(6), *zoo(2, policies="e")]
     report = build(config(tmp_path, rows, pairing={"negatives": 4}))
     assert report["splits"]["train"]["short"] == 4 * 4  # on four prompts there are three others
-    assert "train: 26 comparisons (16 with fewer negatives than asked), 88 pairs" in summary(report)
+    assert "train: 26 comparisons (16 with fewer negatives than requested), 88 pairs" in summary(report)
 
 
 def test_families_come_from_the_rows_or_the_sampling_manifest(tmp_path):
@@ -206,13 +207,13 @@ SAMPLED = "polar-rm/trajectories/1"
         *(json.dumps({"schema": SAMPLED} | more) for more in ({}, {"policies": 3}, {"policies": [1, {}]})),
     ],
 )
-def test_a_manifest_of_others_beside_the_inputs_is_left_alone(tmp_path, content):
+def test_a_manifest_of_another_program_is_ignored(tmp_path, content):
     settings = config(tmp_path, zoo())
     (tmp_path / "manifest.json").write_bytes(content.encode("latin-1"))
     assert build(settings)["policies"]["a"]["family"] is None
 
 
-def test_damaged_files_in_the_output_folder_are_one_line(tmp_path):
+def test_damaged_files_in_the_output_folder_are_reported_in_one_line(tmp_path):
     settings = config(tmp_path, zoo())
     build(settings)
     (settings.output / "report.json").unlink()
@@ -223,7 +224,7 @@ def test_damaged_files_in_the_output_folder_are_one_line(tmp_path):
         build(settings)
 
 
-def test_policies_that_continue_and_those_that_answer_never_meet(tmp_path):
+def test_policies_that_continue_are_never_compared_with_those_that_answer(tmp_path):
     rows = [
         row for policy in "abcd" for row in zoo(policies=policy, metadata={"wrapper": "sft" if policy in "ab" else "pretrain"})
     ]
@@ -237,14 +238,14 @@ def test_policies_that_continue_and_those_that_answer_never_meet(tmp_path):
     assert {c.wrapper for c in comparisons(forced)} == {"pretrain"}
 
 
-def test_cleaning_goes_before_pairing_and_is_reported(tmp_path):
+def test_cleaning_comes_before_pairing_and_is_reported(tmp_path):
     looped = [Trajectory("t", f"p{p}", f"prompt {p}", "loop", s, "go " * (100 + s)) for p in range(6) for s in range(2)]
     settings = config(tmp_path, [*zoo(policies="ab"), *looped])
     report = build(settings)
     assert report["cleaning"]["repeated_words"]["texts"] == 12
     [example, *_] = report["cleaning"]["repeated_words"]["examples"]
     assert len(example["after"]) < len(example["before"])
-    # Both samples are the same text once the loop is cut: the policy is no reference any more.
+    # Both samples are equal after the loop is shortened, so the policy can't have the reference.
     assert report["counts"]["trajectories"]["equal_after_cleaning"] == 6
     assert {c.metadata["policy"] for c in comparisons(settings)} == {"a", "b"}
     off = config(tmp_path, cleaning={"repeated_words": False, "repeated_characters": False}, output=tmp_path / "off")
@@ -264,7 +265,7 @@ def test_empty_texts_and_duplicates_are_counted_and_left_out(tmp_path):
     assert not any(text.isspace() for c in comparisons(settings) for text in (c.reference, *c.candidates))
 
 
-def test_messages_and_texts_that_look_like_them_come_through(tmp_path):
+def test_messages_and_texts_that_look_like_them_are_unchanged(tmp_path):
     rows = [
         Trajectory("t", kind, prompt, policy, s, f'[{{"role": {policy}{s}')
         for kind, prompt in (("m", [{"role": "user", "content": "hi"}]), ("t", '[{"role": nothing'), ("q", '["x"]'))
@@ -284,7 +285,7 @@ def columns(rows):
     }
 
 
-def test_bad_rows_stop_or_are_set_aside(tmp_path):
+def test_bad_rows_stop_the_build_or_are_skipped(tmp_path):
     values = columns(zoo())
     values["policy"][3] = None
     texts = [text.encode() for text in values["text"]]
@@ -304,7 +305,7 @@ def test_bad_rows_stop_or_are_set_aside(tmp_path):
 
 def test_an_id_of_two_prompts(tmp_path):
     settings = config(tmp_path, [*zoo(), Trajectory("t", "p0", "another", "a", 9, "x")])
-    with pytest.raises(PolarError, match=r"row 73: prompt_id 'p0' names another prompt than in .*: row 1$"):
+    with pytest.raises(PolarError, match=r"row 73: prompt_id 'p0' has another prompt than in .*: row 1$"):
         build(settings)
     settings = settings.model_copy(update={"output": tmp_path / "skipped", "on_bad_row": "skip"})
     assert build(settings)["counts"]["trajectories"]["refused"] == 1
@@ -323,7 +324,7 @@ def test_an_id_of_two_prompts(tmp_path):
 def test_nothing_to_compare(tmp_path, rows, message):
     with pytest.raises(PolarError, match=message):
         build(config(tmp_path, rows))
-    # Nothing to continue: the next attempt may have other settings.
+    # There is nothing to continue, and the next attempt may have other settings.
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -350,7 +351,7 @@ def test_files_that_hold_no_trajectories(tmp_path):
 
 @pytest.mark.parametrize("name", ["n_tokens", "dup_count"])
 @pytest.mark.parametrize("value", [10**30, -7])
-def test_numbers_that_can_not_be_are_named(tmp_path, name, value):
+def test_impossible_counts_are_refused_by_name(tmp_path, name, value):
     rows = columns(zoo())
     lines = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
     lines[3][name] = value
@@ -363,7 +364,7 @@ def test_numbers_that_can_not_be_are_named(tmp_path, name, value):
         assert build(settings.model_copy(update={"on_bad_row": "skip"}))["counts"]["trajectories"]["refused"] == 1
 
 
-def test_a_count_of_copies_is_no_truth_value_and_a_column_of_another_type_is_named(tmp_path):
+def test_a_boolean_count_and_a_column_of_another_type_are_refused(tmp_path):
     row = {"source": "s", "prompt_id": "p", "prompt": "x", "policy": "a", "sample_id": 0, "text": "t", "dup_count": True}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row))
     with pytest.raises(PolarError, match="row 1: field 'dup_count': expected a number from 0 to .* not true"):
@@ -389,7 +390,7 @@ def test_a_policy_of_two_families_in_one_file_is_refused_unless_settings_decide(
     assert build(config(tmp_path, name=name, families={"*": "z"}))["policies"]["a"]["family"] == "z"
 
 
-def test_many_row_groups_are_numbered_through(tmp_path, monkeypatch):
+def test_rows_are_numbered_across_row_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(plan_module, "_PART_BYTES", 1)
     values = columns(zoo())
     values["policy"][40] = None
@@ -401,32 +402,32 @@ def test_many_row_groups_are_numbered_through(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_build_is_not_finished_and_continues(tmp_path, monkeypatch):
-    whole, broken = config(tmp_path / "a", zoo()), config(tmp_path / "b", zoo())
-    build(whole)
-    real, done = build_module.build_bucket, []
+    complete, interrupted = config(tmp_path / "a", zoo()), config(tmp_path / "b", zoo())
+    build(complete)
+    real, built = build_module.build_bucket, []
 
     def fail(job, number):
         if number == 1:
             raise KeyboardInterrupt
-        done.append(number)
+        built.append(number)
         real(job, number)
 
     monkeypatch.setattr(build_module, "build_bucket", fail)
     with pytest.raises(KeyboardInterrupt):
-        build(broken)
-    assert not (broken.output / "manifest.json").exists()
-    assert not shards(broken).keys() & shards(whole).keys()
+        build(interrupted)
+    assert not (interrupted.output / "manifest.json").exists()
+    assert not shards(interrupted).keys() & shards(complete).keys()
 
     def count(job, number):
-        done.append(number)
+        built.append(number)
         real(job, number)
 
     monkeypatch.setattr(build_module, "build_bucket", count)
-    build(broken)
-    assert done == [0, 1, 2]
-    assert shards(broken) == shards(whole)
-    build(broken)  # finished: nothing is built again
-    assert done == [0, 1, 2]
+    build(interrupted)
+    assert built == [0, 1, 2]
+    assert shards(interrupted) == shards(complete)
+    build(interrupted)  # it is finished, so nothing is built again
+    assert built == [0, 1, 2]
 
 
 def test_a_folder_of_other_settings_is_refused_with_the_difference(tmp_path):
@@ -434,7 +435,7 @@ def test_a_folder_of_other_settings_is_refused_with_the_difference(tmp_path):
     build(settings)
     with pytest.raises(PolarError, match=r"a corpus of other settings \(pairing.negatives: 1 there, 2 now\)"):
         build(config(tmp_path, pairing={"negatives": 2}))
-    build(config(tmp_path, workers=2))  # which makes no difference
+    build(config(tmp_path, workers=2))  # the number of workers is not part of the settings
     write_records(tmp_path / "rows.parquet", zoo(5))
     with pytest.raises(PolarError, match=r"other settings \(inputs.rows.parquet"):
         build(settings)
@@ -462,21 +463,21 @@ def test_tokens_are_counted_with_a_tokenizer(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_and_ray_make_the_same_bytes(tmp_path):
+def test_processes_and_ray_write_the_same_bytes(tmp_path):
     ray = pytest.importorskip("ray")
     rows = zoo(40)
     settings = {name: config(tmp_path / name, rows, workers=2, engine=engine) for name, engine in (("a", "local"), ("b", "ray"))}
-    one = config(tmp_path / "c", rows)
+    single = config(tmp_path / "c", rows)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        for each in (*settings.values(), one):
+        for each in (*settings.values(), single):
             build(each)
     finally:
         ray.shutdown()
-    assert shards(settings["a"]) == shards(settings["b"]) == shards(one)
+    assert shards(settings["a"]) == shards(settings["b"]) == shards(single)
 
 
-def test_a_cut_line_leaves_no_newline_that_tells_of_the_cut(tmp_path):
+def test_a_removed_last_line_leaves_no_newline(tmp_path):
     rows = [
         replace(row, text=f"{row.text} And so on.\nA line that the limit ended in the", finish_reason="length") for row in zoo()
     ]

@@ -9,7 +9,7 @@ SENTENCE = "The cat sat on the mat and looked out."
 
 
 def texts():
-    """Ordinary characters, and units that come again and again, also inside one another."""
+    """Ordinary characters, and repeated units, also nested ones."""
     unit = st.text("ab .\n,x?é中", min_size=1, max_size=6)
     looped = st.tuples(unit, st.integers(1, 120)).map(lambda pair: pair[0] * pair[1])
     flat = st.lists(st.one_of(unit, looped, st.just(SENTENCE)), max_size=5).map("".join)
@@ -24,18 +24,18 @@ def is_subsequence(short, long):
     return all(character in rest for character in short)
 
 
-def most_copies(tokens, period):
-    """By brute force: the most repeats in a row of a unit of ``period`` tokens."""
-    most = run = 0
+def max_repeats(tokens, period):
+    """By brute force: the maximum number of consecutive repeats of a unit of ``period`` tokens."""
+    longest = run = 0
     for i in range(period, len(tokens)):
         run = run + 1 if tokens[i] == tokens[i - period] else 0
-        most = max(most, run)
-    return most // period + 1
+        longest = max(longest, run)
+    return longest // period + 1
 
 
 @given(texts(), REASONS)
 @settings(max_examples=60)
-def test_only_shortened_never_emptied_and_stable(text, reason):
+def test_texts_are_only_shortened_never_emptied_and_cleaning_is_idempotent(text, reason):
     cleaned = clean(text, reason)
     assert is_subsequence(cleaned.text, text)
     assert bool(cleaned.text.strip()) == bool(text.strip())
@@ -53,19 +53,19 @@ def test_no_loop_is_left(text):
         "repeated_lines": [line.rstrip() for line in cleaned.split("\n") if line.strip()],
     }
     for rule, loop in LOOPS.items():
-        for period in range(1, loop.longest + 1):
-            assert most_copies(tokens[rule], period) < loop.copies(period), (rule, period)
+        for period in range(1, loop.max_period + 1):
+            assert max_repeats(tokens[rule], period) < loop.min_repeats(period), (rule, period)
 
 
 @given(st.lists(st.tuples(texts(), REASONS), max_size=8))
 @settings(max_examples=25)
-def test_many_are_cleaned_as_each_alone(rows):
+def test_many_texts_are_cleaned_like_single_ones(rows):
     columns = [text for text, _ in rows], [reason for _, reason in rows]
     assert clean_all(*columns, Cleaning()) == [clean(text, reason) for text, reason in rows]
 
 
 @pytest.mark.parametrize(
-    ("rule", "unit", "begun"),
+    ("rule", "unit", "unfinished"),
     [
         ("repeated_characters", "!", ""),
         ("repeated_characters", "哈嘻", "哈"),
@@ -73,7 +73,7 @@ def test_many_are_cleaned_as_each_alone(rows):
         ("repeated_lines", "- travel to Hungary\n- come back\n", "- travel to Hungary\n"),
     ],
 )
-def test_a_loop_is_cut_and_still_to_be_seen(rule, unit, begun):
+def test_a_loop_is_shortened_and_stays_recognisable(rule, unit, unfinished):
     before, after = "It began well.\n\n", "\n\nAnd so it ended."
     after = after.lstrip("\n") if unit.endswith("\n") else after
     cleaned = clean(before + unit * 200 + after)
@@ -81,8 +81,8 @@ def test_a_loop_is_cut_and_still_to_be_seen(rule, unit, begun):
     assert 3 <= cleaned.text.count(unit) < 40
     assert cleaned.text.startswith(before)
     assert cleaned.text.endswith(after)
-    # At the end of a text the begun repeat goes, too.
-    assert clean(before + unit * 200 + begun, "stop").text.endswith(unit)
+    # At the end of a text the unfinished repeat is removed, too.
+    assert clean(before + unit * 200 + unfinished, "stop").text.endswith(unit)
 
 
 @pytest.mark.parametrize(
@@ -95,24 +95,24 @@ def test_a_loop_is_cut_and_still_to_be_seen(rule, unit, begun):
         "no no no no no, never",
     ],
 )
-def test_what_people_write_stays(text):
+def test_texts_of_people_are_unchanged(text):
     assert clean(text, "stop").text == text
 
 
 @pytest.mark.parametrize(
-    ("unit", "stays", "is_cut"),
+    ("unit", "kept", "shortened"),
     [
-        (f"{SENTENCE}\n", 7, 8),  # lines, and units that are long enough
+        (f"{SENTENCE}\n", 7, 8),  # lines, and long units
         ("go ", 31, 32),  # words
         ("a", 95, 96),  # characters
         ("on and off, ", 7, 8),  # three words
     ],
 )
-def test_a_loop_is_as_long_as_published(unit, stays, is_cut):
-    """cle-1: by numbers, not by the code's own thresholds."""
-    assert clean(f"Well: {unit * stays}", "stop").text == f"Well: {unit * stays}"
-    cut = clean(f"Well: {unit * is_cut}", "stop")
-    assert cut.removed and len(cut.text) < len(unit * is_cut)
+def test_a_loop_is_as_long_as_published(unit, kept, shortened):
+    """cle-1: by numbers, not by the thresholds in the code."""
+    assert clean(f"Well: {unit * kept}", "stop").text == f"Well: {unit * kept}"
+    cleaned = clean(f"Well: {unit * shortened}", "stop")
+    assert cleaned.removed and len(cleaned.text) < len(unit * shortened)
 
 
 @pytest.mark.parametrize(
@@ -125,18 +125,18 @@ def test_a_loop_is_as_long_as_published(unit, stays, is_cut):
         ("天气很好。我们去公园。然后", "天气很好。我们去公园。"),
         ("def f(x):\n    y = x + 1\n    return y *", "def f(x):\n    y = x + 1\n"),
         (SENTENCE, SENTENCE),  # finished
-        ("one sentence that goes on and on and", "one sentence that goes on and on and"),  # no place to cut
-        (f"Sure! {SENTENCE[:-1]}", f"Sure! {SENTENCE[:-1]}"),  # most of it would go
+        ("one sentence that goes on and on and", "one sentence that goes on and on and"),  # no end of a sentence
+        (f"Sure! {SENTENCE[:-1]}", f"Sure! {SENTENCE[:-1]}"),  # most of it would be removed
     ],
 )
 def test_an_unfinished_ending_is_trimmed_where_the_limit_ended_the_text(text, kept):
-    """cle-2: every word that engines have for the limit."""
+    """cle-2: every finish_reason of the limit."""
     for reason in ("length", "max_tokens", "max_length"):
         assert clean(text, reason).text == kept
     assert clean(text, "stop").text == text
 
 
-def test_half_of_a_text_is_the_most_that_is_cut_at_its_end():
+def test_at_most_half_of_a_text_is_removed_at_its_end():
     start, rest = "All is well.", " And then on"  # of equal length
     assert clean(start + rest, "length").text == start
     assert clean(f"{start}{rest}e", "length").text == f"{start}{rest}e"
@@ -154,7 +154,7 @@ def test_half_of_a_text_is_the_most_that_is_cut_at_its_end():
         ("all small letters. nobody knows where it ends and", False),
     ],
 )
-def test_unknown_endings_are_trimmed_where_the_line_shows_it(text, trimmed):
+def test_endings_without_a_finish_reason_are_trimmed_if_the_line_looks_unfinished(text, trimmed):
     assert (clean(text, None).text != text) == trimmed
     assert clean(text, None, Cleaning(guess_unfinished=False)).text == text
 

@@ -29,7 +29,7 @@ def test_shared_ngrams_are_found_whatever_the_case_and_punctuation(index):
     assert index.match([{"role": "user", "content": "请问为什么天空是蓝色的而不是绿色的呢"}])["row"] == 3
 
 
-def test_twelve_shared_words_are_no_match(index):
+def test_twelve_shared_words_do_not_match(index):
     assert index.match("Write a short story about a lighthouse keeper who has never swum") is None
     assert index.match("") is None
 

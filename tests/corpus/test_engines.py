@@ -19,10 +19,10 @@ def fill_the_disk(_, task):
     raise OSError(28, "No space left on device", "shard.parquet")
 
 
-def test_a_mistake_in_a_task_is_one_line():
-    with pytest.raises(PolarError, match="file: row 7: field 'text'") as mistake:
+def test_an_error_in_a_task_is_reported_in_one_line():
+    with pytest.raises(PolarError, match="file: row 7: field 'text'") as error:
         list(run_tasks(refuse, None, [7], workers=1))
-    assert not isinstance(mistake.value, MachineFailure)
+    assert not isinstance(error.value, MachineFailure)
 
 
 def test_a_full_disk_is_the_machines_fault():
@@ -31,20 +31,20 @@ def test_a_full_disk_is_the_machines_fault():
 
 
 @pytest.mark.slow
-def test_the_tasks_of_a_dead_worker_are_done_by_another(tmp_path):
+def test_another_worker_runs_the_tasks_of_a_dead_one(tmp_path):
     assert sorted(run_tasks(trajectories.die_once, tmp_path, range(6), workers=2)) == list(range(6))
     assert {path.name for path in tmp_path.iterdir()} == {"died", *map(str, range(6))}
 
 
 @pytest.mark.slow
-def test_workers_that_always_die_are_given_up(tmp_path):
+def test_a_run_stops_if_workers_die_again_and_again(tmp_path):
     with pytest.raises(MachineFailure, match="died 3 times in a row"):
         list(run_tasks(trajectories.die, tmp_path, range(2), workers=2))
 
 
 @pytest.mark.slow
 def test_the_job_is_sent_to_a_worker_once(tmp_path):
-    """Not with each of thousands of tasks: an index of evaluation prompts may be large."""
+    """It is not sent with each of thousands of tasks, because an index of evaluation prompts may be large."""
     assert sorted(run_tasks(trajectories.note_job, trajectories.CountedJob(tmp_path), range(40), workers=2)) == list(range(40))
     loads = list(tmp_path.glob("loaded-*"))
     assert len(loads) == sum(path.stat().st_size for path in loads) <= 2
@@ -53,7 +53,7 @@ def test_the_job_is_sent_to_a_worker_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_worker_outlives_its_parent(tmp_path, number):
-    """F9: signals that reach the parent alone."""
+    """F9: signals that reach only the parent."""
     code = f"""
 from pathlib import Path
 from support import trajectories

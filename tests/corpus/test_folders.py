@@ -1,4 +1,4 @@
-"""What a build reads and what it leaves: damaged, unfinished and shared folders."""
+"""Damaged, unfinished and shared input and output folders of a build."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from polar_rm.training.trainer import plan
 
 
 def sampled(folder, rows=None, **changes):
-    """As ``polar sample`` leaves its folder with several buckets."""
+    """A folder with several buckets, as ``polar sample`` writes it."""
     rows, files = rows or zoo(), []
     for number in range(3):
         path = folder / f"trajectories/{number:05d}-of-00003.parquet"
@@ -39,7 +39,7 @@ def remove(folder):
     (folder / "trajectories/00001-of-00003.parquet").unlink()
 
 
-def cut(folder):
+def truncate(folder):
     path = folder / "trajectories/00001-of-00003.parquet"
     path.write_bytes(path.read_bytes()[:100])
 
@@ -65,7 +65,7 @@ def flip(folder):
     ("damage", "message"),
     [
         (remove, "00001-of-00003.parquet: the file is missing, but .*manifest.json lists it"),
-        (cut, "00001-of-00003.parquet: the file has 100 bytes, .*manifest.json says"),
+        (truncate, "00001-of-00003.parquet: the file has 100 bytes, .*manifest.json says"),
         (add, "00000-of-00009.parquet: .*manifest.json does not list it"),
         (exchange, "00001-of-00003.parquet: the file has "),
     ],
@@ -86,7 +86,7 @@ def test_trajectories_that_are_not_those_of_the_manifest_are_refused(tmp_path, d
 
 
 def test_contents_are_compared_on_demand_and_by_every_build(tmp_path):
-    """F8: sizes and rows are right, a bit is not."""
+    """F8: sizes and rows are right, but one bit is wrong."""
     folder = sampled(tmp_path / "o")
     flip(folder)
     make_plan(config(tmp_path, inputs=[str(folder)]))
@@ -103,14 +103,14 @@ def test_a_folder_that_polar_sample_has_not_finished_is_refused(tmp_path):
     for source in (folder, folder / "trajectories"):
         with pytest.raises(PolarError, match="polar sample has not finished here"):
             make_plan(config(tmp_path, inputs=[str(source)]))
-    rows = folder / "prompts.jsonl"  # of the user, and no part of what is sampled
+    rows = folder / "prompts.jsonl"  # a file of the user's, which is not part of the samples
     rows.write_text("{}")
     check_manifest(rows)
 
 
 @pytest.mark.parametrize("damage", ["missing", "short", "content", "foreign"])
-def test_a_finished_corpus_that_is_damaged_is_told(tmp_path, damage):
-    """F8: the same command said that the corpus was there, and training took what was left."""
+def test_a_finished_corpus_that_is_damaged_is_refused(tmp_path, damage):
+    """F8: the same command reported a finished corpus, and training used the remaining files."""
     settings = config(tmp_path, zoo(), verify=damage == "content")
     build(settings)
     build(settings)
@@ -132,8 +132,8 @@ def test_a_finished_corpus_that_is_damaged_is_told(tmp_path, damage):
             check_manifest(path, full=damage == "content")
 
 
-def test_a_corpus_in_use_is_refused_and_nothing_of_it_is_touched(tmp_path):
-    """F1: the error branch of the second removed the work of the first."""
+def test_a_corpus_in_use_is_refused_and_unchanged(tmp_path):
+    """F1: the error handling of the second build removed the files of the first."""
     settings = config(tmp_path, zoo())
     with owned_elsewhere(settings.output, "corpus"):
         (settings.output / "work").mkdir(parents=True)
@@ -144,7 +144,7 @@ def test_a_corpus_in_use_is_refused_and_nothing_of_it_is_touched(tmp_path):
         make_plan(settings)
 
 
-def test_what_the_machine_broke_is_kept_and_what_the_input_broke_is_not(tmp_path, monkeypatch):
+def test_finished_tasks_are_kept_after_a_failure_of_the_machine(tmp_path, monkeypatch):
     def full(job, number):
         raise OSError(28, "No space left on device", "x.parquet")
 
@@ -158,7 +158,7 @@ def test_what_the_machine_broke_is_kept_and_what_the_input_broke_is_not(tmp_path
 
 
 def test_few_prompts_in_many_buckets_have_baselines(tmp_path):
-    """B4: pairs were drawn from the first 64 buckets alone, of which none held a prompt."""
+    """B4: pairs were drawn only from the first 64 buckets, none of which had a prompt."""
     few, many = (config(tmp_path / str(n), zoo(), buckets=n) for n in (1, 4000))
     first, second = build(few), build(many)
     assert second["baselines"] == first["baselines"]
@@ -167,7 +167,7 @@ def test_few_prompts_in_many_buckets_have_baselines(tmp_path):
     assert 0 <= strict["baselines"]["overall"]["tfidf"]["accuracy"] <= 1
 
 
-def test_training_and_evaluation_refuse_what_is_left_of_a_corpus(tmp_path):
+def test_training_and_evaluation_refuse_an_incomplete_corpus(tmp_path):
     """F8."""
     settings = config(tmp_path, zoo())
     build(settings)
@@ -184,8 +184,8 @@ def test_training_and_evaluation_refuse_what_is_left_of_a_corpus(tmp_path):
         evaluate_files("no-model", [train / "*.parquet"])
 
 
-def test_a_place_that_takes_no_shards_is_the_machines_fault(tmp_path):
-    """So a build keeps what is done: the same command goes on."""
+def test_a_target_that_is_not_writable_is_the_machines_fault(tmp_path):
+    """So a build keeps its finished tasks, and the same command continues."""
     (tmp_path / "x.parquet").mkdir()
     with pytest.raises(MachineFailure, match=r"x.parquet: could not be written"):
         write_records(tmp_path / "x.parquet", zoo(1))

@@ -1,4 +1,4 @@
-"""Which policies are one model."""
+"""Lineage: the policies that are one model."""
 
 import json
 
@@ -36,10 +36,10 @@ OTHER = {"policy": "small-chat", "family": "small", "model": "models/small-chat"
 
 def test_a_checkpoint_and_its_run_are_the_same_model_with_a_manifest_beside_the_files(tmp_path):
     """B2: the recipe's own zoo."""
-    found = known(tmp_path, [BASE, STEP, OTHER])
-    assert found.distance("small-base", "small-base-1000") == found.distance("small-base-1000", "small-base") == "same_model"
-    assert found.distance("small-base-1000", "small-chat") == "same_family"
-    # Manifests of before do not repeat what the rows say.
+    result = known(tmp_path, [BASE, STEP, OTHER])
+    assert result.distance("small-base", "small-base-1000") == result.distance("small-base-1000", "small-base") == "same_model"
+    assert result.distance("small-base-1000", "small-chat") == "same_family"
+    # Manifests of earlier versions do not repeat facts that are in the rows.
     old = {key: value for key, value in STEP.items() if key != "checkpoint_of"}
     rows = [{"family": {}, "checkpoint_of": {"small-base-1000": ["small-base"]}, "wrapper": {}}]
     assert known(tmp_path, [BASE, old], rows).distance("small-base", "small-base-1000") == "same_model"
@@ -50,17 +50,18 @@ def test_other_ways_to_be_one_model(tmp_path):
     later = STEP | {"policy": "later", "checkpoint_of": "small-base-1000"}
     prompted = BASE | {"policy": "prompted"}
     by_path = STEP | {"policy": "by-path", "checkpoint_of": "models/small-base"}
-    found = known(tmp_path, [BASE, STEP, later, prompted, by_path])
-    assert {found.distance("small-base", name) for name in ("small-base-1000", "later", "prompted", "by-path")} == {"same_model"}
-    # Two checkpoints of a run that is no policy; of one that takes no part; and a circle.
+    names = ("small-base-1000", "later", "prompted", "by-path")
+    result = known(tmp_path, [BASE, STEP, later, prompted, by_path])
+    assert {result.distance("small-base", name) for name in names} == {"same_model"}
+    # Checkpoints of a run that is not a policy, of a policy that is not selected, and of each other.
     runs = [STEP | {"policy": name, "model": name, "checkpoint_of": "run"} for name in "ab"]
     assert known(tmp_path, runs).distance("a", "b") == "same_model"
-    gone = [BASE | {"policy": "unselected"}, BASE, STEP | {"checkpoint_of": "unselected"}]
-    assert known(tmp_path, gone).distance("small-base", "small-base-1000") == "same_model"
-    circle = [STEP | {"policy": "a", "checkpoint_of": "b"}, STEP | {"policy": "b", "checkpoint_of": "a"}]
-    assert known(tmp_path, circle).distance("a", "b") == "same_model"
-    own = known(tmp_path, [BASE, prompted], models={"prompted": "prompted"})
-    assert own.distance("small-base", "prompted") == "same_family"
+    unselected = [BASE | {"policy": "unselected"}, BASE, STEP | {"checkpoint_of": "unselected"}]
+    assert known(tmp_path, unselected).distance("small-base", "small-base-1000") == "same_model"
+    cycle = [STEP | {"policy": "a", "checkpoint_of": "b"}, STEP | {"policy": "b", "checkpoint_of": "a"}]
+    assert known(tmp_path, cycle).distance("a", "b") == "same_model"
+    by_settings = known(tmp_path, [BASE, prompted], models={"prompted": "prompted"})
+    assert by_settings.distance("small-base", "prompted") == "same_family"
     assert Lineage().distance("a", "b") == "unknown"
 
 
@@ -75,8 +76,8 @@ def test_a_corpus_of_a_real_zoo_knows_its_checkpoints(tmp_path, server):
     assert report["baselines"]["by_distance"].keys() == {"same_model"}
 
 
-def test_which_of_two_equal_texts_stays_does_not_depend_on_their_order(tmp_path):
-    """buc-2: why a text ended decides how it is cleaned."""
+def test_the_kept_one_of_two_equal_texts_does_not_depend_on_their_order(tmp_path):
+    """buc-2: the finish_reason decides how a text is cleaned."""
     text = "A whole sentence that is longer than half of all. And so on.\nA line that the limit ended in the"
     equal = [Trajectory("t", "p0", "prompt 0", "a", 9, text, finish_reason=reason) for reason in ("length", "stop")]
     built = []

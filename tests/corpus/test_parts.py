@@ -1,4 +1,4 @@
-"""Large JSONL files are cut at newlines into parts that all cores read."""
+"""Large JSONL files are divided at newlines into parts that all cores read."""
 
 import json
 
@@ -8,33 +8,33 @@ from support.trajectories import zoo
 
 from polar_rm.corpus import plan as plan_module
 from polar_rm.corpus.build import build
-from polar_rm.corpus.partition import _copy_lines, _lines_before, _to_line
+from polar_rm.corpus.partition import _copy_lines, _lines_before, _seek_line
 from polar_rm.corpus.plan import make_plan
 from polar_rm.errors import PolarError
 from polar_rm.records import Trajectory, write_records
 
 
 @pytest.mark.parametrize("ending", [b"\n", b"", b"\r\n"])
-def test_every_line_is_in_one_part_wherever_the_cuts_fall(tmp_path, ending):
+def test_every_line_is_in_one_part_whatever_the_size_of_parts(tmp_path, ending):
     content = b"\n\none\ntwo two two\n\nthree" + ending
     path = tmp_path / "lines"
     path.write_bytes(content)
-    whole = content.splitlines(keepends=True)
+    lines = content.splitlines(keepends=True)
     for size in range(1, len(content) + 1):
-        found, count = b"", 0
+        copied, count = b"", 0
         for start in range(0, len(content), size):
             stop = start + size if start + size < len(content) else None
             with path.open("rb") as file, (tmp_path / "copy").open("wb") as copy:
-                _to_line(file, start)
+                _seek_line(file, start)
                 if start:
                     assert count == _lines_before(path, start)
                 count += _copy_lines(file, copy, stop)
-            found += (tmp_path / "copy").read_bytes()
-        assert (found, count) == (content, len(whole))
+            copied += (tmp_path / "copy").read_bytes()
+        assert (copied, count) == (content, len(lines))
 
 
 def numbered(folder, rows, blank_at=20):
-    """JSONL with a blank line, whose number rows behind it must not lose."""
+    """Write JSONL with a blank line, which must count in the numbers of later rows."""
     write_records(folder / "rows.jsonl", rows)
     lines = (folder / "rows.jsonl").read_text().splitlines()
     lines.insert(blank_at, "")
@@ -42,21 +42,21 @@ def numbered(folder, rows, blank_at=20):
     return lines
 
 
-def test_parts_of_a_jsonl_file_give_the_corpus_of_the_whole(tmp_path, monkeypatch):
+def test_parts_of_a_jsonl_file_give_the_corpus_of_the_whole_file(tmp_path, monkeypatch):
     numbered(tmp_path, zoo())
-    whole = config(tmp_path, name="rows.jsonl")
-    report = build(whole)
+    one_part = config(tmp_path, name="rows.jsonl")
+    report = build(one_part)
     monkeypatch.setattr(plan_module, "_PART_BYTES", 700)
-    cut = config(tmp_path, name="rows.jsonl", output=tmp_path / "cut")
-    plan = make_plan(cut)
+    many_parts = config(tmp_path, name="rows.jsonl", output=tmp_path / "parts")
+    plan = make_plan(many_parts)
     assert len(plan.parts) > 10 and sum(part.n_bytes for part in plan.parts) == plan.n_bytes
-    assert build(cut)["counts"] == report["counts"]
-    shards = [{path.name: path.read_bytes() for path in each.output.glob("train/*")} for each in (whole, cut)]
+    assert build(many_parts)["counts"] == report["counts"]
+    shards = [{path.name: path.read_bytes() for path in each.output.glob("train/*")} for each in (one_part, many_parts)]
     assert shards[0] == shards[1] != {}
-    assert not (cut.output / "work").exists()
+    assert not (many_parts.output / "work").exists()
 
 
-@pytest.mark.parametrize("size", [100, 700])  # shorter than a line, and than a few
+@pytest.mark.parametrize("size", [100, 700])  # less than one line, and a few lines
 def test_bad_rows_have_the_numbers_of_their_lines(tmp_path, monkeypatch, size):
     monkeypatch.setattr(plan_module, "_PART_BYTES", size)
     lines = numbered(tmp_path, zoo())
@@ -75,7 +75,7 @@ def test_bad_rows_have_the_numbers_of_their_lines(tmp_path, monkeypatch, size):
 def test_an_id_of_two_prompts_is_named_by_its_line(tmp_path, monkeypatch):
     monkeypatch.setattr(plan_module, "_PART_BYTES", 700)
     numbered(tmp_path, [*zoo(), Trajectory("t", "p0", "another", "a", 9, "x")])
-    with pytest.raises(PolarError, match=r"rows.jsonl: row 74: prompt_id 'p0' names another prompt than in .*: row 1$"):
+    with pytest.raises(PolarError, match=r"rows.jsonl: row 74: prompt_id 'p0' has another prompt than in .*: row 1$"):
         build(config(tmp_path, name="rows.jsonl"))
     settings = config(tmp_path, name="rows.jsonl").model_copy(update={"on_bad_row": "skip"})
     report = build(settings)

@@ -3,7 +3,7 @@ import unicodedata
 import pytest
 
 from polar_rm.corpus.config import Splits
-from polar_rm.corpus.splits import held_out_policies, layout, prompt_key
+from polar_rm.corpus.splits import assign_splits, held_out_policies, prompt_key
 from polar_rm.errors import PolarError
 
 
@@ -20,18 +20,24 @@ def test_held_out_policies_by_name_and_by_number():
         held_out_policies("abcd", Splits(policies=3))
 
 
-def test_unseen_policies_meet_each_other_on_held_out_prompts():
+def test_unseen_policies_are_compared_with_each_other_on_held_out_prompts():
     splits, unseen = Splits(prompts=0.5, policies=2), frozenset("cd")
-    assert layout(False, "abcd", unseen, splits) == {"train": (set("ab"), set("ab"))}
-    assert layout(True, "abc", unseen, splits) == {"unseen_prompts": (set("ab"), set("ab")), "unseen_policies": ({"c"}, {"c"})}
+    assert assign_splits(False, "abcd", unseen, splits) == {"train": (set("ab"), set("ab"))}
+    assert assign_splits(True, "abc", unseen, splits) == {
+        "unseen_prompts": (set("ab"), set("ab")),
+        "unseen_policies": ({"c"}, {"c"}),
+    }
 
 
-def test_a_single_unseen_policy_meets_the_others():
-    assert layout(True, "abc", frozenset("c"), Splits(prompts=0.5))["unseen_policies"] == ({"c"}, set("abc"))
+def test_a_single_unseen_policy_is_compared_with_the_others():
+    assert assign_splits(True, "abc", frozenset("c"), Splits(prompts=0.5))["unseen_policies"] == ({"c"}, set("abc"))
 
 
 def test_without_held_out_prompts_unseen_policies_are_tested_on_all():
-    assert layout(False, "abc", frozenset("bc"), Splits()) == {"train": ({"a"}, {"a"}), "unseen_policies": (set("bc"), set("bc"))}
+    assert assign_splits(False, "abc", frozenset("bc"), Splits()) == {
+        "train": ({"a"}, {"a"}),
+        "unseen_policies": (set("bc"), set("bc")),
+    }
 
 
 def test_copies_of_a_prompt_share_a_key():

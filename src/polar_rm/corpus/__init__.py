@@ -1,4 +1,4 @@
-"""Trajectories to comparisons: contrastive ones for pre-training, ranked ones for fine-tuning, and splits of both.
+"""Building comparisons from trajectories: contrastive ones for pre-training, ranked ones for fine-tuning, and splits of both.
 
 ``polar corpus`` runs :func:`polar_rm.corpus.build.build` on files of any size; the functions here take trajectories in memory.
 Nothing in this package imports torch.

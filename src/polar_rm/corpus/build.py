@@ -1,6 +1,7 @@
-"""Runs a build: parts, buckets, caps, then all files into place; an interrupted one continues with the tasks that are missing.
+"""Runs a build: parts, buckets, caps, report. An interrupted build continues with its missing tasks.
 
-Everything is made under ``work/`` in the output folder. The manifest is written last: a folder without one is not finished.
+All files are written under ``work/`` in the output folder and moved from there. The manifest is written last: a folder without
+one is not finished.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from polar_rm.common.provenance import versions
 from polar_rm.corpus.buckets import build_bucket
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.contamination import index_evaluations
-from polar_rm.corpus.counts import EXAMPLES, Example, TextCounter, add_up
+from polar_rm.corpus.counts import EXAMPLES, Example, TextCounter, sum_counts
 from polar_rm.corpus.engines import run_tasks
 from polar_rm.corpus.job import Job, Part
 from polar_rm.corpus.lineage import lineage
@@ -42,12 +43,12 @@ R = TypeVar("R", PartResult, BucketResult, ThinnedResult)
 
 
 def build(config: CorpusConfig, *, progress: Progress = silent) -> dict[str, Any]:
-    """Build the corpus, or what is missing of it, and return its report.
+    """Build the corpus, or its missing parts, and return its report.
 
     Raises:
-        MachineFailure: a full disk or killed workers; the same call continues.
-        Damaged: the finished corpus, or an input that polar wrote, is not as its manifest says.
-        PolarError: bad input, an output folder of other settings or in use, or nothing to compare.
+        MachineFailure: the disk is full or workers were killed; the same call continues.
+        Damaged: the finished corpus, or an input that polar wrote, differs from its manifest.
+        PolarError: the input is bad, the output folder has other settings or is in use, or there is nothing to compare.
     """
     plan = make_plan(config)
     job = Job(config, config.on_bad_row == "skip", plan.parts, plan.n_buckets)
@@ -58,14 +59,14 @@ def build(config: CorpusConfig, *, progress: Progress = silent) -> dict[str, Any
         claim_folder(config.output, _identity(job, inputs), "a corpus")
         if (config.output / "manifest.json").exists():
             check_manifest(config.output, full=config.verify)
-            shutil.rmtree(job.work, ignore_errors=True)  # killed at the very end
+            shutil.rmtree(job.work, ignore_errors=True)  # left by a kill after the manifest was written
             return read_json(config.output / "report.json")
         try:
             return _run(job, plan, inputs, progress)
         except MachineFailure:
             raise
         except PolarError:
-            # The input or a setting is at fault: the next attempt will have others, and need not find the folder taken.
+            # The input or a setting is at fault. The next attempt will have others, so the folder must not stay claimed.
             shutil.rmtree(job.work, ignore_errors=True)
             (config.output / "settings.json").unlink()
             raise
@@ -74,11 +75,11 @@ def build(config: CorpusConfig, *, progress: Progress = silent) -> dict[str, Any
 def _run(job: Job, plan: CorpusPlan, inputs: list[dict[str, Any]], progress: Progress) -> dict[str, Any]:
     config = job.config
     parts = _stage(job, "parts", partition, PartResult, len(plan.parts), progress)
-    job = _informed(job, plan, parts)
+    job = _with_policies(job, plan, parts)
     buckets = _stage(job, "buckets", build_bucket, BucketResult, plan.n_buckets, progress)
     shards = [bucket.shards for bucket in buckets]
     if not any(shards):
-        raise PolarError(f"there is nothing to compare: {_why(parts, buckets)}")
+        raise PolarError(f"there is nothing to compare: {_reason(parts, buckets)}")
     if config.pairing.per_policy is not None:
         job = replace(job, thresholds=_thresholds(job))
         shards = [thinned.shards for thinned in _stage(job, "thinned", thin_bucket, ThinnedResult, plan.n_buckets, progress)]
@@ -96,7 +97,7 @@ def _run(job: Job, plan: CorpusPlan, inputs: list[dict[str, Any]], progress: Pro
 
 
 def _identity(job: Job, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the shards depend on."""
+    """The settings and inputs that the shards depend on."""
     config = job.config
     settings = config.model_dump(mode="json", exclude=_NOT_IN_IDENTITY)
     evaluations = sorted(sha256(file) for source in config.decontamination.files for file in find_files(source))
@@ -113,31 +114,31 @@ def _identity(job: Job, inputs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _stage(job: Job, name: str, work: Callable[[Job, int], None], kind: type[R], count: int, progress: Progress) -> list[R]:
-    """Run the tasks that left no ``work/NAME/NUMBER.json`` yet; returns the results of all, in order."""
+    """Run the tasks without a ``work/NAME/NUMBER.json``; returns the results of all tasks in order."""
     missing = [number for number in range(count) if _result(job, name, number, kind) is None]
     progress(name, count - len(missing), count)
     finished = run_tasks(work, job, missing, engine=job.config.engine, workers=job.config.workers)
-    for done, _ in enumerate(finished, count - len(missing) + 1):
-        progress(name, done, count)
+    for n_done, _ in enumerate(finished, count - len(missing) + 1):
+        progress(name, n_done, count)
     results = [_result(job, name, number, kind) for number in range(count)]
     if any(result is None for result in results):
-        raise MachineFailure(f"{job.work / name}: results of finished tasks are not there; do all workers see this folder?")
+        raise MachineFailure(f"{job.work / name}: results of finished tasks are missing; do all workers see this folder?")
     return [result for result in results if result is not None]
 
 
 def _result(job: Job, name: str, number: int, kind: type[R]) -> R | None:
     result = load_result(kind, job.path(name, number, ".json"))
     if isinstance(result, PartResult) and result.source != job.parts[number].name:
-        return None  # of an interrupted build whose input was divided in another way
+        return None  # from an interrupted build with other parts
     return result
 
 
-def _informed(job: Job, plan: CorpusPlan, parts: list[PartResult]) -> Job:
-    """The job with what the first pass found out about policies."""
+def _with_policies(job: Job, plan: CorpusPlan, parts: list[PartResult]) -> Job:
+    """The job with the policies that the first pass found, and everything that depends on them."""
     config = job.config
     policies = tuple(sorted({policy for part in parts for policy in part.policies}))
     if len(policies) < 2:
-        raise PolarError(f"there is nothing to compare: {_why(parts, [])}")
+        raise PolarError(f"there is nothing to compare: {_reason(parts, [])}")
     evaluations = config.decontamination.files
     job = replace(
         job,
@@ -147,13 +148,14 @@ def _informed(job: Job, plan: CorpusPlan, parts: list[PartResult]) -> Job:
         unseen=held_out_policies(policies, config.splits, seed=config.seed),
         evaluations=index_evaluations(evaluations, config.decontamination.n) if evaluations else None,
     )
-    job.may_meet()
+    # Both raise for bad settings, before the second pass starts.
+    job.comparable()
     TextCounter.load(config.report.tokenizer)
     return job
 
 
 def _lines_before(parts: Sequence[Part], results: Sequence[PartResult]) -> Iterator[int]:
-    """Of each part, the lines of its file that stand before it; parts of a file follow each other."""
+    """For each part, the number of lines of its file before it; the parts of a file are consecutive."""
     total = 0
     for part, result in zip(parts, results, strict=True):
         total = total if part.start else 0
@@ -161,39 +163,39 @@ def _lines_before(parts: Sequence[Part], results: Sequence[PartResult]) -> Itera
         total += result.lines
 
 
-def _why(parts: list[PartResult], buckets: list[BucketResult]) -> str:
+def _reason(parts: list[PartResult], buckets: list[BucketResult]) -> str:
     policies = sorted({policy for part in parts for policy in part.policies})
     if not policies:
         return "no row of the inputs is a trajectory"
     if len(policies) == 1:
         return f"all trajectories are of one policy, {policies[0]!r}"
-    counts = add_up(bucket.counts for bucket in buckets)
+    counts = sum_counts(bucket.counts for bucket in buckets)
     if counts["prompts"]["contaminated"] and counts["prompts"]["contaminated"] == counts["prompts"].get("with_texts"):
         return f"all {counts['prompts']['contaminated']:,} prompts are in the evaluation files"
-    return "no prompt has two different texts of one policy and another's that the settings allow"
+    return "no prompt has two different texts of one policy and a text of another policy that the settings allow"
 
 
 def _thresholds(job: Job) -> dict[str, dict[str, int]]:
-    """Split -> policy -> its largest key that stays; only for policies with more comparisons than ``per_policy``."""
+    """Split -> policy -> its largest key that is kept; only for policies with more comparisons than ``per_policy``."""
     keys: dict[tuple[str, int], list[int]] = {}
     for number in range(job.n_buckets):
         ledger = pq.read_table(job.path("ledgers", number, ".parquet"), columns=["split", "policy", "key"])
         for split, policy, key in zip(*(ledger[name].to_pylist() for name in ("split", "policy", "key")), strict=True):
             keys.setdefault((split, policy), []).append(key)
     cap = job.config.pairing.per_policy or 0
-    found: dict[str, dict[str, int]] = {}
+    thresholds: dict[str, dict[str, int]] = {}
     for (split, policy), each in keys.items():
         if len(each) > cap:
-            found.setdefault(split, {})[job.policies[policy]] = sorted(each)[cap - 1]
-    return found
+            thresholds.setdefault(split, {})[job.policies[policy]] = sorted(each)[cap - 1]
+    return thresholds
 
 
 def _publish(job: Job) -> None:
-    """Move finished shards into place, a split at a time."""
-    made = job.work / ("shards" if job.config.pairing.per_policy is None else "thin")
+    """Move the finished shards to the output folder, one split at a time."""
+    shards = job.work / ("shards" if job.config.pairing.per_policy is None else "thin")
     for split in SPLITS:
-        if (made / split).exists():
-            (made / split).replace(job.config.output / split)
+        if (shards / split).exists():
+            (shards / split).replace(job.config.output / split)
 
 
 def _refused(job: Job, buckets: list[BucketResult]) -> Iterator[Refusal]:
@@ -213,7 +215,7 @@ def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _report(job: Job, parts: list[PartResult], buckets: list[BucketResult], shards: list[dict[str, DataFile]]) -> dict[str, Any]:
-    counts = add_up(bucket.counts for bucket in buckets)
+    counts = sum_counts(bucket.counts for bucket in buckets)
     counts["trajectories"]["read"] = sum(part.rows + part.refused + part.unselected for part in parts)
     counts["trajectories"]["unselected"] = sum(part.unselected for part in parts)
     counts["trajectories"]["refused"] = sum(part.refused for part in parts) + sum(len(bucket.refused) for bucket in buckets)

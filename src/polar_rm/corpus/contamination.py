@@ -1,4 +1,4 @@
-"""Prompts that evaluation data hold too must not be trained on."""
+"""Decontamination: finding prompts that share words with prompts of evaluation data."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from polar_rm.records import Text, find_files, flatten, read_prompt_texts
 
 Hashes = NDArray[np.uint64]
 
-# Chinese and Japanese write no spaces: there a character counts as a word.
+# Chinese and Japanese have no spaces, so a character counts as a word.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 _BASE = 0x9E3779B97F4A7C15  # odd: multiplication by it loses no bits modulo 2^64
 
 
 def words(text: str) -> list[str]:
-    """Normalised words: small letters and digits, no punctuation, accents in one spelling."""
+    """Normalised words: lower-case letters and digits, without punctuation, with accents in NFC."""
     return _WORD.findall(folded(text))
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationIndex:
-    """n-grams of evaluation prompts by their 64-bit hashes, sorted; ``origins[i]`` says whose ``hashes[i]`` is: (file, row).
+    """The n-grams of evaluation prompts as sorted 64-bit hashes; ``origins[i]`` is the (file, row) of ``hashes[i]``.
 
-    Prompts of fewer than n words are in ``short``, by all their words: a few words in a row prove nothing, so these match only a
-    prompt of the same words.
+    short: prompts of fewer than n words, by all their words. They match only prompts with exactly these words, because a few
+    shared words are no evidence.
     """
 
     n: int
@@ -42,27 +42,27 @@ class EvaluationIndex:
     files: tuple[str, ...]
 
     def match(self, prompt: Text) -> Match | None:
-        """The first shared n-gram and the evaluation prompt that has it, or None."""
+        """The first shared n-gram and the evaluation prompt that contains it; None if there is none."""
         text = flatten(prompt)
         if origin := self.short.get(_whole(text)):
             return {"words": text, "file": self.files[origin[0]], "row": origin[1]}
-        found = words(text)
-        grams = _hashes(found, self.n)
+        prompt_words = words(text)
+        grams = _hashes(prompt_words, self.n)
         if not len(self.hashes) or not len(grams):
             return None
-        at = np.minimum(np.searchsorted(self.hashes, grams), len(self.hashes) - 1)
-        hits = np.flatnonzero(self.hashes[at] == grams)
+        positions = np.minimum(np.searchsorted(self.hashes, grams), len(self.hashes) - 1)
+        hits = np.flatnonzero(self.hashes[positions] == grams)
         if not len(hits):
             return None
-        file, row = self.origins[at[hits[0]]]
-        return {"words": " ".join(found[hits[0] : hits[0] + self.n]), "file": self.files[file], "row": int(row)}
+        file, row = self.origins[positions[hits[0]]]
+        return {"words": " ".join(prompt_words[hits[0] : hits[0] + self.n]), "file": self.files[file], "row": int(row)}
 
 
 def index_evaluations(sources: Sequence[str], n: int) -> EvaluationIndex:
-    """Read the prompts of evaluation files: any rows with a column ``prompt``.
+    """Index the prompts of evaluation files, whose rows need a column ``prompt``.
 
     Raises:
-        PolarError: as reading does.
+        PolarError: a file can't be read, or a row has no prompt.
     """
     files = [file for source in sources for file in find_files(source)]
     hashes, origins = [np.empty(0, np.uint64)], [np.empty((0, 2), np.int64)]
@@ -84,16 +84,16 @@ def index_evaluations(sources: Sequence[str], n: int) -> EvaluationIndex:
 
 
 def _whole(text: str) -> str:
-    """A short prompt: its words, or what it has in place of words."""
+    """The key of a short prompt: its words, or its normalised text if it has no words."""
     return " ".join(words(text)) or prompt_key(text)
 
 
-def _hashes(found: Sequence[str], n: int) -> Hashes:
+def _hashes(prompt_words: Sequence[str], n: int) -> Hashes:
     """Polynomial hashes of all n-grams: [max(0, len - n + 1)]."""
-    count = len(found) - n + 1
+    count = len(prompt_words) - n + 1
     if count < 1:
         return np.empty(0, np.uint64)
-    each = np.array([_word_hash(word) for word in found], np.uint64)
+    each = np.array([_word_hash(word) for word in prompt_words], np.uint64)
     total = np.zeros(count, np.uint64)
     for index in range(n):
         total = total * np.uint64(_BASE) + each[index : index + count]

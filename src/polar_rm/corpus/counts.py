@@ -1,4 +1,4 @@
-"""Counts that tasks make and the report adds up."""
+"""Counts that tasks collect and the report sums."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from polar_rm.errors import PolarError
 Counts = dict[str, dict[str, int]]
 
 TEXT_COUNTS = ("texts", "characters", "words", "tokens", "reported_tokens")
-"""What is counted of every policy's texts; ``reported_tokens`` are those that its own tokenizer counted."""
+"""The counts of every policy's texts; ``reported_tokens`` were counted by the policy's own tokenizer."""
 
-EXAMPLES = 3  # of each rule of cleaning
-_SHOWN = 160  # characters either side of a cut
+EXAMPLES = 3  # of each cleaning rule
+_CONTEXT = 160  # characters before and after the first difference
 
 
 class Example(TypedDict):
-    """What a rule of cleaning did to a text. key: a hash of it. before, after: the text around the first difference."""
+    """An example of a cleaning rule. key: a hash of the example. before, after: the text around the first difference."""
 
     key: str
     prompt_id: str
@@ -35,40 +35,43 @@ class Example(TypedDict):
 
 @dataclass
 class Tally:
-    """counts: group -> name -> number; a policy's numbers are in the group ``policy:NAME``, its histogram of lengths in
-    ``lengths:NAME``. examples: rule -> texts before and after, those of the smallest hashes, so that which are shown is fixed."""
+    """Counts and examples.
+
+    counts: group -> name -> number. A policy's numbers are in the group ``policy:NAME``, its histogram of lengths in
+    ``lengths:NAME``. examples: rule -> the examples with the smallest hashes, so that the choice does not depend on the order.
+    """
 
     counts: Counts = field(default_factory=dict)
     examples: dict[str, list[Example]] = field(default_factory=dict)
 
     def add(self, group: str, name: str, number: int = 1) -> None:
-        """Count ``number`` more."""
+        """Add a number to a count."""
         values = self.counts.setdefault(group, {})
         values[name] = values.get(name, 0) + number
 
     def add_policy(self, policy: str, name: str, number: int = 1) -> None:
-        """Count ``number`` more of a policy."""
+        """Add a number to a count of a policy."""
         self.add(f"policy:{policy}", name, number)
 
     def add_text(self, policy: str, size: Size, n_tokens: int | None) -> None:
-        """A text that may enter comparisons. n_tokens: as its policy counted them."""
+        """Count a text that may enter comparisons. n_tokens: as the policy's own tokenizer counted them."""
         values = self.counts.setdefault(f"policy:{policy}", dict.fromkeys(TEXT_COUNTS, 0))
         for name, number in zip(TEXT_COUNTS, (1, *size, n_tokens or 0), strict=True):
             values[name] = values.get(name, 0) + number
         self.add(f"lengths:{policy}", str(length_bin(size[0])))
 
     def add_example(self, rule: str, prompt_id: str, policy: str, before: str, after: str) -> None:
-        """Show this one, if its hash is among the smallest."""
-        shown = self.examples.setdefault(rule, [])
+        """Keep an example if its hash is among the smallest of its rule."""
+        examples = self.examples.setdefault(rule, [])
         example = {"prompt_id": prompt_id, "policy": policy, "before": before, "after": after}
         key = hashlib.blake2b(repr(example).encode(errors="backslashreplace"), digest_size=8).hexdigest()
-        shown.append({"key": key, "prompt_id": prompt_id, "policy": policy, "before": before, "after": after})
-        shown.sort(key=lambda each: each["key"])
-        del shown[EXAMPLES:]
+        examples.append({"key": key, "prompt_id": prompt_id, "policy": policy, "before": before, "after": after})
+        examples.sort(key=lambda each: each["key"])
+        del examples[EXAMPLES:]
 
 
-def add_up(tallies: Iterable[Counts]) -> Counts:
-    """The sum of counts."""
+def sum_counts(tallies: Iterable[Counts]) -> Counts:
+    """The sum of the counts of several tasks."""
     total = Tally()
     for counts in tallies:
         for group, values in counts.items():
@@ -79,7 +82,7 @@ def add_up(tallies: Iterable[Counts]) -> Counts:
 
 @lru_cache(1 << 16)
 def length_bin(characters: int) -> int:
-    """Eight bins an octave: lengths of one bin differ by less than a tenth."""
+    """The logarithmic bin of a length, with eight bins per factor of two: lengths of one bin differ by less than a tenth."""
     return round(8 * math.log2(1 + characters))
 
 
@@ -93,18 +96,18 @@ Size = tuple[int, int, int]
 
 
 class TextCounter:
-    """Measures texts, with a tokenizer's tokens if there is one. Remembers them: a text is often in several comparisons."""
+    """Counts characters, words and, with a tokenizer, tokens. Counts are cached: many texts are in several comparisons."""
 
     def __init__(self, tokenizer: Any = None) -> None:
         self._tokenizer = tokenizer
-        self._known: dict[str, Size] = {}
+        self._cache: dict[str, Size] = {}
 
     @classmethod
     def load(cls, folder: Path | None) -> TextCounter:
-        """With the tokenizer in a folder (``tokenizer.json``).
+        """A counter with the tokenizer (``tokenizer.json``) of a folder; None counts no tokens.
 
         Raises:
-            PolarError: there is none.
+            PolarError: the folder has no valid tokenizer.
         """
         if folder is None:
             return cls()
@@ -113,21 +116,21 @@ class TextCounter:
         path = folder / "tokenizer.json"
         try:
             return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
-        except Exception as error:  # the library raises bare ones
+        except Exception as error:  # the library raises plain exceptions
             raise PolarError(f"{path}: not a tokenizer: {error}") from error
 
     def __call__(self, text: str) -> Size:
-        if text not in self._known:
+        if text not in self._cache:
             tokens = len(self._tokenizer.encode(text, add_special_tokens=False).ids) if self._tokenizer else 0
-            self._known[text] = len(text), len(text.split()), tokens
-        return self._known[text]
+            self._cache[text] = len(text), len(text.split()), tokens
+        return self._cache[text]
 
 
 def excerpts(before: str, after: str) -> tuple[str, str]:
     """Both texts around the first character in which they differ."""
-    same = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
-    start = max(0, same - _SHOWN)
+    n_equal = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after)))
+    start = max(0, n_equal - _CONTEXT)
     lead = "…" if start else ""
-    end = same + _SHOWN
+    end = n_equal + _CONTEXT
     first, second = (f"{lead}{text[start:end]}{'…' if len(text) > end else ''}" for text in (before, after))
     return first, second

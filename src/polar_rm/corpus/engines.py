@@ -1,7 +1,7 @@
-"""Run independent tasks on all cores of this machine, or on a Ray cluster: the same tasks, so the same results.
+"""Engines that run independent tasks on all cores of this machine or on a Ray cluster, with the same results.
 
-A task is a number; what it does is a function of a job and that number, writes its files atomically and may be run again. So a
-worker that dies takes nothing along: its tasks are done by another one. The job is sent to each worker once.
+A task is a number. It runs a function of the job and this number, which writes its files atomically and may run again. So
+nothing is lost when a worker dies: another worker runs its tasks. The job is sent to each worker once.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from polar_rm.errors import MachineFailure, PolarError
 J = TypeVar("J")
 Engine = Literal["local", "ray"]
 
-_MAX_DEATHS = 3  # in a row, with no task done in between
+_MAX_DEATHS = 3  # consecutive deaths of workers without a finished task between them
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A task that has ended. error: what went wrong, or empty; an exception with fields of its own need not survive the way
-    between processes. by_machine: the machine is at fault and not the input."""
+    """A task that has ended. error: its message, or empty; a string, because exceptions with own fields may not survive pickling.
+    by_machine: the machine is at fault and not the input."""
 
     task: int
     error: str = ""
@@ -43,14 +43,13 @@ class Result:
 def run_tasks(
     work: Callable[[J, int], None], job: J, tasks: Sequence[int], *, engine: Engine = "local", workers: int | None = None
 ) -> Iterator[int]:
-    """Yield tasks as they are done, in any order. ``work`` and ``job`` must be picklable.
+    """Run tasks and yield each when it is finished, in any order. ``work`` and ``job`` must be picklable.
 
     Workers end with this process, whatever ends it.
 
     Raises:
-        MachineFailure: a worker's disk or memory, not the input, or workers that died again and again: what is done need not be
-            done again.
-        PolarError: what a task raised.
+        MachineFailure: a worker's disk or memory is full, or workers died several times in a row. Finished tasks stay finished.
+        PolarError: a task raised it.
     """
     results = _on_ray(work, job, tasks, workers) if engine == "ray" else _on_processes(work, job, tasks, workers)
     for result in results:
@@ -59,7 +58,7 @@ def run_tasks(
         yield result.task
 
 
-def _done(work: Callable[[J, int], None], job: J, task: int) -> Result:
+def _run_and_catch(work: Callable[[J, int], None], job: J, task: int) -> Result:
     try:
         work(job, task)
     except PolarError as error:
@@ -71,15 +70,15 @@ def _done(work: Callable[[J, int], None], job: J, task: int) -> Result:
     return Result(task)
 
 
-_run: Callable[[int], Result]  # of a worker: what it does with a task
+_run: Callable[[int], Result]  # set in each worker: runs a task of its job
 
 
 def _start(parent: int, work: Callable[[J, int], None], job: J) -> None:
     global _run
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    pa.set_cpu_count(1)  # there is a process for every core
-    _run = partial(_done, work, job)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group, but the parent ends its workers
+    pa.set_cpu_count(1)  # because there is a process for every core
+    _run = partial(_run_and_catch, work, job)
 
 
 def _run_task(task: int) -> Result:
@@ -87,41 +86,42 @@ def _run_task(task: int) -> Result:
 
 
 def _on_processes(work: Callable[[J, int], None], job: J, tasks: Sequence[int], workers: int | None) -> Iterator[Result]:
-    left, deaths = dict.fromkeys(tasks), 0
+    remaining, deaths = dict.fromkeys(tasks), 0
     workers = min(workers or _cores(), len(tasks))
     if workers <= 1:
-        yield from (_done(work, job, task) for task in tasks)
+        yield from (_run_and_catch(work, job, task) for task in tasks)
         return
     # Spawned, not forked: a forked child inherits the locks of the parent's threads.
     context = multiprocessing.get_context("spawn")
-    while left:
+    while remaining:
         pool = ProcessPoolExecutor(workers, context, _start, (os.getpid(), work, job))
-        with _ended(pool):
-            futures = [pool.submit(_run_task, task) for task in left]
+        with _closing(pool):
+            futures = [pool.submit(_run_task, task) for task in remaining]
             try:
                 for future in as_completed(futures):
                     result = future.result()
-                    del left[result.task]
+                    del remaining[result.task]
                     deaths = 0
                     yield result
             except BrokenProcessPool as error:
-                # It breaks the whole pool: the tasks that are left get a new one.
+                # A dead worker breaks the whole pool, so the remaining tasks get a new pool.
                 deaths += 1
                 if deaths == _MAX_DEATHS:
                     raise MachineFailure(
-                        f"worker processes died {deaths} times in a row, perhaps for want of memory; try fewer workers"
+                        f"worker processes died {deaths} times in a row, perhaps from lack of memory; try fewer workers"
                     ) from error
 
 
 @contextmanager
-def _ended(pool: ProcessPoolExecutor) -> Iterator[None]:
-    """Workers are gone when the block is left. What they are at is done again by whoever continues, so nobody waits for it.
+def _closing(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """End the workers when the block is left. After an error they are killed: the next run repeats their unfinished tasks.
 
-    SIGTERM, which batch systems and containers send, would end this process without running any of this.
+    SIGTERM, which batch systems and containers send, becomes SystemExit, because by default it ends this process without any
+    cleanup.
     """
     is_ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if is_ours:
-        signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGTERM, _exit)
     try:
         yield
     except BaseException:
@@ -134,17 +134,17 @@ def _ended(pool: ProcessPoolExecutor) -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _leave(number: int, _: Any) -> None:
+def _exit(number: int, _: Any) -> None:
     raise SystemExit(128 + number)
 
 
 def _on_ray(work: Callable[[J, int], None], job: J, tasks: Sequence[int], workers: int | None) -> Iterator[Result]:
-    """One row a task. All nodes must see the output folder. Ray itself runs the tasks of a dead worker again."""
+    """Run tasks with Ray Data, one row per task. All nodes must see the output folder. Ray reruns the tasks of a dead worker."""
     with needs("ray", "engine: ray"):
         import ray.data
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
-        return asdict(_done(work, job, int(row["task"])))
+        return asdict(_run_and_catch(work, job, int(row["task"])))
 
     if not tasks:
         return

@@ -1,4 +1,4 @@
-"""What all tasks of one build know: settings, inputs, and where things lie. Built once, sent to every worker."""
+"""The job that all tasks of a build share: settings, inputs and paths. It is built once and sent to every worker."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from polar_rm.records import Wrapper
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A share of the input: some row groups of a Parquet file, or the lines of a JSONL file that begin within some bytes.
+    """A part of the input: some row groups of a Parquet file, or the lines of a JSONL file that begin within a range of bytes.
 
-    first_row: of a Parquet part, counted from 1 in the file; how many lines stand before a part of JSONL is only known when it is
-    read. start, stop: bytes of a JSONL file; stop None: to its end. n_bytes: uncompressed, where that is known.
+    first_row: the first row of a Parquet part, counted from 1 in the file; for JSONL it is known only after earlier parts are
+    read. start, stop: the bytes of a JSONL file; a stop of None is its end. n_bytes: uncompressed, if known.
     """
 
     path: Path
@@ -30,21 +30,22 @@ class Part:
 
     @property
     def is_slice(self) -> bool:
-        """Whether it is some lines of a JSONL file."""
+        """Whether the part is a range of a JSONL file."""
         return self.start > 0 or self.stop is not None
 
     @property
     def name(self) -> str:
-        """Names the part among all parts of a build."""
+        """A name that is unique among the parts of a build."""
         return f"{self.path} {self.start} {self.stop} {list(self.row_groups or ())}"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """policies, lineage, unseen, evaluations: known once the input is partitioned; empty before.
+    """The data that tasks need.
 
-    lines_before: of each part, the lines of its file that stand before it, where rows are numbered within the part.
-    thresholds: split -> policy -> the largest key that a comparison with its reference may have, where policies are capped.
+    policies, lineage, unseen, evaluations: known after the input is partitioned; empty before.
+    lines_before: for each part, the number of lines of its file before it, if its rows are numbered within the part.
+    thresholds: split -> policy -> the largest key of a comparison with its reference that is kept, if policies are capped.
     """
 
     config: CorpusConfig
@@ -60,15 +61,15 @@ class Job:
 
     @property
     def work(self) -> Path:
-        """Folder of what is removed when the corpus is finished."""
+        """The folder of temporary files, which is removed when the corpus is finished."""
         return self.config.output / "work"
 
     def path(self, kind: str, number: int, suffix: str) -> Path:
-        """A file of one task's, such as ``work/parts/00003.arrow``."""
+        """The path of a task's file, such as ``work/parts/00003.arrow``."""
         return self.work / kind / f"{number:05d}{suffix}"
 
     def row(self, part: int, row: int) -> int:
-        """The number of a row in its file, from that in its part."""
+        """The number of a row in its file, from its number in its part."""
         return row + (self.lines_before[part] if self.lines_before else 0)
 
     def wrapper(self, policy: str) -> Wrapper:
@@ -76,24 +77,27 @@ class Job:
         known = self.config.wrapper or self.lineage.wrappers.get(policy)
         return "pretrain" if known == "pretrain" else "sft"
 
-    def may_meet(self) -> Callable[[str, str], bool]:
-        """Whether a policy may have a negative against another's reference: not if one continues prompts and the other answers.
+    def comparable(self) -> Callable[[str, str], bool]:
+        """A function that says whether a policy may have negatives against another one's references.
+
+        It may not at a distance that the settings exclude, or if only one of the two continues prompts and the other answers
+        them.
 
         Raises:
-            PolarError: distances are asked for and a policy's family is not known.
+            PolarError: the settings restrict distances, but a policy's family is unknown.
         """
-        wanted = self.config.pairing.distance
+        distances = self.config.pairing.distance
         wrappers = {policy: self.wrapper(policy) for policy in self.policies}
         unknown = [policy for policy in self.policies if policy not in self.lineage.families]
-        if wanted and unknown:
+        if distances and unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise PolarError(f"pairing.distance: the family of {unknown[0]!r}{more} is not known; say it in families")
+            raise PolarError(f"pairing.distance: the family of {unknown[0]!r}{more} is not known; set it in families")
 
-        if not wanted and len(set(wrappers.values())) == 1:
+        if not distances and len(set(wrappers.values())) == 1:
             return lambda *_: True
 
-        def allowed(policy: str, other: str) -> bool:
-            near = not wanted or self.lineage.distance(policy, other) in wanted
-            return near and wrappers[policy] == wrappers[other]
+        def comparable(policy: str, other: str) -> bool:
+            has_distance = not distances or self.lineage.distance(policy, other) in distances
+            return has_distance and wrappers[policy] == wrappers[other]
 
-        return allowed
+        return comparable

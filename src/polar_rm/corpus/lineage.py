@@ -1,4 +1,4 @@
-"""Which policies stand behind the trajectories, and how they are related."""
+"""The policies of trajectories, and how they are related."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from polar_rm.errors import PolarError
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """What is known of policies, by name: family, model (or the run that it is a checkpoint of), how its texts join the prompt,
-    and under which licence they may be used."""
+    """Known facts about policies, by name.
+
+    They are the family, the model (or the run that the policy is a checkpoint of), the wrapper that joins its texts to prompts,
+    and the licence of its texts.
+    """
 
     families: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
@@ -24,7 +27,7 @@ class Lineage:
     licences: Mapping[str, str] = field(default_factory=dict)
 
     def distance(self, policy: str, other: str) -> Distance | Literal["unknown"]:
-        """How near two policies are. A policy that names no model is one of its own, which others may be checkpoints of."""
+        """The distance of two policies. A policy without a model counts as a model of its own, with the policy's name."""
         if self.models.get(policy, policy) == self.models.get(other, other):
             return "same_model"
         family = self.families.get(policy)
@@ -34,7 +37,7 @@ class Lineage:
 
 
 def by_pattern(policy: str, patterns: Mapping[str, str]) -> str | None:
-    """What a mapping says about a policy: by its name, or else by the first pattern that it matches."""
+    """The value of a mapping for a policy: by its name, or else by the first matching pattern; None if there is none."""
     if policy in patterns:
         return patterns[policy]
     return next((value for pattern, value in patterns.items() if fnmatchcase(policy, pattern)), None)
@@ -43,16 +46,22 @@ def by_pattern(policy: str, patterns: Mapping[str, str]) -> str | None:
 def lineage(
     config: CorpusConfig, files: Iterable[Path], policies: Sequence[str], rows: Sequence[dict[str, dict[str, list[str]]]]
 ) -> Lineage:
-    """What is known of each policy: by the settings, or else by the rows, where they agree, or else by the sampling manifests."""
+    """The lineage of the policies, from the settings, or else from the rows, or else from the manifests of ``polar sample``.
+
+    rows: for each part, column -> policy -> values in its rows.
+
+    Raises:
+        PolarError: rows of one policy disagree, and the settings don't decide.
+    """
     manifest = {entry["policy"]: entry for entry in _sampled_policies(files)}
 
     def known(name: str, settings: dict[str, str], column: str) -> dict[str, str]:
-        found: dict[str, str] = {}
+        from_rows: dict[str, str] = {}
         for policy, value in ((policy, v) for part in rows for policy, values in part.get(name, {}).items() for v in values):
-            if found.setdefault(policy, value) != value and policy in policies and by_pattern(policy, settings) is None:
-                raise PolarError(f"policy {policy!r} has the {name} {found[policy]!r} in some rows and {value!r} in others")
+            if from_rows.setdefault(policy, value) != value and policy in policies and by_pattern(policy, settings) is None:
+                raise PolarError(f"policy {policy!r} has the {name} {from_rows[policy]!r} in some rows and {value!r} in others")
         each = {
-            policy: by_pattern(policy, settings) or found.get(policy) or manifest.get(policy, {}).get(column)
+            policy: by_pattern(policy, settings) or from_rows.get(policy) or manifest.get(policy, {}).get(column)
             for policy in policies
         }
         return {policy: value for policy, value in each.items() if value is not None}
@@ -66,32 +75,32 @@ def lineage(
 
 
 def _models(policies: Sequence[str], parents: Mapping[str, str], manifest: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """Policy -> its model, so that policies of one model have one name for it.
+    """Policy -> its model, with one name for all policies of one model.
 
-    parents: what a policy is a checkpoint of, which may be a policy, a training run or a model. A policy that is a checkpoint of
-    nothing has the model that it was sampled from, which the manifest of ``polar sample`` names; so do its checkpoints.
+    parents: policy -> the policy, training run or model that it is a checkpoint of. A policy without a parent, and its
+    checkpoints, have the model that it was sampled from, which the manifest of ``polar sample`` names.
     """
     models = {name: str(entry["model"]) for name, entry in manifest.items() if entry.get("model")}
 
-    def model_of(policy: str, below: tuple[str, ...]) -> str | None:
+    def model_of(policy: str, descendants: tuple[str, ...]) -> str | None:
         parent = parents.get(policy) or manifest.get(policy, {}).get("checkpoint_of")
         if parent is None:
             return models.get(policy)
-        line = (*below, policy)
-        if parent in line:  # its own model, or a circle, which is one model by whatever name
-            return min(line[line.index(parent) :])
-        return model_of(parent, line) or parent
+        path = (*descendants, policy)
+        if parent in path:  # the policy itself, or a cycle, which counts as one model
+            return min(path[path.index(parent) :])
+        return model_of(parent, path) or parent
 
-    found = {policy: model_of(policy, ()) for policy in policies}
-    return {policy: model for policy, model in found.items() if model is not None}
+    each = {policy: model_of(policy, ()) for policy in policies}
+    return {policy: model for policy, model in each.items() if model is not None}
 
 
 def _sampled_policies(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    """The policies in manifests of ``polar sample``, which lie beside the files or a folder above."""
+    """The policies in manifests of ``polar sample``, which are in the files' folders or in the folders that contain these."""
     for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
         try:
             content = read_json(folder / "manifest.json")
-        except PolarError:  # none, or another program's
+        except PolarError:  # there is none, or it belongs to another program
             continue
         if str(content.get("schema", "")).startswith("polar-rm/trajectories/") and isinstance(content.get("policies"), list):
             yield from (entry for entry in content["policies"] if isinstance(entry, dict) and "policy" in entry)

@@ -1,6 +1,6 @@
-"""The comparisons of one prompt, and of trajectories in memory.
+"""Drawing the comparisons of one prompt, and of trajectories in memory.
 
-What a comparison holds depends on its prompt's trajectories and the seed alone, not on the order of rows or on other prompts.
+A comparison depends only on its prompt's trajectories and on the seed, not on the order of rows or on other prompts.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from polar_rm.errors import PolarError
 from polar_rm.records import Comparison, Text, Trajectory, Wrapper
 
 TextsByPolicy = dict[str, list[str]]
-"""The different texts of one prompt, policy by policy; all sorted."""
+"""Policy -> its distinct texts for one prompt; both are sorted."""
 
-MayMeet = Callable[[str, str], bool]
-"""Whether a policy may have a negative against another one's reference."""
+Comparable = Callable[[str, str], bool]
+"""Whether a policy may have negatives against another one's references."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonTexts:
-    """policies: of the reference, and of each negative. texts: reference, positives, negatives."""
+    """The texts of a comparison. policies: the policy of the reference, then those of the negatives."""
 
     policies: tuple[str, ...]
     reference: str
@@ -31,7 +31,7 @@ class ComparisonTexts:
     negatives: tuple[str, ...]
 
     def comparison(self, prompt: Text, metadata: dict[str, object], wrapper: Wrapper = "sft") -> Comparison:
-        """Positives have rank 0, negatives 1; the metadata also get the policies."""
+        """The comparison of these texts, with rank 0 for positives and 1 for negatives; policies are added to the metadata."""
         policy, *others = self.policies
         authors = [policy] * len(self.positives) + others
         return Comparison(
@@ -50,20 +50,20 @@ def draw_comparisons(
     rng: random.Random,
     *,
     references: Collection[str] | None = None,
-    may_meet: MayMeet = lambda *_: True,
+    comparable: Comparable = lambda *_: True,
 ) -> Iterator[ComparisonTexts]:
-    """The comparisons of one prompt as texts (paper, section 3.2): who wrote the reference also wrote the positives.
+    """Draw the comparisons of one prompt (paper, section 3.2): reference and positives have the same policy.
 
-    Which of a policy's texts is the reference is random; no two texts of a comparison are equal.
-    references: policies that may be the reference, by default all that have two different texts.
+    The reference is a random text of its policy. No two texts of a comparison are equal.
+    references: policies that may have the reference, by default all that have two different texts.
     """
     eligible = [
         policy for policy, texts in texts_by_policy.items() if len(texts) > 1 and (references is None or policy in references)
     ]
-    met: set[tuple[str, str]] = set()
+    drawn_pairs: set[tuple[str, str]] = set()
     queue: list[tuple[str, str | None]] = [(policy, None) for policy in rng.sample(eligible, len(eligible))]
-    built = 0
-    while queue and built != pairing.per_prompt:
+    n_drawn = 0
+    while queue and n_drawn != pairing.per_prompt:
         policy, partner = queue.pop(0)
         reference, *same = rng.sample(texts_by_policy[policy], min(1 + pairing.positives, len(texts_by_policy[policy])))
         others = [
@@ -71,18 +71,19 @@ def draw_comparisons(
             for other in texts_by_policy
             if other != policy
             and partner in (None, other)
-            and may_meet(policy, other)
-            and (pairing.both_directions or (other, policy) not in met)
+            and comparable(policy, other)
+            and (pairing.both_directions or (other, policy) not in drawn_pairs)
         ]
-        near = _near(same, pairing.near_length)
-        drawn = _one_of_each(texts_by_policy, others, pairing.negatives, {reference, *same}, rng, near)
-        if not drawn:
+        has_near_length = _near_length(same, pairing.near_length)
+        negatives = _draw_negatives(texts_by_policy, others, pairing.negatives, {reference, *same}, rng, has_near_length)
+        if not negatives:
             continue
-        built += 1
-        met.update((policy, other) for other, _ in drawn)
-        yield ComparisonTexts((policy, *(other for other, _ in drawn)), reference, tuple(same), tuple(text for _, text in drawn))
+        n_drawn += 1
+        policies, texts = zip(*negatives, strict=True)
+        drawn_pairs.update((policy, other) for other in policies)
+        yield ComparisonTexts((policy, *policies), reference, tuple(same), texts)
         if pairing.kind == "triples" and partner is None:
-            queue = _two_by_two(queue, policy, drawn[0][0], pairing.both_directions)
+            queue = _next_triples(queue, policy, policies[0], pairing.both_directions)
 
 
 def build_comparisons(
@@ -94,10 +95,10 @@ def build_comparisons(
     references: Collection[str] | None = None,
     seed: int = 0,
 ) -> Iterator[Comparison]:
-    """K-way comparisons out of trajectories in memory, uncleaned, as :func:`draw_comparisons` makes them.
+    """Build K-way comparisons from trajectories in memory, without cleaning, by :func:`draw_comparisons`.
 
-    positives, negatives: at most that many candidates of the reference's policy, and one each of that many other policies.
-    per_prompt: at most that many comparisons a prompt.
+    positives: maximum number of candidates of the reference's policy. negatives: maximum number of other policies, with one
+    candidate each. per_prompt: maximum number of comparisons of a prompt.
     """
     pairing = Pairing(positives=positives, negatives=negatives, per_prompt=per_prompt)
     for prompt_id, prompt, texts_by_policy in _by_prompt(trajectories):
@@ -106,12 +107,13 @@ def build_comparisons(
 
 
 def build_ranked(trajectories: Iterable[Trajectory], order: Sequence[str], *, seed: int = 0) -> Iterator[Comparison]:
-    """Comparisons ranked by construction: one candidate of each policy of ``order``, the best first.
+    """Build comparisons that are ranked by policy: one candidate of each policy of ``order``, the best policy first.
 
-    The reference is another text of the best policy. Prompts without a text of every policy, or where two are equal, give none.
+    The reference is another text of the best policy. A prompt without a text of every policy, or with equal texts, gives no
+    comparison.
 
     Raises:
-        PolarError: fewer than two policies.
+        PolarError: there are fewer than two policies.
     """
     if len(set(order)) < 2:
         raise PolarError(f"a ranking needs at least two policies, not {', '.join(order) or 'none'}")
@@ -127,7 +129,7 @@ def build_ranked(trajectories: Iterable[Trajectory], order: Sequence[str], *, se
 
 
 def generator(seed: int, prompt_id: str) -> random.Random:
-    """The random numbers of one prompt."""
+    """The random number generator of one prompt."""
     return random.Random(json.dumps([seed, prompt_id]))
 
 
@@ -136,43 +138,43 @@ def _by_prompt(trajectories: Iterable[Trajectory]) -> Iterator[tuple[str, Text, 
     texts: dict[str, dict[str, set[str]]] = {}
     for row in trajectories:
         if prompts.setdefault(row.prompt_id, row.prompt) != row.prompt:
-            raise PolarError(f"prompt_id {row.prompt_id!r} names two different prompts, see policy {row.policy!r}")
+            raise PolarError(f"prompt_id {row.prompt_id!r} has two different prompts, see policy {row.policy!r}")
         texts.setdefault(row.prompt_id, {}).setdefault(row.policy, set()).add(row.text)
     for prompt_id, texts_by_policy in sorted(texts.items()):
-        yield prompt_id, prompts[prompt_id], {policy: sorted(cell) for policy, cell in sorted(texts_by_policy.items())}
+        yield prompt_id, prompts[prompt_id], {policy: sorted(each) for policy, each in sorted(texts_by_policy.items())}
 
 
-def _one_of_each(
+def _draw_negatives(
     texts_by_policy: TextsByPolicy,
     others: Sequence[str],
     count: int,
-    taken: set[str],
+    used: set[str],
     rng: random.Random,
-    near: Callable[[str], bool],
+    has_near_length: Callable[[str], bool],
 ) -> list[tuple[str, str]]:
-    """One text of each of ``count`` of the others, as far as there are any, all different from those ``taken``."""
+    """At most ``count`` pairs (policy, text) of different ``others``; the texts differ from each other and from ``used``."""
     drawn: list[tuple[str, str]] = []
     for other in rng.sample(others, len(others)):
         if len(drawn) == count:
             break
-        if free := [text for text in texts_by_policy[other] if text not in taken and near(text)]:
-            text = rng.choice(free)
-            taken = taken | {text}
+        if allowed := [text for text in texts_by_policy[other] if text not in used and has_near_length(text)]:
+            text = rng.choice(allowed)
+            used = used | {text}
             drawn.append((other, text))
     return drawn
 
 
-def _near(positives: Sequence[str], factor: float | None) -> Callable[[str], bool]:
-    """Whether a text is about as long as one of the positives: then closeness of length to the reference says little."""
+def _near_length(positives: Sequence[str], factor: float | None) -> Callable[[str], bool]:
+    """A function that says whether a text is about as long as one of the positives, so that length gives little information."""
     if factor is None:
         return lambda _: True
     lengths = [1 + len(text) for text in positives]
     return lambda text: any(length <= factor * (1 + len(text)) and 1 + len(text) <= factor * length for length in lengths)
 
 
-def _two_by_two(
+def _next_triples(
     queue: list[tuple[str, str | None]], policy: str, other: str, both_directions: bool
 ) -> list[tuple[str, str | None]]:
-    """The references still to come once ``policy`` has met ``other``: that one now meets it back, or has had its turn."""
+    """The queue after a triple of ``policy`` and ``other``: the reverse triple is next, or ``other`` is done."""
     rest = [(each, partner) for each, partner in queue if each != other]
     return [(other, policy), *rest] if both_directions and len(rest) < len(queue) else rest

@@ -1,7 +1,8 @@
-"""First pass: every part of the input is dealt to buckets by a hash of the prompt id, so that a prompt's rows come together.
+"""The first pass of a build: it distributes the rows of a part over buckets by a hash of the prompt id.
 
-A part becomes one Arrow file with a record batch for every bucket and 32 MiB of input, so a bucket reads only its own batches.
-Whole columns are checked and moved; only rows that look bad are looked at one by one.
+So all rows of a prompt are in one bucket. A part becomes one Arrow file with a record batch for every bucket and 32 MiB of
+input, and a bucket reads only its own batches. Whole columns are checked at once; only rows that look bad are checked one by
+one.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from polar_rm.records import (
 _TEXTS = ("source", "prompt_id", "prompt", "policy", "text")
 _OPTIONAL = {"finish_reason": pa.string(), "n_tokens": pa.int64(), "dup_count": pa.int64()}
 _NUMBERS = ("n_tokens", "dup_count")
-_MAX_COUNT = 2**53  # a float holds every whole number up to it
+_MAX_COUNT = 2**53  # a float represents every integer up to it
 _LINEAGE = ("family", "checkpoint_of", "wrapper")
 
 SCHEMA = pa.schema(
@@ -52,58 +53,59 @@ _CHUNK = 32 << 20  # bytes
 def partition(job: Job, number: int) -> None:
     """Write ``parts/NUMBER.arrow`` and, when it is complete, ``parts/NUMBER.json`` with counts and policies.
 
-    ``parts/NUMBER.npy`` holds the bucket of each record batch: int32 [batches].
+    ``parts/NUMBER.npy`` has the bucket of each record batch: int32 [batches].
 
     Raises:
-        PolarError: the file holds no trajectories. BadRow: a row is none, and bad rows are not skipped.
+        PolarError: the file holds no trajectories.
+        BadRow: a row is not a trajectory, and bad rows are not skipped.
     """
     part, target = job.parts[number], job.path("parts", number, ".arrow")
     target.parent.mkdir(parents=True, exist_ok=True)
     bad = OnBadRow("skip" if job.skip_bad_rows else "error", job.path("parts", number, ".refused.jsonl"))
-    seen = PartResult(part.name, lineage={name: {} for name in _LINEAGE})
+    result = PartResult(part.name, lineage={name: {} for name in _LINEAGE})
     buckets: list[int] = []
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
-        _as_file(part, target.with_suffix(".jsonl"), seen) as source,
+        _as_file(part, target.with_suffix(".jsonl"), result) as source,
         pa.OSFile(str(target), "wb") as file,
         pa.ipc.new_file(file, SCHEMA, options=options) as writer,
     ):
-        for chunk in _chunks(_tables(replace(part, path=source), number, bad, seen, job.config.policies)):
-            for bucket, batch in _deal(chunk, job.n_buckets):
+        for chunk in _chunks(_tables(replace(part, path=source), number, bad, result, job.config.policies)):
+            for bucket, batch in _by_bucket(chunk, job.n_buckets):
                 writer.write_batch(batch)
                 buckets.append(bucket)
     np.save(target.with_suffix(".npy"), np.array(buckets, np.int32))
-    seen.refused = bad.count
-    save_result(target.with_suffix(".json"), seen)
+    result.refused = bad.count
+    save_result(target.with_suffix(".json"), result)
 
 
 @contextmanager
-def _as_file(part: Part, scratch: Path, seen: PartResult) -> Iterator[Path]:
-    """A file with the part's rows: the input itself, or a copy of those of its lines that are the part's.
+def _as_file(part: Part, temporary: Path, result: PartResult) -> Iterator[Path]:
+    """A file with the part's rows: the input itself, or a copy of the part's lines.
 
-    Readers take files, and copying costs a hundredth of what parsing does. Rows are numbered within the copy: where a bad row
-    stops the build, the lines before are counted; where it does not, whoever collects the parts adds them up.
+    Readers need files, and copying takes a hundredth of the time of parsing. Rows are numbered within the copy. If a bad row
+    stops the build, the lines before the part are counted here; otherwise the numbers are corrected after all parts are read.
 
     Raises:
-        BadRow: with the number of its row in the input.
+        BadRow: has the number of the row in the input.
     """
     if not part.is_slice:
         yield part.path
         return
     try:
-        with part.path.open("rb") as file, scratch.open("wb") as copy:
-            _to_line(file, part.start)
-            seen.lines = _copy_lines(file, copy, part.stop)
-        yield scratch
+        with part.path.open("rb") as file, temporary.open("wb") as copy:
+            _seek_line(file, part.start)
+            result.lines = _copy_lines(file, copy, part.stop)
+        yield temporary
     except BadRow as error:
-        before = _lines_before(part.path, part.start)
-        raise BadRow(str(part.path), before + error.row, error.field, error.expected) from None
+        lines_before = _lines_before(part.path, part.start)
+        raise BadRow(str(part.path), lines_before + error.row, error.field, error.expected) from None
     finally:
-        scratch.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _to_line(file: IO[bytes], start: int) -> None:
-    """Go to the first line that begins at ``start`` or later."""
+def _seek_line(file: IO[bytes], start: int) -> None:
+    """Move to the first line that begins at ``start`` or later."""
     if start:
         file.seek(start - 1)
         for _ in _line(file):
@@ -111,21 +113,21 @@ def _to_line(file: IO[bytes], start: int) -> None:
 
 
 def _copy_lines(file: IO[bytes], copy: IO[bytes], stop: int | None) -> int:
-    """Copy the lines that begin before byte ``stop``, from a line's beginning on; returns how many."""
+    """Copy the lines that begin before byte ``stop``, from the current line on; returns their number."""
     count, position = 0, file.tell()
     while stop is None or position < stop:
-        begin = position
+        line_start = position
         for piece in _line(file):
             copy.write(piece)
             position += len(piece)
-        if position == begin:
+        if position == line_start:
             break
         count += 1
     return count
 
 
 def _line(file: IO[bytes]) -> Iterator[bytes]:
-    """The next line in pieces of at most a megabyte; nothing at the end of the file."""
+    """The next line in pieces of at most 1 MiB; no piece at the end of the file."""
     while piece := file.readline(1 << 20):
         yield piece
         if piece.endswith(b"\n"):
@@ -133,21 +135,24 @@ def _line(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _lines_before(path: Path, start: int) -> int:
-    """How many lines begin before byte ``start`` > 0: the first, and those behind a newline."""
-    count, left = 1, start - 1
+    """The number of lines that begin before byte ``start`` > 0: the first line, and one for each newline before."""
+    count, remaining = 1, start - 1
     with path.open("rb") as file:
-        while left and (block := file.read(min(left, 1 << 20))):
+        while remaining and (block := file.read(min(remaining, 1 << 20))):
             count += block.count(b"\n")
-            left -= len(block)
+            remaining -= len(block)
     return count
 
 
 def bucket_of(hashes: np.ndarray[Any, np.dtype[np.uint64]], n_buckets: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Buckets are ranges of hashes: one after the other they hold the prompts in the same order, however many there are."""
+    """The buckets of hashes.
+
+    A bucket is a range of hashes, so that consecutive buckets have the prompts in an order that does not depend on their number.
+    """
     return ((hashes >> np.uint64(32)) * np.uint64(n_buckets) >> np.uint64(32)).astype(np.int64)
 
 
-def _deal(table: pa.Table, n_buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _by_bucket(table: pa.Table, n_buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     buckets = bucket_of(table["hash"].to_numpy(), n_buckets)
     order = np.argsort(buckets, kind="stable")
     table = table.take(order)
@@ -158,38 +163,38 @@ def _deal(table: pa.Table, n_buckets: int) -> Iterator[tuple[int, pa.RecordBatch
 
 
 def _chunks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    held: list[pa.Table] = []
+    chunk: list[pa.Table] = []
     for table in tables:
-        held.append(table)
-        if sum(each.nbytes for each in held) >= _CHUNK:
-            yield pa.concat_tables(held)
-            held = []
-    if held:
-        yield pa.concat_tables(held)
+        chunk.append(table)
+        if sum(each.nbytes for each in chunk) >= _CHUNK:
+            yield pa.concat_tables(chunk)
+            chunk = []
+    if chunk:
+        yield pa.concat_tables(chunk)
 
 
-def _tables(part: Part, number: int, bad: OnBadRow, seen: PartResult, patterns: Sequence[str]) -> Iterator[pa.Table]:
+def _tables(part: Part, number: int, bad: OnBadRow, result: PartResult, patterns: Sequence[str]) -> Iterator[pa.Table]:
     if part.row_groups is not None:
-        rows = _parquet_tables(part, bad, seen)
-    elif part.is_slice and not seen.lines:  # within a very long line
-        rows = iter(())
+        tables = _parquet_tables(part, bad, result)
+    elif part.is_slice and not result.lines:  # the part lies within a very long line
+        tables = iter(())
     else:
-        rows = _json_tables(part.path, bad, seen)
-    for table in rows:
-        read = table.num_rows
-        asked = [name for name in table["policy"].unique().to_pylist() if any(fnmatchcase(name, each) for each in patterns)]
-        table = table.filter(pc.is_in(table["policy"], pa.array(asked, pa.string())))
-        seen.unselected += read - table.num_rows
+        tables = _json_tables(part.path, bad, result)
+    for table in tables:
+        n_read = table.num_rows
+        selected = [name for name in table["policy"].unique().to_pylist() if any(fnmatchcase(name, each) for each in patterns)]
+        table = table.filter(pc.is_in(table["policy"], pa.array(selected, pa.string())))
+        result.unselected += n_read - table.num_rows
         if table.num_rows:
-            seen.rows += table.num_rows
+            result.rows += table.num_rows
             for count in pc.value_counts(table["policy"]).to_pylist():
-                seen.policies[count["values"]] = seen.policies.get(count["values"], 0) + count["counts"]
+                result.policies[count["values"]] = result.policies.get(count["values"], 0) + count["counts"]
             table = table.append_column("part", pa.repeat(pa.scalar(number, pa.int32()), table.num_rows))
             yield table.append_column("hash", _hash(table["prompt_id"])).select(SCHEMA.names).cast(SCHEMA)
 
 
 def _hash(ids: pa.ChunkedArray) -> pa.Array:
-    """The first eight bytes of a hash of each id, which neighbours often share."""
+    """The first eight bytes of a hash of each id. Each distinct id is hashed once, because neighbouring rows often share it."""
     encoded = ids.combine_chunks().dictionary_encode()
     each = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) for name in encoded.dictionary.to_pylist()]
     return pa.array(np.array(each, np.uint64)[encoded.indices.to_numpy()])
@@ -199,59 +204,59 @@ def _hash(ids: pa.ChunkedArray) -> pa.Array:
 
 
 def parquet_columns(path: Path, schema: pa.Schema) -> list[str]:
-    """The columns to read of a table of trajectories.
+    """The columns to read from a table of trajectories.
 
     Raises:
-        PolarError: it is none: a column is missing or of another type.
+        PolarError: a column is missing or has another type.
     """
-    wanted = [*_TEXTS, "sample_id"]
-    if missing := [name for name in wanted if name not in schema.names]:
+    required = [*_TEXTS, "sample_id"]
+    if missing := [name for name in required if name not in schema.names]:
         columns = f"the column {missing[0]} is" if len(missing) == 1 else f"the columns {', '.join(missing)} are"
         raise PolarError(f"{path}: it holds no trajectories: {columns} missing")
-    for name in wanted:
+    for name in required:
         kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_integer(kind) if name == "sample_id" else _is_text(kind)):
             raise PolarError(f"{path}: the column {name} holds {kind}, not {'integers' if name == 'sample_id' else 'text'}")
-    for name, wish in _OPTIONAL.items():
-        kind = schema.field(name).type if name in schema.names else wish
+    for name, expected in _OPTIONAL.items():
+        kind = schema.field(name).type if name in schema.names else expected
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        is_text = pa.types.is_string(wish)
+        is_text = pa.types.is_string(expected)
         if not (
             pa.types.is_null(kind) or (_is_text(kind) if is_text else pa.types.is_integer(kind) or pa.types.is_floating(kind))
         ):
             raise PolarError(f"{path}: the column {name} holds {kind}, not {'text' if is_text else 'integers'}")
-    return [*wanted, *(name for name in (*_OPTIONAL, *_LINEAGE, "metadata") if name in schema.names)]
+    return [*required, *(name for name in (*_OPTIONAL, *_LINEAGE, "metadata") if name in schema.names)]
 
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _parquet_tables(part: Part, bad: OnBadRow, seen: PartResult) -> Iterator[pa.Table]:
+def _parquet_tables(part: Part, bad: OnBadRow, result: PartResult) -> Iterator[pa.Table]:
     row = part.first_row
     try:
-        # Read in a stream, not whole row groups: some writers put a million rows into one.
+        # Row groups are streamed in batches: some writers put a million rows into one group.
         with pq.ParquetFile(part.path, pre_buffer=False, buffer_size=1 << 20) as file:
             columns = parquet_columns(part.path, file.schema_arrow)
             for batch in file.iter_batches(_BATCH_ROWS, row_groups=list(part.row_groups or ()), columns=columns):
                 table = pa.Table.from_batches([batch])
                 table = table.append_column("row", pa.array(np.arange(row, row + len(table))))
                 row += len(table)
-                yield _checked(part.path, table, bad, seen)
+                yield _checked(part.path, table, bad, result)
     except (OSError, pa.ArrowException) as error:
         raise PolarError(f"{part.path}: not a complete Parquet file (after row {row - 1}): {first_line(error)}") from error
 
 
-def _checked(path: Path, table: pa.Table, bad: OnBadRow, seen: PartResult) -> pa.Table:
-    """Without the rows that are no trajectories, with columns of the types wanted."""
+def _checked(path: Path, table: pa.Table, bad: OnBadRow, result: PartResult) -> pa.Table:
+    """The table without bad rows, with columns of the types in ``SCHEMA``."""
     suspicious = np.zeros(len(table), bool)
     for name in (*_TEXTS, "sample_id"):
         suspicious |= table[name].is_null().to_numpy()
         if name != "sample_id":
-            suspicious |= _broken(table[name])
+            suspicious |= _not_utf8(table[name])
     for name in set(_NUMBERS) & set(table.column_names):
-        suspicious |= _uncountable(table[name])
+        suspicious |= _out_of_range(table[name])
     for index in np.flatnonzero(suspicious).tolist():
         content = {name: _value(table[name][index]) for name in table.column_names if name != "row"}
         try:
@@ -265,12 +270,12 @@ def _checked(path: Path, table: pa.Table, bad: OnBadRow, seen: PartResult) -> pa
     for name, kind in _OPTIONAL.items():
         column = table[name] if name in table.column_names else pa.nulls(len(table), kind)
         columns[name] = _converted(column, kind)
-    _note_lineage(table, seen)
+    _add_lineage(table, result)
     return _with_prompts(path, pa.table(columns), bad)
 
 
-def _broken(column: pa.ChunkedArray) -> Any:
-    """Which strings are not UTF-8; a Parquet file may hold any bytes."""
+def _not_utf8(column: pa.ChunkedArray) -> Any:
+    """bool [rows]: strings that are not UTF-8; a Parquet file may hold any bytes."""
     try:
         column.validate(full=True)
         return np.zeros(len(column), bool)
@@ -278,8 +283,8 @@ def _broken(column: pa.ChunkedArray) -> Any:
         return np.array([isinstance(_value(value), bytes) for value in column])
 
 
-def _uncountable(column: pa.ChunkedArray) -> Any:
-    """Which numbers :func:`_check_numbers` refuses."""
+def _out_of_range(column: pa.ChunkedArray) -> Any:
+    """bool [rows]: numbers that :func:`_check_numbers` refuses."""
     if pa.types.is_null(column.type):
         return np.zeros(len(column), bool)
     values = column.cast(pa.float64(), safe=False)
@@ -288,7 +293,7 @@ def _uncountable(column: pa.ChunkedArray) -> Any:
 
 
 def _check_numbers(*values: Any) -> None:
-    """Raises InvalidRecord for a count of tokens or copies that can be none. What is no number says nothing."""
+    """Raise InvalidRecord for an impossible count of tokens or copies. Values that are not numbers are ignored."""
     for name, value in zip(_NUMBERS, values, strict=True):
         if isinstance(value, int | float) and (isinstance(value, bool) or not 0 <= value <= _MAX_COUNT):
             raise InvalidRecord(name, f"a number from 0 to 2^53, not {json.dumps(value)}")
@@ -302,27 +307,27 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 def _converted(column: pa.ChunkedArray | pa.Array, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
-    """Numbers are whole ones; data frames write missing ones as NaN."""
+    """The column in another type. Floats become integers; NaN, which data frames write for missing numbers, becomes null."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_finite(column), column, None)
     return column.cast(kind, safe=False)
 
 
 def _with_prompts(path: Path, table: pa.Table, bad: OnBadRow) -> pa.Table:
-    """Prompts that are messages, or look so, in the form in which they are written again."""
-    special = pc.match_substring_regex(table["prompt"], r"^\s*\[")
-    if not pc.any(special).as_py():
+    """The table with prompts that are messages, or look like messages, in the form in which we write them."""
+    may_be_messages = pc.match_substring_regex(table["prompt"], r"^\s*\[")
+    if not pc.any(may_be_messages).as_py():
         return table
-    written: dict[str, str | InvalidRecord] = {}
-    for cell in table["prompt"].filter(special).unique().to_pylist():
+    normalised: dict[str, str | InvalidRecord] = {}
+    for cell in table["prompt"].filter(may_be_messages).unique().to_pylist():
         try:
-            written[cell] = str(to_cell(to_prompt_text({"prompt": cell}, is_cell=True)))
+            normalised[cell] = str(to_cell(to_prompt_text({"prompt": cell}, is_cell=True)))
         except InvalidRecord as error:
-            written[cell] = error
+            normalised[cell] = error
     prompts: list[str] = []
     kept = np.ones(len(table), bool)
     for index, cell in enumerate(table["prompt"].to_pylist()):
-        value = written.get(cell, cell)
+        value = normalised.get(cell, cell)
         if isinstance(value, InvalidRecord):
             row = table.slice(index, 1).to_pylist()[0]
             bad.refuse(BadRow(str(path), row.pop("row"), value.field, value.expected), row)
@@ -332,31 +337,31 @@ def _with_prompts(path: Path, table: pa.Table, bad: OnBadRow) -> pa.Table:
     return table.filter(pa.array(kept))
 
 
-def _note_lineage(table: pa.Table, seen: PartResult) -> None:
-    """What rows say of their policies, in columns of their own or else in the metadata."""
-    known = [name for name in (*_LINEAGE, "metadata") if name in table.column_names]
-    if known:
-        met: set[tuple[str, ...]] = set()
-        for policy, *cells in zip(*(table[name].to_pylist() for name in ("policy", *known)), strict=True):
-            row = {name: cell for name, cell in zip(known, cells, strict=True) if cell is not None}
+def _add_lineage(table: pa.Table, result: PartResult) -> None:
+    """Collect the rows' facts about their policies, from columns or else from the metadata."""
+    columns = [name for name in (*_LINEAGE, "metadata") if name in table.column_names]
+    if columns:
+        seen: set[tuple[str, ...]] = set()
+        for policy, *cells in zip(*(table[name].to_pylist() for name in ("policy", *columns)), strict=True):
+            row = {name: cell for name, cell in zip(columns, cells, strict=True) if cell is not None}
             metadata = row.pop("metadata", None)
             key = policy, *map(str, row.items()), str(metadata)
-            if key not in met:
-                met.add(key)
+            if key not in seen:
+                seen.add(key)
                 metadata = parsed(metadata) if isinstance(metadata, str) else metadata
-                _note(policy, {**(metadata if isinstance(metadata, dict) else {}), **row}, seen)
+                _add_facts(policy, {**(metadata if isinstance(metadata, dict) else {}), **row}, result)
 
 
-def _note(policy: str, row: dict[str, Any], seen: PartResult) -> None:
-    for name, found in seen.lineage.items():
-        if isinstance(row.get(name), str) and row[name] not in found.setdefault(policy, []):
-            found[policy].append(row[name])
+def _add_facts(policy: str, row: dict[str, Any], result: PartResult) -> None:
+    for name, values in result.lineage.items():
+        if isinstance(row.get(name), str) and row[name] not in values.setdefault(policy, []):
+            values[policy].append(row[name])
 
 
 # --------------------------------------------------------------------------------------------------------------- JSONL
 
 
-def _json_tables(path: Path, bad: OnBadRow, seen: PartResult) -> Iterator[pa.Table]:
+def _json_tables(path: Path, bad: OnBadRow, result: PartResult) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     for number, record in read_numbered_trajectories(path, bad):
         copies = record.metadata.get("dup_count")
@@ -365,7 +370,7 @@ def _json_tables(path: Path, bad: OnBadRow, seen: PartResult) -> Iterator[pa.Tab
         except InvalidRecord as error:
             bad.refuse(BadRow(str(path), number, error.field, error.expected), to_row(record))
             continue
-        _note(record.policy, record.metadata, seen)
+        _add_facts(record.policy, record.metadata, result)
         row: dict[str, Any] = {name: getattr(record, name) for name in (*_TEXTS, "finish_reason", "n_tokens")}
         row |= {"row": number, "prompt": to_cell(record.prompt), "dup_count": copies if isinstance(copies, int) else None}
         rows.append(row)

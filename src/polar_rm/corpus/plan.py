@@ -1,4 +1,4 @@
-"""What a corpus will be built from: files, parts, buckets."""
+"""The plan of a build: files, parts and buckets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_BUCKETS = 4096
 
 @dataclass(frozen=True, slots=True)
 class CorpusPlan:
-    """What a build will do. rows: None where a file must be read to count them."""
+    """The plan of a build. rows: None if a file must be read to count its rows."""
 
     files: tuple[Path, ...]
     rows: int | None
@@ -35,11 +35,11 @@ class CorpusPlan:
 
 
 def make_plan(config: CorpusConfig) -> CorpusPlan:
-    """Look at the inputs' metadata and lay out all tasks; nothing is written.
+    """Plan all tasks from the inputs' metadata; nothing is written.
 
     Raises:
-        Damaged: an input was written by polar, and is not as its manifest says.
-        PolarError: a file is missing, unreadable, or its columns are not those of trajectories.
+        Damaged: an input that polar wrote differs from its manifest.
+        PolarError: a file is missing or unreadable, or lacks columns of trajectories.
     """
     files = tuple(dict.fromkeys(file for source in config.inputs for file in _files(source, config.output, config.verify)))
     parts: list[Part] = []
@@ -56,33 +56,36 @@ def make_plan(config: CorpusConfig) -> CorpusPlan:
 
 
 def describe(config: CorpusConfig, plan: CorpusPlan) -> list[tuple[str, str]]:
-    """The plan in words."""
+    """The lines (name, value) of the plan for a user."""
     rows = "an unknown number of" if plan.rows is None else f"{plan.rows:,}"
     workers = f"{config.workers or 'all'} {'cores' if config.engine == 'local' else 'tasks of a Ray cluster'}"
     return [
         ("inputs", f"{len(plan.files):,} files, {rows} rows, {plan.n_bytes / 2**20:,.1f} MiB uncompressed"),
         ("first pass", f"{len(plan.parts):,} parts on {workers}"),
         ("second pass", f"{plan.n_buckets:,} buckets of about {plan.n_bytes / plan.n_buckets / 2**20:,.1f} MiB, a shard each"),
-        ("disk", f"about {2 * plan.n_bytes / 2**20:,.0f} MiB in {config.output} at most, while it runs"),
+        ("disk", f"at most about {2 * plan.n_bytes / 2**20:,.0f} MiB in {config.output} during the build"),
     ]
 
 
 def _files(source: str, output: Path, verify: bool) -> list[Path]:
-    """The files that an input means. A folder of ``polar sample`` also holds its store and lists of errors, as JSON lines: where
-    there are Parquet files, they are the trajectories."""
+    """The files that an input means.
+
+    A folder of ``polar sample`` also has JSON lines, with its store and lists of errors. So if a folder has Parquet files, only
+    these are its trajectories.
+    """
     path = Path(source)
     if path.exists():
         check_manifest(path, full=verify)
-    found = find_files(source, [output])
+    files = find_files(source, [output])
     if not path.exists():
-        for file in found:
+        for file in files:
             check_manifest(file, full=verify)
-    tables = [file for file in found if file.name.endswith(".parquet")]
-    return tables if tables and path.is_dir() else found
+    tables = [file for file in files if file.name.endswith(".parquet")]
+    return tables if tables and path.is_dir() else files
 
 
 def _json_parts(file: Path) -> Iterator[Part]:
-    """JSON lines are cut by bytes, so that all cores have a share of a large file; what is compressed can't be."""
+    """Divide a file of JSON lines into ranges of bytes, so that all cores share a large file; a compressed file is one part."""
     size = file.stat().st_size
     if size <= _PART_BYTES or not file.name.lower().endswith((".jsonl", ".ndjson")):
         yield Part(file, None, 1, size)
@@ -106,13 +109,13 @@ def _add_parquet(file: Path, parts: list[Part]) -> int:
     if not sum(rows for rows, _ in sizes):
         raise PolarError(f"{file}: it is empty: there are no rows")
     first = row = 1
-    held: list[int] = []
-    held_bytes = 0
+    groups: list[int] = []
+    group_bytes = 0
     for group, (rows, n_bytes) in enumerate(sizes):
-        held.append(group)
-        held_bytes += n_bytes
+        groups.append(group)
+        group_bytes += n_bytes
         row += rows
-        if held_bytes >= _PART_BYTES or group == len(sizes) - 1:
-            parts.append(Part(file, tuple(held), first, held_bytes))
-            held, held_bytes, first = [], 0, row
+        if group_bytes >= _PART_BYTES or group == len(sizes) - 1:
+            parts.append(Part(file, tuple(groups), first, group_bytes))
+            groups, group_bytes, first = [], 0, row
     return row - 1

@@ -1,4 +1,4 @@
-"""What a corpus holds and how easily it is seen through, as JSON and as one HTML page that needs nothing else."""
+"""The report of a corpus, as JSON and as a self-contained HTML page: its contents, and how well trivial scorers do on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from polar_rm.reporting import words
 from polar_rm.reporting.html import render_page
 from polar_rm.reporting.plots import plot_accuracy, plot_lengths, plot_matrix
 
-_SHOWN_POLICIES = 40  # of the heat map
+_MAX_POLICIES = 40  # in the heat map
 
 
 def make_report(
@@ -35,41 +35,41 @@ def make_report(
     ledgers: Iterable[tuple[int, pa.Table]],
     shards: list[dict[str, DataFile]],
 ) -> dict[str, Any]:
-    """All numbers of the page. ledgers: of every bucket; the shards are in place."""
+    """Compute all numbers of the report. ledgers: (number, ledger) of every bucket. The shards must be in the output folder."""
     splits: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
-    met: Counter[tuple[int, int]] = Counter()
+    pairs_by_policies: Counter[tuple[int, int]] = Counter()
     sample = _Sample(job)
     for number, ledger in ledgers:
         rows = ledger.to_pydict()
         for index, split in enumerate(rows["split"]):
-            pairs = rows["positives"][index] * len(rows["negatives"][index])
-            short = len(rows["negatives"][index]) < job.config.pairing.negatives
+            policy, positives, negatives = (rows[name][index] for name in ("policy", "positives", "negatives"))
+            short = len(negatives) < job.config.pairing.negatives
             sizes = {name: rows[name][index] for name in ("characters", "words", "tokens")}
-            splits[split].update(comparisons=1, short=short, pairs=pairs, **sizes)
-            met.update({(rows["policy"][index], other): rows["positives"][index] for other in rows["negatives"][index]})
+            splits[split].update(comparisons=1, short=short, pairs=positives * len(negatives), **sizes)
+            pairs_by_policies.update({(policy, other): positives for other in negatives})
         sample.add(number, rows)
     for each in shards:
         for split in each:
             splits[split]["shards"] += 1
-    policies = {policy: _policy(job, policy, counts, met) for policy in job.policies}
-    totals = {name: sum(found[name] for found in policies.values()) for name in TEXT_COUNTS}
+    policies = {policy: _policy(job, policy, counts, pairs_by_policies) for policy in job.policies}
+    totals = {name: sum(numbers[name] for numbers in policies.values()) for name in TEXT_COUNTS}
     distances: Counter[str] = Counter()
-    for (policy, other), pairs in met.items():
+    for (policy, other), pairs in pairs_by_policies.items():
         distances[job.lineage.distance(job.policies[policy], job.policies[other])] += pairs
     return {
         "settings": job.config.model_dump(mode="json"),
         "counts": {"trajectories": {**counts["trajectories"], **totals}, "prompts": counts["prompts"]},
-        "splits": {split: dict(found) for split, found in splits.items() if found},
+        "splits": {split: dict(numbers) for split, numbers in splits.items() if numbers},
         "policies": policies,
         "pairs_by_distance": dict(sorted(distances.items())),
-        "pairs_by_policies": [[policy, other, pairs] for (policy, other), pairs in sorted(met.items())],
+        "pairs_by_policies": [[policy, other, pairs] for (policy, other), pairs in sorted(pairs_by_policies.items())],
         "baselines": _baselines(list(sample.pairs())),
         "cleaning": _cleaning(counts.get("cleaning", {}), examples),
     }
 
 
-def _policy(job: Job, policy: str, counts: Counts, met: Counter[tuple[int, int]]) -> dict[str, Any]:
-    """A policy's numbers. positive_pairs, negative_pairs: in how many its text is the better one, the worse one."""
+def _policy(job: Job, policy: str, counts: Counts, pairs_by_policies: Counter[tuple[int, int]]) -> dict[str, Any]:
+    """A policy's numbers. positive_pairs, negative_pairs: pairs in which its text is the better one, the worse one."""
     code = job.policies.index(policy)
     return {
         "family": job.lineage.families.get(policy),
@@ -79,18 +79,18 @@ def _policy(job: Job, policy: str, counts: Counts, met: Counter[tuple[int, int]]
         **dict.fromkeys(("empty", "cleaned", *TEXT_COUNTS), 0),
         **counts.get(f"policy:{policy}", {}),
         "length_quantiles": _quantiles(counts.get(f"lengths:{policy}", {})),
-        "positive_pairs": sum(pairs for (mine, _), pairs in met.items() if mine == code),
-        "negative_pairs": sum(pairs for (_, other), pairs in met.items() if other == code),
+        "positive_pairs": sum(pairs for (better, _), pairs in pairs_by_policies.items() if better == code),
+        "negative_pairs": sum(pairs for (_, worse), pairs in pairs_by_policies.items() if worse == code),
     }
 
 
 def _quantiles(lengths: dict[str, int]) -> list[float] | None:
-    """The 5th, 25th, 50th, 75th and 95th percentile of a histogram, in characters; None of an empty one."""
+    """The 5th, 25th, 50th, 75th and 95th percentile of a histogram, in characters; None for an empty histogram."""
     bins = sorted((int(number), count) for number, count in lengths.items())
     if not bins:
         return None
-    numbers, cumulated = [number for number, _ in bins], np.cumsum([count for _, count in bins])
-    indices = np.searchsorted(cumulated, np.array([0.05, 0.25, 0.5, 0.75, 0.95]) * cumulated[-1])
+    numbers, cumulative = [number for number, _ in bins], np.cumsum([count for _, count in bins])
+    indices = np.searchsorted(cumulative, np.array([0.05, 0.25, 0.5, 0.75, 0.95]) * cumulative[-1])
     return [length_of(numbers[index]) for index in indices]
 
 
@@ -110,35 +110,34 @@ def _cleaning(counts: dict[str, int], examples: dict[str, list[Example]]) -> dic
 
 
 class _Sample:
-    """The comparisons of the smallest keys: a sample that depends on neither order nor number of buckets."""
+    """The comparisons with the smallest keys: a sample that depends neither on the order nor on the number of buckets."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._chosen: list[tuple[int, int, str, int]] = []  # mixed key, bucket, split, row of the shard
-        self._split: str | None = None
 
     def add(self, number: int, rows: dict[str, list[Any]]) -> None:
-        """Consider the comparisons of a bucket. rows: its ledger, column by column."""
+        """Add the comparisons of a bucket to the candidates of the sample. rows: column -> values of its ledger."""
         starts = {split: rows["split"].index(split) for split in set(rows["split"])}
-        # Mixed anew, because caps keep small keys: those of capped policies would all be chosen.
-        found = [
+        # Keys are mixed again: caps keep the smallest keys, so otherwise the sample would favour capped policies.
+        candidates = [
             (key * 0x9E3779B97F4A7C15 % 2**64, number, split, index - starts[split])
             for index, (key, split) in enumerate(zip(rows["key"], rows["split"], strict=True))
         ]
-        self._chosen = sorted(self._chosen + found)
+        self._chosen = sorted(self._chosen + candidates)
         if any(split == SPLITS[0] for _, _, split, _ in self._chosen):
             self._chosen = [each for each in self._chosen if each[2] == SPLITS[0]]
         del self._chosen[self._job.config.report.pairs :]
 
     def pairs(self) -> Iterator[Comparison]:
-        """Of every chosen comparison one positive and one negative, with their distance in the metadata."""
+        """One positive and one negative of every chosen comparison, with their distance in the metadata."""
         by_shard: dict[tuple[int, str], dict[int, int]] = {}
         for key, number, split, row in self._chosen:
             by_shard.setdefault((number, split), {})[row] = key
-        for (number, split), wanted in sorted(by_shard.items()):
+        for (number, split), keys in sorted(by_shard.items()):
             shard = pq.read_table(self._job.config.output / split / f"{number:05d}.parquet")
-            for index, row in zip(sorted(wanted), shard.take(sorted(wanted)).to_pylist(), strict=True):
-                yield self._pair(to_comparison(row, is_cell=True), wanted[index])
+            for index, row in zip(sorted(keys), shard.take(sorted(keys)).to_pylist(), strict=True):
+                yield self._pair(to_comparison(row, is_cell=True), keys[index])
 
     def _pair(self, comparison: Comparison, key: int) -> Comparison:
         pairs = comparison.pairs()
@@ -151,7 +150,7 @@ class _Sample:
 
 
 def _baselines(pairs: list[Comparison]) -> dict[str, Any]:
-    """Accuracy of scorers that know nothing of policies, ties half, with 95% intervals by bootstrap over prompts."""
+    """Accuracy of trivial scorers, with ties counted half and 95% intervals by bootstrap over prompts."""
     fitted = make_baselines(BASELINES)
     stream: Iterator[Comparison] = iter(pairs)
     for baseline in fitted.values():
@@ -182,7 +181,7 @@ def _baselines(pairs: list[Comparison]) -> dict[str, Any]:
 
 
 def write_html(path: Path, report: dict[str, Any]) -> None:
-    """The page.
+    """Write the report as an HTML page.
 
     Raises:
         PolarError: the file can't be written.
@@ -191,26 +190,26 @@ def write_html(path: Path, report: dict[str, Any]) -> None:
 
 
 def summary(report: dict[str, Any]) -> list[str]:
-    """The findings in a few lines, for the terminal."""
+    """The report in a few lines, for the terminal."""
     rows, cleaning = report["counts"]["trajectories"], report["cleaning"]
     left_out = ", ".join(f"{rows.get(name, 0):,} {name}" for name in ("refused", "empty", "duplicates", "unselected"))
     lines = [f"{rows['read']:,} trajectories of {len(report['policies'])} policies read; left out: {left_out}"]
-    lines += [f"cleaned by {rule}: {found['texts']:,} texts" for rule, found in cleaning.items()]
+    lines += [f"cleaned by {rule}: {numbers['texts']:,} texts" for rule, numbers in cleaning.items()]
     if contaminated := report["counts"]["prompts"].get("contaminated"):
         lines.append(f"{contaminated:,} prompts are in the evaluation files and were dropped, see contaminated.jsonl")
-    for split, found in report["splits"].items():
-        short = f" ({found['short']:,} with fewer negatives than asked)" if found["short"] else ""
-        lines.append(f"{split}: {found['comparisons']:,} comparisons{short}, {found['pairs']:,} pairs")
-    for name, found in {"all pairs": report["baselines"]["overall"], **report["baselines"]["by_distance"]}.items():
-        lines.append(f"baselines on {name}: " + ", ".join(f"{key} {words.measure(value)}" for key, value in found.items()))
+    for split, numbers in report["splits"].items():
+        short = f" ({numbers['short']:,} with fewer negatives than requested)" if numbers["short"] else ""
+        lines.append(f"{split}: {numbers['comparisons']:,} comparisons{short}, {numbers['pairs']:,} pairs")
+    for name, measures in {"all pairs": report["baselines"]["overall"], **report["baselines"]["by_distance"]}.items():
+        lines.append(f"baselines on {name}: " + ", ".join(f"{key} {words.measure(value)}" for key, value in measures.items()))
     return lines
 
 
 def _plots(report: dict[str, Any]) -> dict[str, str]:
     policies = sorted(report["policies"].items(), key=lambda item: (-item[1]["texts"], item[0]))
-    lengths = {name: found["length_quantiles"] for name, found in policies if found["length_quantiles"]}
+    lengths = {name: numbers["length_quantiles"] for name, numbers in policies if numbers["length_quantiles"]}
     names = list(report["policies"])
-    shown = sorted(name for name, _ in policies[:_SHOWN_POLICIES])
+    shown = sorted(name for name, _ in policies[:_MAX_POLICIES])
     index = {names.index(name): number for number, name in enumerate(shown)}
     matrix = np.zeros((len(shown), len(shown)))
     for policy, other, pairs in report["pairs_by_policies"]:

@@ -1,4 +1,4 @@
-"""What the tasks of a build leave for each other and for the report: one JSON file a task, which also says that it is done."""
+"""Results of the tasks of a build, for other tasks and for the report. Each task writes one JSON file when it is finished."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+from typing_extensions import TypedDict  # before Python 3.12 pydantic needs this one
 
 from polar_rm.common.files import write_json
 from polar_rm.common.manifests import DataFile
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 class Refusal(TypedDict):
-    """A row that was set aside. row: counted from 1. content: the row as it was read."""
+    """A bad row that was skipped. row: counted from 1. content: the row as it was read."""
 
     path: str
     row: int
@@ -29,7 +29,7 @@ class Refusal(TypedDict):
 
 
 class Match(TypedDict):
-    """Where an evaluation prompt shares words with another prompt. row: of the file, counted from 1."""
+    """An evaluation prompt that shares words with another prompt. row: in the file, counted from 1."""
 
     words: str
     file: str
@@ -37,7 +37,7 @@ class Match(TypedDict):
 
 
 class Contaminated(TypedDict):
-    """A prompt that was dropped, and why."""
+    """A prompt that was dropped, and the evaluation prompt that it matches."""
 
     prompt_id: str
     prompt: Text
@@ -46,11 +46,11 @@ class Contaminated(TypedDict):
 
 @dataclass
 class PartResult:
-    """What the first pass found in a part.
+    """The result of the first pass for a part.
 
-    source: names the part, so that a result of other parts is not taken for this one's. lines: of its JSONL, blank ones included;
-    0 for Parquet. rows: trajectories of selected policies. unselected: those of others. refused: bad rows. policies: their rows.
-    lineage: what is known -> policy -> its values, of which there should be one.
+    source: the part's name, so that a result of another division into parts is not used. lines: of JSONL, including blank ones;
+    0 for Parquet. rows: trajectories of selected policies. unselected: trajectories of other policies. refused: bad rows.
+    policies: policy -> its rows. lineage: column -> policy -> its values, of which there should be one.
     """
 
     source: str
@@ -64,7 +64,7 @@ class PartResult:
 
 @dataclass
 class BucketResult:
-    """What the second pass made of a bucket. counts, examples: see :class:`polar_rm.corpus.counts.Tally`. shards: by split."""
+    """The result of the second pass for a bucket. counts, examples: see ``Tally`` in ``counts``. shards: by split."""
 
     counts: Counts
     examples: dict[str, list[Example]]
@@ -75,14 +75,17 @@ class BucketResult:
 
 @dataclass
 class ThinnedResult:
-    """The shards of a bucket in which capped policies keep fewer comparisons."""
+    """The shards of a bucket after caps, by split."""
 
     shards: dict[str, DataFile]
 
 
 class LedgerRow(TypedDict):
-    """What is counted of a comparison. policy, negatives: indices in the job's sorted list. key: a hash that says which ones
-    stay when a policy has too many. characters, words, tokens: of prompt, reference and candidates, once each."""
+    """The facts about one comparison that the report needs.
+
+    policy, negatives: indices into the job's sorted policies. key: a hash; a capped policy keeps the comparisons with the
+    smallest keys. characters, words, tokens: of prompt, reference and candidates, once each.
+    """
 
     split: str
     key: int
@@ -106,16 +109,16 @@ LEDGER = pa.schema(
         "tokens": pa.int64(),
     }
 )
-"""Of a table of :class:`LedgerRow`, in the order of the shards: those of one split come together."""
+"""The schema of a table of :class:`LedgerRow`. Its rows are in the order of the shards: the rows of a split are consecutive."""
 
 
 def save_result(path: Path, result: PartResult | BucketResult | ThinnedResult) -> None:
-    """Atomically; errors as in :func:`polar_rm.common.files.write_json`."""
+    """Write a result atomically; errors as in :func:`polar_rm.common.files.write_json`."""
     write_json(path, asdict(result))
 
 
 def load_result(kind: type[R], path: Path) -> R | None:
-    """The result of a task; None where there is none, or one that another release wrote in another form."""
+    """Read the result of a task; None if there is none, or if another release wrote it in another form."""
     try:
         result: R = _ADAPTERS[kind].validate_json(path.read_bytes())
         return result

@@ -1,4 +1,4 @@
-"""Which prompts and policies training never sees."""
+"""Splits: the prompts and policies that are held out from training."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ TRAIN, UNSEEN_PROMPTS, UNSEEN_POLICIES = SPLITS = ("train", "unseen_prompts", "u
 
 
 def folded(text: str) -> str:
-    """The text in small letters, and its accents in one spelling."""
+    """The text case-folded and in NFC."""
     return unicodedata.normalize("NFC", text.casefold())
 
 
 def prompt_key(prompt: Text) -> str:
-    """What decides a prompt's split: its folded text but for white space, so that a copy under another id goes with it."""
+    """The key that decides a prompt's split: its folded text with normalised white space, which copies under other ids share."""
     return " ".join(folded(flatten(prompt)).split())
 
 
 def is_held_out(prompt: Text, fraction: float, *, seed: int = 0) -> bool:
-    """Whether a prompt belongs to the held-out ``fraction``, by its text: ids of two files may mean one prompt.
+    """Whether a prompt belongs to the held-out ``fraction``.
 
-    Decided by a hash: more data never moves a prompt.
+    A hash of its text decides, so that copies under other ids are in the same split, and more data never moves a prompt.
     """
     digest = hashlib.sha256(json.dumps([seed, prompt_key(prompt)]).encode()).digest()
     return int.from_bytes(digest[:8]) < fraction * 2**64
 
 
 def held_out_policies(policies: Iterable[str], splits: Splits, *, seed: int = 0) -> frozenset[str]:
-    """The policies kept from training: those named, or as many as asked for, those of the smallest hashes.
+    """The policies that are held out from training: the named ones, or the requested number, those with the smallest hashes.
 
     Raises:
-        PolarError: a name that no trajectory has, or too few policies to hold out that many and train on two.
+        PolarError: no trajectory has a named policy, or fewer than two policies would be left for training.
     """
     known = set(policies)
     if not isinstance(splits.policies, int):
         if unknown := sorted(set(splits.policies) - known):
-            raise PolarError(f"splits.policies: there is no policy {unknown[0]!r}; there are: {', '.join(sorted(known)[:20])}")
+            raise PolarError(f"splits.policies: there is no policy {unknown[0]!r}; known: {', '.join(sorted(known)[:20])}")
         return frozenset(splits.policies)
     if splits.policies and len(known) < splits.policies + 2:
         raise PolarError(f"splits.policies: {splits.policies} of {len(known)} policies leave fewer than two to train on")
@@ -50,17 +50,17 @@ def held_out_policies(policies: Iterable[str], splits: Splits, *, seed: int = 0)
     return frozenset(order[: splits.policies])
 
 
-def layout(
-    held_prompt: bool, policies: Collection[str], unseen: frozenset[str], splits: Splits
+def assign_splits(
+    held_out: bool, policies: Collection[str], unseen: frozenset[str], splits: Splits
 ) -> dict[str, tuple[set[str], set[str]]]:
-    """The splits that a prompt is in: which of its policies may be a reference there, and which may be in it at all.
+    """The splits of a prompt -> (policies that may have the reference, policies that may take part).
 
-    Unseen policies are tested on held-out prompts where there are any, among themselves if there are at least two of them, and
-    otherwise against the others.
+    held_out: whether the prompt is held out. Unseen policies are tested on held-out prompts if there are any; among themselves
+    if there are at least two of them, otherwise against the other policies.
     """
     seen = set(policies) - unseen
-    parts = {UNSEEN_PROMPTS if held_prompt else TRAIN: (seen, seen)}
-    if unseen and (held_prompt or not splits.prompts):
-        mine = set(policies) & unseen
-        parts[UNSEEN_POLICIES] = (mine, mine if len(unseen) > 1 else mine | seen)
+    parts = {UNSEEN_PROMPTS if held_out else TRAIN: (seen, seen)}
+    if unseen and (held_out or not splits.prompts):
+        references = set(policies) & unseen
+        parts[UNSEEN_POLICIES] = (references, references if len(unseen) > 1 else references | seen)
     return parts

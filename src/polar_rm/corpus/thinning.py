@@ -1,4 +1,4 @@
-"""Which rows of a bucket stay where a source has too many."""
+"""Caps: the third pass of a build, which removes comparisons of policies that have too many."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from polar_rm.corpus.results import ThinnedResult, save_result
 
 
 def thin_bucket(job: Job, number: int) -> None:
-    """Keep of every capped policy the comparisons with the smallest keys; writes ``thinned/NUMBER.json``."""
-    written = {}
+    """Keep the comparisons of capped policies with the smallest keys; writes ``thinned/NUMBER.json``."""
+    files = {}
     ledger = pq.read_table(job.path("ledgers", number, ".parquet"))
     keep = kept_rows(job, ledger)
     splits = np.array(ledger["split"].to_pylist(), object)
@@ -25,12 +25,12 @@ def thin_bucket(job: Job, number: int) -> None:
             target = job.path(f"thin/{split}", number, ".parquet")
             target.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(table.filter(pa.array(mask)), target, compression="zstd")
-            written[split] = describe_data_file(target, int(mask.sum()))
-    save_result(job.path("thinned", number, ".json"), ThinnedResult(written))
+            files[split] = describe_data_file(target, int(mask.sum()))
+    save_result(job.path("thinned", number, ".json"), ThinnedResult(files))
 
 
 def kept_rows(job: Job, ledger: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which comparisons stay under the job's thresholds: bool [rows]."""
+    """bool [rows]: the comparisons whose keys are within the job's thresholds."""
     keep = np.ones(len(ledger), bool)
     keys, policies = ledger["key"].to_numpy(), ledger["policy"].to_numpy()
     splits = np.array(ledger["split"].to_pylist(), object)
