@@ -1,15 +1,19 @@
 import asyncio
+import json
+import math
 import multiprocessing
 import random
 import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import httpx
+import numpy as np
 import pyarrow
 import pytest
-from support import fakes, reward_servers
+from support import fakes, reward_servers, tiny
 from support.raw_server import answering
 
 from polar_rm.client.asynchronous import AsyncRewardClient
@@ -17,7 +21,10 @@ from polar_rm.client.blocking import RewardClient
 from polar_rm.client.official import RewardModelClient
 from polar_rm.errors import EncoderMismatch, PolarError, ScoreError
 from polar_rm.records import ScoreItem
+from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Failure, Reward, rewards
+from polar_rm.rewards.scale import Scale
+from polar_rm.rewards.uncertainty import Uncertainty
 from polar_rm.scoring.scorer import Scorer
 from polar_rm.serving.guard import Limits
 
@@ -75,6 +82,71 @@ def test_our_server_gets_texts(url):
         assert rewards(client.score_ids([fakes.ids_of(item, ENCODER) for item in ITEMS])) == SCORES
     with pytest.raises(EncoderMismatch), RewardClient(url, model=fakes.encoder(max_length=100, max_response_length=10)) as client:
         client.score(ITEMS)
+
+
+def measure(trees):
+    """Fake scores, each with the length of its sequence as its only feature."""
+    sequences = [[tree.sequence(branch) for branch in range(len(tree.branches))] for tree in trees]
+    return [[(fakes.fake_score(ids), np.array([len(ids)], np.float32)) for ids in group] for group in sequences]
+
+
+@pytest.mark.parametrize("owner", ["polar-rm", "sglang", "vllm"])
+def test_anchored_rewards_come_from_every_server(owner, tmp_path):
+    """Of ours with its own card and deviation, of the others with the card of the model's folder."""
+    card = Calibration.from_rewards([-9.0, 9.0], temperature=100.0)
+    tiny.reward_model(tmp_path / "lm", settings=ENCODER.settings).save(tmp_path / "model")
+    card.save(tmp_path / "model")
+    items = [item for item in ITEMS if item.reference][:9]
+    if owner == "polar-rm":
+        scale = Scale(card, Uncertainty(np.full((1, 1), 2.0, np.float32), 1.0))
+        model = fakes.FakeModel()
+        model.measure = measure
+        with fakes.running(fakes.make(model, ENCODER, scale=scale)) as url, RewardClient(url) as client:
+            outcomes = client.score([*items, ScoreItem("over", "", "fox")], anchored=True)
+            plain, found = client.score(items), client.calibration()
+            encoder = ENCODER
+    else:
+        with RewardClient(URL, model=tmp_path / "model", transport=reward_servers.Engine(owner).transport) as client:
+            outcomes = client.score([*items, ScoreItem("over", "", "fox")], anchored=True)
+            plain, found, encoder = client.score(items), client.calibration(), client.encoder
+    assert found.temperature == 100.0 and found.quantiles == card.quantiles
+    assert all(outcome.beside_anchor() == {} for outcome in plain)
+    assert outcomes[-1].code == "invalid_item" and "the reference is empty" in outcomes[-1].message
+    for item, outcome in zip(items, outcomes[:-1], strict=True):
+        own = fakes.fake_score(fakes.ids_of(replace(item, output=item.reference), encoder))
+        assert (outcome.reward, outcome.anchor) == (fakes.fake_score(fakes.ids_of(item, encoder)), own)
+        assert outcome.probability == pytest.approx(1 / (1 + math.exp(-(outcome.reward - own) / 100)))
+        lengths = [len(fakes.ids_of(replace(item, output=output), encoder)) for output in (item.output, item.reference)]
+        assert outcome.deviation == (2.0 * abs(lengths[0] - lengths[1]) if owner == "polar-rm" else None)
+
+
+def test_a_card_of_another_model_is_refused_before_anything_is_sent(tmp_path):
+    """F11."""
+    tiny.reward_model(tmp_path / "lm", settings=ENCODER.settings).save(tmp_path / "model")
+    Calibration.from_rewards([-9.0, 9.0], temperature=1.0).save(tmp_path / "model")
+    values = json.loads((tmp_path / "model/calibration.json").read_text())
+    (tmp_path / "model/calibration.json").write_text(json.dumps(values | {"weights": "0"}))
+    engine = reward_servers.Engine("vllm")
+    with RewardClient(URL, model=tmp_path / "model", transport=engine.transport) as client:
+        assert isinstance(client.score(ITEMS[:1])[0], Reward)
+        for work in (client.calibration, lambda: client.score(ITEMS[:1], anchored=True)):
+            with pytest.raises(PolarError, match="belongs to another model"):
+                work()
+    assert len(engine.requests) == 1
+
+
+def test_a_card_that_cannot_be_read_and_an_absent_server_are_told():
+    class Odd(reward_servers.Engine):
+        def reply(self, request):
+            return httpx.Response(200, json={"data": [{"owned_by": "polar-rm", "calibration": {"n": 1}}]})
+
+    with (
+        RewardClient(URL, transport=Odd("polar-rm").transport) as client,
+        pytest.raises(PolarError, match="http://rewards:1: the server's calibration card can't be read"),
+    ):
+        client.calibration()
+    with RewardClient("http://127.0.0.1:9", first_contact=0.1) as client, pytest.raises(PolarError, match="no server answers"):
+        client.calibration()
 
 
 def test_cuts_are_reported_by_every_server(url):

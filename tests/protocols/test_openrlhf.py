@@ -12,7 +12,7 @@ from polar_rm.protocols import openrlhf
 from polar_rm.protocols.base import sigmoid
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.calibration import Calibration
-from polar_rm.serving.batching import Batcher
+from polar_rm.rewards.scale import Scale
 
 
 def test_openrlhf(post):
@@ -80,12 +80,8 @@ def test_openrlhf_never_gets_a_made_up_reward(post, body, reason):
 
 
 def test_percentiles_with_a_card():
-    app = fakes.make(encode=ENCODER)
     card = Calibration.from_rewards([*SCORES, -1000.0, 1000.0])
-    from polar_rm.serving.app import create_app
-    from polar_rm.serving.service import Service
-
-    app = create_app(Service("rm", ENCODER, Batcher(fakes.FakeModel()), card))
+    app = fakes.make(encode=ENCODER, scale=Scale(card))
     row = {"query": ["overthe fox"], "prompts": ["over"], "labels": ["the dog"]}
     with fakes.running(app) as url:
         body = {"items": [{"prompt": "over", "reference": "the dog", "outputs": ["the fox"], "wrapper": "pretrain"}]}

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
-from polar_rm.rewards.anchors import anchor_items, has_anchor
+from polar_rm.rewards.anchors import AnchoredItems
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Failure, Reward
 from polar_rm.rewards.scale import Scale
@@ -87,10 +87,17 @@ def test_outcomes_get_what_the_model_has():
 
 def test_anchors_are_references_as_candidates_once_a_group():
     items = [ScoreItem("p", "r", "a"), ScoreItem("p", "s", "b"), ScoreItem("p", "r", "c"), ScoreItem("p", "r", "d", "pretrain")]
-    anchors, anchor_of = anchor_items(items)
-    assert anchors == [ScoreItem("p", "r", "r"), ScoreItem("p", "s", "s"), ScoreItem("p", "r", "r", "pretrain")]
-    assert anchor_of == [0, 1, 0, 2]
+    anchors = [ScoreItem("p", "r", "r"), ScoreItem("p", "s", "s"), ScoreItem("p", "r", "r", "pretrain")]
     for empty in ("", " \n", [{"role": "assistant", "content": " "}]):
-        assert not has_anchor(ScoreItem("p", empty, "a"))
-        with pytest.raises(PolarError, match="item 12: the reference is empty"):
-            anchor_items([*items, ScoreItem("p", empty, "a")], 8)
+        plan = AnchoredItems.of([ScoreItem("p", empty, "x"), *items])
+        assert plan == AnchoredItems(5, [1, 2, 3, 4], [*items, *anchors], [4, 5, 4, 6])
+        scored = [Reward(float(number), 9) for number in range(7)]
+        scored[5] = Failure("non_finite", "z")
+        outcomes = plan.outcomes(scored, Scale(None, Uncertainty(FACTOR, 1.0)), np.arange(14, dtype=np.float32).reshape(7, 2))
+        assert [outcomes[index].anchored for index in (1, 3, 4)] == [-4.0, -2.0, -3.0]
+        assert outcomes[0].code == "invalid_item" and "the reference is empty" in outcomes[0].message
+        assert outcomes[2] == Failure("non_finite", "the reference itself: z")
+        assert outcomes[1].deviation == pytest.approx(math.hypot(2 * 8, 8 + 8))
+    assert AnchoredItems.of([]).outcomes([], Scale()) == []
+    # What is no text is told where it is scored.
+    assert AnchoredItems.of([ScoreItem("p", None, "a")]).own == [0]

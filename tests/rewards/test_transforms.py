@@ -8,7 +8,16 @@ import pytest
 
 from polar_rm.errors import PolarError
 from polar_rm.rewards.calibration import Calibration, Distribution
-from polar_rm.rewards.transforms import ITEM_TRANSFORMS, TRANSFORMS, available, check_transform, transform, transform_one
+from polar_rm.rewards.outcomes import Reward
+from polar_rm.rewards.transforms import (
+    ITEM_TRANSFORMS,
+    TRANSFORMS,
+    available,
+    check_transform,
+    transform,
+    transform_one,
+    transform_rewards,
+)
 
 GROUPS = [[-11.0, -2.5, 0.7], [3.0, 3.0], [], [1.25]]
 
@@ -81,8 +90,11 @@ def test_anchored_rewards_are_zero_at_the_reference_and_probabilities_one_half()
     assert probabilities == sorted(probabilities) and probabilities[0] == 0.0 and probabilities[-1] == 1.0
     [turned] = transform("probability", [[-reward for reward in rewards]], card, [0.0])
     assert [1 - p for p in turned] == pytest.approx(probabilities)
-    assert transform_one("probability", 2.0, card, 0.0) == pytest.approx(1 / (1 + math.exp(-1)))
-    assert transform_one("tanh", -10.0) == pytest.approx(math.tanh(-1))
+    assert transform_one("probability", Reward(2.0, 1, anchor=0.0), card) == pytest.approx(1 / (1 + math.exp(-1)))
+    assert transform_one("tanh", Reward(-10.0, 1)) == pytest.approx(math.tanh(-1))
+    rewards = [[Reward(-1.0, 1, anchor=0.5), Reward(0.5, 1, anchor=0.5)], [], [Reward(3.0, 1, anchor=5.0)]]
+    assert transform_rewards("anchored", rewards) == transform("anchored", groups, None, anchors)
+    assert transform_rewards("raw", [[Reward(2.0, 1)]]) == [[2.0]]
 
 
 def test_what_a_transform_lacks_is_told():
@@ -97,7 +109,9 @@ def test_what_a_transform_lacks_is_told():
     with pytest.raises(PolarError, match="no temperature"):
         old.probability(1.0)
     with pytest.raises(PolarError, match="'whiten' depends on other rewards.*; use raw, tanh, percentile, anchored, probability"):
-        transform_one("whiten", 1.0)
+        transform_one("whiten", Reward(1.0, 1))
+    with pytest.raises(PolarError, match="needs the reward of each group's reference"):
+        transform_rewards("anchored", [[Reward(1.0, 1)]])
     assert available(None) == ["raw", "group_zscore", "whiten", "tanh", "anchored"]
     assert available(old) == ["raw", "group_zscore", "whiten", "tanh", "percentile", "anchored"]
     assert tuple(available(new)) == TRANSFORMS and set(ITEM_TRANSFORMS) < set(TRANSFORMS)

@@ -5,6 +5,7 @@ import pytest
 
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
+from polar_rm.rewards.outcomes import Reward
 from polar_rm.rft.items import client_options, score_item, transformed, without_thinking
 
 
@@ -78,8 +79,10 @@ def test_client_options_come_from_the_environment() -> None:
 
 def test_items_with_one_prompt_and_reference_are_a_group() -> None:
     items = [score_item(prompt, output, "r") for prompt, output in [("a", "1"), ("b", "1"), ("a", "2"), ("b", "2")]]
-    assert transformed("group_zscore", items, [1.0, 10.0, 3.0, 10.0]) == [-1.0, 0.0, 1.0, 0.0]
-    assert transformed("raw", items, [1.0, 10.0, 3.0, 11.0]) == [1.0, 10.0, 3.0, 11.0]
+    rewards = [Reward(value, 1, anchor=anchor) for value, anchor in [(1.0, 5.0), (10.0, 9.0), (3.0, 5.0), (10.0, 9.0)]]
+    assert transformed("group_zscore", items, rewards) == [-1.0, 0.0, 1.0, 0.0]
+    assert transformed("raw", items, rewards) == [1.0, 10.0, 3.0, 10.0]
+    assert transformed("anchored", items, rewards) == [-4.0, 1.0, -2.0, 1.0]
 
 
 def test_a_completion_that_repeats_the_prompt_is_refused() -> None:

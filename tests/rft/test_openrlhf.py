@@ -1,6 +1,7 @@
 """The reward function, called as by OpenRLHF 0.11; ``make test-openrlhf`` runs it in OpenRLHF itself."""
 
 import importlib.util
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -71,6 +72,20 @@ def test_thinking_is_stripped_on_request(url, reward_func, monkeypatch):
     monkeypatch.setenv("POLAR_STRIP_THINKING", "maybe")
     with pytest.raises(PolarError, match="POLAR_STRIP_THINKING: expected 1 or 0, not 'maybe'"):
         reward_func(*row)
+
+
+def test_rewards_are_transformed_on_request(url, reward_func, monkeypatch):
+    row = [f"{PROMPT}jumps</s>"], [PROMPT], ["the dog"]
+    raw, anchor = expected(PROMPT, "the dog", "jumps"), expected(PROMPT, "the dog", "the dog")
+    scores = reward_func(*row)["scores"]
+    for name, reward in (("", raw), ("raw", raw), ("anchored", raw - anchor), ("tanh", math.tanh(raw / 10))):
+        monkeypatch.setenv("POLAR_TRANSFORM", name)
+        reply = reward_func(*row)
+        assert (reply["rewards"], reply["scores"]) == ([reward], scores)
+    for name, reason in (("probability", "needs a calibration card"), ("whiten", "depends on other rewards"), ("x", "unknown")):
+        monkeypatch.setenv("POLAR_TRANSFORM", name)
+        with pytest.raises(PolarError, match=reason):
+            reward_func(*row)
 
 
 @pytest.mark.parametrize(("label", "reason"), [("", "label_key"), (None, "label"), ({"reference": " "}, "label_key")])

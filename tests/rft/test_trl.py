@@ -3,6 +3,7 @@ TRL."""
 
 import asyncio
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import sys
 import pytest
 from support import fakes, tiny
 
+import polar_rm
 from polar_rm.cli import main as cli
 from polar_rm.common.config import load_config
 from polar_rm.errors import PolarError, ScoreError
 from polar_rm.records import ScoreItem
+from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.scale import Scale
 from polar_rm.rft.config import RftConfig
 from polar_rm.rft.run import read_rows, run
 from polar_rm.rft.trl import AsyncPolarReward, PolarReward
@@ -80,6 +84,45 @@ def test_transforms_know_the_groups(url):
     for name, reason in [("sigmoid", "unknown transform"), ("percentile", "calibration card")]:
         with pytest.raises(PolarError, match=reason):
             PolarReward(url, transform=name)
+
+
+def anchored():
+    """Rewards less those of the references as candidates."""
+    pairs = zip(PROMPTS, REFERENCES, strict=True)
+    anchors = [fakes.fake_score(fakes.ids_of(ScoreItem(prompt, ref, ref), ENCODER)) for prompt, ref in pairs]
+    return [reward - anchor for reward, anchor in zip(raw(), anchors, strict=True)]
+
+
+def test_anchored_rewards_and_probabilities_by_every_source(url, tmp_path):
+    logged = {}
+    rewards = PolarReward(url, transform="anchored")(PROMPTS, COMPLETIONS, reference=REFERENCES, log_metric=logged.__setitem__)
+    assert rewards == anchored() and logged["polar/raw_reward"] == pytest.approx(sum(raw()) / 3)
+    card = Calibration.from_rewards([-500.0, 500.0], temperature=80.0)
+    probabilities = pytest.approx([1 / (1 + math.exp(-value / 80)) for value in anchored()])
+    with fakes.running(fakes.make(encode=ENCODER, scale=Scale(card))) as calibrated:
+        for reward in (
+            PolarReward(calibrated, transform="probability"),
+            pickle.loads(pickle.dumps(PolarReward(calibrated, transform="probability"))),
+        ):
+            assert reward(PROMPTS, COMPLETIONS, reference=REFERENCES) == probabilities
+        percentiles = PolarReward(calibrated, transform="percentile")(PROMPTS, COMPLETIONS, reference=REFERENCES)
+        assert percentiles == [card.percentile(value) for value in raw()]
+    assert (
+        PolarReward(url, transform="probability", calibration=card)(PROMPTS, COMPLETIONS, reference=REFERENCES) == probabilities
+    )
+    with pytest.raises(PolarError, match="'probability' needs a calibration card"):
+        PolarReward(url, transform="probability")
+
+    model = tiny.reward_model(tmp_path / "lm")
+    model.save(tmp_path / "model")
+    with pytest.raises(PolarError, match="'probability' needs a calibration card"):
+        PolarReward(tmp_path / "model", transform="probability")
+    card.save(tmp_path / "model")
+    scorer = polar_rm.load(tmp_path / "model")
+    items = [ScoreItem(*row) for row in zip(PROMPTS, REFERENCES, COMPLETIONS, strict=True)]
+    expected = [reward.probability for reward in scorer.score(items, anchored=True)]
+    found = PolarReward(tmp_path / "model", transform="probability")(PROMPTS, COMPLETIONS, reference=REFERENCES)
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_truncation_is_logged(url):

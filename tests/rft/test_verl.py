@@ -1,6 +1,7 @@
 """The reward function, called as by verl 0.9; ``make test-verl`` runs it in verl itself."""
 
 import asyncio
+import math
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from support import fakes
 
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
+from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.scale import Scale
 from polar_rm.rft.verl import compute_score
 
 ENCODER = fakes.encoder(max_length=200, max_response_length=60)
@@ -73,6 +76,21 @@ def test_the_server_is_the_routers_the_options_or_the_environments(url, monkeypa
 def test_rows_that_hold_no_prompt_or_reference_are_refused(arguments, reason):
     with pytest.raises(PolarError, match=reason):
         score(url="http://127.0.0.1:9", **arguments)
+
+
+def test_scores_are_transformed_one_by_one(url):
+    reward, anchor = expected(MESSAGES, "the dog", "jumps"), expected(MESSAGES, "the dog", "the dog")
+    assert score(url=url, transform="anchored") == {"score": reward - anchor, "truncated": 0.0, "raw_reward": reward}
+    card = Calibration.from_rewards([-500.0, 500.0], temperature=80.0)
+    with fakes.running(fakes.make(encode=ENCODER, scale=Scale(card))) as calibrated:
+        assert score(url=calibrated, transform="probability")["score"] == pytest.approx(
+            1 / (1 + math.exp((anchor - reward) / 80))
+        )
+        assert score(url=calibrated, transform="percentile")["score"] == card.percentile(reward)
+    with pytest.raises(PolarError, match="'probability' needs a calibration card"):
+        score(url=url, transform="probability")
+    with pytest.raises(PolarError, match="'group_zscore' depends on other rewards"):
+        score(url=url, transform="group_zscore")
 
 
 def test_a_misspelt_option_is_an_error():

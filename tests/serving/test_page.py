@@ -1,11 +1,14 @@
 """The page at ``/`` in headless Chromium, with a server that has a fake model."""
 
+import math
 import shutil
 
 import pytest
 from support import fakes
 
 from polar_rm.records import ScoreItem
+from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.scale import Scale
 from polar_rm.serving.guard import Limits
 
 ENCODER = fakes.encoder(max_length=200, max_response_length=60)
@@ -71,10 +74,54 @@ def test_candidates_are_ranked_and_transformed(page):
         widths = [box.bounding_box()["width"] for box in page.locator("#ranking .bar").all()]
         assert widths == sorted(widths, reverse=True) and widths[-1] < widths[0] / 10
         assert "tokens" in page.locator("#ranking .facts").first.text_content()
-        assert page.locator("#transform option").all_text_contents() == ["raw", "group_zscore", "whiten", "tanh"]
+        assert page.locator("#transform option").all_text_contents() == ["raw", "group_zscore", "whiten", "tanh", "anchored"]
         page.select_option("#transform", "tanh")
         page.wait_for_selector("#status:has-text('tanh(reward / 10)')")
         assert page.locator("#ranking .facts").first.text_content().count("raw")
+
+
+def anchored(candidate):
+    return score(candidate) - score("the dog")
+
+
+def test_the_reference_itself_is_scored_on_request(page):
+    with fakes.running(fakes.make(encode=ENCODER)) as url:
+        page.goto(url)
+        page.wait_for_selector("#model:has-text('rm · up to 200 tokens')")
+        fill(page, "over", "the dog", ["the fox", "the dog"])
+        page.click("#go")
+        page.wait_for_selector("#ranking li")
+        assert page.locator("#ranking li").count() == 2 and page.locator("#ranking .anchored").count() == 0
+        assert page.get_attribute("#itself", "aria-pressed") == "false"
+        page.click("#itself")
+        page.wait_for_selector("#ranking li.itself")
+        assert page.locator("#ranking li.itself .score").text_content() == f"{score('the dog'):.4f}"
+        difference = anchored("the fox")
+        sign = "−" if difference < 0 else "+"
+        shown = page.locator("#ranking .anchored").all_text_contents()
+        assert sorted(shown) == sorted([f"{sign}{abs(difference):.2f} beside the reference", "+0.00 beside the reference"])
+        page.fill("#reference", " ")  # nothing to anchor by: raw rewards, and no error
+        page.click("#go")
+        page.wait_for_selector("#ranking:not(:has(li.itself)) li")
+        page.click("#itself")
+        assert page.get_attribute("#itself", "aria-pressed") == "false"
+
+
+def test_a_calibrated_model_shows_its_scale(page):
+    card = Calibration.from_rewards([-1.0, 1.0], temperature=100.0)
+    with fakes.running(fakes.make(encode=ENCODER, scale=Scale(card))) as url:
+        page.goto(url)
+        page.wait_for_selector("#model:has-text('rm · up to 200 tokens')")
+        assert page.get_attribute("#itself", "aria-pressed") == "true"
+        fill(page, "over", "the dog", ["the fox", "the dog"])
+        page.click("#go")
+        page.wait_for_selector("#ranking li.itself")
+        shown = page.locator("#ranking .anchored").all_text_contents()
+        probability = 100 / (1 + math.exp(-anchored("the fox") / 100))
+        assert f"better than the reference: {probability:.1f}%" in shown and "better than the reference: 50.0%" in shown
+        page.select_option("#transform", "probability")
+        page.wait_for_selector("#status:has-text('probability: of the candidate')")
+        assert "0.5000" in page.locator("#ranking .score").all_text_contents()
 
 
 def test_cuts_and_errors_are_shown(page):

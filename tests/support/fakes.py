@@ -11,6 +11,7 @@ from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import EncoderSettings
 from polar_rm.model.native import add_role_tokens
 from polar_rm.records import ScoreItem
+from polar_rm.rewards.scale import Scale
 from polar_rm.serving.app import create_app
 from polar_rm.serving.batching import Batcher
 from polar_rm.serving.launch import in_thread as running  # noqa: F401
@@ -57,6 +58,9 @@ def ids_of(item: ScoreItem, encode: Encoder) -> list[int]:
     return tree.sequence(0)
 
 
-def make(model=None, encode=None, *, batching=None, **options):
-    service = Service("rm", encode or encoder(), Batcher(model or FakeModel(), **(batching or {})))
+def make(model=None, encode=None, *, batching=None, scale=None, **options):
+    """An application. scale: of its model; a model with a method ``measure`` also gives features."""
+    model = model or FakeModel()
+    batcher = Batcher(model, getattr(model, "measure", None), **(batching or {}))
+    service = Service("rm", encode or encoder(), batcher, scale or Scale())
     return create_app(service, **options)

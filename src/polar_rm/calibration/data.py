@@ -16,7 +16,7 @@ from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.references import prompt_key
 from polar_rm.records import Comparison, ScoreItem
-from polar_rm.rewards.anchors import anchor_items, has_anchor
+from polar_rm.rewards.anchors import AnchoredItems, has_anchor
 from polar_rm.scoring.scorer import Scorer, check_finite
 
 # Comparisons that are looked at together.
@@ -126,15 +126,17 @@ def _score(scorer: Scorer, numbered: Sequence[tuple[int, Comparison]]) -> tuple[
     """Raw rewards of all candidates, anchored ones of those that have an anchor, and features of all, [n_candidates, hidden]."""
     named = [(f"comparison {number}", item) for number, comparison in numbered for item in items_of(comparison)]
     items = [item for _, item in named]
-    own = [index for index, item in enumerate(items) if has_anchor(item)]
-    anchors, anchor_of = anchor_items([items[index] for index in own])
+    plan = AnchoredItems.of(items)
+    anchors = plan.to_score[len(plan.own) :]
     rewards, features = scorer.measure_window([*items, *anchors])
     for (name, _), reward in zip(named, rewards, strict=False):
         check_finite(reward, name)
-    for reward, index in zip((rewards[len(items) + anchor] for anchor in anchor_of), own, strict=True):
-        check_finite(reward, f"the reference of {named[index][0]} as a candidate")
-    over = [rewards[index].reward - rewards[len(items) + anchor].reward for index, anchor in zip(own, anchor_of, strict=True)]
-    return [reward.reward for reward in rewards[: len(items)]], over, features[: len(items)]
+    anchored = []
+    for index, anchor in zip(plan.own, plan.anchor_of, strict=True):
+        own = rewards[len(items) + anchor - len(plan.own)]
+        check_finite(own, f"the reference of {named[index][0]} as a candidate")
+        anchored.append(rewards[index].reward - own.reward)
+    return [reward.reward for reward in rewards[: len(items)]], anchored, features[: len(items)]
 
 
 def items_of(comparison: Comparison) -> list[ScoreItem]:

@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -28,7 +29,10 @@ from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import EncoderMismatch, PolarError
 from polar_rm.protocols import ENGINES, BadReply, Engine, polar, recognise
 from polar_rm.records import ScoreItem
+from polar_rm.rewards.anchors import AnchoredItems
+from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Cut, Failure, FailureCode, Outcome, Reward
+from polar_rm.rewards.scale import Scale
 
 T = TypeVar("T")
 # Worth another attempt: the server is busy, starting or stopping, or a proxy lost it.
@@ -64,6 +68,7 @@ class _Absent(_Unavailable):
 class _Server:
     engine: Engine
     model: str | None  # the name under which the server offers the model
+    calibration: Calibration | None = None
 
 
 class _Outage:
@@ -135,6 +140,7 @@ class AsyncRewardClient:
             client_transport=transport,
         )
         self.encoder = Encoder.from_pretrained(model) if isinstance(model, (str, Path)) else model
+        self.folder = model if isinstance(model, (str, Path)) else None
 
     async def __aenter__(self) -> Self:
         return self
@@ -160,8 +166,28 @@ class AsyncRewardClient:
         except _Unavailable as error:
             _log.warning("reward server %s: %s", self.url, error)
 
-    async def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+    async def calibration(self) -> Calibration | None:
+        """The calibration card of the model: the one that our server tells, or of other engines the one in the folder ``model``.
+
+        Raises:
+            PolarError: the server can't be reached or is of an unknown kind, or the folder's card belongs to another model.
+        """
+        server = await self._probe(time.monotonic() + self._deadline)
+        if isinstance(server, Failure):
+            raise PolarError(server.message)
+        if server.engine == "polar":
+            return server.calibration
+        return self._folder_card
+
+    @cached_property
+    def _folder_card(self) -> Calibration | None:
+        return Calibration.load(self.folder) if self.folder else None
+
+    async def score(self, items: Sequence[ScoreItem], *, anchored: bool = False) -> list[Outcome]:
         """One outcome per item, in order.
+
+        anchored: score the references themselves, too: rewards get their ``anchor``, and where there is a calibration card their
+        ``probability``; our server also tells the ``deviation``. Items with an empty reference fail then.
 
         Raises:
             PolarError: the server is of an unknown kind, or foreign while ``model`` is None.
@@ -172,11 +198,14 @@ class AsyncRewardClient:
         if isinstance(server, Failure):
             return [server] * len(items)
         if server.engine == "polar":
-            return await self._post(by_group(items), lambda part: self._post_items(part, until))
+            return await self._post(by_group(items), lambda part: self._post_items(part, until, anchored))
         if self.encoder is None:
             raise PolarError(f"{self.url} is a {server.engine} server: set model=, the checkpoint folder to encode with")
-        encoded = await asyncio.get_running_loop().run_in_executor(None, encode, items, self.encoder)
-        return await self._post(encoded, lambda part: self._post_ids(server, part, until))
+        if not anchored:
+            return await self._encode_and_post(server, items, self.encoder, until)
+        scale = Scale(self._folder_card)  # refuses the card of another model before anything is sent
+        plan = AnchoredItems.of(items)
+        return plan.outcomes(await self._encode_and_post(server, plan.to_score, self.encoder, until), scale)
 
     async def score_ids(self, sequences: Sequence[list[int]]) -> list[Outcome]:
         """One outcome per sequence of token ids (from :mod:`polar_rm.encoding`), in order."""
@@ -222,7 +251,13 @@ class AsyncRewardClient:
                 f"{self.url}: the server's encoder (hash {server_hash}) differs from that of the model folder "
                 f"(hash {self.encoder.hash})"
             )
-        return _Server(engine, card.get("id"))
+        return _Server(engine, card.get("id"), self._card(card.get("calibration")))
+
+    def _card(self, values: Any) -> Calibration | None:
+        try:
+            return None if values is None else Calibration.from_json(values)
+        except (PolarError, ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:
+            raise PolarError(f"{self.url}: the server's calibration card can't be read: {error!r}") from None
 
     async def _post(self, batch: Batch[Entry], post: Callable[[Sequence[Entry]], Awaitable[list[Outcome]]]) -> list[Outcome]:
         """Send a batch in several requests; returns the outcomes of all items in their original order."""
@@ -233,8 +268,14 @@ class AsyncRewardClient:
         outcomes.update(zip(batch.indices, (outcome for answer in answers for outcome in answer), strict=True))
         return [outcomes[index] for index in range(len(outcomes))]
 
-    async def _post_items(self, items: Sequence[ScoreItem], until: float) -> list[Outcome]:
-        body = polar.request_for_items(items)
+    async def _encode_and_post(
+        self, server: _Server, items: Sequence[ScoreItem], encoder: Encoder, until: float
+    ) -> list[Outcome]:
+        encoded = await asyncio.get_running_loop().run_in_executor(None, encode, items, encoder)
+        return await self._post(encoded, lambda part: self._post_ids(server, part, until))
+
+    async def _post_items(self, items: Sequence[ScoreItem], until: float, anchored: bool) -> list[Outcome]:
+        body = polar.request_for_items(items, anchored=anchored)
         return polar.read_outcomes(body, await self._send("POST", polar.SCORE.path, body, until))
 
     async def _post_ids(self, server: _Server, items: Sequence[EncodedItem], until: float) -> list[Outcome]:

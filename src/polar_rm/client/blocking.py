@@ -11,6 +11,7 @@ from typing import Any, Self
 from polar_rm.client.asynchronous import AsyncRewardClient, T
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.records import ScoreItem
+from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Outcome
 
 
@@ -51,9 +52,13 @@ class RewardClient:
         """See :meth:`AsyncRewardClient.check`."""
         self._run(lambda client: client.check())
 
-    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+    def calibration(self) -> Calibration | None:
+        """See :meth:`AsyncRewardClient.calibration`."""
+        return self._run(lambda client: client.calibration())
+
+    def score(self, items: Sequence[ScoreItem], *, anchored: bool = False) -> list[Outcome]:
         """See :meth:`AsyncRewardClient.score`."""
-        return self._run(lambda client: client.score(items))
+        return self._run(lambda client: client.score(items, anchored=anchored))
 
     def score_ids(self, sequences: Sequence[list[int]]) -> list[Outcome]:
         """See :meth:`AsyncRewardClient.score_ids`."""
@@ -62,5 +67,7 @@ class RewardClient:
     def _run(self, work: Callable[[AsyncRewardClient], Coroutine[Any, Any, T]]) -> T:
         with self._opening:
             if self._pid != os.getpid():  # a forked child does not inherit its parent's threads
-                self._open(AsyncRewardClient(self._url, **{**self._options, "model": self._client.encoder}))
+                client = AsyncRewardClient(self._url, **{**self._options, "model": self._client.encoder})
+                client.folder = self._client.folder
+                self._open(client)
         return asyncio.run_coroutine_threadsafe(work(self._client), self._loop).result()

@@ -10,8 +10,8 @@ from pydantic.functional_validators import WrapValidator
 
 from polar_rm.protocols.base import BadReply, Protocol, explain, finite, number
 from polar_rm.records import ScoreItem, Text
-from polar_rm.rewards.outcomes import Cut, Failure, Outcome, Reward
-from polar_rm.rewards.transforms import Transform
+from polar_rm.rewards.outcomes import BESIDE_ANCHOR, Cut, Failure, Outcome, Reward
+from polar_rm.rewards.transforms import Transform, needs_anchors
 
 # The keys of a message that a score can depend on.
 _SCORED_KEYS = ("role", "content", "tool_calls")
@@ -37,11 +37,13 @@ class ItemBody(BaseModel):
     outputs: list[TextBody] = Field(min_length=1)
     wrapper: Literal["sft", "pretrain"] = "sft"
 
-    @property
-    def characters(self) -> int:
-        """Number of characters to encode; the prompt counts once per output, because each output is tokenised with it."""
+    def characters(self, *, anchored: bool = False) -> int:
+        """Number of characters to encode; the prompt counts once per output, because each output is tokenised with it.
+
+        anchored: whether the reference is one more output.
+        """
         prompt, reference, *outputs = [text_length(_dumped(text)) for text in (self.prompt, self.reference, *self.outputs)]
-        return reference + sum(prompt + output for output in outputs)
+        return reference + sum(prompt + output for output in (*outputs, *([reference] if anchored else [])))
 
     def items(self) -> list[ScoreItem]:
         """One record per output."""
@@ -62,6 +64,16 @@ class ScoreRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     items: list[Annotated[ItemBody, WrapValidator(_or_failure)]]
     transform: Transform = "raw"
+    anchor: bool = Field(
+        False,
+        description="Score the references themselves, too: outputs get `anchor`, and where the model is calibrated `probability` "
+        "and `deviation`. The transforms `anchored` and `probability` do so anyway.",
+    )
+
+    @property
+    def anchored(self) -> bool:
+        """Whether the references themselves have to be scored."""
+        return self.anchor or needs_anchors(self.transform)
 
 
 class CutReply(BaseModel):
@@ -73,13 +85,20 @@ class CutReply(BaseModel):
 
 
 class ScoredOutput(BaseModel):
-    """reward: the raw score. score: after the transform. n_tokens: number of tokens of the whole sequence."""
+    """reward: the raw score. score: after the transform. n_tokens: number of tokens of the whole sequence.
+
+    The others are there only where the reference itself was scored. anchor: its raw score. probability: of the output over the
+    reference, if the model has a calibration card. deviation: standard deviation of reward - anchor, if its uncertainty is known.
+    """
 
     index: int
     reward: float
     score: float
     n_tokens: int
     cut: CutReply
+    anchor: float | None = None
+    probability: float | None = None
+    deviation: float | None = None
 
 
 class ItemError(BaseModel):
@@ -118,8 +137,31 @@ class ScoreReply(BaseModel):
     results: list[ScoredItem | FailedItem]
 
 
+class DistributionReply(BaseModel):
+    """Rewards on a representative set; quantiles: the 0th to the 100th percentile."""
+
+    n: int
+    mean: float
+    std: float
+    quantiles: list[float]
+
+
+class CalibrationReply(DistributionReply):
+    """The model's calibration card: of raw rewards, of anchored ones, and the temperature of probabilities."""
+
+    anchored: DistributionReply | None
+    temperature: float | None
+    n_pairs: int
+    n_prompts: int
+    ece_before: float | None
+    ece_after: float | None
+    encoder: str
+    weights: str
+
+
 class ModelCard(BaseModel):
-    """owned_by: identifies the server to clients. encoder_hash: lets clients check that they encode as the server does."""
+    """owned_by: identifies the server to clients. encoder_hash: lets clients check that they encode as the server does.
+    calibration: only of a model that has a card."""
 
     id: str
     object: Literal["model"]
@@ -127,6 +169,7 @@ class ModelCard(BaseModel):
     max_model_len: int
     encoder_hash: str
     transforms: list[str]
+    calibration: CalibrationReply | None = None
 
 
 class ModelsReply(BaseModel):
@@ -149,8 +192,11 @@ def text_length(text: Any) -> int:
     return sum(map(text_length, text)) if isinstance(text, (list, tuple)) else 0
 
 
-def request_for_items(items: Sequence[ScoreItem]) -> dict[str, Any]:
-    """The body for these items. Adjacent items with the same prompt, reference and wrapper form one group."""
+def request_for_items(items: Sequence[ScoreItem], *, anchored: bool = False) -> dict[str, Any]:
+    """The body for these items. Adjacent items with the same prompt, reference and wrapper form one group.
+
+    anchored: score the references themselves, too.
+    """
     groups: list[dict[str, Any]] = []
     for item in items:
         shared = {
@@ -161,7 +207,7 @@ def request_for_items(items: Sequence[ScoreItem]) -> dict[str, Any]:
         if not groups or any(groups[-1][key] != value for key, value in shared.items()):
             groups.append({**shared, "outputs": []})
         groups[-1]["outputs"].append(_scored_keys(item.output))
-    return {"items": groups}
+    return {"items": groups, **({"anchor": True} if anchored else {})}
 
 
 def read_outcomes(body: dict[str, Any], reply: Any) -> list[Outcome]:
@@ -196,7 +242,7 @@ def group_reply(index: int, group: list[Outcome] | Failure, scores: Sequence[flo
             continue
         cut = {"prompt": outcome.cut.prompt, "reference": outcome.cut.reference, "output": outcome.cut.output}
         score = {"reward": outcome.reward, "score": next(remaining), "n_tokens": outcome.n_tokens, "cut": cut}
-        rows.append({"index": output_index, **score})
+        rows.append({"index": output_index, **score, **outcome.beside_anchor()})
     return {"index": index, "outputs": rows}
 
 
@@ -206,7 +252,8 @@ def _outcome(row: dict[str, Any]) -> Outcome:
     reward = finite(number(row["reward"]))
     if isinstance(reward, Failure):
         return reward
-    return Reward(reward, int(row["n_tokens"]), Cut(**row["cut"]))
+    anchor, probability, deviation = (None if row.get(name) is None else number(row[name]) for name in BESIDE_ANCHOR)
+    return Reward(reward, int(row["n_tokens"]), Cut(**row["cut"]), (), anchor, probability, deviation)
 
 
 def _failure(error: dict[str, Any]) -> Failure:

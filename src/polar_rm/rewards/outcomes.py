@@ -41,6 +41,9 @@ Note = Literal["truncated", "beyond_positions", "unfinished_thinking", "thinking
 """A caveat about a reward. truncated: a text was truncated to the encoder's limits. beyond_positions: the sequence is longer than
 the backbone's number of positions, where scores are unreliable. For the others see :mod:`polar_rm.encoding.texts`."""
 
+BESIDE_ANCHOR = ("anchor", "probability", "deviation")
+"""The fields of a :class:`Reward` that come of scoring the reference itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reward:
@@ -66,8 +69,8 @@ class Reward:
         return None if self.anchor is None else self.reward - self.anchor
 
     def beside_anchor(self) -> dict[str, float]:
-        """``anchor``, ``probability`` and ``deviation``, those that are there: what files and replies add to the reward."""
-        values = {"anchor": self.anchor, "probability": self.probability, "deviation": self.deviation}
+        """The values of :data:`BESIDE_ANCHOR` that are there: what files and replies add to the reward."""
+        values = {name: getattr(self, name) for name in BESIDE_ANCHOR}
         return {name: value for name, value in values.items() if value is not None}
 
     @property

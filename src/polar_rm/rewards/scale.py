@@ -1,18 +1,23 @@
-"""What a model's folder knows of the scale of its rewards, and what becomes of rewards whose references were scored, too."""
+"""What a model's folder knows of the scale of its rewards, and what becomes of rewards whose references were scored, too.
+
+Clients import it where there may be no numpy.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Self
 
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Failure, Outcome
-from polar_rm.rewards.uncertainty import Uncertainty
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from polar_rm.rewards.uncertainty import Uncertainty
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,8 @@ class Scale:
         Raises:
             PolarError: one of the files is damaged, or belongs to another model.
         """
+        from polar_rm.rewards.uncertainty import Uncertainty
+
         return cls(Calibration.load(model), Uncertainty.load(model))
 
     def anchor(

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 from polar_rm.errors import PolarError
 from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.outcomes import Reward
 
 Transform = Literal["raw", "group_zscore", "whiten", "tanh", "percentile", "anchored", "probability"]
 TRANSFORMS: tuple[str, ...] = get_args(Transform)
@@ -41,16 +42,25 @@ def available(calibration: Calibration | None) -> list[str]:
     return [name for name in TRANSFORMS if not needs_card(name) or (temperature if name == "probability" else calibration)]
 
 
+def check_name(name: str, known: Sequence[str] = TRANSFORMS) -> None:
+    """Whether there is a transform of that name. known: the transforms that the caller can apply.
+
+    Raises:
+        PolarError: there is none, or not for the caller.
+    """
+    if name not in TRANSFORMS:
+        raise PolarError(f"unknown transform {name!r}; known: {', '.join(known)}")
+    if name not in known:
+        raise PolarError(f"the transform {name!r} depends on other rewards, which are not at hand here; use {', '.join(known)}")
+
+
 def check_transform(name: str, calibration: Calibration | None = None, *, known: Sequence[str] = TRANSFORMS) -> None:
     """Refuse before any work what :func:`transform` would refuse. known: the transforms that the caller can apply.
 
     Raises:
         PolarError: the name is unknown, or the transform needs a card that there is not, or one of an earlier version.
     """
-    if name not in TRANSFORMS:
-        raise PolarError(f"unknown transform {name!r}; known: {', '.join(known)}")
-    if name not in known:
-        raise PolarError(f"the transform {name!r} depends on other rewards, which are not at hand here; use {', '.join(known)}")
+    check_name(name, known)
     if name not in available(calibration):
         lacks = (
             "a calibration card (calibration.json in the model folder)" if calibration is None else "a card with a temperature"
@@ -95,10 +105,19 @@ def transform(
     return [list(group) for group in groups]
 
 
-def transform_one(name: str, reward: float, calibration: Calibration | None = None, anchor: float | None = None) -> float:
-    """One raw reward after a transform of :data:`ITEM_TRANSFORMS`; arguments and errors as of :func:`transform`."""
+def transform_rewards(name: str, groups: Sequence[Sequence[Reward]], calibration: Calibration | None = None) -> list[list[float]]:
+    """:func:`transform` for rewards that have their anchors, if the transform needs them; errors as of it."""
+    anchors = None
+    if needs_anchors(name):
+        found = [group[0].anchor if group else 0.0 for group in groups]  # a group without rewards needs no anchor
+        anchors = [anchor for anchor in found if anchor is not None]
+    return transform(name, [[reward.reward for reward in group] for group in groups], calibration, anchors)
+
+
+def transform_one(name: str, reward: Reward, calibration: Calibration | None = None) -> float:
+    """One reward after a transform of :data:`ITEM_TRANSFORMS`; arguments and errors as of :func:`transform_rewards`."""
     check_transform(name, calibration, known=ITEM_TRANSFORMS)
-    [[value]] = transform(name, [[reward]], calibration, None if anchor is None else [anchor])
+    [[value]] = transform_rewards(name, [[reward]], calibration)
     return value
 
 

@@ -17,6 +17,9 @@ UNCERTAINTY = "calibration/uncertainty.safetensors"
 """In the folder of the checkpoint. Not beside the weights: vLLM and SGLang load every ``*.safetensors`` that lies there."""
 _SCHEMA = "polar-rm/uncertainty/1"
 
+Measured = tuple[float, NDArray[np.float32]]
+"""A raw reward, and the features that the head read for it: float32 [hidden]."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Uncertainty:

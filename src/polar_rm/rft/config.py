@@ -37,7 +37,11 @@ class RewardConfig(Config):
         "sft", description="For rows without a wrapper. sft: completions answer prompts. pretrain: they continue prompts."
     )
     strip_thinking: bool = Field(False, description="Remove thinking from completions and references.")
-    transform: Transform = Field("raw", description="Transform of the raw rewards; GRPO scales groups itself.")
+    transform: Transform = Field(
+        "raw",
+        description="Transform of the raw rewards; GRPO scales groups itself. anchored: 0 is the reference itself. probability, "
+        "percentile: need a calibrated model (polar calibrate).",
+    )
 
     @property
     def is_url(self) -> bool:

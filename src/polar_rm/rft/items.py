@@ -15,7 +15,8 @@ from polar_rm.encoding.texts import without_thinking
 from polar_rm.errors import PolarError
 from polar_rm.records import InvalidRecord, ScoreItem, Wrapper, check, flatten, from_cell, group_items
 from polar_rm.rewards.calibration import Calibration
-from polar_rm.rewards.transforms import transform
+from polar_rm.rewards.outcomes import Reward
+from polar_rm.rewards.transforms import transform_rewards
 
 
 def score_item(
@@ -68,15 +69,15 @@ def client_options(environment: Mapping[str, str] = os.environ) -> dict[str, str
 
 
 def transformed(
-    name: str, items: Sequence[ScoreItem], rewards: Sequence[float], calibration: Calibration | None = None
+    name: str, items: Sequence[ScoreItem], rewards: Sequence[Reward], calibration: Calibration | None = None
 ) -> list[float]:
     """The items' rewards after a transform of :mod:`polar_rm.rewards.transforms`. Items of one prompt and reference form a group.
 
     Raises:
-        PolarError: the name is unknown, or it is ``percentile`` without a calibration card.
+        PolarError: the name is unknown, or the calibration card or the anchors that it needs are missing.
     """
     groups = group_items(items)
-    values = transform(name, [[rewards[index] for index in group] for group in groups], calibration)
+    values = transform_rewards(name, [[rewards[index] for index in group] for group in groups], calibration)
     by_index = {
         index: value for group, part in zip(groups, values, strict=True) for index, value in zip(group, part, strict=True)
     }

@@ -15,7 +15,16 @@ from typing import Any
 from polar_rm.client.asynchronous import AsyncRewardClient
 from polar_rm.errors import ScoreError
 from polar_rm.records import ScoreItem
+from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Failure, Reward
+from polar_rm.rewards.transforms import (
+    ITEM_TRANSFORMS,
+    check_name,
+    check_transform,
+    needs_anchors,
+    needs_card,
+    transform_one,
+)
 
 # Seconds that the first of several calls waits for the others. This is short compared with the generation of its text.
 WINDOW = 0.01
@@ -23,13 +32,19 @@ MAX_ITEMS = 256
 
 
 class Merger:
-    """Rewards of single items for any thread or event loop. options: of :class:`AsyncRewardClient`.
+    """Rewards of single items for any thread or event loop. options: of :class:`AsyncRewardClient`. transform: one of
+    :data:`polar_rm.rewards.transforms.ITEM_TRANSFORMS`, for :meth:`transformed`.
 
     Items that arrive within ``window`` seconds are sent together, at most ``max_items`` of them. Items of one prompt and
     reference are adjacent, so that they are scored as one tree.
     """
 
-    def __init__(self, url: str, *, window: float = WINDOW, max_items: int = MAX_ITEMS, **options: Any) -> None:
+    def __init__(
+        self, url: str, *, window: float = WINDOW, max_items: int = MAX_ITEMS, transform: str = "raw", **options: Any
+    ) -> None:
+        check_name(transform, ITEM_TRANSFORMS)
+        self._transform = transform
+        self._calibration: Calibration | None = None
         self._client = AsyncRewardClient(url, **options)
         self._window, self._max_items = window, max_items
         # Only the loop's thread uses these.
@@ -50,6 +65,10 @@ class Merger:
         future: Future[Reward] = Future()
         self._loop.call_soon_threadsafe(self._add, item, future)
         return future
+
+    def transformed(self, reward: Reward) -> float:
+        """A reward that :meth:`submit` gave, after the merger's transform."""
+        return transform_one(self._transform, reward, self._calibration)
 
     def close(self) -> None:
         """Wait for the rewards of all submitted items, and close all connections."""
@@ -79,7 +98,11 @@ class Merger:
 
     async def _answer(self, calls: list[tuple[ScoreItem, Future[Reward]]]) -> None:
         try:
-            outcomes = await self._client.score([item for item, _ in calls])
+            if needs_card(self._transform) and self._calibration is None:
+                self._calibration = await self._client.calibration()
+                check_transform(self._transform, self._calibration)
+            anchored = needs_anchors(self._transform)
+            outcomes = await self._client.score([item for item, _ in calls], anchored=anchored)
         except Exception as error:  # the futures raise it in their callers
             for _, future in calls:
                 future.set_exception(error)
@@ -104,7 +127,7 @@ def shared_merger(**options: Any) -> Merger:
     """The process's merger for these options of :class:`Merger`; the first call creates it.
 
     Raises:
-        PolarError: ``url`` is no URL, or ``model`` is no checkpoint folder.
+        PolarError: ``url`` is no URL, ``model`` is no checkpoint folder, or ``transform`` needs more than one reward.
     """
     # A forked child inherits the dictionary but not the threads.
     key = (os.getpid(), *sorted(options.items()))

@@ -3,8 +3,9 @@
     --reward.remote_url $(python -c "import polar_rm.rft.openrlhf as f; print(f.__file__)")
     --data.label_key reference  --reward.clip_range -20 20
 
-POLAR_URL is the server's address. It, POLAR_MODEL, POLAR_API_KEY and POLAR_STRIP_THINKING are read from the environment of
-OpenRLHF's rollout actors. A server of ours without a key has a route that does the same: ``--reward.remote_url URL/get_reward``.
+POLAR_URL is the server's address. It, POLAR_MODEL, POLAR_API_KEY, POLAR_STRIP_THINKING and POLAR_TRANSFORM (``raw`` by default,
+see :mod:`polar_rm.rewards.transforms`) are read from the environment of OpenRLHF's rollout actors. A server of ours without a key
+has a route that does the same, for raw rewards: ``--reward.remote_url URL/get_reward``.
 
 Widen the clip range. By default OpenRLHF clips rewards at -10. POLAR's rewards are sometimes lower (the published model gives
 -11.03 to a wrong answer), so the worst answers would get equal rewards.
@@ -23,7 +24,8 @@ from polar_rm.rft.merging import shared_merger
 
 
 def reward_func(queries: list[str], prompts: list[str], labels: list[Any], **_: Any) -> dict[str, Any]:
-    """``rewards`` (raw), ``scores`` (their sigmoid, for dynamic filtering) and ``extra_logs``: lists with one value per answer.
+    """``rewards`` (after POLAR_TRANSFORM), ``scores`` (the sigmoid of raw rewards, for dynamic filtering) and ``extra_logs``:
+    lists with one value per answer.
 
     OpenRLHF calls it with one answer at a time, from many threads; the calls are merged into few requests. queries: prompts with
     their answers. labels: references (texts or messages), or ``{"reference": ..., "prompt": ...}`` with the prompt before the
@@ -33,7 +35,7 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[Any], **_: 
         PolarError: an answer, a label, a variable or the server is invalid.
         ScoreError: an answer has no reward. OpenRLHF logs both errors, and stops because the reward is missing.
     """
-    merger = shared_merger(**client_options())
+    merger = shared_merger(**client_options(), transform=os.environ.get("POLAR_TRANSFORM") or "raw")
     strip = _boolean("POLAR_STRIP_THINKING")
     items = [openrlhf_item(*row) for row in zip(queries, prompts, labels, strict=True)]
     stripped = [
@@ -43,7 +45,8 @@ def reward_func(queries: list[str], prompts: list[str], labels: list[Any], **_: 
     ]
     futures = [merger.submit(item) for item in stripped]
     results = [future.result() for future in futures]
-    return openrlhf_reply(results, [sigmoid(result.reward) for result in results])
+    reply = openrlhf_reply(results, [sigmoid(result.reward) for result in results])
+    return reply | {"rewards": [merger.transformed(result) for result in results]}
 
 
 def _boolean(variable: str) -> bool:

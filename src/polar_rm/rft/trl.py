@@ -21,11 +21,11 @@ from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem, Wrapper
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Reward, rewards
-from polar_rm.rewards.transforms import Transform
+from polar_rm.rewards.transforms import Transform, check_name, check_transform, needs_anchors, needs_card
 from polar_rm.rft.items import score_item, transformed
 
-_Score = Callable[[Sequence[ScoreItem]], tuple[list[float], list[bool]]]
-"""Raw rewards, and for each item whether a text was truncated."""
+_Score = Callable[[Sequence[ScoreItem]], list[Reward]]
+"""Rewards of items, with anchors if the transform needs them."""
 
 
 class PolarReward:
@@ -35,8 +35,9 @@ class PolarReward:
     lists of messages. wrapper: how the completion follows the prompt, see :class:`ScoreItem`; a row's column ``wrapper`` takes
     precedence. strip_thinking: remove thinking from completion and reference. transform: a name of
     :mod:`polar_rm.rewards.transforms`. GRPO scales groups itself, and with several ranks each rank sees a part of the batch, so
-    use ``raw`` or ``tanh`` with it. calibration: for ``percentile``; a folder brings its own. client: options of
-    :class:`RewardClient`, such as ``api_key``, or ``model`` for servers other than ours.
+    use none with it that goes by groups or batches. calibration: in place of the card that the folder, our server or, with other
+    servers, ``model`` brings. client: options of :class:`RewardClient`, such as ``api_key``, or ``model`` for servers other than
+    ours.
 
     Raises:
         PolarError: no reward server answers at the URL, or the folder or the transform does not exist.
@@ -60,9 +61,10 @@ class PolarReward:
         self.source, self.client = str(source), client
         self.reference_column, self.wrapper, self.strip_thinking = reference_column, wrapper, strip_thinking
         self.transform = transform
-        self.calibration = calibration if calibration or self._is_url else Calibration.load(source)
-        transformed(transform, [], [], self.calibration)  # refuses an unknown name before the first batch is generated
+        self.calibration = calibration
+        check_name(transform)
         self._score: _Score | None = self._open(check=True)
+        check_transform(transform, self.calibration)  # before the first batch is generated
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
@@ -84,12 +86,12 @@ class PolarReward:
         items = [self._item(number, *row) for number, row in enumerate(rows, 1)]
         if self._score is None:
             self._score = self._open()
-        raw, truncated = self._score(items)
+        scored = self._score(items)
         if items and (log := columns.get("log_metric")):
-            log("polar/cut", fmean(truncated))
+            log("polar/cut", fmean(reward.truncated for reward in scored))
             if self.transform != "raw":
-                log("polar/raw_reward", fmean(raw))
-        return transformed(self.transform, items, raw, self.calibration)
+                log("polar/raw_reward", fmean(reward.reward for reward in scored))
+        return transformed(self.transform, items, scored, self.calibration)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without connections and weights, which are opened again: some trainers send this object to another
@@ -101,18 +103,24 @@ class PolarReward:
         return is_address(self.source) and not Path(self.source).is_dir()
 
     def _open(self, *, check: bool = False) -> _Score:
+        anchored = needs_anchors(self.transform)
         if self._is_url:
             client = RewardClient(self.source, **self.client)
             if check:  # before hours of work without a reward server
                 try:
                     client.check()
+                    if needs_card(self.transform) and self.calibration is None:
+                        self.calibration = client.calibration()
                 except PolarError:
                     client.close()
                     raise
-            return _from_server(client)
+            return _from_server(client, anchored)
         if self.client:
             raise PolarError(f"{self.source} is a folder, not a URL: {', '.join(self.client)} can't be used with it")
-        return _in_process(self.source)
+        if needs_card(self.transform) and self.calibration is None:
+            self.calibration = Calibration.load(self.source)
+            check_transform(self.transform, self.calibration)  # before the weights are loaded
+        return _in_process(self.source, anchored)
 
     def _item(self, number: int, prompt: Any, completion: Any, reference: Any, wrapper: Wrapper | None) -> ScoreItem:
         try:
@@ -134,23 +142,19 @@ class AsyncPolarReward(PolarReward):
         return await asyncio.to_thread(super().__call__, prompts, completions, completion_ids, **columns)
 
 
-def _from_server(client: RewardClient) -> _Score:
-    def score(items: Sequence[ScoreItem]) -> tuple[list[float], list[bool]]:
-        outcomes = client.score(items)
-        return rewards(outcomes), [bool(outcome.cut) for outcome in outcomes if isinstance(outcome, Reward)]
+def _from_server(client: RewardClient, anchored: bool) -> _Score:
+    def score(items: Sequence[ScoreItem]) -> list[Reward]:
+        outcomes = client.score(items, anchored=anchored)
+        rewards(outcomes)  # raises if an item has none
+        return [outcome for outcome in outcomes if isinstance(outcome, Reward)]
 
     return score
 
 
-def _in_process(folder: str) -> _Score:
+def _in_process(folder: str, anchored: bool) -> _Score:
     from polar_rm.model.devices import pick_device
     from polar_rm.model.reward_model import RewardModel
     from polar_rm.scoring.scorer import Scorer
 
     scorer = Scorer(RewardModel.from_pretrained(folder, device=pick_device("auto")))
-
-    def score(items: Sequence[ScoreItem]) -> tuple[list[float], list[bool]]:
-        scored = list(scorer.score(items))
-        return [each.reward for each in scored], [each.truncated for each in scored]
-
-    return score
+    return lambda items: list(scorer.score(items, anchored=anchored))

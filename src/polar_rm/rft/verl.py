@@ -18,6 +18,7 @@ from typing import Any
 from polar_rm.errors import PolarError
 from polar_rm.protocols import Engine
 from polar_rm.records import Wrapper
+from polar_rm.rewards.transforms import ItemTransform
 from polar_rm.rft.items import client_options, score_item
 from polar_rm.rft.merging import shared_merger
 
@@ -36,10 +37,12 @@ async def compute_score(
     reference_key: str | None = None,
     wrapper: Wrapper = "sft",
     strip_thinking: bool = False,
+    transform: ItemTransform = "raw",
     reward_router_address: str | None = None,
     reward_model_tokenizer: Any = None,
 ) -> dict[str, float]:
-    """The raw reward of one response as ``score``, and ``truncated``, 1 if its texts were truncated; verl logs both.
+    """The reward of one response as ``score``, and ``truncated``, 1 if its texts were truncated; verl logs both. With a
+    ``transform`` of :mod:`polar_rm.rewards.transforms`, ``score`` is after it, and ``raw_reward`` before.
 
     verl calls it concurrently for many responses; the calls of a process are merged into few requests. The options after
     ``extra_info`` are set under ``reward_kwargs``. url, model, api_key, engine: options of
@@ -49,7 +52,7 @@ async def compute_score(
     server, and ``model`` must name its folder. reward_model_tokenizer: set by verl too, not used.
 
     Raises:
-        PolarError: prompt, reference or server are invalid.
+        PolarError: prompt, reference, server or transform are invalid, or the transform needs a card that the server lacks.
         ScoreError: this response has no reward. Training stops, instead of learning from an invented number.
     """
     extra = extra_info or {}
@@ -62,5 +65,7 @@ async def compute_score(
         url = reward_router_address
     arguments = {"POLAR_URL": url, "POLAR_MODEL": model, "POLAR_API_KEY": api_key}
     options = client_options({**os.environ, **{name: value for name, value in arguments.items() if value}})
-    reward = await asyncio.wrap_future(shared_merger(**options, engine=engine).submit(item))
-    return {"score": reward.reward, "truncated": float(bool(reward.cut))}
+    merger = shared_merger(**options, engine=engine, transform=transform)
+    reward = await asyncio.wrap_future(merger.submit(item))
+    values = {"score": merger.transformed(reward), "truncated": float(reward.truncated)}
+    return values if transform == "raw" else {**values, "raw_reward": reward.reward}

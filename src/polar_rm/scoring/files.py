@@ -121,8 +121,7 @@ def _score_window(
             "notes": list(scored.notes),
         }
         if transform != "raw":
-            card = scorer.scale.calibration
-            row["score"] = transform_one(transform, scored.reward, card, scored.anchor)
+            row["score"] = transform_one(transform, scored, scorer.scale.calibration)
         row |= scored.beside_anchor()
         yield (dump_json(row | {"metadata": item.metadata}) + "\n").encode()
 

@@ -19,16 +19,15 @@ from numpy.typing import NDArray
 
 from polar_rm.common.iteration import windows
 from polar_rm.encoding.tree import PrefixTree
-from polar_rm.errors import ScoreError
+from polar_rm.errors import PolarError, ScoreError
 from polar_rm.model.packing import PackedRow, first_fit, pack
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import Comparison, ScoreItem, Text, Wrapper, group_items
-from polar_rm.rewards.anchors import anchor_items
+from polar_rm.rewards.anchors import NO_ANCHOR, AnchoredItems
 from polar_rm.rewards.outcomes import Reward
 from polar_rm.rewards.scale import Scale
+from polar_rm.rewards.uncertainty import Measured
 
-Measured = tuple[float, NDArray[np.float32]]
-"""A raw score, and the features that the head read for it: float32 [hidden]."""
 T = TypeVar("T")
 Scored = TypeVar("Scored", float, Measured)
 
@@ -115,16 +114,16 @@ class Scorer:
         return [reward for reward, _ in measured], np.vstack(features)
 
     def _anchored(self, window: Sequence[ScoreItem], first: int) -> list[Reward]:
-        anchors, anchor_of = anchor_items(window, first)
-        differences = None
+        plan = AnchoredItems.of(window)
+        for index in range(len(window)):
+            if index == len(plan.own) or plan.own[index] != index:
+                raise PolarError(f"item {first + index}: {NO_ANCHOR}")
+        features = None
         if self.scale.uncertainty:
-            rewards, features = self.measure_window([*window, *anchors])
-            differences = features[: len(window)] - features[len(window) :][anchor_of]
+            rewards, features = self.measure_window(plan.to_score)
         else:
-            rewards = [reward for reward, _ in self._place([*window, *anchors], self.score_trees)]
-        own = [rewards[len(window) + index] for index in anchor_of]
-        outcomes = self.scale.anchor(rewards[: len(window)], own, differences)
-        return [outcome for outcome in outcomes if isinstance(outcome, Reward)]
+            rewards = [reward for reward, _ in self._place(plan.to_score, self.score_trees)]
+        return [outcome for outcome in plan.outcomes(rewards, self.scale, features) if isinstance(outcome, Reward)]
 
     def _place(
         self, window: Sequence[ScoreItem], score: Callable[[Sequence[PrefixTree]], list[list[Scored]]]

@@ -22,7 +22,7 @@ from polar_rm.protocols import PROTOCOLS, ClassifyRequest, InputProtocol, openrl
 from polar_rm.protocols.base import PoolingFlavour, ReplyContext, explain, inputs_of
 from polar_rm.rewards.calibration import sigmoid
 from polar_rm.rewards.outcomes import Failure, Outcome, Reward
-from polar_rm.rewards.transforms import TRANSFORMS, transform
+from polar_rm.rewards.transforms import available, check_transform, transform_rewards
 from polar_rm.serving import examples, schema
 from polar_rm.serving.batching import Overloaded
 from polar_rm.serving.guard import Guard, Limits, Metrics, error_reply
@@ -148,14 +148,14 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
         good = [group for group in body.items if not isinstance(group, Failure)]
         failed = [group for group in body.items if isinstance(group, Failure)]
         items = [item for group in good for item in group.items()]
-        _check_size(len(items) + len(failed), guard.limits, characters=sum(group.characters for group in good))
-        transform(body.transform, [], service.calibration)  # refuses an unavailable transform before the work
-        outcomes = await _until_disconnect(request, service.score_items(items))
+        count = len(items) + len(failed) + (len(good) if body.anchored else 0)
+        _check_size(count, guard.limits, characters=sum(group.characters(anchored=body.anchored) for group in good))
+        check_transform(body.transform, service.calibration)  # before the work
+        outcomes = await _until_disconnect(request, service.score_items(items, anchored=body.anchored))
         _record(request, guard.metrics, [*outcomes, *failed])
         remaining = iter(outcomes)
         groups = [group if isinstance(group, Failure) else [next(remaining) for _ in group.outputs] for group in body.items]
-        raw = [[outcome.reward for outcome in _rewards_in(group)] for group in groups]
-        scores = transform(body.transform, raw, service.calibration)
+        scores = transform_rewards(body.transform, [_rewards_in(group) for group in groups], service.calibration)
         results = [polar.group_reply(index, group, scores[index]) for index, group in enumerate(groups)]
         return {"model": service.name, "transform": body.transform, "results": results}
 
@@ -188,14 +188,16 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     async def models() -> Any:
         """`owned_by` identifies the server to clients. `encoder_hash` lets them check that they encode as the server does."""
         encoder = service.encoder
-        transforms = [name for name in TRANSFORMS if name != "percentile" or service.calibration]
+        calibration = service.calibration.to_json() if service.calibration else {}
+        calibration.pop("schema", None)
         card = {
             "id": service.name,
             "object": "model",
             "owned_by": "polar-rm",
             "max_model_len": encoder.settings.max_length,
             "encoder_hash": encoder.hash,
-            "transforms": transforms,
+            "transforms": available(service.calibration),
+            **({"calibration": calibration} if calibration else {}),
         }
         return {"object": "list", "data": [card]}
 

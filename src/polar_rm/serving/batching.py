@@ -15,12 +15,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import cast
 
 from polar_rm.encoding.sequences import Group, TokenSequence, join, shared_length
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.rewards.outcomes import Failure
+from polar_rm.rewards.uncertainty import Measured
 
 ScoreTrees = Callable[[list[PrefixTree]], list[list[float]]]
+MeasureTrees = Callable[[list[PrefixTree]], list[list[Measured]]]
 
 _log = logging.getLogger(__name__)
 
@@ -31,10 +34,12 @@ class Overloaded(Exception):
 
 @dataclass(eq=False, slots=True)
 class _Pending:
-    """A request in the queue. results: by index. remaining: number of results that are still missing."""
+    """A request in the queue. results: by index. remaining: number of results that are still missing. measured: whether it also
+    asks for features."""
 
-    results: list[float | Failure | None]
+    results: list[float | Measured | Failure | None]
     remaining: int
+    measured: bool
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -59,7 +64,8 @@ class BatchStats:
 class Batcher:
     """Scores sequences in the order of their groups' arrival. Any number of tasks of one event loop may call ``submit``.
 
-    score: called in its own thread, with one batch at a time. batch_tokens: maximum number of tree tokens of a batch (a single
+    score: called in its own thread, with one batch at a time. measure: called in its place for batches with a request that asks
+    for features, too; it gives the same scores. batch_tokens: maximum number of tree tokens of a batch (a single
     sequence may exceed it). window: seconds that an idle model waits for further requests after the first one.
     max_waiting_tokens: number of sequence tokens in the queue from which on requests are refused. Below it a request of any size
     is accepted, so that small requests can't crowd out large ones; an empty queue accepts any request.
@@ -68,13 +74,14 @@ class Batcher:
     def __init__(
         self,
         score: ScoreTrees,
+        measure: MeasureTrees | None = None,
         *,
         batch_tokens: int = 8192,
         window: float = 0.005,
         max_waiting_tokens: int = 2_000_000,
         on_batch: Callable[[BatchStats], None] | None = None,
     ) -> None:
-        self._score = score
+        self._score, self._measure = score, measure
         self.batch_tokens = batch_tokens
         self.window = window
         self.max_waiting_tokens = max_waiting_tokens
@@ -108,9 +115,18 @@ class Batcher:
         Raises:
             Overloaded: the queue is full.
         """
+        return cast("list[float | Failure]", await self._results(sequences, measured=False))
+
+    async def measure(self, sequences: Sequence[TokenSequence]) -> list[Measured | Failure]:
+        """As :meth:`submit`, with the features of every reward. The batcher must have been made with ``measure``."""
+        if self._measure is None:
+            raise TypeError("this batcher was made without a function that measures features")
+        return cast("list[Measured | Failure]", await self._results(sequences, measured=True))
+
+    async def _results(self, sequences: Sequence[TokenSequence], *, measured: bool) -> list[float | Measured | Failure]:
         if self.waiting_tokens and self.waiting_tokens >= self.max_waiting_tokens:
             raise Overloaded(f"{self.waiting_tokens:,} tokens are waiting in the queue; the limit is {self.max_waiting_tokens:,}")
-        request = _Pending([None] * len(sequences), len(sequences))
+        request = _Pending([None] * len(sequences), len(sequences), measured)
         for index, sequence in enumerate(sequences):
             self._queue.setdefault(sequence.group, deque()).append(_Entry(request, index, sequence))
         self._count(sequences, 1)
@@ -167,11 +183,15 @@ class Batcher:
 
     async def _serve(self, batch: list[list[_Entry]]) -> None:
         trees = [join([entry.sequence for entry in entries]) for entries in batch]
+        measured = any(entry.request.measured for entries in batch for entry in entries)
+        score = self._measure if measured and self._measure else self._score
         started = time.perf_counter()
-        scored = await asyncio.get_running_loop().run_in_executor(self._thread, _isolated, self._score, trees)
+        scored = await asyncio.get_running_loop().run_in_executor(self._thread, _isolated, score, trees)
         seconds = time.perf_counter() - started
         for entries, results in zip(batch, scored, strict=True):
             for entry, result in zip(entries, results, strict=True):
+                if isinstance(result, tuple) and not entry.request.measured:  # another request of the batch asked for features
+                    result = result[0]
                 entry.request.results[entry.index] = result
                 entry.request.remaining -= 1
                 if not entry.request.remaining:
@@ -201,7 +221,7 @@ def _take_fitting(entries: deque[_Entry], max_tokens: int, *, at_least_one: bool
     return taken, used
 
 
-def _isolated(score: ScoreTrees, trees: list[PrefixTree]) -> list[list[float | Failure]]:
+def _isolated(score: ScoreTrees | MeasureTrees, trees: list[PrefixTree]) -> list[list[float | Measured | Failure]]:
     """Results of every tree. If the model fails on a batch, each tree is scored alone, so that only bad trees fail."""
     try:
         scored = score(trees)
@@ -216,5 +236,6 @@ def _isolated(score: ScoreTrees, trees: list[PrefixTree]) -> list[list[float | F
         return [[Failure("model_error", reason)] * len(trees[0].branches)]
 
 
-def _checked(value: float) -> float | Failure:
-    return value if math.isfinite(value) else Failure("non_finite", f"the model returned the score {value}")
+def _checked(value: float | Measured) -> float | Measured | Failure:
+    score = value[0] if isinstance(value, tuple) else value
+    return value if math.isfinite(score) else Failure("non_finite", f"the model returned the score {score}")

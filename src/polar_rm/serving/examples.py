@@ -50,6 +50,13 @@ BODIES: dict[str, Any] = {
                 "transform": "group_zscore",
             },
         ),
+        "anchored": _example(
+            "Beside the reference itself",
+            {
+                "items": [{"prompt": "What is the capital of China?", "reference": "Beijing.", "outputs": ["It is Beijing."]}],
+                "transform": "anchored",
+            },
+        ),
         "messages": _example(
             "Messages",
             {

@@ -19,7 +19,7 @@ import uvicorn
 from polar_rm.errors import PolarError
 from polar_rm.model.devices import claim_device, dtype_name
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.scale import Scale
 from polar_rm.scoring.scorer import Scorer
 from polar_rm.serving.address import api_key, bind
 from polar_rm.serving.app import create_app
@@ -43,17 +43,24 @@ def serve(config: ServeConfig) -> None:
     """Serve until a signal, and return when every accepted request has been answered. A second signal ends the process.
 
     Raises:
-        PolarError: other machines could reach the server without a key, or the address can't be bound, or the model not loaded.
+        PolarError: other machines could reach the server without a key, or the address can't be bound, or the model not loaded,
+            or its folder holds the scale of another model.
     """
     key = api_key(config.host, config.api_key_env, allow_open=config.allow_open)
     device = claim_device(config.device)
     log_to_stderr()
     raise_descriptor_limit()
     with bind(config.host, config.port) as listener:
+        scale = Scale.load(config.model)  # refuses the scale of another model before the weights are loaded
         model = RewardModel.from_pretrained(config.model, dtype=dtype_name(config.precision, device), device=device)
         scorer = Scorer(model, row_tokens=config.row_tokens)
-        batcher = Batcher(scorer.score_trees, batch_tokens=config.row_tokens, max_waiting_tokens=config.max_queue_tokens)
-        service = Service(config.model.resolve().name, model.encoder, batcher, Calibration.load(config.model))
+        batcher = Batcher(
+            scorer.score_trees,
+            scorer.measure_trees,
+            batch_tokens=config.row_tokens,
+            max_waiting_tokens=config.max_queue_tokens,
+        )
+        service = Service(config.model.resolve().name, model.encoder, batcher, scale)
         guard = create_app(
             service,
             limits=Limits(config.max_body_mib << 20, config.max_items, config.max_seconds),

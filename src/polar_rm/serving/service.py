@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from polar_rm.client.batches import encode
 from polar_rm.encoding.encoder import Encoder
@@ -15,8 +18,10 @@ from polar_rm.encoding.sequences import TokenSequence, tokenize
 from polar_rm.errors import PolarError
 from polar_rm.protocols.polar import text_length
 from polar_rm.records import ScoreItem
+from polar_rm.rewards.anchors import AnchoredItems
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Cut, Failure, Outcome, Reward
+from polar_rm.rewards.scale import Scale
 from polar_rm.serving.batching import Batcher
 
 T = TypeVar("T")
@@ -39,12 +44,15 @@ _Rows = list[_Encoded | Failure]
 
 @dataclass
 class Service:
-    """Everything that the routes use: the encoder, the queue of the model, and the checkpoint's calibration card."""
+    """Everything that the routes use: the encoder, the queue of the model, and what its folder knows of the scale of rewards.
+
+    With the uncertainty of the head, the queue must be able to measure features.
+    """
 
     name: str
     encoder: Encoder
     batcher: Batcher
-    calibration: Calibration | None = None
+    scale: Scale = field(default_factory=Scale)
 
     def __post_init__(self) -> None:
         self._short, self._long = _EncoderThread("encoder"), _EncoderThread("encoder of long texts")
@@ -53,9 +61,26 @@ class Service:
         """One outcome per rendered text or list of token ids, in order."""
         return await self._score(await self._encoded(inputs, len, lambda part: _encode_inputs(part, self.encoder, add_bos)))
 
-    async def score_items(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        """One outcome per item, in order; an item that can't be encoded fails alone."""
-        return await self._score(await self._encoded(items, _characters, lambda part: _encode_items(part, self.encoder)))
+    @property
+    def calibration(self) -> Calibration | None:
+        """The checkpoint's calibration card."""
+        return self.scale.calibration
+
+    async def score_items(self, items: Sequence[ScoreItem], *, anchored: bool = False) -> list[Outcome]:
+        """One outcome per item, in order; an item that can't be encoded fails alone.
+
+        anchored: score the references themselves, too: rewards get their anchor, and probability and deviation as far as the
+        model has them. An item with an empty reference fails then.
+        """
+        if not anchored:
+            return await self._score(await self._encoded_items(items))
+        plan = AnchoredItems.of(items)
+        encoded = await self._encoded_items(plan.to_score)
+        if self.scale.uncertainty is None:
+            return plan.outcomes(await self._score(encoded), self.scale)
+        outcomes, features = await self._measure(encoded, len(self.scale.uncertainty.factor))
+        # A product with a matrix of the width of the model would hold up the event loop.
+        return await asyncio.to_thread(plan.outcomes, outcomes, self.scale, features)
 
     async def score_rows(
         self, rows: Sequence[T], characters: Callable[[T], int], item_of: Callable[[T], ScoreItem]
@@ -71,6 +96,9 @@ class Service:
         self._short.close()
         self._long.close()
 
+    async def _encoded_items(self, items: Sequence[ScoreItem]) -> _Rows:
+        return await self._encoded(items, _characters, lambda part: _encode_items(part, self.encoder))
+
     async def _encoded(self, values: Sequence[T], size: Callable[[T], int], encode: Callable[[Sequence[T]], _Rows]) -> _Rows:
         """Encode values in slices. Between two slices other requests have their turn, and cancelled requests end."""
         encoded: _Rows = []
@@ -83,6 +111,23 @@ class Service:
         good = [row for row in encoded if isinstance(row, _Encoded)]
         scores = iter(await self.batcher.submit([row.sequence for row in good]))
         return [row if isinstance(row, Failure) else _outcome(row, next(scores)) for row in encoded]
+
+    async def _measure(self, encoded: _Rows, hidden: int) -> tuple[list[Outcome], NDArray[np.float32]]:
+        """Outcomes and features, float32 [len(encoded), hidden]; those of failures are zeros."""
+        measured = iter(await self.batcher.measure([row.sequence for row in encoded if isinstance(row, _Encoded)]))
+        features = np.zeros((len(encoded), hidden), np.float32)
+        outcomes: list[Outcome] = []
+        for index, row in enumerate(encoded):
+            if isinstance(row, Failure):
+                outcomes.append(row)
+                continue
+            result = next(measured)
+            if isinstance(result, Failure):
+                outcomes.append(result)
+            else:
+                score, features[index] = result
+                outcomes.append(_outcome(row, score))
+        return outcomes, features
 
 
 class _EncoderThread:
