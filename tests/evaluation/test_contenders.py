@@ -19,6 +19,14 @@ from polar_rm.records import Comparison, ScoreItem, write_records
 from polar_rm.scoring.scorer import Scorer
 
 TEMPLATE = "<s>{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+BERT = {
+    "vocab_size": tiny.tokenizer().get_vocab_size(),
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "initializer_range": 0.3,
+}
 CPU = ModelOptions(device="cpu", row_tokens=256)
 
 ITEMS = [
@@ -73,6 +81,24 @@ def test_an_ordinary_model_scores_as_alone_and_without_padding(tmp_path, family,
     assert alone == [pytest.approx(scores, abs=1e-4) for scores in together]
     deviation = torch.tensor([score for scores in together for score in scores]).std()
     assert deviation > 0.05  # a wrong position, mask or pooling would show
+
+
+def test_a_config_without_padding_reads_the_last_token_whichever_it_is(tmp_path):
+    """Token 0 would be the next best padding; here every text ends in it."""
+    folder = classifier(tmp_path / "bt", pad="none", template=TEMPLATE.replace("<|im_end|>", "<s>"))
+    [contender] = find_contenders([f"hf:{folder}"], CPU)
+    together = list(contender.load().score_comparisons(ITEMS))
+    assert [list(scores) for scores in together] == [pytest.approx(scores, abs=1e-5) for scores in plain_scores(folder, ITEMS)]
+
+
+def test_an_ordinary_model_that_looks_both_ways_sees_no_padding(tmp_path):
+    folder = classifier(tmp_path / "bt")
+    torch.manual_seed(1)
+    config = BertConfig(**BERT, pad_token_id=2, num_labels=1, max_position_embeddings=512)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    [contender] = find_contenders([f"hf:{folder}"], CPU)
+    together = list(contender.load().score_comparisons(ITEMS))
+    assert [list(scores) for scores in together] == [pytest.approx(scores, abs=1e-5) for scores in plain_scores(folder, ITEMS)]
 
 
 def test_no_token_comes_twice_and_references_change_nothing(tmp_path):
@@ -208,16 +234,7 @@ def test_a_server_without_an_answer_is_an_error_that_names_the_item():
 
 def encoder(folder, *, pooling=None):
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=tiny.tokenizer().get_vocab_size(),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=40,
-        initializer_range=0.3,
-    )
-    BertModel(config).save_pretrained(folder)
+    BertModel(BertConfig(**BERT, max_position_embeddings=40)).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer(), pad_token="<pad>", model_max_length=40).save_pretrained(folder)
     if pooling:
         (folder / "1_Pooling").mkdir()

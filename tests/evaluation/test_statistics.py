@@ -97,3 +97,36 @@ def test_paired_difference_refuses_other_pairs():
         paired_difference(np.ones(3), np.ones(2), np.arange(3))
     with pytest.raises(PolarError, match="at least one pair"):
         paired_difference(np.ones(0), np.ones(0), np.arange(0))
+
+
+def wilson(successes, n):
+    """Wilson's score interval (1927) by its usual formula."""
+    z = 1.959963984540054
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return centre - half, centre + half
+
+
+@pytest.mark.parametrize("n", [2, 6, 100])
+def test_where_all_prompts_agree_the_interval_is_wilsons(n):
+    prompts = np.repeat(np.arange(n), 3)  # pairs of one prompt are one observation
+    for right in (0, n):
+        [got] = bootstrap_intervals(np.full((3 * n, 1), right / n), prompts)
+        assert got == pytest.approx(wilson(right, n), abs=1e-12)
+
+
+def test_a_difference_that_no_prompt_shows_may_still_be_there():
+    prompts = np.arange(6)
+    u = wilson(0, 6)[1]  # of all prompts at most this share is otherwise
+    same = paired_difference(np.ones(6), np.ones(6), prompts)
+    assert same.difference == 0 and same.ci95 == pytest.approx((-u, u))
+    always = paired_difference(np.ones(6), np.zeros(6), prompts)
+    assert always.difference == 1 and always.ci95 == pytest.approx((1 - 2 * u, 1))
+
+
+def test_one_prompt_of_another_mind_is_enough_for_the_bootstrap():
+    values = np.ones((50, 1))
+    values[0] = 0
+    [(low, high)] = bootstrap_intervals(values, np.arange(50))
+    assert low < 0.98 < high == 1.0
