@@ -47,7 +47,7 @@ def test_shuffling_uses_all_donors():
 
 
 def test_one_prompt_can_not_be_shuffled():
-    with pytest.raises(PolarError, match="at least two prompts"):
+    with pytest.raises(PolarError, match="between at least two prompts"):
         list(apply_reference_protocol([make("p", "r1"), make("p", "r2")], "shuffled"))
 
 

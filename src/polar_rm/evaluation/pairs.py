@@ -137,7 +137,6 @@ def collect_scores(
     scorers: Mapping[str, ComparisonScorer],
     comparisons: Iterable[Comparison],
     *,
-    total: int | None = None,
     progress: Progress = silent,
 ) -> dict[str, Scores]:
     """Score one stream with several scorers, and keep the scores.
@@ -155,7 +154,7 @@ def collect_scores(
     for number, comparison in enumerate(stream, 1):
         for name, answer in answers.items():
             kept[name].add(next(answer, []), len(comparison.candidates), number)
-        progress(task, number, total)
+        progress(task, number, None)
     for name, answer in answers.items():
         if next(answer, None) is not None:
             raise ScoreError(f"{name} gave scores for more than the {number:,} comparisons that there are")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -15,8 +16,15 @@ from polar_rm.errors import PolarError
 from polar_rm.records import Comparison, InvalidRecord, RowRules, Text, flatten, read_rows
 from polar_rm.records.fields import Fields
 
-ReferenceMode = Literal["given", "empty", "shuffled"]
-"""given: as the data have them. empty: none at all. shuffled: another prompt's."""
+ReferenceMode = Literal["given", "empty", "shuffled", "swapped"]
+"""given: as the data have them. empty: none at all. shuffled: another prompt's. swapped: a worse answer to the same prompt, which
+is one of the candidates of the lowest rank."""
+
+NEED_REFERENCES: tuple[ReferenceMode, ...] = ("given", "shuffled")
+"""The protocols that take the references of the data; the others replace them."""
+
+PROTOCOL_FIELD = "reference_protocol"
+"""Metadata of a comparison that says where its reference came from: gold, own, frontier or sibling (``polar references``)."""
 
 ID_FIELDS = ("id", "pair_id")
 """Metadata of a comparison that names it in files about it, the first that is there."""
@@ -40,20 +48,36 @@ def prompt_key(comparison: Comparison) -> str:
 
 
 def apply_reference_protocol(comparisons: Iterable[Comparison], mode: ReferenceMode, *, seed: int = 0) -> Iterator[Comparison]:
-    """Comparisons with their references as given, all empty, or exchanged between prompts.
+    """Comparisons with their references as given, all empty, exchanged between prompts, or replaced by a worse answer.
 
-    ``empty`` and ``shuffled`` (another prompt's reference) are diagnostics: with both the accuracy of a model that uses
-    its reference falls. ``empty`` empties every reference, so that a number never mixes two protocols.
+    All but ``given`` are diagnostics: with ``empty`` and ``shuffled`` (another prompt's reference) the accuracy of a model that
+    uses its reference falls, with ``swapped`` it falls further. ``empty`` empties every reference, so that a number never mixes
+    two protocols. With ``swapped`` the reference is one of the candidates (see :func:`swapped_candidate`), which is nearer to it
+    than any other text: reports say of how many pairs.
 
     Raises:
-        PolarError: unknown mode, a comparison without a reference (except with ``empty``), or nothing to exchange with.
+        PolarError: unknown mode, a comparison without a reference (where the mode needs them), or nothing to exchange with.
     """
     if mode not in get_args(ReferenceMode):
         raise PolarError(f"unknown reference mode {mode!r}; known: {', '.join(get_args(ReferenceMode))}")
     if mode == "empty":
         return (replace(comparison, reference="") for comparison in comparisons)
+    if mode == "swapped":
+        return _swapped(comparisons, seed)
     given = _with_reference(comparisons)
-    return given if mode == "given" else _shuffled(given, np.random.default_rng(seed))
+    return given if mode == "given" else _shuffled(given, seed)
+
+
+def swapped_candidate(comparison: Comparison, number: int, *, seed: int = 0) -> int:
+    """The candidate that ``swapped`` takes as the reference of the comparison ``number``: one of the lowest rank, drawn by seed
+    and number."""
+    lowest = [index for index, rank in enumerate(comparison.ranks) if rank == max(comparison.ranks)]
+    return lowest[0] if len(lowest) == 1 else random.Random(f"{seed} {number}").choice(lowest)
+
+
+def _swapped(comparisons: Iterable[Comparison], seed: int) -> Iterator[Comparison]:
+    for number, comparison in enumerate(comparisons, 1):
+        yield replace(comparison, reference=comparison.candidates[swapped_candidate(comparison, number, seed=seed)])
 
 
 def _with_reference(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
@@ -63,32 +87,44 @@ def _with_reference(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
         yield comparison
 
 
-def _shuffled(comparisons: Iterator[Comparison], generator: np.random.Generator) -> Iterator[Comparison]:
-    donors: dict[str, list[Text]] = {}
+def _shuffled(comparisons: Iterable[Comparison], seed: int) -> Iterator[Comparison]:
+    for comparison, other in with_others(comparisons, seed=seed):
+        yield replace(comparison, reference=other.reference or "")
+
+
+def with_others(comparisons: Iterable[Comparison], *, seed: int = 0) -> Iterator[tuple[Comparison, Comparison]]:
+    """Every comparison with one of another prompt, drawn from those near it in the data: memory holds a window.
+
+    Raises:
+        PolarError: all comparisons are of one prompt.
+    """
+    generator, comparisons = np.random.default_rng(seed), iter(comparisons)
+    others: dict[str, list[Comparison]] = {}
     while window := list(islice(comparisons, _SHUFFLE_WINDOW)):
         while len(set(map(prompt_key, window))) < 2 and (more := list(islice(comparisons, _SHUFFLE_WINDOW))):
             window += more
-        # The last window may hold a single prompt; the one before it then still has donors.
-        earlier, donors = donors, {}
+        # The last window may hold a single prompt; the one before it then still has others.
+        earlier, others = others, {}
         for comparison in window:
-            donors.setdefault(prompt_key(comparison), []).append(comparison.reference or "")
-        available = donors if len(donors) > 1 else {**earlier, **donors}
+            others.setdefault(prompt_key(comparison), []).append(comparison)
+        available = others if len(others) > 1 else {**earlier, **others}
         if len(available) < 2:
-            raise PolarError("references can only be shuffled between at least two prompts")
-        # A cycle through the prompts in random order: nobody receives its own prompt's reference.
+            raise PolarError("texts can only be exchanged between at least two prompts")
+        # A cycle through the prompts in random order: nobody receives a text of its own prompt.
         keys = list(available)
         order = [keys[i] for i in generator.permutation(len(keys))]
         giver = dict(zip(order, order[1:] + order[:1], strict=True))
         for comparison in window:
-            references = available[giver[prompt_key(comparison)]]
-            yield replace(comparison, reference=references[int(generator.integers(len(references)))])
+            donors = available[giver[prompt_key(comparison)]]
+            yield comparison, donors[int(generator.integers(len(donors)))]
 
 
 class Referenced:
     """Comparisons with the references of a file, in a stream that can be read more than once.
 
     source: rows {id, reference}, joined by the comparisons' metadata ``id`` (or ``pair_id``), or {prompt, reference}, joined by
-    the prompt's text; they are held in memory. Every comparison needs a row; its own reference, if it has one, gives way.
+    the prompt's text; they are held in memory. Every comparison needs a row; its own reference, if it has one, gives way. Where a
+    row says where its reference came from (``reference_protocol``), the comparison says it afterwards.
 
     Raises:
         PolarError: the file can't be read, has neither form, or two references for one id or prompt.
@@ -98,6 +134,7 @@ class Referenced:
         self._comparisons, self._source = comparisons, source
         self._by_id = False
         self._references: dict[str, Text] = {}
+        self._protocols: dict[str, str] = {}
         for _ in read_rows(source, self._add):
             pass
 
@@ -111,6 +148,8 @@ class Referenced:
         reference = take.text("reference")
         if self._references.setdefault(key, reference) != reference:
             raise InvalidRecord("reference", f"one reference of each {name}; a row before has another of {key[:60]!r}")
+        if protocol := take.metadata().get(PROTOCOL_FIELD):
+            self._protocols[key] = str(protocol)
 
     def __iter__(self) -> Iterator[Comparison]:
         for number, comparison in enumerate(self._comparisons, 1):
@@ -118,7 +157,10 @@ class Referenced:
             if key is None or key not in self._references:
                 joined = f"id {key!r}" if self._by_id else "prompt"
                 raise PolarError(f"{self._source}: no reference of comparison {number} (joined by its {joined})")
-            yield replace(comparison, reference=self._references[key])
+            metadata = {name: value for name, value in comparison.metadata.items() if name != PROTOCOL_FIELD}
+            if key in self._protocols:
+                metadata[PROTOCOL_FIELD] = self._protocols[key]
+            yield replace(comparison, reference=self._references[key], metadata=metadata)
 
 
 def identity_of(comparison: Comparison) -> str | None:

@@ -6,7 +6,7 @@ an interval that is too narrow. All pairs of a prompt are drawn together instead
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +85,28 @@ def bootstrap_intervals(
         return [None] * values.shape[1]
     means = resampled_means(values, prompts, resamples=resamples, seed=seed)
     return percentile_intervals(means, len(np.unique(prompts)), [extremes] * values.shape[1])
+
+
+def statistic_interval(
+    columns: Floats,
+    prompts: Ints,
+    statistic: Callable[[Floats], Floats],
+    *,
+    extremes: tuple[float, float] = (0.0, 1.0),
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, Interval | None]:
+    """A function of several means over pairs, such as a ratio of two, and its 95% interval (see :func:`bootstrap_intervals`); the
+    interval is None for a single prompt.
+
+    columns: float64 [n_pairs, n_columns]. statistic: of means, float64 [n, n_columns] -> [n]. extremes: of its values.
+    """
+    value = float(statistic(columns.mean(axis=0)[None])[0])
+    n_prompts = len(np.unique(prompts))
+    if n_prompts < 2:
+        return value, None
+    means = resampled_means(columns, prompts, resamples=resamples, seed=seed)
+    return value, percentile_intervals(statistic(means)[:, None], n_prompts, [extremes])[0]
 
 
 def percentile_intervals(means: Floats, n_prompts: int, extremes: Sequence[tuple[float, float]]) -> list[Interval]:

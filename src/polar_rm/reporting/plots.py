@@ -108,6 +108,35 @@ def accuracy_figure(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "
     return figure
 
 
+def interval_figure(
+    rows: Mapping[str, tuple[float, Sequence[float], float]], colours: Mapping[str, str], *, title: str = "", x: str = ""
+) -> Figure:
+    """A line per row: a value with its interval, and where it should lie.
+
+    rows: label -> (value, [low, high], threshold). colours: label -> what the row says, by the legend; each has a colour.
+    """
+    figure, axes = _figure(7.0, 1.2 + 0.3 * len(rows), title)
+    kinds = list(dict.fromkeys(colours[label] for label in rows))
+    for kind, colour, marker in zip(kinds, _repeat(_COLOURS, len(kinds)), _repeat(_MARKERS, len(kinds)), strict=True):
+        places = [place for place, label in enumerate(rows) if colours[label] == kind]
+        values, bounds, _ = zip(*(row for label, row in rows.items() if colours[label] == kind), strict=True)
+        errors = [(max(0.0, v - low), max(0.0, high - v)) for v, (low, high) in zip(values, bounds, strict=True)]
+        bars = np.array(errors).T
+        axes.errorbar(values, places, xerr=bars, fmt=marker, color=colour, label=kind, capsize=2, markersize=5)
+    axes.plot([row[2] for row in rows.values()], range(len(rows)), "|", color="black", markersize=14, label="threshold")
+    axes.set_yticks(range(len(rows)), labels=[_shorten(label) for label in rows], parse_math=False)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(x)
+    axes.grid(axis="x", alpha=0.3)
+    _legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def figure_svg(figure: Figure) -> str:
+    """A figure as SVG for an HTML page."""
+    return _svg(figure)
+
+
 def plot_lengths(quantiles: Mapping[str, Sequence[float]], *, title: str = "") -> str:
     """Text lengths on a logarithmic axis, as SVG. quantiles: label -> the 5th, 25th, 50th, 75th and 95th percentile."""
     shown = dict(list(quantiles.items())[:_MAX_ROWS])

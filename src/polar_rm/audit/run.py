@@ -1,0 +1,167 @@
+"""Runs an audit: a first pass that checks, all streams through one loaded contender, then the probes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from polar_rm.audit.probes import PROBES, Answers
+from polar_rm.audit.report import SCHEMA, AuditReport, Finding
+from polar_rm.audit.streams import ALTERED, Seen, Streams
+from polar_rm.audit.thresholds import Thresholds
+from polar_rm.common.manifests import check_manifest
+from polar_rm.common.progress import Progress, silent
+from polar_rm.errors import PolarError
+from polar_rm.evaluation.accuracy import contender_warnings
+from polar_rm.evaluation.contenders import Contender, Given, ModelOptions, find_contenders
+from polar_rm.evaluation.data import ComparisonFiles, First
+from polar_rm.evaluation.pairs import PairScores, Scores
+from polar_rm.evaluation.references import PROTOCOL_FIELD, ComparisonScorer, Referenced
+from polar_rm.evaluation.scoring import score_streams
+from polar_rm.evaluation.statistics import RESAMPLES
+from polar_rm.records import Comparison, OnBadRow
+
+
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """report: what is written to a file. answers, streams: what it was computed from, for what shows texts."""
+
+    report: AuditReport
+    answers: Answers
+    streams: Streams
+
+
+def audit(
+    contender: Contender | ComparisonScorer,
+    comparisons: Iterable[Comparison],
+    *,
+    use_references: bool = True,
+    thresholds: Thresholds | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    progress: Progress = silent,
+) -> AuditResult:
+    """Ask a contender about pairs in all the ways of :mod:`polar_rm.audit.streams`, and find its shortcuts.
+
+    comparisons: read several times (checks first), so a list or ``ComparisonFiles``. Memory grows by some 200 bytes a comparison,
+        not with the texts. Each pair costs about twenty scored answers, eleven of which share a prefix.
+    use_references: False asks without any; probes of references are then not applicable.
+    seed: of the bootstrap, and of what is drawn: other prompts, random orders.
+
+    Raises:
+        PolarError: nothing to compare, a missing reference, a contender that can't be asked about changed texts.
+        ScoreError: a score is not finite.
+    """
+    if iter(comparisons) is comparisons:
+        raise PolarError("comparisons are read several times: pass a list or ComparisonFiles instead of a generator")
+    who = contender if isinstance(contender, Contender) else Given("model", contender)
+    if who.kind == "stored":
+        raise PolarError(f"{who.name}: stored scores are of texts as they were; an audit asks about changed ones")
+    limits = thresholds or Thresholds()
+    streams = Streams(comparisons, takes_reference=use_references and who.reads_references, seed=seed)
+    who.check()
+    seen = streams.look(who)
+    scores = _ask(who, streams, seen, progress)
+    pairs = seen.survey.pairs
+    correct = {name: PairScores(pairs, {name: each}).correct(name) for name, each in scores.items() if name != "altered"}
+    altered = scores["altered"].values.reshape(-1, len(ALTERED))
+    answers = Answers(streams.takes_reference, seen, correct, altered, limits, resamples, seed)
+    findings = [probe.find(answers) for probe in PROBES]
+    return AuditResult(_report(who, streams, seen, findings, limits, scores["given"], seed), answers, streams)
+
+
+def _ask(who: Contender, streams: Streams, seen: Seen, progress: Progress) -> dict[str, Scores]:
+    count = seen.survey.pairs.n_comparisons
+    sizes = {"altered": count * len(ALTERED)}
+    asked = {name: (read, (count, sizes.get(name, seen.survey.pairs.n_candidates))) for name, read in streams.by_name().items()}
+    return score_streams([who], asked, progress=progress)[who.name]
+
+
+def _report(
+    who: Contender,
+    streams: Streams,
+    seen: Seen,
+    findings: list[Finding],
+    thresholds: Thresholds,
+    given: Scores,
+    seed: int,
+) -> AuditReport:
+    verdicts = {finding["verdict"] for finding in findings}
+    pairs, copies = seen.survey.pairs, seen.survey.reference_equals_candidate
+    warnings = contender_warnings(who, given.noted)
+    if copies:
+        warnings.append(f"{copies:,} comparisons have a reference that is equal, or nearly, to one of their candidates")
+    return {
+        "schema": SCHEMA,
+        "contender": who.name,
+        "kind": who.kind,
+        "source": who.source,
+        "takes_reference": streams.takes_reference,
+        "facts": dict(who.facts),
+        "verdict": "failed" if "failed" in verdicts else "undecided" if "undecided" in verdicts else "passed",
+        "findings": findings,
+        "thresholds": thresholds.model_dump(),
+        "n_comparisons": pairs.n_comparisons,
+        "n_pairs": len(pairs),
+        "n_prompts": len(np.unique(pairs.prompts)),
+        "references": _protocols(streams),
+        "data": [],
+        "limit": None,
+        "seed": seed,
+        "fingerprint": seen.survey.fingerprint,
+        "warnings": warnings,
+    }
+
+
+def _protocols(streams: Streams) -> dict[str, int]:
+    """Where references came from -> comparisons."""
+    if not streams.takes_reference:
+        return {}
+    return dict(Counter(str(comparison.metadata.get(PROTOCOL_FIELD, "given")) for comparison in streams.base()))
+
+
+def audit_files(
+    contender: str | Path | Contender,
+    files: Sequence[str | Path],
+    *,
+    use_references: bool = True,
+    references: str | Path | None = None,
+    thresholds: Thresholds | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    options: ModelOptions | None = None,
+    on_bad_row: OnBadRow | None = None,
+    outputs: Sequence[str | Path] = (),
+    progress: Progress = silent,
+) -> AuditResult:
+    """:func:`audit` a contender on files of comparisons.
+
+    contender: by a word of :data:`polar_rm.evaluation.contenders.KINDS`, or itself. references: file that references are added
+    from. limit: take only the first so many comparisons. outputs: what the caller will write; no file may be one of them.
+
+    Raises:
+        PolarError: whatever is wrong with contender, files or options; before anything is scored.
+        ScoreError: a score is not finite.
+    """
+    if limit is not None and limit < 1:
+        raise PolarError(f"limit must be at least 1, not {limit}")
+    for file in files:
+        check_manifest(file)
+    bad = on_bad_row or OnBadRow()
+    [who] = [contender] if isinstance(contender, Contender) else find_contenders([contender], options)
+    data = ComparisonFiles(files, bad, outputs)
+    first = First(data, limit)
+    comparisons = Referenced(first, references) if references else first
+    result = audit(who, comparisons, use_references=use_references, thresholds=thresholds, seed=seed, progress=progress)
+    report = result.report
+    report["data"], report["limit"] = data.describe(), limit
+    if bad.count:
+        report["warnings"].append(f"{bad.count:,} bad rows were skipped, see {bad.side_file}")
+    report["warnings"] += bad.warnings()
+    if data.found.left_out:
+        report["warnings"].append(f"of the folders were taken {data.found.describe()}")
+    return result

@@ -1,0 +1,120 @@
+"""The verb audit: does a reward model read its reference and its prompt, or something else?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from polar_rm.cli.options import DATA, BadRows, Device, JsonFile, Precision, RowTokens, StripPrompt, load, verb, writable
+from polar_rm.cli.output import messages, print_table
+from polar_rm.common.progress import show_progress
+
+_Contender = Annotated[
+    str,
+    typer.Argument(
+        help="A folder saved by polar, or another contender of `polar evaluate`: `hf:FOLDER`, `http://HOST:PORT`, `tfidf`, `length`, "
+        "`embedding:FOLDER`. NAME=... names it.",
+        metavar="[NAME=]MODEL",
+    ),
+]
+_Files = Annotated[
+    list[Path],
+    typer.Argument(help="Comparisons: ranked rows or {prompt, reference, chosen, rejected}.", metavar="FILE...", **DATA),
+]
+_Thresholds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--threshold",
+        help="From where on a probe fails, such as `gain=0.05`, or a YAML file of them; may be given several times. `polar config "
+        "audit` explains all.",
+        metavar="PROBE=VALUE|FILE",
+    ),
+]
+_Html = Annotated[Path | None, typer.Option(help="Write a page with all findings and examples to this file.", callback=writable)]
+_Plot = Annotated[Path | None, typer.Option(help="Draw the findings with intervals and thresholds into this PNG or SVG.")]
+_References = Annotated[
+    Path | None, typer.Option(help="Add references from rows {id, reference} or {prompt, reference} of this file.", **DATA)
+]
+
+
+@verb("Evaluation")
+def audit(
+    model: _Contender,
+    files: _Files,
+    threshold: _Thresholds = None,
+    json: JsonFile = None,
+    html: _Html = None,
+    plot: _Plot = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first N comparisons; each costs about twenty scores.", min=1, metavar="N")
+    ] = None,
+    reference: Annotated[
+        Literal["given", "empty"], typer.Option(help="`empty` asks without references, and leaves their probes out.")
+    ] = "given",
+    references: _References = None,
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    row_tokens: RowTokens = 8192,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the key of a server.")] = None,
+    on_bad_row: BadRows = "error",
+    strip_prompt: StripPrompt = False,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap, and of other prompts and random orders.", min=0)] = 0,
+) -> None:
+    """Find a reward model's shortcuts: does it read its reference and its prompt, or length and markdown?
+
+    Pairs are scored as they are, with other references and prompts, and with answers that should lose: halved, looped, empty,
+    scrambled, to another prompt. Exit code 1: a probe failed. Two hundred prompts are a good number.
+
+    Examples:
+
+        polar audit runs/rm/model pairs.jsonl --limit 200 --html audit.html
+
+        polar audit hf:models/skywork pairs.jsonl --threshold empty=0.9 --threshold length=0.7 --json audit.json
+    """
+    from polar_rm.common.extras import needs
+    from polar_rm.common.files import check_target, write_json
+    from polar_rm.common.http import key_from_environment
+
+    with needs("evaluate", "polar audit"):
+        from polar_rm.audit import Thresholds, audit_files
+        from polar_rm.audit.page import write_page, write_plot
+        from polar_rm.audit.report import render
+        from polar_rm.evaluation.contenders import ModelOptions, find_contenders
+        from polar_rm.reporting.plots import PLOT_SUFFIXES
+    thresholds = load(Thresholds, threshold or [])
+    if plot:
+        check_target(plot, PLOT_SUFFIXES)
+    from polar_rm.records import OnBadRow, side_file
+
+    api_key = key_from_environment(api_key_env, "--api-key-env") if api_key_env else None
+    [contender] = find_contenders([model], ModelOptions(precision, device, row_tokens, api_key))
+    if contender.has_weights:
+        from polar_rm.model.devices import claim_device
+
+        claim_device(device)
+    outputs = [path for path in (json, html, plot) if path]
+    bad = OnBadRow(on_bad_row, side_file(outputs[0] if outputs else None, files), strip_prompt=strip_prompt)
+    with show_progress(messages) as progress:
+        result = audit_files(
+            contender,
+            files,
+            use_references=reference == "given",
+            references=references,
+            thresholds=thresholds,
+            limit=limit,
+            seed=seed,
+            on_bad_row=bad,
+            outputs=outputs,
+            progress=progress,
+        )
+    print_table(render(result.report))
+    if json:
+        write_json(json, result.report)
+    if html:
+        write_page(html, result)
+    if plot:
+        write_plot(plot, result.report)
+    if result.report["verdict"] == "failed":
+        raise typer.Exit(1)
