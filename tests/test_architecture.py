@@ -28,7 +28,7 @@ FLOORS = [
     ["scoring", "protocols", "sampling", "training", "conversion"],
     ["client"],
     ["evaluation"],
-    ["serving", "rft", "corpus", "calibration"],
+    ["serving", "rft", "corpus", "calibration", "audit"],
     ["parity", "quickstart"],
     ["cli"],
 ]

@@ -19,6 +19,7 @@ REQUIRED = {
     "pretrain": ["output=o", "model.init=m", "data.train=[a]"],
     "finetune": ["output=o", "model.resume_from=m", "data.train=[a]"],
     "serve": ["model=m"],
+    "audit": [],
     "rft": ["output=o", "policy.model=m", "reward.source=s", "data=[a]"],
 }
 

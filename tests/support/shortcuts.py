@@ -1,7 +1,7 @@
-"""Invented comparisons whose right answers are known, and scorers in plain Python: honest ones, and ones with a planted shortcut.
+"""Invented comparisons whose right answers are known, and scorers in plain Python: honest ones, and ones with a shortcut.
 
-In the data the better answer is often the longer one, has more markdown, and is written in the reference's style, as in real ones:
-a shortcut is worth something, and who takes none is not punished.
+In the data the better answer is often the longer one, has more markdown, and is written in the reference's style, as in real
+ones: a shortcut is worth something, and who takes none is not punished.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 
 from polar_rm.evaluation.contenders import Contender, Given
 from polar_rm.evaluation.contenders.baselines import Tfidf
@@ -41,11 +42,11 @@ def _comparison(rng: random.Random, number: int) -> Comparison:
     n_better, n_worse = lengths if more else lengths[::-1]
     same, other = style, next(each for each in _STARTS if each != style)
     better = _answer(
-        rng, rng.sample(facts["t"], n_better), gold, same if rng.random() < 0.7 else other, markdown=rng.random() < 0.6
+        rng, rng.sample(facts["t"], n_better), gold, same if rng.random() < 0.7 else other, markdown=rng.random() < 0.7
     )
     false = rng.randint(n_worse // 2, n_worse)
     told = rng.sample(facts["t"], n_worse - false) + rng.sample(facts["f"], false)
-    worse = _answer(rng, told, wrong, same if rng.random() < 0.3 else other, markdown=rng.random() < 0.3)
+    worse = _answer(rng, told, wrong, same if rng.random() < 0.3 else other, markdown=rng.random() < 0.2)
     prompt = f"Tell me what is known about {town}, and what it is called today."
     metadata = {"gold": gold, "town": town}
     if rng.random() < 0.5:
@@ -102,7 +103,7 @@ def noise(seed: int, *texts: str) -> float:
 
 
 def oracle(prompt: str, reference: str, candidate: str) -> float:
-    """Compares what two texts say, whatever their form; an answer that says nothing, or twice something, is worse than a wrong one."""
+    """Compares what two texts say, whatever their form; to say nothing, or twice something, is worse than to be wrong."""
     said, wanted = stated(candidate), stated(reference)
     return 2.0 * (said is not None and said == wanted) - (said is None) - 2.0 * (not candidate.strip())
 
@@ -118,7 +119,7 @@ def _counts(text: str, ordered: bool) -> Counter[object]:
     words = re.findall(r"\w+", text.lower())
     found: Counter[object] = Counter(words)
     if ordered:
-        for couple in zip(words, words[1:], strict=False):
+        for couple in pairwise(words):
             found[couple] += 2
     return found
 

@@ -1,6 +1,4 @@
-"""Does a contender read its reference and its prompt, or length, markdown and other shortcuts?"""
+"""Does a contender read its reference and its prompt, or length, markdown and other shortcuts?
 
-from polar_rm.audit.run import AuditResult, audit, audit_files
-from polar_rm.audit.thresholds import Thresholds
-
-__all__ = ["AuditResult", "Thresholds", "audit", "audit_files"]
+``audit`` and ``audit_files`` of :mod:`polar_rm.audit.run` ask it, and find out.
+"""

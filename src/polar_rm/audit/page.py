@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _EXAMPLES = 3  # of each probe
 _MAX_CHARACTERS = 4000  # of a text on the page
 
+_COLOURS = {"passed": "good", "failed": "bad", "undecided": "open", "noted": "other"}
+
 # Which altered answer should beat which, by probe.
 _RIVALS = {
     "other_answer": ("better", "other_answer"),
@@ -44,15 +46,13 @@ def write_plot(path: str | Path, report: AuditReport) -> None:
 
 
 def _figure(report: AuditReport) -> Figure:
-    rows: dict[str, tuple[float, list[float], float]] = {}
-    verdicts = {}
+    rows: dict[str, tuple[float, list[float], float, str]] = {}
     for each in report["findings"]:
         if each["value"] is not None and each["ci95"] is not None:
             label = f"{each['probe'].replace('_', ' ')} {'≥' if each['side'] == 'at least' else '≤'} {each['threshold']:g}"
-            rows[label] = each["value"], each["ci95"], each["threshold"]
-            verdicts[label] = each["verdict"]
+            rows[label] = each["value"], each["ci95"], each["threshold"], each["verdict"]
     title = f"{report['contender']}: {report['verdict']}"
-    return interval_figure(rows, verdicts, title=title, x="measure of the probe, 95% interval")
+    return interval_figure(rows, _COLOURS, title=title, x="measure of the probe, 95% interval")
 
 
 def write_page(path: str | Path, result: AuditResult) -> None:

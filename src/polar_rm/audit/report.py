@@ -63,16 +63,12 @@ def findings_table(report: AuditReport) -> Table:
     for each in report["findings"]:
         sign = "≥" if each["side"] == "at least" else "≤"
         value = "-" if each["value"] is None else f"{each['value']:.3f}"
-        bound, pairs = f"{sign} {each['threshold']:g}", f"{each['n_pairs']:,}" if each["n_pairs"] else "-"
         bounds = interval(each["ci95"], missing="-")
-        rows.append([each["probe"].replace("_", " "), each["measure"], value, bounds, bound, pairs, each["verdict"]])
+        rows.append([each["probe"].replace("_", " "), value, bounds, f"{sign} {each['threshold']:g}", each["verdict"]])
     where = f"{report['n_pairs']:,} pairs of {report['n_prompts']:,} prompts"
     limit = f", the first {report['limit']:,} comparisons only" if report["limit"] else ""
-    return Table(
-        f"{report['contender']}: {report['verdict']} ({where}{limit})",
-        ["probe", "measure", "value", "95% interval", "threshold", "pairs", "verdict"],
-        rows,
-    )
+    title = f"{report['contender']}: {report['verdict']} ({where}{limit})"
+    return Table(title, ["probe", "value", "95% interval", "threshold", "verdict"], rows)
 
 
 def sentences(report: AuditReport) -> list[str]:

@@ -8,12 +8,16 @@ from polar_rm.common.config import Config
 
 
 class Thresholds(Config):
-    """A probe fails if the whole 95% interval of its measure lies beyond the threshold, and passes if none of it does."""
+    """A probe fails if the whole 95% interval of its measure lies beyond the threshold, and passes if none of it does.
+
+    A hundred prompts that all agree on no difference leave room for one of 0.037: from there on a contender that ignores something
+    is failed by the defaults.
+    """
 
     accuracy: float = Field(0.5, ge=0, le=1, description="Least accuracy; 0.5 is chance.")
-    gain: float = Field(0.02, ge=-1, le=1, description="Least accuracy with the references minus accuracy without.")
+    gain: float = Field(0.04, ge=-1, le=1, description="Least accuracy with the references minus accuracy without.")
     adherence: float = Field(0.05, ge=-1, le=1, description="Least accuracy minus that with a worse answer as the reference.")
-    other_reference: float = Field(0.02, ge=-1, le=1, description="Least accuracy minus that with another prompt's reference.")
+    other_reference: float = Field(0.04, ge=-1, le=1, description="Least accuracy minus that with another prompt's reference.")
     room: float = Field(
         0.05,
         ge=0,
@@ -23,7 +27,7 @@ class Thresholds(Config):
     length: float = Field(0.5, description="Least share of the skill that is left when lengths say nothing; see docs/rewards.md.")
     markdown: float = Field(0.5, description="Least share of the skill that is left without markdown.")
     other_prompt: float = Field(
-        0.02,
+        0.04,
         ge=-1,
         le=1,
         description="Least accuracy minus that with another prompt. A contender that takes references is not failed by it.",

@@ -14,8 +14,8 @@ from polar_rm.common.progress import show_progress
 _Contender = Annotated[
     str,
     typer.Argument(
-        help="A folder saved by polar, or another contender of `polar evaluate`: `hf:FOLDER`, `http://HOST:PORT`, `tfidf`, `length`, "
-        "`embedding:FOLDER`. NAME=... names it.",
+        help="A folder saved by polar, or another contender of `polar evaluate`: `hf:FOLDER`, `http://HOST:PORT`, `tfidf`, "
+        "`length`, `embedding:FOLDER`. NAME=... names it.",
         metavar="[NAME=]MODEL",
     ),
 ]
@@ -27,8 +27,8 @@ _Thresholds = Annotated[
     list[str] | None,
     typer.Option(
         "--threshold",
-        help="From where on a probe fails, such as `gain=0.05`, or a YAML file of them; may be given several times. `polar config "
-        "audit` explains all.",
+        help="From where on a probe fails, such as `gain=0.05`, or a YAML file of them; may be given several times. "
+        "`polar config audit` explains all.",
         metavar="PROBE=VALUE|FILE",
     ),
 ]
@@ -78,9 +78,10 @@ def audit(
     from polar_rm.common.http import key_from_environment
 
     with needs("evaluate", "polar audit"):
-        from polar_rm.audit import Thresholds, audit_files
         from polar_rm.audit.page import write_page, write_plot
         from polar_rm.audit.report import render
+        from polar_rm.audit.run import audit_files
+        from polar_rm.audit.thresholds import Thresholds
         from polar_rm.evaluation.contenders import ModelOptions, find_contenders
         from polar_rm.reporting.plots import PLOT_SUFFIXES
     thresholds = load(Thresholds, threshold or [])

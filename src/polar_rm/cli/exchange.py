@@ -62,6 +62,7 @@ CONFIGS = {
     "finetune": "polar_rm.training.config:TrainConfig",
     "rft": "polar_rm.rft.config:RftConfig",
     "serve": "polar_rm.serving.config:ServeConfig",
+    "audit": "polar_rm.audit.thresholds:Thresholds",
 }
 """Verbs with a config, and the class of the config, which is imported only when needed."""
 

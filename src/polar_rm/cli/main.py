@@ -9,7 +9,16 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from polar_rm.cli import calibrate, data, evaluation, exchange, score, serve, train  # noqa: F401  (these modules register their verbs)
+from polar_rm.cli import (  # noqa: F401  (these modules register their verbs)
+    audit,
+    calibrate,
+    data,
+    evaluation,
+    exchange,
+    score,
+    serve,
+    train,
+)
 from polar_rm.cli.options import app
 from polar_rm.cli.output import print_text
 from polar_rm.errors import PolarError

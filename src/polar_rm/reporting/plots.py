@@ -109,20 +109,21 @@ def accuracy_figure(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "
 
 
 def interval_figure(
-    rows: Mapping[str, tuple[float, Sequence[float], float]], colours: Mapping[str, str], *, title: str = "", x: str = ""
+    rows: Mapping[str, tuple[float, Sequence[float], float, str]], kinds: Mapping[str, str], *, title: str = "", x: str = ""
 ) -> Figure:
-    """A line per row: a value with its interval, and where it should lie.
+    """A line per row: a value with its interval, and the threshold that it is held against.
 
-    rows: label -> (value, [low, high], threshold). colours: label -> what the row says, by the legend; each has a colour.
+    rows: label -> (value, [low, high], threshold, kind). kinds: kind -> its colour, ``good``, ``bad``, ``open`` or ``other``.
     """
     figure, axes = _figure(7.0, 1.2 + 0.3 * len(rows), title)
-    kinds = list(dict.fromkeys(colours[label] for label in rows))
-    for kind, colour, marker in zip(kinds, _repeat(_COLOURS, len(kinds)), _repeat(_MARKERS, len(kinds)), strict=True):
-        places = [place for place, label in enumerate(rows) if colours[label] == kind]
-        values, bounds, _ = zip(*(row for label, row in rows.items() if colours[label] == kind), strict=True)
-        errors = [(max(0.0, v - low), max(0.0, high - v)) for v, (low, high) in zip(values, bounds, strict=True)]
-        bars = np.array(errors).T
-        axes.errorbar(values, places, xerr=bars, fmt=marker, color=colour, label=kind, capsize=2, markersize=5)
+    for kind, colour in kinds.items():
+        own = [(place, *row) for place, row in enumerate(rows.values()) if row[3] == kind]
+        if own:
+            places, values, bounds, _, _ = zip(*own, strict=True)
+            errors = [(max(0.0, v - low), max(0.0, high - v)) for v, (low, high) in zip(values, bounds, strict=True)]
+            number = ("other", "open", "good", "bad").index(colour)
+            shade, bars = (*_COLOURS[:3], _COLOURS[4])[number], np.array(errors).T
+            axes.errorbar(values, places, xerr=bars, fmt=_MARKERS[number], color=shade, label=kind, capsize=2, markersize=5)
     axes.plot([row[2] for row in rows.values()], range(len(rows)), "|", color="black", markersize=14, label="threshold")
     axes.set_yticks(range(len(rows)), labels=[_shorten(label) for label in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
