@@ -1,9 +1,10 @@
+import json
 from collections import Counter
 
 import pytest
 
 from polar_rm.errors import PolarError
-from polar_rm.evaluation.references import apply_reference_protocol, prompt_key
+from polar_rm.evaluation.references import Referenced, apply_reference_protocol, prompt_key, swapped_candidate, with_others
 from polar_rm.records import Comparison
 
 
@@ -49,6 +50,42 @@ def test_shuffling_uses_all_donors():
 def test_one_prompt_can_not_be_shuffled():
     with pytest.raises(PolarError, match="between at least two prompts"):
         list(apply_reference_protocol([make("p", "r1"), make("p", "r2")], "shuffled"))
+
+
+def test_swapped_takes_one_of_the_lowest_rank_and_needs_no_reference():
+    pair = Comparison("p", None, ("good", "bad"), (0, 1))
+    many = Comparison("p", "r", ("bad 0", "good", "bad 1", "middle", "bad 2"), (2, 0, 2, 1, 2))
+    swapped = list(apply_reference_protocol([pair, *[many] * 60], "swapped"))
+    assert swapped[0].reference == "bad"
+    counts = Counter(item.reference for item in swapped[1:])
+    assert set(counts) == {"bad 0", "bad 1", "bad 2"} and min(counts.values()) >= 10
+    assert [item.candidates for item in swapped] == [pair.candidates, *[many.candidates] * 60]
+    assert swapped == list(apply_reference_protocol([pair, *[many] * 60], "swapped"))
+    assert swapped != list(apply_reference_protocol([pair, *[many] * 60], "swapped", seed=1))
+    assert [many.candidates[swapped_candidate(many, number)] for number in range(2, 62)] == [
+        each.reference for each in swapped[1:]
+    ]
+
+
+def test_others_are_of_another_prompt():
+    items = [make(f"p{i // 2}", f"r{i}") for i in range(20)]
+    couples = list(with_others(items))
+    assert [item for item, _ in couples] == items
+    assert all(item.prompt != other.prompt for item, other in couples)
+    shuffled = list(apply_reference_protocol(items, "shuffled"))
+    assert [other.reference for _, other in couples] == [item.reference for item in shuffled]
+
+
+def test_references_of_a_file_say_where_they_came_from(tmp_path):
+    rows = [{"id": "a", "reference": "x", "reference_protocol": "own"}, {"id": "b", "reference": "y"}]
+    rows[1]["metadata"] = {"reference_protocol": "sibling"}
+    rows.append({"id": "c", "reference": "z"})
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    items = [make(f"p{id}", "old", id=id, reference_protocol="gold") for id in "abc"]
+    found = list(Referenced(items, tmp_path / "r.jsonl"))
+    assert [item.reference for item in found] == ["x", "y", "z"]
+    assert [item.metadata.get("reference_protocol") for item in found] == ["own", "sibling", None]
+    assert [item.metadata["id"] for item in found] == ["a", "b", "c"]
 
 
 def test_unknown_mode():

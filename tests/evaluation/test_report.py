@@ -39,7 +39,7 @@ def make_report(groups=("code", "a $x_1$ [bold]group[/bold] <&>")):
         "facts": {name: {"kind": "baseline" if name == "length" else "native", **facts} for name in NAMES},
         "data": [{"path": "f", "sha256": "0", "rows": 3}],
         "limit": 50,
-        "reference": {"mode": "given", "file": None, "reference_equals_candidate": 2},
+        "reference": {"mode": "given", "protocols": {"given": 3}, "use": None, "file": None, "reference_equals_candidate": 2},
         "fingerprint": "f",
         "warnings": ["2 comparisons [x]"],
     }

@@ -10,8 +10,8 @@ from polar_rm.common.config import Config
 class Thresholds(Config):
     """A probe fails if the whole 95% interval of its measure lies beyond the threshold, and passes if none of it does.
 
-    A hundred prompts that all agree on no difference leave room for one of 0.037: from there on a contender that ignores something
-    is failed by the defaults.
+    A hundred prompts that all agree on no difference leave room for one of 0.037: from there on the defaults fail a contender
+    that ignores something.
     """
 
     accuracy: float = Field(0.5, ge=0, le=1, description="Least accuracy; 0.5 is chance.")

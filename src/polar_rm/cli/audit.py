@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from polar_rm.cli.options import DATA, BadRows, Device, JsonFile, Precision, RowTokens, StripPrompt, load, verb, writable
 from polar_rm.cli.output import messages, print_table
+from polar_rm.common.files import check_target, write_json
 from polar_rm.common.progress import show_progress
+
+if TYPE_CHECKING:
+    from polar_rm.audit.run import AuditResult
 
 _Contender = Annotated[
     str,
@@ -73,43 +77,13 @@ def audit(
 
         polar audit hf:models/skywork pairs.jsonl --threshold empty=0.9 --threshold length=0.7 --json audit.json
     """
+    options = dict(locals())
     from polar_rm.common.extras import needs
-    from polar_rm.common.files import check_target, write_json
-    from polar_rm.common.http import key_from_environment
 
     with needs("evaluate", "polar audit"):
         from polar_rm.audit.page import write_page, write_plot
         from polar_rm.audit.report import render
-        from polar_rm.audit.run import audit_files
-        from polar_rm.audit.thresholds import Thresholds
-        from polar_rm.evaluation.contenders import ModelOptions, find_contenders
-        from polar_rm.reporting.plots import PLOT_SUFFIXES
-    thresholds = load(Thresholds, threshold or [])
-    if plot:
-        check_target(plot, PLOT_SUFFIXES)
-    from polar_rm.records import OnBadRow, side_file
-
-    api_key = key_from_environment(api_key_env, "--api-key-env") if api_key_env else None
-    [contender] = find_contenders([model], ModelOptions(precision, device, row_tokens, api_key))
-    if contender.has_weights:
-        from polar_rm.model.devices import claim_device
-
-        claim_device(device)
-    outputs = [path for path in (json, html, plot) if path]
-    bad = OnBadRow(on_bad_row, side_file(outputs[0] if outputs else None, files), strip_prompt=strip_prompt)
-    with show_progress(messages) as progress:
-        result = audit_files(
-            contender,
-            files,
-            use_references=reference == "given",
-            references=references,
-            thresholds=thresholds,
-            limit=limit,
-            seed=seed,
-            on_bad_row=bad,
-            outputs=outputs,
-            progress=progress,
-        )
+    result = _run(options)
     print_table(render(result.report))
     if json:
         write_json(json, result.report)
@@ -119,3 +93,30 @@ def audit(
         write_plot(plot, result.report)
     if result.report["verdict"] == "failed":
         raise typer.Exit(1)
+
+
+def _run(options: dict[str, Any]) -> AuditResult:
+    """Audit with the options of the verb, by name."""
+    from polar_rm.audit.run import audit_files
+    from polar_rm.audit.thresholds import Thresholds
+    from polar_rm.cli.results import contenders_of
+    from polar_rm.records import OnBadRow, side_file
+    from polar_rm.reporting.plots import PLOT_SUFFIXES
+
+    thresholds = load(Thresholds, options["threshold"] or [])
+    if options["plot"]:
+        check_target(options["plot"], PLOT_SUFFIXES)
+    [contender] = contenders_of([options["model"]], options)
+    outputs = [options[name] for name in ("json", "html", "plot") if options[name]]
+    source = side_file(outputs[0] if outputs else None, options["files"])
+    with show_progress(messages) as progress:
+        return audit_files(
+            contender,
+            options["files"],
+            use_references=options["reference"] == "given",
+            thresholds=thresholds,
+            on_bad_row=OnBadRow(options["on_bad_row"], source, strip_prompt=options["strip_prompt"]),
+            outputs=outputs,
+            progress=progress,
+            **{name: options[name] for name in ("references", "limit", "seed")},
+        )

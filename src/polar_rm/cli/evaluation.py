@@ -49,9 +49,10 @@ _Table = Annotated[
 ]
 _Limit = Annotated[int | None, typer.Option(help="Use only the first N comparisons, for a trial.", min=1, metavar="N")]
 _Reference = Annotated[
-    Literal["given", "empty", "shuffled"] | None,
+    Literal["given", "empty", "shuffled", "swapped", "all"] | None,
     typer.Option(
-        help="The reference that contenders get; `shuffled`: of another prompt. Default: `given`, or `empty` if none needs one."
+        help="The reference that contenders get; `shuffled`: of another prompt; `swapped`: a worse answer; `all`: what each "
+        "contender gains from its reference, and whether it follows it. Default: `given`, or `empty` if none needs one."
     ),
 ]
 _References = Annotated[
@@ -83,7 +84,7 @@ def evaluate(
     api_key_env: _KeyEnv = None,
     on_bad_row: BadRows = "error",
     strip_prompt: StripPrompt = False,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and of shuffled references.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap, and of shuffled and swapped references.", min=0)] = 0,
 ) -> None:
     """Compare reward models: accuracies with 95% intervals, and which one is better.
 

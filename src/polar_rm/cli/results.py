@@ -96,8 +96,10 @@ def run(files: Sequence[Path], targets: ResultFiles, options: dict[str, Any]) ->
         raise PolarError(f"--suite {suite} reads one file or folder" if suite else "name files of comparisons")
     if suite and by:
         raise PolarError(f"--by {by}: a published benchmark has its own groups; use --by without --suite")
+    if suite and options["reference"] == "all":
+        raise PolarError("--reference all: a published benchmark is measured with one protocol at a time; name one")
     targets.check()
-    contenders = _contenders(options)
+    contenders = contenders_of(options["model"], options)
     common = {name: options[name] for name in ("reference", "references", "limit", "seed")}
     with show_progress(messages) as progress:
         if suite:
@@ -117,14 +119,18 @@ def run(files: Sequence[Path], targets: ResultFiles, options: dict[str, Any]) ->
         targets.show(result, result.report, summarise(result.report), by)
 
 
-def _contenders(options: dict[str, Any]) -> list[Contender]:
-    """The contenders of ``--model``. A device is claimed only if one of them has weights."""
+def contenders_of(models: Sequence[str], options: dict[str, Any]) -> list[Contender]:
+    """The named contenders. A device is claimed only if one of them has weights. options: of the verb, by name.
+
+    Raises:
+        PolarError: a kind is unknown, nothing is at a path, or the key's variable or the device does not exist.
+    """
     from polar_rm.common.http import key_from_environment
 
     variable = options["api_key_env"]
     api_key = key_from_environment(variable, "--api-key-env") if variable else None
     model_options = ModelOptions(options["precision"], options["device"], options["row_tokens"], api_key)
-    contenders = find_contenders(options["model"], model_options)
+    contenders = find_contenders(models, model_options)
     if any(contender.has_weights for contender in contenders):
         from polar_rm.model.devices import claim_device
 

@@ -14,7 +14,8 @@ from polar_rm.evaluation.contenders.base import Contender, Given
 from polar_rm.evaluation.contenders.baselines import BASELINES, make_baselines
 from polar_rm.evaluation.groups import NO_GROUP
 from polar_rm.evaluation.pairs import PairScores
-from polar_rm.evaluation.references import ComparisonScorer, ReferenceMode, apply_reference_protocol
+from polar_rm.evaluation.reference_use import ReferenceUse, reference_use, score_protocols, swapped_pairs
+from polar_rm.evaluation.references import ComparisonScorer, ReferenceChoice, ReferenceMode, apply_reference_protocol
 from polar_rm.evaluation.report import (
     SCHEMA,
     ContenderFacts,
@@ -22,6 +23,7 @@ from polar_rm.evaluation.report import (
     Difference,
     EvaluationReport,
     GroupReport,
+    ReferenceReport,
     Verdict,
 )
 from polar_rm.evaluation.scoring import score_contenders
@@ -77,7 +79,7 @@ def evaluate(
     comparisons: Iterable[Comparison],
     *,
     by: str | None = None,
-    reference: ReferenceMode | None = None,
+    reference: ReferenceChoice | None = None,
     baselines: Sequence[str] = tuple(BASELINES),
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -92,7 +94,8 @@ def evaluate(
         pair and 8 bytes a candidate and contender, not with the texts.
     by: metadata key whose values are also reported separately; dots look into nested ones (``meta.language``).
     reference: see :func:`apply_reference_protocol`; by default ``given``, or ``empty`` where no contender needs references and
-        some comparison has none.
+        some comparison has none. With ``all`` the report's numbers are those of ``given``, and ``reference.use`` has the others;
+        contenders that take no reference are then asked without.
     baselines: further contenders by name, unless there are some of that name; those that compare with a reference are left out
         where there is none. seed: of the bootstrap and of shuffled references.
     progress: called with comparisons done and their total, by contender.
@@ -114,9 +117,18 @@ def evaluate(
     def read() -> Iterable[Comparison]:
         return apply_reference_protocol(comparisons, mode, seed=seed)
 
-    scores = score_contenders(named, read, sizes=sizes, progress=progress)
+    use: ReferenceUse | None = None
+    if reference == "all":
+        protocols = score_protocols(named, comparisons, seen.pairs, seed=seed, progress=progress)
+        copies = swapped_pairs(comparisons, seen.pairs, seed=seed)
+        use = reference_use(protocols, seen.pairs, copies, resamples=resamples, seed=seed)
+        scores = {name: next(iter(found.values())) for name, found in protocols.items()}
+    else:
+        scores = score_contenders(named, read, sizes=sizes, progress=progress)
     result = PairScores(seen.pairs, scores, tuple(each.name for each in named if each.kind != "baseline"))
-    return EvaluationResult(_report(named, result, seen, by, mode, resamples, seed), result, read)
+    report = _report(named, result, seen, by, mode, resamples, seed)
+    report["reference"]["use"] = use
+    return EvaluationResult(report, result, read)
 
 
 def _report(
@@ -139,7 +151,7 @@ def _report(
         "facts": {contender.name: facts_of(contender, result.scores[contender.name].noted) for contender in named},
         "data": [],
         "limit": None,
-        "reference": {"mode": mode, "file": None, "reference_equals_candidate": seen.reference_equals_candidate},
+        "reference": reference_report(mode, seen),
         "fingerprint": seen.fingerprint,
         "warnings": [
             *_warnings(seen, everything["n_prompts"], [group["n_prompts"] for group in groups.values()], by),
@@ -165,9 +177,9 @@ def as_contenders(contenders: Mapping[str, ComparisonScorer] | Sequence[Contende
 
 
 def pick_mode(
-    contenders: Sequence[Contender], reference: ReferenceMode | None, comparisons: Iterable[Comparison]
+    contenders: Sequence[Contender], reference: ReferenceChoice | None, comparisons: Iterable[Comparison]
 ) -> ReferenceMode:
-    """The protocol that was asked for, or else the one that fits contenders and data.
+    """The protocol that was asked for (``given`` of all), or else the one that fits contenders and data.
 
     Raises:
         PolarError: ``empty`` was asked for, and a baseline does nothing but compare with the reference.
@@ -180,7 +192,7 @@ def pick_mode(
         for contender in contenders:
             if contender.kind == "baseline" and contender.reads_references:
                 raise PolarError(f"{contender.name} compares with the reference, and there is none with --reference empty")
-    return reference
+    return "given" if reference == "all" else reference
 
 
 def add_baselines(names: Sequence[str], contenders: Sequence[Contender], mode: ReferenceMode) -> list[Contender]:
@@ -192,6 +204,12 @@ def add_baselines(names: Sequence[str], contenders: Sequence[Contender], mode: R
     taken = {contender.name for contender in contenders}
     found = [baseline for name, baseline in make_baselines(names).items() if name not in taken]
     return [baseline for baseline in found if mode != "empty" or not baseline.reads_references]
+
+
+def reference_report(mode: ReferenceMode, seen: Survey) -> ReferenceReport:
+    """What the report says of references, but for what only the caller knows."""
+    copies = seen.reference_equals_candidate
+    return {"mode": mode, "protocols": seen.protocols, "use": None, "file": None, "reference_equals_candidate": copies}
 
 
 def facts_of(contender: Contender, noted: dict[str, int]) -> ContenderFacts:

@@ -37,7 +37,8 @@ class ContenderUse(TypedDict):
 
     takes_reference: bool  # if not, it was asked without any, once
     accuracy: dict[ReferenceMode, Measure]
-    gain: Gap | None  # given - empty; None of one that takes no reference, as the next two
+    gain: Gap | None  # given - empty; None of one that takes no reference, as the next three
+    other_reference: Gap | None  # given - shuffled
     adherence: Gap | None  # given - swapped
     adherence_elsewhere: Gap | None  # of the pairs whose worse answer is not the swapped reference itself; None if there are none
     sentence: str
@@ -112,6 +113,7 @@ def reference_use(
             "takes_reference": takes,
             "accuracy": accuracy,
             "gain": gap("empty", everywhere) if takes else None,
+            "other_reference": gap("shuffled", everywhere) if takes else None,
             "adherence": gap("swapped", everywhere) if takes else None,
             "adherence_elsewhere": gap("swapped", elsewhere) if takes and len(elsewhere) else None,
             "sentence": "",
@@ -165,14 +167,16 @@ def gap_text(gap: Gap) -> str:
 
 
 def use_table(use: ReferenceUse) -> Table:
-    """A row for each contender, a column for each protocol."""
+    """A row for each contender and protocol."""
     rows = []
     for name, found in use["contenders"].items():
-        cells = [measure(found["accuracy"][mode]) if mode in found["accuracy"] else "-" for mode in PROTOCOLS]
-        gain, adherence = found["gain"], found["adherence"]
-        gaps = ["does not take a reference", "-"] if gain is None or adherence is None else map(gap_text, (gain, adherence))
-        rows.append([name, *cells, *gaps])
-    return Table("accuracy by reference", ["contender", *PROTOCOLS, "gain", "adherence"], rows)
+        gaps = {"empty": ("gain", found["gain"]), "shuffled": ("", found["other_reference"])}
+        gaps["swapped"] = ("adherence", found["adherence"])
+        for mode, each in found["accuracy"].items():
+            word, gap = gaps.get(mode, ("", None))
+            reference = mode if found["takes_reference"] else "does not take a reference"
+            rows.append([name, reference, measure(each), gap_text(gap) if gap else "", word])
+    return Table("accuracy by reference", ["contender", "reference", "accuracy", "given minus it", "called"], rows)
 
 
 def use_sentences(use: ReferenceUse, n_pairs: int) -> list[str]:

@@ -20,6 +20,9 @@ ReferenceMode = Literal["given", "empty", "shuffled", "swapped"]
 """given: as the data have them. empty: none at all. shuffled: another prompt's. swapped: a worse answer to the same prompt, which
 is one of the candidates of the lowest rank."""
 
+ReferenceChoice = ReferenceMode | Literal["all"]
+"""all: every mode on the same pairs, with what a contender gains from its reference and how it follows it."""
+
 NEED_REFERENCES: tuple[ReferenceMode, ...] = ("given", "shuffled")
 """The protocols that take the references of the data; the others replace them."""
 

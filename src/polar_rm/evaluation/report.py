@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from polar_rm.common.files import write_json
+from polar_rm.evaluation.reference_use import ReferenceUse
 from polar_rm.evaluation.references import ReferenceMode
 from polar_rm.reporting.measures import Measure
 from polar_rm.reporting.plots import accuracy_figure, save_figure
@@ -64,7 +65,11 @@ class DataFile(TypedDict):
 class ReferenceReport(TypedDict):
     """What the contenders were given as reference."""
 
-    mode: ReferenceMode
+    mode: ReferenceMode  # with --reference all, that of all numbers but ``use``
+    protocols: dict[
+        str, int
+    ]  # where references came from (gold, own, frontier, sibling; else given) -> comparisons; {} if unused
+    use: ReferenceUse | None  # with --reference all: what contenders make of their references
     file: str | None  # where references were added from
     reference_equals_candidate: int  # comparisons whose reference is a copy, or nearly, of a candidate: should be 0
 

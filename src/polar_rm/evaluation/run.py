@@ -12,7 +12,7 @@ from polar_rm.evaluation.accuracy import EvaluationResult, evaluate
 from polar_rm.evaluation.contenders import Contender, ModelOptions, as_found
 from polar_rm.evaluation.contenders.baselines import BASELINES
 from polar_rm.evaluation.data import ComparisonFiles, First
-from polar_rm.evaluation.references import Referenced, ReferenceMode
+from polar_rm.evaluation.references import ReferenceChoice, Referenced
 from polar_rm.records import OnBadRow
 
 
@@ -21,7 +21,7 @@ def evaluate_files(
     files: Sequence[str | Path],
     *,
     by: str | None = None,
-    reference: ReferenceMode | None = None,
+    reference: ReferenceChoice | None = None,
     references: str | Path | None = None,
     baselines: Sequence[str] = tuple(BASELINES),
     limit: int | None = None,

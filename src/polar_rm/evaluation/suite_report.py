@@ -56,6 +56,7 @@ _PROTOCOLS = {
     "given": "the references of the benchmark",
     "empty": "no references",
     "shuffled": "references of other prompts",
+    "swapped": "a worse answer in place of the reference",
 }
 
 

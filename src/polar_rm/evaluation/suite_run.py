@@ -13,7 +13,7 @@ import numpy as np
 from polar_rm.common.files import sha256
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
-from polar_rm.evaluation.accuracy import add_baselines, contender_warnings, facts_of, pick_mode, verdict_of
+from polar_rm.evaluation.accuracy import add_baselines, contender_warnings, facts_of, pick_mode, reference_report, verdict_of
 from polar_rm.evaluation.contenders import Contender, ModelOptions, as_found
 from polar_rm.evaluation.contenders.baselines import BASELINES
 from polar_rm.evaluation.data import First
@@ -191,7 +191,7 @@ def _report(
         "path": str(path),
         "sha256": sha256(path),
         "suite_references": suite.references,
-        "reference": {"mode": "given", "file": None, "reference_equals_candidate": seen.reference_equals_candidate},
+        "reference": reference_report("given", seen),
         "limit": None,
         "n_comparisons": seen.pairs.n_comparisons,
         "headline": next(iter(results.values())).figures[0].name,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.base import Contender
 from polar_rm.evaluation.groups import NO_GROUP, field_names, group_of, suggestion
 from polar_rm.evaluation.pairs import PairCounter, Pairs
-from polar_rm.evaluation.references import ReferenceMode, apply_reference_protocol
+from polar_rm.evaluation.references import NEED_REFERENCES, PROTOCOL_FIELD, ReferenceMode, apply_reference_protocol
 from polar_rm.records import Comparison, flatten
 
 # Near copies share this part of their character n-grams: with one character changed, a text of 200 still is a copy, a
@@ -28,12 +29,14 @@ class Survey:
     """What the first pass saw.
 
     pairs: all ordered pairs. reference_equals_candidate: comparisons whose reference is a copy, or nearly, of a candidate.
+    protocols: where references came from -> comparisons; {} where they are not used.
     without_pairs: comparisons whose candidates all have one rank. without_group: comparisons that lack the key to group by.
     fingerprint: of prompts, candidates and ranks in order; equal fingerprints mean results about the same pairs.
     """
 
     pairs: Pairs
     reference_equals_candidate: int
+    protocols: dict[str, int]
     without_pairs: int
     without_group: int
     fingerprint: str
@@ -51,17 +54,17 @@ def survey(
     """Check all comparisons, and let the contenders look at them.
 
     Raises:
-        PolarError: no comparisons, no ordered pair (if ``pairs_needed``), a missing reference (unless ``reference`` is ``empty``;
+        PolarError: no comparisons, no ordered pair (if ``pairs_needed``), a missing reference (where ``reference`` needs them;
             the message says how many and which is the first), or a ``by`` that no comparison has.
     """
     missing: list[int] = []
     stream: Iterator[Comparison] = iter(comparisons)
-    if reference != "empty":
+    if reference in NEED_REFERENCES:
         stream = _note_missing(stream, missing)
     stream = apply_reference_protocol(stream, reference, seed=seed)
     for contender in contenders:
         stream = contender.fit(stream)
-    seen = _Seen(by)
+    seen = _Seen(by, counts_protocols=reference in NEED_REFERENCES)
     for comparison in stream:
         seen.add(comparison)
     count = seen.counter.n_comparisons
@@ -76,8 +79,9 @@ def survey(
 class _Seen:
     """What :func:`survey` counts."""
 
-    def __init__(self, by: str | None) -> None:
-        self._by = by
+    def __init__(self, by: str | None, counts_protocols: bool) -> None:
+        self._by, self._counts_protocols = by, counts_protocols
+        self._protocols: Counter[str] = Counter()
         self.counter = PairCounter()
         self._copies = self._without_pairs = self._without_group = 0
         self._known: dict[str, None] = {}
@@ -87,6 +91,8 @@ class _Seen:
         group = group_of(comparison, self._by)
         self._without_pairs += not self.counter.add(comparison, group)
         self._copies += any(is_copy(flatten(comparison.reference or ""), flatten(text)) for text in comparison.candidates)
+        if self._counts_protocols:
+            self._protocols[str(comparison.metadata.get(PROTOCOL_FIELD, "given"))] += 1
         if self._by is not None and group == NO_GROUP:
             self._without_group += 1
             self._known.update(dict.fromkeys(field_names(comparison.metadata)))
@@ -101,7 +107,8 @@ class _Seen:
             raise PolarError(f"none of {count:,} comparisons has two candidates of different rank")
         if self._by is not None and self._without_group == count:
             raise PolarError(f"no comparison has the metadata {self._by!r}{suggestion(self._by, list(self._known))}")
-        return Survey(pairs, self._copies, self._without_pairs, self._without_group, self._fingerprint.hexdigest())
+        protocols = dict(self._protocols)
+        return Survey(pairs, self._copies, protocols, self._without_pairs, self._without_group, self._fingerprint.hexdigest())
 
 
 def is_copy(reference: str, candidate: str) -> bool:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from rich.console import Group
 from rich.text import Text
 
-from polar_rm.evaluation.report import ContenderFacts, ContenderMeasure, Difference, EvaluationReport, GroupReport
+from polar_rm.evaluation.reference_use import use_sentences, use_table
+from polar_rm.evaluation.report import (
+    ContenderFacts,
+    ContenderMeasure,
+    Difference,
+    EvaluationReport,
+    GroupReport,
+    ReferenceReport,
+)
 from polar_rm.reporting.tables import Table
 from polar_rm.reporting.words import interval, measure
 
@@ -17,7 +25,7 @@ _MAX_SENTENCES = 12
 
 def accuracy_table(report: EvaluationReport) -> Table:
     """A row for each contender, over all pairs."""
-    where = f"{report['n_pairs']:,} pairs of {report['n_prompts']:,} prompts, reference {report['reference']['mode']}"
+    where = f"{report['n_pairs']:,} pairs of {report['n_prompts']:,} prompts, reference {reference_words(report['reference'])}"
     limit = f", the first {report['limit']:,} comparisons only" if report["limit"] else ""
     rows = [[name, *_cells(found)] for name, found in report["contenders"].items()]
     return Table(f"pairwise accuracy ({where}{limit})", ["contender", "accuracy", "95% interval", "ties", "loss"], rows)
@@ -36,7 +44,17 @@ def group_table(report: EvaluationReport) -> Table:
 
 def tables(report: EvaluationReport) -> list[Table]:
     """All tables of a report."""
-    return [accuracy_table(report), *([group_table(report)] if report["by"] else [])]
+    use = report["reference"]["use"]
+    return [accuracy_table(report), *([group_table(report)] if report["by"] else []), *([use_table(use)] if use else [])]
+
+
+def reference_words(reference: ReferenceReport) -> str:
+    """The protocol, and where references came from: ``given (sibling)``, ``given (gold 80, own 20)``."""
+    protocols = reference["protocols"]
+    if set(protocols) <= {"given"}:
+        return reference["mode"]
+    origins = next(iter(protocols)) if len(protocols) == 1 else ", ".join(f"{each} {n:,}" for each, n in protocols.items())
+    return f"{reference['mode']} ({origins})"
 
 
 def sentences(differences: Sequence[Difference], facts: Mapping[str, ContenderFacts]) -> list[str]:
@@ -76,8 +94,10 @@ class Summary:
 
 
 def summarise(report: EvaluationReport) -> Summary:
-    """Tables, what the differences mean, and the warnings."""
-    return Summary(tables(report), sentences(report["differences"], report["facts"]), report["warnings"])
+    """Tables, what the differences mean, what contenders make of their references, and the warnings."""
+    use = report["reference"]["use"]
+    told = [*sentences(report["differences"], report["facts"]), *(use_sentences(use, report["n_pairs"]) if use else [])]
+    return Summary(tables(report), told, report["warnings"])
 
 
 def _cells(found: ContenderMeasure) -> list[str]:
