@@ -112,7 +112,10 @@ def main() -> None:
             cost = {"cost": 1 / found["ratio"], "cost_low": 1 / found["ratio_high"], "cost_high": 1 / found["ratio_low"]}
             cost |= {"cost_cpu": 1 / found["cpu_ratio"], "evaluate_s": found["ours_s"], "score_s": found["peer_s"]}
             rows.append({"what": what, "pairs": arguments.pairs, **cost})
-    rows += [{"what": "peak memory", "pairs": count, "mib": memory(arguments, count)} for count in arguments.memory]
+            report(rows[-1:], None)
+    for count in arguments.memory:
+        rows.append({"what": "peak memory", "pairs": count, "mib": memory(arguments, count)})
+        report(rows[-1:], None)
     made = versions()
     where = {
         "model": arguments.preset or f"SmolLM2-135M, {arguments.layers} layers",
@@ -125,7 +128,6 @@ def main() -> None:
         "date": date.today().isoformat(),
         "command": " ".join(["python", "benchmarks/evaluate.py", *sys.argv[1:]]),
     }
-    report(rows, None)
     if arguments.output:
         arguments.output.write_text(json.dumps([row | where for row in rows], indent=1) + "\n")
 
