@@ -1,16 +1,21 @@
 import io
 import json
+import shutil
+from importlib.resources import files
 
 import pytest
+from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from support import tiny
 from support.owners import owned_elsewhere
 
 from polar_rm.errors import PolarError
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.quickstart.pipeline import Quickstart, _Stages, run
+from polar_rm.quickstart.pipeline import Quickstart, _calibrate, _Stages, run
 from polar_rm.quickstart.report import summary
-from polar_rm.records import read_comparisons
+from polar_rm.records import Comparison, read_comparisons, write_records
+from polar_rm.reporting.words import interval
+from polar_rm.rewards.calibration import Calibration
 from polar_rm.scoring.scorer import Scorer
 
 
@@ -63,6 +68,41 @@ def test_a_run_folder_in_use_is_refused(base):
         run(Quickstart(base / "run", str(base / "lm")))
 
 
+def test_the_model_gets_a_scale_on_held_out_pairs_or_the_reason_why_not(checkpoint, tmp_path):
+    folder = tmp_path / "pretrain/model"
+    shutil.copytree(checkpoint[0], folder)
+    scorer, pairs = Scorer(checkpoint[1]), []
+    for number in range(40):
+        texts = (f"the fox {number}", f"{number} river")
+        rewards = scorer.score_outputs(prompt=f"q {number}", reference="the fox", outputs=list(texts))
+        first = (rewards[0] > rewards[1]) != (number % 4 == 0)
+        pairs.append(Comparison(f"q {number}", "the fox", texts, (0, 1) if first else (1, 0)))
+    write_records(tmp_path / "corpus/unseen_prompts/a.jsonl", pairs)
+    report = _calibrate(tmp_path)
+    assert report["n_pairs"] == 40 and Calibration.load(folder).temperature == report["temperature"]
+    turned = [Comparison(c.prompt, c.reference, c.candidates, c.ranks[::-1]) for c in pairs]
+    write_records(tmp_path / "corpus/unseen_prompts/a.jsonl", turned)
+    assert "no higher rewards" in _calibrate(tmp_path)["refused"]
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_page_says_what_a_reward_means_or_why_there_is_no_scale(refused):
+    bins = {"confidence": [0.6, 0.9], "accuracy": [0.5, 0.8], "error": 0.1, "noise": 0.05}
+    row = {"accuracy": 0.875, "gain_ci95": [0.01, 0.09]}
+    scale = {"n_pairs": 90, "n_prompts": 9, "accuracy": 0.825, "temperature": 1.5, "before": bins, "after": bins}
+    scale["abstention"] = [row] * 8
+    source = (files("polar_rm.quickstart") / "report.html.j2").read_text()
+    section = source[source.index("<h2>What a reward means") : source.index("<h2>Examples")]
+    environment = Environment(undefined=StrictUndefined)
+    environment.filters["interval"] = interval
+    report = {"calibrate": {"refused": "all pairs are tied"} if refused else scale}
+    page = environment.from_string(section).render(report=report, plots={} if refused else {"reliability": "<svg>"})
+    if refused:
+        assert "all pairs are tied" in page and "<svg" not in page
+    else:
+        assert all(word in page for word in ("exp(-d / 1.5)", "0.875", "0.825", "[0.010, 0.090]", "0.050", "<svg"))
+
+
 @pytest.mark.slow
 def test_the_complete_pipeline_on_a_tiny_model_and_a_second_run_that_reuses_it(tmp_path):
     base = tiny.causal_lm(tmp_path / "lm")
@@ -81,9 +121,9 @@ def test_the_complete_pipeline_on_a_tiny_model_and_a_second_run_that_reuses_it(t
     for example in report["examples"]["examples"]:
         assert [row["candidate"] for row in example["candidates"]] == ["identical", "same policy", "other policy"]
     page = (tmp_path / "run/report.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 4 + ("refused" not in report["calibrate"])
     assert all(word in page for word in ("Who wrote it?", "cannot do", "without pre-training", "base-tale"))
-    assert len(summary(report)) == 3 + 4
+    assert len(summary(report)) == 4 + 4
     scorer = Scorer(RewardModel.from_pretrained(tmp_path / "run/pretrain/model"))
     assert scorer.score_outputs(prompt="p", reference="r", outputs=["o"])
 
@@ -104,4 +144,4 @@ def test_the_complete_pipeline_on_a_tiny_model_and_a_second_run_that_reuses_it(t
 
     messages.truncate(0)
     assert run(quickstart)["seconds"] == report["seconds"]
-    assert messages.getvalue().count("reused") == 8
+    assert messages.getvalue().count("reused") == 9

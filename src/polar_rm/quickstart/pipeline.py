@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from polar_rm.calibration.run import calibrate, save
 from polar_rm.common.config import load_config
 from polar_rm.common.files import sha256, write_json
 from polar_rm.common.locks import owned
@@ -21,9 +22,11 @@ from polar_rm.common.provenance import versions
 from polar_rm.corpus import build_ranked
 from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
-from polar_rm.corpus.splits import is_held_out
+from polar_rm.corpus.splits import UNSEEN_PROMPTS, is_held_out
+from polar_rm.errors import NoTemperature
 from polar_rm.evaluation import ComparisonFiles, evaluate
 from polar_rm.evaluation.contenders.baselines import BASELINES
+from polar_rm.evaluation.data import First
 from polar_rm.evaluation.report import GroupReport
 from polar_rm.model.language_models import model_folder, unpack_gguf
 from polar_rm.model.reward_model import RewardModel
@@ -41,6 +44,8 @@ LIVE_POLICIES = ("chat", "base-casual")
 LIVE_PROMPTS = 4
 # Ranked by construction: the same model at rising temperature.
 RANKING = ("chat-cold", "chat", "chat-hot")
+# Held-out comparisons that the model is calibrated on: enough for a scale at toy size.
+CALIBRATE_COMPARISONS = 200
 # Folders of the stages in the run folder.
 FOLDERS = ("stages", "base", "live", "corpus", "ranked", "pretrain", "finetune", "finetune-alone")
 
@@ -85,6 +90,7 @@ def run(quickstart: Quickstart) -> dict[str, Any]:
         stages.run("finetune", lambda: _train(quickstart, data, "finetune", "ranked/train.jsonl", *fine, *start))
         stages.run("finetune-alone", lambda: _train(quickstart, data, "finetune-alone", "ranked/train.jsonl", *fine))
         stages.run("evaluate", lambda: _evaluate(quickstart.output))
+        stages.run("calibrate", lambda: _calibrate(quickstart.output))
         stages.run("examples", lambda: _examples(quickstart.output))
     report = {"schema": SCHEMA, **stages.results, "seconds": stages.seconds, **versions()}
     write_json(quickstart.output / "report.json", report)
@@ -229,6 +235,18 @@ def _recorded(comparisons: Iterable[Comparison], pending: list[Comparison]) -> I
     for comparison in comparisons:
         pending.append(comparison)
         yield comparison
+
+
+def _calibrate(output: Path) -> dict[str, Any]:
+    """The pre-trained model's scale, from held-out prompts; the reason where these pairs give none, as after very few steps."""
+    folder = output / "pretrain/model"
+    held_out = First(ComparisonFiles([output / "corpus" / UNSEEN_PROMPTS]), CALIBRATE_COMPARISONS)
+    try:
+        result = calibrate(Scorer(RewardModel.from_pretrained(folder)), held_out, model="pretrain/model")
+    except NoTemperature as error:
+        return {"refused": str(error)}
+    save(result.scale, folder)
+    return dict(result.report)
 
 
 def _examples(output: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from polar_rm.common.files import write_file
 from polar_rm.corpus.splits import UNSEEN_POLICIES, UNSEEN_PROMPTS
 from polar_rm.reporting.html import render_page
-from polar_rm.reporting.plots import plot_accuracy, plot_loss_curves, plot_score_distributions
+from polar_rm.reporting.plots import plot_accuracy, plot_loss_curves, plot_reliability, plot_score_distributions
 from polar_rm.reporting.words import interval
 
 # Splits of the corpus that test the pre-trained model.
@@ -37,6 +37,14 @@ def summary(report: dict[str, Any]) -> list[str]:
         f"ranked data: {with_pretraining['accuracy']:.3f} with pre-training, {without['accuracy']:.3f} without; "
         f"difference {ranked['difference']['accuracy']:+.3f} {interval(ranked['difference']['ci95'], '+.3f')}"
     )
+    scale = report["calibrate"]
+    if "refused" in scale:
+        lines.append(f"no scale of rewards: {scale['refused']}")
+    else:
+        lines.append(
+            f"P(a over b) = sigmoid((r_a - r_b) / {scale['temperature']:.3g}); calibration error out of fold "
+            f"{scale['after']['error']:.3f} ({scale['after']['noise']:.3f} if exact)"
+        )
     for example in report["examples"]["examples"]:
         rewards = ", ".join(f"{row['candidate']} {row['reward']:+.2f}" for row in example["candidates"])
         lines.append(f"{example['prompt']!r}: {rewards}")
@@ -54,10 +62,16 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
     accuracies = {name: {"model": result, **result["baselines"]} for name, result in tests.items()}
     ranked = results["ranked"]
     accuracies["ranked (fine-tuned)"] = {"model": ranked["with pre-training"], **ranked["with pre-training"]["baselines"]}
-    return {
-        "loss": plot_loss_curves({name: [(step, loss) for step, loss, _ in rows] for name, rows in histories.items()}),
-        "accuracy": plot_accuracy(accuracies),
-    } | {name: plot_score_distributions(results[name]["scores"], title=_title(name)) for name in TESTS}
+    scale = report["calibrate"]
+    reliability = {} if "refused" in scale else {"reliability": plot_reliability(scale["before"], scale["after"])}
+    return (
+        reliability
+        | {
+            "loss": plot_loss_curves({name: [(step, loss) for step, loss, _ in rows] for name, rows in histories.items()}),
+            "accuracy": plot_accuracy(accuracies),
+        }
+        | {name: plot_score_distributions(results[name]["scores"], title=_title(name)) for name in TESTS}
+    )
 
 
 def _title(name: str) -> str:
