@@ -28,7 +28,7 @@ FLOORS = [
     ["scoring", "protocols", "sampling", "training", "conversion"],
     ["client"],
     ["evaluation"],
-    ["serving", "rft", "corpus", "calibration", "audit"],
+    ["serving", "rft", "corpus", "calibration", "audit", "references"],
     ["parity", "quickstart"],
     ["cli"],
 ]
@@ -43,7 +43,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 # What is used inside trainers and other people's environments, or has to start fast.
-LIGHT = ["records", "encoding", "rewards", "protocols", "client", "corpus", "reporting", "sampling", "rft"]
+LIGHT = ["records", "encoding", "rewards", "protocols", "client", "corpus", "reporting", "sampling", "rft", "references"]
 LIGHT_EXCEPT = ("sampling.backends.generation", "rft.run")
 
 

@@ -102,3 +102,23 @@ def test_evaluate_tells_what_contenders_make_of_their_references(polar, tmp_path
     assert "does not take a reference" in shown
     assert "adherence" in error and "bag" in error  # sentences go beside a table in another format
     assert "accuracy by reference" in (tmp_path / "page.html").read_text()
+
+
+def test_references_are_made_and_the_reports_name_them(polar, tmp_path):
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    (tmp_path / "bare.jsonl").write_text(
+        "".join(json.dumps(row | {"reference": None, "gold": row["reference"]}) + "\n" for row in rows)
+    )
+    settings = ("inputs=[bare.jsonl]", "output=refs", "reference={kind: column, column: gold}")
+    code, shown, error = polar("references", *settings, "--dry-run")
+    assert (code, (tmp_path / "refs").exists()) == (0, False), error
+    assert "made: 60" in shown
+    code, _, error = polar("references", *settings, "--json", "made.json")
+    assert code == 0, error
+    assert "60 references (gold) made: refs/references.jsonl" in error
+    assert json.loads((tmp_path / "made.json").read_text())["counts"]["made"] == 60
+    code, shown, error = polar("evaluate", "refs", "--model", "length", "--json", "e.json")
+    assert code == 0 and "reference given (gold)" in shown, error
+    assert json.loads((tmp_path / "e.json").read_text())["reference"]["protocols"] == {"gold": 60}
+    assert polar("audit", "tfidf", "refs", "--limit", "20", "--json", "a.json")[0] in (0, 1)
+    assert json.loads((tmp_path / "a.json").read_text())["references"] == {"gold": 20}

@@ -20,6 +20,7 @@ REQUIRED = {
     "finetune": ["output=o", "model.resume_from=m", "data.train=[a]"],
     "serve": ["model=m"],
     "audit": [],
+    "references": ["output=o", "inputs=[a]", "reference={kind: sibling}"],
     "rft": ["output=o", "policy.model=m", "reward.source=s", "data=[a]"],
 }
 
@@ -74,10 +75,15 @@ def test_recipes_are_listed_printed_and_taken_by_name(polar):
     assert "did you mean 'pretrain'?" in error
 
 
-@pytest.mark.parametrize("verb", ["corpus", "pretrain", "finetune", "rft", "sample"])
+@pytest.mark.parametrize("verb", ["corpus", "pretrain", "finetune", "rft", "sample", "references"])
 def test_every_recipe_has_only_known_keys(verb):
     recipes = {"sample": ["sampling"], "pretrain": ["pretrain", "pretrain_small"]}.get(verb, [verb])
-    overrides = {**REQUIRED, "sample": [], "pretrain": ["optim.base_tokens=1e9", *REQUIRED["pretrain"]]}[verb]
+    overrides = {
+        **REQUIRED,
+        "sample": [],
+        "references": REQUIRED["references"][:2],
+        "pretrain": ["optim.base_tokens=1e9", *REQUIRED["pretrain"]],
+    }[verb]
     for recipe in recipes:
         load_config(config_of(verb), [f"recipe:{recipe}"], overrides)
 

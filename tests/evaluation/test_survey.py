@@ -5,8 +5,8 @@ import pytest
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.baselines import make_baselines
 from polar_rm.evaluation.groups import NO_GROUP, group_of
-from polar_rm.evaluation.survey import is_copy, survey
-from polar_rm.records import Comparison
+from polar_rm.evaluation.survey import survey
+from polar_rm.records import Comparison, is_copy
 
 
 def make(reference="r", candidates=("a", "b"), ranks=(0, 1), **metadata):

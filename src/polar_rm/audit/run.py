@@ -20,10 +20,10 @@ from polar_rm.evaluation.accuracy import contender_warnings
 from polar_rm.evaluation.contenders import Contender, Given, ModelOptions, find_contenders
 from polar_rm.evaluation.data import ComparisonFiles, First
 from polar_rm.evaluation.pairs import PairScores, Scores
-from polar_rm.evaluation.references import PROTOCOL_FIELD, ComparisonScorer, Referenced
+from polar_rm.evaluation.references import ComparisonScorer, Referenced
 from polar_rm.evaluation.scoring import score_streams
 from polar_rm.evaluation.statistics import RESAMPLES
-from polar_rm.records import Comparison, OnBadRow
+from polar_rm.records import PROTOCOL_FIELD, Comparison, OnBadRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from polar_rm.audit import texts
 from polar_rm.evaluation.contenders.base import Contender
 from polar_rm.evaluation.references import ReferenceMode, apply_reference_protocol, prompt_key, swapped_candidate, with_others
 from polar_rm.evaluation.statistics import Ints
-from polar_rm.evaluation.survey import Survey, is_copy, survey
-from polar_rm.records import Comparison, Text, flatten
+from polar_rm.evaluation.survey import Survey, survey
+from polar_rm.records import Comparison, Text, flatten, is_copy
 
 Bools = NDArray[np.bool_]
 Read = Callable[[], Iterable[Comparison]]

@@ -1,4 +1,4 @@
-"""Verbs for data: sample, corpus, inspect."""
+"""Verbs for data: sample, corpus, references, inspect."""
 
 from __future__ import annotations
 
@@ -105,6 +105,55 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
     if json:
         write_json(json, report)
     message(f"corpus in {config.output}, report in {config.output / 'report.html'}")
+
+
+@verb("Data")
+def references(
+    arguments: Arguments,
+    dry_run: DryRun = False,
+    json: JsonFile = None,
+    on_bad_row: BadRowsOf = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="For --dry-run: assumed speed of a policy without a measured one.", min=0.001)
+    ] = None,
+) -> None:
+    """Give rows without a reference one: a field of theirs, a policy's answer, or the best other answer to the same prompt.
+
+    Rows are comparisons, items {prompt, output} or prompts. The metadata of every written row and the manifest say where the
+    reference came from, and so do the reports of `polar evaluate` and `polar audit`. After an interruption the same command
+    continues.
+
+    Examples:
+
+        polar references inputs='[pairs.jsonl]' output=runs/references reference='{kind: column, column: gold}'
+
+        polar references recipes/references.yaml inputs='[pairs.jsonl]' output=runs/references --dry-run
+
+        polar references inputs='[ranked.parquet]' output=runs/references reference='{kind: sibling}' format=parquet
+    """
+    from polar_rm.common.config import to_yaml
+    from polar_rm.common.files import write_json
+    from polar_rm.references.config import ReferencesConfig
+
+    config = load(ReferencesConfig, arguments, on_bad_row)
+    for source in config.inputs:
+        check_data(source)
+    from polar_rm.references.run import make_references, plan
+
+    if dry_run:
+        print_text(to_yaml(config))
+        planned = plan(config, tokens_per_second)
+        print_values(planned.describe())
+        if json:
+            write_json(json, asdict(planned))
+        return
+    with show_progress(messages, lines=True) as progress:
+        report = make_references(config, progress)
+    if json:
+        write_json(json, asdict(report))
+    message(report.describe())
+    for line in report.warnings:
+        message(f"warning: {line}")
 
 
 @verb("Data")

@@ -58,6 +58,7 @@ def convert(
 CONFIGS = {
     "sample": "polar_rm.sampling.config:SamplingConfig",
     "corpus": "polar_rm.corpus.config:CorpusConfig",
+    "references": "polar_rm.references.config:ReferencesConfig",
     "pretrain": "polar_rm.training.config:TrainConfig",
     "finetune": "polar_rm.training.config:TrainConfig",
     "rft": "polar_rm.rft.config:RftConfig",

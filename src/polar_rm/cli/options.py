@@ -19,8 +19,8 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 Panel = Literal["Data", "Training", "Use", "Evaluation", "Exchange"]
 
 VERBS = (
-    "sample corpus inspect pretrain finetune rft quickstart score serve evaluate audit calibrate parity convert config".split()
-)
+    "sample corpus references inspect pretrain finetune rft quickstart score serve evaluate audit calibrate parity convert config"
+).split()
 """The verbs in the order of ``polar --help``, which is the order in which a user needs them."""
 
 

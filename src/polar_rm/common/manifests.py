@@ -24,6 +24,7 @@ NAME = "manifest.json"
 # Schema prefix of a manifest -> the verb that writes the folder, the subfolders with its Parquet files, and a file or folder that
 # exists before the first manifest does.
 _KINDS = {
+    "polar-rm/references/": ("references", (), "work/references"),
     "polar-rm/trajectories/": ("sample", ("trajectories",), "store.sqlite"),
     "polar-rm/corpus/": ("corpus", ("train", "unseen_prompts", "unseen_policies"), "work"),
 }

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from polar_rm.errors import PolarError
-from polar_rm.records import Comparison, InvalidRecord, RowRules, Text, flatten, read_rows
+from polar_rm.records import PROTOCOL_FIELD, Comparison, InvalidRecord, RowRules, Text, flatten, read_rows
 from polar_rm.records.fields import Fields
 
 ReferenceMode = Literal["given", "empty", "shuffled", "swapped"]
@@ -25,9 +25,6 @@ ReferenceChoice = ReferenceMode | Literal["all"]
 
 NEED_REFERENCES: tuple[ReferenceMode, ...] = ("given", "shuffled")
 """The protocols that take the references of the data; the others replace them."""
-
-PROTOCOL_FIELD = "reference_protocol"
-"""Metadata of a comparison that says where its reference came from: gold, own, frontier or sibling (``polar references``)."""
 
 ID_FIELDS = ("id", "pair_id")
 """Metadata of a comparison that names it in files about it, the first that is there."""

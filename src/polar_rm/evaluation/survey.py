@@ -15,13 +15,8 @@ from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.base import Contender
 from polar_rm.evaluation.groups import NO_GROUP, field_names, group_of, suggestion
 from polar_rm.evaluation.pairs import PairCounter, Pairs
-from polar_rm.evaluation.references import NEED_REFERENCES, PROTOCOL_FIELD, ReferenceMode, apply_reference_protocol
-from polar_rm.records import Comparison, flatten
-
-# Near copies share this part of their character n-grams: with one character changed, a text of 200 still is a copy, a
-# one-line answer is not.
-_COPY_OVERLAP = 0.95
-_COPY_NGRAM = 5
+from polar_rm.evaluation.references import NEED_REFERENCES, ReferenceMode, apply_reference_protocol
+from polar_rm.records import PROTOCOL_FIELD, Comparison, flatten, is_copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,26 +106,9 @@ class _Seen:
         return Survey(pairs, self._copies, protocols, self._without_pairs, self._without_group, self._fingerprint.hexdigest())
 
 
-def is_copy(reference: str, candidate: str) -> bool:
-    """Whether two texts are the same up to case and white space, or nearly (95% of their character 5-grams)."""
-    reference, candidate = (" ".join(text.casefold().split()) for text in (reference, candidate))
-    if not reference or reference == candidate:
-        return bool(reference)
-    shorter, longer = sorted((len(reference), len(candidate)))
-    # Different lengths bound the overlap: n-grams, a costly set, are only made where it could suffice.
-    if shorter < _COPY_OVERLAP * longer - _COPY_NGRAM:
-        return False
-    first, second = _ngrams(reference), _ngrams(candidate)
-    return len(first & second) >= _COPY_OVERLAP * len(first | second)
-
-
 def _note_missing(comparisons: Iterable[Comparison], missing: list[int]) -> Iterator[Comparison]:
     for number, comparison in enumerate(comparisons, 1):
         if comparison.reference is None:
             missing.append(number)
             comparison = replace(comparison, reference="")
         yield comparison
-
-
-def _ngrams(text: str) -> set[str]:
-    return {text[i : i + _COPY_NGRAM] for i in range(max(1, len(text) - _COPY_NGRAM + 1))}

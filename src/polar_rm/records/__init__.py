@@ -6,6 +6,7 @@ Other packages import from here: :func:`check` for one record, ``to_...`` for on
 from polar_rm.common.json import dump_json
 from polar_rm.records.bad_rows import SIDE_SUFFIX, OnBadRow, side_file
 from polar_rm.records.cells import from_cell, parsed, to_cell
+from polar_rm.records.copies import is_copy
 from polar_rm.records.finding import SUFFIXES, DataFiles, check_not_output, find_file, find_files, survey_files
 from polar_rm.records.reading import (
     Source,
@@ -23,9 +24,11 @@ from polar_rm.records.reading import (
 )
 from polar_rm.records.rows import RowRules, check, to_comparison, to_item, to_prompt_text, to_row, to_trajectory
 from polar_rm.records.types import (
+    PROTOCOL_FIELD,
     Comparison,
     Message,
     Record,
+    ReferencedPrompt,
     ScoreItem,
     Text,
     Trajectory,
@@ -37,6 +40,7 @@ from polar_rm.records.values import InvalidRecord
 from polar_rm.records.writing import write_records
 
 __all__ = [
+    "PROTOCOL_FIELD",
     "SIDE_SUFFIX",
     "SUFFIXES",
     "Comparison",
@@ -45,6 +49,7 @@ __all__ = [
     "Message",
     "OnBadRow",
     "Record",
+    "ReferencedPrompt",
     "RowRules",
     "ScoreItem",
     "Source",
@@ -59,6 +64,7 @@ __all__ = [
     "flatten",
     "from_cell",
     "group_items",
+    "is_copy",
     "parsed",
     "read_comparisons",
     "read_items",

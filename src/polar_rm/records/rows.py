@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from polar_rm.records.fields import Fields
 from polar_rm.records.messages import without_prompt
-from polar_rm.records.types import Comparison, Message, Record, ScoreItem, Text, Trajectory, Wrapper, flatten
+from polar_rm.records.types import Comparison, Message, Record, ReferencedPrompt, ScoreItem, Text, Trajectory, Wrapper, flatten
 from polar_rm.records.values import InvalidRecord
 
 R = TypeVar("R", bound=Record)
@@ -146,6 +146,12 @@ def to_referenced_prompt(
     return prompt, reference, take.wrapper() if take.has("wrapper") else None
 
 
+def _to_referenced(row: Mapping[str, Any], rules: RowRules | None = None) -> ReferencedPrompt:
+    prompt, reference, wrapper = to_referenced_prompt(row, rules=rules)
+    rest = {name: value for name, value in row.items() if name not in ("prompt", "reference", "wrapper")}
+    return ReferencedPrompt(prompt, reference, wrapper or "sft", Fields(rest, _rules(False, rules).is_cell).metadata())
+
+
 def to_string(row: Mapping[str, Any], column: str) -> str:
     """The string in one column.
 
@@ -241,5 +247,10 @@ def _identity(text: list[Message]) -> str:
 
 _CHECKS: dict[type, tuple[list[str], Callable[..., Any]]] = {
     kind: ([field.name for field in fields(kind)], convert)
-    for kind, convert in ((Comparison, to_comparison), (ScoreItem, to_item), (Trajectory, to_trajectory))
+    for kind, convert in (
+        (Comparison, to_comparison),
+        (ScoreItem, to_item),
+        (Trajectory, to_trajectory),
+        (ReferencedPrompt, _to_referenced),
+    )
 }

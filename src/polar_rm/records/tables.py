@@ -16,7 +16,7 @@ from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError
 from polar_rm.records.cells import to_cells
 from polar_rm.records.lines import Rows, check_names
-from polar_rm.records.types import Comparison, Record, ScoreItem, Trajectory
+from polar_rm.records.types import Comparison, Record, ReferencedPrompt, ScoreItem, Trajectory
 from polar_rm.records.values import MAX_TEXT_CHARACTERS as MAX_ROW_BYTES
 
 _BATCH_ROWS = 256  # the most rows in memory at a time
@@ -40,6 +40,7 @@ _SCHEMAS: dict[type, pa.Schema] = {
         }
     ),
     ScoreItem: pa.schema(dict.fromkeys(["prompt", "reference", "output", "wrapper", "metadata"], pa.string())),
+    ReferencedPrompt: pa.schema(dict.fromkeys(["prompt", "reference", "wrapper", "metadata"], pa.string())),
     Trajectory: pa.schema(
         {
             "source": pa.string(),

@@ -17,6 +17,9 @@ string).
 Text = str | list[Message]
 """A string, or the messages of a conversation."""
 
+PROTOCOL_FIELD = "reference_protocol"
+"""Metadata of a record that says where its reference came from: gold, own, frontier or sibling (``polar references``)."""
+
 Wrapper = Literal["sft", "pretrain"]
 """``sft``: the response answers the prompt. ``pretrain``: it continues the prompt's text."""
 
@@ -73,7 +76,17 @@ class ScoreItem:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-Record = Comparison | Trajectory | ScoreItem
+@dataclass(frozen=True, slots=True)
+class ReferencedPrompt:
+    """A prompt with its reference, as reinforcement fine-tuning takes them."""
+
+    prompt: Text
+    reference: Text
+    wrapper: Wrapper = "sft"
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+Record = Comparison | Trajectory | ScoreItem | ReferencedPrompt
 
 
 def group_items(items: Sequence[ScoreItem]) -> list[list[int]]:

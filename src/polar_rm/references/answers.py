@@ -1,0 +1,56 @@
+"""Answers by prompt, in one SQLite file: memory does not grow with them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from polar_rm.errors import MachineFailure
+from polar_rm.records import Text
+
+_TABLE = """
+CREATE TABLE answers (prompt TEXT NOT NULL, penalty REAL NOT NULL, place INTEGER NOT NULL, file TEXT, row INTEGER, text TEXT);
+CREATE INDEX by_prompt ON answers (prompt, penalty, place);
+"""
+
+
+class Answers:
+    """Answers to many prompts, the best of a prompt first."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database, self._count = database, 0
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[Answers]:
+        """A new file in place of what is there.
+
+        Raises:
+            MachineFailure: the disk is full or not writable.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        database = sqlite3.connect(path)
+        try:
+            database.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {_TABLE}")
+            yield cls(database)
+        except sqlite3.Error as error:
+            raise MachineFailure(f"{path}: {error}") from error
+        finally:
+            database.close()
+
+    def add(self, prompt: str, texts: Iterable[Text], *, penalty: float, file: str = "", row: int = 0) -> None:
+        """Answers of one row. penalty: the lower, the better; equal ones stay in the order in which they come."""
+        for text in texts:
+            self._count += 1
+            values = (prompt, penalty, self._count, file, row, json.dumps(text))
+            self._database.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    def of(self, prompt: str, *, but: tuple[str, int] = ("", -1)) -> Iterator[Text]:
+        """The answers to a prompt that other rows hold, the best first. but: file and number of the row to leave out."""
+        query = "SELECT text FROM answers WHERE prompt = ? AND NOT (file = ? AND row = ?) ORDER BY penalty, place"
+        for (text,) in self._database.execute(query, (prompt, *but)):
+            yield json.loads(text)

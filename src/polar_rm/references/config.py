@@ -1,0 +1,103 @@
+"""The settings of ``polar references``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
+
+from polar_rm.common.config import Config, PathText, Seed
+from polar_rm.sampling.backends import DEFAULT, AnyPolicy, check_keys
+from polar_rm.sampling.base import Precision
+
+
+class FromColumn(Config):
+    """A field of the rows is the reference."""
+
+    kind: Literal["column"] = Field("column", description="A field of the rows.")
+    column: str = Field(min_length=1, description="Name of the field, such as gold; dots look into nested ones (meta.gold).")
+    protocol: Literal["gold", "frontier", "own"] = Field(
+        "gold", description="What reports call it. gold: a right answer. frontier: a strong model's. own: the judged policy's."
+    )
+
+
+class FromPolicy(Config):
+    """A policy answers every prompt once, as in polar sample."""
+
+    kind: Literal["policy"] = Field("policy", description="Answers of a policy.")
+    policy: AnyPolicy = Field(description="The policy, with the keys of a policy of polar sample; it gives one sample a prompt.")
+    protocol: Literal["own", "frontier"] = Field(
+        "own", description="What reports call it. own: the policy that is judged or trained. frontier: a stronger one."
+    )
+    engine: Literal["local", "ray"] = Field("local", description="local: this process and servers. ray: a Ray cluster.")
+    batch_size: PositiveInt = Field(64, description="Number of sequences that a local policy generates together.")
+    precision: Precision = Field("auto", description="Precision of a local policy: bf16, fp32, or auto (by hardware).")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of a local policy; auto: CUDA where there is one.")
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _has_a_known_backend(cls, value: Any) -> Any:
+        check_keys(value)
+        return {"backend": DEFAULT, "samples": 1, **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _gives_one_sample(self) -> FromPolicy:
+        if self.policy.samples != 1:
+            raise ValueError(f"policy.samples must be 1, because a row has one reference, not {self.policy.samples}")
+        return self
+
+
+class FromSibling(Config):
+    """The best other answer to the same prompt."""
+
+    kind: Literal["sibling"] = Field(
+        "sibling", description="The best other answer to the same prompt, in another row or the same."
+    )
+    score: str | None = Field(
+        None, description="Field with the score of rows {prompt, output}, higher is better; comparisons go by their ranks."
+    )
+
+
+def _kind(value: Any) -> str:
+    """Tags contain a space, so that they equal no key of a user's config."""
+    name = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return f"reference {name}"
+
+
+ReferenceSource = Annotated[
+    Annotated[FromColumn, Tag("reference column")]
+    | Annotated[FromPolicy, Tag("reference policy")]
+    | Annotated[FromSibling, Tag("reference sibling")],
+    Discriminator(
+        _kind,
+        custom_error_type="kind",
+        custom_error_message="kind must be column, policy or sibling",
+    ),
+]
+
+
+class ReferencesConfig(Config):
+    """One run of ``polar references``."""
+
+    output: Path = Field(description="Folder for references.jsonl or references.parquet, manifest.json and refused.jsonl.")
+    inputs: tuple[PathText, ...] = Field(
+        min_length=1, description="Files, folders or patterns of comparisons, of items {prompt, output}, or of prompts {prompt}."
+    )
+    reference: ReferenceSource = Field(description="Where references come from.")
+    existing: Literal["error", "keep", "replace"] = Field(
+        "error", description="A row that has a reference: error stops, keep leaves it as it is, replace makes another."
+    )
+    format: Literal["jsonl", "parquet"] = Field("jsonl", description="Kind of file to write.")
+    limit: PositiveInt | None = Field(None, description="Use only the first N rows.")
+    seed: Seed = Field(0, description="Seed of a policy's samples.")
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error",
+        description="error: stop at a bad row, or one for which there is no reference. skip: write it to OUTPUT/refused.jsonl, "
+        "count it and go on.",
+    )
+
+    @property
+    def protocol(self) -> str:
+        """What reports call these references."""
+        return self.reference.protocol if isinstance(self.reference, FromColumn | FromPolicy) else "sibling"

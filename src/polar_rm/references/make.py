@@ -1,0 +1,170 @@
+"""One reference a row, from each kind of source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from polar_rm.common.files import atomic_file
+from polar_rm.common.progress import Progress
+from polar_rm.errors import BadRow
+from polar_rm.records import Comparison, InvalidRecord, Text, dump_json, flatten, is_copy, read_trajectories
+from polar_rm.references.answers import Answers
+from polar_rm.references.config import FromColumn, FromPolicy, FromSibling, ReferencesConfig
+from polar_rm.references.rows import Referenced, Row, Rows
+from polar_rm.sampling.config import SamplingConfig
+from polar_rm.sampling.prompts import PromptRows
+from polar_rm.sampling.runner import run_sampling
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the rows. made, kept: rows with a new reference, and with their own. refused: rows for which there is none.
+    copies: rows whose reference is equal, or nearly, to one of their answers. unfinished: references that a limit cut off.
+    from_row: siblings that were taken out of the row itself."""
+
+    rows: int = 0
+    made: int = 0
+    kept: int = 0
+    refused: int = 0
+    copies: int = 0
+    unfinished: int = 0
+    from_row: int = 0
+    prompts: set[str] = field(default_factory=set)
+
+
+Find = Callable[[Row], Referenced | str]
+"""The record of a row with its reference, or what was expected where there is none."""
+
+
+def referenced(rows: Rows, config: ReferencesConfig, find: Find, counts: Counts) -> Iterator[Referenced]:
+    """Every row with its reference; refuses rows without one, as bad rows are."""
+    for row in rows:
+        counts.rows += 1
+        try:
+            found = row.record if row.is_done else find(row)
+        except InvalidRecord as error:
+            rows.bad.refuse(BadRow(row.file, row.number, error.field, error.expected), row.content)
+            counts.refused += 1
+            continue
+        if isinstance(found, str):
+            rows.bad.refuse(BadRow(row.file, row.number, "prompt", found), row.content)
+            counts.refused += 1
+            continue
+        is_kept = row.is_done and not isinstance(config.reference, FromColumn)
+        counts.kept += is_kept
+        counts.made += not is_kept
+        counts.copies += any(is_copy(flatten(found.reference or ""), flatten(text)) for text in row.answers)
+        yield found
+
+
+@contextmanager
+def finder(rows: Rows, config: ReferencesConfig, work: Path, counts: Counts, progress: Progress) -> Iterator[Find]:
+    """What finds a row's reference. work: a folder for what that needs."""
+    match config.reference:
+        case FromColumn():
+            yield lambda row: row.record
+        case FromSibling():
+            with Answers.open(work / "answers.sqlite") as answers:
+                collect_answers(rows, answers)
+                yield lambda row: sibling(row, answers, counts)
+        case FromPolicy() as source:
+            with Answers.open(work / "answers.sqlite") as answers:
+                counts.prompts = write_prompts(rows, work / "prompts.jsonl", source)
+                if counts.prompts:
+                    draw(config, source, work, answers, progress)
+                yield lambda row: sampled(row, source, answers, counts)
+
+
+def collect_answers(rows: Rows, answers: Answers) -> None:
+    """All answers that may be somebody's reference: of comparisons those of the best rank, of items all, by their scores."""
+    for row in rows:
+        if row.score is not None:
+            answers.add(row.key, row.answers, penalty=-row.score, file=row.file, row=row.number)
+        elif isinstance(row.record, Comparison):
+            record = row.record
+            best = [text for text, rank in zip(record.candidates, record.ranks, strict=True) if rank == min(record.ranks)]
+            answers.add(row.key, best, penalty=0, file=row.file, row=row.number)
+
+
+def sibling(row: Row, answers: Answers, counts: Counts) -> Referenced | str:
+    """The best answer of another row to the same prompt that equals none of this row's. Where there is none, the best candidate
+    of the row itself, which then is a candidate no more, as in the paper: rank 1 is the reference of ranks 2 and 3."""
+    for text in answers.of(row.key, but=(row.file, row.number)):
+        if _is_other(text, row.answers):
+            return row.with_reference(text, "sibling")
+    record = row.record
+    if isinstance(record, Comparison):
+        best = record.ranks.index(min(record.ranks))
+        rest = [place for place in range(len(record.candidates)) if place != best]
+        ranks = tuple(record.ranks[place] for place in rest)
+        candidates = tuple(record.candidates[place] for place in rest)
+        if len(set(ranks)) > 1 and _is_other(record.candidates[best], candidates):
+            counts.from_row += 1
+            smaller = replace(row, record=replace(record, candidates=candidates, ranks=ranks))
+            return smaller.with_reference(record.candidates[best], "sibling")
+        return "another answer to this prompt of the best rank in another row, or three ranks in this one"
+    return "another answer to this prompt in another row"
+
+
+def _is_other(text: Text, texts: tuple[Text, ...]) -> bool:
+    """Whether a text says something, and is no copy, or nearly, of one of the others."""
+    flat = flatten(text)
+    return bool(flat.strip()) and not any(is_copy(flat, flatten(other)) for other in texts)
+
+
+def write_prompts(rows: Rows, path: Path, source: FromPolicy) -> set[str]:
+    """Write every prompt that needs a reference once, as ``polar sample`` reads them; returns their ids."""
+    seen: set[str] = set()
+    wrapper = "pretrain" if source.policy.continues() else "sft"
+    with atomic_file(path) as file:
+        for row in rows:
+            if not row.is_done and row.key not in seen and row.record.wrapper == wrapper and flatten(row.record.prompt).strip():
+                seen.add(row.key)
+                file.write(dump_json({"prompt_id": row.key, "prompt": row.record.prompt}).encode() + b"\n")
+    return seen
+
+
+def sampling_config(config: ReferencesConfig, source: FromPolicy, work: Path, prompts: Path) -> SamplingConfig:
+    """The run of ``polar sample`` that draws the references."""
+    return SamplingConfig(
+        output=work / "samples",
+        prompts=[PromptRows(rows=prompts)],
+        source="references",
+        policies=[source.policy],
+        seed=config.seed,
+        engine=source.engine,
+        batch_size=source.batch_size,
+        precision=source.precision,
+        device=source.device,
+    )
+
+
+def draw(config: ReferencesConfig, source: FromPolicy, work: Path, answers: Answers, progress: Progress) -> None:
+    """Sample what is missing, and keep the answers.
+
+    Raises:
+        PolarError: samples are missing that another attempt may draw; all others are kept for it.
+    """
+    report = run_sampling(sampling_config(config, source, work, work / "prompts.jsonl"), progress)
+    report.check()
+    if report.n_trajectories:
+        for sample in read_trajectories(report.path):
+            answers.add(sample.prompt_id, [json.dumps([sample.text, sample.finish_reason])], penalty=0)
+
+
+def sampled(row: Row, source: FromPolicy, answers: Answers, counts: Counts) -> Referenced | str:
+    """The policy's answer to the prompt of a row."""
+    wrapper = "pretrain" if source.policy.continues() else "sft"
+    if row.record.wrapper != wrapper:
+        return f"a row of wrapper {wrapper}, as the policy's texts join a prompt, not {row.record.wrapper}"
+    for found in answers.of(row.key):
+        text, finish_reason = json.loads(str(found))
+        counts.unfinished += finish_reason == "length"
+        facts: dict[str, Any] = {"reference_policy": source.policy.name, "reference_finish_reason": finish_reason}
+        return row.with_reference(text, source.protocol, **facts)
+    return f"a prompt that {source.policy.name} has an answer to"

@@ -1,0 +1,153 @@
+"""The rows that get a reference: comparisons, items {prompt, output}, or prompts alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from polar_rm.errors import PolarError
+from polar_rm.records import (
+    PROTOCOL_FIELD,
+    Comparison,
+    InvalidRecord,
+    OnBadRow,
+    ReferencedPrompt,
+    RowRules,
+    ScoreItem,
+    Text,
+    check,
+    flatten,
+    parsed,
+    read_rows,
+    survey_files,
+    to_comparison,
+    to_item,
+)
+from polar_rm.records.fields import Fields
+from polar_rm.references.config import FromColumn, FromSibling, ReferencesConfig
+
+Referenced = Comparison | ScoreItem | ReferencedPrompt
+"""What is written. An item or a prompt that has no reference yet has a blank one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """file, number: where it stands. content: as it was read. record: without reference, unless the row has one that is kept, or
+    a column is its reference. score: of an item, where siblings go by scores."""
+
+    file: str
+    number: int
+    content: Mapping[str, Any]
+    record: Referenced
+    is_done: bool
+    score: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Names the prompt, and how answers follow it: 32 hexadecimal digits."""
+        return hashlib.sha256(json.dumps([self.record.prompt, self.record.wrapper], sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def answers(self) -> tuple[Text, ...]:
+        """The answers that a reference must not equal."""
+        match self.record:
+            case Comparison():
+                return self.record.candidates
+            case ScoreItem():
+                return (self.record.output,)
+        return ()
+
+    def with_reference(self, reference: Text, protocol: str, **facts: Any) -> Referenced:
+        """The record with a reference; facts: further metadata about it.
+
+        Raises:
+            InvalidRecord: a reader would refuse the result, for example because the reference repeats the prompt's messages.
+        """
+        metadata = {**self.record.metadata, PROTOCOL_FIELD: protocol, **facts}
+        return check(replace(self.record, reference=reference, metadata=metadata))
+
+
+class Rows:
+    """The rows of all inputs, which can be read more than once; the first pass alone reports bad rows."""
+
+    def __init__(self, config: ReferencesConfig, bad: OnBadRow) -> None:
+        self._config, self.bad = config, bad
+        self.files = list(survey_files(config.inputs, [config.output]).files)
+        self._passes = 0
+
+    def __iter__(self) -> Iterator[Row]:
+        return islice(self._all(), self._config.limit)
+
+    def _all(self) -> Iterator[Row]:
+        bad = self.bad if self._passes == 0 else OnBadRow(self._config.on_bad_row, os.devnull)
+        self._passes += 1
+        kind: type | None = None
+        for file in self.files:
+            for number, row in read_rows(file, partial(_convert, self._config), bad):
+                kind = kind or type(row[1])
+                if type(row[1]) is not kind:
+                    raise PolarError(f"{file}: row {number}: a {type(row[1]).__name__}, but the first row is a {kind.__name__}")
+                yield Row(str(file), number, *row)
+
+
+def _convert(
+    config: ReferencesConfig, row: Mapping[str, Any], rules: RowRules
+) -> tuple[Mapping[str, Any], Referenced, bool, float | None]:
+    """The row as it is, the record, whether it has its reference, and its score."""
+    source, has_reference = config.reference, Fields(row, rules.is_cell).has("reference")
+    if has_reference and config.existing == "error":
+        raise InvalidRecord("reference", "none, because references are made here; existing=keep or replace takes such rows")
+    plain = dict(row)
+    keeps = has_reference and config.existing == "keep"
+    if not keeps:
+        plain["reference"] = _column(source.column, row, rules) if isinstance(source, FromColumn) else None
+    record = _record(plain, rules)
+    if not keeps and isinstance(source, FromColumn):
+        record = replace(record, metadata={**record.metadata, PROTOCOL_FIELD: source.protocol})
+    score = None
+    if isinstance(source, FromSibling) and not keeps:
+        if isinstance(record, ReferencedPrompt):
+            raise InvalidRecord("output", "an answer, or candidates: a sibling is another answer to the same prompt")
+        if isinstance(record, ScoreItem):
+            if source.score is None:
+                raise InvalidRecord("output", "candidates with ranks; of items {prompt, output} reference.score names the score")
+            score = Fields(row, rules.is_cell).number(source.score)
+    return row, record, keeps or isinstance(source, FromColumn), score
+
+
+def _record(row: dict[str, Any], rules: RowRules) -> Referenced:
+    """A record with the row's reference, which may be None in a comparison, and blank in others."""
+    has = Fields(row, rules.is_cell).has
+    if has("candidates") or has("chosen") or has("rejected"):
+        return to_comparison(row, rules=rules)
+    if has("output"):
+        return to_item({**row, "reference": row.get("reference") or ""}, rules=rules)
+    take = Fields(row, rules.is_cell)
+    prompt = take.filled("prompt")
+    reference = take.optional(take.text, "reference")
+    return ReferencedPrompt(prompt, "" if reference is None else reference, take.wrapper(), take.metadata())
+
+
+def _column(name: str, row: Mapping[str, Any], rules: RowRules) -> Text:
+    """The text of a field, which may be nested, and is not blank."""
+    if name in row or "." not in name:
+        return Fields(row, rules.is_cell).filled(name)
+    value: Any = row
+    for key in name.split("."):
+        value = parsed(value) if isinstance(value, str) else value
+        value = value.get(key) if isinstance(value, Mapping) else None
+    try:
+        return Fields({"value": value}, rules.is_cell).filled("value")
+    except InvalidRecord as error:
+        raise InvalidRecord(name, error.expected.replace("a value", "a text")) from None
+
+
+def is_blank(text: Text | None) -> bool:
+    """Whether a reference says nothing."""
+    return text is None or not flatten(text).strip()

@@ -1,0 +1,161 @@
+"""``polar references``: a plan, the references, and the manifest, which is written last."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from polar_rm.common.checksums import describe_file
+from polar_rm.common.files import differences, read_json, sha256, write_json
+from polar_rm.common.locks import owned
+from polar_rm.common.manifests import NAME, check_manifest
+from polar_rm.common.progress import Progress, silent
+from polar_rm.common.provenance import versions
+from polar_rm.errors import PolarError
+from polar_rm.records import OnBadRow, write_records
+from polar_rm.references.config import FromPolicy, ReferencesConfig
+from polar_rm.references.make import Counts, finder, referenced, sampling_config, write_prompts
+from polar_rm.references.rows import Rows
+from polar_rm.sampling.estimate import Estimate, describe, estimate
+
+SCHEMA = "polar-rm/references/1"
+
+_NOT_IN_IDENTITY = {"output", "inputs"}
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencesReport:
+    """path: the file with the references. protocol: what reports call them. counts: see :class:`Counts`. warnings: one line
+    each, of what limits them."""
+
+    path: Path
+    protocol: str
+    counts: dict[str, int]
+    warnings: list[str]
+
+    def describe(self) -> str:
+        """For the terminal."""
+        counts = self.counts
+        kept = f", {counts['kept']:,} kept" if counts["kept"] else ""
+        return f"{counts['made']:,} references ({self.protocol}) made{kept}: {self.path}"
+
+
+def make_references(config: ReferencesConfig, progress: Progress = silent) -> ReferencesReport:
+    """Write every row with a reference, and return what was made. A finished folder is only checked.
+
+    After an interruption the same call continues with the samples that are missing.
+
+    Raises:
+        BadRow: a row can't be read, has a reference already, or there is none for it (unless bad rows are skipped).
+        Damaged: the finished file is not as its manifest says.
+        PolarError: the folder is in use, holds something else, or a policy's samples are missing.
+    """
+    with owned(config.output, "references"):
+        rows = Rows(config, OnBadRow(config.on_bad_row, config.output / "refused.jsonl"))
+        identity = {"settings": config.model_dump(mode="json", exclude=_NOT_IN_IDENTITY), "inputs": _hashes(rows)}
+        _check_folder(config.output, identity)
+        if (config.output / NAME).exists():
+            check_manifest(config.output)
+            return _report(config, read_json(config.output / NAME))
+        work, path = config.output / "work", config.output / f"references.{config.format}"
+        write_json(config.output / "settings.json", identity)  # folders with it and work are not read as data
+        work.mkdir(exist_ok=True)
+        (work / "references").touch()
+        counts = Counts()
+        with finder(rows, config, work, counts, progress) as find:
+            write_records(path, _shown(referenced(rows, config, find, counts), progress))
+        counted = {name: value for name, value in asdict(counts).items() if name != "prompts"}
+        manifest = {
+            "schema": SCHEMA,
+            "protocol": config.protocol,
+            **identity,
+            **versions(),
+            "counts": counted | {"bad": rows.bad.count - counts.refused},
+            "warnings": rows.bad.warnings(),
+            "files": [{"file": path.name, **describe_file(path)}],
+        }
+        write_json(config.output / NAME, manifest)
+        shutil.rmtree(work)
+        return _report(config, manifest)
+
+
+def _shown(records: Any, progress: Progress) -> Any:
+    for number, record in enumerate(records, 1):
+        progress("references", number, None)
+        yield record
+
+
+def _hashes(rows: Rows) -> dict[str, str]:
+    return {str(file): sha256(file) for file in rows.files}
+
+
+def _check_folder(folder: Path, identity: dict[str, Any]) -> None:
+    """Whether the folder is new, or holds finished references of these settings and inputs, or unfinished ones of any."""
+    manifest = folder / NAME
+    if manifest.exists():
+        saved = read_json(manifest)
+        if not str(saved.get("schema", "")).startswith("polar-rm/references/"):
+            raise PolarError(f"{folder}: it holds no references; use another output folder")
+        now = {"settings": identity["settings"], "inputs": sorted(identity["inputs"].values())}
+        before = {"settings": saved.get("settings"), "inputs": sorted(dict(saved.get("inputs", {})).values())}
+        if changed := differences(before, now):
+            raise PolarError(f"{folder}: it holds references of other settings ({changed}); use another output folder")
+    elif folder.exists() and any(folder.iterdir()) and not (folder / "work" / "references").exists():
+        raise PolarError(f"{folder}: it is not empty and holds no references; use another output folder")
+
+
+def _report(config: ReferencesConfig, manifest: dict[str, Any]) -> ReferencesReport:
+    counts: dict[str, int] = dict(manifest["counts"])
+    lines = {
+        "copies": "have a reference that is equal, or nearly, to one of their answers",
+        "unfinished": "have a reference that the limit on new tokens cut off",
+        "from_row": "gave their best candidate as reference, and compare the others",
+    }
+    warnings = [f"{counts[name]:,} rows {words}" for name, words in lines.items() if counts.get(name)]
+    if refused := counts["refused"] + counts["bad"]:
+        warnings.append(f"{refused:,} rows were refused, see {config.output / 'refused.jsonl'}")
+    path = config.output / manifest["files"][0]["file"]
+    return ReferencesReport(path, manifest["protocol"], counts, [*warnings, *manifest.get("warnings", [])])
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would do. counts: as of a run; of a policy rows alone. estimates: of the samples of a policy."""
+
+    rows: int
+    counts: dict[str, int]
+    estimates: list[Estimate]
+
+    def describe(self) -> list[tuple[str, str]]:
+        """Names and values for the terminal."""
+        lines = [("rows", f"{self.rows:,}"), *((name.replace("_", " "), f"{value:,}") for name, value in self.counts.items())]
+        return [*lines, ("samples", describe(self.estimates).strip())] if self.estimates else lines
+
+
+def plan(config: ReferencesConfig, tokens_per_s: float | None = None) -> Plan:
+    """What a run would do; it writes, sends and locks nothing in the output folder.
+
+    tokens_per_s: assumed speed of a policy without a measured one.
+
+    Raises:
+        PolarError: as of :func:`make_references`, but for what only samples show.
+    """
+    with tempfile.TemporaryDirectory(prefix="polar-references-") as folder:
+        work = Path(folder)
+        rows = Rows(config, OnBadRow(config.on_bad_row, work / "refused.jsonl"))
+        if isinstance(config.reference, FromPolicy):
+            source = config.reference
+            prompts = write_prompts(rows, work / "prompts.jsonl", source)
+            done = [row.is_done for row in rows]
+            counts = {"kept": sum(done), "prompts": len(prompts)}
+            sampling = sampling_config(config, source, config.output / "work", work / "prompts.jsonl")
+            return Plan(len(done), counts, estimate(sampling, tokens_per_s) if prompts else [])
+        found = Counts()
+        with finder(rows, config, work, found, silent) as find:
+            for _ in referenced(rows, config, find, found):
+                pass
+        names = ("made", "kept", "refused", "copies", "from_row")
+        return Plan(found.rows, {name: getattr(found, name) for name in names}, [])
