@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import ScoreError
+
+if TYPE_CHECKING:  # the encoder loads tokenizers, which `polar --help` and the names of transforms don't need
+    from polar_rm.encoding.tree import PrefixTree
 
 FailureCode = Literal[
     "invalid_item",  # the item is invalid; sending it again will not help
