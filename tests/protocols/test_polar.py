@@ -2,13 +2,18 @@
 
 import json
 import math
+from typing import get_args
 
 import pytest
 from support import fakes
 from support.scored_items import ENCODER, IDS, ITEMS, SCORES, TEXTS
 
+from polar_rm.client.blocking import RewardClient
+from polar_rm.encoding.texts import Note as TextNote
 from polar_rm.protocols import polar
+from polar_rm.protocols.base import BadReply
 from polar_rm.records import ScoreItem
+from polar_rm.rewards.outcomes import Note
 from polar_rm.rewards.transforms import transform
 
 
@@ -46,6 +51,47 @@ def test_cuts_are_reported(post):
     short, long = post("/v1/score", {"items": [item]})["results"][0]["outputs"]
     assert short["cut"]["output"] == 0 and long["cut"]["output"] > 0
     assert all(row["cut"]["prompt"] > 0 and row["cut"]["reference"] > 0 and row["n_tokens"] <= 200 for row in (short, long))
+
+
+def test_what_a_reader_should_know_is_noted(post):
+    item = {"prompt": "fox", "reference": "dog", "outputs": ["river", "bank " * 100, "  ", "<think>on and on"]}
+    rows = post("/v1/score", {"items": [item]})["results"][0]["outputs"]
+    assert [row["notes"] for row in rows] == [[], ["truncated"], ["empty"], ["unfinished_thinking"]]
+
+
+def test_notes_of_lengths_and_thinking_reach_the_client():
+    """The same as of `Scorer`, by our own route, and of ids that are encoded by the client."""
+    encode = fakes.encoder(max_length=200, max_response_length=60, thinking="strip")
+    items = [
+        ScoreItem("fox", "dog", "river"),
+        ScoreItem("fox", "dog", "<think>a</think>river"),
+        ScoreItem("fox " * 100, "d", "r"),
+    ]
+    longest = len(fakes.ids_of(items[2], encode))
+    wanted = [(), ("thinking_stripped",), ("truncated", "beyond_positions")]
+    with fakes.running(fakes.make(encode=encode, max_positions=longest - 1)) as url:
+        with RewardClient(url) as client:
+            assert [outcome.notes for outcome in client.score(items)] == wanted
+        with RewardClient(url, model=encode, engine="vllm") as client:  # whose positions it does not know
+            assert [outcome.notes for outcome in client.score(items)] == [(), ("thinking_stripped",), ("truncated",)]
+    with fakes.running(fakes.make(encode=encode, max_positions=longest)) as url, RewardClient(url) as client:
+        assert client.score(items)[2].notes == ("truncated",)
+
+
+def test_a_reply_of_an_earlier_server_has_no_notes_and_odd_ones_are_no_reply():
+    body = polar.ask_items([ScoreItem("p", "r", "o")])
+    row = {"index": 0, "reward": 1.5, "score": 1.5, "n_tokens": 3, "cut": {"prompt": 0, "reference": 0, "output": 0}}
+    read = [polar.read_outcomes(body, {"results": [{"outputs": [row | more]}]}) for more in ({}, {"notes": ["empty"]})]
+    assert [outcome.notes for [outcome] in read] == [(), ("empty",)]
+    for notes in ("empty", [1], None, {"empty": 1}):
+        with pytest.raises(BadReply):
+            polar.read_outcomes(body, {"results": [{"outputs": [row | {"notes": notes}]}]})
+
+
+def test_the_document_names_all_notes():
+    schema = fakes.make(encode=ENCODER).app.openapi()["components"]["schemas"]["ScoredOutput"]
+    assert set(schema["properties"]["notes"]["items"]["enum"]) == set(get_args(Note)) >= set(get_args(TextNote))
+    assert "notes" in schema["required"]
 
 
 def test_one_bad_item_fails_alone(post):

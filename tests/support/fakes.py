@@ -58,9 +58,9 @@ def ids_of(item: ScoreItem, encode: Encoder) -> list[int]:
     return tree.sequence(0)
 
 
-def make(model=None, encode=None, *, batching=None, scale=None, **options):
+def make(model=None, encode=None, *, batching=None, scale=None, max_positions=None, **options):
     """An application. scale: of its model; a model with a method ``measure`` also gives features."""
     model = model or FakeModel()
     batcher = Batcher(model, getattr(model, "measure", None), **(batching or {}))
-    service = Service("rm", encode or encoder(), batcher, scale or Scale())
+    service = Service("rm", encode or encoder(), batcher, scale or Scale(), max_positions)
     return create_app(service, **options)

@@ -290,7 +290,7 @@ class AsyncRewardClient:
                     raise
         scores = protocol.read_reply(reply, len(items))
         return [
-            score if isinstance(score, Failure) else Reward(score, len(item.ids), item.cut)
+            score if isinstance(score, Failure) else Reward.noted(score, len(item.ids), item.cut, item.notes)
             for item, score in zip(items, scores, strict=True)
         ]
 

@@ -17,11 +17,12 @@ Entry = TypeVar("Entry")
 @dataclass(frozen=True, slots=True)
 class EncodedItem:
     """The token ids of one item. cut: its truncation. shared: the number of ids up to the end of the prompt after the separator,
-    which all outputs of the prompt share; None if it is unknown."""
+    which all outputs of the prompt share; None if it is unknown. notes: the encoder's, on its texts."""
 
     ids: list[int]
     cut: Cut
     shared: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ def encode(items: Sequence[ScoreItem], encoder: Encoder) -> Batch[EncodedItem]:
             continue
         for part, tree in trees:
             for branch, position in enumerate(part):
-                batch.entries.append(EncodedItem(tree.sequence(branch), Cut.of(tree, branch), len(tree.prefix)))
+                notes = tree.notes[branch] if tree.notes else ()
+                batch.entries.append(EncodedItem(tree.sequence(branch), Cut.of(tree, branch), len(tree.prefix), notes))
                 batch.indices.append(group[position])
     return batch

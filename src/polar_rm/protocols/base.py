@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, Strict
+from pydantic_core import PydanticCustomError
 
 from polar_rm.errors import PolarError
 from polar_rm.rewards.calibration import sigmoid
@@ -34,16 +35,28 @@ class BadReply(Exception):
     """A reply that does not follow the protocol."""
 
 
-class _FirstError(FailFast):
+class FirstError(FailFast):
     """Ends the check of a list at its first wrong element. Otherwise a list of ids, checked as texts, gives one error per id."""
 
     __hash__ = object.__hash__  # before Python 3.13, pydantic's FailFast is unhashable and can't be part of a union
 
 
-Texts = Annotated[list[str], _FirstError()]
+_MAX_KEYS = 100  # in an object of ours, which has four
+
+
+def few_keys(value: Any) -> Any:
+    """Refuses an object with far more keys than any body has: each unknown key would become an error of its own.
+
+    For a validator that runs before the model's."""
+    if isinstance(value, dict) and len(value) > _MAX_KEYS:
+        raise PydanticCustomError("too_many_keys", "an object with more than {most} keys", {"most": _MAX_KEYS})
+    return value
+
+
+Texts = Annotated[list[str], FirstError()]
 # No model takes this many ids. The limit ends the check of longer lists early.
-Ids = Annotated[list[TokenId], Field(max_length=1 << 20), _FirstError()]
-IdLists = Annotated[list[Ids], _FirstError()]
+Ids = Annotated[list[TokenId], Field(max_length=1 << 20), FirstError()]
+IdLists = Annotated[list[Ids], FirstError()]
 Input = str | Texts | Ids | IdLists
 
 

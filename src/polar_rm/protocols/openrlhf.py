@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from polar_rm.encoding.texts import content_of
 from polar_rm.errors import PolarError
-from polar_rm.protocols.base import ForeignRequest, Protocol, explain, field_of, read_rows
+from polar_rm.protocols.base import ForeignRequest, Protocol, Texts, explain, field_of, read_rows
 from polar_rm.protocols.polar import ItemBody
 from polar_rm.records import ScoreItem, Text, flatten, from_cell
 from polar_rm.rewards.outcomes import Failure, Reward
@@ -110,8 +110,8 @@ def strip_end_tokens(text: str) -> str:
 class GetReward(ForeignRequest):
     """OpenRLHF's body of ``/get_reward``; the three lists have the same length. See :func:`openrlhf_item` for labels."""
 
-    query: list[str]
-    prompts: list[str]
+    query: Texts
+    prompts: Texts
     labels: list[Any]
 
 

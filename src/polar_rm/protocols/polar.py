@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.functional_validators import WrapValidator
 
-from polar_rm.protocols.base import BadReply, Protocol, explain, finite, number
+from polar_rm.protocols.base import BadReply, FirstError, Protocol, explain, few_keys, finite, number
 from polar_rm.records import ScoreItem, Text
-from polar_rm.rewards.outcomes import BESIDE_ANCHOR, Cut, Failure, Outcome, Reward
+from polar_rm.rewards.outcomes import BESIDE_ANCHOR, Cut, Failure, Note, Outcome, Reward
 from polar_rm.rewards.transforms import Transform, needs_anchors
 
 # The keys of a message that a score can depend on.
@@ -22,10 +22,10 @@ class MessageBody(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     role: str
-    content: str | list[dict[str, Any]] | None
+    content: str | Annotated[list[dict[str, Any]], FirstError()] | None
 
 
-TextBody = str | Annotated[list[MessageBody], Field(min_length=1)]
+TextBody = str | Annotated[list[MessageBody], Field(min_length=1), FirstError()]
 
 
 class ItemBody(BaseModel):
@@ -34,8 +34,10 @@ class ItemBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
     prompt: TextBody
     reference: TextBody
-    outputs: list[TextBody] = Field(min_length=1)
+    outputs: Annotated[list[TextBody], FirstError()] = Field(min_length=1)
     wrapper: Literal["sft", "pretrain"] = "sft"
+
+    _few_keys = model_validator(mode="before")(few_keys)
 
     def characters(self, *, anchored: bool = False) -> int:
         """Number of characters to encode; the prompt counts once per output, because each output is tokenised with it.
@@ -58,11 +60,15 @@ def _or_failure(value: Any, check: Any) -> Any:
         return Failure("invalid_item", explain(error.errors(include_url=False)))
 
 
+AnyItem = Annotated[ItemBody, WrapValidator(_or_failure)]
+"""An item, or why it is none."""
+
+
 class ScoreRequest(BaseModel):
     """Body of ``/v1/score``. An invalid item fails alone; the other items are scored."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    items: list[Annotated[ItemBody, WrapValidator(_or_failure)]]
+    items: list[AnyItem]
     transform: Transform = "raw"
     anchor: bool = Field(
         False,
@@ -75,6 +81,8 @@ class ScoreRequest(BaseModel):
         """Whether the references themselves have to be scored."""
         return self.anchor or needs_anchors(self.transform)
 
+    _few_keys = model_validator(mode="before")(few_keys)
+
 
 class CutReply(BaseModel):
     """Numbers of truncated tokens, from the beginning of the prompt and from the end of reference and output."""
@@ -85,7 +93,7 @@ class CutReply(BaseModel):
 
 
 class ScoredOutput(BaseModel):
-    """reward: the raw score. score: after the transform. n_tokens: number of tokens of the whole sequence.
+    """reward: the raw score. score: after the transform. n_tokens: number of tokens of the whole sequence. notes: caveats.
 
     The others are there only where the reference itself was scored. anchor: its raw score. probability: of the output over the
     reference, if the model has a calibration card. deviation: standard deviation of reward - anchor, if its uncertainty is known.
@@ -96,6 +104,11 @@ class ScoredOutput(BaseModel):
     score: float
     n_tokens: int
     cut: CutReply
+    notes: list[Note] = Field(
+        description="truncated: a text was truncated to the encoder's limits. beyond_positions: the sequence is longer than the "
+        "backbone's number of positions, where scores are unreliable. thinking_stripped: thinking was left out of reference or "
+        "output. unfinished_thinking: the output opens its thinking and never closes it. empty: the output is blank."
+    )
     anchor: float | None = None
     probability: float | None = None
     deviation: float | None = None
@@ -242,7 +255,7 @@ def group_reply(index: int, group: list[Outcome] | Failure, scores: Sequence[flo
             continue
         cut = {"prompt": outcome.cut.prompt, "reference": outcome.cut.reference, "output": outcome.cut.output}
         score = {"reward": outcome.reward, "score": next(remaining), "n_tokens": outcome.n_tokens, "cut": cut}
-        rows.append({"index": output_index, **score, **outcome.beside_anchor()})
+        rows.append({"index": output_index, **score, "notes": list(outcome.notes), **outcome.beside_anchor()})
     return {"index": index, "outputs": rows}
 
 
@@ -252,8 +265,11 @@ def _outcome(row: dict[str, Any]) -> Outcome:
     reward = finite(number(row["reward"]))
     if isinstance(reward, Failure):
         return reward
+    notes = row.get("notes", [])  # earlier servers send none
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise ValueError
     anchor, probability, deviation = (None if row.get(name) is None else number(row[name]) for name in BESIDE_ANCHOR)
-    return Reward(reward, int(row["n_tokens"]), Cut(**row["cut"]), (), anchor, probability, deviation)
+    return Reward(reward, int(row["n_tokens"]), Cut(**row["cut"]), tuple(notes), anchor, probability, deviation)
 
 
 def _failure(error: dict[str, Any]) -> Failure:

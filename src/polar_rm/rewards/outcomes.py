@@ -84,9 +84,15 @@ class Reward:
     def of(cls, reward: float, tree: PrefixTree, branch: int, max_positions: int | None = None) -> Reward:
         """The reward of one candidate of an encoded tree. max_positions: the backbone's number of positions."""
         n_tokens = len(tree.prefix) + len(tree.branches[branch])
-        cut = Cut.of(tree, branch)
-        notes = {"truncated": bool(cut), "beyond_positions": bool(max_positions) and n_tokens > (max_positions or 0)}
         text_notes = tree.notes[branch] if tree.notes else ()
+        return cls.noted(reward, n_tokens, Cut.of(tree, branch), text_notes, max_positions)
+
+    @classmethod
+    def noted(
+        cls, reward: float, n_tokens: int, cut: Cut, text_notes: tuple[str, ...] = (), max_positions: int | None = None
+    ) -> Reward:
+        """The reward with all its notes. text_notes: the encoder's. max_positions: the backbone's; None if it is unknown."""
+        notes = {"truncated": bool(cut), "beyond_positions": max_positions is not None and n_tokens > max_positions}
         return cls(reward, n_tokens, cut, (*(note for note, holds in notes.items() if holds), *text_notes))
 
 

@@ -15,6 +15,7 @@ from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException
 
 from polar_rm.errors import PolarError
@@ -140,16 +141,13 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
         to_unit = card.percentile if card else sigmoid
         return openrlhf.openrlhf_reply(results, [to_unit(result.reward) for result in results])
 
-    @app.post(polar.SCORE.path, summary=polar.SCORE.summary, responses=schema.reply(polar.SCORE.reply))
-    async def score(
-        request: Request, body: Annotated[polar.ScoreRequest, Body(openapi_examples=examples.BODIES["/v1/score"])]
-    ) -> Any:
+    async def score(request: Request, body: Any) -> Any:
         """A result or a typed error for each output, in order. The server renders, tokenises and truncates the texts."""
         good = [group for group in body.items if not isinstance(group, Failure)]
         failed = [group for group in body.items if isinstance(group, Failure)]
+        _check_size(sum(len(group.outputs) + body.anchored for group in good) + len(failed), guard.limits)
+        _check_size(0, guard.limits, characters=sum(group.characters(anchored=body.anchored) for group in good))
         items = [item for group in good for item in group.items()]
-        count = len(items) + len(failed) + (len(good) if body.anchored else 0)
-        _check_size(count, guard.limits, characters=sum(group.characters(anchored=body.anchored) for group in good))
         check_transform(body.transform, service.calibration)  # before the work
         outcomes = await _until_disconnect(request, service.score_items(items, anchored=body.anchored))
         _record(request, guard.metrics, [*outcomes, *failed])
@@ -158,6 +156,26 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
         scores = transform_rewards(body.transform, [_rewards_in(group) for group in groups], service.calibration)
         results = [polar.group_reply(index, group, scores[index]) for index, group in enumerate(groups)]
         return {"model": service.name, "transform": body.transform, "results": results}
+
+    score.__annotations__["body"] = Annotated[
+        _score_request(guard.limits), Body(openapi_examples=examples.BODIES[polar.SCORE.path])
+    ]
+    app.post(polar.SCORE.path, summary=polar.SCORE.summary, responses=schema.reply(polar.SCORE.reply))(score)
+
+
+def _score_request(limits: Limits) -> type[polar.ScoreRequest]:
+    """Our own body, whose items are counted before they are looked at: what is wrong with each takes its time to tell."""
+
+    def admitted(value: Any) -> Any:
+        if isinstance(value, list):
+            _check_size(len(value), limits)
+        return value
+
+    class ScoreRequest(polar.ScoreRequest):
+        items: Annotated[list[polar.AnyItem], BeforeValidator(admitted)]
+
+    ScoreRequest.__doc__ = polar.ScoreRequest.__doc__
+    return ScoreRequest
 
 
 def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:

@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import re
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from polar_rm.serving.batching import Batcher, BatchStats
+from polar_rm.serving.bodies import Turns, excess
 from polar_rm.serving.hosts import Hosts
 
 _log = logging.getLogger("polar_rm.serving.requests")
@@ -27,7 +27,6 @@ _OPEN_PATHS = {"/", "/health", "/ready", "/openapi.json"}
 
 _MAX_LOGGED_BYTES = 1 << 20
 _LISTS_PER_ITEM = 64  # lists and objects, for messages and their parts
-_JSON_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _MAX_DISCARDED_BYTES = 1 << 20
 
 
@@ -108,6 +107,7 @@ class Guard:
         self.draining = False
         self.active = 0
         self._held_bytes = 0
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -168,15 +168,17 @@ class Guard:
                 refusal = await body.read(hold)
         except TimeoutError:
             return error_reply(408, "timeout", "the request's body did not arrive in time", {"Connection": "close"})
-        limit = _LISTS_PER_ITEM * self.limits.items + 10_000
-        if refusal is None and (count := _lists_and_objects(body.content, limit)) > limit:
-            # Millions of small lists take a minute to validate, which would block all other requests.
-            return error_reply(413, "too_large", f"{count:,} lists and objects in one body; the limit is {limit:,}")
-        return refusal
+        if refusal is not None:
+            return refusal
+        if b"\0" in body.content:  # not in JSON; in UTF-16, where the next check would not count right
+            return error_reply(400, "invalid_request", "the body is not JSON in UTF-8")
+        reason = await excess(body.content, _LISTS_PER_ITEM * self.limits.items + 10_000)
+        return error_reply(413, "too_large", reason) if reason else None
 
     async def _answer(self, scope: Scope, body: _Body, record: _Record) -> None:
         try:
-            async with asyncio.timeout(self.limits.seconds):
+            async with asyncio.timeout(self.limits.seconds), self._turns.turn(len(body.content)) as end_turn:
+                body.on_parsed = end_turn
                 await self.app(scope, body.replay, record.send)
         except TimeoutError:
             if not record.status:
@@ -231,6 +233,7 @@ class _Body:
         self._limit = limit
         self.content = b""
         self.held = 0
+        self.on_parsed: Callable[[], None] = lambda: None  # called when whoever reads the body asks for more
         self._replayed = False
 
     async def read(self, hold: Any) -> JSONResponse | None:
@@ -253,18 +256,10 @@ class _Body:
 
     async def replay(self) -> Message:
         if self._replayed:
+            self.on_parsed()
             return await self._receive()  # reports when the client disconnects
         self._replayed = True
         return {"type": "http.request", "body": self.content, "more_body": False}
-
-
-def _lists_and_objects(content: bytes, limit: int) -> int:
-    """Number of lists and objects in JSON. Brackets in strings are left out only if the count may exceed ``limit``."""
-    count = content.count(b"[") + content.count(b"{")
-    if count > limit:
-        outside = _JSON_STRING.sub(b"", content)
-        count = outside.count(b"[") + outside.count(b"{")
-    return count
 
 
 async def _discard(headers: dict[bytes, bytes], receive: Receive) -> None:

@@ -60,7 +60,8 @@ def serve(config: ServeConfig) -> None:
             batch_tokens=config.row_tokens,
             max_waiting_tokens=config.max_queue_tokens,
         )
-        service = Service(config.model.resolve().name, model.encoder, batcher, scale)
+        positions = getattr(model.backbone.config, "max_position_embeddings", None)
+        service = Service(config.model.resolve().name, model.encoder, batcher, scale, positions)
         guard = create_app(
             service,
             limits=Limits(config.max_body_mib << 20, config.max_items, config.max_seconds),

@@ -37,6 +37,7 @@ _LONG_CHARACTERS = 1 << 20
 class _Encoded:
     sequence: TokenSequence
     cut: Cut
+    notes: tuple[str, ...] = ()
 
 
 _Rows = list[_Encoded | Failure]
@@ -46,13 +47,15 @@ _Rows = list[_Encoded | Failure]
 class Service:
     """Everything that the routes use: the encoder, the queue of the model, and what its folder knows of the scale of rewards.
 
-    With the uncertainty of the head, the queue must be able to measure features.
+    With the uncertainty of the head, the queue must be able to measure features. max_positions: the backbone's number of positions,
+    if it has one; longer sequences get a note.
     """
 
     name: str
     encoder: Encoder
     batcher: Batcher
     scale: Scale = field(default_factory=Scale)
+    max_positions: int | None = None
 
     def __post_init__(self) -> None:
         self._short, self._long = _EncoderThread("encoder"), _EncoderThread("encoder of long texts")
@@ -110,7 +113,12 @@ class Service:
     async def _score(self, encoded: Sequence[_Encoded | Failure]) -> list[Outcome]:
         good = [row for row in encoded if isinstance(row, _Encoded)]
         scores = iter(await self.batcher.submit([row.sequence for row in good]))
-        return [row if isinstance(row, Failure) else _outcome(row, next(scores)) for row in encoded]
+        return [row if isinstance(row, Failure) else self._outcome(row, next(scores)) for row in encoded]
+
+    def _outcome(self, encoded: _Encoded, score: float | Failure) -> Outcome:
+        if isinstance(score, Failure):
+            return score
+        return Reward.noted(score, len(encoded.sequence), encoded.cut, encoded.notes, self.max_positions)
 
     async def _measure(self, encoded: _Rows, hidden: int) -> tuple[list[Outcome], NDArray[np.float32]]:
         """Outcomes and features, float32 [len(encoded), hidden]; those of failures are zeros."""
@@ -126,7 +134,7 @@ class Service:
                 outcomes.append(result)
             else:
                 score, features[index] = result
-                outcomes.append(_outcome(row, score))
+                outcomes.append(self._outcome(row, score))
         return outcomes, features
 
 
@@ -169,10 +177,6 @@ def _characters(item: ScoreItem) -> int:
     return text_length((item.prompt, item.reference, item.output))
 
 
-def _outcome(encoded: _Encoded, score: float | Failure) -> Outcome:
-    return score if isinstance(score, Failure) else Reward(score, len(encoded.sequence), encoded.cut)
-
-
 def _encode_inputs(inputs: Sequence[str | list[int]], encoder: Encoder, add_bos: bool) -> _Rows:
     encoded: _Rows = []
     for value in inputs:
@@ -188,5 +192,6 @@ def _encode_items(items: Sequence[ScoreItem], encoder: Encoder) -> _Rows:
     batch = encode(items, encoder)
     rows: dict[int, _Encoded | Failure] = dict(batch.failed)
     for index, entry in zip(batch.indices, batch.entries, strict=True):
-        rows[index] = _Encoded(TokenSequence.from_ids(entry.ids, encoder, shared=entry.shared), entry.cut)
+        sequence = TokenSequence.from_ids(entry.ids, encoder, shared=entry.shared)
+        rows[index] = _Encoded(sequence, entry.cut, entry.notes)
     return [rows[index] for index in range(len(items))]
