@@ -10,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from polar_rm.attention.layout import TreeLayout, TreeSpan
 from polar_rm.conversion.convert import plan
 from polar_rm.errors import PolarError, UnsupportedModel
-from polar_rm.model import exactness, weights
+from polar_rm.model import devices, exactness, weights
+from polar_rm.model.blueprint import checkpoint_blueprint, language_model_blueprint
+from polar_rm.model.language_models import load_auto_tokenizer, load_causal_lm
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.training.metrics import training_flops
 
@@ -121,6 +124,13 @@ CASES = {
     "negative positions": (config(max_position_embeddings=-5), "max_position_embeddings is -5"),
     "NaN": (config(rms_norm_eps=float("nan")), "rms_norm_eps is nan: expected a positive number"),
     "layers": (config(num_hidden_layers=10**7), "num_hidden_layers is 10,000,000: more than 10,000"),
+    "labels": (config(num_labels=10**9), "num_labels is 1,000,000,000: more than 65,536"),
+    "vocabulary": (config(vocab_size=10**11), "vocab_size is 100,000,000,000: more than 16,777,216"),
+    "hidden size": (config(hidden_size=10**9), "hidden_size is 1,000,000,000: more than 262,144"),
+    "heads": (config(num_attention_heads=10**9), "num_attention_heads is 1,000,000,000: more than 65,536"),
+    "positions": (config(max_position_embeddings=10**12), "max_position_embeddings is 1,000,000,000,000: more than"),
+    "a size in a part": (config(vision_config={"hidden_size": 10**9}), "vision_config.hidden_size is 1,000,000,000: more than"),
+    "infinite": (config(num_local_experts=float("inf")), "num_local_experts is inf: more than 16,384"),
     "more layers than weights": (config(num_hidden_layers=3000), "says 3,000 layers, but the weights have 2"),
     "rope x": (rope(rope_type="x"), "unknown type 'x'; known: default, "),
     "rope is a list": (config(rope_parameters=[1], rope_scaling=[1]), "expected an object"),
@@ -167,6 +177,84 @@ CASES = {
     ),
     "odd normaliser": (normalizer({"type": "Replace", "pattern": 3, "content": "a"}), "tokenizer.json: not a tokenizer"),
 }
+
+
+ASKS_FOR_MORE = {
+    "intermediate_size": (10**6, r"'model.layers.1.mlp.up_proj.weight' has the shape \[96, 64\], by its config \[1000000, 64\]"),
+    "vocab_size": (10**7, r"'model.embed_tokens.weight' has the shape \[40\d, 64\], by its config \[10000000, 64\]"),
+    "head_dim": (50_000, r"'model.layers.1.self_attn.q_proj.weight' has the shape \[64, 64\], by its config \[200000, 64\]"),
+}
+
+
+@pytest.mark.parametrize("key", ASKS_FOR_MORE)
+@pytest.mark.parametrize("load", [language_model_blueprint, checkpoint_blueprint])
+def test_what_a_config_asks_for_is_held_against_the_weights_before_it_is_built(folders, tmp_path, key, load):
+    """F12. A small folder asked for any amount of memory."""
+    folder = tmp_path / "folder"
+    shutil.copytree(folders / ("lm" if load is language_model_blueprint else "native"), folder)
+    value, message = ASKS_FOR_MORE[key]
+    config(**{key: value})(folder)
+    with pytest.raises(UnsupportedModel, match=rf"config asks for [\d,]+ parameters, its weights hold [\d,]+: tensor {message}"):
+        load(folder)
+
+
+def test_weights_that_this_machine_has_no_memory_for_are_not_begun_with(folders, monkeypatch):
+    """F12."""
+    blueprint = checkpoint_blueprint(folders / "native")
+    tensors = [*blueprint.on_meta.parameters(), *blueprint.on_meta.buffers()]
+    needed = 4 * sum(tensor.numel() for tensor in tensors)
+    monkeypatch.setattr(devices, "machine_memory", lambda: needed - 1)
+    with pytest.raises(PolarError, match=r"native: weights in float32 need 0.0 GiB of memory, this machine has 0.0 GiB"):
+        RewardModel.from_blueprint(blueprint)
+    RewardModel.from_blueprint(blueprint, dtype="bfloat16")
+    monkeypatch.setattr(devices, "machine_memory", lambda: needed)
+    RewardModel.from_blueprint(blueprint)
+
+
+def test_a_policys_folder_is_judged_before_transformers_reads_it(tmp_path):
+    """F12. Language models of policies are read elsewhere, and their configs with the tokenizer."""
+    folder = tiny.causal_lm(tmp_path / "lm")
+    config(num_labels=10**9)(folder)
+    for load in (load_auto_tokenizer, lambda source: load_causal_lm(source, None, torch.float32)):
+        with pytest.raises(UnsupportedModel, match="num_labels is 1,000,000,000: more than 65,536"):
+            load(folder)
+
+
+def test_sizes_of_an_official_folder_are_judged_first(folders, tmp_path):
+    """F12. Names of all tensors are made of its number of layers."""
+    shutil.copytree(folders / "native", tmp_path / "native")
+    config(num_hidden_layers=10**8)(tmp_path / "native")
+    with pytest.raises(UnsupportedModel, match="num_hidden_layers is 100,000,000: more than 10,000"):
+        plan(tmp_path / "native", to="internlm2")
+    config(architectures=["InternLM2ForRewardModel"], polar=None)(tmp_path / "native")
+    with pytest.raises(UnsupportedModel, match="num_hidden_layers is 100,000,000: more than 10,000"):
+        plan(tmp_path / "native")
+
+
+def small_gguf(folder: Path, **changes: int) -> Path:
+    """A GGUF of one tensor that says what it is told to."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(folder / "small.gguf", "llama")
+    sizes = {"block_count": 2, "embedding_length": 64, "feed_forward_length": 96, "context_length": 2048}
+    sizes |= {"attention.head_count": 4, "attention.head_count_kv": 2, "vocab_size": 400}
+    for key, value in (sizes | changes).items():
+        writer.add_uint64(f"llama.{key}", value)
+    writer.add_tensor("token_embd.weight", np.zeros((400, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder
+
+
+def test_sizes_of_a_gguf_are_judged_before_transformers_reads_it(tmp_path):
+    """F12."""
+    small_gguf(tmp_path, block_count=10**9)
+    with pytest.raises(UnsupportedModel, match="small.gguf: num_hidden_layers is 1,000,000,000: more than 10,000"):
+        RewardModel.from_causal_lm(tmp_path)
+    (tmp_path / "small.gguf").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(PolarError, match="small.gguf: not a complete GGUF file"):
+        RewardModel.from_causal_lm(tmp_path)
 
 
 @pytest.fixture

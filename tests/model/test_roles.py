@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import tiny
+from support import runs, tiny
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoModelForCausalLM
 
+from polar_rm.common.config import load_config, to_yaml
 from polar_rm.conversion.convert import plan
-from polar_rm.encoding.settings import REWARD_TOKEN, SEPARATOR_TOKEN, EncoderSettings
+from polar_rm.encoding.settings import REWARD_TOKEN, SEPARATOR_TOKEN, EncoderSettings, settings_within
 from polar_rm.errors import PolarError
+from polar_rm.model.blueprint import language_model_blueprint
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.training.config import EncoderConfig, LoraConfig
+from polar_rm.training.config import EncoderConfig, LoraConfig, TrainConfig
 from polar_rm.training.lora import add_lora
+from polar_rm.training.parallel import World
+from polar_rm.training.prepare import prepare, read_blueprint
 
 KNOWN = 400
 
@@ -95,6 +99,69 @@ def test_lengths_of_a_new_model_are_no_longer_than_its_positions(tmp_path):
     with pytest.warns(UserWarning, match="max_length 16,384 is more than the backbone's 2,048 positions"):
         assert RewardModel.from_causal_lm(folder, settings=EncoderSettings()).encoder.settings.max_length == 16384
     assert RewardModel.from_preset("1m", folder).encoder.settings == EncoderSettings()
+
+
+@pytest.mark.parametrize("positions", [256, 2048, 100_000])
+@pytest.mark.parametrize(
+    "encoder", [None, {}, {"template": "polar-chat"}, {"thinking": "strip"}, {"max_length": 200}, {"max_response_length": 50}]
+)
+def test_a_config_gives_the_limits_that_python_gives_also_when_it_is_saved_and_read_again(tmp_path, positions, encoder):
+    """H8. A config that was printed in full said 16,384 tokens, whatever the backbone had."""
+    folder = tiny.causal_lm(tmp_path / "lm", max_position_embeddings=positions)
+    wanted = language_model_blueprint(folder, settings=settings_within(positions, **(encoder or {}))).encoder.settings
+    assert wanted.max_length == min(positions, 16384, (encoder or {}).get("max_length", positions))
+    values = {"output": "o", "data": {"train": ["d"]}, "model": {"init": str(folder), "encoder": encoder}}
+    config = TrainConfig.model_validate(values)
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    for each in (config, load_config(TrainConfig, [tmp_path / "again.yaml"])):
+        assert read_blueprint(each).encoder.settings == wanted
+    plain = {**values, "model": {"init": str(folder)}}
+    if not encoder:
+        assert read_blueprint(TrainConfig.model_validate(plain)).encoder.settings == wanted
+
+
+def test_lengths_that_a_saved_model_is_given_are_held_against_its_positions_too(tmp_path):
+    """H8."""
+    RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "lm")).save(tmp_path / "rm")  # 2,048 positions
+    values = {"output": "o", "data": {"train": ["d"]}, "model": {"resume_from": str(tmp_path / "rm")}}
+    values["model"]["encoder"] = {"max_length": 4096}
+    with pytest.warns(UserWarning, match="rm: max_length 4,096 is more than the backbone's 2,048 positions"):
+        settings = read_blueprint(TrainConfig.model_validate(values)).encoder.settings
+    assert (settings.max_length, settings.max_response_length) == (4096, 512)
+    values["model"]["encoder"] = {"max_length": 1000, "max_response_length": 600}
+    with pytest.raises(ValueError, match="max_length 1000 cannot hold a reference and a candidate of 600 tokens"):
+        TrainConfig.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora"), [("new", None), ("rows", None), ("rows", {"rank": 2}), ("trained", None), ("saved", None)]
+)
+def test_a_plan_says_what_becomes_of_tokens_that_nobody_trained(tmp_path, kind, lora):
+    """H3. Before any weights are loaded."""
+    folder = tmp_path / "lm"
+    if kind == "new":
+        tiny.causal_lm(folder)
+    else:
+        padded(folder, tokenizer=with_roles())
+    if kind == "trained":
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[KNOWN : KNOWN + 2] = torch.randn(
+                2, 64, generator=torch.Generator().manual_seed(3)
+            )
+        model.save_pretrained(folder)
+    model = {"init": str(folder), "encoder": {"max_length": 256, "max_response_length": 64}}
+    if kind == "saved":
+        RewardModel.from_causal_lm(folder, settings=EncoderSettings(max_length=256, max_response_length=64)).save(tmp_path / "rm")
+        model = {"resume_from": str(tmp_path / "rm")}
+    config = load_config(TrainConfig, [runs.config(tmp_path, model=model, lora=lora)])
+    notes = [note for note in prepare(config, World(0, 1, torch.device("cpu"))).plan.notes if "embeddings" in note]
+    if kind == "trained":
+        assert notes == []
+        return
+    assert len(notes) == 1
+    assert notes[0].startswith("the embeddings of <|reward|> and [UNUSED_TOKEN_130] were never trained; they are drawn around")
+    assert ("and lora leaves them so" in notes[0]) == bool(lora) != ("and trained from there" in notes[0])
 
 
 def change_tokenizer(folder: Path, **changes: object) -> Path:

@@ -21,6 +21,8 @@ from polar_rm.cli import (  # noqa: F401  (these modules register their verbs)
 )
 from polar_rm.cli.options import app
 from polar_rm.cli.output import print_text
+from polar_rm.common.memory import ran_out
+from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError
 
 ENVIRONMENT = {
@@ -65,6 +67,10 @@ def main() -> None:
         _fail(str(error))
     except OSError as error:  # a full disk, a folder that is not writable
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        _fail(f"out of memory: {first_line(error)}; fewer row_tokens or a smaller model take less")
 
 
 def _one_line(message: Warning | str, category: type[Warning], *_: object, **__: object) -> str:

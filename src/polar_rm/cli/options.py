@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.common.paths import check_data, check_model
 
 if TYPE_CHECKING:
@@ -107,7 +108,13 @@ BadRowsOf = Annotated[
     Literal["error", "skip"] | None, typer.Option("--on-bad-row", help=f"{_BAD_ROWS} Default: the config's `on_bad_row`.")
 ]
 RowTokens = Annotated[
-    int, typer.Option("--row-tokens", help="Maximum number of tokens of a packed row; affects memory, not results.", min=1)
+    int,
+    typer.Option(
+        "--row-tokens",
+        help="Maximum number of tokens of a packed row; affects memory, not results.",
+        min=1,
+        max=MAX_ROW_TOKENS,
+    ),
 ]
 StripPrompt = Annotated[
     bool,

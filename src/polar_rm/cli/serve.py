@@ -11,6 +11,7 @@ import typer
 from polar_rm.cli.options import load, verb
 from polar_rm.cli.output import message
 from polar_rm.common.extras import needs
+from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.common.paths import check_model
 from polar_rm.errors import PolarError
 
@@ -48,7 +49,8 @@ _Device = Annotated[
     Literal["auto", "cpu", "cuda"] | None, typer.Option(help="`auto`, the default, takes CUDA where there is one.")
 ]
 _Rows = Annotated[
-    int | None, typer.Option(min=1, help="Maximum number of tokens of a packed row, 8192 by default; affects memory.")
+    int | None,
+    typer.Option(min=1, max=MAX_ROW_TOKENS, help="Maximum number of tokens of a packed row, 8192 by default; affects memory."),
 ]
 _Items = Annotated[int | None, typer.Option(min=1, help="Maximum number of sequences in one request, 4096 by default.")]
 _Body = Annotated[

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from polar_rm.common.files import read_json
 from polar_rm.common.paths import no_model
 from polar_rm.conversion.plan import Conversion, Layout
 from polar_rm.errors import PolarError
+from polar_rm.model.folders import check_sizes
 from polar_rm.model.native import write_checkpoint
 
 
@@ -30,7 +30,7 @@ def plan(source: str | Path, *, to: Layout = "native", dtype: str | None = None)
     folder = Path(source)
     if not folder.is_dir():
         raise PolarError(no_model(folder))
-    config = read_json(folder / "config.json")
+    config = check_sizes(folder / "config.json")
     native = isinstance(config.get("polar"), dict)
     if to == "internlm2":
         if not native:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from polar_rm.common.config import Config, PathText, Seed
+from polar_rm.common.limits import MAX_ACTORS, MAX_FILES
 from polar_rm.records import Wrapper
 
 Distance = Literal["same_model", "same_family", "other_family"]
@@ -127,7 +128,9 @@ class CorpusConfig(Config):
         "error", description="error: stop at a bad row of the inputs. skip: write it to refused.jsonl, count it and continue."
     )
     buckets: PositiveInt | None = Field(
-        None, description="Number of groups of prompts, each of which gives a shard; default: one for every 16 MiB."
+        None,
+        le=MAX_FILES,
+        description="Number of groups of prompts, each of which gives a shard; default: one for every 16 MiB.",
     )
     engine: Literal["local", "ray"] = Field("local", description="local: processes of this machine. ray: a Ray cluster.")
-    workers: PositiveInt | None = Field(None, description="Number of processes; default: one for each core.")
+    workers: PositiveInt | None = Field(None, le=MAX_ACTORS, description="Number of processes; default: one for each core.")

@@ -27,6 +27,7 @@ from polar_rm.errors import MachineFailure, PolarError
 J = TypeVar("J")
 Engine = Literal["local", "ray"]
 
+_WORKERS_PER_CORE = 16  # more of them only cost memory, however slow the disk is
 _MAX_DEATHS = 3  # consecutive deaths of workers without a finished task between them
 
 
@@ -38,6 +39,20 @@ class Result:
     task: int
     error: str = ""
     by_machine: bool = False
+
+
+def check_workers(workers: int | None) -> None:
+    """Whether this machine should start so many processes.
+
+    Raises:
+        PolarError: they are many more than its cores.
+    """
+    limit = _WORKERS_PER_CORE * _cores()
+    if workers is not None and workers > limit:
+        raise PolarError(
+            f"workers: {workers:,} processes are too many for the {_cores():,} cores of this machine, which takes {limit:,} at "
+            "most; left out, there is one for each core"
+        )
 
 
 def run_tasks(

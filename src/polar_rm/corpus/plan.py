@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.text import first_line
 from polar_rm.corpus.config import CorpusConfig
+from polar_rm.corpus.engines import check_workers
 from polar_rm.corpus.job import Part
 from polar_rm.corpus.partition import parquet_columns
 from polar_rm.errors import PolarError
@@ -39,8 +40,10 @@ def make_plan(config: CorpusConfig) -> CorpusPlan:
 
     Raises:
         Damaged: an input that polar wrote differs from its manifest.
-        PolarError: a file is missing or unreadable, or lacks columns of trajectories.
+        PolarError: a file is missing or unreadable, or lacks columns of trajectories; far more workers than cores.
     """
+    if config.engine == "local":
+        check_workers(config.workers)
     files = tuple(dict.fromkeys(file for source in config.inputs for file in _files(source, config.output, config.verify)))
     parts: list[Part] = []
     rows: int | None = 0

@@ -15,7 +15,7 @@ from polar_rm.common.paths import no_model
 from polar_rm.common.text import first_line
 from polar_rm.encoding.tokenizers import load_tokenizer
 from polar_rm.errors import PolarError, UnsupportedModel
-from polar_rm.model.folders import check_config_file, check_layers, rope_refusals
+from polar_rm.model.folders import check_config_file, check_gguf_sizes, rope_refusals
 from polar_rm.model.language_models import gguf_options, load_auto_tokenizer
 from polar_rm.model.native import new_embeddings, read_specials, with_named_bos
 
@@ -33,6 +33,8 @@ def read_config(directory: str | Path, gguf_file: str | None = None) -> Pretrain
         raise PolarError(no_model(directory))
     if gguf_file is None:
         check_config_file(directory)
+    else:
+        check_gguf_sizes(Path(directory) / gguf_file)
     options = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False, **options)
@@ -67,8 +69,6 @@ def load_backbone(
     """
     options: dict[str, Any] = {"config": config, "dtype": dtype_of(dtype), "trust_remote_code": False}
     options |= gguf_options(gguf_file)
-    if gguf_file is None:
-        check_layers(directory)
     try:
         backbone, loading = AutoModelForSequenceClassification.from_pretrained(
             directory,
@@ -128,9 +128,11 @@ def add_embeddings(backbone: PreTrainedModel, vocabulary: int, known: Iterable[i
             table[torch.tensor(new, device=table.device)] = new_embeddings(trained, len(new), seed)
 
 
-def find_untrained(backbone: PreTrainedModel, ids: Sequence[int]) -> list[int]:
-    """The ids whose embedding rows were never trained: they are almost zero, or equal to the row of another of the ids."""
-    table = backbone.get_input_embeddings().weight.detach()
+def find_untrained(table: torch.Tensor, ids: Sequence[int]) -> list[int]:
+    """The ids whose embedding rows were never trained: they are almost zero, or equal to the row of another of the ids.
+
+    table: the embedding, [vocabulary, width].
+    """
     rows = table[torch.tensor(list(ids), dtype=torch.long, device=table.device)].float()
     typical = table[: 1 << 12].float().norm(dim=1).mean()
     equal = (rows[:, None] == rows[None]).all(-1).sum(1) > 1

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,27 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
+from polar_rm.common.memory import check_memory
+from polar_rm.common.text import first_line
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import EncoderSettings, settings_within
 from polar_rm.errors import PolarError, UnsupportedModel
-from polar_rm.model.backbones import attention_name, dtype_of, keep_layers, load_backbone, read_config, read_tokenizer
+from polar_rm.model.backbones import (
+    attention_name,
+    dtype_of,
+    find_untrained,
+    keep_layers,
+    load_backbone,
+    read_config,
+    read_tokenizer,
+)
+from polar_rm.model.devices import memory_of
+from polar_rm.model.folders import check_layers
+from polar_rm.model.gguf_files import gguf_elements
 from polar_rm.model.language_models import find_gguf, model_folder, parse_gguf_once
-from polar_rm.model.native import add_role_tokens, padding_token, read_specials, read_untrained
+from polar_rm.model.native import HEAD, add_role_tokens, padding_token, read_specials, read_untrained
 from polar_rm.model.presets import PRESETS, preset_config
+from polar_rm.model.weights import read_weights, tensor_shapes
 
 
 @dataclass(frozen=True)
@@ -61,15 +76,25 @@ class Blueprint:
         """A new backbone on the meta device, float32. implementation, device: for its attention, see ``RewardModel``."""
         config = copy.deepcopy(self.config)
         config.vocab_size = self.vocabulary
-        with torch.device("meta"):
-            backbone = AutoModelForSequenceClassification.from_config(
-                config, dtype=torch.float32, attn_implementation=attention_name(implementation, device)
-            )
+        try:
+            with torch.device("meta"):
+                backbone: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+                    config, dtype=torch.float32, attn_implementation=attention_name(implementation, device)
+                )
+        except Exception as error:  # transformers raises all kinds of errors for values of a config
+            raise UnsupportedModel(f"{self.weights or config.model_type}: {first_line(error)}") from error
         self.finish_config(backbone)
         return backbone
 
     def load(self, dtype: str, device: str, implementation: str | None, seed: int) -> PreTrainedModel:
-        """The backbone with its weights, before ``RewardModel.from_blueprint`` sets new parts. seed: for random weights."""
+        """The backbone with its weights, before ``RewardModel.from_blueprint`` sets new parts. seed: for random weights.
+
+        Raises:
+            PolarError: the weights need more memory than the machine (or the GPU) has. Others: see :func:`load_backbone`.
+        """
+        tensors = [*self.on_meta.parameters(), *self.on_meta.buffers()]
+        n_bytes = dtype_of(dtype).itemsize * sum(tensor.numel() for tensor in tensors)
+        check_memory(n_bytes, f"{self.weights or 'the model'}: weights in {dtype}", *memory_of(device))
         config = copy.deepcopy(self.config)
         if self.weights is not None:
             return load_backbone(
@@ -81,6 +106,25 @@ class Blueprint:
                 config, dtype=dtype_of(dtype), attn_implementation=attention_name(implementation, device)
             )
         return backbone
+
+    def untrained_roles(self) -> tuple[str, ...]:
+        """Texts of the role tokens whose embeddings were never trained, as far as it is known before the weights are loaded.
+
+        A few rows of the embedding are read, but none of a GGUF.
+        """
+        if not self.is_new:
+            return tuple(part for part in self.untrained if part != HEAD)
+        if self.weights is None:
+            return ()
+        existing = [index for index in (self.encoder.separator_id, self.encoder.reward_id) if index not in self.added]
+        found: list[int] = []
+        if existing and self.gguf_file is None:
+            table = self.on_meta.get_input_embeddings().weight
+            name = next(name for name, parameter in self.on_meta.named_parameters() if parameter is table)
+            tensors = read_weights(self.weights)
+            saved = tensors.get(name) or tensors.get(name.partition(".")[2])  # saved with a head, or without one
+            found = find_untrained(saved.load(), existing) if saved else []
+        return tuple(filter(None, map(self.encoder.source.id_to_token, sorted([*self.added, *found]))))
 
     def finish_config(self, backbone: PreTrainedModel) -> None:
         """Add what other programs need to the config of a new model.
@@ -110,7 +154,8 @@ def checkpoint_blueprint(directory: str | Path) -> Blueprint:
         )
     encoder = Encoder.from_pretrained(directory)
     untrained = read_untrained(directory)
-    return Blueprint(config, encoder, read_specials(directory), Path(directory), is_new=False, untrained=untrained)
+    blueprint = Blueprint(config, encoder, read_specials(directory), Path(directory), is_new=False, untrained=untrained)
+    return _check_size(blueprint)
 
 
 @parse_gguf_once()
@@ -134,15 +179,21 @@ def language_model_blueprint(
     tokenizer, specials = read_tokenizer(directory, gguf_file)
     positions = getattr(config, "max_position_embeddings", None)
     settings = settings if isinstance(settings, EncoderSettings) else settings_within(positions, **(settings or {}))
-    if positions and settings.max_length > positions:
-        warnings.warn(
-            f"{directory}: max_length {settings.max_length:,} is more than the backbone's {positions:,} positions: scores of "
-            "longer sequences are unreliable",
-            stacklevel=2,
-        )
+    warn_beyond_positions(directory, settings, config)
     encoder = Encoder(add_role_tokens(tokenizer), settings)
     specials = specials | {"pad_token": padding_token(specials)}
-    return Blueprint(config, encoder, specials, directory, gguf_file, added=_added(tokenizer, encoder))
+    return _check_size(Blueprint(config, encoder, specials, directory, gguf_file, added=_added(tokenizer, encoder)))
+
+
+def warn_beyond_positions(source: str | Path, settings: EncoderSettings, config: PretrainedConfig) -> None:
+    """Warn where sequences may be longer than the backbone's positions. source: of the model, for the message."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and settings.max_length > positions:
+        warnings.warn(
+            f"{source}: max_length {settings.max_length:,} is more than the backbone's {positions:,} positions: scores of "
+            "longer sequences are unreliable",
+            stacklevel=3,
+        )
 
 
 def preset_blueprint(
@@ -163,6 +214,35 @@ def preset_blueprint(
     encoder = Encoder(add_role_tokens(tokenizer), settings)
     specials = specials | {"pad_token": padding_token(specials)}
     return Blueprint(config, encoder, specials, None, added=_added(tokenizer, encoder))
+
+
+def _check_size(blueprint: Blueprint) -> Blueprint:
+    """The blueprint, if its weights are about as many as its config says: a library builds what the config says before it looks
+    at them. What is missing or of another shape is told by name when they are loaded.
+
+    Raises:
+        UnsupportedModel: the config asks for more layers than there are, or for more than twice as many parameters.
+    """
+    assert blueprint.weights is not None
+    held: dict[str, tuple[int, ...]] = {}
+    if blueprint.gguf_file is None:
+        check_layers(blueprint.weights)
+        held = tensor_shapes(blueprint.weights)
+        there = sum(map(prod, held.values()))
+    else:
+        there = gguf_elements(blueprint.weights / blueprint.gguf_file)
+    backbone = blueprint.on_meta
+    # A new head and rows of new tokens are in no weights.
+    new = (1 + blueprint.vocabulary - blueprint.config.vocab_size) * backbone.get_input_embeddings().weight.shape[1]
+    asked = sum(parameter.numel() for parameter in backbone.parameters()) - new
+    if asked > 2 * there:
+        shapes = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
+        name = max(shapes.keys() & held.keys(), key=lambda name: (prod(shapes[name]) - prod(held[name]), name), default=None)
+        example = f": tensor {name!r} has the shape {list(held[name])}, by its config {list(shapes[name])}" if name else ""
+        raise UnsupportedModel(
+            f"{blueprint.weights}: its config asks for {asked:,} parameters, its weights hold {there:,}{example}"
+        )
+    return blueprint
 
 
 def _added(tokenizer: Tokenizer, encoder: Encoder) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from polar_rm.common.memory import machine_memory
 from polar_rm.errors import PolarError
 
 # From malloc.h.
@@ -58,6 +59,16 @@ def claim_device(name: str) -> str:
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     return device
+
+
+def memory_of(device: str) -> tuple[int | None, str]:
+    """Bytes that weights on a device can take at most (None: not known), and what to call it.
+
+    For a GPU they are mapped from their files, so that the machine's own memory need not hold them.
+    """
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory, "this GPU"
+    return machine_memory(), "this machine"
 
 
 def compute_dtype(precision: str, device: str) -> torch.dtype:

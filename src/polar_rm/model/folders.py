@@ -12,19 +12,40 @@ from typing import Any
 
 from polar_rm.common.files import read_json
 from polar_rm.errors import UnsupportedModel
-from polar_rm.model.weights import tensor_names
+from polar_rm.model.gguf_files import gguf_metadata
+from polar_rm.model.weights import tensor_shapes
 
-MAX_LAYERS = 10_000
-"""Layers of a model. No real model has a tenth of this; a config with more is refused before anything is built."""
+# Sizes under all the names that families give them, and the most that each may be: several times that of any model. What they
+# multiply to is held against the weights and against the machine's memory.
+_MAX_SIZES = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 10_000),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model"), 1 << 18),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head", "num_heads", "head_dim"), 1 << 16),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 1 << 30),
+    "intermediate_size": 1 << 22,
+    "vocab_size": 1 << 24,
+}
+# Sizes that not every model has: none of them is zero elsewhere.
+_FURTHER_MAX_SIZES = {
+    "num_labels": 1 << 16,
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts"), 1 << 14),
+    **dict.fromkeys(("n_inner", "d_ff", "moe_intermediate_size", "shared_expert_intermediate_size"), 1 << 22),
+}
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+# The same in the metadata of a GGUF, behind the architecture's name.
+_GGUF_SIZES = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "context_length": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+    "expert_count": "num_experts",
+}
 MAX_DEPTH = 50
 """Levels of objects and lists in a config; composite models have five."""
-
-# Names of sizes in the configs of all families.
-_SIZES = (
-    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size "
-    "max_position_embeddings n_embd n_layer n_head n_positions d_model num_layers num_heads"
-).split()
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _NUMBERS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "rope_theta")
 _OPTIONAL = ("num_key_value_heads", "head_dim", "rope_theta")
 # RoPE types whose frequencies depend on the longest position of a row, under all their names. With them a score would depend on
@@ -42,21 +63,54 @@ def check_config_file(folder: str | Path) -> None:
         PolarError: the file is missing or not JSON.
     """
     path = Path(folder) / "config.json"
-    values = read_json(path)
-    if _is_deeper(values, MAX_DEPTH):
-        raise UnsupportedModel(f"{path}: nested deeper than {MAX_DEPTH} levels")
-    for reason in _refusals(values):
+    for reason in _refusals(check_sizes(path)):
         raise UnsupportedModel(f"{path}: {reason}")
 
 
-def _refusals(values: Mapping[str, Any]) -> Iterator[str]:
-    for key in _SIZES:
+def check_sizes(path: Path) -> dict[str, Any]:
+    """The values of a ``config.json``, where a library may build what they say.
+
+    Raises:
+        UnsupportedModel: a size is none or beyond all models, or the values are nested deeply. PolarError: it is no JSON.
+    """
+    values = read_json(path)
+    if _is_deeper(values, MAX_DEPTH):
+        raise UnsupportedModel(f"{path}: nested deeper than {MAX_DEPTH} levels")
+    for reason in (*_no_sizes(values), *_too_large(values)):
+        raise UnsupportedModel(f"{path}: {reason}")
+    return values
+
+
+def check_gguf_sizes(path: Path) -> None:
+    """The same of a GGUF's metadata, as far as a config is made of it.
+
+    Raises:
+        UnsupportedModel: a size is beyond all models. PolarError: it is no GGUF.
+    """
+    for key, value in gguf_metadata(path, tuple(_GGUF_SIZES)).items():
+        sizes = value if isinstance(value, list) else [value]  # some have one for each layer
+        for reason in _too_large({_GGUF_SIZES[key]: max(sizes, default=0)}):
+            raise UnsupportedModel(f"{path}: {reason}")
+
+
+def _no_sizes(values: Mapping[str, Any]) -> Iterator[str]:
+    for key in _MAX_SIZES:
         value = values.get(key)
         if (key in values and not (value is None and key in _OPTIONAL)) and (type(value) is not int or value < 1):
             yield f"{key} is {_short(value)}: expected a positive integer"
-    for key in _LAYERS:
-        if values.get(key, 0) > MAX_LAYERS:
-            yield f"{key} is {values[key]:,}: more than {MAX_LAYERS:,}"
+
+
+def _too_large(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Sizes beyond all models, those of the parts of a composite one included."""
+    for key, value in values.items():
+        limit = _MAX_SIZES.get(key, _FURTHER_MAX_SIZES.get(key))
+        if isinstance(value, dict):
+            yield from _too_large(value, f"{above}{key}.")
+        elif limit is not None and isinstance(value, int | float) and not value <= limit:
+            yield f"{above}{key} is {value:,}: more than {limit:,}, and no model has as much"
+
+
+def _refusals(values: Mapping[str, Any]) -> Iterator[str]:
     for key in _NUMBERS:
         value = values.get(key)
         if key in values and not (value is None and key in _OPTIONAL) and not _is_positive(value):
@@ -104,7 +158,7 @@ def check_layers(folder: str | Path) -> None:
     """
     config = read_json(Path(folder) / "config.json")
     n_configured = next((config[key] for key in _LAYERS if key in config), 0)
-    parts = [part for name in tensor_names(Path(folder)) for part in name.split(".")]
+    parts = [part for name in tensor_shapes(Path(folder)) for part in name.split(".")]
     n_stored = max((int(part) + 1 for part in parts if part.isdecimal() and len(part) < 9), default=0)
     if n_stored and n_stored < n_configured:
         raise UnsupportedModel(f"{folder}: config.json says {n_configured:,} layers, but the weights have {n_stored:,}")

@@ -75,13 +75,25 @@ def load_auto_tokenizer(source: str | Path, gguf_file: str | None = None) -> Any
     from transformers import AutoTokenizer
 
     folder = model_folder(source)
+    gguf_file = find_gguf(folder, gguf_file)
+    _check_sizes(folder, gguf_file)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=find_gguf(folder, gguf_file), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise PolarError(f"{folder}: no tokenizer could be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise PolarError(f"{folder}: its tokenizer has no fast version (tokenizer.json)")
     return tokenizer
+
+
+def _check_sizes(folder: Path, gguf_file: str | None) -> None:
+    """transformers reads the config for a tokenizer, too, and builds what it says."""
+    from polar_rm.model.folders import check_gguf_sizes, check_sizes
+
+    if gguf_file is not None:
+        check_gguf_sizes(folder / gguf_file)
+    elif (folder / "config.json").is_file():
+        check_sizes(folder / "config.json")
 
 
 _parsing = RLock()

@@ -191,4 +191,5 @@ def _untrained_roles(backbone: PreTrainedModel, blueprint: Blueprint) -> list[in
     """Ids of the role tokens that were never trained: added tokens, and unused tokens of the language model's tokenizer."""
     roles = [blueprint.encoder.separator_id, blueprint.encoder.reward_id]
     existing = [index for index in roles if index not in blueprint.added]
-    return sorted([*blueprint.added, *find_untrained(backbone, existing)])
+    table = backbone.get_input_embeddings().weight.detach()
+    return sorted([*blueprint.added, *find_untrained(table, existing)])

@@ -74,16 +74,16 @@ def read_weights(folder: Path) -> dict[str, LazyTensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
-def tensor_names(folder: Path) -> list[str]:
-    """Names of all tensors of a checkpoint folder, whatever their types; errors as in :func:`read_weights`."""
-    names: list[str] = []
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of a checkpoint folder, whatever their types; errors as in :func:`read_weights`."""
+    shapes: dict[str, tuple[int, ...]] = {}
     for shard in _shards(folder):
         if shard.suffix == ".safetensors":
             with _opened(shard) as file:
-                names += file.keys()
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (no mapping)
         else:
-            names += _unpickled(shard)
-    return names
+            shapes |= {name: tuple(getattr(value, "shape", ())) for name, value in _unpickled(shard).items()}
+    return shapes
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from polar_rm.common.config import Config, PathText
+from polar_rm.common.limits import MAX_ACTORS
 from polar_rm.errors import PolarError
 from polar_rm.records import Message, Text, flatten
 
@@ -28,7 +29,7 @@ class Decoding(Config):
 class RayActors(Config):
     """Number and resources of the actors that load a policy with ``engine: ray``."""
 
-    actors: PositiveInt = Field(1, description="Number of actors; each loads the model.")
+    actors: PositiveInt = Field(1, le=MAX_ACTORS, description="Number of actors; each loads the model.")
     cpus: float = Field(1.0, gt=0, description="CPU cores that Ray reserves for each actor.")
     gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each actor.")
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from polar_rm.common.config import Config, Seed
+from polar_rm.common.limits import MAX_BATCH, MAX_FILES
 from polar_rm.sampling.backends import DEFAULT, AnyPolicy, check_keys
 from polar_rm.sampling.base import Machine, Policy, Precision
 from polar_rm.sampling.prompts import Prefixes, PromptRows
@@ -44,9 +45,9 @@ class SamplingConfig(Config):
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="error: stop at a bad row of the prompts. skip: write it to OUTPUT/prompts.rejected and continue."
     )
-    buckets: PositiveInt = Field(1, description="Number of Parquet files that the prompts are spread over.")
+    buckets: PositiveInt = Field(1, le=MAX_FILES, description="Number of Parquet files that the prompts are spread over.")
     engine: Literal["local", "ray"] = Field("local", description="local: this process and servers. ray: a Ray cluster.")
-    batch_size: PositiveInt = Field(64, description="Number of sequences that local policies generate together.")
+    batch_size: PositiveInt = Field(64, le=MAX_BATCH, description="Number of sequences that local policies generate together.")
     precision: Precision = Field("auto", description="Precision of local policies: bf16, fp32, or auto (by hardware).")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of local policies; auto: CUDA where there is one.")
 

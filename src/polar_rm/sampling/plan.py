@@ -12,11 +12,14 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from polar_rm.common.memory import check_memory, machine_memory
 from polar_rm.errors import PolarError
 from polar_rm.records import OnBadRow, side_file
 from polar_rm.sampling.base import Policy, Request
 from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.prompts import Prefixes, Prompt, make_prefixes, read_rows
+
+_REQUEST_BYTES = 300  # of one that is still to ask, with its key
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def make_plan(config: SamplingConfig, folder: Path | None = None) -> SamplingPla
     folder: receives skipped bad rows and the cache of prefixes; None writes nothing.
 
     Raises:
-        BadRow: a row holds no prompt, or repeats an id. PolarError: see :func:`make_prefixes`.
+        BadRow: a row holds no prompt, or repeats an id. PolarError: see :func:`make_prefixes`; more samples of a policy than this
+            machine's memory can plan.
     """
     if folder is not None and config.on_bad_row == "skip":
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,10 @@ def make_plan(config: SamplingConfig, folder: Path | None = None) -> SamplingPla
     for index, prompt in enumerate(prompts):
         for policy, count in _assigned(config, pools[prompt.pool], prompt):
             shares[policy.name].append((index, count))
-    return SamplingPlan(prompts, shares, config.seed, counts, bad.count)
+    plan = SamplingPlan(prompts, shares, config.seed, counts, bad.count)
+    for name in shares:
+        check_memory(plan.size(name) * _REQUEST_BYTES, f"policy {name!r}: {plan.size(name):,} planned samples", machine_memory())
+    return plan
 
 
 def sample_seed(*names: str | int) -> int:

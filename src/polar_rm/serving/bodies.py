@@ -16,8 +16,8 @@ import numpy as np
 LARGE_BODY = 1 << 20
 """Bytes of a body that others should not have to wait for. Counting what it holds takes a few milliseconds."""
 MAX_VALUES = 1 << 21
-"""Values of one body: numbers, texts, lists, objects, keys. The longest request of our client has 64 sequences of 16,384 ids, which
-is half of it."""
+"""Values of one body: numbers, texts, lists, objects and keys. The longest request of our client has half of it, 64 sequences of
+16,384 ids."""
 
 _KEY = 4  # a key costs as much time as four numbers
 # The characters that count, as bits.

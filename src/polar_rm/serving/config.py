@@ -8,7 +8,11 @@ from typing import Literal
 from pydantic import Field
 
 from polar_rm.common.config import Config
+from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.protocols.base import PoolingFlavour
+
+MAX_BODY_MIB = 1 << 12
+"""Eight bodies are held at the same time."""
 
 
 class ServeConfig(Config):
@@ -32,10 +36,15 @@ class ServeConfig(Config):
         "fp32", description="Precision of the backbone; auto takes bf16 where the hardware has it, which is faster."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one.")
-    row_tokens: int = Field(8192, ge=1, description="Maximum number of tokens of a packed row; affects memory, not results.")
+    row_tokens: int = Field(
+        8192, ge=1, le=MAX_ROW_TOKENS, description="Maximum number of tokens of a packed row; affects memory, not results."
+    )
     max_items: int = Field(4096, ge=1, description="Maximum number of sequences in one request.")
     max_body_mib: int = Field(
-        32, ge=1, description="Maximum size of a request body in MiB; its prompts count once for each output."
+        32,
+        ge=1,
+        le=MAX_BODY_MIB,
+        description="Maximum size of a request body in MiB; its prompts count once for each output.",
     )
     max_queue_tokens: int = Field(2_000_000, ge=1, description="Number of waiting tokens from which on requests get 429.")
     max_seconds: float = Field(300.0, ge=0.1, description="Maximum time to an answer in seconds; then the request gets 503.")

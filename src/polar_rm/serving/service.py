@@ -47,8 +47,8 @@ _Rows = list[_Encoded | Failure]
 class Service:
     """Everything that the routes use: the encoder, the queue of the model, and what its folder knows of the scale of rewards.
 
-    With the uncertainty of the head, the queue must be able to measure features. max_positions: the backbone's number of positions,
-    if it has one; longer sequences get a note.
+    With the uncertainty of the head, the queue must be able to measure features. max_positions: the backbone's number of
+    positions, if it has one; longer sequences get a note.
     """
 
     name: str

@@ -8,42 +8,53 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from polar_rm.common.config import Config
+from polar_rm.common.limits import MAX_RANK, MAX_ROW_TOKENS
 from polar_rm.encoding.settings import settings_within
+from polar_rm.errors import PolarError
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EncoderConfig(Config):
-    """How texts become tokens. Without it, an existing reward model keeps its own settings."""
+    """How texts become tokens. A setting that is left out depends on the model: an existing reward model keeps its own, and a new
+    one has no longer sequences than its backbone has positions."""
 
-    template: Literal["polar", "polar-chat"] = Field(
-        "polar",
-        description="How messages become text: `polar` joins their contents by newlines, as the official models were trained; "
-        "`polar-chat` keeps the roles, so that system prompts and turns are distinguished. A trained model keeps its template.",
+    template: Literal["polar", "polar-chat"] | None = Field(
+        None,
+        description="How messages become text: `polar`, the default of a new model, joins their contents by newlines, as the "
+        "official models were trained; `polar-chat` keeps the roles, so that system prompts and turns are distinguished. A "
+        "trained model keeps its template.",
     )
-    max_length: PositiveInt = Field(
-        16384,
+    max_length: PositiveInt | None = Field(
+        None,
+        le=MAX_ROW_TOKENS,
         description="Limit of a whole sequence (prompt, reference, prompt again, candidate), in tokens. A prompt that is too "
-        "long loses tokens at its beginning. 16384 is the published limit; by default a new model has no more "
-        "than its backbone's positions.",
+        "long loses tokens at its beginning. The default of a new model is 16384, the published limit, or the number of its "
+        "backbone's positions if that is less.",
     )
-    max_response_length: PositiveInt = Field(
-        4096,
-        description="Limit of a reference and of a candidate, in tokens; the first tokens are kept. 4096 is the published limit.",
+    max_response_length: PositiveInt | None = Field(
+        None,
+        description="Limit of a reference and of a candidate, in tokens; the first tokens are kept. The default of a new model "
+        "is 4096, the published limit, or a quarter of `max_length` if that is less.",
     )
-
-    thinking: Literal["keep", "strip"] = Field(
-        "keep",
-        description="`strip` removes the text between `<think>` and `</think>` from references and candidates; `keep` encodes "
-        "responses unchanged.",
+    thinking: Literal["keep", "strip"] | None = Field(
+        None,
+        description="`strip` removes the text between `<think>` and `</think>` from references and candidates; `keep`, the "
+        "default of a new model, encodes responses unchanged.",
     )
 
     def settings(self) -> dict[str, Any]:
-        """The settings that the user set. A new model's other lengths depend on its backbone, see
-        ``RewardModel.from_causal_lm``."""
-        values = self.model_dump(exclude_unset=True)
-        settings_within(None, **values)  # raises for values that are invalid with every backbone
-        return values
+        """The settings that the user set; for the others see ``settings_within`` of :mod:`polar_rm.encoding.settings`."""
+        return self.model_dump(exclude_none=True)
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> EncoderConfig:
+        if self.max_length and self.max_response_length:  # one alone has to fit the model's other
+            try:
+                settings_within(None, **self.settings())
+            except PolarError as error:
+                raise ValueError(str(error)) from None
+        return self
 
 
 class ModelConfig(Config):
@@ -73,8 +84,9 @@ class ModelConfig(Config):
     )
     encoder: EncoderConfig | None = Field(
         None,
-        description="Template and lengths. By default those of an existing reward model, or the published ones for a new model. "
-        "If it is set, an existing model continues with these lengths, for instance from short responses to long ones.",
+        description="Template and lengths. By default those of an existing reward model; for a new model the published ones, or "
+        "shorter ones if its backbone has fewer positions. If it is set, an existing model continues with these lengths, for "
+        "instance from short responses to long ones.",
     )
 
     @model_validator(mode="after")
@@ -189,7 +201,7 @@ class LossConfig(Config):
 class LoraConfig(Config):
     """Low-rank adapters by PEFT on the backbone's linear layers; the head is trained in full, embeddings are frozen."""
 
-    rank: PositiveInt = Field(16, description="Rank of the adapters.")
+    rank: PositiveInt = Field(16, le=MAX_RANK, description="Rank of the adapters.")
     alpha: PositiveInt = Field(32, description="Adapters are scaled by `alpha / rank`; twice the rank is usual.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout probability of an adapter's inputs in training.")
 
@@ -223,6 +235,7 @@ class TrainConfig(Config):
     )
     row_tokens: PositiveInt = Field(
         32768,
+        le=MAX_ROW_TOKENS,
         description="Maximum number of tokens of a packed row; every rank computes one row at a time. It affects memory and "
         "speed, never results. A longer comparison gets its own row.",
     )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
+from polar_rm.common.memory import check_memory, gib
 from polar_rm.errors import ConfigError
-from polar_rm.model.devices import compute_dtype
+from polar_rm.model.devices import compute_dtype, memory_of
 from polar_rm.model.packing import steps_per_epoch
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.schedule import paper_batch_size, paper_learning_rate
+
+_STATE = "weights, gradients and optimiser"
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,13 @@ class Plan:
             yield "note", note
 
 
-def make_plan(config: TrainConfig, backbone: PreTrainedModel, corpus: EncodedCorpus, device: str) -> Plan:
+def make_plan(
+    config: TrainConfig, backbone: PreTrainedModel, corpus: EncodedCorpus, device: str, untrained: Sequence[str] = ()
+) -> Plan:
     """Compute steps, batch size and learning rate, by the paper's rules where the config asks for them.
 
-    backbone: only names and shapes are read, so it may be on the meta device. device: ``cpu`` or ``cuda``.
+    backbone: only names and shapes are read, so it may be on the meta device. device: ``cpu`` or ``cuda``. untrained: role tokens
+    whose embeddings were never trained.
 
     Raises:
         ConfigError: the config asks for the paper's learning rate, but does not say the base model's tokens.
@@ -100,8 +106,41 @@ def make_plan(config: TrainConfig, backbone: PreTrainedModel, corpus: EncodedCor
         trained=trained,
         state_bytes=state_bytes,
         flops=(6 * trained + 4 * frozen) * stats.tokens * epochs,
-        notes=tuple(_notes(config, backbone, corpus, parameters)),
+        notes=(
+            *_notes(config, backbone, corpus, parameters),
+            *_notes_on_memory(state_bytes, device),
+            *_notes_on_tokens(config, untrained),
+        ),
     )
+
+
+def check_room(plan: Plan, device: str, *, n_ranks: int = 1, n_here: int = 1) -> None:
+    """Whether what a run holds can be in memory at all; activations come on top.
+
+    device: of a rank. n_ranks: that share the state. n_here: how many of them this machine runs.
+
+    Raises:
+        PolarError: it is more than the GPU, or on CPUs this machine, has; the message has both numbers.
+    """
+    sharing = n_here if device.startswith("cpu") else 1
+    check_memory(plan.state_bytes * sharing // n_ranks, _STATE, *memory_of(device))
+
+
+def _notes_on_memory(state_bytes: int, device: str) -> Iterator[str]:
+    available, where = memory_of(device)
+    if available is not None and state_bytes > available:
+        yield f"{_STATE} need {gib(state_bytes)} of memory, {where} has {gib(available)}: share them among several, or use lora"
+
+
+def _notes_on_tokens(config: TrainConfig, untrained: Sequence[str]) -> Iterator[str]:
+    if not untrained:
+        return
+    tokens = " and ".join(untrained)
+    drawn = f"the embeddings of {tokens} were never trained; they are drawn around the mean of the known ones"
+    if config.lora:
+        yield f"{drawn}, and lora leaves them so; pre-train without lora first, or start from a saved reward model"
+    else:
+        yield f"{drawn}, and trained from there"
 
 
 def _sizes(config: TrainConfig, backbone: PreTrainedModel) -> tuple[int, int, int]:

@@ -17,7 +17,13 @@ from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import plain_console, say, status_line
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import ConfigError, Damaged, PolarError
-from polar_rm.model.blueprint import Blueprint, checkpoint_blueprint, language_model_blueprint, preset_blueprint
+from polar_rm.model.blueprint import (
+    Blueprint,
+    checkpoint_blueprint,
+    language_model_blueprint,
+    preset_blueprint,
+    warn_beyond_positions,
+)
 from polar_rm.model.language_models import model_folder
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import OnBadRow, side_file
@@ -80,7 +86,7 @@ def prepare(config: TrainConfig, world: World, *, console: Console | None = None
     base = config.model.resume_from or config.model.init
     # A checkpoint of adapters depends on base weights that it does not contain.
     base_hash = world.from_main(lambda: sha256(model_folder(base)) if config.lora and base else None)
-    plan = make_plan(config, blueprint.on_meta, corpora["train"], world.device.type)
+    plan = make_plan(config, blueprint.on_meta, corpora["train"], world.device.type, blueprint.untrained_roles())
     inputs = {path: digest for corpus in corpora.values() for path, digest in corpus.inputs.items()}
     return Prepared(blueprint, corpora["train"], corpora.get("eval"), plan, inputs, base_hash)
 
@@ -93,7 +99,9 @@ def read_blueprint(config: TrainConfig) -> Blueprint:
         blueprint = checkpoint_blueprint(source.resume_from)
         if not source.encoder:
             return blueprint
-        return replace(blueprint, encoder=with_lengths(blueprint.encoder, source.encoder, source.resume_from))
+        encoder = with_lengths(blueprint.encoder, source.encoder, source.resume_from)
+        warn_beyond_positions(source.resume_from, encoder.settings, blueprint.config)
+        return replace(blueprint, encoder=encoder)
     if source.init:
         return language_model_blueprint(source.init, settings=settings, n_layers=source.n_layers, gguf_file=source.gguf_file)
     assert source.preset is not None  # checked by the config
@@ -122,7 +130,7 @@ def start_model(config: TrainConfig, blueprint: Blueprint, world: World) -> tupl
 
 def with_lengths(encoder: Encoder, config: EncoderConfig, source: Path) -> Encoder:
     """The encoder with the lengths of ``config``; the template must be the one that the model was trained with."""
-    settings = replace(encoder.settings, **config.model_dump(exclude_unset=True))
+    settings = replace(encoder.settings, **config.settings())
     if settings.template != encoder.settings.template:
         raise ConfigError(
             f"model.encoder.template: {source} was trained with {encoder.settings.template!r}, not {settings.template!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +29,7 @@ from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.lora import add_lora, merge_lora
 from polar_rm.training.losses import count_items, loss_sum, pair_indices, penalty_sum
 from polar_rm.training.parallel import Weights, World, fill_shards, join_world
-from polar_rm.training.plan import Plan
+from polar_rm.training.plan import Plan, check_room
 from polar_rm.training.prepare import Prepared, prepare, start_model
 from polar_rm.training.schedule import learning_rate
 from polar_rm.training.signals import StopRequested, stop_signals
@@ -53,6 +54,7 @@ class Trainer:
         self.prepared = prepared or prepare(config, world, console=self.console)
         self.train_set, self.eval_set, self.plan = self.prepared.train_set, self.prepared.eval_set, self.prepared.plan
         self.compute = compute_dtype(config.precision, world.device.type)
+        check_room(self.plan, str(world.device), n_ranks=world.size, n_here=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         self.model, source = start_model(config, self.prepared.blueprint, world)
         if config.lora:
             for model in filter(None, (self.model, source)):

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from polar_rm.common.http import NoReply, Reply, Transport, key_from_environment, server_url
+from polar_rm.common.limits import MAX_BATCH
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import Emit, Machine, NoSample, Outcome, Policy, PolicyDown, Request, Sample
 
@@ -64,7 +65,7 @@ class OpenAIPolicy(Policy):
     backend: Literal["openai"] = "openai"
     base_url: str = Field(description="Base URL of the server's API with its version, such as http://localhost:8000/v1.")
     api_key_env: str | None = Field(None, description="NAME of the environment variable with the key, never the key itself.")
-    concurrency: PositiveInt = Field(16, description="Maximum number of requests in progress.")
+    concurrency: PositiveInt = Field(16, le=MAX_BATCH, description="Maximum number of requests in progress.")
     requests_per_minute: float | None = Field(
         None, gt=0, description="Maximum number of requests per minute, retries included; default: no limit."
     )
