@@ -138,7 +138,7 @@ def test_lengths_that_a_saved_model_is_given_are_held_against_its_positions_too(
 )
 def test_a_plan_says_what_becomes_of_tokens_that_nobody_trained(tmp_path, kind, lora):
     """H3. Before any weights are loaded."""
-    folder = tmp_path / "lm"
+    folder = tmp_path / "base"
     if kind == "new":
         tiny.causal_lm(folder)
     else:

@@ -79,7 +79,7 @@ def test_notes_of_lengths_and_thinking_reach_the_client():
 
 
 def test_a_reply_of_an_earlier_server_has_no_notes_and_odd_ones_are_no_reply():
-    body = polar.ask_items([ScoreItem("p", "r", "o")])
+    body = polar.request_for_items([ScoreItem("p", "r", "o")])
     row = {"index": 0, "reward": 1.5, "score": 1.5, "n_tokens": 3, "cut": {"prompt": 0, "reference": 0, "output": 0}}
     read = [polar.read_outcomes(body, {"results": [{"outputs": [row | more]}]}) for more in ({}, {"notes": ["empty"]})]
     assert [outcome.notes for [outcome] in read] == [(), ("empty",)]
