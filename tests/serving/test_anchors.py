@@ -74,7 +74,7 @@ def test_a_calibrated_model_gives_anchor_probability_and_deviation_to_who_asks()
     model = MeasuredModel()
     with fakes.running(app(model, Scale(CARD, Uncertainty(FACTOR, 1.0)))) as url:
         plain = rows(url)
-        assert [set(row) for row in plain] == [{"index", "reward", "score", "n_tokens", "cut"}] * 3
+        assert [set(row) for row in plain] == [{"index", "reward", "score", "n_tokens", "cut", "notes"}] * 3
         assert (len(model.calls), model.measured, len(model.calls[0][0].branches)) == (1, 0, 3)
         for name, scores in (("raw", SCORES), ("anchored", ANCHORED), ("probability", PROBABILITIES)):
             found = rows(url, transform=name, anchor=name == "raw")
@@ -95,7 +95,7 @@ def test_a_model_without_a_card_gives_anchors_alone():
     with fakes.running(app(model, Scale())) as url:
         found = rows(url, transform="anchored")
         assert [row["score"] for row in found] == ANCHORED
-        assert [set(row) - {"index", "reward", "score", "n_tokens", "cut"} for row in found] == [{"anchor"}] * 3
+        assert [set(row) - {"index", "reward", "score", "n_tokens", "cut", "notes"} for row in found] == [{"anchor"}] * 3
         calls = len(model.calls)
         assert "'probability' needs a calibration card" in rows(url, 400, transform="probability")
         assert len(model.calls) == calls
