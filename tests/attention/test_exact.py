@@ -119,6 +119,22 @@ def test_recomputed_probabilities_give_the_same_gradients(keep, monkeypatch):
     torch.testing.assert_close(gradients(again, tree_scores(again, row)), expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_kept_probabilities_have_no_more_bytes_than_allowed(dtype, monkeypatch):
+    monkeypatch.setattr(cpu, "KEEP_BYTES", 400)
+    tree = TreeLayout((TreeSpan(0, 20, (10, 10)),)).tensors()
+    query = torch.ones(1, 2, 40, 4, dtype=dtype, requires_grad=True)
+    kept = []
+
+    def note(tensor):
+        kept.extend([tensor.nbytes] if tensor.dim() == 1 else [])
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        cpu.tree_cpu(query, query, query, tree, 0.5)
+    assert kept == [400]
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_gradcheck(last):
     tree = TreeLayout((TreeSpan(0, 3, (2, 1)), TreeSpan(6, 1, (2,)))).tensors()

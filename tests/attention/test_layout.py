@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support import tiny
-from transformers import AutoModelForSequenceClassification
+from transformers import AttentionInterface, AutoModelForSequenceClassification
 
 from polar_rm import attention
 from polar_rm.attention import TreeLayout, TreeSpan, cpu, flex
@@ -98,6 +98,26 @@ def test_misuse_is_refused_instead_of_scored():
         run(training=True, attention_dropout=0.1)
     with pytest.raises(UnsupportedModel, match="sliding window"):
         run("mistral", sliding_window=4)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"softcap": 30.0}, "caps its logits or adds sinks"),
+        ({"s_aux": torch.zeros(2)}, "caps its logits or adds sinks"),
+        ({"sliding_window": 4}, "sliding window"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"is_causal": False}, "not causal"),
+    ],
+)
+def test_attention_that_is_not_plain_is_refused(options, reason):
+    attention.register()
+    module, query = torch.nn.Module(), torch.ones(1, 2, 9, 4)
+    attend = AttentionInterface()["tree_cpu"]
+    assert attend(module, query, query, query, None, tree=TREE)[0].shape == (1, 9, 2, 4)
+    module.is_causal = options.pop("is_causal", True)
+    with pytest.raises(UnsupportedModel, match=reason):
+        attend(module, query, query, query, None, tree=TREE, **options)
 
 
 def test_flex_has_no_backward_on_a_cpu():

@@ -192,3 +192,15 @@ def test_an_error_names_the_right_group_and_the_right_name_of_a_key():
     assert "unknown key 'optim.rank'; did you mean 'lora.rank'?" in refusal([], ["optim.rank=1"], Other)
     assert "unknown key 'dtype'; did you mean 'precision'?" in refusal([], ["dtype=bf16"], Other)
     assert "unknown key 'optim.token_budget'; did you mean 'row_tokens'?" in refusal([], ["optim.token_budget=1"], Other)
+
+
+def test_a_former_name_that_several_groups_have_is_meant_in_its_own_group():
+    class Machine(Config):
+        precision: str = "auto"
+        dtypes_of_logs: str = "none"  # nearer by its letters
+
+    class Other(Config):
+        sampling: Machine = Machine()
+        training: Machine = Machine()
+
+    assert "unknown key 'training.dtype'; did you mean 'precision'?" in refusal([], ["training.dtype=bf16"], Other)

@@ -34,6 +34,8 @@ def test_retry_after_may_be_a_date():
     response = Reply(429, {"retry-after": "Wed, 21 Oct 2065 07:28:00 GMT"}, b"")
     assert response.retry_after > 1e8
     assert Reply(429, {"retry-after": "soon"}, b"").retry_after is None
+    for past in ("Wed, 21 Oct 2015 07:28:00 GMT", "-5"):
+        assert Reply(429, {"retry-after": past}, b"").retry_after == 0.0
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "-inf"])

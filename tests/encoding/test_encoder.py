@@ -72,6 +72,19 @@ def test_a_reference_that_does_not_fit_twice_is_no_candidate():
     assert encoder.with_identical(tree) is tree
 
 
+def test_a_reference_is_a_candidate_as_long_as_both_are_within_the_limit():
+    words = {"prompt": "the fox " * 4, "reference": "a lazy dog " * 4, "candidates": ("1", "2")}
+    response = len(ids_of(make(), words["reference"]))
+    length = len(make().with_identical(make().encode(compare(**words))).sequence(0))
+    for limit in (length, length - 1):
+        encoder = make(max_length=limit, max_response_length=response)
+        tree = encoder.encode(compare(**words))
+        assert not tree.truncation
+        found = encoder.with_identical(tree)
+        assert (found is tree) == (limit < length)
+        assert max(map(len, (found.sequence(0), found.sequence(1)))) <= limit
+
+
 def test_empty_response_gets_no_newline():
     """The official client's test for it is never true, so it scores another text than it was trained on."""
     encoder = make()
@@ -235,6 +248,7 @@ def test_split_keeps_every_branch_within_the_budget():
     for part, subtree in parts:
         assert [subtree.sequence(n) for n in range(len(part))] == [tree.sequence(i) for i in part]
         assert subtree.ranks == tuple(tree.ranks[i] for i in part)
+    assert [len(tree.split(tree.n_tokens - less)) for less in (0, 1)] == [1, 2]  # what just fits is not split
 
 
 def test_missing_reference_and_bad_settings_are_refused():

@@ -105,6 +105,16 @@ def test_what_was_done_with_thinking_is_noted():
     assert [part.notes for _, part in tree.split(1)] == [((),), (("unfinished_thinking",),), ((),)]
 
 
+def test_only_the_last_message_can_have_unfinished_thinking():
+    first, ask, last = (
+        {"role": role, "content": text} for role, text in (("assistant", "<think>a"), ("user", "b"), ("assistant", "c"))
+    )
+    outputs = [[first, ask, last], [last, ask, first], [first]]
+    trees = make().encode_outputs("p", "r", outputs)
+    notes = {index: note for indices, tree in trees for index, note in zip(indices, tree.notes, strict=True)}
+    assert notes == {0: (), 1: ("unfinished_thinking",), 2: ("unfinished_thinking",)}
+
+
 @given(st.lists(st.sampled_from(["<think>", "</think>", "a", " ", "\n"]), max_size=12).map("".join))
 def test_an_answer_holds_no_thinking(text):
     import re

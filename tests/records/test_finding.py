@@ -115,6 +115,9 @@ def test_what_the_run_writes_is_refused_before_anything_is_read(tmp_path):
     link = tmp_path / "link.jsonl"
     link.symlink_to(data)
     lines(tmp_path / "data/run/more.jsonl", PAIR)
+    deep = lines(tmp_path / "elsewhere/run/a/b/deep.jsonl", PAIR)
+    with pytest.raises(PolarError, match="deep.jsonl: it lies in .*run, where this run writes"):
+        find_files(deep, [tmp_path / "elsewhere/run"])
     with pytest.raises(PolarError, match="this run writes this file"):
         find_files(tmp_path / "data", [link])
     with pytest.raises(PolarError, match="more.jsonl: it lies in .*run, where this run writes"):

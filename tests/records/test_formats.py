@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polar_rm.errors import BadRow, PolarError
-from polar_rm.records import Comparison, OnBadRow, lines, read_comparisons, read_items, read_numbered_comparisons, values
+from polar_rm.records import (
+    Comparison,
+    OnBadRow,
+    lines,
+    read_comparisons,
+    read_items,
+    read_numbered_comparisons,
+    tables,
+    values,
+)
 
 ROWS = [{"prompt": f"p{i}\nü", "reference": "r", "chosen": f'a "{i}"', "rejected": "b, c"} for i in range(3)]
 EXPECTED = [Comparison(row["prompt"], "r", (row["chosen"], row["rejected"]), (0, 1)) for row in ROWS]
@@ -225,3 +234,17 @@ def test_many_columns_are_refused(tmp_path):
     lines.check_names(tmp_path, names[:10_000])
     with pytest.raises(PolarError, match="two columns have the name 'c0'"):
         lines.check_names(tmp_path, [*names[:5000], "c0"])
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+def test_nulls_of_dictionary_columns_stay_nulls(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(tables, "_USUAL_DICTIONARY", 0)  # so that Parquet's dictionaries are read as dictionaries too
+    references = ["first", None, "second", "first", None]
+    columns = {"prompt": list("abcde"), "reference": references, "chosen": ["x"] * 5, "rejected": ["y"] * 5}
+    table = pa.table(columns | {"reference": pa.array(references).dictionary_encode()})
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "arrow":
+        path.write_bytes(stream_of(table))
+    else:
+        pq.write_table(pa.table(columns), path)
+    assert [comparison.reference for comparison in read_comparisons(path)] == references

@@ -361,3 +361,11 @@ def test_a_string_in_metadata_stays_a_string(tmp_path, suffix):
     first, second = read_items(path)
     assert first.metadata == {"metadata": "123", "meta": "[1"}
     assert second.metadata["meta"] == ({"a": 1} if suffix == ".parquet" else '{"a": 1}')
+
+
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize("field", ["sample_id", "top_k", "seed", "n_tokens", "temperature", "top_p"])
+def test_a_boolean_is_no_number(tmp_path, field, value):
+    row = {"source": "s", "prompt_id": "p0", "prompt": "p", "policy": "a", "sample_id": 0, "text": "t"}
+    with pytest.raises(BadRow, match=f"row 1: field '{field}': expected an? .*(integer|number), not a boolean"):
+        list(read_trajectories(lines(tmp_path / "data.jsonl", row | {field: value})))
