@@ -372,3 +372,15 @@ def test_old_names_of_options_suggest_the_new_ones(polar, model, tmp_path):
     assert "--precision" not in error
     code, _, error = polar(*base, "--precision", "bf16", "--row-tokens", "64")
     assert code == 0, error
+
+
+def test_every_option_of_serve_reaches_the_server_also_where_it_is_zero(polar, model, monkeypatch):
+    from polar_rm.serving import launch
+
+    served = []
+    monkeypatch.setattr(launch, "serve", served.append)
+    assert polar("serve", "--model", model, "--port", 0, "--max-items", 3)[0] == 0
+    assert polar("serve", "port=8000", "--model", model, "--allow-open", "--allowed-host", "a.b")[0] == 0
+    first, second = served
+    assert (first.model, first.port, first.max_items, first.allow_open) == (model, 0, 3, False)
+    assert (second.port, second.max_items, second.allow_open, second.allowed_hosts) == (8000, 4096, True, ("a.b",))

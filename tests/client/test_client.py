@@ -311,6 +311,20 @@ def test_a_refusal_of_all_items_is_not_retried(status):
     assert {outcome.code for outcome in outcomes} == {"refused"} and len(engine.requests) == 1
 
 
+@pytest.mark.parametrize(("status", "refuses"), [(401, True), (403, True), (404, False), (500, False)])
+def test_a_named_engine_needs_no_list_of_models_but_a_key_that_is_accepted(status, refuses):
+    class Closed(reward_servers.Engine):
+        def reply(self, request):
+            return httpx.Response(status) if request.url.path == "/v1/models" else super().reply(request)
+
+    engine = Closed("sglang")
+    outcomes = scored(engine, ITEMS[:2], engine="sglang")
+    if refuses:
+        assert {outcome.code for outcome in outcomes} == {"refused"} and not engine.requests
+    else:
+        assert rewards(outcomes) == SCORES[:2]
+
+
 def test_items_that_cannot_be_encoded_fail_alone(url):
     items = [ITEMS[0], ScoreItem("p", None, "o"), ScoreItem("p", "r", "half \ud83d"), ITEMS[1]]
     with RewardClient(url) as client:

@@ -94,6 +94,13 @@ def test_embeddings_as_openai_asks_for_them(post):
     assert values == pytest.approx(SCORES)
 
 
+@pytest.mark.parametrize("use_activation", [True, False, None])
+def test_pooling_in_base64_is_the_score_that_was_asked_for(post, use_activation):
+    body = {"input": IDS, "encoding_format": "base64", "use_activation": use_activation}
+    values = [struct.unpack("<f", base64.b64decode(row["data"]))[0] for row in post("/pooling", body)["data"]]
+    assert values == pytest.approx([1 / (1 + math.exp(-score)) for score in SCORES] if use_activation else SCORES)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "reason"),
     [

@@ -63,6 +63,8 @@ def test_candidates_of_equal_ids_are_ties_wherever_they_stand(tmp_path):
     assert len(set(first)) == 1 and len(first) == len(cut)
     assert second[0] == second[1] != second[2]
     assert (scorer.noted["truncated"], scorer.noted["tied"]) == (1, 2)
+    _, rewards = scorer.reward_comparisons(some)
+    assert ["tied" in reward.notes for reward in rewards] == [True, True, False]
 
 
 def test_truncation_and_lengths_are_reported(tmp_path):

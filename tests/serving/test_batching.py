@@ -1,6 +1,7 @@
 import asyncio
 import math
 import random
+import threading
 
 import pytest
 from support import fakes
@@ -171,15 +172,18 @@ def test_a_queue_below_its_limit_takes_a_request_of_any_size():
 
 
 def test_a_cancelled_request_leaves_the_queue():
-    model = fakes.FakeModel(delay=0.1)
+    gate = threading.Event()
+    model = fakes.FakeModel(gate=gate)
 
     async def work(batcher):
         first = asyncio.create_task(batcher.submit([sequence("q", "fox")]))
-        await asyncio.sleep(0.05)
+        while not model.calls:
+            await asyncio.sleep(0.01)
         leaving = asyncio.create_task(batcher.submit([sequence("p", word) for word in fakes.WORDS]))
         staying = asyncio.create_task(batcher.submit([sequence("p", "fox")]))
         await asyncio.sleep(0)
         leaving.cancel()
+        gate.set()
         return await first, await staying, (batcher.waiting_sequences, batcher.waiting_tokens)
 
     _, staying, waiting = serve(work, model)

@@ -111,6 +111,18 @@ def test_a_body_that_is_not_sent_as_json_is_refused():
         assert "application/json" in reply.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
+def test_a_body_that_is_compressed_in_whatever_way_is_refused(coding):
+    headers = {"Content-Type": "application/json"}
+    body = json.dumps({"input_ids": [ids()]}).encode()
+    with fakes.running(fakes.make(encode=ENCODER)) as url:
+        reply = fakes.HTTP.post(f"{url}/classify", content=body, headers=headers | {"Content-Encoding": coding})
+        refused(reply, 415, "invalid_request")
+        assert coding in reply.json()["error"]["message"]
+        plain = fakes.HTTP.post(f"{url}/classify", content=body, headers=headers | {"Content-Encoding": "Identity"})
+        assert plain.status_code == 200
+
+
 def test_an_answer_that_takes_too_long_is_503():
     gate = threading.Event()
     with fakes.running(fakes.make(fakes.FakeModel(gate=gate), ENCODER, limits=Limits(seconds=2))) as url:
