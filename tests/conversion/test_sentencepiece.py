@@ -1,6 +1,7 @@
 """The fast tokenizer against SentencePiece itself, with a model that is trained here with the settings of the official one."""
 
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from support import official
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
-from polar_rm.conversion.sentencepiece import fast_tokenizer
+from polar_rm.conversion.sentencepiece import SentencePieces, fast_tokenizer
 from polar_rm.errors import PolarError, UnsupportedModel
 
 AWKWARD = [
@@ -94,3 +95,17 @@ def test_invalid_files_and_ids_are_refused(tmp_path):
         fast_tokenizer(path, {5: AddedToken("Ｅ")}, 3, None)
     with pytest.raises(UnsupportedModel, match="BOS '<bos>' is not a piece"):
         fast_tokenizer(path, {}, 3, "<bos>")
+
+
+def test_what_a_normaliser_does_not_say_is_what_sentencepiece_does():
+    """The defaults of sentencepiece_model.proto: a space before every text, no repeated spaces, spaces escaped."""
+    exact = {1: b"identity", 3: 0, 4: 0, 5: 1}
+    trainer = {3: 2, 35: 1}
+    for number, reason in ((3, "a space before every text"), (4, "removes repeated spaces"), (5, None)):
+        pieces = SentencePieces([("a", 0.0, 1)], trainer, {key: value for key, value in exact.items() if key != number})
+        if reason is None:
+            pieces.check(Path("m"))
+        else:
+            with pytest.raises(UnsupportedModel, match=reason):
+                pieces.check(Path("m"))
+    SentencePieces([("a", 0.0, 1)], trainer, exact).check(Path("m"))

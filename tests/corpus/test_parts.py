@@ -81,3 +81,17 @@ def test_an_id_of_two_prompts_is_named_by_its_line(tmp_path, monkeypatch):
     report = build(settings)
     assert report["counts"]["trajectories"]["refused"] == 1
     assert json.loads((settings.output / "refused.jsonl").read_text())["row"] == 74
+
+
+def test_rows_of_every_file_are_counted_from_its_own_first_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_module, "_PART_BYTES", 700)
+    lines = numbered(tmp_path, zoo())
+    for name, bad in (("rows.jsonl", 30), ("second.jsonl", 50)):
+        changed = [*lines[:bad], '{"source": 3}', *lines[bad + 1 :]]
+        (tmp_path / name).write_text("\n".join(changed))
+    settings = config(tmp_path, name="rows.jsonl").model_copy(
+        update={"on_bad_row": "skip", "inputs": (str(tmp_path / "rows.jsonl"), str(tmp_path / "second.jsonl"))}
+    )
+    build(settings)
+    refused = [json.loads(line) for line in (settings.output / "refused.jsonl").read_text().splitlines()]
+    assert [(row["path"].rpartition("/")[2], row["row"]) for row in refused] == [("rows.jsonl", 31), ("second.jsonl", 51)]

@@ -123,3 +123,15 @@ def test_nan_is_null_in_metrics(tmp_path):
     sink.write(1, {"loss": float("nan")})
     sink.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
+
+
+def test_tensorboard_shows_repeated_steps_once(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first_step, values in ((0, [1.0, 2.0, 3.0]), (1, [20.0, 30.0, 40.0])):
+        sink = metrics.TensorBoardSink(tmp_path, first_step)
+        for step, value in enumerate(values, first_step + 1):
+            sink.write(step, {"loss": value})
+        sink.close()
+    shown = events.EventAccumulator(str(tmp_path))
+    shown.Reload()
+    assert [(event.step, event.value) for event in shown.Scalars("loss")] == [(1, 1.0), (2, 20.0), (3, 30.0), (4, 40.0)]

@@ -95,6 +95,36 @@ def test_references_replace_the_best_candidate_in_fewer_and_fewer_comparisons(tm
         trainer(tmp_path, "data.identical_steps=20", "data.reference=empty")
 
 
+def test_which_references_replace_candidates_depends_on_the_seed(tmp_path):
+    def replaced(seed):
+        built = trainer(tmp_path, "data.identical_steps=20", f"seed={seed}")
+        built.step = 10
+        return [tree != built.train_set[i] for i, tree in built._trees(list(range(40))).items()]
+
+    assert replaced(0) == replaced(0) != replaced(1)
+
+
+def test_every_setting_of_the_optimiser_is_used(tmp_path):
+    built = trainer(tmp_path, "optim={eps: 0.01, betas: [0.5, 0.75], weight_decay: 0.25, clip: .inf, lr: 0.1, warmup: 0}")
+    twin = {name: tensor.detach().clone().double() for name, tensor in built.weights.named.items()}
+    built.accumulate(list(range(16)))
+    gradients = {name: tensor.grad.double() for name, tensor in built.weights.named.items() if tensor.grad is not None}
+    built.optimizer.zero_grad(set_to_none=True)
+    built.optimize(list(range(16)))
+    [group] = built.optimizer.param_groups
+    assert group["betas"] == (0.5, 0.75)
+    for name, gradient in gradients.items():  # the first step of AdamW (Loshchilov and Hutter 2019, algorithm 2)
+        expected = twin[name] * (1 - group["lr"] * 0.25) - group["lr"] * gradient / (gradient.abs() + 0.01)
+        torch.testing.assert_close(built.weights.named[name].detach().double(), expected, rtol=1e-4, atol=1e-6)
+    assert gradients["score.weight"].abs().max() > 0
+
+
+def test_training_goes_on_in_training_mode_after_an_evaluation(tmp_path):
+    built = trainer(tmp_path)
+    built.evaluate(built.train_set)
+    assert all(module.training for module in built.model.modules())
+
+
 @pytest.mark.parametrize("option", ["activation_checkpointing=true", "row_tokens=10000", "attention=tree_dense"])
 def test_options_that_save_time_or_memory_do_not_change_gradients(tmp_path, option):
     model = runs.with_scores(tmp_path)
