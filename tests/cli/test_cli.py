@@ -4,6 +4,8 @@ import json
 import shutil
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +16,7 @@ from polar_rm.cli import main as cli
 from polar_rm.model import weights
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.parity import routes
+from polar_rm.records import count_rows
 from polar_rm.scoring import files
 
 PAIR = {"prompt": "p", "reference": "the fox", "chosen": "the quick fox", "rejected": "12 34", "subset": "x"}
@@ -384,3 +387,22 @@ def test_every_option_of_serve_reaches_the_server_also_where_it_is_zero(polar, m
     first, second = served
     assert (first.model, first.port, first.max_items, first.allow_open) == (model, 0, 3, False)
     assert (second.port, second.max_items, second.allow_open, second.allowed_hosts) == (8000, 4096, True, ("a.b",))
+
+
+def test_scoring_tells_how_far_it_is(polar, model, tmp_path, monkeypatch):
+    """A bar with items a second on a terminal; in a log a line now and then."""
+    items = write(tmp_path / "i.jsonl", *({"prompt": f"p{n}", "reference": "r", "output": "o"} for n in range(5)))
+    code, _, error = polar("score", "--model", model, "--input", items, "--output", "s.jsonl")
+    assert code == 0
+    assert error.splitlines()[-2:] == ["scoring: 5/5", "5 items scored into s.jsonl"]
+
+
+def test_rows_are_counted_where_that_is_cheap(tmp_path):
+    rows = [{"prompt": "p", "reference": "r", "output": str(n)} for n in range(7)]
+    assert count_rows(write(tmp_path / "i.jsonl", *rows)) == 7
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "i.parquet")
+    assert count_rows(tmp_path / "i.parquet") == 7
+    (tmp_path / "i.csv").write_text("prompt,reference,output\n")
+    assert count_rows(tmp_path / "i.csv") is None
+    (tmp_path / "broken.parquet").write_bytes(b"x")
+    assert count_rows(tmp_path / "broken.parquet") is None

@@ -65,12 +65,16 @@ def test_random_access_equals_encoding_across_batches_and_files(encoder, tmp_pat
 def test_encoded_data_is_reused_until_something_changes(encoder, tmp_path):
     file = write(tmp_path / "a.jsonl", 5)
     encoded = []
+
+    def progress(task, done, total, status=""):
+        encoded.append(done)
+
     for _ in range(2):
-        encode_corpus([file], encoder, tmp_path / "data", progress=encoded.append)
+        encode_corpus([file], encoder, tmp_path / "data", progress=progress)
     assert encoded == [5]
     write(file, 6)
-    assert len(encode_corpus([file], encoder, tmp_path / "data", progress=encoded.append)) == 6
-    encode_corpus([file], encoder, tmp_path / "data", empty_reference=True, progress=encoded.append)
+    assert len(encode_corpus([file], encoder, tmp_path / "data", progress=progress)) == 6
+    encode_corpus([file], encoder, tmp_path / "data", empty_reference=True, progress=progress)
     assert encoded == [5, 6, 6]
 
 
@@ -183,7 +187,7 @@ def test_files_are_hashed_once_before_they_are_read_and_must_not_change(encoder,
     assert by_pattern.digest == by_folder.digest
     assert by_folder.describe(4) == f"{paths[1]}: comparison 2"
 
-    def change(count):
+    def change(task, done, total, status=""):
         with paths[0].open("a") as file:
             file.write("\n")
 
@@ -196,7 +200,7 @@ def test_inputs_have_the_names_of_this_runs_files(encoder, tmp_path):
     first, second = write(tmp_path / "first.jsonl", 3), tmp_path / "second.jsonl"
     digest = encode_corpus([first], encoder, tmp_path / "data").digest
     first.rename(second)
-    reused = encode_corpus([second], encoder, tmp_path / "data", progress=lambda n: pytest.fail("it is encoded already"))
+    reused = encode_corpus([second], encoder, tmp_path / "data", progress=lambda *_: pytest.fail("it is encoded already"))
     assert (reused.digest, reused.inputs) == (digest, {str(second): sha256(second)})
     for corpus in (reused, open_corpus(tmp_path / "data", digest)):  # the other ranks open the data of rank 0
         assert corpus.describe(2) == f"{second}: comparison 3"

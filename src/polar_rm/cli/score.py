@@ -9,7 +9,7 @@ import typer
 
 from polar_rm.cli.options import DATA, BadRows, Device, ModelDir, Precision, RowTokens, StripPrompt, verb
 from polar_rm.cli.output import message, messages, report_bad
-from polar_rm.common.progress import status_line
+from polar_rm.common.progress import show_progress
 from polar_rm.rewards.transforms import ItemTransform
 
 _Source = Annotated[
@@ -51,7 +51,7 @@ def score(
     from polar_rm.common.locks import owned
     from polar_rm.model.devices import claim_device, dtype_name
     from polar_rm.model.reward_model import RewardModel
-    from polar_rm.records import OnBadRow, find_file, side_file
+    from polar_rm.records import OnBadRow, count_rows, find_file, side_file
     from polar_rm.rewards.scale import Scale
     from polar_rm.rewards.transforms import check_transform
     from polar_rm.scoring.files import check_places, score_file
@@ -73,16 +73,10 @@ def score(
             "strip_prompt": strip_prompt,
             **({} if transform == "raw" else {"transform": transform}),
         }
-        rows = 0
-        options: dict[str, Any] = {
-            "identity": identity,
-            "transform": transform,
-            "scale": scale,
-            "row_tokens": row_tokens,
-            "on_bad_row": bad,
-        }
-        with status_line(messages, "scoring") as show:
-            for rows in score_file(reward_model, source, target, **options):
-                show(f"scoring: {rows:,} items")
+        rows, total = 0, count_rows(source)
+        options: dict[str, Any] = {"transform": transform, "scale": scale, "row_tokens": row_tokens, "on_bad_row": bad}
+        with show_progress(messages, lines=True, unit="items") as progress:
+            for rows in score_file(reward_model, source, target, identity=identity, **options):
+                progress("scoring", rows, max(total, rows) if total else None)
     message(f"{rows:,} items scored into {target}")
     report_bad(bad)

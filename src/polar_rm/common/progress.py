@@ -47,20 +47,42 @@ def silent(task: str, done: int, total: int | None, status: str = "") -> None:
 
 
 @contextmanager
-def show_progress(console: Console, *, lines: bool = False) -> Iterator[Progress]:
-    """A :class:`Progress` that draws a bar for each task. lines: in logs, where bars don't show, print a line now and then."""
-    log = progress_lines(console) if lines else None
+def show_progress(console: Console, *, lines: bool = False, unit: str = "", enabled: bool = True) -> Iterator[Progress]:
+    """A :class:`Progress` that draws a bar for each task.
+
+    lines: in logs, where bars don't show, print a line now and then. unit: what tasks count; their speed is shown then, such as
+    ``12.3 items/s``. enabled: show nothing if False, such as on other ranks.
+    """
+    log = progress_lines(console) if lines and enabled else None
+    speeds: dict[str, _Speed] = {}
     tasks: dict[str, rich_progress.TaskID] = {}
-    with progress_bar(console, enabled=not lines or console.is_terminal) as bar:
+    with progress_bar(console, enabled=enabled and (not lines or console.is_terminal)) as bar:
 
         def show(task: str, done: int, total: int | None, status: str = "") -> None:
             if task not in tasks:
                 tasks[task] = bar.add_task(task, total=total, status="")
+                speeds[task] = _Speed(done)
+            status = ", ".join(filter(None, (speeds[task].text(done, unit), status)))
             bar.update(tasks[task], completed=done, total=total, status=status)
             if log:
-                log(task, f"{done}/{total}{f', {status}' if status else ''}")
+                count = f"{done:,}" if total is None else f"{done}/{total}"
+                log(task, f"{count}{f', {status}' if status else ''}")
 
         yield show
+
+
+class _Speed:
+    """The mean speed of a task since its first count: what an earlier run did is not counted."""
+
+    def __init__(self, done: int) -> None:
+        self._first, self._since = done, time.monotonic()
+
+    def text(self, done: int, unit: str) -> str:
+        seconds = time.monotonic() - self._since
+        if not unit or done == self._first or seconds <= 0:
+            return ""
+        speed = (done - self._first) / seconds
+        return f"{speed:,.0f} {unit}/s" if speed >= 100 else f"{speed:.3g} {unit}/s"
 
 
 def progress_bar(console: Console, *, enabled: bool = True) -> rich_progress.Progress:

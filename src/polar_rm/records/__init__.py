@@ -10,6 +10,7 @@ from polar_rm.records.copies import is_copy
 from polar_rm.records.finding import SUFFIXES, DataFiles, check_not_output, find_file, find_files, survey_files
 from polar_rm.records.reading import (
     Source,
+    count_rows,
     read_comparisons,
     read_items,
     read_numbered_comparisons,
@@ -58,6 +59,7 @@ __all__ = [
     "Wrapper",
     "check",
     "check_not_output",
+    "count_rows",
     "dump_json",
     "find_file",
     "find_files",

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from polar_rm.errors import BadRow, PolarError
 from polar_rm.records.bad_rows import OnBadRow
 from polar_rm.records.finding import find_files, suffix_of
@@ -55,6 +58,20 @@ def read_items(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[S
 def read_numbered_items(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, ScoreItem]]:
     """Read items with their row numbers, which have gaps where bad rows are skipped."""
     return read_rows(source, lambda row, rules: to_item(row, rules=rules), on_bad_row)
+
+
+def count_rows(file: str | Path) -> int | None:
+    """Roughly how many rows a file has, where that is cheap: lines of JSON lines, or the footer of Parquet. None elsewhere."""
+    suffix = suffix_of(Path(file))
+    if suffix in (".jsonl", ".ndjson"):
+        with Path(file).open("rb") as opened:
+            return sum(block.count(b"\n") for block in iter(lambda: opened.read(1 << 20), b""))
+    if suffix == ".parquet":
+        try:
+            return int(pq.read_metadata(file).num_rows)
+        except (OSError, pa.ArrowException):  # whoever reads the rows says what is wrong
+            return None
+    return None
 
 
 def read_trajectories(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[Trajectory]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from polar_rm.common.checksums import check_files, describe_files, read_sealed, write_sealed
 from polar_rm.common.files import disk_refusal, sha256, sync, temporary_path
 from polar_rm.common.iteration import windows
+from polar_rm.common.progress import Progress, silent
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import Damaged, PolarError
@@ -114,14 +115,14 @@ def encode_corpus(
     on_bad_row: OnBadRow | None = None,
     empty_reference: bool = False,
     outputs: Sequence[Path] = (),
-    progress: Callable[[int], None] = lambda n: None,
+    progress: Progress = silent,
     report: Callable[[str], None] = lambda message: None,
 ) -> EncodedCorpus:
     """Encode files of comparisons into ``folder``, or open the data that an earlier run with the same input and encoder wrote.
 
     paths: files, folders or patterns. on_bad_row: afterwards it has the count, notes and side file of the encoding, even of an
     earlier run's. empty_reference: train without references (the paper's "w/o reference" ablation). outputs: files and folders
-    that the run writes; they are refused as data. progress: called with the number of encoded comparisons. report: called with a
+    that the run writes; they are refused as data. progress: of the task ``encoding``, in comparisons. report: called with a
     message if the data of an earlier run is damaged; it is then encoded again.
 
     Raises:
@@ -205,7 +206,7 @@ def _encode(
     target: Path,
     on_bad_row: OnBadRow | None,
     empty_reference: bool,
-    progress: Callable[[int], None],
+    progress: Progress,
 ) -> list[int]:
     """Write the Arrow file, under a temporary name until it is complete and on the disk; returns the comparisons of each file."""
     counts = [0] * len(files)
@@ -222,7 +223,7 @@ def _encode(
                     while len(trees) >= _ROWS_PER_BATCH:
                         writer.write_batch(_batch(trees[:_ROWS_PER_BATCH]))
                         trees = trees[_ROWS_PER_BATCH:]
-                    progress(sum(counts))
+                    progress("encoding", sum(counts), None)
             if trees:
                 writer.write_batch(_batch(trees))
         if not sum(counts):

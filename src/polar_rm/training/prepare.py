@@ -14,7 +14,7 @@ from rich.console import Console
 
 from polar_rm.common.files import sha256, temporary_path
 from polar_rm.common.manifests import check_manifest
-from polar_rm.common.progress import plain_console, say, status_line
+from polar_rm.common.progress import plain_console, say, show_progress
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import ConfigError, Damaged, PolarError
 from polar_rm.model.blueprint import (
@@ -142,7 +142,7 @@ def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path],
     for path in paths:
         check_manifest(path)
     bad = OnBadRow(config.on_bad_row, side_file(config.output / name), strip_prompt=config.data.strip_prompt)
-    with status_line(console, f"encoding {name} data") as show:
+    with show_progress(console, lines=True, unit="comparisons") as progress:
         corpus = encode_corpus(
             paths,
             encoder,
@@ -150,7 +150,7 @@ def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path],
             on_bad_row=bad,
             empty_reference=config.data.reference == "empty",
             outputs=[config.output],
-            progress=lambda n: show(f"encoding {name} data: {n:,} comparisons"),
+            progress=lambda task, done, total, status="": progress(f"{task} {name} data", done, total, status),
             report=lambda message: say(console, message),
         )
     if bad.count:

@@ -17,7 +17,7 @@ from rich.console import Console
 from polar_rm.common import provenance
 from polar_rm.common.files import write_json
 from polar_rm.common.locks import owned
-from polar_rm.common.progress import plain_console, progress_bar, say
+from polar_rm.common.progress import plain_console, say, show_progress
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import ConfigError, NonFinite
 from polar_rm.model.devices import compute_dtype
@@ -86,9 +86,10 @@ class Trainer:
         sinks = metrics.open_sinks(config, self.step, self.last_line, self._report) if self.world.is_main else []
         steps = batches(len(self.train_set), plan.batch_size, seed=config.seed, start_step=self.step)
         peak = metrics.peak_flops(self.world.device, self.compute)
-        with progress_bar(self.console, enabled=self.world.is_main) as bar, stop_signals() as stop:
+        showing = show_progress(self.console, lines=True, unit="steps", enabled=self.world.is_main)
+        with showing as progress, stop_signals() as stop:
             self.world.set_stop(lambda: stop.requested)
-            task = bar.add_task(config.output.name, total=plan.steps, completed=self.step, status="")
+            progress(config.output.name, self.step, plan.steps)
             while self.step < plan.steps:
                 start = time.perf_counter()
                 values = self.optimize(next(steps).tolist())
@@ -102,7 +103,8 @@ class Trainer:
                 self.last_line = {"step": self.step, **values}
                 for sink in sinks:
                     sink.write(self.step, values)
-                bar.update(task, completed=self.step, status=f"loss {values['loss']:.3f} acc {values['accuracy']:.3f}")
+                status = f"loss {values['loss']:.3f}, accuracy {values['accuracy']:.3f}"
+                progress(config.output.name, self.step, plan.steps, status)
                 stopping = any(self.world.sum([float(stop.requested)]))
                 if (config.checkpoint_every and self.step % config.checkpoint_every == 0) or last or stopping:
                     for sink in sinks:

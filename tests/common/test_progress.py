@@ -1,0 +1,65 @@
+"""What a terminal shows of a long job, and what a log does."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+
+from polar_rm.common import progress as module
+from polar_rm.common.progress import plain_console, show_progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def console(*, terminal):
+    made = plain_console()
+    made.file, made.width = io.StringIO(), 200
+    made._force_terminal = terminal
+    return made
+
+
+def shown(made):
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", made.file.getvalue())
+
+
+def run(made, clock, **options):
+    with show_progress(made, **options) as progress:
+        for done, total, status in ((1000, 4000, ""), (1500, 4000, "loss 0.5"), (1600, 4000, ""), (4000, 4000, "loss 0.4")):
+            progress("scoring", done, total, status)
+            clock[0] += 4.0
+
+
+def test_a_log_gets_a_line_now_and_then_with_the_speed_since_this_run_began(clock):
+    made = console(terminal=False)
+    run(made, clock, lines=True, unit="items")
+    # After 0, 4, 8 and 12 s; a line at most every 5 s. 600 items in 8 s, where 1,000 of them were there.
+    assert shown(made) == "scoring: 1000/4000\nscoring: 1600/4000, 75 items/s\n"
+
+
+def test_a_terminal_gets_a_bar_with_speed_and_time_left(clock):
+    made = console(terminal=True)
+    run(made, clock, lines=True, unit="items")
+    last = shown(made).rstrip().splitlines()[-1]
+    assert "4000/4000" in last and "eta" in last and last.endswith("250 items/s, loss 0.4")
+    assert "scoring: " not in shown(made)
+
+
+def test_an_unknown_total_is_a_count(clock):
+    made = console(terminal=False)
+    with show_progress(made, lines=True) as progress:
+        progress("encoding", 12345, None)
+    assert shown(made) == "encoding: 12,345\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_other_ranks_show_nothing(clock, terminal):
+    made = console(terminal=terminal)
+    run(made, clock, lines=True, unit="items", enabled=False)
+    assert made.file.getvalue() == ""
