@@ -16,6 +16,7 @@ from polar_rm.errors import PolarError, ScoreError
 from polar_rm.evaluation.contenders import Given
 from polar_rm.evaluation.contenders.baselines import Length
 from polar_rm.evaluation.contenders.stored import Stored
+from polar_rm.evaluation.pairs import NotedScores
 from polar_rm.records import Comparison, OnBadRow
 
 DATA = shortcuts.comparisons(40)
@@ -233,3 +234,24 @@ def test_table_sentences_page_and_plot(tmp_path):
     write_plot(tmp_path / "plot.svg", result.report)
     drawn = (tmp_path / "plot.svg").read_text()
     assert all(label in drawn for label in ("halved ≥ 0.6", "threshold", "failed"))
+
+
+def test_altered_answers_that_an_encoder_makes_equal_say_nothing():
+    """The encoder of this scorer keeps 300 characters: an end that is repeated, or a plea, may lie beyond."""
+
+    class Cut:
+        def score_comparisons(self, comparisons):
+            for each in comparisons:
+                kept = [text[:300] for text in each.candidates]
+                notes = [("tied",) if kept.count(text) > 1 else () for text in kept]
+                yield NotedScores([shortcuts.cosine(each.reference, text) for text in kept], notes)
+
+    result = audit(Cut(), DATA, thresholds=Thresholds(prompts=1), resamples=10)
+    found = {each["probe"]: each["n_pairs"] for each in result.report["findings"]}
+    best, worst = ([each.candidates[each.ranks.index(rank)] for each in DATA] for rank in (0, 1))
+    assert 5 < found["looped"] < 35 and 5 < found["injected"] < 35
+    assert found["looped"] == sum(len(text) < 300 for text in best)
+    assert found["injected"] == sum(len(text) < 300 for text in worst)
+    assert found["halved"] == sum(half(text) != text[:300] and len(half(text)) < 300 for text in best)
+    assert found["pasted"] == found["empty"] == 40
+    assert any("altered answers were left out: the encoder cuts them" in line for line in result.report["warnings"])

@@ -123,7 +123,9 @@ def test_of_three_ranks_the_best_becomes_the_reference_and_a_candidate_no_more(t
         {"prompt": "p", "candidates": ["worst", "best", "middle"], "ranks": [2, 0, 1]},
         {"prompt": "q", "candidates": ["a", "b", "c"], "ranks": [0, 0, 1]},
     ]
-    first, second = made(config(tmp_path, *rows))
+    report = make_references(config(tmp_path, *rows))
+    first, second = read_comparisons(report.path)
+    assert (report.counts["from_row"], report.counts["copies"]) == (2, 0)
     assert (first.reference, first.candidates, first.ranks) == ("best", ("worst", "middle"), (2, 1))
     assert (second.reference, second.candidates, second.ranks) == ("a", ("b", "c"), (0, 1))
     two = {"prompt": "p", "candidates": ["a", "b", "c"], "ranks": [0, 1, 1]}  # without its best there is nothing to compare

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from polar_rm.audit.probes import PROBES, Answers
 from polar_rm.audit.report import SCHEMA, AuditReport, Finding
-from polar_rm.audit.streams import ALTERED, Seen, Streams
+from polar_rm.audit.streams import ALTERED, Bools, Seen, Streams
 from polar_rm.audit.thresholds import Thresholds
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import Progress, silent
@@ -69,9 +69,25 @@ def audit(
     pairs = seen.survey.pairs
     correct = {name: PairScores(pairs, {name: each}).correct(name) for name, each in scores.items() if name != "altered"}
     altered = scores["altered"].values.reshape(-1, len(ALTERED))
-    answers = Answers(streams.takes_reference, seen, correct, altered, limits, resamples, seed)
+    usable = seen.usable & ~_made_equal(scores["altered"])
+    answers = Answers(streams.takes_reference, replace(seen, usable=usable), correct, altered, limits, resamples, seed)
     findings = [probe.find(answers) for probe in PROBES]
-    return AuditResult(_report(who, streams, seen, findings, limits, scores["given"], seed), answers, streams)
+    report = _report(who, streams, seen, findings, limits, scores["given"], seed)
+    if lost := int(seen.usable.sum() - usable.sum()):
+        report["warnings"].append(
+            f"{lost:,} altered answers were left out: the encoder cuts them to a text that is asked about, too"
+        )
+    return AuditResult(report, answers, streams)
+
+
+def _made_equal(scores: Scores) -> Bools:
+    """The altered answers that the contender's encoder makes equal to another, for example by its limit on length. That they tie
+    says nothing. bool [n_comparisons, len(ALTERED)]; the two answers as they are always count."""
+    marks = scores.marks if scores.marks is not None and "tied" in scores.kinds else np.zeros(len(scores.values), np.uint16)
+    bit = scores.kinds.index("tied") if "tied" in scores.kinds else 0
+    equal: Bools = (marks >> bit & 1).astype(np.bool_).reshape(-1, len(ALTERED))
+    equal[:, [ALTERED.index("better"), ALTERED.index("worse")]] = False
+    return equal
 
 
 def _ask(who: Contender, streams: Streams, seen: Seen, progress: Progress) -> dict[str, Scores]:

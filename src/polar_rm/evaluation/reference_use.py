@@ -175,7 +175,7 @@ def use_table(use: ReferenceUse) -> Table:
         for mode, each in found["accuracy"].items():
             word, gap = gaps.get(mode, ("", None))
             reference = mode if found["takes_reference"] else "does not take a reference"
-            rows.append([name, reference, measure(each), gap_text(gap) if gap else "", word])
+            rows.append([name, reference, measure(each), gap_text(gap) if gap else "", word if gap else ""])
     return Table("accuracy by reference", ["contender", "reference", "accuracy", "given minus it", "called"], rows)
 
 

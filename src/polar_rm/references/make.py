@@ -15,7 +15,7 @@ from polar_rm.errors import BadRow
 from polar_rm.records import Comparison, InvalidRecord, Text, dump_json, flatten, is_copy, read_trajectories
 from polar_rm.references.answers import Answers
 from polar_rm.references.config import FromColumn, FromPolicy, FromSibling, ReferencesConfig
-from polar_rm.references.rows import Referenced, Row, Rows
+from polar_rm.references.rows import Referenced, Row, Rows, answers_of
 from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.prompts import PromptRows
 from polar_rm.sampling.runner import run_sampling
@@ -58,7 +58,7 @@ def referenced(rows: Rows, config: ReferencesConfig, find: Find, counts: Counts)
         is_kept = row.is_done and not isinstance(config.reference, FromColumn)
         counts.kept += is_kept
         counts.made += not is_kept
-        counts.copies += any(is_copy(flatten(found.reference or ""), flatten(text)) for text in row.answers)
+        counts.copies += any(is_copy(flatten(found.reference or ""), flatten(text)) for text in answers_of(found))
         yield found
 
 

@@ -55,13 +55,8 @@ class Row:
 
     @property
     def answers(self) -> tuple[Text, ...]:
-        """The answers that a reference must not equal."""
-        match self.record:
-            case Comparison():
-                return self.record.candidates
-            case ScoreItem():
-                return (self.record.output,)
-        return ()
+        """The answers that a reference should not equal."""
+        return answers_of(self.record)
 
     def with_reference(self, reference: Text, protocol: str, **facts: Any) -> Referenced:
         """The record with a reference; facts: further metadata about it.
@@ -71,6 +66,16 @@ class Row:
         """
         metadata = {**self.record.metadata, PROTOCOL_FIELD: protocol, **facts}
         return check(replace(self.record, reference=reference, metadata=metadata))
+
+
+def answers_of(record: Referenced) -> tuple[Text, ...]:
+    """The answers that are held against a record's reference."""
+    match record:
+        case Comparison():
+            return record.candidates
+        case ScoreItem():
+            return (record.output,)
+    return ()
 
 
 class Rows:
