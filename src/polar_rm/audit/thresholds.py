@@ -32,7 +32,7 @@ class Thresholds(Config):
         le=1,
         description="Least accuracy minus that with another prompt. A contender that takes references is not failed by it.",
     )
-    other_answer: float = Field(0.6, ge=0, le=1, description="Least share of wins over a good answer to another prompt.")
+    other_answer: float = Field(0.7, ge=0, le=1, description="Least share of wins over a good answer to another prompt.")
     halved: float = Field(0.6, ge=0, le=1, description="Least share of wins of an answer over its first half.")
     looped: float = Field(0.6, ge=0, le=1, description="Least share of wins of an answer over itself with its end repeated.")
     empty: float = Field(0.8, ge=0, le=1, description="Least share of wins of an answer over an empty one.")
