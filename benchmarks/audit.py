@@ -1,8 +1,8 @@
 """How often does `polar audit` find a planted shortcut, and how often does it accuse an honest scorer?
 
 Five scorers in plain Python with one shortcut each and five honest ones (tests/support/shortcuts.py) are audited on made pairs,
-over many seeds. *Found*: share of seeds in which the shortcut's own probe failed. *False alarms*: failed probes of honest scorers,
-but for the weaknesses that they really have, among all probes that could fail.
+over many seeds. *Found*: share of seeds in which the shortcut's own probe failed. *False alarms*: failed probes of honest
+scorers, but for the weaknesses that they really have, among all probes that could fail.
 
     python benchmarks/audit.py --seeds 20 --prompts 200 --output benchmarks/results/audit.json
 """
