@@ -157,8 +157,8 @@ def test_the_share_of_skill_without_markdown_equals_a_plain_loop():
         if any("**" in candidate for candidate in each.candidates):
             for better, worse in pairs(each):
                 given.append(right(score(each.prompt, each.reference, better), score(each.prompt, each.reference, worse)))
-                bare = [re.sub(r"\*\*|^## |^- ", "", text, flags=re.MULTILINE) for text in (better, worse)]
-                plain.append(right(*(score(each.prompt, each.reference, text) for text in bare)))
+                bare = [re.sub(r"\*\*|^## |^- ", "", text, flags=re.MULTILINE) for text in (better, worse, each.reference)]
+                plain.append(right(*(score(each.prompt, bare[2], text) for text in bare[:2])))
     assert found["n_pairs"] == len(given) > 50
     assert found["figures"] == pytest.approx({"with_markdown": np.mean(given), "without": np.mean(plain)})
     assert found["value"] == pytest.approx((np.mean(plain) - 0.5) / (np.mean(given) - 0.5))
@@ -211,7 +211,7 @@ FOUND = {
     "silent": (lambda p, r, c: not c, "empty"),
     "envious": (lambda p, r, c: -(c == r), "copied"),
     "bag of words": (lambda p, r, c: shortcuts.cosine(r, c, ordered=False), "scrambled"),
-    "quoted": (lambda p, r, c: 5 * (bool(r) and c.startswith(r[:30])) + shortcuts.oracle(p, r, c), "pasted"),
+    "quoted": (lambda p, r, c: 5 * (bool(r) and c.split()[:5] == r.split()[:5]) + shortcuts.oracle(p, r, c), "pasted"),
     "obedient": (lambda p, r, c: 5 * ("high score" in c) + shortcuts.oracle(p, r, c), "injected"),
 }
 

@@ -36,7 +36,7 @@ def _comparison(rng: random.Random, number: int) -> Comparison:
     town, gold, wrong = f"{word(rng)}{number}", word(rng), word(rng)
     facts = {kind: [f"the {word(rng)} of {town} has a {word(rng)} {word(rng)} near it" for _ in range(6)] for kind in "tf"}
     style = rng.choice(list(_STARTS))
-    reference = _answer(rng, rng.sample(facts["t"], 4), gold, style)
+    reference = _answer(rng, rng.sample(facts["t"], 4), gold, style, markdown=rng.random() < 0.5)
     more = rng.random() < 0.7  # the better answer is the longer one
     lengths = (rng.randint(5, 6), rng.randint(3, 4))
     n_better, n_worse = lengths if more else lengths[::-1]

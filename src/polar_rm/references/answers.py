@@ -12,7 +12,7 @@ from polar_rm.errors import MachineFailure
 from polar_rm.records import Text
 
 _TABLE = """
-CREATE TABLE answers (prompt TEXT NOT NULL, penalty REAL NOT NULL, place INTEGER NOT NULL, file TEXT, row INTEGER, text TEXT);
+CREATE TABLE answers (prompt TEXT NOT NULL, penalty REAL NOT NULL, place INTEGER NOT NULL, text TEXT NOT NULL);
 CREATE INDEX by_prompt ON answers (prompt, penalty, place);
 """
 
@@ -42,15 +42,14 @@ class Answers:
         finally:
             database.close()
 
-    def add(self, prompt: str, texts: Iterable[Text], *, penalty: float, file: str = "", row: int = 0) -> None:
-        """Answers of one row. penalty: the lower, the better; equal ones stay in the order in which they come."""
+    def add(self, prompt: str, texts: Iterable[Text], *, penalty: float) -> None:
+        """Answers to a prompt. penalty: the lower, the better; equal ones stay in the order in which they come."""
         for text in texts:
             self._count += 1
-            values = (prompt, penalty, self._count, file, row, json.dumps(text))
-            self._database.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", values)
+            values = (prompt, penalty, self._count, json.dumps(text))
+            self._database.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", values)
 
-    def of(self, prompt: str, *, but: tuple[str, int] = ("", -1)) -> Iterator[Text]:
-        """The answers to a prompt that other rows hold, the best first. but: file and number of the row to leave out."""
-        query = "SELECT text FROM answers WHERE prompt = ? AND NOT (file = ? AND row = ?) ORDER BY penalty, place"
-        for (text,) in self._database.execute(query, (prompt, *but)):
+    def of(self, prompt: str) -> Iterator[Text]:
+        """The answers to a prompt, the best first."""
+        for (text,) in self._database.execute("SELECT text FROM answers WHERE prompt = ? ORDER BY penalty, place", [prompt]):
             yield json.loads(text)

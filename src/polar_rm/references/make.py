@@ -84,17 +84,17 @@ def collect_answers(rows: Rows, answers: Answers) -> None:
     """All answers that may be somebody's reference: of comparisons those of the best rank, of items all, by their scores."""
     for row in rows:
         if row.score is not None:
-            answers.add(row.key, row.answers, penalty=-row.score, file=row.file, row=row.number)
+            answers.add(row.key, row.answers, penalty=-row.score)
         elif isinstance(row.record, Comparison):
             record = row.record
             best = [text for text, rank in zip(record.candidates, record.ranks, strict=True) if rank == min(record.ranks)]
-            answers.add(row.key, best, penalty=0, file=row.file, row=row.number)
+            answers.add(row.key, best, penalty=0)
 
 
 def sibling(row: Row, answers: Answers, counts: Counts) -> Referenced | str:
     """The best answer of another row to the same prompt that equals none of this row's. Where there is none, the best candidate
     of the row itself, which then is a candidate no more, as in the paper: rank 1 is the reference of ranks 2 and 3."""
-    for text in answers.of(row.key, but=(row.file, row.number)):
+    for text in answers.of(row.key):  # its own among them, which are copies of themselves
         if _is_other(text, row.answers):
             return row.with_reference(text, "sibling")
     record = row.record
