@@ -68,7 +68,7 @@ def main() -> None:
         "command": " ".join(["python benchmarks/audit.py", *sys.argv[1:]]),
         "commit": (made["git"] or {}).get("commit"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": platform.platform(),
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
     rows: list[dict[str, Any]] = []
     alarms, chances = 0, 0
