@@ -22,6 +22,7 @@ dist.init_process_group = lambda backend: init_process_group(backend, timeout=ti
 
 from polar_rm.cli.main import main  # noqa: E402
 from polar_rm.errors import Damaged, PolarError  # noqa: E402
+from polar_rm.model.blueprint import Blueprint  # noqa: E402
 from polar_rm.training import data, parallel, prepare, state, trainer  # noqa: E402
 
 
@@ -51,6 +52,10 @@ def killed_in_step_two(self, indices):
     return optimize(self, indices)
 
 
+def refused_load(*args, **kwargs):
+    raise PolarError("the weights are loaded")
+
+
 optimize = trainer.Trainer.optimize
 if FAULT == "slow-encode":
     prepare.encode_corpus = slowed(prepare.encode_corpus)
@@ -68,5 +73,7 @@ elif FAULT == "refused":
     trainer.Trainer.optimize = refused_in_step_two
 elif FAULT == "killed":
     trainer.Trainer.optimize = killed_in_step_two
+elif FAULT == "no-weights":
+    Blueprint.load = refused_load
 assert parallel.World
 main()

@@ -78,12 +78,12 @@ def test_the_other_rank_reports_a_dead_rank_in_one_line(tmp_path):
 @pytest.mark.slow
 def test_every_rank_reports_a_bad_row_and_no_model_is_loaded(tmp_path):
     config = runs.config(tmp_path)
-    (tmp_path / "lm/model.safetensors").unlink()
-    with (tmp_path / "train.jsonl").open("a") as rows:
-        rows.write("{}\n")
-    result = runs.run("pretrain", config, ranks=2)
-    lines = errors(result)
-    assert lines and all("train.jsonl: row 41" in line for line in lines), result.stderr
+    good = (tmp_path / "train.jsonl").read_text()
+    for content, message in ((good + "{}\n", "train.jsonl: row 41"), (good, "the weights are loaded")):
+        (tmp_path / "train.jsonl").write_text(content)
+        result = launch("no-weights", "pretrain", config)
+        lines = errors(result)
+        assert lines and all(message in line for line in lines), result.stderr
 
 
 @pytest.mark.slow
