@@ -204,7 +204,7 @@ def test_files_are_scored_with_transforms(calibrated, pairs, tmp_path):
     assert "anchor" not in rows["tanh"][0]
 
     bare = Scale()
-    for name, reason in (("probability", "needs a calibration card"), ("whiten", "depends on other rewards"), ("x", "unknown")):
+    for name, reason in (("probability", "needs a calibration card"), ("whiten", "needs all rewards"), ("x", "unknown")):
         with pytest.raises(PolarError, match=reason):
             next(score_file(model, tmp_path / "items.jsonl", tmp_path / "x.jsonl", identity={}, transform=name, scale=bare))
     write_records(tmp_path / "empty.jsonl", [*items[:2], ScoreItem("q", "", "a")])

@@ -318,7 +318,7 @@ def test_calibrate_then_score_with_probabilities(polar, model, tmp_path):
     pairs = write(tmp_path / "pairs.jsonl", *rows)
     items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "the fox", "output": "the fox"})
     score = ("score", "--model", folder, "--input", items, "--transform", "probability", "--output")
-    refused(polar(*score, "scores.jsonl"), "'probability' needs a calibration card", "polar calibrate MODEL PAIRS makes one")
+    refused(polar(*score, "scores.jsonl"), "'probability' needs a calibration card", "polar calibrate MODEL PAIRS writes one")
     code, shown, error = polar("calibrate", folder, pairs, "--json", "report.json", "--plot", "plot.svg")
     assert code == 0, error
     report = json.loads((tmp_path / "report.json").read_text())

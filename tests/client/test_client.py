@@ -110,7 +110,7 @@ def test_anchored_rewards_come_from_every_server(owner, tmp_path):
             outcomes = client.score([*items, ScoreItem("over", "", "fox")], anchored=True)
             plain, found, encoder = client.score(items), client.calibration(), client.encoder
     assert found.temperature == 100.0 and found.quantiles == card.quantiles
-    assert all(outcome.beside_anchor() == {} for outcome in plain)
+    assert all(outcome.anchor_fields() == {} for outcome in plain)
     assert outcomes[-1].code == "invalid_item" and "the reference is empty" in outcomes[-1].message
     for item, outcome in zip(items, outcomes[:-1], strict=True):
         own = fakes.fake_score(fakes.ids_of(replace(item, output=item.reference), encoder))

@@ -146,7 +146,7 @@ def test_a_proxy_is_used_only_where_it_may_be_and_messages_name_it(proxies, monk
     monkeypatch.setenv("no_proxy", "policies.invalid")
     assert "proxy" not in send("http://policies.invalid", proxies=True).message
     monkeypatch.setenv("http_proxy", "strange://127.0.0.1:9")
-    with pytest.raises(PolarError, match="can't be asked through the proxy strange://127.0.0.1:9 of the environment"):
+    with pytest.raises(PolarError, match="can't be requested through the proxy strange://127.0.0.1:9 of the environment"):
         send("http://policies.example", proxies=True)
 
 

@@ -1,4 +1,4 @@
-"""What a model's folder knows of its rewards' scale: whose it is, and what becomes of scored references."""
+"""The files of a model folder about the scale of its rewards: they belong to one model, and they anchor rewards."""
 
 import math
 
@@ -24,8 +24,8 @@ def folder(path, weights=b"a"):
     return path
 
 
-def test_both_files_are_of_one_model_and_no_weights_of_it(tmp_path):
-    """F11. What lies in the subfolder is no part of the model, neither for its identity nor for engines that load all weights."""
+def test_both_files_belong_to_one_model_and_are_not_part_of_its_weights(tmp_path):
+    """F11. Files in the subfolder change neither the model's identity nor the weights that engines load."""
     first, second = folder(tmp_path / "first"), folder(tmp_path / "second", b"b")
     assert Scale.load(first) == Scale()
     Uncertainty(np.asfortranarray(FACTOR), 0.25).save(first)
@@ -46,7 +46,7 @@ def test_both_files_are_of_one_model_and_no_weights_of_it(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["text", "no metadata", "vector", "not finite", "other type"])
-def test_damaged_files_are_told(tmp_path, damage):
+def test_damaged_files_are_reported(tmp_path, damage):
     path = folder(tmp_path / "model") / UNCERTAINTY
     path.parent.mkdir()
     factor = {
@@ -68,7 +68,7 @@ def test_features_of_another_width_are_refused():
         Uncertainty(FACTOR, 1.0).deviations(np.zeros((1, 3), np.float32))
 
 
-def test_outcomes_get_what_the_model_has():
+def test_outcomes_get_the_fields_that_the_model_supports():
     outcomes = [Reward(-1.0, 9), Failure("non_finite", "x"), Reward(0.5, 9), Reward(0.5, 9)]
     anchors = [Reward(1.0, 9), Reward(1.0, 9), Reward(0.5, 9), Failure("model_error", "y")]
     differences = np.array([[1, 1], [0, 0], [0, 0], [0, 0]], np.float32)
@@ -76,16 +76,16 @@ def test_outcomes_get_what_the_model_has():
     assert bare[:3] == [Reward(-1.0, 9, anchor=1.0), outcomes[1], Reward(0.5, 9, anchor=0.5)]
     assert bare[3] == Failure("model_error", "the reference itself: y")
     assert (bare[0].anchored, bare[2].anchored, Reward(1.0, 9).anchored) == (-2.0, 0.0, None)
-    whole = Scale(Calibration.from_rewards([0.0, 1.0], temperature=4.0), Uncertainty(FACTOR, 1.0)).anchor(
+    full = Scale(Calibration.from_rewards([0.0, 1.0], temperature=4.0), Uncertainty(FACTOR, 1.0)).anchor(
         outcomes, anchors, differences
     )
-    assert whole[0].probability == pytest.approx(1 / (1 + math.exp(0.5)))
-    assert whole[0].deviation == pytest.approx(math.sqrt(8))
-    assert (whole[2].probability, whole[2].deviation) == (0.5, 0.0)
+    assert full[0].probability == pytest.approx(1 / (1 + math.exp(0.5)))
+    assert full[0].deviation == pytest.approx(math.sqrt(8))
+    assert (full[2].probability, full[2].deviation) == (0.5, 0.0)
     assert Scale(Calibration.from_rewards([0.0, 1.0])).anchor(outcomes, anchors)[0].probability is None
 
 
-def test_anchors_are_references_as_candidates_once_a_group():
+def test_each_group_has_one_anchor_whose_candidate_is_the_reference():
     items = [ScoreItem("p", "r", "a"), ScoreItem("p", "s", "b"), ScoreItem("p", "r", "c"), ScoreItem("p", "r", "d", "pretrain")]
     anchors = [ScoreItem("p", "r", "r"), ScoreItem("p", "s", "s"), ScoreItem("p", "r", "r", "pretrain")]
     for empty in ("", " \n", [{"role": "assistant", "content": " "}]):
@@ -99,5 +99,5 @@ def test_anchors_are_references_as_candidates_once_a_group():
         assert outcomes[2] == Failure("non_finite", "the reference itself: z")
         assert outcomes[1].deviation == pytest.approx(math.hypot(2 * 8, 8 + 8))
     assert AnchoredItems.of([]).outcomes([], Scale()) == []
-    # What is no text is told where it is scored.
-    assert AnchoredItems.of([ScoreItem("p", None, "a")]).own == [0]
+    # Scoring reports a reference that is no text.
+    assert AnchoredItems.of([ScoreItem("p", None, "a")]).anchorable == [0]

@@ -88,8 +88,8 @@ def test_anchored_rewards_are_zero_at_the_reference_and_probabilities_one_half()
     rewards = [-1e6, -40.0, -1.0, 0.0, 2.0, 50.0, 1e6]
     [probabilities] = transform("probability", [rewards], card, [0.0])
     assert probabilities == sorted(probabilities) and probabilities[0] == 0.0 and probabilities[-1] == 1.0
-    [turned] = transform("probability", [[-reward for reward in rewards]], card, [0.0])
-    assert [1 - p for p in turned] == pytest.approx(probabilities)
+    [negated] = transform("probability", [[-reward for reward in rewards]], card, [0.0])
+    assert [1 - p for p in negated] == pytest.approx(probabilities)
     assert transform_one("probability", Reward(2.0, 1, anchor=0.0), card) == pytest.approx(1 / (1 + math.exp(-1)))
     assert transform_one("tanh", Reward(-10.0, 1)) == pytest.approx(math.tanh(-1))
     rewards = [[Reward(-1.0, 1, anchor=0.5), Reward(0.5, 1, anchor=0.5)], [], [Reward(3.0, 1, anchor=5.0)]]
@@ -97,18 +97,18 @@ def test_anchored_rewards_are_zero_at_the_reference_and_probabilities_one_half()
     assert transform_rewards("raw", [[Reward(2.0, 1)]]) == [[2.0]]
 
 
-def test_what_a_transform_lacks_is_told():
+def test_a_transform_names_its_missing_input():
     old, new = Calibration.from_rewards([1.0, 2.0]), Calibration.from_rewards([1.0, 2.0], temperature=1.0)
     for name in ("anchored", "probability"):
         with pytest.raises(PolarError, match=f"'{name}' needs the reward of each group's reference itself"):
             transform(name, GROUPS, new)
-    with pytest.raises(PolarError, match="'probability' needs a calibration card .*: polar calibrate MODEL PAIRS makes one"):
+    with pytest.raises(PolarError, match="'probability' needs a calibration card .*; polar calibrate MODEL PAIRS writes one"):
         check_transform("probability")
-    with pytest.raises(PolarError, match="'probability' needs a card with a temperature: polar calibrate"):
+    with pytest.raises(PolarError, match="'probability' needs a card with a temperature; polar calibrate"):
         check_transform("probability", old)
     with pytest.raises(PolarError, match="no temperature"):
         old.probability(1.0)
-    with pytest.raises(PolarError, match="'whiten' depends on other rewards.*; use raw, tanh, percentile, anchored, probability"):
+    with pytest.raises(PolarError, match="'whiten' needs all rewards of .*; use raw, tanh, percentile, anchored, probability"):
         transform_one("whiten", Reward(1.0, 1))
     with pytest.raises(PolarError, match="needs the reward of each group's reference"):
         transform_rewards("anchored", [[Reward(1.0, 1)]])
@@ -133,7 +133,7 @@ def test_invalid_input_is_refused(tmp_path):
             Calibration.load(tmp_path)
 
 
-def test_a_card_is_valid_for_its_own_model_only(tmp_path):
+def test_a_card_is_valid_for_its_model_only(tmp_path):
     """F11."""
     first, second = tmp_path / "first", tmp_path / "second"
     for folder, byte in ((first, b"a"), (second, b"b")):
@@ -150,7 +150,7 @@ def test_a_card_is_valid_for_its_own_model_only(tmp_path):
         Calibration.load(first)
 
 
-def test_a_whole_card_survives_saving_and_an_old_one_is_read_with_what_it_has(tmp_path):
+def test_a_card_survives_saving_and_a_card_of_an_earlier_version_is_read(tmp_path):
     anchored = Distribution.from_rewards([-3.0, -1.0])
     card = Calibration.from_rewards(
         [1.0, 2.0], anchored=anchored, temperature=1.5, n_pairs=7, n_prompts=3, ece_before=0.2, ece_after=0.01
@@ -162,8 +162,8 @@ def test_a_whole_card_survives_saving_and_an_old_one_is_read_with_what_it_has(tm
     assert values["schema"] == "polar-rm/calibration/2"
     old = {key: values[key] for key in ("n", "mean", "std", "quantiles", "encoder", "weights")}
     (tmp_path / "calibration.json").write_text(json.dumps(old))
-    read = Calibration.load(tmp_path)
-    assert read.percentile(1.5) == 0.5 and (read.temperature, read.anchored, read.ece_after) == (None, None, None)
+    loaded = Calibration.load(tmp_path)
+    assert loaded.percentile(1.5) == 0.5 and (loaded.temperature, loaded.anchored, loaded.ece_after) == (None, None, None)
 
 
 @pytest.mark.parametrize("position", [0, 3_020_000, 5_999_999])

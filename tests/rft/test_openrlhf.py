@@ -82,7 +82,7 @@ def test_rewards_are_transformed_on_request(url, reward_func, monkeypatch):
         monkeypatch.setenv("POLAR_TRANSFORM", name)
         reply = reward_func(*row)
         assert (reply["rewards"], reply["scores"]) == ([reward], scores)
-    for name, reason in (("probability", "needs a calibration card"), ("whiten", "depends on other rewards"), ("x", "unknown")):
+    for name, reason in (("probability", "needs a calibration card"), ("whiten", "needs all rewards"), ("x", "unknown")):
         monkeypatch.setenv("POLAR_TRANSFORM", name)
         with pytest.raises(PolarError, match=reason):
             reward_func(*row)

@@ -89,7 +89,7 @@ def test_scores_are_transformed_one_by_one(url):
         assert score(url=calibrated, transform="percentile")["score"] == card.percentile(reward)
     with pytest.raises(PolarError, match="'probability' needs a calibration card"):
         score(url=url, transform="probability")
-    with pytest.raises(PolarError, match="'group_zscore' depends on other rewards"):
+    with pytest.raises(PolarError, match="'group_zscore' needs all rewards"):
         score(url=url, transform="group_zscore")
 
 

@@ -1,4 +1,4 @@
-"""Made files in the schemas of published benchmarks, and their scores."""
+"""Synthetic files in the schemas of published benchmarks, and their scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from polar_rm.records import Comparison
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """As publishers ship them: Parquet, an array of JSON, or JSON lines, plain or compressed, by the name."""
+    """Write rows as publishers do: Parquet, a JSON array, or JSON lines, plain or compressed, by the suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(list(rows)), path)
@@ -30,17 +30,17 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def grid(text: str, steps: int = 4) -> float:
-    """A pseudo-random score of a text on a few steps, so that ties happen."""
+    """A pseudo-random score of a text, with few distinct values, so that ties occur."""
     return hashlib.sha256(text.encode()).digest()[0] % steps / 2
 
 
 def judge(comparisons: Iterable[Comparison], score: Callable[[str], float] = grid) -> list[Judged]:
-    """Each candidate scored by its text alone."""
+    """Score each candidate by its text alone."""
     return [Judged(each, tuple(float(score(text)) for text in each.candidates)) for each in comparisons]
 
 
 def measured(name: str, path: Path, score: Callable[[str], float] = grid) -> tuple[dict[str, float], SuiteResult]:
-    """The figures' values by name, and the result."""
+    """Return the figures' values by name, and the result."""
     suite = find_suite(name)
     result = suite.measure(judge(suite.read(path), score))
     values = {figure.name: figure.value for figure in result.figures}

@@ -79,7 +79,7 @@ def causal_lm(folder: Path, family: str = "llama", *, bos: bool = False, **chang
 def reward_model(
     folder: Path, family: str = "llama", *, head: bool = True, settings: EncoderSettings | None = None
 ) -> RewardModel:
-    """A reward model on a random language model. head: random scores instead of zeros, and the model passes for trained."""
+    """A reward model on a random language model. head: the head is random instead of zero, and the model counts as trained."""
     model = RewardModel.from_causal_lm(causal_lm(folder, family), settings=settings or EncoderSettings())
     if head:
         torch.nn.init.normal_(model.backbone.score.weight, generator=torch.Generator().manual_seed(1))

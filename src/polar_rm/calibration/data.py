@@ -127,15 +127,15 @@ def _score(scorer: Scorer, numbered: Sequence[tuple[int, Comparison]]) -> tuple[
     named = [(f"comparison {number}", item) for number, comparison in numbered for item in items_of(comparison)]
     items = [item for _, item in named]
     plan = AnchoredItems.of(items)
-    anchors = plan.to_score[len(plan.own) :]
+    anchors = plan.to_score[len(plan.anchorable) :]
     rewards, features = scorer.measure_window([*items, *anchors])
     for (name, _), reward in zip(named, rewards, strict=False):
         check_finite(reward, name)
     anchored = []
-    for index, anchor in zip(plan.own, plan.anchor_of, strict=True):
-        own = rewards[len(items) + anchor - len(plan.own)]
-        check_finite(own, f"the reference of {named[index][0]} as a candidate")
-        anchored.append(rewards[index].reward - own.reward)
+    for index, anchor in zip(plan.anchorable, plan.anchor_of, strict=True):
+        anchor_reward = rewards[len(items) + anchor - len(plan.anchorable)]
+        check_finite(anchor_reward, f"the reference of {named[index][0]} as a candidate")
+        anchored.append(rewards[index].reward - anchor_reward.reward)
     return [reward.reward for reward in rewards[: len(items)]], anchored, features[: len(items)]
 
 

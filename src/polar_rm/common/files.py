@@ -79,8 +79,9 @@ def write_file(path: str | Path, content: str | bytes) -> None:
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write to piece by piece, which becomes ``path`` when the block succeeds; as atomic and durable as
-    :func:`write_file`. A failure leaves what was there before.
+    """Open a file for writing that becomes ``path`` when the block succeeds. It is as atomic and durable as :func:`write_file`.
+
+    A failure leaves the existing file unchanged.
 
     Raises:
         PolarError: the disk is full or not writable.

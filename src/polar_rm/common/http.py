@@ -187,7 +187,7 @@ class Transport:
                 transport=client_transport,
             )
         except (ImportError, ValueError) as error:
-            raise PolarError(f"{url}: it can't be asked{self._via}: {error}") from None
+            raise PolarError(f"{url}: it can't be requested{self._via}: {error}") from None
 
     async def __aenter__(self) -> Self:
         return self

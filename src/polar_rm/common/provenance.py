@@ -15,7 +15,7 @@ _PACKAGES = ("polar-rm", "torch", "transformers", "tokenizers", "numpy", "pyarro
 def versions() -> dict[str, Any]:
     """Library versions, the git commit of the working directory (None outside a checkout) and the kind of machine.
 
-    torch is asked only if it is loaded already, so that verbs without torch need not load it for this.
+    torch is queried only if it is loaded already, so that commands without torch need not load it.
     """
     torch = sys.modules.get("torch")
     return {

@@ -74,7 +74,7 @@ def clean(text: str, finish_reason: str | None = None, rules: Cleaning | None = 
 
 
 def clean_all(texts: Sequence[str], finish_reasons: Sequence[str | None], rules: Cleaning) -> list[Cleaned]:
-    """:func:`clean` for many texts. Most have nothing to clean, which a test of many texts at a time finds out."""
+    """:func:`clean` for many texts. Most have nothing to clean, which one test of many texts at a time shows."""
     current, removed = list(texts), [dict[str, int]() for _ in texts]
     remaining = list(range(len(texts)))
     for _ in range(_ROUNDS):

@@ -28,14 +28,14 @@ def pick_device(name: str) -> str:
     """``cpu`` or ``cuda``; ``auto`` takes CUDA if there is a CUDA device.
 
     Raises:
-        PolarError: the name is another, or torch sees no CUDA device.
+        PolarError: the name is unknown, or torch sees no CUDA device.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise PolarError(f"unknown device {name!r}; known: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise PolarError("device cuda was asked for, but torch sees no CUDA device here")
+        raise PolarError("device cuda was requested, but torch sees no CUDA device")
     return name
 
 

@@ -27,7 +27,7 @@ from polar_rm.model.weights import LazyTensor, write_shards
 _TOKENIZER_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 HEAD = "head"
-"""The head, among the parts of a model that were never trained; the others are role tokens, by their texts."""
+"""The name of the head among the parts that were never trained. The other parts are role tokens, named by their texts."""
 
 
 def save_native(
@@ -38,8 +38,10 @@ def save_native(
     specials: Mapping[str, str],
     untrained: Sequence[str] = (),
 ) -> None:
-    """Write a complete checkpoint. weights: named as in the transformers model. specials: as in :func:`read_specials`.
-    untrained: as in :func:`native_config`."""
+    """Write a complete checkpoint.
+
+    weights: named as in the transformers model. specials: as in :func:`read_specials`. untrained: as in :func:`native_config`.
+    """
     tensors = {name: LazyTensor.of(tensor) for name, tensor in weights.items()}
     values = native_config(config.to_dict(), tensors, encoder, untrained)
     write_checkpoint(directory, values, tensors, tokenizer_files(encoder, specials))
@@ -65,10 +67,10 @@ def native_config(
 
 
 def read_untrained(directory: str | Path) -> tuple[str, ...]:
-    """Which parts of a saved model were never trained, see :func:`native_config`; none where nothing is recorded.
+    """The parts of a saved model that were never trained, as in :func:`native_config`; empty if none is recorded.
 
     Raises:
-        PolarError: ``config.json`` says it in another form.
+        PolarError: ``polar.untrained`` in ``config.json`` is not a list of texts.
     """
     path = Path(directory) / "config.json"
     section = read_json(path).get("polar")
@@ -82,10 +84,10 @@ def untrained_warning(name: str | Path, parts: Sequence[str]) -> str:
     """One line about a model's parts that were never trained."""
     tokens = [part for part in parts if part != HEAD]
     named = [*(["its head"] if HEAD in parts else []), *([f"its tokens {' and '.join(tokens)}"] if tokens else [])]
-    way_out = "fine-tune it on comparisons first"
+    advice = "fine-tune it on comparisons first"
     if HEAD not in parts:
-        way_out += ", or evaluate the ordinary reward model that it was made of with --model hf:FOLDER"
-    return f"{name}: {' and '.join(named)} were never trained, so its scores mean nothing: {way_out}"
+        advice += ", or evaluate the original reward model with --model hf:FOLDER"
+    return f"{name}: {' and '.join(named)} were never trained, so its scores mean nothing: {advice}"
 
 
 def write_checkpoint(

@@ -34,8 +34,8 @@ class RewardModel(nn.Module):
     ``backbone`` is the transformers ``*ForSequenceClassification`` model itself; none of its modules is replaced. Attention is
     the function that its config names. :mod:`polar_rm.model.skipping` attaches functions that skip or split work without a
     change of scores. The head and the scores are float32 whatever type the backbone computes in (open-instruct 1387).
-    ``untrained``: the parts that were never trained: :data:`polar_rm.model.native.HEAD`, and role tokens by their texts. It is
-    saved with the model.
+    ``untrained`` names the parts that were never trained: :data:`polar_rm.model.native.HEAD`, and role tokens by their texts. It
+    is saved with the model.
     """
 
     def __init__(self, backbone: PreTrainedModel, encoder: Encoder, specials: Mapping[str, str]) -> None:
@@ -131,7 +131,7 @@ class RewardModel(nn.Module):
             nn.init.zeros_(backbone.score.weight)
         blueprint.finish_config(backbone)
         model = cls(backbone, blueprint.encoder, blueprint.specials).to(device).eval()
-        # Models of earlier versions have no record, but a head of zeros was never trained.
+        # Earlier versions did not record untrained parts, but a head of zeros was never trained.
         is_zero = HEAD not in untrained and not backbone.score.weight.any()
         model.untrained = (HEAD, *untrained) if is_zero else untrained
         check_family(backbone, blueprint.encoder, str(blueprint.weights or backbone.config.model_type))
@@ -142,12 +142,12 @@ class RewardModel(nn.Module):
         return self.scores(self.features(row))
 
     def scores(self, features: torch.Tensor) -> torch.Tensor:
-        """What the head makes of features: float32 [n_candidates, hidden] -> float32 [n_candidates]."""
+        """The head's scores of features: float32 [n_candidates, hidden] -> float32 [n_candidates]."""
         scores: torch.Tensor = self.backbone.score(features)[:, 0]
         return scores.clone()  # FSDP2 registers its backward hook on the returned tensor, and warns about a view
 
     def features(self, row: PackedRow) -> torch.Tensor:
-        """What the head reads, at the score positions of all candidates, tree by tree: float32 [n_candidates, hidden]."""
+        """The head's inputs at the score positions of all candidates, tree by tree: float32 [n_candidates, hidden]."""
         output = self.backbone.base_model(
             input_ids=row.ids,
             attention_mask=_UNREAD_MASK,
@@ -170,12 +170,12 @@ class RewardModel(nn.Module):
         return tuple(part for part in self.untrained if part != HEAD)
 
     def mark_trained(self, *, embeddings: bool = True) -> None:
-        """Record that the head was trained, and with ``embeddings`` the role tokens too."""
+        """Record that the head was trained. embeddings: the embeddings of the role tokens were trained too."""
         self.untrained = () if embeddings else self.untrained_tokens
 
     @property
     def head(self) -> NDArray[np.float32]:
-        """The weights of the head: float32 [hidden]; a reward is their product with the features."""
+        """The head's weights, float32 [hidden]. A reward is their dot product with the features."""
         weight: torch.Tensor = self.backbone.score.weight
         values: NDArray[np.float32] = weight.detach()[0].float().cpu().numpy()
         return values

@@ -10,7 +10,7 @@ from pydantic.functional_validators import WrapValidator
 
 from polar_rm.protocols.base import BadReply, FirstError, Protocol, explain, few_keys, finite, number
 from polar_rm.records import ScoreItem, Text
-from polar_rm.rewards.outcomes import BESIDE_ANCHOR, Cut, Failure, Note, Outcome, Reward
+from polar_rm.rewards.outcomes import ANCHOR_FIELDS, Cut, Failure, Note, Outcome, Reward
 from polar_rm.rewards.transforms import Transform, needs_anchors
 
 # The keys of a message that a score can depend on.
@@ -255,7 +255,7 @@ def group_reply(index: int, group: list[Outcome] | Failure, scores: Sequence[flo
             continue
         cut = {"prompt": outcome.cut.prompt, "reference": outcome.cut.reference, "output": outcome.cut.output}
         score = {"reward": outcome.reward, "score": next(remaining), "n_tokens": outcome.n_tokens, "cut": cut}
-        rows.append({"index": output_index, **score, "notes": list(outcome.notes), **outcome.beside_anchor()})
+        rows.append({"index": output_index, **score, "notes": list(outcome.notes), **outcome.anchor_fields()})
     return {"index": index, "outputs": rows}
 
 
@@ -268,7 +268,7 @@ def _outcome(row: dict[str, Any]) -> Outcome:
     notes = row.get("notes", [])  # earlier servers send none
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise ValueError
-    anchor, probability, deviation = (None if row.get(name) is None else number(row[name]) for name in BESIDE_ANCHOR)
+    anchor, probability, deviation = (None if row.get(name) is None else number(row[name]) for name in ANCHOR_FIELDS)
     return Reward(reward, int(row["n_tokens"]), Cut(**row["cut"]), tuple(notes), anchor, probability, deviation)
 
 

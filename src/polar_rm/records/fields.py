@@ -89,17 +89,17 @@ class Fields:
             return [self._text(f"{name}[{i}]", each) for i, each in enumerate(value)]
         return [self._text(name, value)]
 
-    def strings(self, name: str, least: int = 1) -> list[str]:
-        """A list of at least ``least`` strings, each unchanged: none is read as messages."""
-        values = self.values(name, f"a list of at least {least} string{'s' if least > 1 else ''}", least)
+    def strings(self, name: str, minimum: int = 1) -> list[str]:
+        """A list of at least ``minimum`` strings. Each stays unchanged; none is read as messages."""
+        values = self.values(name, f"a list of at least {minimum} string{'s' if minimum > 1 else ''}", minimum)
         for i, value in enumerate(values):
             _check_string(f"{name}[{i}]", value)
         return values
 
-    def values(self, name: str, expected: str = "a list", least: int = 0) -> list[Any]:
-        """A list of at least ``least`` values of any kind. expected: what it should be, for the message."""
+    def values(self, name: str, expected: str = "a list", minimum: int = 0) -> list[Any]:
+        """A list of at least ``minimum`` values of any type. expected: a description of the list, for the message."""
         values = self._list(name, self._pop(name, expected), expected)
-        if len(values) < least:
+        if len(values) < minimum:
             raise InvalidRecord(name, f"{expected}, not {len(values)}")
         return list(values)
 

@@ -114,7 +114,7 @@ def check_names(path: Path, names: list[str]) -> None:
 
 
 MAX_COLUMNS = 10_000
-"""The most columns that a table may have. Every row keeps all columns that it does not use as metadata."""
+"""The maximum number of columns in a table. Every row keeps all columns that it does not use as metadata."""
 
 
 def _array_rows(path: Path) -> Rows:

@@ -118,9 +118,9 @@ def read_texts(source: Source, column: str, on_bad_row: OnBadRow | None = None) 
 
 
 def read_rows(source: Source, convert: _Convert[T], on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, T]]:
-    """Yield what ``convert`` makes of each row, with the row's number: for files of another schema than ours.
+    """Read the rows of a file with another schema than ours: yield each row's number and the result of ``convert``.
 
-    convert: of the row and how it is read; it raises :class:`InvalidRecord` where the row is not what it should be. Errors as in
+    convert: gets the row and the rules for reading it, and raises :class:`InvalidRecord` for an invalid row. Errors as in
     :func:`read_comparisons`.
     """
     bad = on_bad_row or OnBadRow()

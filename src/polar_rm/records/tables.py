@@ -19,7 +19,7 @@ from polar_rm.records.lines import Rows, check_names
 from polar_rm.records.types import Comparison, Record, ReferencedPrompt, ScoreItem, Trajectory
 from polar_rm.records.values import MAX_TEXT_CHARACTERS as MAX_ROW_BYTES
 
-_BATCH_ROWS = 256  # the most rows in memory at a time
+_BATCH_ROWS = 256  # the maximum number of rows in memory
 _BATCH_BYTES = 64 << 20  # uncompressed, on average over a file
 # Bytes of a dictionary page, which holds the distinct values of a column. Writers end it at about 1 MiB, give or take a thousand
 # values.

@@ -20,11 +20,11 @@ class InvalidRecord(Exception):
 
 
 MAX_TEXT_CHARACTERS = 32 << 20
-"""The most characters of one text, and the most bytes of one row in a text file. Models read 16,384 tokens; a longer text comes
-from a damaged or hostile file."""
+"""The maximum number of characters in one text, and of bytes in one row of a text file. Models read 16,384 tokens; a longer text
+comes from a damaged or hostile file."""
 
 MAX_DEPTH = 100
-"""The deepest nesting of lists and objects, so that every later reader of a row can parse it."""
+"""The maximum nesting of lists and objects, so that every later reader of a row can parse it."""
 
 _NO_TEXT = {int, float, bool, type(None)}
 _NEVER_NAN = {str, int, bool, type(None)}

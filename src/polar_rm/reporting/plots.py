@@ -111,19 +111,19 @@ def accuracy_figure(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "
 def interval_figure(
     rows: Mapping[str, tuple[float, Sequence[float], float, str]], kinds: Mapping[str, str], *, title: str = "", x: str = ""
 ) -> Figure:
-    """A line per row: a value with its interval, and the threshold that it is held against.
+    """Plot a line per row: a value with its interval, and the threshold that it is compared with.
 
     rows: label -> (value, [low, high], threshold, kind). kinds: kind -> its colour, ``good``, ``bad``, ``open`` or ``other``.
     """
     figure, axes = _figure(7.0, 1.2 + 0.3 * len(rows), title)
     for kind, colour in kinds.items():
-        own = [(place, *row) for place, row in enumerate(rows.values()) if row[3] == kind]
-        if own:
-            places, values, bounds, _, _ = zip(*own, strict=True)
-            errors = [(max(0.0, v - low), max(0.0, high - v)) for v, (low, high) in zip(values, bounds, strict=True)]
+        of_kind = [(height, *row) for height, row in enumerate(rows.values()) if row[3] == kind]
+        if of_kind:
+            heights, values, intervals, _, _ = zip(*of_kind, strict=True)
+            errors = [(max(0.0, v - low), max(0.0, high - v)) for v, (low, high) in zip(values, intervals, strict=True)]
             number = ("other", "open", "good", "bad").index(colour)
             shade, bars = (*_COLOURS[:3], _COLOURS[4])[number], np.array(errors).T
-            axes.errorbar(values, places, xerr=bars, fmt=_MARKERS[number], color=shade, label=kind, capsize=2, markersize=5)
+            axes.errorbar(values, heights, xerr=bars, fmt=_MARKERS[number], color=shade, label=kind, capsize=2, markersize=5)
     axes.plot([row[2] for row in rows.values()], range(len(rows)), "|", color="black", markersize=14, label="threshold")
     axes.set_yticks(range(len(rows)), labels=[_shorten(label) for label in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -185,7 +185,7 @@ def plot_reliability(before: Mapping[str, Any], after: Mapping[str, Any], *, tit
 def calibration_figure(
     before: Mapping[str, Any], after: Mapping[str, Any], abstention: Sequence[Mapping[str, Any]], *, title: str = ""
 ) -> Figure:
-    """Reliability before and after calibration, and the accuracy of the most certain pairs.
+    """Plot the reliability before and after calibration, and the accuracy of the most certain pairs.
 
     before, after: ``confidence`` and ``accuracy`` of each bin, and the calibration ``error``. abstention: rows of ``coverage``,
     ``accuracy`` and its 95% interval ``ci95``.
@@ -213,9 +213,9 @@ def calibration_figure(
 
 def _draw_reliability(axes: Axes, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     axes.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":", linewidth=1, label="exact")
-    for found, label, colour, marker in ((before, "before", _COLOURS[1], "s"), (after, "after", _COLOURS[0], "o")):
-        label = f"{label} (error {found['error']:.3f})"
-        axes.plot(found["confidence"], found["accuracy"], color=colour, marker=marker, markersize=4, label=label)
+    for curve, label, colour, marker in ((before, "before", _COLOURS[1], "s"), (after, "after", _COLOURS[0], "o")):
+        label = f"{label} (error {curve['error']:.3f})"
+        axes.plot(curve["confidence"], curve["accuracy"], color=colour, marker=marker, markersize=4, label=label)
     axes.set_xlabel("probability of the likelier candidate")
     axes.set_ylabel("accuracy")
     axes.grid(alpha=0.3)
@@ -226,7 +226,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a PNG or SVG file, by the suffix, atomically.
 
     Raises:
-        PolarError: the suffix is another, or the file can't be written.
+        PolarError: the suffix is neither of the two, or the file can't be written.
     """
     check_target(path, PLOT_SUFFIXES)
     write_file(path, _render(figure, Path(path).suffix.lower().removeprefix(".")))

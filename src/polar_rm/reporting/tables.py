@@ -1,4 +1,4 @@
-"""Small tables of texts: for the terminal, for a paper, for a spreadsheet."""
+"""Small tables of texts for the terminal, a paper or a spreadsheet."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from rich.text import Text
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """title: above it, in the terminal and in Markdown. header: of every column. rows: a cell for each column; the first is a
-    name, the others are numbers. last_is_total: the last row stands for all others."""
+    """A table that is not rendered yet.
+
+    title: the text above the table. header: the columns' names. rows: a cell for each column; the first cell is a name, the
+    others are numbers. last_is_total: the last row summarizes all others.
+    """
 
     title: str
     header: Sequence[str]
@@ -23,25 +26,25 @@ class Table:
     last_is_total: bool = False
 
     def rich(self) -> Group:
-        """For the terminal; what is too long for it is folded."""
+        """The table for the terminal; cells that are too long are folded."""
         table = RichTable()
         table.add_column(Text(self.header[0]), overflow="fold")
         for name in self.header[1:]:
             table.add_column(Text(name), justify="right", overflow="fold")
         for number, row in enumerate(self.rows, 1):
-            total = self.last_is_total and number == len(self.rows)
-            if total:
+            is_total = self.last_is_total and number == len(self.rows)
+            if is_total:
                 table.add_section()
-            table.add_row(*map(Text, row), style="bold" if total else None)
+            table.add_row(*map(Text, row), style="bold" if is_total else None)
         return Group(Text(self.title, style="italic"), table)
 
     def markdown(self) -> str:
-        """As GitHub and most sites read it."""
+        """The table in the Markdown that GitHub and most sites render."""
         lines = [f"**{_in_line(self.title)}**", "", _row(self.header), _row(["---", *["---:"] * (len(self.header) - 1)])]
         return "\n".join([*lines, *map(_row, self.rows)]) + "\n"
 
     def latex(self) -> str:
-        """A ``tabular`` with rules of the package booktabs, the title in a comment."""
+        """A ``tabular`` with the rules of the package booktabs; the title is a comment."""
         body = [" & ".join(map(_tex, row)) + r" \\" for row in self.rows]
         if self.last_is_total and len(body) > 1:
             body.insert(-1, r"\midrule")
@@ -51,17 +54,17 @@ class Table:
         return "\n".join([f"% {title}", begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def csv(self) -> str:
-        """With a line of names; the title is left out."""
+        """The table as CSV: the header, then the rows. The title is left out."""
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerows([self.header, *self.rows])
         return buffer.getvalue()
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {"md": Table.markdown, "latex": Table.latex, "csv": Table.csv}
-"""Name -> how a table is written."""
+"""Name of a format -> the function that renders a table."""
 
 SUFFIXES = {".md": "md", ".tex": "latex", ".csv": "csv"}
-"""Of files that hold a table -> its format."""
+"""Suffix of a file -> the format of the table in it."""
 
 
 def _row(cells: Sequence[str]) -> str:
@@ -79,8 +82,8 @@ _TEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+} | {character: f"\\{character}" for character in "&%$#_{}"}
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(sign, sign) for sign in _in_line(text))
+    return "".join(_TEX.get(character, character) for character in _in_line(text))

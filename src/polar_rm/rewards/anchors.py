@@ -1,6 +1,6 @@
-"""Anchored rewards: r(candidate | reference) - r(reference | reference), 0 for a candidate that is the reference itself.
+"""Anchored rewards: r(candidate | reference) - r(reference | reference), which is 0 for the reference itself.
 
-Raw rewards under different references lie on different scales; the reference's own reward is the zero of its scale.
+Raw rewards under different references lie on different scales. The reward of the reference itself is the zero of its scale.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-NO_ANCHOR = "the reference is empty, so that there is no reward of the reference itself: give one, or ask for raw rewards"
+NO_ANCHOR = "the reference is empty, so it has no reward of its own; give a reference, or use raw rewards"
 
 
 def has_anchor(item: ScoreItem) -> bool:
-    """Whether its reference is more than white space. True for what is no text: scoring tells what is wrong with it."""
+    """Whether the item's reference is more than white space. True for a reference that is no text; scoring reports that error."""
     try:
         return bool(flatten(item.reference).strip())
     except (TypeError, KeyError, AttributeError):
@@ -30,39 +30,41 @@ def has_anchor(item: ScoreItem) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class AnchoredItems:
-    """What has to be scored for the anchored rewards of items: the items that have an anchor, and behind them their anchors.
+    """The items that must be scored for anchored rewards.
 
-    An anchor is a reference as a candidate, once for each prompt, reference and wrapper. Scored together with the items, it
-    joins their tree as one more branch. own: the indices of the items that have an anchor; ``to_score`` begins with them.
-    anchor_of: for each of them the index in ``to_score`` of its anchor. count: of all items.
+    An anchor is an item whose candidate is the reference itself. There is one for each prompt, reference and wrapper. When it is
+    scored together with the other items, it becomes one more branch of their tree.
+
+    count: the number of all items. anchorable: the indices of the items that have an anchor. to_score: these items, then their
+    anchors. anchor_of: for each of these items the index of its anchor in ``to_score``.
     """
 
     count: int
-    own: list[int]
+    anchorable: list[int]
     to_score: list[ScoreItem]
     anchor_of: list[int]
 
     @classmethod
     def of(cls, items: Sequence[ScoreItem]) -> Self:
         """The plan for items, with or without references."""
-        own = [index for index, item in enumerate(items) if has_anchor(item)]
-        to_score, anchor_of = [items[index] for index in own], [0] * len(own)
+        anchorable = [index for index, item in enumerate(items) if has_anchor(item)]
+        to_score, anchor_of = [items[index] for index in anchorable], [0] * len(anchorable)
         for group in group_items(to_score):
             item = to_score[group[0]]
             for index in group:
                 anchor_of[index] = len(to_score)
             to_score.append(ScoreItem(item.prompt, item.reference, item.reference, item.wrapper))
-        return cls(len(items), own, to_score, anchor_of)
+        return cls(len(items), anchorable, to_score, anchor_of)
 
     def outcomes(self, scored: Sequence[Outcome], scale: Scale, features: NDArray[np.float32] | None = None) -> list[Outcome]:
-        """The outcomes of all items, in order; those without an anchor fail.
+        """Return the outcomes of all items, in order; an item without an anchor fails.
 
-        scored: of ``to_score``. features: of the same, float32 [len(to_score), hidden], for deviations.
+        scored: the outcomes of ``to_score``. features: their features, float32 [len(to_score), hidden], for deviations.
         """
-        number = len(self.own)
-        differences = None if features is None else features[:number] - features[self.anchor_of]
-        anchored = scale.anchor(scored[:number], [scored[index] for index in self.anchor_of], differences)
+        n = len(self.anchorable)
+        differences = None if features is None else features[:n] - features[self.anchor_of]
+        anchored = scale.anchor(scored[:n], [scored[index] for index in self.anchor_of], differences)
         outcomes: list[Outcome] = [Failure("invalid_item", NO_ANCHOR)] * self.count
-        for index, outcome in zip(self.own, anchored, strict=True):
+        for index, outcome in zip(self.anchorable, anchored, strict=True):
             outcomes[index] = outcome
         return outcomes

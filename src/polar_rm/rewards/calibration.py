@@ -46,8 +46,8 @@ class Distribution:
             raise PolarError("a calibration card needs at least two rewards, a finite mean and a finite deviation >= 0")
 
     @classmethod
-    def from_rewards(cls, rewards: Sequence[float], **more: Any) -> Self:
-        """The distribution of rewards. more: the other fields of a card.
+    def from_rewards(cls, rewards: Sequence[float], **fields: Any) -> Self:
+        """The distribution of rewards. fields: the other fields of a card.
 
         Raises:
             PolarError: there are fewer than two rewards, or one is not finite.
@@ -57,7 +57,7 @@ class Distribution:
         low, high = min(rewards), max(rewards)
         # Between equal rewards, interpolation can round to a neighbouring float.
         inner = accumulate((min(max(value, low), high) for value in quantiles(rewards, n=100, method="inclusive")), max)
-        return cls(len(rewards), fmean(rewards), pstdev(rewards), (low, *inner, high), **more)
+        return cls(len(rewards), fmean(rewards), pstdev(rewards), (low, *inner, high), **fields)
 
     def percentile(self, reward: float) -> float:
         """The fraction of the set's rewards below this one, from 0 to 1, interpolated between percentiles.
@@ -76,13 +76,13 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Calibration(Distribution):
-    """A checkpoint's calibration card: the distribution of its raw rewards, and what turns a difference into a probability.
+    """A checkpoint's calibration card: the distribution of its raw rewards, and the temperature of its probabilities.
 
     anchored: the distribution of anchored rewards; None if no pair had a reference. temperature: T of
-    P(a over b) = sigmoid((r_a - r_b) / T), in units of the reward. n_pairs, n_prompts: the pairs that it was fitted on.
+    P(a over b) = sigmoid((r_a - r_b) / T), in units of the reward. n_pairs, n_prompts: the data that T was fitted on.
     ece_before, ece_after: the expected calibration error of these probabilities with T = 1 and, out of fold, with T.
-    encoder, weights: hashes of the model that gave the rewards, which :meth:`save` computes; the card is valid for this model
-    only. Cards of earlier versions have the distribution of raw rewards alone: they give percentiles, and no probability.
+    encoder, weights: hashes of the model that computed the rewards; :meth:`save` sets them. The card is valid for this model
+    only. Cards of earlier versions have only the distribution of raw rewards: they give percentiles, but no probability.
     """
 
     encoder: str = ""
@@ -103,10 +103,10 @@ class Calibration(Distribution):
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The card that :meth:`to_json` gave, or that of an earlier version.
+        """The card of :meth:`to_json`'s values, or of an earlier version's.
 
         Raises:
-            PolarError, ValueError, KeyError, TypeError, OverflowError: the values are no card.
+            PolarError, ValueError, KeyError, TypeError, OverflowError: the values are not a card.
         """
         anchored = values.get("anchored")
         return cls(
@@ -127,10 +127,10 @@ class Calibration(Distribution):
 
     @classmethod
     def load(cls, model: str | Path) -> Self | None:
-        """The card in a checkpoint folder; None where there is none.
+        """Load the card in a checkpoint folder; None if there is none.
 
         Raises:
-            PolarError: the file is not as :meth:`save` writes it, or the card belongs to another model.
+            PolarError: the file was not written by :meth:`save`, or the card belongs to another model.
         """
         path = Path(model) / CARD
         if not path.is_file():
@@ -143,17 +143,17 @@ class Calibration(Distribution):
         return card
 
     def save(self, model: str | Path) -> None:
-        """Write the card as ``calibration.json`` into the folder of the checkpoint that gave the rewards."""
+        """Write the card as ``calibration.json`` into the folder of the checkpoint that computed the rewards."""
         write_json(Path(model) / CARD, self.to_json() | model_identity(Path(model)))
 
     def probability(self, difference: float) -> float:
         """P(a over b), from 0 to 1, of a difference of two raw rewards r_a - r_b under one prompt and reference.
 
         Raises:
-            PolarError: the card is of an earlier version and has no temperature.
+            PolarError: the card has no temperature, because an earlier version wrote it.
         """
         if self.temperature is None:
-            raise PolarError("the calibration card has no temperature (an earlier version wrote it): run polar calibrate again")
+            raise PolarError("the calibration card has no temperature, because an earlier version wrote it; run polar calibrate")
         return sigmoid(difference / self.temperature)
 
 

@@ -1,4 +1,4 @@
-"""What names a saved model: files about a model (its calibration card, the uncertainty of its head) are valid for it alone."""
+"""The identity of a saved model. A calibration card and the uncertainty of a head are valid for one model only."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 from polar_rm.common.files import read_json
 from polar_rm.errors import PolarError
 
-# The hash of a weights file covers this many evenly spread pieces: training changes all of them, and hashing gigabytes would take
+# The hash covers this many evenly spread pieces of a weights file. Training changes all of them, and hashing gigabytes would take
 # longer than loading them.
 _PIECES = 64
 _PIECE_BYTES = 1 << 16
 
 
 def model_identity(model: Path) -> dict[str, str]:
-    """The encoder's hash, and a hash of the weights: names, sizes and 4 MiB of each file. Both are equal on every machine."""
+    """The encoder's hash and a hash of the weights, which covers the name, the size and 4 MiB of each file.
+
+    Both are equal on every machine.
+    """
     config = read_json(model / "config.json") if (model / "config.json").is_file() else {}
     section = config.get("polar")
     encoder = section.get("encoder", {}) if isinstance(section, dict) else {}
@@ -32,10 +35,12 @@ def model_identity(model: Path) -> dict[str, str]:
 
 
 def check_identity(path: Path, saved: Mapping[str, str], model: Path, what: str) -> None:
-    """Refuse a file that was made with another model. saved: what :func:`model_identity` gave then. what: the file is.
+    """Refuse a file that was made with another model.
+
+    saved: the values of :func:`model_identity` when the file was made. what: what the file holds, for the message.
 
     Raises:
-        PolarError: another encoder or other weights.
+        PolarError: the encoder or the weights are different.
     """
     for part, digest in model_identity(model).items():
         if saved[part] != digest:

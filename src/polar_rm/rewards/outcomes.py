@@ -43,8 +43,8 @@ Note = Literal["truncated", "beyond_positions", "unfinished_thinking", "thinking
 """A caveat about a reward. truncated: a text was truncated to the encoder's limits. beyond_positions: the sequence is longer than
 the backbone's number of positions, where scores are unreliable. For the others see :mod:`polar_rm.encoding.texts`."""
 
-BESIDE_ANCHOR = ("anchor", "probability", "deviation")
-"""The fields of a :class:`Reward` that come of scoring the reference itself."""
+ANCHOR_FIELDS = ("anchor", "probability", "deviation")
+"""The fields of a :class:`Reward` that are known only if the reference was scored too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class Reward:
     """The reward of one item, raw and unbounded.
 
     n_tokens: tokens of the whole sequence. cut: the truncation. notes: see :data:`Note`; empty if the source reports no notes.
-    The others are None unless the reference itself was scored, too. anchor: the raw reward of the reference as a candidate.
+    The other fields are None unless the reference was scored too. anchor: the raw reward of the reference as a candidate.
     probability: P(candidate over the reference) = sigmoid((reward - anchor) / T), if the model has a calibration card.
-    deviation: the standard deviation of reward - anchor, if the model has the uncertainty of its head.
+    deviation: the standard deviation of reward - anchor, if the uncertainty of the model's head is known.
     """
 
     reward: float
@@ -70,9 +70,9 @@ class Reward:
         """The reward on the scale whose 0 is the reference itself; None if the reference was not scored."""
         return None if self.anchor is None else self.reward - self.anchor
 
-    def beside_anchor(self) -> dict[str, float]:
-        """The values of :data:`BESIDE_ANCHOR` that are there: what files and replies add to the reward."""
-        values = {name: getattr(self, name) for name in BESIDE_ANCHOR}
+    def anchor_fields(self) -> dict[str, float]:
+        """The known values of :data:`ANCHOR_FIELDS`; files and replies add them to the reward."""
+        values = {name: getattr(self, name) for name in ANCHOR_FIELDS}
         return {name: value for name, value in values.items() if value is not None}
 
     @property

@@ -1,6 +1,6 @@
-"""What a model's folder knows of the scale of its rewards, and what becomes of rewards whose references were scored, too.
+"""The scale of a model's rewards, as its folder records it, and the anchored rewards that it gives.
 
-Clients import it where there may be no numpy.
+Clients import this file where numpy may be missing.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Scale:
 
     @classmethod
     def load(cls, model: str | Path) -> Self:
-        """What ``polar calibrate`` left in a checkpoint folder.
+        """Load the files that ``polar calibrate`` wrote into a checkpoint folder.
 
         Raises:
-            PolarError: one of the files is damaged, or belongs to another model.
+            PolarError: one of the files is damaged or belongs to another model.
         """
         from polar_rm.rewards.uncertainty import Uncertainty
 
@@ -41,18 +41,19 @@ class Scale:
     def anchor(
         self, outcomes: Sequence[Outcome], anchors: Sequence[Outcome], differences: NDArray[np.float32] | None = None
     ) -> list[Outcome]:
-        """The outcomes of items with their anchor, and with probability and deviation as far as this model has them.
+        """Return the outcomes with their anchors, and with the probability and the deviation if this model has them.
 
-        anchors: for each item the outcome of its reference as a candidate. An item whose anchor failed fails for that reason.
-        differences: of the features of each item and its anchor, float32 [n_items, hidden]; rows of failures are not used.
+        anchors: for each item the outcome of its reference as a candidate. An item whose anchor failed fails for the same reason.
+        differences: the features of each item minus those of its anchor, float32 [n_items, hidden]; rows of failures are not
+        used.
         """
         deviations = self.uncertainty.deviations(differences) if self.uncertainty and differences is not None else None
         return [
-            self._one(outcome, anchor, None if deviations is None else float(deviations[index]))
+            self._anchor_one(outcome, anchor, None if deviations is None else float(deviations[index]))
             for index, (outcome, anchor) in enumerate(zip(outcomes, anchors, strict=True))
         ]
 
-    def _one(self, outcome: Outcome, anchor: Outcome, deviation: float | None) -> Outcome:
+    def _anchor_one(self, outcome: Outcome, anchor: Outcome, deviation: float | None) -> Outcome:
         if isinstance(outcome, Failure):
             return outcome
         if isinstance(anchor, Failure):

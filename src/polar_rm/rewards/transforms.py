@@ -22,50 +22,50 @@ TRANSFORMS: tuple[str, ...] = get_args(Transform)
 TANH_SCALE = 10.0
 
 ItemTransform = Literal["raw", "tanh", "percentile", "anchored", "probability"]
-"""Transforms of one reward by itself, whatever else is scored: for files, and for trainers that ask for one reward at a time."""
+"""Transforms that need no other reward: for files, and for trainers that ask for one reward at a time."""
 ITEM_TRANSFORMS: tuple[str, ...] = get_args(ItemTransform)
 
 
 def needs_anchors(name: str) -> bool:
-    """Whether the reference itself has to be scored for this transform."""
+    """Whether this transform needs the reward of the reference itself."""
     return name in ("anchored", "probability")
 
 
 def needs_card(name: str) -> bool:
-    """Whether this transform goes by the model's calibration card."""
+    """Whether this transform needs the model's calibration card."""
     return name in ("percentile", "probability")
 
 
 def available(calibration: Calibration | None) -> list[str]:
-    """The transforms that a model with this card has."""
+    """The transforms that a model with this card supports."""
     temperature = calibration and calibration.temperature
     return [name for name in TRANSFORMS if not needs_card(name) or (temperature if name == "probability" else calibration)]
 
 
 def check_name(name: str, known: Sequence[str] = TRANSFORMS) -> None:
-    """Whether there is a transform of that name. known: the transforms that the caller can apply.
+    """Refuse a name that is no transform's, or that the caller can't apply. known: the transforms that the caller can apply.
 
     Raises:
-        PolarError: there is none, or not for the caller.
+        PolarError: the name is not among ``known``.
     """
     if name not in TRANSFORMS:
         raise PolarError(f"unknown transform {name!r}; known: {', '.join(known)}")
     if name not in known:
-        raise PolarError(f"the transform {name!r} depends on other rewards, which are not at hand here; use {', '.join(known)}")
+        raise PolarError(f"the transform {name!r} needs all rewards of a group or batch; use {', '.join(known)}")
 
 
 def check_transform(name: str, calibration: Calibration | None = None, *, known: Sequence[str] = TRANSFORMS) -> None:
-    """Refuse before any work what :func:`transform` would refuse. known: the transforms that the caller can apply.
+    """Refuse, before any work, a transform that :func:`transform` would refuse. known: the transforms that the caller can apply.
 
     Raises:
-        PolarError: the name is unknown, or the transform needs a card that there is not, or one of an earlier version.
+        PolarError: the name is not among ``known``, or the card is missing or too old for this transform.
     """
     check_name(name, known)
     if name not in available(calibration):
-        lacks = (
+        requirement = (
             "a calibration card (calibration.json in the model folder)" if calibration is None else "a card with a temperature"
         )
-        raise PolarError(f"the transform {name!r} needs {lacks}: polar calibrate MODEL PAIRS makes one")
+        raise PolarError(f"the transform {name!r} needs {requirement}; polar calibrate MODEL PAIRS writes one")
 
 
 def transform(
@@ -106,16 +106,16 @@ def transform(
 
 
 def transform_rewards(name: str, groups: Sequence[Sequence[Reward]], calibration: Calibration | None = None) -> list[list[float]]:
-    """:func:`transform` for rewards that have their anchors, if the transform needs them; errors as of it."""
+    """Apply :func:`transform` to rewards; if the transform needs anchors, each reward has its own. Errors as in it."""
     anchors = None
     if needs_anchors(name):
-        found = [group[0].anchor if group else 0.0 for group in groups]  # a group without rewards needs no anchor
-        anchors = [anchor for anchor in found if anchor is not None]
+        optional = [group[0].anchor if group else 0.0 for group in groups]  # a group without rewards needs no anchor
+        anchors = [anchor for anchor in optional if anchor is not None]
     return transform(name, [[reward.reward for reward in group] for group in groups], calibration, anchors)
 
 
 def transform_one(name: str, reward: Reward, calibration: Calibration | None = None) -> float:
-    """One reward after a transform of :data:`ITEM_TRANSFORMS`; arguments and errors as of :func:`transform_rewards`."""
+    """Apply a transform of :data:`ITEM_TRANSFORMS` to one reward; arguments and errors as in :func:`transform_rewards`."""
     check_transform(name, calibration, known=ITEM_TRANSFORMS)
     [[value]] = transform_rewards(name, [[reward]], calibration)
     return value

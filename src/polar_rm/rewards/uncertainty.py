@@ -1,4 +1,4 @@
-"""How certain a model's head is: the Laplace posterior that ``polar calibrate`` writes, and deviations of differences from it."""
+"""The uncertainty of a model's head: the Laplace posterior that ``polar calibrate`` writes, and deviations computed from it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from polar_rm.errors import PolarError
 from polar_rm.rewards.identity import check_identity, model_identity
 
 UNCERTAINTY = "calibration/uncertainty.safetensors"
-"""In the folder of the checkpoint. Not beside the weights: vLLM and SGLang load every ``*.safetensors`` that lies there."""
+"""The file's path in a checkpoint folder. It is not beside the weights, because vLLM and SGLang load every ``*.safetensors``
+there."""
 _SCHEMA = "polar-rm/uncertainty/1"
 
 Measured = tuple[float, NDArray[np.float32]]
-"""A raw reward, and the features that the head read for it: float32 [hidden]."""
+"""A raw reward, and the head's input for it: float32 [hidden]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Uncertainty:
-    """The posterior of a linear head w ~ N(w*, S), as a factor A of S = A^T A: float32 [hidden, hidden].
+    """The posterior w ~ N(w*, S) of a linear head.
 
-    The reward difference w . d of two sequences, with d the difference of their features (what the head reads, [hidden]), then
-    has the standard deviation sqrt(d^T S d) = ||A d||, in units of the reward. prior_precision: of w before the pairs were seen.
+    factor: A of S = A^T A, float32 [hidden, hidden]. prior_precision: the precision of w before any pairs were used.
+
+    With d the difference of two sequences' features (the head's inputs, [hidden]), their reward difference w . d has the standard
+    deviation sqrt(d^T S d) = ||A d||, in units of the reward.
     """
 
     factor: NDArray[np.float32]
@@ -38,7 +41,7 @@ class Uncertainty:
             raise PolarError("the uncertainty of a head needs a finite float32 factor [hidden, hidden]")
 
     def deviations(self, differences: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Standard deviations of reward differences. differences: of features, float32 [n, hidden] -> float32 [n].
+        """Standard deviations of reward differences, float32 [n]. differences: of features, float32 [n, hidden].
 
         Raises:
             PolarError: the features have another width.
@@ -52,10 +55,10 @@ class Uncertainty:
 
     @classmethod
     def load(cls, model: str | Path) -> Self | None:
-        """What ``polar calibrate`` left in a checkpoint folder; None where there is nothing.
+        """Load the file that ``polar calibrate`` wrote into a checkpoint folder; None if there is none.
 
         Raises:
-            PolarError: the file is not as :meth:`save` writes it, or it belongs to another model.
+            PolarError: the file was not written by :meth:`save`, or it belongs to another model.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -65,17 +68,17 @@ class Uncertainty:
         try:
             with safe_open(path, framework="np") as file:
                 metadata: dict[str, Any] = file.metadata() or {}
-                found = cls(file.get_tensor("factor"), float(metadata["prior_precision"]))
+                uncertainty = cls(file.get_tensor("factor"), float(metadata["prior_precision"]))
             saved = {part: metadata[part] for part in ("encoder", "weights")}
         except (SafetensorError, OSError, KeyError, ValueError, PolarError) as error:
             raise PolarError(f"{path}: not the uncertainty of a head: {error}") from error
         check_identity(path, saved, Path(model), "the uncertainty")
-        return found
+        return uncertainty
 
     def save(self, model: str | Path) -> None:
-        """Write it into the folder of the checkpoint that gave the features."""
+        """Write the file into the folder of the checkpoint that computed the features."""
         from safetensors.numpy import save
 
         metadata = {"schema": _SCHEMA, "prior_precision": repr(self.prior_precision), **model_identity(Path(model))}
-        # safetensors writes the bytes of an array in the order in which they lie in memory.
+        # safetensors writes an array's bytes in their order in memory, whatever its strides.
         write_file(Path(model) / UNCERTAINTY, save({"factor": np.ascontiguousarray(self.factor)}, metadata))

@@ -122,7 +122,7 @@ def _score_window(
         }
         if transform != "raw":
             row["score"] = transform_one(transform, scored, scorer.scale.calibration)
-        row |= scored.beside_anchor()
+        row |= scored.anchor_fields()
         yield (dump_json(row | {"metadata": item.metadata}) + "\n").encode()
 
 

@@ -116,7 +116,7 @@ class Scorer:
     def _anchored(self, window: Sequence[ScoreItem], first: int) -> list[Reward]:
         plan = AnchoredItems.of(window)
         for index in range(len(window)):
-            if index == len(plan.own) or plan.own[index] != index:
+            if index == len(plan.anchorable) or plan.anchorable[index] != index:
                 raise PolarError(f"item {first + index}: {NO_ANCHOR}")
         features = None
         if self.scale.uncertainty:
