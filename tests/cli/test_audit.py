@@ -1,12 +1,9 @@
 """`polar audit` and `polar evaluate --reference all`, called as by a user."""
 
 import json
-import sys
 
 import pytest
 from support import shortcuts, tiny
-
-from polar_rm.cli import main as cli
 
 
 @pytest.fixture(scope="module")
@@ -17,26 +14,13 @@ def model(tmp_path_factory):
     return folder / "model"
 
 
-@pytest.fixture
-def polar(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def pairs(tmp_path):
     rows = [
         {"prompt": each.prompt, "reference": each.reference, "candidates": each.candidates, "ranks": each.ranks}
         for each in shortcuts.comparisons(60)
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["polar", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
 
 
 def test_a_failed_probe_is_exit_code_1_and_files_are_written(polar, tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import fakes, official, tiny
+from support.commands import refused
 
 from polar_rm import load
-from polar_rm.cli import main as cli
 from polar_rm.model import weights
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.parity import routes
@@ -32,36 +31,9 @@ def model(tmp_path_factory):
     return folder / "model"
 
 
-@pytest.fixture
-def polar(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["polar", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
-
-
 def write(path, *rows):
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
-
-
-def refused(result, *expected):
-    code, _, error = result
-    lines = [line for line in error.splitlines() if line.startswith("polar: error: ")]
-    assert code == 2, error
-    assert len(lines) == 1, error
-    assert "Traceback" not in error
-    for word in expected:
-        assert str(word) in lines[0], lines[0]
 
 
 def changed(model, target, change):

@@ -2,13 +2,12 @@
 
 import csv
 import json
-import sys
 import warnings
 
 import pytest
 from support import tiny
+from support.commands import refused
 
-from polar_rm.cli import main as cli
 from polar_rm.evaluation.contenders.native import Native
 from polar_rm.model.reward_model import RewardModel
 
@@ -27,39 +26,18 @@ def models(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def polar(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command sets its own
+@pytest.fixture(autouse=True)
+def data(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     scores = [{"id": row["id"], "scores": [row["id"] % 3, 1]} for row in PAIRS]
     (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores))
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["polar", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
-
-
-def error_of(result):
-    code, _, error = result
-    lines = [line for line in error.splitlines() if line.startswith("polar: error: ")]
-    assert code == 2 and len(lines) == 1 and "Traceback" not in error, error
-    return lines[0]
 
 
 def test_two_contenders_with_every_form_of_the_result(polar, models, tmp_path):
     """B2, B3, B7."""
     options = ("--model", f"ours={models / 'm0'}", "--model", "theirs=scores:scores.jsonl")
     files = ("--json", "r.json", "--pairs", "p.csv", "--html", "e.html", "--plot", "a.svg", "--table", "t.tex")
-    message = error_of(polar("evaluate", "pairs.jsonl", *options, *files, "--by", "prompt_id", "--limit", 6))
+    message = refused(polar("evaluate", "pairs.jsonl", *options, *files, "--by", "prompt_id", "--limit", 6))
     assert "no comparison has the metadata 'prompt_id'; there is: id" in message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "scores.jsonl"]
     code, shown, error = polar("evaluate", "pairs.jsonl", *options, *files, "--html-rows", 3)
@@ -108,7 +86,7 @@ def test_limits_are_reported_and_counted(polar):
 def test_references_from_a_file(polar, tmp_path):
     rows = [{key: row[key] for key in ("id", "prompt", "chosen", "rejected")} for row in PAIRS]
     (tmp_path / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    message = error_of(polar("evaluate", "bare.jsonl", "--model", "tfidf"))
+    message = refused(polar("evaluate", "bare.jsonl", "--model", "tfidf"))
     assert "8 of 8 comparisons have no reference, the first is comparison 1" in message and "--references FILE" in message
     (tmp_path / "refs.jsonl").write_text("".join(json.dumps({"id": r["id"], "reference": r["reference"]}) + "\n" for r in PAIRS))
     options = ("--model", "tfidf", "--json")
@@ -118,10 +96,10 @@ def test_references_from_a_file(polar, tmp_path):
     assert with_file["contenders"] == without["contenders"]
     assert with_file["reference"]["file"] == "refs.jsonl" and without["reference"]["file"] is None
     (tmp_path / "refs.jsonl").write_text('{"prompt": "p0", "reference": "x"}\n')
-    message = error_of(polar("evaluate", "bare.jsonl", *options, "c.json", "--references", "refs.jsonl"))
+    message = refused(polar("evaluate", "bare.jsonl", *options, "c.json", "--references", "refs.jsonl"))
     assert "refs.jsonl: no reference of comparison 3 (joined by its prompt)" in message
     (tmp_path / "refs.jsonl").write_text('{"prompt": "p0", "reference": "x"}\n{"prompt": "p0", "reference": "y"}\n')
-    assert "row 2: field 'reference'" in error_of(
+    assert "row 2: field 'reference'" in refused(
         polar("evaluate", "bare.jsonl", *options, "c.json", "--references", "refs.jsonl")
     )
 
@@ -139,7 +117,7 @@ def test_mistakes_about_contenders_and_outputs_are_one_line_and_nothing_is_score
         (("--model", m0, "--pairs", "pairs.jsonl"), "this run writes this file"),
         (("--model", m0, "--model", "tfidf", "--reference", "empty"), "tfidf compares with the reference"),
     ):
-        assert expected in error_of(polar("evaluate", "pairs.jsonl", *arguments)), arguments
+        assert expected in refused(polar("evaluate", "pairs.jsonl", *arguments)), arguments
 
 
 def test_every_use_of_an_untrained_model_gives_a_warning(polar, models, tmp_path):
@@ -167,7 +145,7 @@ def test_published_benchmarks(polar, models, tmp_path):
     code, shown, _ = polar("evaluate", "--suite", "list")
     assert code == 0 and "rewardbench-2: RewardBench 2; references: none; licence: ODC-BY; https" in shown
     options = ("evaluate", "total_dataset.json", "--suite", "RM-Bench", "--model", f"m={models / 'm0'}")
-    assert "RM-Bench ships no references" in error_of(polar(*options))
+    assert "RM-Bench ships no references" in refused(polar(*options))
     files = ("--reference", "empty", "--json", "r.json", "--pairs", "p.jsonl", "--html", "e.html", "--plot", "a.png")
     code, shown, error = polar(*options, *files)
     assert code == 0, error
@@ -183,4 +161,4 @@ def test_published_benchmarks(polar, models, tmp_path):
         ((*options, "--by", "x"), "--by x: a published benchmark has its own groups"),
         ((*options, "--suite", "nosuch"), "unknown suite 'nosuch'"),
     ):
-        assert expected in error_of(polar(*arguments)), arguments
+        assert expected in refused(polar(*arguments)), arguments
