@@ -52,8 +52,8 @@ def evaluation(model: Path, pairs: Path, options: ModelOptions, outputs: Path | 
 
 
 def scoring(model: Path, items: Path, options: ModelOptions) -> None:
-    place = options.place()
-    scorer = Scorer(RewardModel.from_pretrained(model, dtype=place["dtype"], device=place["device"]))
+    placement = options.placement()
+    scorer = Scorer(RewardModel.from_pretrained(model, dtype=placement["dtype"], device=placement["device"]))
     for _ in scorer.score(read_items(items)):
         pass
 

@@ -310,6 +310,16 @@ def test_a_folder_in_use_is_refused(calibrated):
         calibrate_files(folder, [file])
 
 
+def test_what_was_left_out_of_a_folder_is_a_warning(calibrated, tmp_path):
+    """As in an evaluation and an audit: all three read their files in one way."""
+    shutil.copytree(calibrated[0], tmp_path / "model")
+    (tmp_path / "data/.hidden").mkdir(parents=True)
+    for folder in ("data", "data/.hidden"):
+        shutil.copy(calibrated[1], tmp_path / folder)
+    report = calibrate_files(tmp_path / "model", [tmp_path / "data"])
+    assert any("left out: 1 hidden folders" in warning for warning in report["warnings"])
+
+
 def test_table_and_plot_show_what_was_found(calibrated, tmp_path, capsys):
     report = calibrated[2]
     plain_console().print(render(report))

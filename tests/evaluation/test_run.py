@@ -6,10 +6,12 @@ import pytest
 from polar_rm.errors import PolarError
 from polar_rm.evaluation import ComparisonFiles, evaluate
 from polar_rm.evaluation.contenders.baselines import Length
+from polar_rm.evaluation.data import First
 from polar_rm.records import OnBadRow
 
 
 def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
 
@@ -67,3 +69,20 @@ def test_notes_are_counted_once_however_often_the_files_are_read(tmp_path):
     for _ in range(3):
         assert len(list(files)) == 2
     assert [warning.partition(":")[0] for warning in bad.warnings()] == ["1 row"]
+
+
+def test_the_warnings_of_files_tell_what_was_skipped_and_left_out(tmp_path):
+    write(tmp_path / "data/a.jsonl", [row(1), {"prompt": "p"}, row(2)])
+    write(tmp_path / "data/.hidden/b.jsonl", [row(3)])
+    side = tmp_path / "rejected.jsonl"
+    files = ComparisonFiles([tmp_path / "data"], OnBadRow("skip", side))
+    assert len(list(files)) == 2
+    skipped, left_out = files.warnings()
+    assert skipped == f"1 bad rows were skipped, see {side}"
+    assert "1 hidden folders" in left_out
+
+
+def test_a_limit_below_one_takes_nothing_and_is_refused():
+    with pytest.raises(PolarError, match="limit must be at least 1, not 0"):
+        First([], 0)
+    assert list(First([1, 2, 3], 2)) == [1, 2] and list(First([1, 2], None)) == [1, 2]

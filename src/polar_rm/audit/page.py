@@ -84,7 +84,7 @@ def examples(result: AuditResult) -> dict[str, list[dict[str, Any]]]:
     texts = {row: comparison for row, comparison in enumerate(result.streams.altered() if rows else ()) if row in rows}
     shown: dict[str, list[dict[str, Any]]] = {}
     for probe, found in wanted.items():
-        places = [ALTERED.index(name) for name in _RIVALS[probe]]
+        columns = [ALTERED.index(name) for name in _RIVALS[probe]]
         shown[probe] = [
             {
                 "number": row + 1,
@@ -92,11 +92,11 @@ def examples(result: AuditResult) -> dict[str, list[dict[str, Any]]]:
                 "reference": _cut(texts[row].reference or ""),
                 "sides": [
                     {
-                        "name": ALTERED[place].replace("_", " "),
-                        "score": float(result.answers.altered[row, place]),
-                        "text": _cut(texts[row].candidates[place]),
+                        "name": ALTERED[column].replace("_", " "),
+                        "score": float(result.answers.altered[row, column]),
+                        "text": _cut(texts[row].candidates[column]),
                     }
-                    for place in places
+                    for column in columns
                 ],
             }
             for row in found
@@ -106,11 +106,9 @@ def examples(result: AuditResult) -> dict[str, list[dict[str, Any]]]:
 
 def _worst(result: AuditResult, first: str, second: str) -> list[int]:
     """The comparisons in which the second answer is ahead by most, at most three."""
-    places = [ALTERED.index(name) for name in (first, second)]
-    rows = np.flatnonzero(result.answers.seen.usable[:, places].all(axis=1))
-    margins = result.answers.altered[rows, places[0]] - result.answers.altered[rows, places[1]]
+    margins, rows = result.answers.margins(first, second)
     order = np.argsort(margins, kind="stable")[:_EXAMPLES]
-    return [int(rows[place]) for place in order if margins[place] <= 0]
+    return [int(rows[index]) for index in order if margins[index] <= 0]
 
 
 def _cut(text: Text) -> str:

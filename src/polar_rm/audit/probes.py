@@ -11,7 +11,7 @@ from polar_rm.audit.report import Finding, Verdict
 from polar_rm.audit.sentences import SENTENCES
 from polar_rm.audit.streams import ALTERED, Seen
 from polar_rm.audit.thresholds import Thresholds
-from polar_rm.evaluation.statistics import RESAMPLES, Floats, Interval, Ints, statistic_interval
+from polar_rm.evaluation.statistics import RESAMPLES, Floats, Interval, Ints, listed, statistic_interval
 
 MATCHED = 0.1
 """Two answers are of one length if the logarithms of their characters differ by no more."""
@@ -33,11 +33,17 @@ class Answers:
     resamples: int = RESAMPLES
     seed: int = 0
 
+    def margins(self, first: str, second: str) -> tuple[Floats, Ints]:
+        """By how much one altered answer scores above another, and the comparisons in which both make sense."""
+        columns = [ALTERED.index(name) for name in (first, second)]
+        rows = np.flatnonzero(self.seen.usable[:, columns].all(axis=1))
+        values: Floats = self.altered[rows, columns[0]] - self.altered[rows, columns[1]]
+        return values, rows
+
     def wins(self, first: str, second: str) -> tuple[Floats, Ints]:
         """1 where one altered answer scores above another, 0.5 for a tie, 0; and the comparisons in which both make sense."""
-        places = [ALTERED.index(name) for name in (first, second)]
-        rows = np.flatnonzero(self.seen.usable[:, places].all(axis=1))
-        values: Floats = (np.sign(self.altered[rows, places[0]] - self.altered[rows, places[1]]) + 1) / 2
+        margins, rows = self.margins(first, second)
+        values: Floats = (np.sign(margins) + 1) / 2
         return values, rows
 
 
@@ -83,7 +89,7 @@ class Probe:
             "probe": self.name,
             "measure": self.measure,
             "value": measured.value,
-            "ci95": None if measured.ci95 is None else list(measured.ci95),
+            "ci95": listed(measured.ci95),
             "threshold": threshold,
             "side": "at most" if self.at_most else "at least",
             "n_pairs": measured.n_pairs,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +12,16 @@ from polar_rm.audit.probes import PROBES, Answers
 from polar_rm.audit.report import SCHEMA, AuditReport, Finding
 from polar_rm.audit.streams import ALTERED, Bools, Seen, Streams
 from polar_rm.audit.thresholds import Thresholds
-from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.accuracy import contender_warnings
-from polar_rm.evaluation.contenders import Contender, Given, ModelOptions, find_contenders
+from polar_rm.evaluation.contenders import Contender, Given, ModelOptions, as_found
 from polar_rm.evaluation.data import ComparisonFiles, First
 from polar_rm.evaluation.pairs import PairScores, Scores
 from polar_rm.evaluation.references import ComparisonScorer, Referenced
 from polar_rm.evaluation.scoring import score_streams
 from polar_rm.evaluation.statistics import RESAMPLES
-from polar_rm.records import PROTOCOL_FIELD, Comparison, OnBadRow
+from polar_rm.records import Comparison, OnBadRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +56,21 @@ def audit(
     """
     if iter(comparisons) is comparisons:
         raise PolarError("comparisons are read several times: pass a list or ComparisonFiles instead of a generator")
-    who = contender if isinstance(contender, Contender) else Given("model", contender)
-    if who.kind == "stored":
-        raise PolarError(f"{who.name}: stored scores are of texts as they were; an audit asks about changed ones")
+    named = contender if isinstance(contender, Contender) else Given("model", contender)
+    if named.kind == "stored":
+        raise PolarError(f"{named.name}: stored scores are of texts as they were; an audit asks about changed ones")
     limits = thresholds or Thresholds()
-    streams = Streams(comparisons, takes_reference=use_references and who.reads_references, seed=seed)
-    who.check()
-    seen = streams.look(who)
-    scores = _ask(who, streams, seen, progress)
+    streams = Streams(comparisons, takes_reference=use_references and named.reads_references, seed=seed)
+    named.check()
+    seen = streams.look(named)
+    scores = _ask(named, streams, seen, progress)
     pairs = seen.survey.pairs
     correct = {name: PairScores(pairs, {name: each}).correct(name) for name, each in scores.items() if name != "altered"}
     altered = scores["altered"].values.reshape(-1, len(ALTERED))
     usable = seen.usable & ~_made_equal(scores["altered"])
     answers = Answers(streams.takes_reference, replace(seen, usable=usable), correct, altered, limits, resamples, seed)
     findings = [probe.find(answers) for probe in PROBES]
-    report = _report(who, streams, seen, findings, limits, scores["given"], seed)
+    report = _report(named, streams, seen, findings, limits, scores["given"], seed)
     if lost := int(seen.usable.sum() - usable.sum()):
         report["warnings"].append(
             f"{lost:,} altered answers were left out: the encoder cuts them to a text that is asked about, too"
@@ -90,15 +88,15 @@ def _made_equal(scores: Scores) -> Bools:
     return equal
 
 
-def _ask(who: Contender, streams: Streams, seen: Seen, progress: Progress) -> dict[str, Scores]:
+def _ask(contender: Contender, streams: Streams, seen: Seen, progress: Progress) -> dict[str, Scores]:
     count = seen.survey.pairs.n_comparisons
     sizes = {"altered": count * len(ALTERED)}
     asked = {name: (read, (count, sizes.get(name, seen.survey.pairs.n_candidates))) for name, read in streams.by_name().items()}
-    return score_streams([who], asked, progress=progress)[who.name]
+    return score_streams([contender], asked, progress=progress)[contender.name]
 
 
 def _report(
-    who: Contender,
+    contender: Contender,
     streams: Streams,
     seen: Seen,
     findings: list[Finding],
@@ -107,37 +105,27 @@ def _report(
     seed: int,
 ) -> AuditReport:
     verdicts = {finding["verdict"] for finding in findings}
-    pairs, copies = seen.survey.pairs, seen.survey.reference_equals_candidate
-    warnings = contender_warnings(who, given.noted)
-    if copies:
-        warnings.append(f"{copies:,} comparisons have a reference that is equal, or nearly, to one of their candidates")
+    pairs = seen.survey.pairs
     return {
         "schema": SCHEMA,
-        "contender": who.name,
-        "kind": who.kind,
-        "source": who.source,
+        "contender": contender.name,
+        "kind": contender.kind,
+        "source": contender.source,
         "takes_reference": streams.takes_reference,
-        "facts": dict(who.facts),
+        "facts": dict(contender.facts),
         "verdict": "failed" if "failed" in verdicts else "undecided" if "undecided" in verdicts else "passed",
         "findings": findings,
         "thresholds": thresholds.model_dump(),
         "n_comparisons": pairs.n_comparisons,
         "n_pairs": len(pairs),
         "n_prompts": len(np.unique(pairs.prompts)),
-        "references": _protocols(streams),
+        "references": seen.survey.protocols,
         "data": [],
         "limit": None,
         "seed": seed,
         "fingerprint": seen.survey.fingerprint,
-        "warnings": warnings,
+        "warnings": [*contender_warnings(contender, given.noted), *seen.survey.copy_warnings()],
     }
-
-
-def _protocols(streams: Streams) -> dict[str, int]:
-    """Where references came from -> comparisons."""
-    if not streams.takes_reference:
-        return {}
-    return dict(Counter(str(comparison.metadata.get(PROTOCOL_FIELD, "given")) for comparison in streams.base()))
 
 
 def audit_files(
@@ -163,21 +151,12 @@ def audit_files(
         PolarError: whatever is wrong with contender, files or options; before anything is scored.
         ScoreError: a score is not finite.
     """
-    if limit is not None and limit < 1:
-        raise PolarError(f"limit must be at least 1, not {limit}")
-    for file in files:
-        check_manifest(file)
-    bad = on_bad_row or OnBadRow()
-    [who] = [contender] if isinstance(contender, Contender) else find_contenders([contender], options)
-    data = ComparisonFiles(files, bad, outputs)
+    data = ComparisonFiles(files, on_bad_row, outputs)
     first = First(data, limit)
+    [found] = as_found([contender], options)
     comparisons = Referenced(first, references) if references else first
-    result = audit(who, comparisons, use_references=use_references, thresholds=thresholds, seed=seed, progress=progress)
+    result = audit(found, comparisons, use_references=use_references, thresholds=thresholds, seed=seed, progress=progress)
     report = result.report
     report["data"], report["limit"] = data.describe(), limit
-    if bad.count:
-        report["warnings"].append(f"{bad.count:,} bad rows were skipped, see {bad.side_file}")
-    report["warnings"] += bad.warnings()
-    if data.found.left_out:
-        report["warnings"].append(f"of the folders were taken {data.found.describe()}")
+    report["warnings"] += data.warnings()
     return result

@@ -31,7 +31,7 @@ class Seen:
 
     survey: pairs and checks. prompts: of every comparison, int64 [n]. lengths: characters of every candidate, int64.
     has_markdown: whether an answer of a comparison has any, bool [n]. usable: which altered answers make sense, bool
-    [n, len(ALTERED)]; all are false for a comparison without an ordered pair. protocols: where references came from.
+    [n, len(ALTERED)]; all are false for a comparison without an ordered pair.
     """
 
     survey: Survey
@@ -100,8 +100,8 @@ class Streams:
         reference = comparison.reference or ""
         noise = texts.scrambled(foreign, f"noise {self._seed} {number}")
         mixed = texts.scrambled(reference, f"reference {self._seed} {number}")
-        is_long, has_reference = texts.word_count(better) >= texts.LEAST_WORDS, bool(flatten(reference).strip())
-        is_long_reference = texts.word_count(reference) >= texts.LEAST_WORDS
+        is_long, has_reference = texts.word_count(better) >= texts.MIN_WORDS, bool(flatten(reference).strip())
+        is_long_reference = texts.word_count(reference) >= texts.MIN_WORDS
         made: dict[str, tuple[Text, bool]] = {
             "better": (better, True),
             "worse": (worse, True),

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from polar_rm.calibration.abstention import AbstentionRow
 from polar_rm.common.files import write_json
 from polar_rm.reporting.plots import calibration_figure, save_figure
+from polar_rm.reporting.tables import Table
 from polar_rm.reporting.words import interval
 
 SCHEMA: Literal["polar-rm/calibration-report/1"] = "polar-rm/calibration-report/1"
@@ -101,7 +101,7 @@ def render(report: CalibrationReport) -> Group:
         f"{report['head']['determined']:.0f} of {report['head']['hidden']:,} directions of the head",
     ]
     warnings = [Text(f"warning: {line}", style="yellow") for line in report["warnings"]]
-    return Group(*map(Text, lines), _reliability_table(report), _abstention_table(report), *warnings)
+    return Group(*map(Text, lines), _reliability_table(report).rich(), _abstention_table(report).rich(), *warnings)
 
 
 def _rewards(name: str, found: Rewards) -> str:
@@ -110,24 +110,16 @@ def _rewards(name: str, found: Rewards) -> str:
 
 
 def _reliability_table(report: CalibrationReport) -> Table:
-    table = _table("reliability, out of fold", "P", "accuracy", "pairs")
     found = report["after"]
-    for confidence, accuracy, count in zip(found["confidence"], found["accuracy"], found["counts"], strict=True):
-        table.add_row(f"{confidence:.3f}", f"{accuracy:.3f}", f"{count:,}")
-    return table
+    bins = zip(found["confidence"], found["accuracy"], found["counts"], strict=True)
+    rows = [[f"{confidence:.3f}", f"{accuracy:.3f}", f"{count:,}"] for confidence, accuracy, count in bins]
+    return Table("reliability, out of fold", ["P", "accuracy", "pairs"], rows)
 
 
 def _abstention_table(report: CalibrationReport) -> Table:
-    table = _table("the most certain pairs", "kept", "pairs", "accuracy", "95% interval", "gain", "95% interval")
+    rows = []
     for row in report["abstention"]:
         gain = ("", "") if row["coverage"] == 1 else (f"{row['gain']:+.3f}", interval(row["gain_ci95"], "+.3f"))
-        values = (f"{row['coverage']:.0%}", f"{row['n_pairs']:,}", f"{row['accuracy']:.3f}", interval(row["ci95"]), *gain)
-        table.add_row(*values)
-    return table
-
-
-def _table(title: str, *headers: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
-    return table
+        rows.append([f"{row['coverage']:.0%}", f"{row['n_pairs']:,}", f"{row['accuracy']:.3f}", interval(row["ci95"]), *gain])
+    header = ["kept", "pairs", "accuracy", "95% interval", "gain", "95% interval"]
+    return Table("the most certain pairs", header, rows)

@@ -29,7 +29,6 @@ from polar_rm.calibration.temperature import (
 )
 from polar_rm.common.files import check_target
 from polar_rm.common.locks import owned
-from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.evaluation import ComparisonFiles
@@ -143,12 +142,9 @@ def calibrate_files(
     from polar_rm.model.reward_model import RewardModel
 
     model_dir = Path(model_dir)
-    for file in files:
-        check_manifest(file)
     check_target(model_dir / CARD)
     check_target(model_dir / UNCERTAINTY)
     with owned(model_dir, "calibrate"):
-        on_bad_row = on_bad_row or OnBadRow()
         comparisons = ComparisonFiles(files, on_bad_row, outputs)
         seen = survey(comparisons)
         identity = model_identity(model_dir)
@@ -162,9 +158,7 @@ def calibrate_files(
     if scorer.model.untrained:
         report["warnings"].append(untrained_warning(model_dir, scorer.model.untrained))
     report["data"] = [dict(file) for file in comparisons.describe()]
-    if on_bad_row.count:
-        report["warnings"].append(f"{on_bad_row.count:,} bad rows were skipped, see {on_bad_row.side_file}")
-    report["warnings"] += on_bad_row.warnings()
+    report["warnings"] += comparisons.warnings()
     return report
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from polar_rm.common.progress import show_progress
 
 if TYPE_CHECKING:
     from polar_rm.audit.run import AuditResult
+    from polar_rm.cli.results import Data, Models
 
 _Contender = Annotated[
     str,
@@ -77,13 +78,19 @@ def audit(
 
         polar audit hf:models/skywork pairs.jsonl --threshold empty=0.9 --threshold length=0.7 --json audit.json
     """
-    options = dict(locals())
     from polar_rm.common.extras import needs
 
     with needs("evaluate", "polar audit"):
         from polar_rm.audit.page import write_page, write_plot
         from polar_rm.audit.report import render
-    result = _run(options)
+        from polar_rm.cli.results import Data, Models
+        from polar_rm.reporting.plots import PLOT_SUFFIXES
+    if plot:
+        check_target(plot, PLOT_SUFFIXES)
+    models = Models([model], precision, device, row_tokens, api_key_env)
+    data = Data(files, references, limit, seed, on_bad_row, strip_prompt)
+    outputs = [path for path in (json, html, plot) if path]
+    result = _run(models, data, outputs, threshold or [], use_references=reference == "given")
     print_table(render(result.report))
     if json:
         write_json(json, result.report)
@@ -95,28 +102,22 @@ def audit(
         raise typer.Exit(1)
 
 
-def _run(options: dict[str, Any]) -> AuditResult:
-    """Audit with the options of the verb, by name."""
+def _run(models: Models, data: Data, outputs: list[Path], thresholds: list[str], *, use_references: bool) -> AuditResult:
     from polar_rm.audit.run import audit_files
     from polar_rm.audit.thresholds import Thresholds
-    from polar_rm.cli.results import contenders_of
-    from polar_rm.records import OnBadRow, side_file
-    from polar_rm.reporting.plots import PLOT_SUFFIXES
 
-    thresholds = load(Thresholds, options["threshold"] or [])
-    if options["plot"]:
-        check_target(options["plot"], PLOT_SUFFIXES)
-    [contender] = contenders_of([options["model"]], options)
-    outputs = [options[name] for name in ("json", "html", "plot") if options[name]]
-    source = side_file(outputs[0] if outputs else None, options["files"])
+    limits = load(Thresholds, thresholds)
+    [contender] = models.contenders()
     with show_progress(messages) as progress:
         return audit_files(
             contender,
-            options["files"],
-            use_references=options["reference"] == "given",
-            thresholds=thresholds,
-            on_bad_row=OnBadRow(options["on_bad_row"], source, strip_prompt=options["strip_prompt"]),
+            data.files,
+            use_references=use_references,
+            references=data.references,
+            thresholds=limits,
+            limit=data.limit,
+            seed=data.seed,
+            on_bad_row=data.bad_rows(outputs),
             outputs=outputs,
             progress=progress,
-            **{name: options[name] for name in ("references", "limit", "seed")},
         )

@@ -103,12 +103,14 @@ def evaluate(
 
         polar evaluate --suite list
     """
-    options = dict(locals())
     from polar_rm.common.extras import needs
 
     with needs("evaluate", "polar evaluate"):
         from polar_rm.cli import results
-    results.run(files or [], results.ResultFiles(json, plot, pairs, html, html_rows, table), options)
+    models = results.Models(model or [], precision, device, row_tokens, api_key_env)
+    data = results.Data(files or [], references, limit, seed, on_bad_row, strip_prompt)
+    targets = results.ResultFiles(json, plot, pairs, html, html_rows, table)
+    results.run(models, data, targets, suite=suite, by=by, reference=reference)
 
 
 @verb("Evaluation")

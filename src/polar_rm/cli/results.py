@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from polar_rm.cli.output import message, messages, print_table, print_text, print_values
 from polar_rm.common.files import check_target, write_file
@@ -14,6 +14,7 @@ from polar_rm.errors import PolarError
 from polar_rm.evaluation import ModelOptions, evaluate_files, evaluate_suite, find_contenders
 from polar_rm.evaluation.contenders import Contender
 from polar_rm.evaluation.page import write_page
+from polar_rm.evaluation.references import ReferenceChoice
 from polar_rm.evaluation.report import write_plot, write_report
 from polar_rm.evaluation.rows import PAIR_SUFFIXES, Scored, write_pairs
 from polar_rm.evaluation.suite_report import figure_rows, list_suites, summarise_suite
@@ -80,59 +81,110 @@ class ResultFiles:
                 message(line)
 
 
-def run(files: Sequence[Path], targets: ResultFiles, options: dict[str, Any]) -> None:
-    """Evaluate with the options of the verb, by name.
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The named contenders, and how those with weights compute. api_key_env: the variable with the key of servers."""
+
+    names: Sequence[str]
+    precision: str
+    device: str
+    row_tokens: int
+    api_key_env: str | None
+
+    def contenders(self) -> list[Contender]:
+        """The contenders. A device is claimed only if one of them has weights.
+
+        Raises:
+            PolarError: a kind is unknown, nothing is at a path, or the key's variable or the device does not exist.
+        """
+        from polar_rm.common.http import key_from_environment
+
+        api_key = key_from_environment(self.api_key_env, "--api-key-env") if self.api_key_env else None
+        contenders = find_contenders(self.names, ModelOptions(self.precision, self.device, self.row_tokens, api_key))
+        if any(contender.has_weights for contender in contenders):
+            from polar_rm.model.devices import claim_device
+
+            claim_device(self.device)
+        return contenders
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The comparisons to read. references: a file that references are added from. limit: take only the first so many."""
+
+    files: Sequence[Path]
+    references: Path | None
+    limit: int | None
+    seed: int
+    on_bad_row: Literal["error", "skip"]
+    strip_prompt: bool
+
+    def bad_rows(self, outputs: Sequence[Path]) -> OnBadRow:
+        """What becomes of bad rows; skipped ones are written beside the first output, or beside the data."""
+        return OnBadRow(self.on_bad_row, side_file(outputs[0] if outputs else None, self.files), strip_prompt=self.strip_prompt)
+
+
+def run(
+    models: Models,
+    data: Data,
+    targets: ResultFiles,
+    *,
+    suite: str | None,
+    by: str | None,
+    reference: ReferenceChoice | None,
+) -> None:
+    """Evaluate as ``polar evaluate`` was asked to.
 
     Raises:
         PolarError: contenders or data are missing, a suite has not exactly one path, or the evaluation refuses its input.
     """
-    suite, by = options["suite"], options["by"]
     if suite == "list":
         print_values(list_suites())
         return
-    if not options["model"]:
+    if not models.names:
         raise PolarError("name at least one contender with --model")
-    if not files or (suite and len(files) > 1):
+    if not data.files or (suite and len(data.files) > 1):
         raise PolarError(f"--suite {suite} reads one file or folder" if suite else "name files of comparisons")
     if suite and by:
         raise PolarError(f"--by {by}: a published benchmark has its own groups; use --by without --suite")
-    if suite and options["reference"] == "all":
-        raise PolarError("--reference all: a published benchmark is measured with one protocol at a time; name one")
     targets.check()
-    contenders = contenders_of(options["model"], options)
-    common = {name: options[name] for name in ("reference", "references", "limit", "seed")}
-    with show_progress(messages) as progress:
-        if suite:
-            suite_result = evaluate_suite(suite, files[0], contenders, **common, progress=progress)
-        else:
-            outputs = targets.files()
-            source = side_file(outputs[0] if outputs else None, files)
-            bad = OnBadRow(options["on_bad_row"], source, strip_prompt=options["strip_prompt"])
-            result = evaluate_files(contenders, files, **common, by=by, on_bad_row=bad, outputs=outputs, progress=progress)
     if suite:
-        if targets.plot:
-            save_figure(accuracy_figure(figure_rows(suite_result.report), title=suite_result.report["title"]), targets.plot)
-        targets.show(suite_result, suite_result.report, summarise_suite(suite_result.report))
-    else:
-        if targets.plot:
-            write_plot(targets.plot, result.report)
-        targets.show(result, result.report, summarise(result.report), by)
+        _run_suite(suite, models, data, targets, reference)
+        return
+    contenders, outputs = models.contenders(), targets.files()
+    with show_progress(messages) as progress:
+        result = evaluate_files(
+            contenders,
+            data.files,
+            by=by,
+            reference=reference,
+            references=data.references,
+            limit=data.limit,
+            seed=data.seed,
+            on_bad_row=data.bad_rows(outputs),
+            outputs=outputs,
+            progress=progress,
+        )
+    if targets.plot:
+        write_plot(targets.plot, result.report)
+    targets.show(result, result.report, summarise(result.report), by)
 
 
-def contenders_of(models: Sequence[str], options: dict[str, Any]) -> list[Contender]:
-    """The named contenders. A device is claimed only if one of them has weights. options: of the verb, by name.
-
-    Raises:
-        PolarError: a kind is unknown, nothing is at a path, or the key's variable or the device does not exist.
-    """
-    from polar_rm.common.http import key_from_environment
-
-    variable = options["api_key_env"]
-    api_key = key_from_environment(variable, "--api-key-env") if variable else None
-    model_options = ModelOptions(options["precision"], options["device"], options["row_tokens"], api_key)
-    contenders = find_contenders(models, model_options)
-    if any(contender.has_weights for contender in contenders):
-        from polar_rm.model.devices import claim_device
-
-        claim_device(options["device"])
-    return contenders
+def _run_suite(suite: str, models: Models, data: Data, targets: ResultFiles, reference: ReferenceChoice | None) -> None:
+    if reference == "all":
+        raise PolarError("--reference all: a published benchmark is measured with one protocol at a time; name one")
+    contenders = models.contenders()
+    with show_progress(messages) as progress:
+        result = evaluate_suite(
+            suite,
+            data.files[0],
+            contenders,
+            reference=reference,
+            references=data.references,
+            limit=data.limit,
+            seed=data.seed,
+            progress=progress,
+        )
+    if targets.plot:
+        save_figure(accuracy_figure(figure_rows(result.report), title=result.report["title"]), targets.plot)
+    targets.show(result, result.report, summarise_suite(result.report))

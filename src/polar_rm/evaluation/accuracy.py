@@ -33,6 +33,7 @@ from polar_rm.evaluation.statistics import (
     Interval,
     Ints,
     PairedDifference,
+    listed,
     paired_difference,
     percentile_intervals,
     resampled_means,
@@ -255,16 +256,12 @@ def differences_of(
             "first": names[first],
             "second": names[second],
             "difference": float(means[first] - means[second]),
-            "ci95": _listed(ci95),
+            "ci95": listed(ci95),
             "verdict": verdict_of(ci95),
         }
         for (first, second), ci95 in zip(couples, found[len(names) :], strict=True)
     ]
     return dict(zip(names, found, strict=False)), differences
-
-
-def _listed(ci95: Interval | None) -> list[float] | None:
-    return None if ci95 is None else list(ci95)
 
 
 def _measure(result: PairScores, rows: Ints, scaled: Sequence[str], resamples: int, seed: int) -> GroupReport:
@@ -277,7 +274,7 @@ def _measure(result: PairScores, rows: Ints, scaled: Sequence[str], resamples: i
         margins = result.margins(name)[rows]
         measures[name] = {
             "accuracy": float(values.mean()),
-            "ci95": _listed(intervals[name]),
+            "ci95": listed(intervals[name]),
             "ties": int((margins == 0).sum()),
             "loss": float(np.logaddexp(0, -margins).mean()) if name in scaled else None,
         }
@@ -290,9 +287,7 @@ def _measure(result: PairScores, rows: Ints, scaled: Sequence[str], resamples: i
 
 
 def _warnings(seen: Survey, prompts: int, prompts_by_group: Sequence[int], by: str | None) -> list[str]:
-    lines = []
-    if copies := seen.reference_equals_candidate:
-        lines.append(f"{copies:,} comparisons have a reference that is equal, or nearly, to one of their candidates")
+    lines = seen.copy_warnings()
     if seen.without_pairs:
         lines.append(f"{seen.without_pairs:,} comparisons have no ordered pair and count for nothing")
     if by is not None and seen.without_group:

@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 
 from polar_rm.common.files import sha256
+from polar_rm.common.manifests import check_manifest
+from polar_rm.errors import PolarError
 from polar_rm.evaluation.report import DataFile
 from polar_rm.records import Comparison, OnBadRow, read_comparisons, survey_files
 
@@ -18,23 +20,28 @@ class ComparisonFiles:
 
     paths: files, folders or patterns, as :func:`survey_files` takes them; here afterwards every file that they mean.
     rows: comparisons read from each file by the latest pass. outputs: what this run writes; none of the files may be one.
+
+    Raises:
+        PolarError: a path names no data, something that this run writes, or a folder that is not as its manifest says.
     """
 
     def __init__(
         self, paths: Sequence[str | Path], on_bad_row: OnBadRow | None = None, outputs: Sequence[str | Path] = ()
     ) -> None:
+        for path in paths:
+            check_manifest(path)
         self.found = survey_files(paths, outputs)
         self.paths = list(self.found.files)
         self.rows = [0] * len(self.paths)
-        self._on_bad_row = on_bad_row
+        self._on_bad_row = on_bad_row or OnBadRow()
+        self._passes = 0
 
     def __iter__(self) -> Iterator[Comparison]:
-        on_bad_row = self._on_bad_row
-        if on_bad_row is not None:
-            self._on_bad_row = replace(on_bad_row, side_file=os.devnull, notes={})
+        bad = replace(self._on_bad_row, side_file=os.devnull, notes={}) if self._passes else self._on_bad_row
+        self._passes += 1
         for number, path in enumerate(self.paths):
             self.rows[number] = 0
-            for comparison in read_comparisons(path, on_bad_row):
+            for comparison in read_comparisons(path, bad):
                 self.rows[number] += 1
                 yield comparison
 
@@ -43,13 +50,28 @@ class ComparisonFiles:
         files = zip(self.paths, self.rows, strict=True)
         return [{"path": str(path), "sha256": sha256(path), "rows": rows} for path, rows in files]
 
+    def warnings(self) -> list[str]:
+        """What a report says of its data after a pass: skipped rows, altered texts, files that were left out."""
+        bad = self._on_bad_row
+        lines = [f"{bad.count:,} bad rows were skipped, see {bad.side_file}"] if bad.count else []
+        left_out = [f"of the folders were taken {self.found.describe()}"] if self.found.left_out else []
+        return [*lines, *bad.warnings(), *left_out]
+
 
 @dataclass(frozen=True, slots=True)
 class First:
-    """The first comparisons of a stream that can be read more than once; all where ``limit`` is None."""
+    """The first comparisons of a stream that can be read more than once; all where ``limit`` is None.
+
+    Raises:
+        PolarError: ``limit`` is below 1.
+    """
 
     comparisons: Iterable[Comparison]
     limit: int | None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise PolarError(f"limit must be at least 1, not {self.limit}")
 
     def __iter__(self) -> Iterator[Comparison]:
         return islice(iter(self.comparisons), self.limit)

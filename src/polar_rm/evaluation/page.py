@@ -28,7 +28,7 @@ def write_page(path: str | Path, result: Scored, summary: Summary, *, by: str | 
         PolarError: the file can't be written.
     """
     chosen = choose(result, max_rows)
-    order = {index: place for place, index in enumerate(chosen)}
+    order = {index: position for position, index in enumerate(chosen)}
     rows = sorted((_shown(row, by) for row in pair_rows(result, set(chosen))), key=lambda row: order[row["index"]])
     page: dict[str, Any] = {
         "summary": summary,
@@ -53,10 +53,10 @@ def choose(result: Scored, count: int) -> list[int]:
     others = [order[margins > 0] for order, margins in orders]
     chosen: dict[int, None] = {}
     for part in (mistakes, others):
-        for place in range(max(map(len, part), default=0)):
+        for turn in range(max(map(len, part), default=0)):
             for each in part:
-                if place < len(each) and len(chosen) < count:
-                    chosen.setdefault(int(each[place]))
+                if turn < len(each) and len(chosen) < count:
+                    chosen.setdefault(int(each[turn]))
     return list(chosen)
 
 

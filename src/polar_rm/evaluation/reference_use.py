@@ -13,7 +13,7 @@ from polar_rm.evaluation.contenders.base import Contender
 from polar_rm.evaluation.pairs import Pairs, PairScores, Scores
 from polar_rm.evaluation.references import ReferenceMode, apply_reference_protocol, swapped_candidate
 from polar_rm.evaluation.scoring import Read, score_streams
-from polar_rm.evaluation.statistics import RESAMPLES, Floats, Interval, Ints, bootstrap_intervals, paired_difference
+from polar_rm.evaluation.statistics import RESAMPLES, Floats, Ints, bootstrap_intervals, listed, paired_difference
 from polar_rm.records import Comparison
 from polar_rm.reporting.measures import Measure
 from polar_rm.reporting.tables import Table
@@ -103,7 +103,7 @@ def reference_use(
         correct = {mode: PairScores(pairs, {name: each}).correct(name) for mode, each in protocols.items()}
         bounds = bootstrap_intervals(np.column_stack(list(correct.values())), pairs.prompts, resamples=resamples, seed=seed)
         accuracy: dict[ReferenceMode, Measure] = {
-            mode: {"accuracy": float(values.mean()), "ci95": _listed(ci95)}
+            mode: {"accuracy": float(values.mean()), "ci95": listed(ci95)}
             for (mode, values), ci95 in zip(correct.items(), bounds, strict=True)
         }
 
@@ -127,11 +127,7 @@ def _gap(
 ) -> Gap:
     values = correct["given"][rows], correct[mode][rows]
     paired = paired_difference(*values, prompts[rows], resamples=resamples, seed=seed)
-    return {"difference": paired.difference, "ci95": _listed(paired.ci95), "n_pairs": len(rows)}
-
-
-def _listed(ci95: Interval | None) -> list[float] | None:
-    return None if ci95 is None else list(ci95)
+    return {"difference": paired.difference, "ci95": listed(paired.ci95), "n_pairs": len(rows)}
 
 
 def sentence(name: str, use: ContenderUse) -> str:

@@ -113,9 +113,9 @@ def with_others(comparisons: Iterable[Comparison], *, seed: int = 0) -> Iterator
         # A cycle through the prompts in random order: nobody receives a text of its own prompt.
         keys = list(available)
         order = [keys[i] for i in generator.permutation(len(keys))]
-        giver = dict(zip(order, order[1:] + order[:1], strict=True))
+        donor_of = dict(zip(order, order[1:] + order[:1], strict=True))
         for comparison in window:
-            donors = available[giver[prompt_key(comparison)]]
+            donors = available[donor_of[prompt_key(comparison)]]
             yield comparison, donors[int(generator.integers(len(donors)))]
 
 

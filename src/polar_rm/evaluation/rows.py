@@ -72,9 +72,9 @@ def pair_rows(result: Scored, wanted: set[int] | None = None) -> Iterator[PairRo
 def opinion(scores: PairScores, name: str, index: int) -> Opinion:
     """Of one contender on one pair."""
     own = scores.scores[name]
-    places = {"better": int(scores.pairs.better[index]), "worse": int(scores.pairs.worse[index])}
-    better, worse = (float(own.values[place]) for place in places.values())
-    notes = [f"{side}: {note}" for side, place in places.items() for note in own.notes_of(place)]
+    candidates = {"better": int(scores.pairs.better[index]), "worse": int(scores.pairs.worse[index])}
+    better, worse = (float(own.values[candidate]) for candidate in candidates.values())
+    notes = [f"{side}: {note}" for side, candidate in candidates.items() for note in own.notes_of(candidate)]
     return Opinion(better, worse, better - worse, 1.0 if better > worse else 0.5 if better == worse else 0.0, notes)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import Progress, silent
-from polar_rm.errors import PolarError
 from polar_rm.evaluation.accuracy import EvaluationResult, evaluate
 from polar_rm.evaluation.contenders import Contender, ModelOptions, as_found
 from polar_rm.evaluation.contenders.baselines import BASELINES
@@ -42,23 +40,14 @@ def evaluate_files(
         PolarError: whatever is wrong with contenders, files or options; before anything is scored.
         ScoreError: a score is not finite.
     """
-    if limit is not None and limit < 1:
-        raise PolarError(f"limit must be at least 1, not {limit}")
-    for file in files:
-        check_manifest(file)
-    on_bad_row = on_bad_row or OnBadRow()
-    found = as_found(contenders, options, is_partial=limit is not None)
     data = ComparisonFiles(files, on_bad_row, outputs)
     first = First(data, limit)
+    found = as_found(contenders, options, is_partial=limit is not None)
     comparisons = Referenced(first, references) if references else first
     result = evaluate(found, comparisons, by=by, reference=reference, baselines=baselines, seed=seed, progress=progress)
     report = result.report
     report["data"] = data.describe()
     report["limit"] = limit
     report["reference"]["file"] = str(references) if references else None
-    if on_bad_row.count:
-        report["warnings"].append(f"{on_bad_row.count:,} bad rows were skipped, see {on_bad_row.side_file}")
-    report["warnings"] += on_bad_row.warnings()
-    if data.found.left_out:
-        report["warnings"].append(f"of the folders were taken {data.found.describe()}")
+    report["warnings"] += data.warnings()
     return result

@@ -21,6 +21,12 @@ Interval = tuple[float, float]
 
 RESAMPLES = 2000
 
+
+def listed(ci95: Interval | None) -> list[float] | None:
+    """An interval as reports hold it, in JSON."""
+    return None if ci95 is None else list(ci95)
+
+
 _Z = 1.959963984540054  # the 97.5th percentile of the normal distribution
 
 # Prompt indices drawn at a time: 32 MiB of int64, whatever the number of prompts.

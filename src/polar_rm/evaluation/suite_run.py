@@ -21,7 +21,7 @@ from polar_rm.evaluation.pairs import PairScores, Scores
 from polar_rm.evaluation.references import Referenced, ReferenceMode, apply_reference_protocol
 from polar_rm.evaluation.report import Difference
 from polar_rm.evaluation.scoring import score_contenders
-from polar_rm.evaluation.statistics import RESAMPLES, Floats, percentile_intervals, resampled_means
+from polar_rm.evaluation.statistics import RESAMPLES, Floats, listed, percentile_intervals, resampled_means
 from polar_rm.evaluation.suite_report import SCHEMA, FigureReport, SuiteMeasure, SuiteReport
 from polar_rm.evaluation.suites import Figure, Judged, Suite, SuiteResult, find_suite
 from polar_rm.evaluation.survey import Survey, survey
@@ -143,7 +143,7 @@ def _measures(result: SuiteResult, seed: int) -> SuiteMeasure:
     figures: dict[str, FigureReport] = {}
     for figure in result.figures:
         ci95 = _interval(resampled(figure, seed=seed), figure, (0.0 if figure.value >= 0 else -1.0, 1.0))
-        figures[figure.name] = {"value": figure.value, "ci95": None if ci95 is None else list(ci95), "n": figure.n}
+        figures[figure.name] = {"value": figure.value, "ci95": listed(ci95), "n": figure.n}
     return {"figures": figures, "ties": result.ties}
 
 
@@ -161,7 +161,7 @@ def _differences(results: Mapping[str, SuiteResult], seed: int) -> list[Differen
                 "first": first,
                 "second": second,
                 "difference": headlines[first].value - headlines[second].value,
-                "ci95": None if ci95 is None else list(ci95),
+                "ci95": listed(ci95),
                 "verdict": verdict_of(ci95),
             }
         )

@@ -36,6 +36,12 @@ class Survey:
     without_group: int
     fingerprint: str
 
+    def copy_warnings(self) -> list[str]:
+        """What a report says of references that equal a candidate."""
+        copies = self.reference_equals_candidate
+        words = "comparisons have a reference that is equal, or nearly, to one of their candidates"
+        return [f"{copies:,} {words}"] if copies else []
+
 
 def survey(
     comparisons: Iterable[Comparison],

@@ -12,8 +12,8 @@ from polar_rm.errors import MachineFailure
 from polar_rm.records import Text
 
 _TABLE = """
-CREATE TABLE answers (prompt TEXT NOT NULL, penalty REAL NOT NULL, place INTEGER NOT NULL, text TEXT NOT NULL);
-CREATE INDEX by_prompt ON answers (prompt, penalty, place);
+CREATE TABLE answers (prompt TEXT NOT NULL, penalty REAL NOT NULL, position INTEGER NOT NULL, text TEXT NOT NULL);
+CREATE INDEX by_prompt ON answers (prompt, penalty, position);
 """
 
 
@@ -51,5 +51,5 @@ class Answers:
 
     def of(self, prompt: str) -> Iterator[Text]:
         """The answers to a prompt, the best first."""
-        for (text,) in self._database.execute("SELECT text FROM answers WHERE prompt = ? ORDER BY penalty, place", [prompt]):
+        for (text,) in self._database.execute("SELECT text FROM answers WHERE prompt = ? ORDER BY penalty, position", [prompt]):
             yield json.loads(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ class Counts:
     copies: int = 0
     unfinished: int = 0
     from_row: int = 0
-    prompts: set[str] = field(default_factory=set)
 
 
 Find = Callable[[Row], Referenced | str]
@@ -74,8 +73,7 @@ def finder(rows: Rows, config: ReferencesConfig, work: Path, counts: Counts, pro
                 yield lambda row: sibling(row, answers, counts)
         case FromPolicy() as source:
             with Answers.open(work / "answers.sqlite") as answers:
-                counts.prompts = write_prompts(rows, work / "prompts.jsonl", source)
-                if counts.prompts:
+                if write_prompts(rows, work / "prompts.jsonl", source):
                     draw(config, source, work, answers, progress)
                 yield lambda row: sampled(row, source, answers, counts)
 
@@ -100,9 +98,9 @@ def sibling(row: Row, answers: Answers, counts: Counts) -> Referenced | str:
     record = row.record
     if isinstance(record, Comparison):
         best = record.ranks.index(min(record.ranks))
-        rest = [place for place in range(len(record.candidates)) if place != best]
-        ranks = tuple(record.ranks[place] for place in rest)
-        candidates = tuple(record.candidates[place] for place in rest)
+        others = [index for index in range(len(record.candidates)) if index != best]
+        ranks = tuple(record.ranks[index] for index in others)
+        candidates = tuple(record.candidates[index] for index in others)
         if len(set(ranks)) > 1 and _is_other(record.candidates[best], candidates):
             counts.from_row += 1
             smaller = replace(row, record=replace(record, candidates=candidates, ranks=ranks))

@@ -67,13 +67,12 @@ def make_references(config: ReferencesConfig, progress: Progress = silent) -> Re
         counts = Counts()
         with finder(rows, config, work, counts, progress) as find:
             write_records(path, _shown(referenced(rows, config, find, counts), progress))
-        counted = {name: value for name, value in asdict(counts).items() if name != "prompts"}
         manifest = {
             "schema": SCHEMA,
             "protocol": config.protocol,
             **identity,
             **versions(),
-            "counts": counted | {"bad": rows.bad.count - counts.refused},
+            "counts": asdict(counts) | {"bad": rows.bad.count - counts.refused},
             "warnings": rows.bad.warnings(),
             "files": [{"file": path.name, **describe_file(path)}],
         }

@@ -31,7 +31,7 @@ class ModelOptions:
     row_tokens: int = 8192
     api_key: str | None = None
 
-    def place(self) -> Place:
+    def placement(self) -> Placement:
         """As ``RewardModel.from_pretrained`` takes it.
 
         Raises:
@@ -43,7 +43,7 @@ class ModelOptions:
         return {"dtype": dtype_name(self.precision, device), "device": device}
 
 
-class Place(TypedDict):
+class Placement(TypedDict):
     """dtype: float32, bfloat16 or float16. device: cpu or cuda."""
 
     dtype: str

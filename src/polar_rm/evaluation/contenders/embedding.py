@@ -57,7 +57,7 @@ class Embedding(Contender):
         folder = encoder_folder(self.source or "")
         check_config_file(folder)
         whole_tokenizer(folder)
-        self.facts |= {"pooling": pooling_of(folder), **self._options.place()}
+        self.facts |= {"pooling": pooling_of(folder), **self._options.placement()}
 
     def load(self) -> ComparisonScorer:
         """The encoder with its weights."""
@@ -115,12 +115,12 @@ class EmbeddingScorer:
         self._name, self._options = name, options
         self._tokenizer = whole_tokenizer(folder)
         self._pooling = pooling_of(folder)
-        place = options.place()
+        placement = options.placement()
         try:
-            self._model: Any = AutoModel.from_pretrained(folder, dtype=dtype_of(place["dtype"]), trust_remote_code=False)
+            self._model: Any = AutoModel.from_pretrained(folder, dtype=dtype_of(placement["dtype"]), trust_remote_code=False)
         except Exception as error:  # transformers raises whatever a value leads it to
             raise UnsupportedModel(f"{folder}: {first_line(error)}") from error
-        self._model = self._model.to(place["device"]).eval()
+        self._model = self._model.to(placement["device"]).eval()
         limits = [getattr(self._model.config, "max_position_embeddings", None)]
         for file, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
             if (folder / file).is_file():

@@ -33,13 +33,13 @@ class Native(Contender):
     def check(self) -> None:
         """Config, tokenizer and encoder of the folder; errors as of :func:`checkpoint_blueprint`."""
         self._blueprint = checkpoint_blueprint(self._folder)
-        self.facts |= {"encoder_hash": self._blueprint.encoder.hash, **self._options.place()}
+        self.facts |= {"encoder_hash": self._blueprint.encoder.hash, **self._options.placement()}
 
     def load(self) -> ComparisonScorer:
         """The model with its weights."""
-        place = self._options.place()
+        placement = self._options.placement()
         blueprint = self._blueprint or checkpoint_blueprint(self._folder)
-        model = RewardModel.from_blueprint(blueprint, dtype=place["dtype"], device=place["device"])
+        model = RewardModel.from_blueprint(blueprint, dtype=placement["dtype"], device=placement["device"])
         if model.untrained:
             self.warnings.append(untrained_warning(self.name, model.untrained))
         return NotingScorer(Scorer(model, row_tokens=self._options.row_tokens))

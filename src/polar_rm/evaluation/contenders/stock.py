@@ -45,7 +45,7 @@ class Stock(Contender):
         Raises:
             PolarError: it is no such model, or has no chat template.
         """
-        self.facts |= self._options.place()
+        self.facts |= self._options.placement()
         check_classifier(self._folder)
         self._template = ChatTemplate(self.name, self._folder)
 
@@ -90,10 +90,10 @@ def load_classifier(folder: Path, options: ModelOptions) -> Any:
     """
     from transformers import AutoModelForSequenceClassification
 
-    place = options.place()
+    placement = options.placement()
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=dtype_of(place["dtype"]), trust_remote_code=False, output_loading_info=True
+            folder, dtype=dtype_of(placement["dtype"]), trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # transformers raises whatever a value leads it to
         raise UnsupportedModel(f"{folder}: {first_line(error)}") from error
@@ -104,7 +104,7 @@ def load_classifier(folder: Path, options: ModelOptions) -> Any:
         if not torch.isfinite(tensor).all():
             raise UnsupportedModel(f"{folder}: tensor {name!r} holds NaN or infinite values")
     model.config.use_cache = False  # nothing is generated
-    return model.to(place["device"]).eval()
+    return model.to(placement["device"]).eval()
 
 
 class ChatTemplate:

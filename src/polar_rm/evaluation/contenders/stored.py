@@ -133,10 +133,10 @@ class _Table:
         self._kind, self._has_ids = kind, has_id
         key = str(row["id"]) if has_id else str(len(self._scores) + 1)
         if kind == "candidate":
-            place, found = _whole(row["candidate"]), self._candidates.setdefault(key, {})
-            if place in found:
-                raise InvalidRecord("candidate", f"one row for candidate {place} of {key!r}; there was one before")
-            found[place] = _number("score", row.get("score"))
+            index, found = _whole(row["candidate"]), self._candidates.setdefault(key, {})
+            if index in found:
+                raise InvalidRecord("candidate", f"one row for candidate {index} of {key!r}; there was one before")
+            found[index] = _number("score", row.get("score"))
             return
         if key in self._scores:
             raise InvalidRecord("id", f"an id of its own; a row before has {key!r}")
@@ -154,7 +154,7 @@ class _Table:
                 raise PolarError(
                     f"{file}: id {key!r} has the candidates {sorted(found)}: they are counted from 0 on, without gaps"
                 )
-            self._scores[key] = [found[place] for place in range(len(found))]
+            self._scores[key] = [found[index] for index in range(len(found))]
         return self._scores, self._kind == "chosen_score", bool(self._has_ids)
 
 
