@@ -183,8 +183,8 @@ class Encoder:
     def encode_outputs(
         self, prompt: Text, reference: Text | None, outputs: Sequence[Text], wrapper: str = "sft"
     ) -> list[tuple[list[int], PrefixTree]]:
-        """Trees for scoring, each with the indices of its outputs; neither an output's ids nor the place where its branch begins
-        depends on its neighbours.
+        """Trees for scoring, each with the indices of its outputs. Neither the ids of an output nor the start of its branch
+        depend on its neighbours.
 
         Where the prompt has to be cut, every output gets the cut that it would get alone (as in the official client), and
         only outputs with the same cut share a tree.

@@ -103,13 +103,13 @@ class Scorer:
 
         anchored: see :meth:`score`. first: number of the first item, for its errors.
         """
-        rewards = self._anchored(window, first) if anchored else [reward for reward, _ in self._place(window, self.score_trees)]
+        rewards = self._anchored(window, first) if anchored else [reward for reward, _ in self._by_item(window, self.score_trees)]
         self.noted.update(note for reward in rewards for note in reward.notes)
         return rewards
 
     def measure_window(self, window: Sequence[ScoreItem]) -> tuple[list[Reward], NDArray[np.float32]]:
         """Rewards as of :meth:`score_window`, and what the head read: float32 [n_items, hidden]."""
-        measured = self._place(window, self.measure_trees)
+        measured = self._by_item(window, self.measure_trees)
         features = [feature for _, (_, feature) in measured] or [np.empty((0, len(self.model.head)), np.float32)]
         return [reward for reward, _ in measured], np.vstack(features)
 
@@ -122,10 +122,10 @@ class Scorer:
         if self.scale.uncertainty:
             rewards, features = self.measure_window(plan.to_score)
         else:
-            rewards = [reward for reward, _ in self._place(plan.to_score, self.score_trees)]
+            rewards = [reward for reward, _ in self._by_item(plan.to_score, self.score_trees)]
         return [outcome for outcome in plan.outcomes(rewards, self.scale, features) if isinstance(outcome, Reward)]
 
-    def _place(
+    def _by_item(
         self, window: Sequence[ScoreItem], score: Callable[[Sequence[PrefixTree]], list[list[Scored]]]
     ) -> list[tuple[Reward, Scored]]:
         """The reward of every item, in order, and what ``score`` gave for it: a number, or a number and more."""
@@ -136,13 +136,13 @@ class Scorer:
             for part, tree in self.model.encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper):
                 trees.append(tree)
                 indices_of_trees.append([indices[i] for i in part])
-        placed: dict[int, tuple[Reward, Scored]] = {}
+        by_index: dict[int, tuple[Reward, Scored]] = {}
         for tree, indices, scores in zip(trees, indices_of_trees, score(trees), strict=True):
             for branch, index in enumerate(indices):
                 scored = scores[branch]
                 reward = scored[0] if isinstance(scored, tuple) else scored
-                placed[index] = Reward.of(reward, tree, branch, self._max_positions), scored
-        return [placed[index] for index in range(len(window))]
+                by_index[index] = Reward.of(reward, tree, branch, self._max_positions), scored
+        return [by_index[index] for index in range(len(window))]
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
         """One list of raw rewards per comparison, see :meth:`reward_comparisons`."""
@@ -189,7 +189,7 @@ class Scorer:
 
     @torch.inference_mode()
     def _by_branch(self, trees: Sequence[PrefixTree], compute: Callable[[PackedRow], list[T]]) -> list[list[T]]:
-        """What ``compute`` gives for the candidates of a row, at their places in their trees."""
+        """What ``compute`` gives for the candidates of a row, by tree and branch."""
         results: list[dict[int, T]] = [{} for _ in trees]
         parts = []
         for index, tree in enumerate(trees):
