@@ -10,19 +10,17 @@ scorers, but for the weaknesses that they really have, among all probes that cou
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from common import origin
 from support import shortcuts
 
 from polar_rm.audit.run import audit
-from polar_rm.common.provenance import versions
 from polar_rm.evaluation.statistics import agreeing_interval, bootstrap_intervals
 
 
@@ -62,14 +60,7 @@ def main() -> None:
             )
             asked[name] += sum(each["verdict"] != "not applicable" for each in findings)
         print(f"seed {seed} done", flush=True)
-    made = versions()
-    facts = {
-        "prompts": options.prompts,
-        "command": " ".join(["python benchmarks/audit.py", *sys.argv[1:]]),
-        "commit": (made["git"] or {}).get("commit"),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-    }
+    facts = {"prompts": options.prompts, **origin()}
     rows: list[dict[str, Any]] = []
     alarms, chances = 0, 0
     gains = {name: sum(values) / len(values) for name, values in gained.items() if values}

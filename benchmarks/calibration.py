@@ -13,12 +13,11 @@ import argparse
 import json
 import random
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import LANGUAGE_MODEL
+from common import LANGUAGE_MODEL, origin
 from rich.console import Console
 
 from polar_rm.calibration import calibrate_files
@@ -28,7 +27,6 @@ from polar_rm.calibration.temperature import loss, reliability
 from polar_rm.common.config import load_config
 from polar_rm.common.files import write_json
 from polar_rm.common.progress import show_progress
-from polar_rm.common.provenance import versions
 from polar_rm.corpus import is_held_out
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import Comparison, read_comparisons, write_records
@@ -122,9 +120,7 @@ def main() -> None:
         card = calibrate_files(model, [arguments.output / "calibrate.jsonl"], progress=progress)
     row = {
         "what": "calibration on held-out pairs",
-        "date": datetime.now(UTC).date().isoformat(),
-        **versions(),
-        "command": "python benchmarks/calibration.py --data " + " ".join(file.name for file in arguments.data),
+        **origin(),
         "data": [file.name for file in arguments.data],
         "calibrated_on": {key: card[key] for key in ("n_pairs", "n_prompts", "temperature", "head")}  # type: ignore[literal-required]
         | {"ece_before": card["before"]["error"], "ece_after_out_of_fold": card["after"]["error"]},

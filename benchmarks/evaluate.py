@@ -14,15 +14,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import comparisons, paired, peak_rss_mib, report
+from common import comparisons, origin, paired, peak_rss_mib, report
 from models import build_model, device_name, model_options
 
-from polar_rm.common.provenance import versions
 from polar_rm.evaluation import ModelOptions, evaluate_files
 from polar_rm.evaluation.page import write_page
 from polar_rm.evaluation.rows import write_pairs
@@ -116,17 +114,13 @@ def main() -> None:
     for count in arguments.memory:
         rows.append({"what": "peak memory", "pairs": count, "mib": memory(arguments, count)})
         report(rows[-1:], None)
-    made = versions()
     where = {
         "model": arguments.preset or f"SmolLM2-135M, {arguments.layers} layers",
         "length": arguments.length,
         "dtype": dtype_name(arguments.precision, arguments.device),
         "device": device_name(torch.device(arguments.device)),
         "threads": torch.get_num_threads(),
-        "torch": made["versions"]["torch"],
-        "commit": (made["git"] or {}).get("commit"),
-        "date": date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/evaluate.py", *sys.argv[1:]]),
+        **origin(),
     }
     if arguments.output:
         arguments.output.write_text(json.dumps([row | where for row in rows], indent=1) + "\n")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import yaml
 from safetensors.torch import load_file
 
+from polar_rm.cli.main import main
 from polar_rm.encoding.settings import EncoderSettings
 from support import tiny
 
@@ -77,7 +81,18 @@ def polar(*arguments: object, ranks: int = 1) -> list[str]:
 
 
 def run(*arguments: object, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(polar(*arguments, ranks=ranks), capture_output=True, text=True, timeout=300)
+    """The finished command: of one rank in this process, which has imported everything already."""
+    command = polar(*arguments, ranks=ranks)
+    if ranks > 1:
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    output, error = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(error), patch.object(sys, "argv", command[2:]):
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return subprocess.CompletedProcess(command, code, output.getvalue(), error.getvalue())
 
 
 def final_weights(output: Path):
