@@ -6,6 +6,8 @@ import torch
 from hypothesis import settings
 from support import tiny
 
+from polar_rm.reporting import plots
+
 # No example is timed: how long one takes says something of the machine only.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -26,6 +28,14 @@ def loggers_as_before():
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate = handlers, propagate
         logger.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def plots_are_blank(request, monkeypatch):
+    """Draw nothing, which takes a second a plot, but in tests that look at plots."""
+    if not request.node.get_closest_marker("plots"):
+        blank = {"svg": b"<svg></svg>", "png": b"\x89PNG"}
+        monkeypatch.setattr(plots, "_render", lambda figure, suffix: blank[suffix])
 
 
 @pytest.fixture(scope="module")

@@ -207,6 +207,7 @@ def test_files_limits_and_bad_rows(tmp_path):
     assert audit_files(oracle(), [file], references=references, limit=25).report["fingerprint"] == some["fingerprint"]
 
 
+@pytest.mark.plots
 def test_table_sentences_page_and_plot(tmp_path):
     data = shortcuts.comparisons(120)
     result = audit(shortcuts.contender("short & <sweet>", lambda p, r, c: -len(c)), data, resamples=100)

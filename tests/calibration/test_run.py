@@ -320,6 +320,7 @@ def test_what_was_left_out_of_a_folder_is_a_warning(calibrated, tmp_path):
     assert any("left out: 1 hidden folders" in warning for warning in report["warnings"])
 
 
+@pytest.mark.plots
 def test_table_and_plot_show_what_was_found(calibrated, tmp_path, capsys):
     report = calibrated[2]
     plain_console().print(render(report))

@@ -42,6 +42,7 @@ def changed(model, target, change):
     return target
 
 
+@pytest.mark.plots
 def test_score_then_evaluate_then_inspect(polar, model, tmp_path):
     items = write(tmp_path / "items.jsonl", *[{"prompt": "p", "reference": "r", "output": f"fox {i}"} for i in range(5)])
     code, _, error = polar("score", "--model", model, "--input", items, "--output", tmp_path / "scores.jsonl")

@@ -33,6 +33,7 @@ def data(tmp_path):
     (tmp_path / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores))
 
 
+@pytest.mark.plots
 def test_two_contenders_with_every_form_of_the_result(polar, models, tmp_path):
     """B2, B3, B7."""
     options = ("--model", f"ours={models / 'm0'}", "--model", "theirs=scores:scores.jsonl")
@@ -135,6 +136,7 @@ def test_every_use_of_an_untrained_model_gives_a_warning(polar, models, tmp_path
     assert warnings.formatwarning(UserWarning("two\nlines"), UserWarning, "scorer.py", 7) == "warning: two lines\n"
 
 
+@pytest.mark.plots
 def test_published_benchmarks(polar, models, tmp_path):
     """B5."""
     rows = [

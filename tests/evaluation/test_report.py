@@ -14,6 +14,7 @@ from polar_rm.evaluation.tables import sentences, summarise, tables
 from polar_rm.reporting.plots import plot_accuracy, plot_loss_curves, plot_score_distributions
 from polar_rm.reporting.tables import Table
 
+pytestmark = pytest.mark.plots
 NAMES = ("runs/$m", "other", "length")
 
 

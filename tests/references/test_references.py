@@ -11,6 +11,9 @@ from polar_rm.common.config import load_config
 from polar_rm.common.manifests import check_manifest
 from polar_rm.errors import BadRow, ConfigError, Damaged, PolarError
 from polar_rm.evaluation.data import ComparisonFiles
+from polar_rm.evaluation.references import Referenced
+from polar_rm.evaluation.suite_run import SuiteFiles
+from polar_rm.evaluation.suites import find_suite
 from polar_rm.records import (
     PROTOCOL_FIELD,
     ReferencedPrompt,
@@ -231,6 +234,55 @@ def test_a_policy_answers_every_prompt_once_and_a_second_run_asks_for_the_missin
     assert found[0].metadata["reference_protocol"] == "own" and found[0].metadata["reference_policy"] == "a"
 
 
+def instruction(text):
+    return {"input": text, "output_1": f"{text} a", "output_2": f"{text} b", "label": 2}
+
+
+def llmbar(folder, *rows):
+    (folder / "LLMBar/Natural").mkdir(parents=True)
+    (folder / "LLMBar/Natural/dataset.json").write_text(json.dumps(rows))
+    return {"suite": "LLMBar", "inputs": [str(folder / "LLMBar")]}
+
+
+def test_a_benchmark_gets_references_that_join_it_again(tmp_path):
+    benchmark = llmbar(tmp_path, instruction("fox 1"), instruction("fox 2"))
+    with served() as server:
+        report = make_references(config(tmp_path, **benchmark, reference=policy(server.url)))
+    references = {row["metadata"]["id"]: row["reference"] for row in map(json.loads, report.path.read_text().splitlines())}
+    assert len(set(references.values())) == 2
+    comparisons = list(Referenced(SuiteFiles(find_suite("llmbar"), tmp_path / "LLMBar"), report.path))
+    assert [each.prompt for each in comparisons] == ["fox 1", "fox 2"]
+    assert {each.metadata["id"]: each.reference for each in comparisons} == references
+    assert all(each.metadata[PROTOCOL_FIELD] == "own" for each in comparisons)
+
+
+def test_two_comparisons_of_one_prompt_in_a_benchmark_keep_their_own_siblings(tmp_path):
+    rows = [{"input": "fox", "output_1": text, "output_2": "bad", "label": 1} for text in ("good one", "fine two")]
+    report = make_references(config(tmp_path, **llmbar(tmp_path, *rows)))
+    comparisons = list(Referenced(SuiteFiles(find_suite("llmbar"), tmp_path / "LLMBar"), report.path))
+    assert [each.reference for each in comparisons] == ["fine two", "good one"]
+
+
+def test_a_candidate_of_a_benchmark_never_becomes_its_reference(tmp_path):
+    """The benchmark's rule needs all candidates."""
+    settings = config(tmp_path, **llmbar(tmp_path, instruction("fox 1")))
+    with pytest.raises(BadRow, match="LLMBar: row 1: field 'prompt': expected another answer to this prompt in another row"):
+        make_references(settings)
+
+
+@pytest.mark.parametrize(("existing", "kept"), [("keep", 1), ("replace", 0)])
+def test_gold_references_of_a_benchmark_stop_are_kept_or_replaced(tmp_path, existing, kept):
+    row = {"question": "fox", "answer": "4", "answer_type": "numeric", "completion": "four", "gold_correct": True}
+    write(tmp_path / "verify_bench.jsonl", row)
+    benchmark = {"suite": "verifybench", "inputs": [str(tmp_path / "verify_bench.jsonl")]}
+    with served() as server:
+        with pytest.raises(BadRow, match="row 1: field 'reference': expected none"):
+            make_references(config(tmp_path, **benchmark, reference=policy(server.url), output=tmp_path / "strict"))
+        report = make_references(config(tmp_path, **benchmark, reference=policy(server.url), existing=existing))
+        assert len(server.bodies) == 1 - kept
+    assert (report.counts["kept"], report.counts["made"]) == (kept, 1 - kept)
+
+
 def test_samples_that_arrived_are_kept_when_the_server_goes(tmp_path):
     rows = [pair(f"fox {i}", "a", "b") for i in range(4)]
     with served() as server:
@@ -267,6 +319,9 @@ def test_a_policy_in_this_process(tmp_path):
         (["reference={kind: column, colum: x}"], "unknown key 'reference.colum'; did you mean 'column'"),
         (["reference={kind: policy, policy: {name: a, family: f, kind: chat, model: m, samples: 2}}"], "samples must be 1"),
         (["reference={kind: policy, policy: {name: a, family: f, kind: chat, model: m, base_url: u}}"], "base_url is a key of"),
+        (["reference={kind: sibling}", "suite=llmbra"], "suite: unknown suite 'llmbra'; did you mean 'llmbar'"),
+        (["reference={kind: sibling}", "suite=rmb", "inputs=[a, b]"], "inputs must be one path where suite is set, not 2"),
+        (["reference={kind: column, column: x}", "suite=rmb"], "kind must be policy or sibling where suite is set"),
         (["reference={kind: sibling}", "exists=keep"], "unknown key 'exists'; did you mean 'existing'"),
     ],
 )

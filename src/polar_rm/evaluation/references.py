@@ -122,9 +122,10 @@ def with_others(comparisons: Iterable[Comparison], *, seed: int = 0) -> Iterator
 class Referenced:
     """Comparisons with the references of a file, in a stream that can be read more than once.
 
-    source: rows {id, reference}, joined by the comparisons' metadata ``id`` (or ``pair_id``), or {prompt, reference}, joined by
-    the prompt's text; they are held in memory. Every comparison needs a row; its own reference, if it has one, gives way. Where a
-    row says where its reference came from (``reference_protocol``), the comparison says it afterwards.
+    source: rows {id, reference}, whose ``id`` (or ``pair_id``) may lie in their metadata, joined by that of the comparisons'
+    metadata, or {prompt, reference}, joined by the prompt's text; they are held in memory. Every comparison needs a row; its own
+    reference, if it has one, gives way. Where a row says where its reference came from (``reference_protocol``), the comparison
+    says it afterwards.
 
     Raises:
         PolarError: the file can't be read, has neither form, or two references for one id or prompt.
@@ -139,16 +140,20 @@ class Referenced:
             pass
 
     def _add(self, row: Mapping[str, Any], rules: RowRules) -> None:
-        name = "id" if row.get("id") is not None else "prompt"
-        if self._references and self._by_id != (name == "id"):
-            raise InvalidRecord("id", "an id in every row, or in none")
-        self._by_id = name == "id"
         take = Fields(row, rules.is_cell)
-        key = str(row["id"]) if self._by_id else flatten(take.text("prompt"))
-        reference = take.text("reference")
+        reference, prompt = take.text("reference"), take.optional(take.text, "prompt")
+        metadata = take.metadata()
+        identity = _identity(metadata)
+        if self._references and self._by_id != (identity is not None):
+            raise InvalidRecord("id", "an id in every row, or in none")
+        self._by_id = identity is not None
+        if identity is None and prompt is None:
+            raise InvalidRecord("prompt", "a prompt, or an id")
+        key = flatten(prompt or "") if identity is None else identity
         if self._references.setdefault(key, reference) != reference:
+            name = "prompt" if identity is None else "id"
             raise InvalidRecord("reference", f"one reference of each {name}; a row before has another of {key[:60]!r}")
-        if protocol := take.metadata().get(PROTOCOL_FIELD):
+        if protocol := metadata.get(PROTOCOL_FIELD):
             self._protocols[key] = str(protocol)
 
     def __iter__(self) -> Iterator[Comparison]:
@@ -165,4 +170,8 @@ class Referenced:
 
 def identity_of(comparison: Comparison) -> str | None:
     """What names a comparison in files about it: the first of :data:`ID_FIELDS` that its metadata has."""
-    return next((str(comparison.metadata[name]) for name in ID_FIELDS if comparison.metadata.get(name) is not None), None)
+    return _identity(comparison.metadata)
+
+
+def _identity(metadata: Mapping[str, Any]) -> str | None:
+    return next((str(metadata[name]) for name in ID_FIELDS if metadata.get(name) is not None), None)

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from polar_rm.common.config import Config, PathText, Seed
+from polar_rm.common.extras import needs
+from polar_rm.errors import PolarError
 from polar_rm.sampling.backends import DEFAULT, AnyPolicy, check_keys
 from polar_rm.sampling.base import Precision
+
+if TYPE_CHECKING:
+    from polar_rm.evaluation.suites import Suite
+
+
+def benchmark(name: str) -> Suite:
+    """The published benchmark of a name; it is loaded here, because evaluation is not part of the smallest installation.
+
+    Raises:
+        PolarError: there is none, or a package is missing.
+    """
+    with needs("evaluate", "suite"):
+        from polar_rm.evaluation.suites import find_suite
+    return find_suite(name)
 
 
 class FromColumn(Config):
@@ -84,6 +100,9 @@ class ReferencesConfig(Config):
     inputs: tuple[PathText, ...] = Field(
         min_length=1, description="Files, folders or patterns of comparisons, of items {prompt, output}, or of prompts {prompt}."
     )
+    suite: str | None = Field(
+        None, description="Read inputs, one path, as this published benchmark; polar evaluate --suite list names them."
+    )
     reference: ReferenceSource = Field(description="Where references come from.")
     existing: Literal["error", "keep", "replace"] = Field(
         "error", description="A row that has a reference: error stops, keep leaves it as it is, replace makes another."
@@ -96,6 +115,22 @@ class ReferencesConfig(Config):
         description="error: stop at a bad row, or one for which there is no reference. skip: write it to OUTPUT/refused.jsonl, "
         "count it and go on.",
     )
+
+    @field_validator("suite")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        try:
+            return value and benchmark(value).name
+        except PolarError as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _takes_a_suite_as_it_is(self) -> ReferencesConfig:
+        if self.suite and len(self.inputs) != 1:
+            raise ValueError(f"inputs must be one path where suite is set, not {len(self.inputs)}")
+        if self.suite and isinstance(self.reference, FromColumn):
+            raise ValueError("reference.kind must be policy or sibling where suite is set: a benchmark has its own fields")
+        return self
 
     @property
     def protocol(self) -> str:

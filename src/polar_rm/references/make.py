@@ -57,7 +57,7 @@ def referenced(rows: Rows, config: ReferencesConfig, find: Find, counts: Counts)
         is_kept = row.is_done and not isinstance(config.reference, FromColumn)
         counts.kept += is_kept
         counts.made += not is_kept
-        counts.copies += any(is_copy(flatten(found.reference or ""), flatten(text)) for text in answers_of(found))
+        counts.copies += any(is_copy(flatten(found.reference or ""), flatten(text)) for text in answers_of(row.judged or found))
         yield found
 
 
@@ -83,8 +83,7 @@ def collect_answers(rows: Rows, answers: Answers) -> None:
     for row in rows:
         if row.score is not None:
             answers.add(row.key, row.answers, penalty=-row.score)
-        elif isinstance(row.record, Comparison):
-            record = row.record
+        elif isinstance(record := row.judged or row.record, Comparison):
             best = [text for text, rank in zip(record.candidates, record.ranks, strict=True) if rank == min(record.ranks)]
             answers.add(row.key, best, penalty=0)
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from polar_rm.errors import PolarError
+from polar_rm.errors import BadRow, PolarError
 from polar_rm.records import (
     PROTOCOL_FIELD,
     Comparison,
@@ -30,7 +31,9 @@ from polar_rm.records import (
     to_item,
 )
 from polar_rm.records.fields import Fields
-from polar_rm.references.config import FromColumn, FromSibling, ReferencesConfig
+from polar_rm.references.config import FromColumn, FromSibling, ReferencesConfig, benchmark
+
+_HAS_REFERENCE = ("reference", "none, because references are made here; existing=keep or replace takes such rows")
 
 Referenced = Comparison | ScoreItem | ReferencedPrompt
 """What is written. An item or a prompt that has no reference yet has a blank one."""
@@ -39,7 +42,8 @@ Referenced = Comparison | ScoreItem | ReferencedPrompt
 @dataclass(frozen=True, slots=True)
 class Row:
     """file, number: where it stands. content: as it was read. record: without reference, unless the row has one that is kept, or
-    a column is its reference. score: of an item, where siblings go by scores."""
+    a column is its reference. score: of an item, where siblings go by scores. judged: of a benchmark, whose record is the prompt
+    alone, because its rule needs all candidates as they are."""
 
     file: str
     number: int
@@ -47,6 +51,7 @@ class Row:
     record: Referenced
     is_done: bool
     score: float | None = None
+    judged: Comparison | None = None
 
     @property
     def key(self) -> str:
@@ -56,7 +61,7 @@ class Row:
     @property
     def answers(self) -> tuple[Text, ...]:
         """The answers that a reference should not equal."""
-        return answers_of(self.record)
+        return answers_of(self.judged or self.record)
 
     def with_reference(self, reference: Text, protocol: str, **facts: Any) -> Referenced:
         """The record with a reference; facts: further metadata about it.
@@ -83,13 +88,28 @@ class Rows:
 
     def __init__(self, config: ReferencesConfig, bad: OnBadRow) -> None:
         self._config, self.bad = config, bad
-        self.files = list(survey_files(config.inputs, [config.output]).files)
+        # A benchmark's folder is its own to choose files from.
+        self.files = [Path(config.inputs[0])] if config.suite else list(survey_files(config.inputs, [config.output]).files)
         self._passes = 0
 
     def __iter__(self) -> Iterator[Row]:
         return islice(self._all(), self._config.limit)
 
     def _all(self) -> Iterator[Row]:
+        return self._of_suite(self._config.suite) if self._config.suite else self._of_files()
+
+    def _of_suite(self, name: str) -> Iterator[Row]:
+        for number, comparison in enumerate(benchmark(name).read(self.files[0]), 1):
+            has_reference = not is_blank(comparison.reference)
+            if has_reference and self._config.existing == "error":
+                raise BadRow(str(self.files[0]), number, *_HAS_REFERENCE)
+            keeps = has_reference and self._config.existing == "keep"
+            reference = comparison.reference if keeps else None
+            record = ReferencedPrompt(comparison.prompt, reference or "", comparison.wrapper, comparison.metadata)
+            content = {"prompt": comparison.prompt, **comparison.metadata}
+            yield Row(str(self.files[0]), number, content, record, keeps, judged=comparison)
+
+    def _of_files(self) -> Iterator[Row]:
         bad = self.bad if self._passes == 0 else OnBadRow(self._config.on_bad_row, os.devnull)
         self._passes += 1
         kind: type | None = None
@@ -107,7 +127,7 @@ def _convert(
     """The row as it is, the record, whether it has its reference, and its score."""
     source, has_reference = config.reference, Fields(row, rules.is_cell).has("reference")
     if has_reference and config.existing == "error":
-        raise InvalidRecord("reference", "none, because references are made here; existing=keep or replace takes such rows")
+        raise InvalidRecord(*_HAS_REFERENCE)
     plain = dict(row)
     keeps = has_reference and config.existing == "keep"
     if not keeps:
