@@ -57,11 +57,9 @@ def refused_load(*args, **kwargs):
 
 
 optimize = trainer.Trainer.optimize
-if FAULT == "slow-encode":
+if FAULT == "slow":
     prepare.encode_corpus = slowed(prepare.encode_corpus)
-elif FAULT == "slow-export":
     trainer.Trainer._export = slowed(trainer.Trainer._export)
-elif FAULT == "slow-checkpoint":
     state._publish = slowed(state._publish)
 elif FAULT == "stale-cache" and RANK == 1:
     prepare.open_corpus = once_stale

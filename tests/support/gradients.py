@@ -1,4 +1,4 @@
-"""A script that test_parallel runs under torchrun: it writes the gradients of one global batch."""
+"""The gradients of one global batch. test_parallel runs this file under torchrun for several ranks."""
 
 import os
 import sys
@@ -11,13 +11,20 @@ from polar_rm.training.config import TrainConfig
 from polar_rm.training.parallel import join_world
 from polar_rm.training.trainer import Trainer
 
-if backend := os.environ.get("COMPILE_BACKEND"):  # a backend that traces everything but skips the slow code generation
-    real_compile = torch.compile
-    torch.compile = lambda function, **options: real_compile(function, backend=backend, **options)
-config = load_config(TrainConfig, [Path(sys.argv[1])], sys.argv[3:])
-with join_world("cpu") as world:
-    trainer = Trainer(config, world)
-    values = trainer.accumulate(list(range(len(trainer.train_set))))
-    full = {n: t.grad.full_tensor() if hasattr(t.grad, "full_tensor") else t.grad for n, t in trainer.weights.named.items()}
-    if world.is_main:
-        torch.save({"gradients": full, "values": values}, sys.argv[2])
+
+def write_gradients(config: Path, target: Path, *overrides: str) -> None:
+    """Write the gradients and values of one batch with all rows."""
+    with join_world("cpu") as world:
+        trainer = Trainer(load_config(TrainConfig, [config], list(overrides)), world)
+        values = trainer.accumulate(list(range(len(trainer.train_set))))
+        grads = ((name, tensor.grad) for name, tensor in trainer.weights.named.items())
+        full = {name: grad.full_tensor() if hasattr(grad, "full_tensor") else grad for name, grad in grads}
+        if world.is_main:
+            torch.save({"gradients": full, "values": values}, target)
+
+
+if __name__ == "__main__":
+    if backend := os.environ.get("COMPILE_BACKEND"):  # one that traces everything but skips the slow code generation
+        real_compile = torch.compile
+        torch.compile = lambda function, **options: real_compile(function, backend=backend, **options)
+    write_gradients(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

