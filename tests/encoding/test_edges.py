@@ -1,4 +1,4 @@
-"""F3: what a limit can't hold is not tokenised, and no id changes by that."""
+"""F3: text beyond a limit is not tokenised, and this changes no id."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def in_small_parts(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("key", ENCODERS, ids="-".join)
 @settings(max_examples=40)
 @given(prompt=TEXTS, reference=TEXTS, candidates=st.lists(TEXTS, min_size=1, max_size=2))
-def test_ids_are_those_of_the_whole_text(key, prompt, reference, candidates):
+def test_ids_equal_those_of_the_whole_text(key, prompt, reference, candidates):
     encoder = ENCODERS[key]
     comparison = Comparison(prompt, reference, tuple(candidates), tuple(range(len(candidates))))
     with pytest.MonkeyPatch.context() as patch:
@@ -98,11 +98,11 @@ def test_ids_are_those_of_the_whole_text(key, prompt, reference, candidates):
         whole = encoder.encode(comparison)
     with pytest.MonkeyPatch.context() as patch:
         in_small_parts(patch)
-        found = encoder.encode(comparison)
-    assert (found.prefix, found.branches) == (whole.prefix, whole.branches)
-    assert bool(found.truncation) == bool(whole.truncation)
-    cut = [(t.prompt > 0, t.reference > 0, *(c > 0 for c in t.candidates)) for t in (found.truncation, whole.truncation)]
-    assert cut[0] == cut[1]
+        tree = encoder.encode(comparison)
+    assert (tree.prefix, tree.branches) == (whole.prefix, whole.branches)
+    assert bool(tree.truncation) == bool(whole.truncation)
+    is_truncated = [(t.prompt > 0, t.reference > 0, *(c > 0 for c in t.candidates)) for t in (tree.truncation, whole.truncation)]
+    assert is_truncated[0] == is_truncated[1]
 
 
 def count_characters(encoder: Encoder, monkeypatch) -> list[int]:
@@ -114,7 +114,7 @@ def count_characters(encoder: Encoder, monkeypatch) -> list[int]:
 
 @pytest.mark.parametrize("field", ["prompt", "reference", "output"])
 @pytest.mark.parametrize("unit", ["the quick brown fox ", "7", "<|reward|>", "<|rew", "a"])
-def test_of_megabytes_little_is_read(monkeypatch, field, unit):
+def test_only_a_small_part_of_megabytes_is_read(monkeypatch, field, unit):
     encoder = Encoder(add_role_tokens(tiny.tokenizer()), EncoderSettings(max_length=2000, max_response_length=500))
     seen = count_characters(encoder, monkeypatch)
     texts = {"prompt": "p", "reference": "r", "output": "o"} | {field: unit * (4_000_000 // len(unit))}
@@ -126,24 +126,24 @@ def test_of_megabytes_little_is_read(monkeypatch, field, unit):
         assert sum(seen) < 120_000
 
 
-def test_counts_of_cut_tokens_are_estimates_beyond_what_is_read():
+def test_counts_of_truncated_tokens_are_estimates_beyond_the_part_that_is_read():
     encoder = Encoder(add_role_tokens(tiny.tokenizer()), EncoderSettings(max_length=400, max_response_length=100))
     random.seed(0)
     text = " ".join(random.choices(["the quick", "brown", "fox 12", "naïve,"], k=60_000))
     n_tokens = len(encoder.ids(text))
     [(_, tree)] = encoder.encode_outputs(text, text, [text])
-    cut = tree.truncation
-    for found, kept in ((cut.prompt, 98), (cut.reference, 100), (cut.candidates[0], 100)):
-        assert found == pytest.approx(n_tokens - kept, rel=0.02)
+    truncation = tree.truncation
+    for removed, kept in ((truncation.prompt, 98), (truncation.reference, 100), (truncation.candidates[0], 100)):
+        assert removed == pytest.approx(n_tokens - kept, rel=0.02)
 
 
 @pytest.mark.parametrize("length", [0, 3_000, 40_000, 1_500_000])
-@pytest.mark.parametrize("place", ["first", "middle", "last"])
-def test_a_lone_surrogate_is_one_clear_error_at_any_length(length, place):
+@pytest.mark.parametrize("position", ["first", "middle", "last"])
+def test_a_lone_surrogate_is_one_clear_error_at_any_length(length, position):
     """B3."""
     encoder = Encoder(add_role_tokens(tiny.tokenizer()), EncoderSettings(max_length=500, max_response_length=64))
     words = "fox " * (length // 8)
-    text = {"first": "\ud800" + words + words, "middle": words + "\udfff" + words, "last": words + words + "\ud83d"}[place]
+    text = {"first": "\ud800" + words + words, "middle": words + "\udfff" + words, "last": words + words + "\ud83d"}[position]
     for prompt, reference, output in ((text, "r", "o"), ("p", text, "o"), ("p", "r", text)):
         with pytest.raises(PolarError, match="not valid Unicode"):
             encoder.encode_outputs(prompt, reference, [output])

@@ -33,7 +33,7 @@ def ids_of(encoder: Encoder, text: str) -> list[int]:
 
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize(("wrapper", "glue"), [("sft", "\n"), ("pretrain", "")])
-def test_sequences_are_the_definition(bos, wrapper, glue):
+def test_sequences_equal_the_definition(bos, wrapper, glue):
     encoder = make(bos)
     tree = encoder.encode(compare(wrapper=wrapper))
     for index, candidate in enumerate(("A dog.", "A fox jumps.")):
@@ -56,13 +56,13 @@ def test_tree_equals_joint_text_for_any_unicode(prompt, reference, candidates, s
 
 @settings(max_examples=60)
 @given(st.text("ab .🙂", max_size=30), st.text("ab .🙂", max_size=30), st.lists(st.text("ab"), min_size=2, max_size=4))
-def test_a_reference_in_the_place_of_the_best_candidate_is_encoded_as_one(prompt, reference, candidates):
+def test_a_reference_in_place_of_the_best_candidate_is_encoded_as_a_candidate(prompt, reference, candidates):
     encoder = make(bos=True, max_length=256, max_response_length=16)
     ranks = (2, 0, 0, 1)[: len(candidates)]
-    found = encoder.with_identical(encoder.encode(compare(prompt, reference, candidates, ranks)))
+    result = encoder.with_identical(encoder.encode(compare(prompt, reference, candidates, ranks)))
     candidates[1] = reference
     expected = encoder.encode(compare(prompt, reference, candidates, ranks))
-    assert (found.prefix, found.branches, found.ranks) == (expected.prefix, expected.branches, expected.ranks)
+    assert (result.prefix, result.branches, result.ranks) == (expected.prefix, expected.branches, expected.ranks)
 
 
 def test_a_reference_that_does_not_fit_twice_is_no_candidate():
@@ -80,13 +80,13 @@ def test_a_reference_is_a_candidate_as_long_as_both_are_within_the_limit():
         encoder = make(max_length=limit, max_response_length=response)
         tree = encoder.encode(compare(**words))
         assert not tree.truncation
-        found = encoder.with_identical(tree)
-        assert (found is tree) == (limit < length)
-        assert max(map(len, (found.sequence(0), found.sequence(1)))) <= limit
+        result = encoder.with_identical(tree)
+        assert (result is tree) == (limit < length)
+        assert max(map(len, (result.sequence(0), result.sequence(1)))) <= limit
 
 
 def test_empty_response_gets_no_newline():
-    """The official client's test for it is never true, so it scores another text than it was trained on."""
+    """The official client's check for an empty response is never true, so it scores another text than in training."""
     encoder = make()
     tree = encoder.encode(compare(reference="", candidates=("", "x")))
     expected = ids_of(encoder, "What is it?")
@@ -136,7 +136,7 @@ def test_limits_keep_first_response_tokens_and_last_prompt_tokens():
     assert words.endswith(prompt.split("\n")[0])
 
 
-def test_candidates_of_a_comparison_share_one_prompt_cut_but_scored_outputs_do_not():
+def test_candidates_of_a_comparison_share_one_truncation_of_the_prompt_but_scored_outputs_do_not():
     encoder = make(max_length=64, max_response_length=16)
     long_prompt = " ".join(str(n) for n in range(200))
     outputs = ("1 2 3 4 5 6 7 8 9 10 11", "7")
@@ -178,7 +178,7 @@ def test_outputs_share_their_prompt_and_nothing_else():
         shared = encoder.tokenizer.decode(tree.prefix[end:])
         assert part == [0, 1, 2]
         assert shared == "What did the big dog do then? " * 3 if wrapper == "sft" else shared.endswith("big dog do then?")
-    # A comparison for training shares what its candidates begin with, too.
+    # In training the candidates of a comparison also share their common beginning.
     pair = encoder.encode(compare("What?", "It ran.", ("The dog", "The dog ran")))
     assert pair.branches[0] == [encoder.reward_id]
 
@@ -196,14 +196,14 @@ def test_no_sequence_exceeds_the_limit_and_no_character_is_broken(text, limit):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("limit", range(1, 24))
-def test_what_is_kept_of_a_response_is_within_its_limit(limit, side):
+def test_the_kept_part_of_a_response_is_within_its_limit(limit, side):
     """enc-4. A character of several tokens is kept whole or not at all."""
     encoder = make(max_length=200, max_response_length=limit, response_cut_side=side)
     text = "🙂é中🙂🙂 naïve 🙂" * 3
     [edge] = encoder._edges(encoder._fields("", "", [text], "sft"))[2:]
-    kept, _, cut = encoder._cut_response(edge)
+    kept, _, n_removed = encoder._truncate_response(edge)
     assert len(encoder.ids(kept)) <= limit
-    assert cut > 0
+    assert n_removed > 0
 
 
 @settings(max_examples=60)
@@ -211,15 +211,15 @@ def test_what_is_kept_of_a_response_is_within_its_limit(limit, side):
 def test_guessing_that_a_text_is_long_changes_no_id(prompt, responses):
     encoder = make(max_length=128, max_response_length=48)
     comparison = compare(prompt, responses[0], responses, range(len(responses)))
-    found = encoder.encode(comparison)
+    result = encoder.encode(comparison)
     for guess in (0, 10**6):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(encoder_module, "_CHARACTERS_PER_TOKEN", guess)
             patch.setattr(texts, "_BATCH_CHARACTERS", guess)
-            assert encoder.encode(comparison) == found
+            assert encoder.encode(comparison) == result
 
 
-def test_left_cut_keeps_the_end_of_responses():
+def test_truncation_from_the_left_keeps_the_end_of_responses():
     encoder = make(max_length=64, max_response_length=8, response_cut_side="left")
     tree = encoder.encode(compare("p", "r", ("1 2 3 4 5 6 7 8 9 END", "z")))
     assert "END" in encoder.tokenizer.decode(tree.sequence(0))
@@ -231,7 +231,7 @@ def test_clean_up_repeats_the_official_slow_tokenizer():
     assert encoder.tokenizer.decode(tree.prefix).startswith("word'strawberry', isn't it?\nr")
 
 
-def test_chat_template_tells_roles_apart():
+def test_the_chat_template_distinguishes_roles():
     turns = [{"role": "system", "content": "Be terse."}, {"role": "user", "content": "Hi"}]
     swapped = [{"role": "user", "content": "Be terse."}, {"role": "user", "content": "Hi"}]
     official, chat = make(), make(template="polar-chat")
@@ -248,7 +248,7 @@ def test_split_keeps_every_branch_within_the_budget():
     for part, subtree in parts:
         assert [subtree.sequence(n) for n in range(len(part))] == [tree.sequence(i) for i in part]
         assert subtree.ranks == tuple(tree.ranks[i] for i in part)
-    assert [len(tree.split(tree.n_tokens - less)) for less in (0, 1)] == [1, 2]  # what just fits is not split
+    assert [len(tree.split(tree.n_tokens - less)) for less in (0, 1)] == [1, 2]  # a tree that just fits is not split
 
 
 def test_missing_reference_and_bad_settings_are_refused():
@@ -262,7 +262,7 @@ def test_missing_reference_and_bad_settings_are_refused():
         make().encode(compare("\ud800"))
 
 
-def test_hash_is_of_behaviour(tmp_path: Path):
+def test_the_hash_depends_on_behaviour_only(tmp_path: Path):
     assert make().hash == make().hash
     assert len({make().hash, make(True).hash, make(max_length=9000).hash, make(template="polar-chat").hash}) == 4
 

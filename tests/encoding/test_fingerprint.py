@@ -64,7 +64,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_whatever_decides_an_id_is_refused_on_load(tmp_path: Path, change):
+def test_a_change_of_anything_that_determines_ids_is_refused_on_load(tmp_path: Path, change):
     tiny.reward_model(tmp_path / "lm").save(tmp_path / "rm")
     path = tmp_path / "rm/tokenizer.json"
     values = json.loads(path.read_text())
@@ -89,13 +89,13 @@ REWRITES = {
 
 
 @pytest.mark.parametrize("change", REWRITES.values(), ids=REWRITES)
-def test_how_libraries_rewrite_a_file_changes_no_hash(change):
+def test_a_file_that_a_library_rewrites_keeps_its_hash(change):
     values = written()
     change(values)
     assert encoder_of(values).hash == encoder_of(written()).hash
 
 
-def test_settings_of_older_and_newer_libraries_are_one():
+def test_settings_of_older_and_newer_libraries_have_one_form():
     old = {"type": "Metaspace", "replacement": "_", "add_prefix_space": False}
     new = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "never", "split": True}
     assert fingerprint._canonical(old) == fingerprint._canonical(new) != fingerprint._canonical({**new, "split": False})
@@ -107,7 +107,7 @@ def test_settings_of_older_and_newer_libraries_are_one():
 
 @settings(max_examples=40)
 @given(st.lists(st.text(max_size=40), max_size=4), st.sampled_from([*CHANGES, *REWRITES]))
-def test_equal_hashes_are_equal_ids(texts, name):
+def test_equal_hashes_mean_equal_ids(texts, name):
     values = written()
     ({**CHANGES, **REWRITES})[name](values)
     first, second = encoder_of(written()), encoder_of(values)
@@ -129,11 +129,11 @@ def as_version_1(folder: Path) -> dict:
     return section
 
 
-# Made by the code before there was a version: the hash of the tiny tokenizer under default settings.
+# The hash of the tiny tokenizer with default settings, computed by the code before fingerprints had a version.
 HASH_1 = "7f096034ecc90257"
 
 
-def test_folders_of_the_first_release_load_by_its_formula(tmp_path):
+def test_folders_of_the_first_release_load_with_its_fingerprint(tmp_path):
     model = tiny.reward_model(tmp_path / "lm")
     model.save(tmp_path / "rm")
     saved = json.loads((tmp_path / "rm/config.json").read_text())["polar"]["encoder"]
@@ -157,7 +157,7 @@ def test_a_newer_fingerprint_is_refused_by_name(tmp_path):
         Encoder.from_pretrained(tmp_path / "rm")
 
 
-def test_settings_that_came_later_change_no_older_hash():
+def test_newer_settings_at_their_defaults_change_no_older_hash():
     default = EncoderSettings()
     assert "thinking" not in default.to_dict()
     assert EncoderSettings(thinking="strip").to_dict()["thinking"] == "strip"

@@ -43,7 +43,7 @@ def test_items_can_be_sent_as_text(prompt, reference, output):
     assert tokenize(render(ids, ENCODER), ENCODER) == ids
 
 
-def test_sequences_come_back_out_of_their_tree():
+def test_a_tree_returns_the_sequences_that_it_was_made_of():
     group = [ids_of("the quick fox", "lazy", output) for output in ("the dog", "the river", "", "the dog")]
     sequences = [TokenSequence.from_ids(ids, ENCODER) for ids in group]
     assert len({sequence.head for sequence in sequences}) == 1
@@ -54,9 +54,9 @@ def test_sequences_come_back_out_of_their_tree():
     alone = join(sequences[:1])
     assert alone.sequence(0) == group[0] and alone.branches == [[ENCODER.reward_id]]
     whole = len(ids_of("the quick fox", "lazy", "")) - 1
-    told = [TokenSequence.from_ids(ids, ENCODER, shared=whole) for ids in group]
-    assert [join([one]).prefix for one in told] == [join(told).prefix] * 4 == [group[2][:-1]] * 4
-    assert {one.group for one in told} & {one.group for one in sequences} == set()
+    with_prompt = [TokenSequence.from_ids(ids, ENCODER, shared=whole) for ids in group]
+    assert [join([sequence]).prefix for sequence in with_prompt] == [join(with_prompt).prefix] * 4 == [group[2][:-1]] * 4
+    assert {sequence.group for sequence in with_prompt} & {sequence.group for sequence in sequences} == set()
     same = join([sequences[0], sequences[3]])
     assert same.branches == [[ENCODER.reward_id]] * 2
 
@@ -74,6 +74,6 @@ def test_sequences_come_back_out_of_their_tree():
         (lambda ids: [5] * 200 + ids, "more than max_length 200"),
     ],
 )
-def test_ids_that_are_no_item_are_refused(change, reason):
+def test_ids_that_are_not_an_item_are_refused(change, reason):
     with pytest.raises(PolarError, match=reason):
         TokenSequence.from_ids(change(ids_of("p", "r", "o")), ENCODER)

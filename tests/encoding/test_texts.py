@@ -1,4 +1,4 @@
-"""Messages, tool calls, thinking and the clean-up of texts that somebody else rendered."""
+"""Messages, tool calls, thinking and the clean-up of texts that another program rendered."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_tool_calls_are_lines_of_canonical_json():
     )
 
 
-def test_calls_that_differ_in_spelling_alone_are_one_and_others_are_not():
+def test_only_calls_that_differ_in_spelling_alone_have_equal_ids():
     chat = make(template="polar-chat")
     calls = [
         {"function": {"name": "add", "arguments": '{"a":1,  "b":2}'}},
@@ -55,7 +55,7 @@ def test_calls_that_differ_in_spelling_alone_are_one_and_others_are_not():
 
 @pytest.mark.parametrize("settings", [{}, {"template": "polar-chat", "version": 1}])
 @pytest.mark.parametrize("field", ["prompt", "reference", "output"])
-def test_tool_calls_are_refused_where_they_can_not_be_rendered(settings, field):
+def test_tool_calls_that_can_not_be_rendered_are_refused(settings, field):
     with pytest.raises(PolarError, match=r"tool_calls.*template polar-chat \(version 2\)"):
         text_of(make(**settings), **({"prompt": "p"} | {field: CALLING}))
 
@@ -82,16 +82,16 @@ def test_version_2_renders_conversations_without_calls_as_version_1():
 THOUGHT = "<think>a fox?</think>\n\nA dog."
 
 
-def test_thinking_is_left_out_of_reference_and_candidates_alike():
+def test_thinking_is_removed_from_reference_and_candidates():
     strip, keep = make(thinking="strip"), make()
     assert text_of(strip, "p", THOUGHT, THOUGHT) == text_of(keep, "p", "A dog.", "A dog.")
     message = [{"role": "assistant", "content": THOUGHT}]
     assert text_of(strip, "p", message, message) == text_of(keep, "p", "A dog.", "A dog.")
     assert "a fox?" in text_of(keep, "p", THOUGHT, "x") and "a fox?" in text_of(keep, "p", "x", THOUGHT)
-    assert "a fox?" in text_of(strip, f"Explain {THOUGHT}", "x", "y")  # a prompt is nobody's answer
+    assert "a fox?" in text_of(strip, f"Explain {THOUGHT}", "x", "y")  # a prompt is not an answer
 
 
-def test_what_was_done_with_thinking_is_noted():
+def test_removed_and_unfinished_thinking_is_noted():
     outputs = ["A dog.", THOUGHT, "<think>a fox", "  "]
     for thinking, expected in (
         ("keep", ((), (), ("unfinished_thinking",), ("empty",))),
@@ -116,7 +116,7 @@ def test_only_the_last_message_can_have_unfinished_thinking():
 
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "a", " ", "\n"]), max_size=12).map("".join))
-def test_an_answer_holds_no_thinking(text):
+def test_an_answer_contains_no_thinking(text):
     import re
 
     answer = re.sub("<think>.*?</think>", "", text, flags=re.DOTALL).rpartition("</think>")[2].partition("<think>")[0]
@@ -139,7 +139,7 @@ def rendered(prompt: str, reference: str, output: str) -> str:
 
 @pytest.mark.parametrize("clean_up", [True, False])
 @given(st.lists(st.sampled_from(["react", " 'x'", " .", " ,", "if ( !(a", " n't", " 's", "b", " ?"]), max_size=9).map("".join))
-def test_texts_that_others_rendered_have_the_ids_of_their_item(clean_up, text):
+def test_texts_that_other_programs_rendered_have_the_ids_of_their_item(clean_up, text):
     """C1. The official client's fast tokenizer decodes without the clean-up that official training does."""
     encoder = make(clean_up=clean_up)
     [(_, tree)] = encoder.encode_outputs(text, text, [text])
@@ -151,7 +151,7 @@ def test_texts_that_others_rendered_have_the_ids_of_their_item(clean_up, text):
         assert encoder.ids_of_rendered(rendered(cleaned, cleaned, cleaned)) == tree.sequence(0)
 
 
-def test_two_candidates_that_the_clean_up_makes_one_tie():
+def test_two_candidates_that_the_clean_up_makes_equal_are_tied():
     """C1."""
     [(_, tree)] = make(clean_up=True).encode_outputs("p", "r", ["from 'react' .", "from'react'."])
     assert tree.branches[0] == tree.branches[1]

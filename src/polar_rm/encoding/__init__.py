@@ -1,4 +1,4 @@
-"""The one encoder: every stage gets token ids, branches and score positions from here."""
+"""The one encoder: all stages get their token ids, branches and score positions here."""
 
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import REWARD_TOKEN, SEPARATOR_TOKEN, EncoderSettings

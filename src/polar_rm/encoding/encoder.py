@@ -1,14 +1,15 @@
-"""The one encoder: every stage gets token ids, branches and score positions from here.
+"""The one encoder: all stages get their token ids, branches and score positions here.
 
-A comparison becomes a prefix tree. With ``⊕`` putting a newline between prompt and response (``wrapper="sft"``) or nothing
-(``wrapper="pretrain"``), the sequence that is scored for one candidate is (paper, section 3 and figure 2)::
+A comparison becomes a prefix tree. The operator ``⊕`` puts a newline between prompt and response (``wrapper="sft"``) or nothing
+(``wrapper="pretrain"``). The sequence that is scored for one candidate is (paper, section 3 and figure 2)::
 
     [bos] enc(prompt ⊕ reference) <|reward|> enc(prompt ⊕ candidate) [UNUSED_TOKEN_130]
 
-The token *named* ``<|reward|>`` separates, and the score is read at ``[UNUSED_TOKEN_130]``. Prompt and response are tokenised
-together, so a merge may cross their boundary; the shared prefix is therefore a common prefix of the candidates' ids. In training
-it is the longest one, which costs least. In scoring it ends where the ids of the prompt alone end, even if candidates begin
-alike: attention rounds differently behind another prefix, and a score must not depend on what else is scored.
+The token *named* ``<|reward|>`` is the separator, and the score is read at ``[UNUSED_TOKEN_130]``. Prompt and response are
+tokenised together, so a merge may cross their boundary. The shared prefix is therefore a common prefix of the candidates' ids.
+In training it is the longest common prefix, which costs the least. In scoring it ends where the ids of the prompt alone end, even
+if candidates have equal beginnings: attention rounds differently after another prefix, and a score must not depend on the other
+candidates.
 """
 
 from __future__ import annotations
@@ -22,37 +23,32 @@ from typing import Any, Self
 
 from tokenizers import Encoding, Tokenizer
 
-from polar_rm.encoding.edges import Edge, Side, Wanted, edges
+from polar_rm.encoding.edges import Edge, EdgeRequest, Side, edges
 from polar_rm.encoding.fingerprint import VERSION, digest, fingerprint, fingerprint_1
 from polar_rm.encoding.settings import RESERVED_TOKENS, EncoderSettings, saved_encoder
 from polar_rm.encoding.specials import SpecialTokens
-from polar_rm.encoding.texts import (
-    RenderedTexts,
-    Template,
-    batches_of_texts,
-    clean_up,
-    is_unfinished,
-    strip_thinking,
-)
+from polar_rm.encoding.texts import RenderedTexts, Template, batches_of_texts, clean_up, is_unfinished, strip_thinking
 from polar_rm.encoding.tokenizers import leading_ids, load_tokenizer, special_aliases
 from polar_rm.encoding.tree import PrefixTree, Truncation
 from polar_rm.errors import EncoderMismatch, PolarError
 from polar_rm.records import Comparison, Text
 
-# Joint ids may differ from the sum of the parts by a merge at the boundary. Below the limits by this margin nothing can be cut.
+# The joint ids may be more or fewer than those of the parts, because of a merge at the boundary. A sequence that is shorter than
+# the limits by this margin is never truncated.
 _MERGE_SLACK = 32
-# A text with more characters than this for every token that it may have is hardly ever within the limit: it is tokenised for
-# its cut at once. A wrong guess costs time and changes no id.
+# A text with more characters per allowed token than this is hardly ever within the limit, so it is tokenised for truncation at
+# once. A wrong guess costs time and changes no id.
 _CHARACTERS_PER_TOKEN = 6
-# Where a response goes on without glue, it can merge with the prompt's last word, which is looked for in so many characters.
+# A response without glue can merge with the prompt's last word, which is searched in this many characters.
 _LAST_WORD = 16
 
 
 @dataclass(frozen=True, slots=True)
 class _Joint:
-    """Ids of candidates that have one cut of the prompt: of the reference and of each candidate, every one with the prompt.
+    """Joint ids of candidates that share one truncation of the prompt.
 
-    indices: the candidates. prompt: what is kept of it, without special tokens.
+    indices: the candidates. ids: of the reference and then of each candidate, each joined with the prompt. prompt: the kept part
+    of the prompt, without special tokens.
     """
 
     indices: list[int]
@@ -62,22 +58,22 @@ class _Joint:
 
 
 class Encoder:
-    """Comparison -> PrefixTree, with ids that do not depend on the stage that asks.
+    """Converts a comparison to a :class:`PrefixTree`; the ids are the same in all stages.
 
-    Literal special tokens inside user text are dropped, as the official client drops them, but to a fixed point: what is left
-    after a removal can never spell a special token again, so no text can place a separator or a second scoring token.
+    Literal special tokens in user text are dropped, as in the official client. Here they are dropped to a fixed point: the text
+    that remains after a removal never contains a special token again, so no text can insert a separator or a second reward token.
     """
 
     def __init__(self, tokenizer: Tokenizer, settings: EncoderSettings | None = None) -> None:
         self.settings = settings or EncoderSettings()
-        self.source = tokenizer  # as given: this one is saved in checkpoints
+        self.source = tokenizer  # unchanged; checkpoints save this one
         self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
         if getattr(self.tokenizer.model, "dropout", None):
-            raise PolarError("the tokenizer's model has dropout: it gives a text other ids each time; set it to null")
+            raise PolarError("the tokenizer's model has dropout, which gives a text different ids each time; set it to null")
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.bos_ids = leading_ids(self.tokenizer)
-        # Without its post-processor the tokenizer adds nothing, and byte-level ones no longer trim spaces off the offsets.
+        # Without a post-processor the tokenizer adds no tokens, and byte-level tokenizers do not trim spaces off the offsets.
         self.tokenizer.post_processor = None
         self.separator_id = self._role_id(self.settings.separator_token)
         self.reward_id = self._role_id(self.settings.reward_token)
@@ -91,23 +87,23 @@ class Encoder:
         """The encoder of a checkpoint: its tokenizer with the settings saved in ``config.json``.
 
         Raises:
-            EncoderMismatch: the saved hash is not the hash of what is in the folder (tokenizer or settings were changed).
+            EncoderMismatch: the saved hash differs from the hash of the folder's files (the tokenizer or the settings changed).
         """
         directory = Path(directory)
         settings, version, saved_fingerprint, saved_hash = saved_encoder(directory)
         encoder = cls(load_tokenizer(directory), settings)
-        found = encoder.fingerprint if version == VERSION else encoder._fingerprint_1()
-        found_hash = digest([settings.to_dict(), found])
-        if found_hash != saved_hash:
-            part = "tokenizer" if found != saved_fingerprint else "settings"
+        actual_fingerprint = encoder.fingerprint if version == VERSION else encoder._fingerprint_1()
+        actual_hash = digest([settings.to_dict(), actual_fingerprint])
+        if actual_hash != saved_hash:
+            part = "tokenizer" if actual_fingerprint != saved_fingerprint else "settings"
             raise EncoderMismatch(
                 f"{directory}: the encoder's {part} changed since the checkpoint was saved (saved hash {saved_hash}, "
-                f"these files give {found_hash}): scores would be about other tokens"
+                f"these files give {actual_hash}): scores would be about other tokens"
             )
         return encoder
 
     def to_config(self) -> dict[str, Any]:
-        """What :meth:`from_pretrained` reads back from the ``polar`` section of ``config.json``."""
+        """The section ``polar.encoder`` of ``config.json``, which :meth:`from_pretrained` reads."""
         return {
             "settings": self.settings.to_dict(),
             "fingerprint_version": VERSION,
@@ -117,12 +113,13 @@ class Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the tokenizer's behaviour, not of its file: libraries rewrite ``tokenizer.json`` without changing any id."""
+        """The fingerprint of the tokenizer's behaviour, not of its file: libraries rewrite ``tokenizer.json`` without changing
+        any id."""
         return fingerprint(self.tokenizer, self._specials.texts, self.bos_ids, self._ids)
 
     @cached_property
     def hash(self) -> str:
-        """Names the function from text to ids; equal hashes mean equal ids for every text."""
+        """The identity of the function from text to ids; equal hashes mean equal ids for every text."""
         return digest([self.settings.to_dict(), self.fingerprint])
 
     def _fingerprint_1(self) -> str:
@@ -135,11 +132,11 @@ class Encoder:
 
     @cached_property
     def longest_token(self) -> int:
-        """Characters of the longest token; a text of n times as many has more than n tokens."""
+        """The number of characters of the longest token; a text of more than n times as many has more than n tokens."""
         return max(map(len, self.tokenizer.get_vocab(with_added_tokens=True)))
 
     def ids(self, text: str) -> list[int]:
-        """Of a text as it is: special tokens in it become their ids, and no BOS is added.
+        """The ids of an unchanged text: special tokens in it become their ids, and no BOS is added.
 
         Raises:
             PolarError: the text is not valid Unicode.
@@ -147,63 +144,62 @@ class Encoder:
         return self._ids([text])[0]
 
     def ids_of_rendered(self, text: str, *, add_bos: bool = True) -> list[int]:
-        """Ids of an item that somebody else has rendered (see the head of this file), as an engine gives them: both role tokens
-        atomic, and BOS in front exactly once.
+        """The ids of an item that another program has rendered (see the head of this file), as an engine computes them.
 
-        With ``clean_up`` the text is cleaned, as the texts of this encoder's own items are: what renders it may be a tokenizer
-        that, unlike the official one, decodes without the clean-up.
+        Both role tokens are atomic, and the BOS is in front exactly once. With ``clean_up`` the text is cleaned like the texts of
+        this encoder's own items: the other program may use a tokenizer that, unlike the official one, decodes without clean-up.
 
         Raises:
-            PolarError: the text is not valid Unicode, or certainly longer than ``max_length``; that text is not read to its end.
+            PolarError: the text is not valid Unicode, or certainly longer than ``max_length``. Such a text is not read whole.
         """
         limit = self.settings.max_length
-        # The clean-up takes away less than half of a text.
+        # The clean-up removes less than half of a text.
         start = text[: 2 * _CHARACTERS_PER_TOKEN * limit]
         if len(text) > 2 * limit * self.longest_token or (
             len(start) < len(text) and len(self.ids(self._clean(start))) > limit + self.longest_token
         ):
-            raise PolarError(f"{len(text):,} characters are more than max_length {limit} tokens; cut before sending")
+            raise PolarError(f"{len(text):,} characters are more than max_length {limit} tokens; truncate it before sending")
         ids = self.ids(self._clean(text))
         has_bos = not add_bos or ids[: len(self.bos_ids)] == self.bos_ids
         return ids if has_bos else [*self.bos_ids, *ids]
 
     def encode(self, comparison: Comparison) -> PrefixTree:
-        """One comparison; all its candidates share one prompt cut, which the longest of them decides."""
+        """Encode one comparison. All candidates share one truncation of the prompt, which the longest candidate determines."""
         return self.encode_many([comparison])[0]
 
     def encode_many(self, comparisons: Sequence[Comparison]) -> list[PrefixTree]:
-        """Like :meth:`encode`, tokenised as one batch on all cores."""
+        """Encode comparisons as :meth:`encode` does, tokenised as one batch on all cores."""
         trees: list[PrefixTree] = []
         fields = [self._fields(c.prompt, c.reference, c.candidates, c.wrapper) for c in comparisons]
-        for comparison, field, uncut in zip(comparisons, fields, self._uncut_ids(fields), strict=True):
-            [joint] = [uncut] if uncut else self._encode_cut(field, shared_cut=True)
+        for comparison, field, untruncated in zip(comparisons, fields, self._encode_untruncated(fields), strict=True):
+            [joint] = [untruncated] if untruncated else self._encode_truncated(field, shared=True)
             trees.append(self._tree(joint, field, comparison.ranks))
         return trees
 
     def encode_outputs(
         self, prompt: Text, reference: Text | None, outputs: Sequence[Text], wrapper: str = "sft"
     ) -> list[tuple[list[int], PrefixTree]]:
-        """Trees for scoring, each with the indices of its outputs. Neither the ids of an output nor the start of its branch
-        depend on its neighbours.
+        """Trees for scoring, each with the indices of its outputs.
 
-        Where the prompt has to be cut, every output gets the cut that it would get alone (as in the official client), and
-        only outputs with the same cut share a tree.
+        The ids of an output and the start of its branch do not depend on the other outputs. If the prompt must be truncated, each
+        output gets the truncation that it would get alone (as in the official client), and only outputs with the same truncation
+        share a tree.
         """
         field = self._fields(prompt, reference, outputs, wrapper)
-        [uncut] = self._uncut_ids([field])
+        [untruncated] = self._encode_untruncated([field])
         trees = []
-        for joint in [uncut] if uncut else self._encode_cut(field, shared_cut=False):
-            prompt_ids = self.ids(self._stem(field, joint.prompt))
+        for joint in [untruncated] if untruncated else self._encode_truncated(field, shared=False):
+            prompt_ids = self.ids(self._stable_prompt(field, joint.prompt))
             shared = [len(commonprefix([prompt_ids, ids])) for ids in joint.ids[1:]]
             for length, part in _by_value(joint.indices, shared).items():  # hardly ever more than one
                 trees.append((part, self._tree(joint, field, (0,) * len(outputs), part, length)))
         return trees
 
     def with_identical(self, tree: PrefixTree) -> PrefixTree:
-        """The same comparison with its reference in the place of its best candidate (the first of several).
+        """The same comparison with its reference in place of its best candidate (of the first one if several are best).
 
-        The ids are those of encoding it so, under this tree's cut of the prompt. Unchanged where ``max_length`` can't hold the
-        reference twice.
+        The ids equal those of encoding such a comparison with this tree's truncation of the prompt. The tree is returned
+        unchanged if ``max_length`` can't hold the reference twice.
         """
         end = tree.prefix.index(self.separator_id, len(self.bos_ids)) + 1
         head, shared = tree.prefix[:end], tree.prefix[end:]
@@ -217,24 +213,24 @@ class Encoder:
     def _role_id(self, token: str) -> int:
         token_id = self.tokenizer.token_to_id(token)
         if token_id is None:
-            raise PolarError(f"the tokenizer has no token {token!r}; build the reward model first, which adds it")
+            raise PolarError(f"the tokenizer has no token {token!r}; build a reward model first, because that adds it")
         if self.tokenizer.encode(token, add_special_tokens=False).ids != [token_id]:
             raise PolarError(f"the tokenizer splits {token!r} into pieces; it must be one special token")
         return int(token_id)
 
     def _fields(self, prompt: Text, reference: Text | None, candidates: Sequence[Text], wrapper: str) -> RenderedTexts:
         if reference is None:
-            raise PolarError("the comparison has no reference; give one, or an empty string to score without")
+            raise PolarError("the comparison has no reference; give one, or an empty string to score without a reference")
         chat = self._template.keeps_roles and wrapper == "sft"
         template = self._template if chat or wrapper == "sft" else Template("polar", 1)
         notes = [("unfinished_thinking",) if is_unfinished(candidate) else () for candidate in candidates]
         if self.settings.thinking == "strip":
-            whole = [reference, *candidates]
-            reference, *candidates = map(strip_thinking, whole)
-            stripped = [old != new for old, new in zip(whole, (reference, *candidates), strict=True)]
+            originals = [reference, *candidates]
+            reference, *candidates = map(strip_thinking, originals)
+            is_stripped = [old != new for old, new in zip(originals, (reference, *candidates), strict=True)]
             notes = [
-                ("thinking_stripped", *note) if stripped[0] or own else note
-                for note, own in zip(notes, stripped[1:], strict=True)
+                ("thinking_stripped", *note) if is_stripped[0] or candidate_is_stripped else note
+                for note, candidate_is_stripped in zip(notes, is_stripped[1:], strict=True)
             ]
         rendered = [template.response(candidate) for candidate in candidates]
         return RenderedTexts(
@@ -249,56 +245,58 @@ class Encoder:
         return clean_up(text) if self.settings.clean_up else text
 
     def _joint(self, field: RenderedTexts, prompt: str, reference: str, candidates: Sequence[str]) -> list[str]:
-        """``prompt ⊕ response`` for the reference and each candidate, whose special tokens are dropped already. An empty response
-        gets no newline (as in training)."""
+        """``prompt ⊕ response`` for the reference and each candidate. An empty response gets no newline (as in training).
+
+        The arguments contain no special tokens.
+        """
         prompt = self._clean(prompt)
         responses = [self._clean(response) for response in (reference, *candidates)]
-        # Dropped again because prompt and response can spell a special token across their boundary.
+        # Drop again, because prompt and response can form a special token across their boundary.
         return [self._specials.drop(prompt + field.glue + response if response else prompt) for response in responses]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenise(texts, self.tokenizer.encode_batch_fast)]
 
     def _encodings(self, texts: Sequence[str]) -> list[Encoding]:
-        """With offsets."""
+        """Encodings with offsets."""
         return list(self._tokenise(texts, self.tokenizer.encode_batch))
 
     def _tokenise(self, texts: Sequence[str], encode: Callable[..., list[Encoding]]) -> Iterator[Encoding]:
-        """Every text passes here on its way to the tokenizer, and whatever is wrong with one is told here."""
+        """Tokenise texts. All texts are tokenised here, so that one place reports invalid texts."""
         try:
             for batch in batches_of_texts(texts):
                 yield from encode(batch, add_special_tokens=False)
         except (TypeError, UnicodeError) as error:
             raise _not_unicode(error) from error
 
-    def _stem(self, field: RenderedTexts, prompt: str) -> str:
-        """What of a prompt has ids that no response can change, or hardly ever."""
+    def _stable_prompt(self, field: RenderedTexts, prompt: str) -> str:
+        """The part of a prompt whose ids a response never changes, or hardly ever."""
         prompt = self._clean(prompt)
         return self._specials.drop(prompt if field.glue else prompt[:-_LAST_WORD] + prompt[-_LAST_WORD:].rpartition(" ")[0])
 
-    def _uncut_ids(self, fields: Sequence[RenderedTexts]) -> list[_Joint | None]:
-        """Of every comparison, tokenised as one batch; None where something may have to be cut."""
-        response, prompt = (
+    def _encode_untruncated(self, fields: Sequence[RenderedTexts]) -> list[_Joint | None]:
+        """The joint ids of each comparison, tokenised as one batch; None where a text may need truncation."""
+        max_response, max_prompt = (
             _CHARACTERS_PER_TOKEN * n_tokens for n_tokens in (self.settings.max_response_length, self.settings.max_length)
         )
         drop = self._specials.drop
         prompts = {
             number: drop(field.prompt)
             for number, field in enumerate(fields)
-            if max(map(len, (field.reference, *field.candidates))) <= response and len(field.prompt) <= prompt
+            if max(map(len, (field.reference, *field.candidates))) <= max_response and len(field.prompt) <= max_prompt
         }
         texts = {
             number: self._joint(fields[number], text, drop(fields[number].reference), list(map(drop, fields[number].candidates)))
             for number, text in prompts.items()
         }
-        tokenised = iter(self._ids([text for some in texts.values() for text in some]))
+        all_ids = iter(self._ids([text for joint_texts in texts.values() for text in joint_texts]))
         joints: list[_Joint | None] = [None] * len(fields)
-        for number, some in texts.items():
-            ids = [next(tokenised) for _ in some]
+        for number, joint_texts in texts.items():
+            ids = [next(all_ids) for _ in joint_texts]
             if self._surely_fits(*ids):
-                n_candidates = len(some) - 1
-                uncut = Truncation(candidates=(0,) * n_candidates)
-                joints[number] = _Joint(list(range(n_candidates)), ids, uncut, prompts[number])
+                n_candidates = len(joint_texts) - 1
+                truncation = Truncation(candidates=(0,) * n_candidates)
+                joints[number] = _Joint(list(range(n_candidates)), ids, truncation, prompts[number])
         return joints
 
     def _surely_fits(self, reference_ids: list[int], *candidate_ids: list[int]) -> bool:
@@ -307,51 +305,55 @@ class Encoder:
         length_limit = self.settings.max_length - RESERVED_TOKENS - _MERGE_SLACK
         return max(len(reference_ids), longest) <= response_limit and len(reference_ids) + longest <= length_limit
 
-    def _encode_cut(self, field: RenderedTexts, *, shared_cut: bool) -> Iterator[_Joint]:
-        """The general case: cut each response to its limit, then the prompt to what the two leave."""
+    def _encode_truncated(self, field: RenderedTexts, *, shared: bool) -> Iterator[_Joint]:
+        """The general case: truncate each response to its limit, then the prompt to the tokens that the responses leave.
+
+        shared: all candidates share one truncation of the prompt.
+        """
         prompt, *responses = self._edges(field)
-        (reference, n_reference, reference_cut), *candidates = map(self._cut_response, responses)
+        (reference, n_reference, reference_truncation), *candidates = map(self._truncate_response, responses)
         limit = self.settings.max_length
         budgets = [(limit - RESERVED_TOKENS - n_reference - n_candidate) // 2 for _, n_candidate, _ in candidates]
-        keeps = [max(0, min(len(prompt.offsets), min(budgets) if shared_cut else budget)) for budget in budgets]
-        todo = _by_value(range(len(candidates)), keeps)
-        while todo:
-            kept, indices = todo.popitem()
+        lengths = [max(0, min(len(prompt.offsets), min(budgets) if shared else budget)) for budget in budgets]
+        pending = _by_value(range(len(candidates)), lengths)
+        while pending:
+            kept, indices = pending.popitem()
             text = prompt.last(kept)
             ids = self._ids(self._joint(field, text, reference, [candidates[i][0] for i in indices]))
-            # Cutting can undo merges, so the joint ids may be longer than their parts were; the prompt stands in twice.
-            excess = [len(self.bos_ids) + len(ids[0]) + len(own) + 2 - limit for own in ids[1:]]
-            if shared_cut:
+            # Truncation can undo merges, so the joint ids may be more than those of the parts; the prompt occurs twice.
+            excess = [len(self.bos_ids) + len(ids[0]) + len(candidate_ids) + 2 - limit for candidate_ids in ids[1:]]
+            if shared:
                 excess = [max(excess)] * len(indices)
             if kept == 0 and max(excess) > 0:
                 raise PolarError(f"a sequence is {max(excess)} tokens over max_length {limit} without its prompt")
-            fitting = [n for n, more in enumerate(excess) if more <= 0]
+            fitting = [n for n, tokens in enumerate(excess) if tokens <= 0]
             if fitting:
-                cuts = tuple(candidates[indices[n]][2] for n in fitting)
-                truncation = Truncation(len(prompt) - kept, reference_cut, cuts)
+                truncations = tuple(candidates[indices[n]][2] for n in fitting)
+                truncation = Truncation(len(prompt) - kept, reference_truncation, truncations)
                 yield _Joint([indices[n] for n in fitting], [ids[0], *(ids[n + 1] for n in fitting)], truncation, text)
-            over = [n for n, more in enumerate(excess) if more > 0]
-            fewer = [max(0, kept - (excess[n] + 1) // 2) for n in over]
-            for keep, again in _by_value([indices[n] for n in over], fewer).items():
-                todo.setdefault(keep, []).extend(again)
+            too_long = [n for n, tokens in enumerate(excess) if tokens > 0]
+            shorter = [max(0, kept - (excess[n] + 1) // 2) for n in too_long]
+            for length, group in _by_value([indices[n] for n in too_long], shorter).items():
+                pending.setdefault(length, []).extend(group)
 
     def _edges(self, field: RenderedTexts) -> list[Edge]:
-        """Of the prompt its last tokens, of each response its first (or last) ones, more of each than can be kept."""
+        """The last tokens of the prompt and the first (or last) tokens of each response, more than can be kept of each."""
         settings = self.settings
         response_side: Side = "first" if settings.response_cut_side == "right" else "last"
-        wanted = [Wanted(field.prompt, settings.max_length // 2, "last")]
-        wanted += [Wanted(text, settings.max_response_length, response_side) for text in (field.reference, *field.candidates)]
-        for one in wanted:  # of which some are not read to their end, where a lone surrogate may be
+        responses = (field.reference, *field.candidates)
+        requests = [EdgeRequest(field.prompt, settings.max_length // 2, "last")]
+        requests += [EdgeRequest(text, settings.max_response_length, response_side) for text in responses]
+        for request in requests:  # some are not read whole, and a lone surrogate may be in the rest
             try:
-                one.text.encode()
+                request.text.encode()
             except UnicodeError as error:
                 raise _not_unicode(error) from error
-        return edges(wanted, self._encodings, self._specials.drop, self._specials.characters)
+        return edges(requests, self._encodings, self._specials.drop, self._specials.characters)
 
-    def _cut_response(self, edge: Edge) -> tuple[str, int, int]:
-        """The text within ``max_response_length`` tokens, its length in tokens and the tokens cut.
+    def _truncate_response(self, edge: Edge) -> tuple[str, int, int]:
+        """The text within ``max_response_length`` tokens, its number of tokens and the number of tokens that were removed.
 
-        The official client counts a BOS in every field; a cut from the left takes that BOS away first.
+        The official client counts a BOS in every field; truncation from the left removes that BOS first.
         """
         n_tokens, n_bos, limit = len(edge), len(self.bos_ids), self.settings.max_response_length
         if not edge.omitted and n_tokens + n_bos <= limit:
@@ -370,19 +372,19 @@ class Encoder:
         part: Sequence[int] | None = None,
         shared: int | None = None,
     ) -> PrefixTree:
-        """Of a comparison's ids. part: only these candidates. shared: see :meth:`PrefixTree.of`."""
+        """The tree of a comparison's ids. part: only these candidates. shared: see :meth:`PrefixTree.of`."""
         indices = joint.indices if part is None else part
         rows = [joint.indices.index(i) for i in indices]
         head = [*self.bos_ids, *joint.ids[0], self.separator_id]
         tails = [[*joint.ids[row + 1], self.reward_id] for row in rows]
-        cut = joint.truncation
-        truncation = Truncation(cut.prompt, cut.reference, tuple(cut.candidates[row] for row in rows))
+        whole = joint.truncation
+        truncation = Truncation(whole.prompt, whole.reference, tuple(whole.candidates[row] for row in rows))
         notes = tuple(field.notes[i] for i in indices)
         return PrefixTree.of(head, tails, tuple(ranks[i] for i in indices), truncation, notes, shared=shared)
 
 
 def _by_value(indices: Sequence[int], values: Sequence[int]) -> dict[int, list[int]]:
-    """Indices by their value, in the order in which values first occur."""
+    """The indices grouped by their value, in the order in which values first occur."""
     groups: dict[int, list[int]] = {}
     for index, value in zip(indices, values, strict=True):
         groups.setdefault(value, []).append(index)

@@ -1,4 +1,4 @@
-"""A name for what a tokenizer does to any text: equal names mean equal ids, whichever library wrote its file."""
+"""Fingerprints of a tokenizer's behaviour: equal fingerprints mean equal ids, whichever library wrote the tokenizer's file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 VERSION = 2
-"""Of the fingerprint that checkpoints are saved with. 1 covered vocabulary, merges and the ids of one probe alone."""
+"""The version of the fingerprint in new checkpoints. Version 1 covered only vocabulary, merges and the ids of one probe."""
 
 _PROBE = (
     "It's 12,345.6 tabs\t and  spaces\r\n\n```py\ndef f(x): return x**2```  naïve Ünïcode 中文 日本 한국어 🙂👩‍💻 <|x|> </s>."
 )
-# What tokenizers treat differently and their settings may not tell, such as the Unicode tables of the library that runs them.
+# Texts that tokenizers treat differently for reasons outside their settings, such as the Unicode tables of the library.
 _PROBES = [
     _PROBE,
     "cafe\u0301 e\u0302\u0323 \uff41\uff42\uff23 \ufb01ne ① ½ ㎏ \u017f İstanbul ΣΑΣ",  # decomposed, compatibility forms, case
@@ -27,7 +27,7 @@ _PROBES = [
     "HTTPServer2Go snake_case kebab-case CamelCase $100% #tag @user https://a.b/c?d=e&f=g",
     "<|im_start|>user\n<|im_end|><s></s><unk><pad>[INST] [/INST] ▁under ##ing Ġspace",
 ]
-# Keys with the values that mean what tokenizers did before they had the key. None everywhere means that a key is not set.
+# Keys with the values that equal the behaviour of older libraries, which lacked the key. None means that a key is not set.
 _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "byte_fallback": (False,),
     "ignore_merges": (False,),
@@ -38,16 +38,17 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
     "end_of_word_suffix": ("",),
     "dropout": (0.0,),
 }
-# Decides offsets, no id.
+# These keys change offsets, but no id.
 _WITHOUT_EFFECT = ("trim_offsets",)
 
 Ids = Callable[[Sequence[str]], list[list[int]]]
 
 
 def fingerprint(tokenizer: Tokenizer, specials: Sequence[str], bos_ids: Sequence[int], ids: Ids) -> str:
-    """Of normaliser, pre-tokenizer, model with its options, added tokens with their flags, specials, BOS, and probe texts' ids.
+    """The fingerprint covers normaliser, pre-tokenizer, model with its options, added tokens with their flags, special tokens,
+    BOS and the ids of the probe texts.
 
-    What comes after the ids (decoder) and what the encoder takes away (post-processor, truncation, padding) is left out.
+    It leaves out what runs after the ids (decoder) and what the encoder disables (post-processor, truncation, padding).
     """
     parts = json.loads(tokenizer.to_str())
     kept = {key: parts.get(key) for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
@@ -55,7 +56,7 @@ def fingerprint(tokenizer: Tokenizer, specials: Sequence[str], bos_ids: Sequence
 
 
 def fingerprint_1(tokenizer: Tokenizer, bos_ids: Sequence[int], ids: Ids) -> str:
-    """As the first checkpoints have it. It is blind to normalisers and flags that its one probe does not show."""
+    """The fingerprint of the first checkpoints. It misses normalisers and flags that do not change the ids of its one probe."""
     model = json.loads(tokenizer.to_str())["model"]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
     scores = model["vocab"] if isinstance(model["vocab"], list) else []
@@ -64,18 +65,18 @@ def fingerprint_1(tokenizer: Tokenizer, bos_ids: Sequence[int], ids: Ids) -> str
 
 
 def digest(value: object) -> str:
-    """16 hexadecimal digits that name a JSON value."""
+    """The hash of a JSON value: 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode()).hexdigest()[:16]
 
 
 def _canonical(value: Any, key: str = "") -> Any:
-    """One form for all the ways in which libraries write a setting: defaults written out or not, merges as strings or pairs."""
+    """One form for all forms in which libraries write a setting: with or without defaults, merges as strings or as pairs."""
     if isinstance(value, dict):
         if key == "vocab":
             return value
         value = _as_newer(value)
-        kept = {inner: _canonical(each, inner) for inner, each in value.items()}
-        return {inner: each for inner, each in kept.items() if not _is_default(inner, each)}
+        settings = {name: _canonical(setting, name) for name, setting in value.items()}
+        return {name: setting for name, setting in settings.items() if not _is_default(name, setting)}
     if isinstance(value, list):
         if key == "merges":
             return [merge.split(" ") if isinstance(merge, str) else merge for merge in value]
@@ -84,7 +85,7 @@ def _canonical(value: Any, key: str = "") -> Any:
 
 
 def _as_newer(value: dict[str, Any]) -> dict[str, Any]:
-    """Metaspace's former ``add_prefix_space`` under its new name."""
+    """The settings of Metaspace with the former ``add_prefix_space`` as ``prepend_scheme``; other settings unchanged."""
     if value.get("type") != "Metaspace" or "prepend_scheme" in value:
         return value
     value = dict(value)

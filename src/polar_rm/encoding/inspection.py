@@ -1,4 +1,4 @@
-"""One encoded comparison for a person's eyes: what the model reads, where branches part, where scores are taken."""
+"""Shows one encoded comparison on the terminal: what the model reads, where branches begin, where scores are read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LEGEND = [
 
 
 def render(comparison: Comparison, encoder: Encoder, *, ids: bool = False) -> RenderableType:
-    """Prefix, branches, score positions and truncation; with ``ids`` every token's id behind it."""
+    """Prefix, branches, score positions and truncation. ids: show each token with its id."""
     tree = encoder.encode(comparison)
     separator = tree.prefix.index(encoder.separator_id)
     prefix = RichText()
@@ -33,8 +33,8 @@ def render(comparison: Comparison, encoder: Encoder, *, ids: bool = False) -> Re
         text = RichText(_tokens(branch[:-1], encoder, ids), style="green")
         text.append(_tokens(branch[-1:], encoder, ids), style="bold white on red")
         position = len(tree.prefix) + len(branch) - 1
-        cut = tree.truncation.candidates[number]
-        table.add_row(str(number), str(tree.ranks[number]), str(position), str(len(branch)), str(cut or "-"), text)
+        truncation = tree.truncation.candidates[number]
+        table.add_row(str(number), str(tree.ranks[number]), str(position), str(len(branch)), str(truncation or "-"), text)
     legend = RichText.assemble(*[part for name, style in _LEGEND for part in ((name, style), "  ")])
     return Group(legend, "", prefix, table, RichText(_summary(tree, encoder)))
 
@@ -47,11 +47,12 @@ def _tokens(token_ids: list[int], encoder: Encoder, ids: bool) -> str:
 
 def _summary(tree: PrefixTree, encoder: Encoder) -> str:
     separate = sum(len(tree.sequence(i)) for i in range(len(tree.branches)))
-    cut = tree.truncation
+    truncation = tree.truncation
     return (
         f"prefix {len(tree.prefix)} tokens; whole tree {tree.n_tokens} tokens, as separate sequences {separate} "
         f"({separate / tree.n_tokens:.2f}x)\n"
-        f"truncated: prompt {cut.prompt} (from its beginning), reference {cut.reference}, candidates {list(cut.candidates)} "
-        f"(limits: {encoder.settings.max_length} and {encoder.settings.max_response_length} per response)\n"
+        f"truncated: prompt {truncation.prompt} (from its beginning), reference {truncation.reference}, candidates "
+        f"{list(truncation.candidates)} (limits: {encoder.settings.max_length} and {encoder.settings.max_response_length} "
+        "per response)\n"
         f"encoder {encoder.settings.template} {encoder.settings.version}, hash {encoder.hash}"
     )

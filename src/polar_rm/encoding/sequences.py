@@ -1,4 +1,4 @@
-"""Sequences that arrive ready made, as rendered text or as ids: tokenised as an engine would, checked, joined into trees.
+"""Items that arrive as rendered text or as ids. They are tokenised as an engine would, checked, and joined into trees.
 
 The rendered form of an item is what the official client sends (see :mod:`polar_rm.encoding`)::
 
@@ -21,11 +21,11 @@ Group = tuple[tuple[int, ...], bool]
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """Checked ids of one item in two parts, of which the second ends in the reward token. Those of one ``group`` share a tree.
+    """Checked ids of one item as head and tail; the tail ends in the reward token. Items of one ``group`` share a tree.
 
-    ends_with_prompt: whether the head ends where the ids of the prompt end behind the separator; then its tree shares the head
-    and nothing more (see :meth:`Encoder.encode_outputs`). Otherwise, since nobody has told where the prompt ends, the head ends
-    in the separator, and its tree shares what else its tails agree on.
+    ends_with_prompt: whether the head ends with the ids of the prompt after the separator. If so, the tree shares only the head
+    (see :meth:`Encoder.encode_outputs`). Otherwise the end of the prompt is unknown: the head ends in the separator, and the tree
+    also shares the common prefix of the tails.
     """
 
     head: tuple[int, ...]
@@ -34,20 +34,22 @@ class TokenSequence:
 
     @property
     def group(self) -> Group:
-        """Names the tree that this sequence can be a branch of."""
+        """The key of the tree that this sequence can be a branch of."""
         return self.head, self.ends_with_prompt
 
     @classmethod
     def from_ids(cls, ids: Sequence[int], encoder: Encoder, *, shared: int | None = None) -> Self:
-        """Ids from outside. shared: where the ids of the prompt end, if that is known: the prefix of the item's tree.
+        """Check ids from outside. shared: the position after the ids of the prompt, if known; the tree's prefix ends there.
 
         Raises:
-            PolarError: too long, an id that is none of the vocabulary, or not one separator and the reward token at the end.
-                Such ids would get a number, but not a reward.
+            PolarError: the ids are too many, one is not in the vocabulary, they do not hold exactly one separator, or they do not
+                end in the reward token. The model's output for such ids would not be a reward.
         """
         limit = encoder.settings.max_length
         if len(ids) > limit:
-            raise PolarError(f"{len(ids)} tokens, more than max_length {limit}; cut before sending, the end holds the score")
+            raise PolarError(
+                f"{len(ids)} tokens, more than max_length {limit}; truncate before sending, because the score is read at the end"
+            )
         bad = next((token for token in ids if not 0 <= token < encoder.vocabulary_size), None)
         if bad is not None:
             raise PolarError(f"token id {bad} is not in the vocabulary (0 to {encoder.vocabulary_size - 1})")
@@ -67,7 +69,7 @@ class TokenSequence:
 
 
 def tokenize(text: str, encoder: Encoder, *, add_bos: bool = True) -> list[int]:
-    """Ids of one rendered text as an engine gives them (see :meth:`Encoder.ids_of_rendered`).
+    """The ids of one rendered text as an engine computes them (see :meth:`Encoder.ids_of_rendered`).
 
     Raises:
         PolarError: the text is not valid Unicode, or certainly longer than ``max_length``.
@@ -79,16 +81,16 @@ def render(ids: Sequence[int], encoder: Encoder) -> str:
     """The text that :func:`tokenize` turns into these ids.
 
     Raises:
-        PolarError: there is none, because the tokenizer would merge the text into other ids: send the ids.
+        PolarError: there is no such text, because the tokenizer would merge it into other ids; send the ids instead.
     """
     text: str = encoder.tokenizer.decode(list(ids[len(encoder.bos_ids) :]), skip_special_tokens=False)
     if tokenize(text, encoder) != list(ids):
-        raise PolarError("this item has no text that gives its token ids (a cut inside a word); send token ids")
+        raise PolarError("no text has these token ids (the item was truncated inside a word); send token ids")
     return text
 
 
 def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
+    """The length of the longest common prefix."""
     return len(commonprefix([list(first), list(second)]))
 
 

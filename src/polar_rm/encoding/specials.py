@@ -1,16 +1,16 @@
-"""Special tokens that a user's text spells: they are dropped, until none is left."""
+"""Removes special tokens from users' texts until none is left."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-# Passes over a text before tokens that are nested deeper, as only an attacker's are, are dropped otherwise.
+# The number of passes over a text. Another algorithm drops tokens that are nested deeper, which only an attacker writes.
 _USUAL_NESTING = 8
 
 
 class SpecialTokens:
-    """texts: those of all special tokens, longest first. characters: every character that stands in one of them."""
+    """The special tokens of a tokenizer. texts: their texts, longest first. characters: all characters of these texts."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts = tuple(sorted(texts, key=lambda text: (-len(text), text)))
@@ -19,7 +19,7 @@ class SpecialTokens:
         self._last = {text[-1] for text in self.texts}
 
     def drop(self, text: str) -> str:
-        """The text without them. What is left after a removal never spells another, so no text can place a separator."""
+        """The text without special tokens. The result never contains one, so no text can insert a separator."""
         for _ in range(_USUAL_NESTING):
             shorter = self._pattern.sub("", text)
             if shorter == text:
@@ -28,7 +28,7 @@ class SpecialTokens:
         return self._drop_nested(text)
 
     def _drop_nested(self, text: str) -> str:
-        """Each token goes as soon as its last character is there: linear, where a pass for each level is quadratic."""
+        """Drop each token when its last character arrives. This takes linear time; one pass for each level would be quadratic."""
         longest = len(self.texts[0])
         kept: list[str] = []
         for character in text:

@@ -1,4 +1,4 @@
-"""Texts before they are tokenised: rendering of messages, thinking, clean-up."""
+"""Prepares texts for the tokenizer: rendering of messages, removal of thinking, clean-up."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any, Literal
 from polar_rm.errors import PolarError
 from polar_rm.records import Text
 
-# Tokenised at once. What comes back holds a hundred bytes a token until its ids are taken.
+# Characters that are tokenised together. The result takes a hundred bytes a token until its ids are extracted.
 _BATCH_CHARACTERS = 1 << 22
-# What Hugging Face's slow tokenizers do to decoded text (``clean_up_tokenization``). The official client decodes after cutting.
-# SentencePiece writes spaces as the first sign, and its decoder makes one of a literal sign.
+# The replacements that Hugging Face's slow tokenizers apply to decoded text (``clean_up_tokenization``). The official client
+# decodes after truncation. SentencePiece writes a space as the first character below, and its decoder makes a space of a literal
+# one.
 CLEAN_UP = [
     ("▁", " "),
     (" .", "."),
@@ -30,16 +31,18 @@ CLEAN_UP = [
 ]
 
 Note = Literal["thinking_stripped", "unfinished_thinking", "empty"]
-"""What a reader of a score should know of its texts. thinking_stripped: the reference or the candidate had thinking, which was
-left out. unfinished_thinking: a candidate opens ``<think>`` and never closes it, so that its answer never came. empty: a
-candidate without any text but blanks."""
+"""A fact about the texts of a score that its reader should know.
+
+thinking_stripped: the reference or the candidate had thinking, which was removed. unfinished_thinking: the candidate opens
+``<think>`` and never closes it, so it has no answer. empty: the candidate has no text, or only blanks.
+"""
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedTexts:
-    """The rendered texts of one comparison, what stands between prompt and response, and notes for each candidate."""
+    """The rendered texts of one comparison. glue: the text between prompt and response. notes: the notes of each candidate."""
 
     prompt: str
     reference: str
@@ -49,11 +52,11 @@ class RenderedTexts:
 
 
 class Template:
-    """How the messages of a text become one string.
+    """Renders the messages of a text as one string.
 
-    polar: contents, joined by newlines (the official code drops roles). polar-chat: ``role: content``; a response of one message
-    is its content, as its role stands in the glue. Its version 2 adds each tool call as a line ``tool_call: {"arguments":
-    ..., "name": ...}`` behind the content, as canonical JSON.
+    ``polar`` joins the contents by newlines (the official code drops roles). ``polar-chat`` writes ``role: content``; a response
+    of one message is only its content, because its role is in the glue. Version 2 of ``polar-chat`` adds each tool call as a line
+    ``tool_call: {"arguments": ..., "name": ...}`` after the content, as canonical JSON.
     """
 
     def __init__(self, name: str, version: int) -> None:
@@ -64,7 +67,7 @@ class Template:
         """The prompt's string.
 
         Raises:
-            PolarError: a message holds what the template can't render: an image, or tool calls.
+            PolarError: a message holds an image, or tool calls that the template can't render.
         """
         if not self.keeps_roles:
             return self._flat(text)
@@ -72,7 +75,7 @@ class Template:
         return "\n".join(f"{message['role']}: {self._content(message)}" for message in messages)
 
     def response(self, text: Text) -> str:
-        """A response's string. Raises as :meth:`prompt`."""
+        """A response's string. It raises the errors of :meth:`prompt`."""
         if not self.keeps_roles or isinstance(text, str) or len(text) == 1:
             return self._flat(text)
         return self.prompt(text)
@@ -94,10 +97,10 @@ class Template:
 
 
 def content_of(message: dict[str, Any]) -> str:
-    """A message's text: a string as it is, a list of text parts joined as they are, nothing where it has tool calls alone.
+    """A message's text: a string unchanged, text parts joined, and an empty string for a message with only tool calls.
 
     Raises:
-        PolarError: a part is no text, for instance an image.
+        PolarError: a part is not text, for instance an image.
     """
     content = message.get("content")
     if isinstance(content, str):
@@ -114,39 +117,39 @@ def content_of(message: dict[str, Any]) -> str:
 
 
 def _tool_call(call: Any) -> str:
-    """``function`` holds name and arguments in OpenAI's form, whose arguments are JSON text."""
+    """The line of a tool call. In OpenAI's form ``function`` holds its name and arguments, and the arguments are JSON text."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise PolarError("a tool call has no name: expected {'function': {'name': ..., 'arguments': ...}}")
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        with suppress(ValueError, RecursionError):  # what a model wrote may be no JSON; it stays the string that it is
+        with suppress(ValueError, RecursionError):  # a model may write invalid JSON, which stays a string
             arguments = json.loads(arguments)
     value = {"name": function["name"], "arguments": arguments}
     return "tool_call: " + json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def without_thinking(text: str) -> str:
-    """The answer alone: what stands in ``<think>...</think>`` is removed. A text without tags stays as it is.
+    """The text without ``<think>...</think>``. A text without tags is unchanged.
 
-    Chat templates may open the tag in the prompt, so all before a lone ``</think>`` is thinking. An unclosed ``<think>`` means
-    that the answer never came: what is left is the text before it. The official client's expression needs both tags, and so
+    Chat templates may open the tag in the prompt, so all text before a lone ``</think>`` is thinking. After an unclosed
+    ``<think>`` there is no answer, so only the text before it is kept. The official client's expression needs both tags, so it
     scores the thinking in these two cases.
     """
     if _OPEN not in text and _CLOSE not in text:
         return text
     kept: list[str] = []
-    place = 0
-    while (start := text.find(_OPEN, place)) >= 0 and (end := text.find(_CLOSE, start)) >= 0:
-        kept.append(text[place:start])
-        place = end + len(_CLOSE)
-    kept.append(text[place:])
+    position = 0
+    while (start := text.find(_OPEN, position)) >= 0 and (end := text.find(_CLOSE, start)) >= 0:
+        kept.append(text[position:start])
+        position = end + len(_CLOSE)
+    kept.append(text[position:])
     answer = "".join(kept).rpartition(_CLOSE)[2]
     return answer.partition(_OPEN)[0].strip()
 
 
 def strip_thinking(response: Text) -> Text:
-    """A response without its thinking: a string's, or that of each message of the assistant."""
+    """A response without thinking. In a list of messages it is removed from those of the assistant."""
     if isinstance(response, str):
         return without_thinking(response)
     return [_answer(message) if message.get("role") == "assistant" else message for message in response]
@@ -159,7 +162,7 @@ def _answer(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_unfinished(response: Text) -> bool:
-    """Whether a response opens its thinking and never closes it."""
+    """Whether a response opens ``<think>`` and never closes it."""
     last = response if isinstance(response, str) else content_of(response[-1]) if response else ""
     return last.rfind(_OPEN) > last.rfind(_CLOSE)
 
@@ -172,7 +175,7 @@ def clean_up(text: str) -> str:
 
 
 def batches_of_texts(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Consecutive texts; a batch ends with the one that brings it to ``_BATCH_CHARACTERS``."""
+    """Batches of consecutive texts; a batch ends with the text that brings it to ``_BATCH_CHARACTERS``."""
     batch: list[str] = []
     characters = 0
     for text in texts:

@@ -1,4 +1,4 @@
-"""Loading a tokenizer, and naming what it does to any text."""
+"""Loads tokenizers and reads their special tokens."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError
 
 MAX_GROWTH = 100
-"""Times that a normaliser's replacements may make a text longer; a sign for each space and a few aliases make it 1."""
+"""The factor by which a normaliser's replacements may lengthen a text; for spaces and a few aliases it is 1."""
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The fast tokenizer of a checkpoint folder.
 
     Raises:
-        PolarError: no readable ``tokenizer.json`` there, or one that makes a text many times as long (more than ``MAX_GROWTH``).
+        PolarError: there is no readable ``tokenizer.json``, or it can lengthen a text by more than ``MAX_GROWTH`` times.
     """
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
         raise PolarError(f"{directory}: no tokenizer.json (a fast tokenizer is needed)")
-    values = read_json(path)  # reading it as a tokenizer already runs the normaliser, over its own tokens
+    values = read_json(path)  # loading it as a tokenizer would already run the normaliser, over the tokenizer's own tokens
     try:
         growth = max(_growth(values.get("normalizer")), _growth(values.get("decoder")))
     except (RecursionError, TypeError, AttributeError) as error:
         raise PolarError(f"{path}: not a tokenizer: {first_line(error)}") from error
     if growth > MAX_GROWTH:
-        raise PolarError(f"{path}: its replacements make a text up to {growth:,.0f} times as long, more than {MAX_GROWTH}")
+        raise PolarError(f"{path}: its replacements can make a text {growth:,.0f} times as long; the limit is {MAX_GROWTH}")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust library raises bare Exception
@@ -39,7 +39,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
 
 def _growth(step: Any) -> float:
-    """How many times as long a normaliser's (or decoder's) replacements, one after another, can make a text."""
+    """The factor by which the successive replacements of a normaliser (or decoder) can lengthen a text."""
     if not isinstance(step, dict):
         return 1.0
     growth = 1.0
@@ -47,23 +47,23 @@ def _growth(step: Any) -> float:
         growth = min(growth * _growth(inner), 1e12)
     if step.get("type") == "Replace":
         pattern = step["pattern"].get("String")
-        # A regular expression may match next to nothing.
+        # A regular expression may match a single character or none.
         growth *= max(1.0, len(step["content"]) / max(1, len(pattern)) if pattern is not None else len(step["content"]) + 1.0)
     return growth
 
 
 def special_aliases(tokenizer: Tokenizer, special: set[str]) -> set[str]:
-    """Texts that the normaliser turns into a special token: official models read ``[UNUSED_TOKEN_0]`` as ``<|reward|>``."""
+    """Texts that the normaliser replaces by a special token: official models read ``[UNUSED_TOKEN_0]`` as ``<|reward|>``."""
     if tokenizer.normalizer is None:
         return set()
-    normalizer = json.loads(tokenizer.normalizer.__getstate__())  # its JSON; that of the whole tokenizer takes a second
+    normalizer = json.loads(tokenizer.normalizer.__getstate__())  # its JSON; the JSON of the whole tokenizer takes a second
     steps = normalizer.get("normalizers", [normalizer])
     replaced = [step for step in steps if step.get("type") == "Replace" and step["content"] in special]
     return {step["pattern"]["String"] for step in replaced if "String" in step["pattern"]}
 
 
 def leading_ids(tokenizer: Tokenizer) -> list[int]:
-    """The BOS that the tokenizer puts before a text, if it does. An EOS behind it is left out: the reward token ends ours."""
+    """The BOS that the tokenizer puts before a text, if any. An EOS is left out: our sequences end in the reward token."""
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     full = tokenizer.encode("a", add_special_tokens=True).ids
     return list(full[: full.index(plain[0])])

@@ -10,9 +10,10 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """Tokens cut away: from the prompt's beginning (once, all candidates share the cut) and from each response's end.
+    """The numbers of tokens that were removed from the prompt's beginning and from each response's end.
 
-    Of a text that is many times as long as its limit, which is not read whole, the number is an estimate (never 0).
+    All candidates of a tree share the truncation of the prompt. For a text many times as long as its limit, which is not read
+    whole, the number is an estimate (never 0).
     """
 
     prompt: int = 0
@@ -25,9 +26,9 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class PrefixTree:
-    """An encoded comparison: ids of the shared prefix and of each candidate's own branch, which ends in the reward token.
+    """An encoded comparison: ids of the shared prefix and of each candidate's branch, which ends in the reward token.
 
-    notes: per candidate, what a reader of its score should know of its texts (see :data:`polar_rm.encoding.texts.NOTES`).
+    notes: the notes of each candidate (see :data:`polar_rm.encoding.texts.Note`).
     """
 
     prefix: list[int]
@@ -49,8 +50,9 @@ class PrefixTree:
     ) -> Self:
         """The tree of sequences with one head.
 
-        head: ids that all share, at least the separator's. tails: at least one, the ids behind; each ends in the reward token.
-        shared: how many ids of the tails belong to the prefix; by default as many as all tails agree on, but the reward token.
+        head: ids that all sequences share, at least that of the separator. tails: the ids after the head, of at least one
+        sequence; each ends in the reward token. shared: the number of ids of the tails that belong to the prefix; by default the
+        longest common prefix of the tails without the reward token.
         """
         if shared is None:
             shared = min(len(commonprefix(list(tails))), min(map(len, tails)) - 1)
@@ -58,26 +60,26 @@ class PrefixTree:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens computed for this tree; peers compute ``sum(len(prefix) + len(branch))``."""
+        """The number of tokens computed for this tree; without prefix trees it is ``sum(len(prefix) + len(branch))``."""
         return len(self.prefix) + sum(map(len, self.branches))
 
     def sequence(self, candidate: int) -> list[int]:
-        """The complete ids of one candidate, as an engine without prefix trees is fed."""
+        """The complete ids of one candidate, as an engine without prefix trees gets them."""
         return self.prefix + self.branches[candidate]
 
     def distinct(self) -> tuple[PrefixTree, list[list[int]]]:
-        """The tree without repeated branches, and for each of its branches the candidates that have it.
+        """The tree without repeated branches, and for each of its branches the indices of the candidates with these ids.
 
-        Different texts can have the same ids: what differed was cut away, or was a special token's text.
+        Different texts can have the same ids, if the difference was truncated or was a special token's text.
         """
-        owners: dict[tuple[int, ...], list[int]] = {}
+        candidates: dict[tuple[int, ...], list[int]] = {}
         for index, branch in enumerate(self.branches):
-            owners.setdefault(tuple(branch), []).append(index)
-        groups = list(owners.values())
+            candidates.setdefault(tuple(branch), []).append(index)
+        groups = list(candidates.values())
         return self if len(groups) == len(self.branches) else self._subtree([first for first, *_ in groups]), groups
 
     def split(self, max_tokens: int) -> list[tuple[list[int], PrefixTree]]:
-        """Parts of at most ``max_tokens`` (a single branch may exceed it), each with the indices of its candidates."""
+        """Parts of at most ``max_tokens`` each (a part of one branch may exceed it), with the indices of their candidates."""
         parts: list[list[int]] = [[]]
         used = len(self.prefix)
         for index, branch in enumerate(self.branches):
@@ -89,7 +91,9 @@ class PrefixTree:
         return [(part, self._subtree(part)) for part in parts]
 
     def _subtree(self, indices: Sequence[int]) -> PrefixTree:
-        cut = self.truncation
-        cut = Truncation(cut.prompt, cut.reference, tuple(cut.candidates[i] for i in indices) if cut.candidates else ())
+        whole = self.truncation
+        candidates = tuple(whole.candidates[i] for i in indices) if whole.candidates else ()
+        truncation = Truncation(whole.prompt, whole.reference, candidates)
         notes = tuple(self.notes[i] for i in indices) if self.notes else ()
-        return PrefixTree(self.prefix, [self.branches[i] for i in indices], tuple(self.ranks[i] for i in indices), cut, notes)
+        branches, ranks = [self.branches[i] for i in indices], tuple(self.ranks[i] for i in indices)
+        return PrefixTree(self.prefix, branches, ranks, truncation, notes)
