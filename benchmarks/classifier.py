@@ -2,7 +2,7 @@
 
 The first layers of a language model with a one-label head (``AutoModelForSequenceClassification``), trained for one epoch on the
 pairs of a file of comparisons: the first candidate of the best rank against the first of the worst. `polar evaluate` takes the
-folder as ``hf:FOLDER``. TRL truncates answers beyond ``--max-length``; evaluation cuts nothing.
+folder as ``hf:FOLDER``. TRL leaves out pairs with an answer beyond ``--max-length``; evaluation cuts nothing.
 
     python benchmarks/classifier.py runs/calibration/train.jsonl --output runs/classifier
 """
@@ -66,7 +66,7 @@ def main() -> None:
             num_train_epochs=1,
             max_length=arguments.max_length,
             learning_rate=arguments.lr,
-            warmup_ratio=0.1,
+            warmup_steps=0.1,
             lr_scheduler_type="cosine",
             gradient_checkpointing=False,
             bf16=False,

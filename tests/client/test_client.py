@@ -256,6 +256,7 @@ def gone():
 @pytest.mark.parametrize("named", [False, True])
 def test_a_server_that_restarts_later_is_waited_for(named, caplog, monkeypatch):
     """A1: ``first_contact`` counts until a server has answered; then the deadline counts, and the log reports the outage."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: min(high, 0.01))  # between attempts
     engine = reward_servers.Engine("sglang", replies=[gone()] * 5)
     if named:  # for a named engine any answer is enough
         engine = reward_servers.Engine("nobody's", replies=[gone()] * 5)
