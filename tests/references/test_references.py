@@ -9,7 +9,7 @@ from support.stub import error, good, served
 
 from polar_rm.common.config import load_config
 from polar_rm.common.manifests import check_manifest
-from polar_rm.errors import BadRow, ConfigError, Damaged, PolarError
+from polar_rm.errors import BadRow, Damaged, PolarError
 from polar_rm.evaluation.data import ComparisonFiles
 from polar_rm.evaluation.references import Referenced
 from polar_rm.evaluation.suite_run import SuiteFiles
@@ -219,6 +219,11 @@ def policy(url, **changes):
     return {"kind": "policy", "policy": made | {"decoding": {"max_new_tokens": 6}} | changes}
 
 
+def test_a_file_without_any_reference_is_told(tmp_path):
+    with pytest.raises(PolarError, match=r"all 1 rows were refused, see .*refused.jsonl"):
+        make_references(config(tmp_path, pair("q", "lonely", "bad"), on_bad_row="skip"))
+
+
 def test_a_policy_answers_every_prompt_once_and_a_second_run_asks_for_the_missing_ones(tmp_path):
     rows = [pair("fox 1", "a", "b"), pair("fox 1", "c", "d"), pair("fox 2", "a", "b")]
     with served() as server:
@@ -319,12 +324,12 @@ def test_a_policy_in_this_process(tmp_path):
         (["reference={kind: column, colum: x}"], "unknown key 'reference.colum'; did you mean 'column'"),
         (["reference={kind: policy, policy: {name: a, family: f, kind: chat, model: m, samples: 2}}"], "samples must be 1"),
         (["reference={kind: policy, policy: {name: a, family: f, kind: chat, model: m, base_url: u}}"], "base_url is a key of"),
-        (["reference={kind: sibling}", "suite=llmbra"], "suite: unknown suite 'llmbra'; did you mean 'llmbar'"),
+        (["reference={kind: sibling}", "suite=llmbra"], "unknown suite 'llmbra'; did you mean 'llmbar'"),
         (["reference={kind: sibling}", "suite=rmb", "inputs=[a, b]"], "inputs must be one path where suite is set, not 2"),
         (["reference={kind: column, column: x}", "suite=rmb"], "kind must be policy or sibling where suite is set"),
         (["reference={kind: sibling}", "exists=keep"], "unknown key 'exists'; did you mean 'existing'"),
     ],
 )
 def test_mistakes_in_the_config_are_told(changes, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(PolarError, match=message):
         load_config(ReferencesConfig, [], ["output=o", "inputs=[a]", *changes])

@@ -9,7 +9,6 @@ from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, mo
 
 from polar_rm.common.config import Config, PathText, Seed
 from polar_rm.common.extras import needs
-from polar_rm.errors import PolarError
 from polar_rm.sampling.backends import DEFAULT, AnyPolicy, check_keys
 from polar_rm.sampling.base import Precision
 
@@ -119,10 +118,7 @@ class ReferencesConfig(Config):
     @field_validator("suite")
     @classmethod
     def _is_known(cls, value: str | None) -> str | None:
-        try:
-            return value and benchmark(value).name
-        except PolarError as error:
-            raise ValueError(str(error)) from None
+        return value and benchmark(value).name
 
     @model_validator(mode="after")
     def _takes_a_suite_as_it_is(self) -> ReferencesConfig:

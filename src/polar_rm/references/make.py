@@ -11,7 +11,7 @@ from typing import Any
 
 from polar_rm.common.files import atomic_file
 from polar_rm.common.progress import Progress
-from polar_rm.errors import BadRow
+from polar_rm.errors import BadRow, PolarError
 from polar_rm.records import Comparison, InvalidRecord, Text, dump_json, flatten, is_copy, read_trajectories
 from polar_rm.references.answers import Answers
 from polar_rm.references.config import FromColumn, FromPolicy, FromSibling, ReferencesConfig
@@ -59,6 +59,8 @@ def referenced(rows: Rows, config: ReferencesConfig, find: Find, counts: Counts)
         counts.made += not is_kept
         counts.copies += any(is_copy(flatten(found.reference or ""), flatten(text)) for text in answers_of(row.judged or found))
         yield found
+    if counts.refused and not counts.made + counts.kept:
+        raise PolarError(f"all {counts.refused:,} rows were refused, see {rows.bad.side_file}")
 
 
 @contextmanager
