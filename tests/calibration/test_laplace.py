@@ -34,41 +34,41 @@ def dense(features, pairs, temperature, precision):
 
 
 @pytest.mark.parametrize("block", [1, 1 << 22])
-def test_deviations_are_those_of_the_dense_inverse(features, monkeypatch, block):
+def test_deviations_equal_those_of_the_dense_inverse(features, monkeypatch, block):
     monkeypatch.setattr(laplace, "_BLOCK", block)
     r = rewards(features)
     differences = r[features.better] - r[features.worse]
-    found = posterior(information(features, np.arange(80), differences, 1.7), features.head)
-    covariance = np.linalg.inv(dense(features, range(80), 1.7, found.precision))
-    assert found.factor.T @ found.factor == pytest.approx(covariance, rel=1e-9, abs=1e-12)
-    uncertainty = Uncertainty(found.factor.astype(np.float32), found.precision)
+    head = posterior(information(features, np.arange(80), differences, 1.7), features.head)
+    covariance = np.linalg.inv(dense(features, range(80), 1.7, head.precision))
+    assert head.factor.T @ head.factor == pytest.approx(covariance, rel=1e-9, abs=1e-12)
+    uncertainty = Uncertainty(head.factor.astype(np.float32), head.precision)
     d = np.random.default_rng(1).normal(size=(5, HIDDEN)).astype(np.float32)
     assert uncertainty.deviations(d) == pytest.approx([np.sqrt(row @ covariance @ row) for row in d.astype(float)], rel=1e-4)
     assert uncertainty.deviations(np.zeros((1, HIDDEN), np.float32)).tolist() == [0.0]
 
 
-def test_the_prior_has_the_greatest_evidence_of_a_grid():
+def test_the_prior_has_the_maximum_evidence_of_a_grid():
     g, head = np.array([30.0, 4.0, 0.5, 0.0]), np.array([0.3, -0.2, 0.1, 0.4])
-    found = prior_precision(g, head)
+    precision = prior_precision(g, head)
 
     def evidence(precision):
         return len(g) / 2 * np.log(precision) - 0.5 * np.log(g + precision).sum() - precision / 2 * (head @ head)
 
-    grid = found * 1.01 ** np.arange(-400, 401)
-    assert max(grid, key=evidence) == pytest.approx(found, rel=0.011)
-    assert found * (head @ head) == pytest.approx((g / (g + found)).sum())
+    grid = precision * 1.01 ** np.arange(-400, 401)
+    assert max(grid, key=evidence) == pytest.approx(precision, rel=0.011)
+    assert precision * (head @ head) == pytest.approx((g / (g + precision)).sum())
 
 
-def test_out_of_fold_deviations_do_not_see_their_own_pairs(features):
+def test_out_of_fold_deviations_do_not_depend_on_their_own_pairs(features):
     r = rewards(features)
     differences = r[features.better] - r[features.worse]
     folds = np.arange(80) % 4
-    found = out_of_fold_deviations(features, differences, folds, 1.3, 0.2)
+    deviations = out_of_fold_deviations(features, differences, folds, 1.3, 0.2)
     for pair in (0, 1, 41, 79):
         others = [other for other in range(80) if folds[other] != folds[pair]]
         covariance = np.linalg.inv(dense(features, others, 1.3, 0.2))
         d = features.values[features.better[pair]].astype(np.float64) - features.values[features.worse[pair]]
-        assert found[pair] == pytest.approx(np.sqrt(d @ covariance @ d))
+        assert deviations[pair] == pytest.approx(np.sqrt(d @ covariance @ d))
 
 
 def test_certainty_falls_with_deviation_and_temperature():
@@ -80,7 +80,7 @@ def test_certainty_falls_with_deviation_and_temperature():
     assert certainty(one, 2 * one, 0 * one) == pytest.approx([0.5])
 
 
-def test_the_moderated_logit_is_that_of_the_mean_probability():
+def test_the_moderated_logit_equals_that_of_the_mean_probability():
     """Of sigmoid(d / T) under d ~ N(2, s^2), by Monte Carlo."""
     draws = np.random.default_rng(0).normal(2.0, 1.5, 400_000)
     mean = (1 / (1 + np.exp(-draws / 0.8))).mean()
@@ -107,7 +107,7 @@ def test_the_curve_keeps_the_most_certain_pairs():
     assert rows[-1]["accuracy_by_difference"] == pytest.approx(sum(differences[i] > 0 for i in plain) / 500)
 
 
-def test_certainty_that_says_nothing_gains_nothing():
+def test_random_certainty_has_no_gain():
     generator = np.random.default_rng(0)
     rows = abstention_curve(generator.normal(0.5, 1, 4000), generator.random(4000), np.arange(4000), resamples=400)
     low, high = rows[4]["gain_ci95"]

@@ -68,7 +68,7 @@ def calibrated(checkpoint, pairs, tmp_path_factory):
     return folder / "model", folder / "pairs.jsonl", calibrate_files(folder / "model", [folder / "pairs.jsonl"])
 
 
-def test_the_card_is_of_separate_scores(calibrated, scorer, pairs):
+def test_the_card_is_made_from_separate_scores(calibrated, scorer, pairs):
     folder, file, report = calibrated
     card = Calibration.load(folder)
     raw, anchored, differences = [], [], []
@@ -90,10 +90,10 @@ def test_the_card_is_of_separate_scores(calibrated, scorer, pairs):
     assert card.temperature == pytest.approx(TEMPERATURE, rel=0.5)
     assert report["accuracy"] == pytest.approx(np.mean(np.array(differences) > 0))
     assert report["data"][0]["rows"] == 60 and report["data"][0]["path"] == str(file)
-    assert any("180 pairs of 30 prompts only" in line for line in report["warnings"])
+    assert any("fitted to only 180 pairs of 30 prompts" in line for line in report["warnings"])
 
 
-def test_deviations_are_those_of_the_dense_posterior(calibrated, scorer, pairs):
+def test_deviations_equal_those_of_the_dense_posterior(calibrated, scorer, pairs):
     folder, _, report = calibrated
     scored = score_pairs(scorer, pairs)
     temperature, precision = report["temperature"], report["head"]["prior_precision"]
@@ -114,7 +114,7 @@ def test_deviations_are_those_of_the_dense_posterior(calibrated, scorer, pairs):
     assert scale.uncertainty.prior_precision == pytest.approx(precision)
 
 
-def test_features_give_the_scores_to_the_bit(scorer, pairs):
+def test_features_times_head_are_bit_equal_to_the_scores(scorer, pairs):
     items = [ScoreItem(c.prompt, c.reference, text) for c in pairs[:5] for text in c.candidates]
     rewards, features = scorer.measure_window(items)
     assert [reward.reward for reward in rewards] == [reward.reward for reward in scorer.score(items)]
@@ -145,7 +145,7 @@ def test_anchored_rewards_are_differences_of_separate_scores(calibrated):
     assert scorer.noted == {}
 
 
-def test_notes_are_those_of_the_items_and_not_of_their_anchors(calibrated):
+def test_rewards_have_the_notes_of_their_items_and_not_of_their_anchors(calibrated):
     scorer = polar_rm.load(calibrated[0], device="cpu")
     list(scorer.score([ScoreItem("Question 1?", "fox", "dog " * 90)] * 2, anchored=True))
     assert scorer.noted == {"truncated": 2}
@@ -217,8 +217,8 @@ def test_comparisons_with_empty_references_have_no_anchored_rewards(scorer, pair
     some = calibrate(scorer, [*empty[:30], *pairs[30:]])
     assert (some.scale.calibration.n, some.scale.calibration.anchored.n) == (180, 90)
     raw = scorer.score_outputs(prompt=pairs[0].prompt, reference="", outputs=list(pairs[0].candidates))
-    found = score_pairs(scorer, empty[:1])
-    assert found.raw.tolist() == pytest.approx(raw) and len(found.anchored) == 0
+    scored = score_pairs(scorer, empty[:1])
+    assert scored.raw.tolist() == pytest.approx(raw) and len(scored.anchored) == 0
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_comparisons_with_empty_references_have_no_anchored_rewards(scorer, pair
         ("generator", "read twice"),
     ],
 )
-def test_pairs_that_calibrate_nothing_are_told_before_anything_is_scored(pairs, change, reason):
+def test_pairs_that_can_not_calibrate_are_refused_before_anything_is_scored(pairs, change, reason):
     changed = {
         "nothing": [],
         "ties": [Comparison(c.prompt, c.reference, c.candidates, (0, 0, 0)) for c in pairs],
@@ -243,7 +243,7 @@ def test_pairs_that_calibrate_nothing_are_told_before_anything_is_scored(pairs, 
         calibrate(None, changed)
 
 
-def test_rewards_without_a_temperature_are_told(scorer, pairs):
+def test_rewards_without_a_temperature_are_refused(scorer, pairs):
     turned = [Comparison(c.prompt, c.reference, c.candidates, tuple(2 - rank for rank in c.ranks)) for c in pairs]
     with pytest.raises(NoTemperature, match="no higher rewards"):
         calibrate(scorer, turned)
@@ -262,11 +262,11 @@ def test_a_score_that_is_not_finite_is_named(scorer, pairs, monkeypatch):
         return rewards, features
 
     monkeypatch.setattr(Scorer, "measure_window", broken)
-    for place, name in (
+    for pick, name in (
         (lambda items: 4, "comparison 2 has the score nan"),
         (lambda items: 12 + 1, "the reference of comparison 2 as a candidate has"),
     ):
-        bad[:] = [place]
+        bad[:] = [pick]
         with pytest.raises(ScoreError, match=name):
             score_pairs(scorer, pairs[:4])
 
@@ -286,7 +286,7 @@ def test_an_interrupted_calibration_changes_nothing(calibrated, monkeypatch, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
 
-def test_a_model_that_changes_meanwhile_gets_no_card(calibrated, monkeypatch, tmp_path):
+def test_a_model_that_changes_during_its_calibration_gets_no_card(calibrated, monkeypatch, tmp_path):
     folder, file, _ = calibrated
     shutil.copytree(folder, tmp_path / "model", ignore=shutil.ignore_patterns("calibration*"))
     fit = run_module.fit
@@ -310,7 +310,7 @@ def test_a_folder_in_use_is_refused(calibrated):
         calibrate_files(folder, [file])
 
 
-def test_what_was_left_out_of_a_folder_is_a_warning(calibrated, tmp_path):
+def test_files_of_a_folder_that_are_left_out_are_a_warning(calibrated, tmp_path):
     """As in an evaluation and an audit: all three read their files in one way."""
     shutil.copytree(calibrated[0], tmp_path / "model")
     (tmp_path / "data/.hidden").mkdir(parents=True)
@@ -321,12 +321,12 @@ def test_what_was_left_out_of_a_folder_is_a_warning(calibrated, tmp_path):
 
 
 @pytest.mark.plots
-def test_table_and_plot_show_what_was_found(calibrated, tmp_path, capsys):
+def test_table_and_plot_show_the_results(calibrated, tmp_path, capsys):
     report = calibrated[2]
     plain_console().print(render(report))
-    said = capsys.readouterr().out
-    assert f"sigmoid((r_a - r_b) / {report['temperature']:.4g})" in said
-    assert "180 pairs of 30 prompts: accuracy" in said and "80%" in said and "anchored rewards: median" in said
+    shown = capsys.readouterr().out
+    assert f"sigmoid((r_a - r_b) / {report['temperature']:.4g})" in shown
+    assert "180 pairs of 30 prompts: accuracy" in shown and "80%" in shown and "anchored rewards: median" in shown
     write_plot(tmp_path / "plot.svg", report)
     drawn = Path(tmp_path / "plot.svg").read_text()
     assert f"after (error {report['after']['error']:.3f})" in drawn and "most certain pairs" in drawn

@@ -82,7 +82,7 @@ def test_out_of_fold_temperatures_do_not_see_their_own_prompts():
     assert (after[folds != 2] != before[folds != 2]).all()
 
 
-def test_a_fold_that_decides_everything_is_told():
+def test_a_fold_without_which_there_is_no_temperature_is_reported():
     with pytest.raises(NoTemperature, match="the pairs are too few: without one fold of the prompts, .* harder pairs"):
         out_of_fold_temperatures(np.array([1.0, 1.0, -0.5]), np.array([1, 1, 0]))
 
@@ -110,32 +110,32 @@ def plain_error(logits, bins):
 
 
 @pytest.mark.parametrize("n", [4, 15, 301])
-def test_the_calibration_error_is_that_of_a_plain_loop(n):
+def test_the_calibration_error_equals_that_of_a_plain_loop(n):
     rng = random.Random(n)
     logits = [rng.gauss(0.7, 2) for _ in range(n - 2)] + [0.0, 3.0]
-    found = reliability(np.array(logits))
-    assert found.error == pytest.approx(plain_error(logits, min(15, n)), abs=1e-12)
-    assert found.counts.sum() == n and (np.diff(found.confidence) >= 0).all()
-    assert found.confidence.min() >= 0.5 and found.confidence.max() <= 1
+    result = reliability(np.array(logits))
+    assert result.error == pytest.approx(plain_error(logits, min(15, n)), abs=1e-12)
+    assert result.counts.sum() == n and (np.diff(result.confidence) >= 0).all()
+    assert result.confidence.min() >= 0.5 and result.confidence.max() <= 1
 
 
-def test_exact_probabilities_have_the_error_that_is_called_noise():
+def test_exact_probabilities_have_an_error_equal_to_noise():
     generator = np.random.default_rng(1)
     size = np.abs(generator.normal(0, 2, 900))
     errors = []
     for _ in range(200):
-        found = reliability(np.where(generator.random(900) < sigmoids(size), size, -size))
-        errors.append(found.error)
-    assert found.noise == pytest.approx(np.mean(errors), rel=0.1)
+        result = reliability(np.where(generator.random(900) < sigmoids(size), size, -size))
+        errors.append(result.error)
+    assert result.noise == pytest.approx(np.mean(errors), rel=0.1)
 
 
-def test_overconfident_probabilities_have_an_error_and_the_temperature_mends_it():
+def test_the_temperature_removes_the_error_of_overconfident_probabilities():
     differences = drawn(6000, 6.0)
     assert reliability(differences).error > 0.1
     assert reliability(differences / fit_temperature(differences)).error < 0.03
 
 
-def test_extreme_logits_are_no_overflow():
+def test_extreme_logits_do_not_overflow():
     with np.errstate(all="raise"):
-        found = reliability(np.array([800.0, -800.0, 1e-300]))
-    assert found.confidence[-1] == 1.0
+        result = reliability(np.array([800.0, -800.0, 1e-300]))
+    assert result.confidence[-1] == 1.0

@@ -297,7 +297,7 @@ def test_calibrate_then_score_with_probabilities(polar, model, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["schema"] == "polar-rm/calibration-report/1" and report["n_pairs"] == 40
     assert f"{report['temperature']:.4g}" in shown and "the most certain pairs" in shown
-    assert "only and is uncertain" in shown and f"the scale is in {folder / 'calibration.json'}" in error
+    assert "the scale is uncertain" in shown and f"the scale is in {folder / 'calibration.json'}" in error
     assert "<svg" in (tmp_path / "plot.svg").read_text()
     assert polar(*score, "scores.jsonl")[0] == 0
     row = json.loads((tmp_path / "scores.jsonl").read_text())

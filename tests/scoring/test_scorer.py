@@ -38,7 +38,7 @@ def one_by_one(model, some):
 
 
 @pytest.mark.parametrize(("row_tokens", "window"), [(8192, 1024), (60, 1024), (200, 7)])
-def test_scores_come_in_input_order_whatever_is_grouped(model, row_tokens, window):
+def test_scores_are_in_input_order_with_any_grouping(model, row_tokens, window):
     some = items()
     scored = list(Scorer(model, row_tokens=row_tokens, window=window).score(iter(some)))
     assert [s.reward for s in scored] == pytest.approx(one_by_one(model, some), abs=2e-5)
@@ -53,7 +53,7 @@ def test_comparisons_score_like_their_candidates(model):
         assert scores == pytest.approx(one_by_one(model, alone), abs=2e-5)
 
 
-def test_candidates_of_equal_ids_are_ties_wherever_they_stand(tmp_path):
+def test_candidates_of_equal_ids_are_tied_at_any_position(tmp_path):
     settings = tiny.EncoderSettings(max_length=60, max_response_length=10)
     scorer = Scorer(tiny.reward_model(tmp_path, settings=settings), row_tokens=60)
     cut = tuple("lazy dog " * 30 + word for word in WORDS)  # what differs is cut off
@@ -76,18 +76,18 @@ def test_truncation_and_lengths_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("item", "cut"),
+    ("item", "truncated"),
     [
         (ScoreItem("lazy dog " * 30, "fox", "dog"), (True, False, False)),
         (ScoreItem("p", "lazy dog " * 30, "dog"), (False, True, False)),
         (ScoreItem("p", "fox", "lazy dog " * 30), (False, False, True)),
     ],
 )
-def test_a_cut_of_any_text_is_told(tmp_path, item, cut):
+def test_truncation_of_any_text_is_reported(tmp_path, item, truncated):
     """sco-4."""
     model = tiny.reward_model(tmp_path, settings=tiny.EncoderSettings(max_length=40, max_response_length=10))
     [reward] = Scorer(model).score([item])
-    assert (reward.cut.prompt > 0, reward.cut.reference > 0, reward.cut.output > 0) == cut
+    assert (reward.cut.prompt > 0, reward.cut.reference > 0, reward.cut.output > 0) == truncated
     assert reward.truncated and reward.notes == ("truncated",)
 
 
@@ -101,8 +101,8 @@ def test_candidates_of_equal_ids_reach_the_model_once(model, monkeypatch):
     assert sum(len(tree.branches) for tree in seen if len(tree.prefix) > 1) == 1  # beside what fills the row
 
 
-def test_a_score_does_not_depend_on_its_company(model):
-    """B8 from the other side: alone, in any batch, at any place. Bitwise where it was measured; elsewhere within a bound."""
+def test_a_score_does_not_depend_on_the_other_items(model):
+    """B8 from the other side: alone, in any batch, at any position. Bit-equal where it was measured; elsewhere within a bound."""
     rng = random.Random(1)
 
     def text():
@@ -115,19 +115,19 @@ def test_a_score_does_not_depend_on_its_company(model):
     order = rng.sample(range(30), 30)
     shuffled = scorer.score_trees([trees[i] for i in order])
     for together in (scorer.score_trees(trees), [shuffled[order.index(i)] for i in range(30)], scorer.score_trees(trees[:11])):
-        for one, other in zip(alone, together, strict=False):
-            assert one == pytest.approx(other, abs=1e-4)
+        for expected, scores in zip(alone, together, strict=False):
+            assert expected == pytest.approx(scores, abs=1e-4)
             if torch.backends.cpu.get_cpu_capability() == "AVX2":
-                assert one == other
+                assert expected == scores
 
 
 @pytest.mark.parametrize("wrapper", ["sft", "pretrain"])
 def test_a_score_does_not_depend_on_its_group(model, wrapper):
-    """F15: alone, beside outputs that begin alike, and in another window (as after a resume)."""
+    """F15: alone, with outputs of equal beginnings, and in another window (as after a resume)."""
     rng = random.Random(2)
 
-    def text(most=30):
-        return " ".join(rng.choices(WORDS, k=rng.randint(1, most)))
+    def text(max_words=30):
+        return " ".join(rng.choices(WORDS, k=rng.randint(1, max_words)))
 
     items = []
     for _ in range(12):
@@ -136,22 +136,22 @@ def test_a_score_does_not_depend_on_its_group(model, wrapper):
         items += [ScoreItem(prompt, reference, output, wrapper) for output in outputs]
     together = [reward.reward for reward in Scorer(model).score(items)]
     for window in (1, 2, 7):
-        for one, other in zip(Scorer(model, window=window).score(items), together, strict=True):
-            assert one.reward == pytest.approx(other, abs=1e-4)
+        for reward, expected in zip(Scorer(model, window=window).score(items), together, strict=True):
+            assert reward.reward == pytest.approx(expected, abs=1e-4)
             if torch.backends.cpu.get_cpu_capability() == "AVX2":
-                assert one.reward == other
+                assert reward.reward == expected
 
 
-def test_notes_are_given_with_each_score_and_counted(tmp_path):
+def test_each_score_has_its_notes_and_they_are_counted(tmp_path):
     """H8."""
     model = tiny.reward_model(tmp_path, settings=tiny.EncoderSettings(max_length=3000, max_response_length=700))
     long = ScoreItem("the fox " * 600, "fox", "dog")  # 2,048 positions
-    some = [long, ScoreItem("p", "r", " "), ScoreItem("p", "r", "<think>so"), ScoreItem("p", "r", "a dog")]
+    items = [long, ScoreItem("p", "r", " "), ScoreItem("p", "r", "<think>so"), ScoreItem("p", "r", "a dog")]
     scorer = Scorer(model)
-    notes = [reward.notes for reward in scorer.score(some)]
+    notes = [reward.notes for reward in scorer.score(items)]
     assert notes == [("beyond_positions",), ("empty",), ("unfinished_thinking",), ()]
     assert scorer.noted == {"beyond_positions": 1, "empty": 1, "unfinished_thinking": 1}
-    write_records(tmp_path / "items.jsonl", some)
+    write_records(tmp_path / "items.jsonl", items)
     with pytest.warns(UserWarning, match="1 items are longer than the backbone's positions"):
         run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
@@ -198,7 +198,7 @@ def test_files_are_scored_row_by_row(model, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["items.jsonl", "scores.jsonl"]
 
 
-def test_a_row_without_a_score_is_named_and_those_before_it_stay(model, tmp_path, monkeypatch):
+def test_a_row_without_a_score_is_named_and_the_rows_before_it_are_kept(model, tmp_path, monkeypatch):
     rows = [{"prompt": "p", "reference": "r", "output": f"fox {i}"} for i in range(30)]
     (tmp_path / "items.jsonl").write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})
@@ -217,7 +217,7 @@ def test_a_row_without_a_score_is_named_and_those_before_it_stay(model, tmp_path
     assert len((tmp_path / "scores.jsonl.partial").read_text().splitlines()) == 20
 
 
-def test_scores_go_only_where_they_can_be_read_back(model, tmp_path):
+def test_scores_are_written_only_to_jsonl_files(model, tmp_path):
     write_records(tmp_path / "items.jsonl", items(3))
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "items.jsonl")
@@ -248,7 +248,7 @@ def test_metadata_is_written_as_standard_json(model, tmp_path):
     }
 
 
-def test_an_interrupted_file_continues_behind_its_last_whole_row(model, tmp_path, monkeypatch):
+def test_an_interrupted_file_continues_after_its_last_complete_row(model, tmp_path, monkeypatch):
     write_records(tmp_path / "items.jsonl", items())
     monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})
     run(model, tmp_path / "items.jsonl", tmp_path / "whole.jsonl")
@@ -307,7 +307,7 @@ def watch(monkeypatch) -> list[int]:
     ],
     ids=["lost", "lost later", "doubled", "zeros", "no reward", "no number", "within a window", "behind the end"],
 )
-def test_a_damaged_partial_result_is_continued_where_it_is_whole(model, tmp_path, monkeypatch, damage, kept):
+def test_a_damaged_partial_result_is_continued_after_its_last_complete_row(model, tmp_path, monkeypatch, damage, kept):
     """F1, F15: not by a count of lines; and with the bytes of an uninterrupted run."""
     write_records(tmp_path / "items.jsonl", items())
     monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})

@@ -1,4 +1,4 @@
-"""The scale of a model's rewards: temperature, calibration error, the uncertainty of the head, and what abstaining brings."""
+"""The scale of a model's rewards: temperature, calibration error, the head's uncertainty, and the accuracy with abstention."""
 
 from polar_rm.calibration.run import calibrate, calibrate_files
 

@@ -1,4 +1,4 @@
-"""The pairs of a calibration: checked before a model is loaded, then scored with their references as further candidates."""
+"""The pairs of a calibration. They are checked before a model is loaded, then scored with their references as candidates."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from polar_rm.records import Comparison, ScoreItem
 from polar_rm.rewards.anchors import AnchoredItems, has_anchor
 from polar_rm.scoring.scorer import Scorer, check_finite
 
-# Comparisons that are looked at together.
+# The number of comparisons that are scored together.
 _WINDOW = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the first pass saw: numbers of comparisons, of ordered pairs and of comparisons without a text as reference."""
+    """The results of the first pass: numbers of comparisons, of ordered pairs, of prompts, and of comparisons without an anchor
+    (those with an empty reference)."""
 
     n_comparisons: int
     n_pairs: int
@@ -34,11 +35,11 @@ class Survey:
 
 
 def survey(comparisons: Iterable[Comparison]) -> Survey:
-    """Whether the comparisons can calibrate a model.
+    """Check that the comparisons can calibrate a model.
 
     Raises:
-        PolarError: none, no ordered pair, pairs of one prompt only, or a missing reference; the message says how many and which
-            is the first.
+        PolarError: there are no comparisons, no ordered pair, pairs of one prompt only, or missing references; the message has
+            their count and names the first one.
     """
     count = n_pairs = n_without = 0
     missing: list[int] = []
@@ -63,16 +64,17 @@ def survey(comparisons: Iterable[Comparison]) -> Survey:
             f"none of {count:,} comparisons has two candidates of different rank: there is no pair to calibrate with"
         )
     if len(prompts) < 2:
-        raise PolarError("all pairs belong to one prompt; calibration needs pairs of at least two, better of some hundred")
+        raise PolarError("all pairs belong to one prompt; calibration needs at least two prompts, and better some hundred")
     return Survey(count, n_pairs, len(prompts), n_without)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredPairs:
-    """Everything that a calibration is computed from.
+    """The data of a calibration.
 
-    raw: rewards of all candidates, float64 [n_candidates]. anchored: of those with a reference, float64 [at most n_candidates].
-    features: of the candidates, with the pairs. prompts: the prompt of each pair, int64 [n_pairs], from 0 in order.
+    raw: rewards of all candidates, float64 [n_candidates]. anchored: anchored rewards of those with a reference, float64 [at most
+    n_candidates]. features: features of the candidates, and the pairs. prompts: the prompt of each pair, int64 [n_pairs],
+    numbered from 0 in order of occurrence.
     """
 
     raw: Floats
@@ -82,17 +84,17 @@ class ScoredPairs:
 
     @property
     def differences(self) -> Floats:
-        """The reward of the better candidate minus the worse one's, float64 [n_pairs]."""
+        """The reward of the better candidate minus the reward of the worse one, float64 [n_pairs]."""
         return self.raw[self.features.better] - self.raw[self.features.worse]
 
 
 def score_pairs(
     scorer: Scorer, comparisons: Iterable[Comparison], *, total: int | None = None, progress: Progress = silent
 ) -> ScoredPairs:
-    """Score all candidates as items, as ``polar score`` and the server score them.
+    """Score all candidates as items, as ``polar score`` and the server do.
 
-    Comparisons without a pair are left out. progress: called with comparisons done and their total. Memory: the features of all
-    candidates, 4 bytes for each number.
+    Comparisons without a pair are left out. progress: called with the numbers of comparisons that are done and of all. Memory:
+    the features of all candidates, 4 bytes for each number.
 
     Raises:
         ScoreError: a score is not finite; the message names the comparison.
@@ -111,10 +113,10 @@ def score_pairs(
                 worse.append(start + second)
                 prompts.append(prompt)
             start += len(comparison.candidates)
-        rewards, over_anchors, read = _score(scorer, usable)
-        raw.extend(rewards)
-        anchored.extend(over_anchors)
-        features.append(read)
+        window_raw, window_anchored, window_features = _score(scorer, usable)
+        raw.extend(window_raw)
+        anchored.extend(window_anchored)
+        features.append(window_features)
         done += len(window)
         progress("calibrate", done, total)
     head = scorer.model.head.astype(np.float64)
@@ -123,7 +125,7 @@ def score_pairs(
 
 
 def _score(scorer: Scorer, numbered: Sequence[tuple[int, Comparison]]) -> tuple[list[float], list[float], NDArray[np.float32]]:
-    """Raw rewards of all candidates, anchored ones of those that have an anchor, and features of all, [n_candidates, hidden]."""
+    """Raw rewards of all candidates, anchored rewards of those with an anchor, and features of all, [n_candidates, hidden]."""
     named = [(f"comparison {number}", item) for number, comparison in numbered for item in items_of(comparison)]
     items = [item for _, item in named]
     plan = AnchoredItems.of(items)
@@ -140,6 +142,6 @@ def _score(scorer: Scorer, numbered: Sequence[tuple[int, Comparison]]) -> tuple[
 
 
 def items_of(comparison: Comparison) -> list[ScoreItem]:
-    """Its candidates as items. The reference must be there."""
+    """The candidates as items. The comparison must have a reference."""
     reference = comparison.reference or ""
     return [ScoreItem(comparison.prompt, reference, candidate, comparison.wrapper) for candidate in comparison.candidates]

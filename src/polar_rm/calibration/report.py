@@ -1,4 +1,4 @@
-"""The result of a calibration as a contract: its schema, its tables for the terminal, its files."""
+"""The report of a calibration: its schema, its tables for the terminal, and its files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from polar_rm.reporting.words import interval
 
 SCHEMA: Literal["polar-rm/calibration-report/1"] = "polar-rm/calibration-report/1"
 MANY_PROMPTS, MANY_PAIRS = 50, 1000
-"""With fewer, temperature and calibration error are noticeably uncertain."""
+"""With fewer prompts or pairs, temperature and calibration error are noticeably uncertain."""
 
 
 class ReliabilityReport(TypedDict):
-    """See :class:`polar_rm.calibration.temperature.Reliability`; a value for each bin, from the least certain to the most."""
+    """:class:`polar_rm.calibration.temperature.Reliability` as JSON, with one value for each bin."""
 
     confidence: list[float]
     accuracy: list[float]
@@ -30,7 +30,7 @@ class ReliabilityReport(TypedDict):
 
 
 class Rewards(TypedDict):
-    """A distribution of rewards in short; the card has 101 percentiles."""
+    """A short form of a distribution of rewards; the calibration card has 101 percentiles."""
 
     n: int
     mean: float
@@ -48,7 +48,7 @@ class HeadReport(TypedDict):
 
 
 class CalibrationReport(TypedDict):
-    """Everything that ``polar calibrate`` found. Calibration errors and the curve are out of fold."""
+    """The results of ``polar calibrate``. Calibration errors and the abstention curve are out of fold."""
 
     schema: Literal["polar-rm/calibration-report/1"]
     model: str
@@ -88,30 +88,30 @@ def write_plot(path: str | Path, report: CalibrationReport) -> None:
 
 
 def render(report: CalibrationReport) -> Group:
-    """The findings as lines, the two tables and the warnings."""
+    """The results as lines, the two tables and the warnings, for the terminal."""
     before, after = report["before"], report["after"]
     pairs = f"{report['n_pairs']:,} pairs of {report['n_prompts']:,} prompts"
     lines = [
         f"{pairs}: accuracy {report['accuracy']:.3f} {interval(report['ci95'])}",
         f"P(a over b) = sigmoid((r_a - r_b) / {report['temperature']:.4g})",
-        f"calibration error {before['error']:.3f} before, {after['error']:.3f} after, out of fold; of exact probabilities it "
-        f"would be {after['noise']:.3f} on so many pairs",
-        *(_rewards(name, found) for name, found in report["rewards"].items()),
-        f"a reward difference deviates by {report['head']['deviation']:.3g} (median); the pairs determine "
+        f"calibration error {before['error']:.3f} before, {after['error']:.3f} after, out of fold; exact probabilities would "
+        f"have {after['noise']:.3f} on as many pairs",
+        *(_rewards(name, rewards) for name, rewards in report["rewards"].items()),
+        f"median standard deviation of a reward difference {report['head']['deviation']:.3g}; the pairs determine "
         f"{report['head']['determined']:.0f} of {report['head']['hidden']:,} directions of the head",
     ]
     warnings = [Text(f"warning: {line}", style="yellow") for line in report["warnings"]]
     return Group(*map(Text, lines), _reliability_table(report).rich(), _abstention_table(report).rich(), *warnings)
 
 
-def _rewards(name: str, found: Rewards) -> str:
-    low, _, middle, _, high = found["quantiles"]
-    return f"{name} rewards: median {middle:+.3f}, 5% to 95% {interval((low, high), '+.3f')}"
+def _rewards(name: str, rewards: Rewards) -> str:
+    low, _, median, _, high = rewards["quantiles"]
+    return f"{name} rewards: median {median:+.3f}, 5% to 95% {interval((low, high), '+.3f')}"
 
 
 def _reliability_table(report: CalibrationReport) -> Table:
-    found = report["after"]
-    bins = zip(found["confidence"], found["accuracy"], found["counts"], strict=True)
+    after = report["after"]
+    bins = zip(after["confidence"], after["accuracy"], after["counts"], strict=True)
     rows = [[f"{confidence:.3f}", f"{accuracy:.3f}", f"{count:,}"] for confidence, accuracy, count in bins]
     return Table("reliability, out of fold", ["P", "accuracy", "pairs"], rows)
 

@@ -1,4 +1,4 @@
-"""What ``polar calibrate`` does: scores pairs, fits temperature and posterior, writes both into the model's folder."""
+"""``polar calibrate``: scores pairs, fits the temperature and the posterior, and writes both into the model's folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from polar_rm.scoring.scorer import Scorer
 
 @dataclass(frozen=True, slots=True)
 class CalibrationResult:
-    """scale: what the model's folder gets. report: what was found on the way."""
+    """scale: the calibration card and the uncertainty for the model's folder. report: the results for people."""
 
     scale: Scale
     report: CalibrationReport
@@ -56,13 +56,14 @@ def calibrate(
     seed: int = 0,
     progress: Progress = silent,
 ) -> CalibrationResult:
-    """Calibrate a model on comparisons, which are read twice: a list or ``ComparisonFiles``, no generator.
+    """Calibrate a model on comparisons.
 
-    model: copied into the report. seed: of the bootstrap. progress: called with comparisons done and their total.
+    comparisons: a list or ``ComparisonFiles``, not a generator, because they are read twice. model: the name in the report. seed:
+    seed of the bootstrap. progress: called with the numbers of comparisons that are done and of all.
 
     Raises:
-        PolarError: comparisons that can't calibrate anything; told before anything is scored.
-        NoTemperature: rewards from which no temperature follows. ScoreError: a score is not finite.
+        PolarError: the comparisons can't calibrate a model; raised before anything is scored.
+        NoTemperature: the rewards determine no temperature. ScoreError: a score is not finite.
     """
     if iter(comparisons) is comparisons:
         raise PolarError("comparisons are read twice: pass a list or ComparisonFiles instead of a generator")
@@ -71,14 +72,14 @@ def calibrate(
 
 
 def fit(pairs: ScoredPairs, *, model: str = "", encoder_hash: str = "", seed: int = 0) -> CalibrationResult:
-    """Everything that follows from scored pairs; arguments and errors as of :func:`calibrate`."""
+    """Fit temperature and posterior to scored pairs, and measure them. Arguments and errors are those of :func:`calibrate`."""
     differences, prompts = pairs.differences, pairs.prompts
     temperature = fit_temperature(differences)
     folds = folds_of(prompts)
     temperatures = out_of_fold_temperatures(differences, folds)
-    every = np.arange(len(differences))
-    found = posterior(information(pairs.features, every, differences, temperature), pairs.features.head)
-    deviations = out_of_fold_deviations(pairs.features, differences, folds, temperature, found.precision)
+    all_pairs = np.arange(len(differences))
+    head = posterior(information(pairs.features, all_pairs, differences, temperature), pairs.features.head)
+    deviations = out_of_fold_deviations(pairs.features, differences, folds, temperature, head.precision)
     before, after = reliability(differences), reliability(differences / temperatures)
     card = Calibration.from_rewards(
         pairs.raw.tolist(),
@@ -107,14 +108,14 @@ def fit(pairs: ScoredPairs, *, model: str = "", encoder_hash: str = "", seed: in
         "abstention": curve,
         "rewards": {"raw": _short(card), **({"anchored": _short(card.anchored)} if card.anchored else {})},
         "head": {
-            "prior_precision": found.precision,
-            "determined": found.determined,
-            "hidden": len(found.factor),
+            "prior_precision": head.precision,
+            "determined": head.determined,
+            "hidden": len(head.factor),
             "deviation": float(np.median(deviations)),
         },
         "warnings": _warnings(card),
     }
-    return CalibrationResult(Scale(card, Uncertainty(found.factor.astype(np.float32), found.precision)), report)
+    return CalibrationResult(Scale(card, Uncertainty(head.factor.astype(np.float32), head.precision)), report)
 
 
 def calibrate_files(
@@ -131,11 +132,11 @@ def calibrate_files(
 ) -> CalibrationReport:
     """Load a native checkpoint, :func:`calibrate` it on files, and write card and uncertainty into its folder.
 
-    The folder has one owner meanwhile, and gets both files at the end: an interrupted run changes nothing.
+    The call locks the folder and writes both files at the end, so an interrupted run changes nothing.
 
     Raises:
-        PolarError: whatever is wrong with folder, files or options; or another process writes the folder, or has changed the
-            model meanwhile.
+        PolarError: the folder, a file or an option is invalid, another process writes the folder, or the model changed during the
+            calibration.
         NoTemperature, ScoreError: see :func:`calibrate`.
     """
     from polar_rm.model.native import untrained_warning
@@ -146,10 +147,10 @@ def calibrate_files(
     check_target(model_dir / UNCERTAINTY)
     with owned(model_dir, "calibrate"):
         comparisons = ComparisonFiles(files, on_bad_row, outputs)
-        seen = survey(comparisons)
+        counts = survey(comparisons)
         identity = model_identity(model_dir)
         scorer = Scorer(RewardModel.from_pretrained(model_dir, dtype=dtype, device=device), row_tokens=row_tokens)
-        pairs = score_pairs(scorer, comparisons, total=seen.n_comparisons, progress=progress)
+        pairs = score_pairs(scorer, comparisons, total=counts.n_comparisons, progress=progress)
         result = fit(pairs, model=str(model_dir), encoder_hash=scorer.model.encoder.hash, seed=seed)
         if model_identity(model_dir) != identity:
             raise PolarError(f"{model_dir}: the model was changed while it was calibrated; run the command again")
@@ -163,10 +164,10 @@ def calibrate_files(
 
 
 def save(scale: Scale, model_dir: str | Path) -> None:
-    """Write card and uncertainty into the folder of the model that they were made with, each atomically.
+    """Write card and uncertainty into the folder of their model, each atomically.
 
-    Should the process die between the two, the folder has a card and an uncertainty of two calibrations: each is right by
-    itself, since both are about this model, in units of its raw reward.
+    If the process dies between the two, the folder has a card and an uncertainty of two calibrations. Both remain valid, because
+    both describe this model in units of its raw reward.
     """
     if scale.uncertainty:
         scale.uncertainty.save(model_dir)
@@ -174,25 +175,25 @@ def save(scale: Scale, model_dir: str | Path) -> None:
         scale.calibration.save(model_dir)
 
 
-def _bins(found: Reliability) -> ReliabilityReport:
+def _bins(bins: Reliability) -> ReliabilityReport:
     return {
-        "confidence": found.confidence.tolist(),
-        "accuracy": found.accuracy.tolist(),
-        "counts": found.counts.tolist(),
-        "error": found.error,
-        "noise": found.noise,
+        "confidence": bins.confidence.tolist(),
+        "accuracy": bins.accuracy.tolist(),
+        "counts": bins.counts.tolist(),
+        "error": bins.error,
+        "noise": bins.noise,
     }
 
 
-def _short(found: Distribution) -> Rewards:
-    quantiles = [found.quantiles[percent] for percent in (5, 25, 50, 75, 95)]
-    return {"n": found.n, "mean": found.mean, "std": found.std, "quantiles": quantiles}
+def _short(rewards: Distribution) -> Rewards:
+    quantiles = [rewards.quantiles[percent] for percent in (5, 25, 50, 75, 95)]
+    return {"n": rewards.n, "mean": rewards.mean, "std": rewards.std, "quantiles": quantiles}
 
 
 def _warnings(card: Calibration) -> list[str]:
     lines = []
     if card.n_pairs < MANY_PAIRS or card.n_prompts < MANY_PROMPTS:
-        lines.append(f"the scale rests on {card.n_pairs:,} pairs of {card.n_prompts:,} prompts only and is uncertain")
+        lines.append(f"the scale is uncertain: it was fitted to only {card.n_pairs:,} pairs of {card.n_prompts:,} prompts")
     if card.anchored is None:
         lines.append("no pair has a reference: the card has no anchored rewards")
     return lines

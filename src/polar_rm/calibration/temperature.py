@@ -1,4 +1,4 @@
-"""Rewards to probabilities: one temperature, fitted by maximum likelihood, and how far the probabilities are off.
+"""The temperature that makes probabilities of rewards, fitted by maximum likelihood, and the calibration error.
 
 P(a over b) = sigmoid((r_a - r_b) / T) is the Bradley-Terry model with one free scale (temperature scaling: Guo et al. 2017,
 arXiv 1706.04599, for two classes). Its negative log-likelihood is convex in 1 / T.
@@ -17,9 +17,9 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 BINS = 15
-"""Bins of equal mass of the calibration error, so that none is nearly empty."""
+"""The number of bins of the calibration error. The bins have equal mass, so that none is nearly empty."""
 FOLDS = 5
-"""Parts of the prompts; the probabilities of one part come from the temperature of the others."""
+"""The number of folds of the prompts. The probabilities of one fold use the temperature of the other folds."""
 
 
 def sigmoids(values: Floats) -> Floats:
@@ -28,29 +28,29 @@ def sigmoids(values: Floats) -> Floats:
 
 
 def loss(logits: Floats) -> float:
-    """The mean negative log-likelihood of pairs, nats. logits: of every pair, (better - worse) / T."""
+    """The mean negative log-likelihood of pairs in nats. logits: (better - worse) / T of every pair."""
     return float(np.logaddexp(0, -logits).mean())
 
 
 def fit_temperature(differences: Floats) -> float:
-    """The T that minimises :func:`loss`, in units of the reward. differences: of every pair, better minus worse, finite.
+    """The T that minimises :func:`loss`, in units of the reward. differences: better minus worse of every pair, finite.
 
-    The derivative by 1 / T is -mean(d sigmoid(-d / T)) and rises with 1 / T: its root is enclosed, then found by bisection.
+    The derivative by 1 / T is -mean(d sigmoid(-d / T)) and rises with 1 / T. Its root is bracketed and then found by bisection.
 
     Raises:
-        NoTemperature: there is no finite T > 0 with the least loss: no pair, all tied, all won or tied, or the better candidates
-            have no higher rewards on average.
+        NoTemperature: no finite T > 0 minimises the loss. This is so if there are no pairs, if all pairs are tied, if no pair is
+            lost, or if the better candidates do not have higher rewards on average.
     """
     mean, size = (float(differences.mean()), float(np.abs(differences).mean())) if len(differences) else (0.0, 0.0)
     if size == 0:
-        raise NoTemperature("all pairs have equal rewards: they say nothing about the scale of rewards")
+        raise NoTemperature("all pairs have equal rewards, so they do not determine the scale of rewards")
     if mean <= 0:
         raise NoTemperature(
-            f"the better candidates have no higher rewards than the worse ones (on average {mean:+.3g}): "
+            f"the better candidates have no higher rewards than the worse ones (mean difference {mean:+.3g}): "
             "no temperature makes probabilities of these rewards"
         )
     if differences.min() >= 0:
-        raise NoTemperature("the better candidate of every pair has the higher reward: give harder pairs, or more of them")
+        raise NoTemperature("the better candidate of every pair has the higher reward: use more pairs, or harder pairs")
     scaled = differences / size
 
     def slope(inverse: float) -> float:
@@ -65,15 +65,15 @@ def fit_temperature(differences: Floats) -> float:
 
 
 def folds_of(prompts: Ints) -> Ints:
-    """The fold of every pair, int64 [n_pairs]: whole prompts, dealt in turn. prompts: int64 [n_pairs], from 0 in order."""
+    """The fold of every pair, int64 [n_pairs]; a prompt is in one fold. prompts: int64 [n_pairs], numbered from 0."""
     return prompts % min(FOLDS, int(prompts.max()) + 1)
 
 
 def out_of_fold_temperatures(differences: Floats, folds: Ints) -> Floats:
-    """For every pair the temperature of all pairs of the other folds: float64 [n_pairs].
+    """For every pair, the temperature of all pairs of the other folds: float64 [n_pairs].
 
     Raises:
-        NoTemperature: the pairs of the other folds have none.
+        NoTemperature: the pairs of the other folds determine no temperature.
     """
     temperatures = np.empty(len(differences))
     for fold in np.unique(folds):
@@ -86,12 +86,12 @@ def out_of_fold_temperatures(differences: Floats, folds: Ints) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """Probabilities against outcomes: of the likelier candidate of each pair, so that they are between 0.5 and 1.
+    """A reliability diagram of the likelier candidate of each pair, so that probabilities are between 0.5 and 1.
 
-    confidence, accuracy: the means in each bin, from the least certain to the most, float64 [bins]. counts: pairs, int64 [bins].
+    confidence, accuracy: the means of each bin, in order of confidence, float64 [bins]. counts: pairs of each bin, int64 [bins].
     error: the expected calibration error, sum over bins of counts / n * |accuracy - confidence|.
-    noise: what ``error`` would be on average if every probability were exact and all pairs independent: with few pairs in a bin
-    its accuracy is off by chance, and an error of this size means nothing.
+    noise: the mean of ``error`` if every probability were exact and all pairs independent. The accuracy of a bin with few pairs
+    deviates by chance, so an error of this size is not significant.
     """
 
     confidence: Floats
@@ -104,8 +104,9 @@ class Reliability:
 def reliability(logits: Floats, bins: int = BINS) -> Reliability:
     """The reliability of probabilities. logits: (better - worse) / T of every pair, float64 [n_pairs].
 
-    A pair counts as 1 where the better candidate is the likelier one, 0.5 for a tie, 0 otherwise. The bins hold equally many
-    pairs (the first ones of a remainder one more), in the order of their confidence; there are no more bins than pairs.
+    A pair counts as 1 if the better candidate is the likelier one, as 0.5 if it is tied, and as 0 otherwise. The bins are in
+    order of confidence and hold equally many pairs; with a remainder the first bins hold one more. There are no more bins than
+    pairs.
     """
     confidence, correct = sigmoids(np.abs(logits)), (np.sign(logits) + 1) / 2
     order = np.argsort(confidence, kind="stable")
@@ -113,7 +114,8 @@ def reliability(logits: Floats, bins: int = BINS) -> Reliability:
     counts = np.array([len(part) for part in parts], np.int64)
     confidences = np.array([confidence[part].mean() for part in parts])
     accuracies = np.array([correct[part].mean() for part in parts])
-    # The mean of n outcomes of probabilities p varies by sum p (1 - p) / n^2, and a normal deviate is sqrt(2 / pi) on average.
+    # The mean of n outcomes of probabilities p has the variance sum p (1 - p) / n^2. The mean absolute value of a standard normal
+    # variable is sqrt(2 / pi).
     variances = np.array([(confidence[part] * (1 - confidence[part])).sum() for part in parts]) / counts**2
     weights = counts / counts.sum()
     error = float((weights * np.abs(accuracies - confidences)).sum())

@@ -54,10 +54,10 @@ def score(
     from polar_rm.records import OnBadRow, count_rows, find_file, side_file
     from polar_rm.rewards.scale import Scale
     from polar_rm.rewards.transforms import check_transform
-    from polar_rm.scoring.files import check_places, score_file
+    from polar_rm.scoring.files import check_paths, score_file
 
     source = source if source.exists() else find_file(source)
-    check_places(source, target)
+    check_paths(source, target)
     scale = Scale() if transform in ("raw", "tanh") else Scale.load(model)
     check_transform(transform, scale.calibration)
     with owned(target, "score"):

@@ -1,4 +1,4 @@
-"""Many items in, one reward per item out."""
+"""Scores items: one reward for each item."""
 
 from polar_rm.scoring.files import score_file
 from polar_rm.scoring.scorer import Scorer

@@ -1,4 +1,4 @@
-"""A file of items in, a file of rewards out, resumable."""
+"""Scores a file of items into a file of rewards; an interrupted run can be continued."""
 
 from __future__ import annotations
 
@@ -33,23 +33,26 @@ def score_file(
     row_tokens: int = 8192,
     on_bad_row: OnBadRow | None = None,
 ) -> Iterator[int]:
-    """Score a file of items into JSONL; yields the count of rows written: {row, reward, n_tokens, truncated, notes, metadata}.
+    """Score a file of items into JSONL rows {row, reward, n_tokens, truncated, notes, metadata}.
 
-    With a transform, rows also have its ``score``, and where it scores references the ``anchor``, with ``probability`` and
-    ``deviation`` as far as ``scale`` has them (see :class:`Reward`).
+    The generator yields the number of rows written so far.
 
-    Rows go to ``target.partial``, which becomes ``target`` at the end. Run again after an interruption, it continues behind the
-    last window of items (see :class:`Scorer`) whose rows are all there, so that the result has the bytes of an uninterrupted run.
-    ``identity`` (model, encoder, input) is saved beside it: another identity is refused, not mixed in.
+    With a transform, rows also have a ``score``. If the transform needs the references' own scores, rows also have an ``anchor``,
+    and ``probability`` and ``deviation`` as far as ``scale`` supports them (see :class:`Reward`).
+
+    Rows are written to ``target.partial``, which is renamed to ``target`` at the end. After an interruption, the same call
+    continues after the last window of items (see :class:`Scorer`) that is complete, so that the result has the same bytes as an
+    uninterrupted run. ``identity`` (model, encoder, input) is saved beside the partial file. A partial file with another identity
+    is refused.
 
     Raises:
-        PolarError: another process writes this target, the target can't be what it should, or what is wrong with the file; the
-            transform can't be applied to one reward, or the model lacks what it needs.
-        BadRow: a row is no item, or one without the reference that the transform needs.
+        PolarError: another process writes the target, the target is not a new JSONL file, or the source can't be read; the
+            transform can't be applied to one reward, or the model lacks the calibration that it needs.
+        BadRow: a row is not an item, or lacks the reference that the transform needs.
         ScoreError: a score is not finite; the message names file and row.
     """
     target = Path(target)
-    check_places(source, target)
+    check_paths(source, target)
     check_transform(transform, scale.calibration if scale else None, known=ITEM_TRANSFORMS)
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
@@ -63,7 +66,7 @@ def score_file(
             file.seek(0)
             done, resuming = 0, True
             for window in windows(read_numbered_items(source, on_bad_row), scorer.window):
-                if not (resuming := resuming and _keep_rows(file, [number for number, _ in window])):
+                if not (resuming := resuming and _has_rows(file, [number for number, _ in window])):
                     for line in _score_window(scorer, window, source, transform):
                         file.write(line)
                     file.flush()
@@ -76,15 +79,15 @@ def score_file(
         state.unlink()
     if count := scorer.noted["beyond_positions"]:
         warnings.warn(
-            f"{count:,} items are longer than the backbone's positions: their scores mean little (noted as beyond_positions)",
+            f"{count:,} items are longer than the backbone's positions: their scores are unreliable (noted as beyond_positions)",
             stacklevel=2,
         )
 
 
-def _keep_rows(file: BinaryIO, numbers: Sequence[int]) -> bool:
-    """Whether the next lines are the results of these rows; if not, the file is cut where they should begin.
+def _has_rows(file: BinaryIO, numbers: Sequence[int]) -> bool:
+    """Whether the next lines are the results of these rows. If not, the file is truncated where they should begin.
 
-    Their number is not asked alone: a crash of the machine can leave lines out, and zeros at the end.
+    Every line is checked, not only their number, because a crash of the machine can lose lines and leave zeros at the end.
     """
     start = file.tell()
     if all(_is_row(file.readline(), number) for number in numbers):
@@ -105,36 +108,36 @@ def _is_row(line: bytes, number: int) -> bool:
 def _score_window(
     scorer: Scorer, window: Sequence[tuple[int, ScoreItem]], source: str | Path, transform: ItemTransform
 ) -> Iterator[bytes]:
-    """The lines of one window; those before an item without a score are given first."""
+    """The lines of one window. The lines before an item without a finite score are yielded before the error."""
     anchored = needs_anchors(transform)
     for number, item in window if anchored else ():
         if not has_anchor(item):
-            raise BadRow(str(source), number, "reference", f"a text, which the transform {transform} scores as well; it is empty")
+            raise BadRow(str(source), number, "reference", f"a text, which the transform {transform} scores, too; it is empty")
     rewards = scorer.score_window([item for _, item in window], anchored=anchored)
-    for (number, item), scored in zip(window, rewards, strict=True):
-        check_finite(scored, f"{source}: row {number}")
+    for (number, item), reward in zip(window, rewards, strict=True):
+        check_finite(reward, f"{source}: row {number}")
         row: dict[str, Any] = {
             "row": number,
-            "reward": scored.reward,
-            "n_tokens": scored.n_tokens,
-            "truncated": scored.truncated,
-            "notes": list(scored.notes),
+            "reward": reward.reward,
+            "n_tokens": reward.n_tokens,
+            "truncated": reward.truncated,
+            "notes": list(reward.notes),
         }
         if transform != "raw":
-            row["score"] = transform_one(transform, scored, scorer.scale.calibration)
-        row |= scored.anchor_fields()
+            row["score"] = transform_one(transform, reward, scorer.scale.calibration)
+        row |= reward.anchor_fields()
         yield (dump_json(row | {"metadata": item.metadata}) + "\n").encode()
 
 
-def check_places(source: str | Path, target: str | Path) -> None:
-    """Whether scores of a file can be written there.
+def check_paths(source: str | Path, target: str | Path) -> None:
+    """Check that the scores of ``source`` can be written to ``target``.
 
     Raises:
-        PolarError: the source is a folder, the target is the source, a folder or not JSONL.
+        PolarError: the source is a folder; the target is the source, a folder or not JSONL.
     """
     source, target = Path(source), Path(target)
     if source.is_dir():
-        raise PolarError(f"{source}: it is a folder; score one file at a time, or rows of several would have equal numbers")
+        raise PolarError(f"{source}: it is a folder; score one file at a time, because rows of several files have equal numbers")
     if target.exists() and source.exists() and target.samefile(source):
         raise PolarError(f"{target}: it is the input itself")
     check_target(target, (".jsonl",))
@@ -145,5 +148,5 @@ def _check_identity(state: Path, identity: dict[str, Any]) -> None:
     changed = [key for key in identity if saved.get(key) != identity[key]]
     if changed:
         raise PolarError(
-            f"{state.with_suffix('')}: unfinished, but with another {', '.join(changed)}; remove it or use another output"
+            f"{state.with_suffix('')}: it is unfinished and has another {', '.join(changed)}; remove it or use another output"
         )

@@ -1,7 +1,7 @@
-"""Many items in, one reward per item out, in input order and in constant memory.
+"""Scores many items: one reward for each item, in input order and in constant memory.
 
 Items of one window that share prompt, reference and wrapper become one prefix tree, so that their common prefix is computed
-once; trees of all lengths are packed into rows of a token budget without padding.
+once. Trees of all lengths are packed without padding into rows of at most a given number of tokens.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from polar_rm.rewards.uncertainty import Measured
 T = TypeVar("T")
 Scored = TypeVar("Scored", float, Measured)
 
-# On a CPU only a tree that is longer makes a longer row: filling them gains nothing there, and values fall out of the cache.
+# The largest row on a CPU, unless one tree is longer. Larger rows are not faster there, because values fall out of the cache.
 _CPU_ROW_TOKENS = 2048
-# On a CPU a tree of so many scores ends each row. Matrix products of fewer than eight rows round differently from larger ones,
-# and without it the number of an item's neighbours would decide which of the two it meets: in the last layer, which runs where
-# scores are read, and in the last chunk of a row.
+# On a CPU each row ends with a tree of this many scores. Matrix products of fewer than eight rows round differently from larger
+# ones. Without the filler, the number of an item's neighbours would determine its rounding: in the last layer, which is computed
+# only where scores are read, and in the last chunk of a row.
 _FILLER_BRANCHES = 8
 
 
 class Scorer:
-    """Scores streams with one model.
+    """Scores streams of items with one model.
 
-    row_tokens: most tokens of one row, which bounds memory; longer trees are split. window: items that are looked at together;
-    it bounds both the memory for texts and how far apart two items may stand to share a prefix. scale: what the model's folder
-    knows of the scale of its rewards, or a function that gives it when it is needed; anchored rewards get a probability and a
-    deviation by it.
+    row_tokens: maximum number of tokens of one row, which bounds memory; longer trees are split. window: number of items that are
+    grouped together. It bounds the memory for texts, and two items share a prefix only within a window. scale: the scale of the
+    model's rewards from its folder, or a function that loads it when it is needed. It gives anchored rewards a probability and a
+    deviation.
 
-    noted: how many items and comparisons so far had each note (see :data:`polar_rm.rewards.outcomes.Note`), and under ``tied``
+    noted: the number of items and comparisons so far with each note (see :data:`polar_rm.rewards.outcomes.Note`); ``tied`` counts
     comparisons with candidates of equal ids.
     """
 
@@ -70,17 +70,19 @@ class Scorer:
 
     @property
     def scale(self) -> Scale:
-        """What is known of the scale of this model's rewards."""
+        """The scale of this model's rewards."""
         if not isinstance(self._scale, Scale):
             self._scale = self._scale()
         return self._scale
 
     def score(self, items: Iterable[ScoreItem], *, anchored: bool = False) -> Iterator[Reward]:
-        """One reward per item, in order. anchored: score the references themselves, too, so that rewards have an anchor, and a
-        probability and a deviation as far as ``scale`` has them; it costs one more candidate per prompt and reference.
+        """One reward for each item, in order.
+
+        anchored: also score the references as candidates. Rewards then have an anchor, and a probability and a deviation if
+        ``scale`` supports them. This costs one more candidate for each prompt and reference.
 
         Raises:
-            ScoreError: an item's score is not finite; the message says which. There is no score of 0 or None for a failure.
+            ScoreError: an item's score is not finite; the message names the item. A failure never gets a score of 0 or None.
             PolarError: with ``anchored``, an item has an empty reference.
         """
         number = 1
@@ -91,7 +93,7 @@ class Scorer:
                 yield reward
 
     def score_outputs(self, *, prompt: Text, reference: Text, outputs: Sequence[Text], wrapper: Wrapper = "sft") -> list[float]:
-        """One raw reward per output. Only differences under one reference mean something.
+        """One raw reward for each output. Only differences between rewards under one reference are meaningful.
 
         Raises:
             ScoreError: a score is not finite.
@@ -99,16 +101,16 @@ class Scorer:
         return [reward.reward for reward in self.score([ScoreItem(prompt, reference, output, wrapper) for output in outputs])]
 
     def score_window(self, window: Sequence[ScoreItem], *, anchored: bool = False, first: int = 1) -> list[Reward]:
-        """The items of one window, in order, finite or not; which ones share a prefix does not depend on other windows.
+        """The rewards of one window's items, in order, finite or not. The grouping does not depend on other windows.
 
-        anchored: see :meth:`score`. first: number of the first item, for its errors.
+        anchored: see :meth:`score`. first: number of the first item, for error messages.
         """
         rewards = self._anchored(window, first) if anchored else [reward for reward, _ in self._by_item(window, self.score_trees)]
         self.noted.update(note for reward in rewards for note in reward.notes)
         return rewards
 
     def measure_window(self, window: Sequence[ScoreItem]) -> tuple[list[Reward], NDArray[np.float32]]:
-        """Rewards as of :meth:`score_window`, and what the head read: float32 [n_items, hidden]."""
+        """The rewards as in :meth:`score_window`, and the inputs of the head: float32 [n_items, hidden]."""
         measured = self._by_item(window, self.measure_trees)
         features = [feature for _, (_, feature) in measured] or [np.empty((0, len(self.model.head)), np.float32)]
         return [reward for reward, _ in measured], np.vstack(features)
@@ -123,12 +125,13 @@ class Scorer:
             rewards, features = self.measure_window(plan.to_score)
         else:
             rewards = [reward for reward, _ in self._by_item(plan.to_score, self.score_trees)]
-        return [outcome for outcome in plan.outcomes(rewards, self.scale, features) if isinstance(outcome, Reward)]
+        outcomes = plan.outcomes(rewards, self.scale, features)
+        return [outcome for outcome in outcomes if isinstance(outcome, Reward)]
 
     def _by_item(
         self, window: Sequence[ScoreItem], score: Callable[[Sequence[PrefixTree]], list[list[Scored]]]
     ) -> list[tuple[Reward, Scored]]:
-        """The reward of every item, in order, and what ``score`` gave for it: a number, or a number and more."""
+        """The reward of every item, in order, with the result of ``score`` for it: a number, or a number and features."""
         trees, indices_of_trees = [], []
         for indices in group_items(window):
             first = window[indices[0]]
@@ -145,14 +148,15 @@ class Scorer:
         return [by_index[index] for index in range(len(window))]
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
-        """One list of raw rewards per comparison, see :meth:`reward_comparisons`."""
+        """One list of raw rewards for each comparison, see :meth:`reward_comparisons`."""
         for rewards in self.reward_comparisons(comparisons):
             yield [reward.reward for reward in rewards]
 
     def reward_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[Reward]]:
-        """One reward per candidate of every comparison, encoded exactly as in training (all candidates share one prompt cut).
+        """One reward for each candidate of every comparison.
 
-        Candidates of equal ids have the note ``tied``.
+        Comparisons are encoded exactly as in training: all candidates share one truncation of the prompt. Candidates of equal ids
+        have the note ``tied``.
 
         Raises:
             ScoreError: a score is not finite.
@@ -165,22 +169,23 @@ class Scorer:
                 if not all(map(math.isfinite, scores)):
                     raise ScoreError(f"comparison {done} has the scores {scores}")
                 rewards = [Reward.of(score, tree, branch, self._max_positions) for branch, score in enumerate(scores)]
-                if (groups := tree.distinct())[0] is not tree:
-                    for index in (index for equal in groups[1] if len(equal) > 1 for index in equal):
+                distinct, groups = tree.distinct()
+                if distinct is not tree:
+                    for index in (index for group in groups if len(group) > 1 for index in group):
                         rewards[index] = replace(rewards[index], notes=(*rewards[index].notes, "tied"))
                 self.noted.update({note for reward in rewards for note in reward.notes})
                 yield rewards
 
     def score_trees(self, trees: Sequence[PrefixTree]) -> list[list[float]]:
-        """Raw scores of every tree's candidates, finite or not. Trees beyond the budget are split, their prefix repeated.
+        """Raw scores of every tree's candidates, finite or not. Trees longer than a row are split, with their prefix repeated.
 
-        Candidates of equal ids are scored once: apart, they would differ by rounding, and a tie would be won or lost by it. The
-        model computes without dropout, and is left in the mode that it had.
+        Candidates of equal ids are scored once: two scores would differ by rounding, and rounding would decide a tie. The model
+        runs in evaluation mode, and its former mode is restored.
         """
         return self._by_branch(trees, lambda row: self.model(row).tolist())
 
     def measure_trees(self, trees: Sequence[PrefixTree]) -> list[list[Measured]]:
-        """The same scores, each with what the head read for it."""
+        """The same scores, each with the input of the head."""
         return self._by_branch(trees, self._measure)
 
     def _measure(self, row: PackedRow) -> list[Measured]:
@@ -189,12 +194,12 @@ class Scorer:
 
     @torch.inference_mode()
     def _by_branch(self, trees: Sequence[PrefixTree], compute: Callable[[PackedRow], list[T]]) -> list[list[T]]:
-        """What ``compute`` gives for the candidates of a row, by tree and branch."""
+        """The results of ``compute`` for all candidates, by tree and branch."""
         results: list[dict[int, T]] = [{} for _ in trees]
         parts = []
         for index, tree in enumerate(trees):
-            once, candidates = tree.distinct()
-            parts += [(index, [candidates[i] for i in part], subtree) for part, subtree in once.split(self.row_tokens)]
+            distinct, groups = tree.distinct()
+            parts += [(index, [groups[i] for i in part], subtree) for part, subtree in distinct.split(self.row_tokens)]
         row_tokens = min(self.row_tokens, _CPU_ROW_TOKENS) if self.model.device.type == "cpu" else self.row_tokens
         filler = [self._filler] if self.model.device.type == "cpu" else []
         with _in_inference(self.model):
@@ -203,16 +208,16 @@ class Scorer:
                 flat = iter(compute(packed))
                 for i in row:
                     index, part, _ = parts[i]
-                    for equal in part:
+                    for group in part:
                         result = next(flat)
-                        for candidate in equal:
+                        for candidate in group:
                             results[index][candidate] = result
-        return [[found[branch] for branch in range(len(found))] for found in results]
+        return [[by_branch[branch] for branch in range(len(by_branch))] for by_branch in results]
 
 
 @contextmanager
 def _in_inference(model: RewardModel) -> Iterator[None]:
-    """Every module in evaluation mode, and afterwards in its own: a model may be scored while it is trained."""
+    """Set all modules to evaluation mode, and restore their modes afterwards: a model may be scored during its training."""
     training = [module for module in model.modules() if module.training]
     try:
         if training:
@@ -224,7 +229,11 @@ def _in_inference(model: RewardModel) -> Iterator[None]:
 
 
 def check_finite(reward: Reward, name: str) -> None:
-    """Raises ScoreError if there is no finite reward. name: of the item, for the message."""
+    """Check that a reward and its anchor are finite. name: the item's name for the message.
+
+    Raises:
+        ScoreError: one of them is not finite.
+    """
     if not math.isfinite(reward.reward):
         raise ScoreError(f"{name} has the score {reward.reward}")
     if reward.anchor is not None and not math.isfinite(reward.anchor):
