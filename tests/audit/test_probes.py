@@ -1,4 +1,4 @@
-"""Every measure against a plain loop, every verdict against its rule, and every probe against a scorer that it must find."""
+"""Every measure against a plain loop, every verdict against its rule, and every probe against a scorer that must fail it."""
 
 import math
 import re
@@ -9,7 +9,7 @@ import pytest
 from support import shortcuts
 
 from polar_rm.audit import texts
-from polar_rm.audit.probes import PROBES, Measured, Probe
+from polar_rm.audit.probes import PROBES, Measurement, Probe
 from polar_rm.audit.run import audit
 from polar_rm.audit.sentences import SENTENCES
 from polar_rm.audit.thresholds import Thresholds
@@ -25,9 +25,9 @@ DATA += [
 
 
 def score(prompt, reference, candidate):
-    """Depends on everything, and ties now and then."""
-    likeness = shortcuts.cosine(reference, candidate, ordered=False)
-    return round(4 * likeness + len(candidate) / 400 + 0.6 * shortcuts.noise(0, prompt, candidate[:50]), 1)
+    """A score that depends on all texts, and has some ties."""
+    similarity = shortcuts.cosine(reference, candidate, ordered=False)
+    return round(4 * similarity + len(candidate) / 400 + 0.6 * shortcuts.noise(0, prompt, candidate[:50]), 1)
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def pairs(comparison):
 
 
 def accuracy(change=lambda comparison: comparison):
-    found = []
+    outcomes = []
     for comparison in map(change, DATA):
         for better, worse in pairs(comparison):
             prompt, reference = comparison.prompt, comparison.reference
-            found.append(right(score(prompt, reference, better), score(prompt, reference, worse)))
-    return sum(found) / len(found)
+            outcomes.append(right(score(prompt, reference, better), score(prompt, reference, worse)))
+    return sum(outcomes) / len(outcomes)
 
 
 def best(comparison):
@@ -81,14 +81,14 @@ def test_accuracy_gain_and_adherence_equal_plain_loops(result):
         assert (finding(result, name)["n_pairs"], finding(result, name)["n_prompts"]) == (80 + 40 * 3, 80)
 
 
-def test_references_and_prompts_of_others_are_anothers_and_all_else_stays(result):
+def test_streams_with_other_references_or_prompts_change_nothing_else(result):
     for stream, field, measured in (("shuffled", "reference", "other_reference"), ("other_prompt", "prompt", "other_prompt")):
         changed = list(result.streams.by_name()[stream]())
         texts_of = {getattr(each, field): each.metadata["town"] for each in DATA}
         assert all(texts_of[getattr(each, field)] != each.metadata["town"] for each in changed)
         assert [replace(new, **{field: getattr(old, field)}) for new, old in zip(changed, DATA, strict=True)] == DATA
-        place = {id(old): new for old, new in zip(DATA, changed, strict=True)}
-        then = accuracy(lambda each, place=place: place[id(each)])
+        new_by_id = {id(old): new for old, new in zip(DATA, changed, strict=True)}
+        then = accuracy(lambda each, new_by_id=new_by_id: new_by_id[id(each)])
         assert finding(result, measured)["value"] == pytest.approx(accuracy() - then)
 
 
@@ -101,22 +101,22 @@ def test_wins_over_altered_answers_equal_plain_loops(result):
         "other_answer": None,
     }
     for name, change in changes.items():
-        found = []
-        for each, asked in zip(DATA, result.streams.altered(), strict=True):
-            other = change(each) if change else asked.candidates[{"scrambled": 8, "other_answer": 5}[name]]
-            assert asked.candidates[0] == best(each)
+        outcomes = []
+        for each, altered in zip(DATA, result.streams.altered(), strict=True):
+            other = change(each) if change else altered.candidates[{"scrambled": 8, "other_answer": 5}[name]]
+            assert altered.candidates[0] == best(each)
             if name == "scrambled":
                 assert sorted(other.split()) == sorted(each.reference.split()) and other != each.reference
             if name == "other_answer":
                 assert each.metadata["town"] not in other and other in {best(any_) for any_ in DATA}
-            found.append(right(score(each.prompt, each.reference, best(each)), score(each.prompt, each.reference, other)))
-        assert finding(result, name)["value"] == pytest.approx(sum(found) / len(found)), name
+            outcomes.append(right(score(each.prompt, each.reference, best(each)), score(each.prompt, each.reference, other)))
+        assert finding(result, name)["value"] == pytest.approx(sum(outcomes) / len(outcomes)), name
 
 
-def test_a_copy_is_held_against_noise_and_tricks_against_the_honest_worse_answer(result):
+def test_a_copy_is_compared_with_noise_and_a_trick_with_the_unchanged_worse_answer(result):
     copied, lost = [], {"pasted": [], "injected": []}
-    for each, asked in zip(DATA, result.streams.altered(), strict=True):
-        reference, noise = asked.candidates[6:8]
+    for each, altered in zip(DATA, result.streams.altered(), strict=True):
+        reference, noise = altered.candidates[6:8]
         assert reference == each.reference
         assert sorted(noise.split()) in [sorted(best(any_).split()) for any_ in DATA]
         copied.append(right(score(each.prompt, reference, reference), score(each.prompt, reference, noise)))
@@ -132,7 +132,7 @@ def test_a_copy_is_held_against_noise_and_tricks_against_the_honest_worse_answer
 
 def test_the_share_of_skill_without_length_equals_a_plain_loop():
     data = shortcuts.comparisons(300, SEED)
-    found = finding(audit(shortcuts.contender("model", score), data, seed=SEED, resamples=50), "length")
+    length = finding(audit(shortcuts.contender("model", score), data, seed=SEED, resamples=50), "length")
     cells = {"matched": [], "longer": [], "shorter": []}
     for each in data:
         for better, worse in pairs(each):
@@ -145,13 +145,13 @@ def test_the_share_of_skill_without_length_equals_a_plain_loop():
     weights += [np.full(len(cell), unmatched / 2 / len(cell)) for cell in (longer, shorter)]
     left = np.average(np.concatenate([matched, longer, shorter]), weights=np.concatenate(weights)) - 0.5
     skill = np.concatenate([matched, longer, shorter]).mean() - 0.5
-    assert found["value"] == pytest.approx(left / skill)
-    assert found["figures"] == pytest.approx({f"where_the_better_is_{name}": np.mean(cell) for name, cell in cells.items()})
+    assert length["value"] == pytest.approx(left / skill)
+    assert length["figures"] == pytest.approx({f"where_the_better_is_{name}": np.mean(cell) for name, cell in cells.items()})
 
 
 def test_the_share_of_skill_without_markdown_equals_a_plain_loop():
     data = shortcuts.comparisons(200, SEED)
-    found = finding(audit(shortcuts.contender("model", score), data, seed=SEED, resamples=50), "markdown")
+    markdown = finding(audit(shortcuts.contender("model", score), data, seed=SEED, resamples=50), "markdown")
     given, plain = [], []
     for each in data:
         if any("**" in candidate for candidate in each.candidates):
@@ -159,9 +159,9 @@ def test_the_share_of_skill_without_markdown_equals_a_plain_loop():
                 given.append(right(score(each.prompt, each.reference, better), score(each.prompt, each.reference, worse)))
                 bare = [re.sub(r"\*\*|^## |^- ", "", text, flags=re.MULTILINE) for text in (better, worse, each.reference)]
                 plain.append(right(*(score(each.prompt, bare[2], text) for text in bare[:2])))
-    assert found["n_pairs"] == len(given) > 50
-    assert found["figures"] == pytest.approx({"with_markdown": np.mean(given), "without": np.mean(plain)})
-    assert found["value"] == pytest.approx((np.mean(plain) - 0.5) / (np.mean(given) - 0.5))
+    assert markdown["n_pairs"] == len(given) > 50
+    assert markdown["figures"] == pytest.approx({"with_markdown": np.mean(given), "without": np.mean(plain)})
+    assert markdown["value"] == pytest.approx((np.mean(plain) - 0.5) / (np.mean(given) - 0.5))
 
 
 @pytest.mark.parametrize(
@@ -176,29 +176,29 @@ def test_the_share_of_skill_without_markdown_equals_a_plain_loop():
     ],
 )
 def test_a_verdict_needs_the_whole_interval_on_one_side(result, ci95, at_most, verdict):
-    probe = Probe("halved", "m", lambda _: Measured(0.5, ci95, 100, 100, figures={"accuracy": 0.25}), at_most)
+    probe = Probe("halved", "m", lambda _: Measurement(0.5, ci95, 100, 100, figures={"accuracy": 0.25}), at_most)
     answers = replace(result.answers, thresholds=Thresholds(halved=0.5))
-    found = probe.find(answers)
-    assert (found["verdict"], found["side"]) == (verdict, "at most" if at_most else "at least")
-    assert found["sentence"] == (
+    halved = probe.find(answers)
+    assert (halved["verdict"], halved["side"]) == (verdict, "at most" if at_most else "at least")
+    assert halved["sentence"] == (
         f"halved: {SENTENCES['halved'][verdict]} (+0.500 [{ci95[0]:+.3f}, {ci95[1]:+.3f}]; accuracy 0.250)"
     )
 
 
 def test_few_prompts_and_missing_references_make_no_finding(result):
-    few = Probe("halved", "m", lambda _: Measured(0.1, (0.0, 0.2), 400, 19)).find(result.answers)
+    few = Probe("halved", "m", lambda _: Measurement(0.1, (0.0, 0.2), 400, 19)).find(result.answers)
     assert (few["verdict"], few["value"]) == ("not applicable", None)
     assert few["sentence"] == "halved: only 19 prompts have such pairs"
-    none = Probe("gain", "m", lambda _: Measured(0.1, (0.0, 0.2), 400, 400), needs_reference=True)
+    none = Probe("gain", "m", lambda _: Measurement(0.1, (0.0, 0.2), 400, 400), needs_reference=True)
     without = replace(result.answers, takes_reference=False)
     assert none.find(without)["sentence"] == "gain: it takes no reference"
-    noted = Probe("other_prompt", "m", lambda _: Measured(0.0, (0.0, 0.01), 400, 400), is_noted=True)
+    noted = Probe("other_prompt", "m", lambda _: Measurement(0.0, (0.0, 0.01), 400, 400), is_noted=True)
     assert noted.find(result.answers)["verdict"] == "noted"
     assert noted.find(without)["verdict"] == "failed"
 
 
-# A scorer that is only what the probe must find, or not: (score, probe).
-FOUND = {
+# (score, the probe that a contender with this score must fail).
+SHORTCUTS = {
     "prefers worse": (lambda p, r, c: -shortcuts.oracle(p, r, c), "accuracy"),
     "ignores references": (lambda p, r, c: float(len(c) % 7), "gain"),
     "reads any reference": (lambda p, r, c: float(len(c) % 7) * bool(r), "other_reference"),
@@ -216,11 +216,11 @@ FOUND = {
 }
 
 
-@pytest.mark.parametrize("name", FOUND)
-def test_each_probe_finds_what_it_is_for_and_passes_a_good_scorer(name):
+@pytest.mark.parametrize("name", SHORTCUTS)
+def test_each_probe_fails_its_shortcut_and_passes_a_good_scorer(name):
     data = shortcuts.comparisons(150, SEED)
-    made, probe = FOUND[name]
-    bad = audit(shortcuts.contender(name, made), data, resamples=200)
+    score, probe = SHORTCUTS[name]
+    bad = audit(shortcuts.contender(name, score), data, resamples=200)
     assert finding(bad, probe)["verdict"] == "failed", finding(bad, probe)
     assert bad.report["verdict"] == "failed"
     good = audit(shortcuts.contender("good", shortcuts.oracle), data, resamples=200)
@@ -246,18 +246,18 @@ def test_a_referenceless_scorer_must_read_its_prompt():
     }  # fmt: skip
 
 
-def test_who_needs_no_reference_is_not_asked_to_use_one():
+def test_gain_is_not_applicable_to_a_contender_that_needs_no_reference():
     data = shortcuts.comparisons(150, SEED)
-    found = finding(audit(shortcuts.honest(data, SEED)["label"], data, resamples=50), "gain")
-    assert found["verdict"] == "not applicable"
-    assert found["sentence"] == "gain: it is right in 1.000 of the pairs without a reference: these pairs need none"
+    gain = finding(audit(shortcuts.honest(data, SEED)["label"], data, resamples=50), "gain")
+    assert gain["verdict"] == "not applicable"
+    assert gain["sentence"] == "gain: it is right in 1.000 of the pairs without a reference: these pairs need none"
 
 
-def test_length_and_quality_that_always_agree_are_not_told_apart():
+def test_length_is_not_applicable_if_length_and_quality_always_agree():
     data = [each for each in shortcuts.comparisons(250, SEED) if len(best(each)) > len(worst(each))]
-    found = finding(audit(shortcuts.contender("model", shortcuts.oracle), data, resamples=50), "length")
-    assert found["verdict"] == "not applicable"
-    assert "the better answer is the shorter one in 0 prompts only" in found["sentence"]
+    length = finding(audit(shortcuts.contender("model", shortcuts.oracle), data, resamples=50), "length")
+    assert length["verdict"] == "not applicable"
+    assert "the better answer is the shorter one in 0 prompts only" in length["sentence"]
 
 
 def test_answers_that_are_too_short_to_change_are_left_out():
@@ -267,5 +267,5 @@ def test_answers_that_are_too_short_to_change_are_left_out():
     assert {name for name, verdict in verdicts.items() if verdict == "not applicable"} >= {
         "halved", "looped", "scrambled", "pasted", "markdown"
     }  # fmt: skip
-    assert verdicts["empty"] == "failed" and verdicts["copied"] == "failed"  # both answers are of one score
+    assert verdicts["empty"] == "failed" and verdicts["copied"] == "failed"  # both answers have one score
     assert {probe.name for probe in PROBES} == set(verdicts)

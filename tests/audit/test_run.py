@@ -1,4 +1,4 @@
-"""Audits as a whole: planted shortcuts are found, honest scorers are not accused; what the report holds, and what is refused."""
+"""Whole audits: planted shortcuts fail and honest scorers pass; the content of the report; refused arguments."""
 
 import json
 import weakref
@@ -27,15 +27,15 @@ def failed(report):
 
 
 def oracle(**changes):
-    made = shortcuts.contender("oracle", shortcuts.oracle)
+    contender = shortcuts.contender("oracle", shortcuts.oracle)
     for name, value in changes.items():
-        setattr(made, name, value)
-    return made
+        setattr(contender, name, value)
+    return contender
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
-def test_planted_shortcuts_are_found_and_honest_scorers_are_not_accused(seed):
-    """The whole of it, over twenty seeds, is ``benchmarks/audit.py``."""
+def test_planted_shortcuts_fail_and_honest_scorers_do_not(seed):
+    """``benchmarks/audit.py`` measures the rates over twenty seeds."""
     data = shortcuts.comparisons(200 if seed else 150, seed)
     for name, contender in shortcuts.honest(data, seed).items():
         report = audit(contender, data, seed=seed, resamples=200).report
@@ -72,7 +72,7 @@ def test_the_report_is_complete_and_does_not_depend_on_the_order_of_calls():
     assert first != second
 
 
-def test_thresholds_decide():
+def test_thresholds_determine_the_verdicts():
     strict = Thresholds(gain=0.9, pasted=-0.5, prompts=10)
     report = audit(oracle(), DATA, thresholds=strict, resamples=50).report
     assert failed(report) == {"gain", "pasted"}
@@ -84,14 +84,14 @@ def test_without_references_the_probes_of_references_are_left_out():
     blank = [replace(each, reference=None) for each in DATA]
     with pytest.raises(PolarError, match="40 of 40 comparisons have no reference, the first is comparison 1; --reference empty"):
         audit(oracle(), blank)
-    asked = []
+    references = []
 
     def score(prompt, reference, candidate):
-        asked.append(reference)
+        references.append(reference)
         return len(candidate)
 
     report = audit(shortcuts.contender("m", score), blank, use_references=False, resamples=50).report
-    assert set(asked) == {""}
+    assert set(references) == {""}
     assert report["references"] == {} and not report["takes_reference"]
     assert audit(Length(), blank, resamples=50).report["takes_reference"] is False  # it needs none
 
@@ -108,7 +108,7 @@ def test_everything_is_checked_before_a_contender_is_loaded():
     ):
         with pytest.raises(PolarError, match=message):
             audit(light, items)
-    with pytest.raises(PolarError, match="stored scores are of texts as they were"):
+    with pytest.raises(PolarError, match="stored scores belong to unchanged texts"):
         audit(Stored("old", "scores.jsonl"), DATA)
     assert loaded == []
 
@@ -164,7 +164,7 @@ def test_only_a_window_of_comparisons_is_held(monkeypatch):
     assert peak <= 3 * 32 + 8
 
 
-def test_messages_are_asked_about_as_they_are():
+def test_messages_are_altered_and_scored_as_messages():
     def messages(text):
         return [{"role": "assistant", "content": "Let me see."}, {"role": "assistant", "content": text}]
 
@@ -222,7 +222,7 @@ def test_table_sentences_page_and_plot(tmp_path):
         (line.partition(":")[0] for line in lines), key=["failed", "noted", "undecided"].index
     )
     shown = examples(result)
-    assert [len(found) for found in shown.values()] == [3] * len(shown) and "halved" in shown
+    assert [len(rows) for rows in shown.values()] == [3] * len(shown) and "halved" in shown
     first = shown["halved"][0]
     sides = {side["name"]: side for side in first["sides"]}
     assert sides["better"]["score"] == -len(sides["better"]["text"]) < sides["halved"]["score"] == -len(sides["halved"]["text"])
@@ -237,8 +237,8 @@ def test_table_sentences_page_and_plot(tmp_path):
     assert all(label in drawn for label in ("halved ≥ 0.6", "threshold", "failed"))
 
 
-def test_altered_answers_that_an_encoder_makes_equal_say_nothing():
-    """The encoder of this scorer keeps 300 characters: an end that is repeated, or a plea, may lie beyond."""
+def test_altered_answers_that_an_encoder_makes_equal_are_left_out():
+    """The encoder of this scorer keeps 300 characters, so a repeated end or a plea may be truncated."""
 
     class Cut:
         def score_comparisons(self, comparisons):
@@ -248,11 +248,11 @@ def test_altered_answers_that_an_encoder_makes_equal_say_nothing():
                 yield NotedScores([shortcuts.cosine(each.reference, text) for text in kept], notes)
 
     result = audit(Cut(), DATA, thresholds=Thresholds(prompts=1), resamples=10)
-    found = {each["probe"]: each["n_pairs"] for each in result.report["findings"]}
+    n_pairs = {each["probe"]: each["n_pairs"] for each in result.report["findings"]}
     best, worst = ([each.candidates[each.ranks.index(rank)] for each in DATA] for rank in (0, 1))
-    assert 5 < found["looped"] < 35 and 5 < found["injected"] < 35
-    assert found["looped"] == sum(len(text) < 300 for text in best)
-    assert found["injected"] == sum(len(text) < 300 for text in worst)
-    assert found["halved"] == sum(half(text) != text[:300] and len(half(text)) < 300 for text in best)
-    assert found["pasted"] == found["empty"] == 40
-    assert any("altered answers were left out: the encoder cuts them" in line for line in result.report["warnings"])
+    assert 5 < n_pairs["looped"] < 35 and 5 < n_pairs["injected"] < 35
+    assert n_pairs["looped"] == sum(len(text) < 300 for text in best)
+    assert n_pairs["injected"] == sum(len(text) < 300 for text in worst)
+    assert n_pairs["halved"] == sum(half(text) != text[:300] and len(half(text)) < 300 for text in best)
+    assert n_pairs["pasted"] == n_pairs["empty"] == 40
+    assert any("altered answers were left out: the encoder truncates them" in line for line in result.report["warnings"])

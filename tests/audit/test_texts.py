@@ -1,4 +1,4 @@
-"""Altered answers are altered as they say, and nothing else is."""
+"""Altered answers have the named change and no other."""
 
 import pytest
 from hypothesis import given
@@ -49,7 +49,7 @@ a b
 link gone"""
 
 
-def test_markdown_is_taken_away_and_its_text_stays():
+def test_markdown_is_removed_and_its_text_is_kept():
     assert texts.without_markdown(MARKDOWN) == PLAIN
     assert texts.without_markdown([{"role": "assistant", "content": "**a**"}, {"role": "tool", "content": "b"}]) == [
         {"role": "assistant", "content": "a"},
@@ -62,12 +62,12 @@ def test_markdown_is_taken_away_and_its_text_stays():
     "text",
     ["", "two words\n\nand a paragraph", "1. first\n2. second", "2 * 3 = 6 - 1", "a*b*c", "    indented", "x_1, x_2", PLAIN],
 )
-def test_a_text_without_markdown_stays_as_it_is(text):
+def test_a_text_without_markdown_is_unchanged(text):
     assert texts.without_markdown(text) == text
 
 
 @given(st.text())
-def test_taking_markdown_away_never_adds_a_word(text):
+def test_removing_markdown_never_adds_a_character(text):
     plain = texts.without_markdown(text)
     assert len(plain) <= len(text) + 1
     assert set(plain) <= set(text) | {"\n", " "} or "\x00" in text  # a parser of markdown replaces NUL
@@ -94,7 +94,7 @@ def test_scrambled_words_are_the_same_words_in_another_order():
     assert texts.scrambled("same same", "s") == "same same"  # there is no other order
 
 
-def test_pasted_and_injected_texts_hold_the_answer():
+def test_pasted_and_injected_texts_contain_the_answer():
     reference = "the quick brown fox jumps over the lazy dog near the river bank"
     assert texts.pasted("no", reference) == "the quick brown fox jumps over the lazy dog near no"
     assert texts.pasted("no", "中文" * 40) == "中文" * 20 + " no"

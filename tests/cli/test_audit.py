@@ -30,7 +30,7 @@ def test_a_failed_probe_is_exit_code_1_and_files_are_written(polar, tmp_path):
     report = json.loads((tmp_path / "audit.json").read_text())
     assert (report["contender"], report["verdict"], report["data"][0]["rows"]) == ("bag", "failed", 60)
     assert "bag: failed (60 pairs of 60 prompts)" in shown and "failed: scrambled: the reference's words in random order" in shown
-    assert "scrambled: where the wrong answer was furthest ahead" in (tmp_path / "audit.html").read_text()
+    assert "scrambled: where the wrong answer won with the largest margin" in (tmp_path / "audit.html").read_text()
     assert (tmp_path / "audit.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -65,7 +65,7 @@ def test_a_native_model_is_audited_with_and_without_references(polar, model, tmp
         (("audit", "tfidf", "none.jsonl"), "none.jsonl: no such file or folder"),
         (("audit", "tfidf", "pairs.jsonl", "--plot", "a.pdf"), "a.pdf: unknown kind of file to write; known: .png, .svg"),
         (("audit", "tfidf", "pairs.jsonl", "--json", "pairs.jsonl"), "pairs.jsonl: this run writes this file"),
-        (("audit", "scores:pairs.jsonl", "pairs.jsonl"), "stored scores are of texts as they were"),
+        (("audit", "scores:pairs.jsonl", "pairs.jsonl"), "stored scores belong to unchanged texts"),
         (("evaluate", "--suite", "rm-bench", "--model", "length", "--reference", "all", "pairs.jsonl"), "--reference all: "),
     ],
 )

@@ -1,4 +1,4 @@
-"""Does a contender read its reference and its prompt, or length, markdown and other shortcuts?
+"""Measures whether a contender uses its reference and its prompt, or shortcuts such as length and markdown.
 
-``audit`` and ``audit_files`` of :mod:`polar_rm.audit.run` ask it, and find out.
+The entry points are ``audit`` and ``audit_files`` of :mod:`polar_rm.audit.run`.
 """

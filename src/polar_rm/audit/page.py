@@ -1,4 +1,4 @@
-"""An audit as a picture, and on one page that needs nothing else: what was found, and the answers that won and should not."""
+"""An audit as a plot and as a self-contained page with the findings and with examples of wrong winners."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from polar_rm.reporting.plots import figure_svg, interval_figure, save_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_EXAMPLES = 3  # of each probe
-_MAX_CHARACTERS = 4000  # of a text on the page
+_EXAMPLES = 3  # maximum number of examples of each probe
+_MAX_CHARACTERS = 4000  # maximum length of a text on the page
 
 _COLOURS = {"passed": "good", "failed": "bad", "undecided": "open", "noted": "other"}
 
-# Which altered answer should beat which, by probe.
+# (the altered answer that should win, the one that should lose) of each probe.
 _RIVALS = {
     "other_answer": ("better", "other_answer"),
     "halved": ("better", "halved"),
@@ -40,17 +40,18 @@ def write_plot(path: str | Path, report: AuditReport) -> None:
     """Draw all findings with intervals and thresholds, as PNG or SVG by the file's suffix, atomically.
 
     Raises:
-        PolarError: another suffix, or the file can't be written.
+        PolarError: the suffix is another one, or the file can't be written.
     """
     save_figure(_figure(report), path)
 
 
 def _figure(report: AuditReport) -> Figure:
     rows: dict[str, tuple[float, list[float], float, str]] = {}
-    for each in report["findings"]:
-        if each["value"] is not None and each["ci95"] is not None:
-            label = f"{each['probe'].replace('_', ' ')} {'≥' if each['side'] == 'at least' else '≤'} {each['threshold']:g}"
-            rows[label] = each["value"], each["ci95"], each["threshold"], each["verdict"]
+    for finding in report["findings"]:
+        if finding["value"] is not None and finding["ci95"] is not None:
+            sign = "≥" if finding["side"] == "at least" else "≤"
+            label = f"{finding['probe'].replace('_', ' ')} {sign} {finding['threshold']:g}"
+            rows[label] = finding["value"], finding["ci95"], finding["threshold"], finding["verdict"]
     title = f"{report['contender']}: {report['verdict']}"
     return interval_figure(rows, _COLOURS, title=title, x="measure of the probe, 95% interval")
 
@@ -72,46 +73,46 @@ def write_page(path: str | Path, result: AuditResult) -> None:
 
 
 def examples(result: AuditResult) -> dict[str, list[dict[str, Any]]]:
-    """By probe, the comparisons in which the wrong answer won by most: prompt, reference, both texts and scores.
+    """The comparisons in which the wrong answer won with the largest margin: prompt, reference, both texts and scores, by probe.
 
-    Only of probes that did not pass; the texts are read anew.
+    Only probes that did not pass have examples. The texts are read again.
     """
-    wanted: dict[str, list[int]] = {}
-    for each in result.report["findings"]:
-        if each["probe"] in _RIVALS and each["verdict"] in ("failed", "undecided"):
-            wanted[each["probe"]] = _worst(result, *_RIVALS[each["probe"]])
-    rows = {row for found in wanted.values() for row in found}
-    texts = {row: comparison for row, comparison in enumerate(result.streams.altered() if rows else ()) if row in rows}
-    shown: dict[str, list[dict[str, Any]]] = {}
-    for probe, found in wanted.items():
+    rows_by_probe: dict[str, list[int]] = {}
+    for finding in result.report["findings"]:
+        if finding["probe"] in _RIVALS and finding["verdict"] in ("failed", "undecided"):
+            rows_by_probe[finding["probe"]] = _largest_errors(result, *_RIVALS[finding["probe"]])
+    needed = {row for rows in rows_by_probe.values() for row in rows}
+    texts = {row: comparison for row, comparison in enumerate(result.streams.altered() if needed else ()) if row in needed}
+    examples_by_probe: dict[str, list[dict[str, Any]]] = {}
+    for probe, rows in rows_by_probe.items():
         columns = [ALTERED.index(name) for name in _RIVALS[probe]]
-        shown[probe] = [
+        examples_by_probe[probe] = [
             {
                 "number": row + 1,
-                "prompt": _cut(texts[row].prompt),
-                "reference": _cut(texts[row].reference or ""),
+                "prompt": _shortened(texts[row].prompt),
+                "reference": _shortened(texts[row].reference or ""),
                 "sides": [
                     {
                         "name": ALTERED[column].replace("_", " "),
                         "score": float(result.answers.altered[row, column]),
-                        "text": _cut(texts[row].candidates[column]),
+                        "text": _shortened(texts[row].candidates[column]),
                     }
                     for column in columns
                 ],
             }
-            for row in found
+            for row in rows
         ]
-    return shown
+    return examples_by_probe
 
 
-def _worst(result: AuditResult, first: str, second: str) -> list[int]:
-    """The comparisons in which the second answer is ahead by most, at most three."""
+def _largest_errors(result: AuditResult, first: str, second: str) -> list[int]:
+    """The comparisons in which the second answer wins with the largest margin, at most three."""
     margins, rows = result.answers.margins(first, second)
     order = np.argsort(margins, kind="stable")[:_EXAMPLES]
     return [int(rows[index]) for index in order if margins[index] <= 0]
 
 
-def _cut(text: Text) -> str:
+def _shortened(text: Text) -> str:
     flat = flatten(text)
     return (
         flat if len(flat) <= _MAX_CHARACTERS else f"{flat[:_MAX_CHARACTERS]}\n[… {len(flat) - _MAX_CHARACTERS:,} more characters]"

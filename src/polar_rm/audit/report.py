@@ -1,4 +1,4 @@
-"""The result of an audit as a contract, and as a table."""
+"""The report of an audit: its schema, and its table and sentences for the terminal."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ from polar_rm.reporting.words import interval
 SCHEMA: Literal["polar-rm/audit/1"] = "polar-rm/audit/1"
 
 Verdict = Literal["passed", "failed", "undecided", "noted", "not applicable"]
-"""passed: none of the interval lies beyond the threshold. failed: all of it does. undecided: the pairs are too few to tell.
-noted: as failed, but a property that a contender of this kind may have. not applicable: the question makes no sense here."""
+"""The verdict of a probe.
+
+passed: no part of the interval is beyond the threshold. failed: the whole interval is beyond it. undecided: the interval contains
+the threshold, because there are too few pairs. noted: as failed, but a contender of this kind may have this property. not
+applicable: the measure is undefined for this contender or these pairs.
+"""
 
 
 class Finding(TypedDict):
-    """What one probe found."""
+    """The result of one probe."""
 
     probe: str
-    measure: str  # in words
+    measure: str  # description of the measure
     value: float | None  # None where not applicable
     ci95: list[float] | None  # by bootstrap over prompts
     threshold: float
-    side: Literal["at least", "at most"]  # where the value should lie
+    side: Literal["at least", "at most"]  # the side of the threshold on which the value should be
     n_pairs: int
     n_prompts: int
     verdict: Verdict
     sentence: str
-    figures: dict[str, float]  # what the measure is made of
+    figures: dict[str, float]  # the numbers that the value is computed from
 
 
 class AuditReport(TypedDict):
@@ -43,15 +47,17 @@ class AuditReport(TypedDict):
     source: str | None
     takes_reference: bool
     facts: dict[str, Any]  # such as encoder_hash
-    verdict: Literal["passed", "failed", "undecided"]  # failed: one probe at least. undecided: none, but one is open
+    verdict: Literal[
+        "passed", "failed", "undecided"
+    ]  # failed: at least one probe failed. undecided: none failed, one is undecided
     findings: list[Finding]
     thresholds: dict[str, float]
     n_comparisons: int
     n_pairs: int
     n_prompts: int
-    references: dict[str, int]  # where they came from -> comparisons; {} where none are taken
+    references: dict[str, int]  # origin of references -> number of comparisons; {} if the contender takes no references
     data: list[DataFile]  # [] for comparisons that did not come from files
-    limit: int | None  # only so many comparisons were taken, the first ones
+    limit: int | None  # the number of first comparisons that were used; None: all
     seed: int
     fingerprint: str  # of the pairs
     warnings: list[str]
@@ -60,25 +66,26 @@ class AuditReport(TypedDict):
 def findings_table(report: AuditReport) -> Table:
     """A row for each probe."""
     rows = []
-    for each in report["findings"]:
-        sign = "≥" if each["side"] == "at least" else "≤"
-        value = "-" if each["value"] is None else f"{each['value']:.3f}"
-        bounds = interval(each["ci95"], missing="-")
-        rows.append([each["probe"].replace("_", " "), value, bounds, f"{sign} {each['threshold']:g}", each["verdict"]])
-    where = f"{report['n_pairs']:,} pairs of {report['n_prompts']:,} prompts"
+    for finding in report["findings"]:
+        threshold = f"{'≥' if finding['side'] == 'at least' else '≤'} {finding['threshold']:g}"
+        value = "-" if finding["value"] is None else f"{finding['value']:.3f}"
+        bounds = interval(finding["ci95"], missing="-")
+        rows.append([finding["probe"].replace("_", " "), value, bounds, threshold, finding["verdict"]])
+    pairs = f"{report['n_pairs']:,} pairs of {report['n_prompts']:,} prompts"
     limit = f", the first {report['limit']:,} comparisons only" if report["limit"] else ""
-    title = f"{report['contender']}: {report['verdict']} ({where}{limit})"
+    title = f"{report['contender']}: {report['verdict']} ({pairs}{limit})"
     return Table(title, ["probe", "value", "95% interval", "threshold", "verdict"], rows)
 
 
 def sentences(report: AuditReport) -> list[str]:
-    """What did not pass, in words."""
-    told = [each for verdict in ("failed", "noted", "undecided") for each in report["findings"] if each["verdict"] == verdict]
-    return [f"{each['verdict']}: {each['sentence']}" for each in told]
+    """A sentence for each probe that did not pass: failed ones first, then noted and undecided ones."""
+    verdicts = ("failed", "noted", "undecided")
+    findings = [finding for verdict in verdicts for finding in report["findings"] if finding["verdict"] == verdict]
+    return [f"{finding['verdict']}: {finding['sentence']}" for finding in findings]
 
 
 def render(report: AuditReport) -> Group:
-    """For the terminal."""
+    """The table, the sentences and the warnings for the terminal."""
     styles = {"failed": "red", "noted": "", "undecided": "yellow"}
     lines = [Text(line, style=styles[line.partition(":")[0]]) for line in sentences(report)]
     warnings = [Text(f"warning: {line}", style="yellow") for line in report["warnings"]]

@@ -1,4 +1,4 @@
-"""Runs an audit: a first pass that checks, all streams through one loaded contender, then the probes."""
+"""Runs an audit: checks the data in a first pass, scores all streams with one loaded contender, and runs the probes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from polar_rm.audit.probes import PROBES, Answers
 from polar_rm.audit.report import SCHEMA, AuditReport, Finding
-from polar_rm.audit.streams import ALTERED, Bools, Seen, Streams
+from polar_rm.audit.streams import ALTERED, Bools, FirstPass, Streams
 from polar_rm.audit.thresholds import Thresholds
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
@@ -26,7 +26,7 @@ from polar_rm.records import Comparison, OnBadRow
 
 @dataclass(frozen=True, slots=True)
 class AuditResult:
-    """report: what is written to a file. answers, streams: what it was computed from, for what shows texts."""
+    """The result of an audit. report: the content of the JSON file. answers, streams: the data of the report, for examples."""
 
     report: AuditReport
     answers: Answers
@@ -43,44 +43,47 @@ def audit(
     resamples: int = RESAMPLES,
     progress: Progress = silent,
 ) -> AuditResult:
-    """Ask a contender about pairs in all the ways of :mod:`polar_rm.audit.streams`, and find its shortcuts.
+    """Score all streams of :mod:`polar_rm.audit.streams` with a contender, and find its shortcuts.
 
-    comparisons: read several times (checks first), so a list or ``ComparisonFiles``. Memory grows by some 200 bytes a comparison,
-        not with the texts. Each pair costs about twenty scored answers, eleven of which share a prefix.
-    use_references: False asks without any; probes of references are then not applicable.
-    seed: of the bootstrap, and of what is drawn: other prompts, random orders.
+    comparisons: a list or ``ComparisonFiles``, because they are read several times, first for checks. Memory grows by about 200
+        bytes a comparison, not with the texts. Each pair costs about twenty scores; eleven of them share a prefix.
+    use_references: False scores without references; the probes that need references are then not applicable.
+    seed: seed of the bootstrap, of other prompts and of random orders.
 
     Raises:
-        PolarError: nothing to compare, a missing reference, a contender that can't be asked about changed texts.
+        PolarError: there is nothing to compare, a reference is missing, or the contender can't score changed texts.
         ScoreError: a score is not finite.
     """
     if iter(comparisons) is comparisons:
         raise PolarError("comparisons are read several times: pass a list or ComparisonFiles instead of a generator")
     named = contender if isinstance(contender, Contender) else Given("model", contender)
     if named.kind == "stored":
-        raise PolarError(f"{named.name}: stored scores are of texts as they were; an audit asks about changed ones")
+        raise PolarError(f"{named.name}: stored scores belong to unchanged texts, but an audit also scores changed texts")
     limits = thresholds or Thresholds()
     streams = Streams(comparisons, takes_reference=use_references and named.reads_references, seed=seed)
     named.check()
-    seen = streams.look(named)
-    scores = _ask(named, streams, seen, progress)
-    pairs = seen.survey.pairs
-    correct = {name: PairScores(pairs, {name: each}).correct(name) for name, each in scores.items() if name != "altered"}
+    first_pass = streams.first_pass(named)
+    scores = _score_all_streams(named, streams, first_pass, progress)
+    pairs = first_pass.survey.pairs
+    streams_of_pairs = [name for name in scores if name != "altered"]
+    correct = {name: PairScores(pairs, {name: scores[name]}).correct(name) for name in streams_of_pairs}
     altered = scores["altered"].values.reshape(-1, len(ALTERED))
-    usable = seen.usable & ~_made_equal(scores["altered"])
-    answers = Answers(streams.takes_reference, replace(seen, usable=usable), correct, altered, limits, resamples, seed)
+    usable = first_pass.usable & ~_made_equal(scores["altered"])
+    answers = Answers(streams.takes_reference, replace(first_pass, usable=usable), correct, altered, limits, resamples, seed)
     findings = [probe.find(answers) for probe in PROBES]
-    report = _report(named, streams, seen, findings, limits, scores["given"], seed)
-    if lost := int(seen.usable.sum() - usable.sum()):
+    report = _report(named, streams, first_pass, findings, limits, scores["given"], seed)
+    if lost := int(first_pass.usable.sum() - usable.sum()):
         report["warnings"].append(
-            f"{lost:,} altered answers were left out: the encoder cuts them to a text that is asked about, too"
+            f"{lost:,} altered answers were left out: the encoder truncates them to the text of another answer"
         )
     return AuditResult(report, answers, streams)
 
 
 def _made_equal(scores: Scores) -> Bools:
-    """The altered answers that the contender's encoder makes equal to another, for example by its limit on length. That they tie
-    says nothing. bool [n_comparisons, len(ALTERED)]; the two answers as they are always count."""
+    """The altered answers that the contender's encoder makes equal to another answer, for example by truncation.
+
+    Their ties are not evidence. bool [n_comparisons, len(ALTERED)]; it is always false for the two unchanged answers.
+    """
     marks = scores.marks if scores.marks is not None and "tied" in scores.kinds else np.zeros(len(scores.values), np.uint16)
     bit = scores.kinds.index("tied") if "tied" in scores.kinds else 0
     equal: Bools = (marks >> bit & 1).astype(np.bool_).reshape(-1, len(ALTERED))
@@ -88,24 +91,24 @@ def _made_equal(scores: Scores) -> Bools:
     return equal
 
 
-def _ask(contender: Contender, streams: Streams, seen: Seen, progress: Progress) -> dict[str, Scores]:
-    count = seen.survey.pairs.n_comparisons
-    sizes = {"altered": count * len(ALTERED)}
-    asked = {name: (read, (count, sizes.get(name, seen.survey.pairs.n_candidates))) for name, read in streams.by_name().items()}
-    return score_streams([contender], asked, progress=progress)[contender.name]
+def _score_all_streams(contender: Contender, streams: Streams, first_pass: FirstPass, progress: Progress) -> dict[str, Scores]:
+    n_comparisons, n_candidates = first_pass.survey.pairs.n_comparisons, first_pass.survey.pairs.n_candidates
+    sizes = {"altered": n_comparisons * len(ALTERED)}
+    sized = {name: (read, (n_comparisons, sizes.get(name, n_candidates))) for name, read in streams.by_name().items()}
+    return score_streams([contender], sized, progress=progress)[contender.name]
 
 
 def _report(
     contender: Contender,
     streams: Streams,
-    seen: Seen,
+    first_pass: FirstPass,
     findings: list[Finding],
     thresholds: Thresholds,
     given: Scores,
     seed: int,
 ) -> AuditReport:
     verdicts = {finding["verdict"] for finding in findings}
-    pairs = seen.survey.pairs
+    pairs = first_pass.survey.pairs
     return {
         "schema": SCHEMA,
         "contender": contender.name,
@@ -119,12 +122,12 @@ def _report(
         "n_comparisons": pairs.n_comparisons,
         "n_pairs": len(pairs),
         "n_prompts": len(np.unique(pairs.prompts)),
-        "references": seen.survey.protocols,
+        "references": first_pass.survey.protocols,
         "data": [],
         "limit": None,
         "seed": seed,
-        "fingerprint": seen.survey.fingerprint,
-        "warnings": [*contender_warnings(contender, given.noted), *seen.survey.copy_warnings()],
+        "fingerprint": first_pass.survey.fingerprint,
+        "warnings": [*contender_warnings(contender, given.noted), *first_pass.survey.copy_warnings()],
     }
 
 
@@ -144,18 +147,19 @@ def audit_files(
 ) -> AuditResult:
     """:func:`audit` a contender on files of comparisons.
 
-    contender: by a word of :data:`polar_rm.evaluation.contenders.KINDS`, or itself. references: file that references are added
-    from. limit: take only the first so many comparisons. outputs: what the caller will write; no file may be one of them.
+    contender: a contender, or its text form (see :data:`polar_rm.evaluation.contenders.KINDS`). references: a file with
+    references to add. limit: use only this many first comparisons. outputs: the files that the caller will write; they are
+    refused as data.
 
     Raises:
-        PolarError: whatever is wrong with contender, files or options; before anything is scored.
+        PolarError: the contender, a file or an option is invalid; raised before anything is scored.
         ScoreError: a score is not finite.
     """
     data = ComparisonFiles(files, on_bad_row, outputs)
     first = First(data, limit)
-    [found] = as_found([contender], options)
+    [named] = as_found([contender], options)
     comparisons = Referenced(first, references) if references else first
-    result = audit(found, comparisons, use_references=use_references, thresholds=thresholds, seed=seed, progress=progress)
+    result = audit(named, comparisons, use_references=use_references, thresholds=thresholds, seed=seed, progress=progress)
     report = result.report
     report["data"], report["limit"] = data.describe(), limit
     report["warnings"] += data.warnings()

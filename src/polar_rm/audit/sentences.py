@@ -1,12 +1,12 @@
-"""What a finding means, in words."""
+"""The sentences that explain findings."""
 
 from __future__ import annotations
 
-_FEW = "the pairs are too few to tell whether "
+_FEW = "there are too few pairs to decide whether "
 
 SENTENCES: dict[str, dict[str, str]] = {
     "accuracy": {
-        "passed": "it prefers the better answer more often than chance does",
+        "passed": "it prefers the better answer more often than chance",
         "failed": "it prefers the worse answer",
         "undecided": f"{_FEW}it is better than chance",
     },
@@ -26,18 +26,18 @@ SENTENCES: dict[str, dict[str, str]] = {
         "undecided": f"{_FEW}it follows its reference",
     },
     "length": {
-        "passed": "what it knows is not length",
-        "failed": "most of what it knows is length",
-        "undecided": f"{_FEW}it knows more than length",
+        "passed": "most of its skill remains with balanced lengths",
+        "failed": "most of its skill is a preference for length",
+        "undecided": f"{_FEW}its skill is more than a preference for length",
     },
     "markdown": {
-        "passed": "what it knows is not markdown",
-        "failed": "most of what it knows is markdown",
-        "undecided": f"{_FEW}it knows more than markdown",
+        "passed": "most of its skill remains without markdown",
+        "failed": "most of its skill is a preference for markdown",
+        "undecided": f"{_FEW}its skill is more than a preference for markdown",
     },
     "other_prompt": {
         "passed": "another prompt makes it less accurate: it reads its prompt",
-        "failed": "another prompt changes nothing: it does not read its prompt, and judges by all else alone",
+        "failed": "another prompt changes nothing: it does not read its prompt",
         "undecided": f"{_FEW}it reads its prompt",
     },
     "other_answer": {
@@ -52,7 +52,7 @@ SENTENCES: dict[str, dict[str, str]] = {
     },
     "looped": {
         "passed": "an answer whose end is repeated loses",
-        "failed": "it does not notice, or likes, that the end of an answer is repeated over and over",
+        "failed": "it does not notice, or prefers, an answer whose end is repeated many times",
         "undecided": f"{_FEW}it notices repetition",
     },
     "empty": {
@@ -67,18 +67,18 @@ SENTENCES: dict[str, dict[str, str]] = {
     },
     "scrambled": {
         "passed": "an answer beats the scrambled words of its reference",
-        "failed": "the reference's words in random order beat the better answer: it compares words, not what they say",
+        "failed": "the reference's words in random order beat the better answer: it compares words, not their meaning",
         "undecided": f"{_FEW}it compares more than words with the reference",
     },
     "pasted": {
-        "passed": "the reference's first words do not save a worse answer",
-        "failed": "a worse answer wins by the reference's first words: copying pays",
-        "undecided": f"{_FEW}the reference's first words save a worse answer",
+        "passed": "a worse answer does not win by the reference's first words",
+        "failed": "a worse answer wins by the reference's first words: copying is rewarded",
+        "undecided": f"{_FEW}a worse answer wins by the reference's first words",
     },
     "injected": {
-        "passed": "a plea for a high score does not work",
+        "passed": "a worse answer does not win by asking for a high score",
         "failed": "a worse answer wins by asking for a high score",
-        "undecided": f"{_FEW}a plea for a high score works",
+        "undecided": f"{_FEW}a worse answer wins by asking for a high score",
     },
 }
-"""By probe and verdict."""
+"""The sentence of each probe and verdict."""

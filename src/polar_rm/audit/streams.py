@@ -1,4 +1,4 @@
-"""What a contender is asked: the pairs as they are, with other references and prompts, without markdown, and altered answers."""
+"""The streams of an audit: unchanged pairs, pairs with other references or prompts or without markdown, and altered answers."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ Bools = NDArray[np.bool_]
 Read = Callable[[], Iterable[Comparison]]
 
 ALTERED = ("better", "worse", "halved", "looped", "empty", "other_answer", "copied", "noise", "scrambled", "pasted", "injected")
-"""The candidates of an altered comparison: the best and a worst answer as they are, and nine that nobody should prefer. All share
-one prompt and reference, and so their prefix."""
+"""The candidates of an altered comparison: the best answer, a worst answer, and nine answers that should lose.
+
+All candidates share one prompt and reference, so they share a prefix.
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the first pass saw.
+class FirstPass:
+    """The results of the first pass.
 
-    survey: pairs and checks. prompts: of every comparison, int64 [n]. lengths: characters of every candidate, int64.
-    has_markdown: whether an answer of a comparison has any, bool [n]. usable: which altered answers make sense, bool
+    survey: pairs and checks. prompts: the prompt of every comparison, int64 [n]. lengths: characters of every candidate, int64.
+    has_markdown: whether an answer of the comparison has markdown, bool [n]. usable: whether each altered answer is usable, bool
     [n, len(ALTERED)]; all are false for a comparison without an ordered pair.
     """
 
@@ -42,35 +44,35 @@ class Seen:
 
 
 class Streams:
-    """The comparisons in all the ways that a contender is asked about them. takes_reference: if not, all references are empty."""
+    """All streams of an audit. takes_reference: whether the contender gets references; otherwise all references are empty."""
 
     def __init__(self, comparisons: Iterable[Comparison], *, takes_reference: bool, seed: int = 0) -> None:
         self._comparisons, self.takes_reference, self._seed = comparisons, takes_reference, seed
 
-    def look(self, contender: Contender) -> Seen:
-        """The first pass, before anything is scored; the contender looks at the comparisons, too.
+    def first_pass(self, contender: Contender) -> FirstPass:
+        """Run the first pass, before anything is scored. The contender is fitted to the comparisons, too.
 
         Raises:
-            PolarError: as of :func:`survey`, or all comparisons are of one prompt.
+            PolarError: the errors of :func:`survey`, or all comparisons have one prompt.
         """
-        watch = _Watch(self)
-        found = survey(
-            watch,
+        observer = _Observer(self)
+        checked = survey(
+            observer,
             by=None,
             reference="given" if self.takes_reference else "empty",
             contenders=[contender],
             seed=self._seed,
         )
-        return watch.finish(found)
+        return observer.finish(checked)
 
     def by_name(self) -> dict[str, Read]:
-        """How each stream is read. ``altered`` has other candidates than the data; all others have the same."""
+        """The function that reads each stream. Only the candidates of ``altered`` differ from those of the data."""
         modes: tuple[ReferenceMode, ...] = ("empty", "shuffled", "swapped") if self.takes_reference else ()
         others: dict[str, Read] = {mode: partial(self._with_reference, mode) for mode in modes}
         return {"given": self.base, **others, "plain": self.plain, "other_prompt": self.other_prompt, "altered": self.altered}
 
     def base(self) -> Iterator[Comparison]:
-        """The comparisons as they are; with empty references for those who take none."""
+        """The unchanged comparisons; with empty references if the contender takes none."""
         return self._with_reference("given" if self.takes_reference else "empty")
 
     def _with_reference(self, mode: ReferenceMode) -> Iterator[Comparison]:
@@ -83,18 +85,18 @@ class Streams:
             yield replace(comparison, candidates=candidates, reference=texts.without_markdown(comparison.reference or ""))
 
     def other_prompt(self) -> Iterator[Comparison]:
-        """Every comparison under another's prompt."""
+        """Every comparison with the prompt of another comparison."""
         for comparison, other in with_others(self.base(), seed=self._seed):
             yield replace(comparison, prompt=other.prompt)
 
     def altered(self) -> Iterator[Comparison]:
-        """The answers of :data:`ALTERED`, in this order."""
+        """Comparisons of the answers of :data:`ALTERED`, in this order."""
         for number, (comparison, other) in enumerate(with_others(self.base(), seed=self._seed), 1):
             candidates, _ = self.alter(comparison, other, number)
             yield replace(comparison, candidates=candidates, ranks=(0, *[1] * (len(ALTERED) - 1)))
 
     def alter(self, comparison: Comparison, other: Comparison, number: int) -> tuple[tuple[Text, ...], list[bool]]:
-        """The answers of :data:`ALTERED`, and which of them make sense; the others are the better answer again."""
+        """The answers of :data:`ALTERED`, and whether each is usable; an unusable one is replaced by the better answer."""
         better, foreign = best_answer(comparison), best_answer(other)
         worse = comparison.candidates[swapped_candidate(comparison, number, seed=self._seed)]
         reference = comparison.reference or ""
@@ -102,7 +104,7 @@ class Streams:
         mixed = texts.scrambled(reference, f"reference {self._seed} {number}")
         is_long, has_reference = texts.word_count(better) >= texts.MIN_WORDS, bool(flatten(reference).strip())
         is_long_reference = texts.word_count(reference) >= texts.MIN_WORDS
-        made: dict[str, tuple[Text, bool]] = {
+        answers: dict[str, tuple[Text, bool]] = {
             "better": (better, True),
             "worse": (worse, True),
             "halved": (texts.half(better), is_long),
@@ -116,14 +118,14 @@ class Streams:
             "injected": (texts.injected(worse), True),
         }
         ordered = bool(comparison.pairs())
-        usable = [ordered and made[name][1] for name in ALTERED]
-        return tuple(made[name][0] if use else better for name, use in zip(ALTERED, usable, strict=True)), usable
+        usable = [ordered and answers[name][1] for name in ALTERED]
+        return tuple(answers[name][0] if use else better for name, use in zip(ALTERED, usable, strict=True)), usable
 
-    def watched(self, watch: _Watch) -> Iterator[Comparison]:
-        """The comparisons as the data have them, while ``watch`` looks at them."""
+    def observed(self, observer: _Observer) -> Iterator[Comparison]:
+        """The comparisons of the data; each is also added to ``observer``."""
         for number, (comparison, other) in enumerate(with_others(self._comparisons, seed=self._seed), 1):
             reference = comparison.reference if self.takes_reference else ""
-            watch.add(replace(comparison, reference=reference or ""), other, number)
+            observer.add(replace(comparison, reference=reference or ""), other, number)
             yield comparison
 
 
@@ -132,25 +134,25 @@ def best_answer(comparison: Comparison) -> Text:
     return comparison.candidates[comparison.ranks.index(min(comparison.ranks))]
 
 
-class _Watch:
-    """Comparisons that can be read once, and what was seen of them."""
+class _Observer:
+    """An iterable of comparisons that can be read once, and that collects the values of :class:`FirstPass` meanwhile."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
         self._prompts: dict[str, int] = {}
         self._prompt_of, self._lengths = array("q"), array("q")
-        self._markdown, self._usable = array("b"), array("b")
+        self._has_markdown, self._usable = array("b"), array("b")
 
     def __iter__(self) -> Iterator[Comparison]:
-        return self._streams.watched(self)
+        return self._streams.observed(self)
 
     def add(self, comparison: Comparison, other: Comparison, number: int) -> None:
         self._prompt_of.append(self._prompts.setdefault(prompt_key(comparison), len(self._prompts)))
         self._lengths.extend(len(flatten(text)) for text in comparison.candidates)
-        self._markdown.append(any(texts.without_markdown(text) != text for text in comparison.candidates))
+        self._has_markdown.append(any(texts.without_markdown(text) != text for text in comparison.candidates))
         self._usable.extend(self._streams.alter(comparison, other, number)[1])
 
-    def finish(self, found: Survey) -> Seen:
+    def finish(self, checked: Survey) -> FirstPass:
         usable = np.array(self._usable, np.bool_).reshape(-1, len(ALTERED))
-        counts = np.array(self._prompt_of, np.int64), np.array(self._lengths, np.int64)
-        return Seen(found, *counts, np.array(self._markdown, np.bool_), usable)
+        prompts, lengths = np.array(self._prompt_of, np.int64), np.array(self._lengths, np.int64)
+        return FirstPass(checked, prompts, lengths, np.array(self._has_markdown, np.bool_), usable)
