@@ -1,4 +1,4 @@
-"""References are made from columns, siblings and policies; nothing is lost, and every row says where its reference came from."""
+"""References from columns, siblings and policies: no row is lost, and every row names the origin of its reference."""
 
 import json
 
@@ -38,7 +38,7 @@ def config(folder, *rows, **changes):
     return ReferencesConfig.model_validate(values | changes)
 
 
-def made(settings):
+def run(settings):
     return list(read_comparisons(make_references(settings).path))
 
 
@@ -69,8 +69,9 @@ def test_a_column_becomes_the_reference(tmp_path, format):
 def test_a_column_may_be_nested_and_must_hold_a_text(tmp_path):
     nested = {"kind": "column", "column": "meta.gold", "protocol": "frontier"}
     rows = [pair("p", "a", "b", meta={"gold": "g"}), pair("q", "a", "b", meta=json.dumps({"gold": "h"}))]
-    found = made(config(tmp_path, *rows, reference=nested))
-    assert [(each.reference, each.metadata[PROTOCOL_FIELD]) for each in found] == [("g", "frontier"), ("h", "frontier")]
+    comparisons = run(config(tmp_path, *rows, reference=nested))
+    expected = [("g", "frontier"), ("h", "frontier")]
+    assert [(each.reference, each.metadata[PROTOCOL_FIELD]) for each in comparisons] == expected
     for number, bad in enumerate(({}, {"meta": {"gold": " "}}, {"meta": {"gold": 3}}, {"meta": "text"})):
         settings = config(tmp_path, rows[0], pair("q", "a", "b", **bad), reference=nested, output=tmp_path / f"out{number}")
         with pytest.raises(BadRow, match=r"in.jsonl: row 2: field 'meta.gold': expected"):
@@ -90,7 +91,7 @@ def test_items_and_prompts_get_references_too(tmp_path):
         make_references(config(tmp_path, pair("p", "a", "b", gold="g"), rows[0], reference=COLUMN, output=tmp_path / "three"))
 
 
-def test_a_prompt_with_its_reference_is_written_and_read_as_it_is(tmp_path):
+def test_a_prompt_with_its_reference_is_written_and_read_unchanged(tmp_path):
     record = ReferencedPrompt("p", "r", "pretrain", {"a": 1})
     for name in ("a.jsonl", "a.parquet"):
         assert write_records(tmp_path / name, [record]) == 1
@@ -106,10 +107,10 @@ def test_a_sibling_is_the_best_answer_of_another_row_and_never_the_candidate_its
         pair("p", "fine two", "good one"),
     ]
     settings = config(tmp_path, *rows, on_bad_row="skip")
-    found = made(settings)
-    # Each row takes the first best answer of another row that is neither of its own two, nor nearly.
-    assert [each.reference for each in found] == ["fine two", "fine two", "good one"]
-    assert {each.metadata[PROTOCOL_FIELD] for each in found} == {"sibling"}
+    comparisons = run(settings)
+    # Each row gets the first best answer of another row that is not nearly equal to one of its own two.
+    assert [each.reference for each in comparisons] == ["fine two", "fine two", "good one"]
+    assert {each.metadata[PROTOCOL_FIELD] for each in comparisons} == {"sibling"}
     refused = [json.loads(line) for line in (tmp_path / "out/refused.jsonl").read_text().splitlines()]
     assert [row["row"] for row in refused] == [4, 5]
     assert "another answer to this prompt of the best rank" in refused[0]["expected"]
@@ -121,7 +122,7 @@ def test_a_sibling_is_the_best_answer_of_another_row_and_never_the_candidate_its
         make_references(config(tmp_path, output=tmp_path / "strict"))
 
 
-def test_of_three_ranks_the_best_becomes_the_reference_and_a_candidate_no_more(tmp_path):
+def test_the_best_of_three_ranks_becomes_the_reference_and_is_no_longer_a_candidate(tmp_path):
     rows = [
         {"prompt": "p", "candidates": ["worst", "best", "middle"], "ranks": [2, 0, 1]},
         {"prompt": "q", "candidates": ["a", "b", "c"], "ranks": [0, 0, 1]},
@@ -131,19 +132,19 @@ def test_of_three_ranks_the_best_becomes_the_reference_and_a_candidate_no_more(t
     assert (report.counts["from_row"], report.counts["copies"]) == (2, 0)
     assert (first.reference, first.candidates, first.ranks) == ("best", ("worst", "middle"), (2, 1))
     assert (second.reference, second.candidates, second.ranks) == ("a", ("b", "c"), (0, 1))
-    two = {"prompt": "p", "candidates": ["a", "b", "c"], "ranks": [0, 1, 1]}  # without its best there is nothing to compare
+    two = {"prompt": "p", "candidates": ["a", "b", "c"], "ranks": [0, 1, 1]}  # without its best candidate it has no ordered pair
     with pytest.raises(BadRow, match="row 1: field 'prompt': expected another answer"):
         make_references(config(tmp_path, two, output=tmp_path / "two"))
 
 
-def test_siblings_of_items_go_by_scores(tmp_path):
+def test_siblings_of_items_are_ordered_by_scores(tmp_path):
     scores = {"a": 0.1, "b": 0.9, "c": 0.5, "B ": 0.95}
     rows = [{"prompt": "p", "output": text, "score": score} for text, score in scores.items()]
     by_score = {"kind": "sibling", "score": "score"}
     report = make_references(config(tmp_path, *rows, reference=by_score))
-    # By hand: the best that is no copy of itself up to case and blanks.
+    # By hand: the best answer that differs in more than case and blanks.
     assert {each.output: each.reference for each in read_items(report.path)} == {"a": "B ", "b": "c", "c": "B ", "B ": "c"}
-    with pytest.raises(BadRow, match="row 1: field 'output': expected candidates with ranks; of items .* reference.score"):
+    with pytest.raises(BadRow, match="row 1: field 'output': expected candidates with ranks; for items .* reference.score"):
         make_references(config(tmp_path, output=tmp_path / "two"))
     with pytest.raises(BadRow, match="row 2: field 'score': expected a number"):
         settings = config(tmp_path, rows[0], {"prompt": "p", "output": "x"}, reference=by_score, output=tmp_path / "three")
@@ -152,14 +153,14 @@ def test_siblings_of_items_go_by_scores(tmp_path):
         make_references(config(tmp_path, {"prompt": "p"}, output=tmp_path / "four"))
 
 
-def test_rows_that_have_a_reference_stop_are_kept_or_get_another(tmp_path):
+def test_rows_that_have_a_reference_are_refused_kept_or_get_a_new_one(tmp_path):
     rows = [pair("p", "a", "b", gold="g"), pair("q", "a", "b", gold="h", reference="old")]
     with pytest.raises(BadRow, match="row 2: field 'reference': expected none.*existing=keep or replace"):
         make_references(config(tmp_path, *rows, reference=COLUMN))
-    kept = made(config(tmp_path, reference=COLUMN, existing="keep"))
+    kept = run(config(tmp_path, reference=COLUMN, existing="keep"))
     assert [each.reference for each in kept] == ["g", "old"]
     assert [each.metadata.get(PROTOCOL_FIELD) for each in kept] == ["gold", None]
-    replaced = made(config(tmp_path, reference=COLUMN, existing="replace", output=tmp_path / "two"))
+    replaced = run(config(tmp_path, reference=COLUMN, existing="replace", output=tmp_path / "two"))
     assert [each.reference for each in replaced] == ["g", "h"]
 
 
@@ -201,42 +202,43 @@ def test_a_second_process_is_refused_and_unfinished_folders_are_not_read(tmp_pat
         make_references(settings)
     with pytest.raises(PolarError, match="polar references has not finished here"):
         check_manifest(settings.output)
-    mended = config(tmp_path, pair("p", "a", "b", gold="g"), reference=COLUMN)
-    assert make_references(mended).counts["made"] == 1  # after a mended input the same folder goes on
+    corrected = config(tmp_path, pair("p", "a", "b", gold="g"), reference=COLUMN)
+    assert make_references(corrected).counts["made"] == 1  # the same folder continues with the corrected input
 
 
 def test_a_dry_run_writes_nothing(tmp_path):
     rows = [pair("p", "a", "b"), pair("p", "c", "d"), pair("q", "e", "f")]
-    found = plan(config(tmp_path, *rows, on_bad_row="skip"))
-    assert (found.rows, found.counts["made"], found.counts["refused"]) == (3, 2, 1)
+    planned = plan(config(tmp_path, *rows, on_bad_row="skip"))
+    assert (planned.rows, planned.counts["made"], planned.counts["refused"]) == (3, 2, 1)
     assert not (tmp_path / "out").exists()
     with pytest.raises(BadRow, match="row 3"):
         plan(config(tmp_path))
 
 
 def policy(url, **changes):
-    made = {"name": "a", "family": "f", "kind": "chat", "backend": "openai", "model": "m", "base_url": url, "retries": 1}
-    return {"kind": "policy", "policy": made | {"decoding": {"max_new_tokens": 6}} | changes}
+    values = {"name": "a", "family": "f", "kind": "chat", "backend": "openai", "model": "m", "base_url": url, "retries": 1}
+    return {"kind": "policy", "policy": values | {"decoding": {"max_new_tokens": 6}} | changes}
 
 
-def test_a_file_without_any_reference_is_told(tmp_path):
+def test_a_file_without_any_reference_is_refused(tmp_path):
     with pytest.raises(PolarError, match=r"all 1 rows were refused, see .*refused.jsonl"):
         make_references(config(tmp_path, pair("q", "lonely", "bad"), on_bad_row="skip"))
 
 
-def test_a_policy_answers_every_prompt_once_and_a_second_run_asks_for_the_missing_ones(tmp_path):
+def test_a_policy_answers_every_prompt_once(tmp_path):
     rows = [pair("fox 1", "a", "b"), pair("fox 1", "c", "d"), pair("fox 2", "a", "b")]
     with served() as server:
         settings = config(tmp_path, *rows, reference=policy(server.url))
         planned = plan(settings, tokens_per_s=10)
         assert (planned.rows, planned.counts, planned.estimates[0].requests) == (3, {"kept": 0, "prompts": 2}, 2)
         assert not (tmp_path / "out").exists() and server.bodies == []
-        found = made(settings)
-        asked = len(server.bodies)
-    assert asked == 2
-    assert [each.prompt for each in found] == ["fox 1", "fox 1", "fox 2"]
-    assert found[0].reference == found[1].reference != found[2].reference
-    assert found[0].metadata["reference_protocol"] == "own" and found[0].metadata["reference_policy"] == "a"
+        comparisons = run(settings)
+        n_requests = len(server.bodies)
+    assert n_requests == 2
+    assert [each.prompt for each in comparisons] == ["fox 1", "fox 1", "fox 2"]
+    first, second, third = comparisons
+    assert first.reference == second.reference != third.reference
+    assert first.metadata["reference_protocol"] == "own" and first.metadata["reference_policy"] == "a"
 
 
 def instruction(text):
@@ -249,7 +251,7 @@ def llmbar(folder, *rows):
     return {"suite": "LLMBar", "inputs": [str(folder / "LLMBar")]}
 
 
-def test_a_benchmark_gets_references_that_join_it_again(tmp_path):
+def test_a_benchmark_gets_references_that_can_be_joined_to_it(tmp_path):
     benchmark = llmbar(tmp_path, instruction("fox 1"), instruction("fox 2"))
     with served() as server:
         report = make_references(config(tmp_path, **benchmark, reference=policy(server.url)))
@@ -261,7 +263,7 @@ def test_a_benchmark_gets_references_that_join_it_again(tmp_path):
     assert all(each.metadata[PROTOCOL_FIELD] == "own" for each in comparisons)
 
 
-def test_two_comparisons_of_one_prompt_in_a_benchmark_keep_their_own_siblings(tmp_path):
+def test_two_comparisons_of_one_prompt_in_a_benchmark_get_different_siblings(tmp_path):
     rows = [{"input": "fox", "output_1": text, "output_2": "bad", "label": 1} for text in ("good one", "fine two")]
     report = make_references(config(tmp_path, **llmbar(tmp_path, *rows)))
     comparisons = list(Referenced(SuiteFiles(find_suite("llmbar"), tmp_path / "LLMBar"), report.path))
@@ -276,7 +278,7 @@ def test_a_candidate_of_a_benchmark_never_becomes_its_reference(tmp_path):
 
 
 @pytest.mark.parametrize(("existing", "kept"), [("keep", 1), ("replace", 0)])
-def test_gold_references_of_a_benchmark_stop_are_kept_or_replaced(tmp_path, existing, kept):
+def test_gold_references_of_a_benchmark_are_refused_kept_or_replaced(tmp_path, existing, kept):
     row = {"question": "fox", "answer": "4", "answer_type": "numeric", "completion": "four", "gold_correct": True}
     write(tmp_path / "verify_bench.jsonl", row)
     benchmark = {"suite": "verifybench", "inputs": [str(tmp_path / "verify_bench.jsonl")]}
@@ -288,19 +290,19 @@ def test_gold_references_of_a_benchmark_stop_are_kept_or_replaced(tmp_path, exis
     assert (report.counts["kept"], report.counts["made"]) == (kept, 1 - kept)
 
 
-def test_samples_that_arrived_are_kept_when_the_server_goes(tmp_path):
+def test_samples_that_arrived_are_kept_when_the_server_fails(tmp_path):
     rows = [pair(f"fox {i}", "a", "b") for i in range(4)]
     with served() as server:
         server.respond = lambda body, number: good(body) if number <= 2 else error(500, "down")
         settings = config(tmp_path, *rows, reference=policy(server.url, concurrency=1))
         with pytest.raises(PolarError, match="missing"):
             make_references(settings)
-        asked = [body["messages"][-1]["content"] for body in server.bodies[:2]]
+        first_prompts = [body["messages"][-1]["content"] for body in server.bodies[:2]]
         server.bodies.clear()
         server.respond = lambda body, _: good(body)
         assert make_references(settings).counts["made"] == 4
-        again = [body["messages"][-1]["content"] for body in server.bodies]
-    assert sorted(asked + again) == [f"fox {i}" for i in range(4)]
+        later_prompts = [body["messages"][-1]["content"] for body in server.bodies]
+    assert sorted(first_prompts + later_prompts) == [f"fox {i}" for i in range(4)]
 
 
 def test_a_policy_in_this_process(tmp_path):
@@ -330,6 +332,6 @@ def test_a_policy_in_this_process(tmp_path):
         (["reference={kind: sibling}", "exists=keep"], "unknown key 'exists'; did you mean 'existing'"),
     ],
 )
-def test_mistakes_in_the_config_are_told(changes, message):
+def test_mistakes_in_the_config_are_reported(changes, message):
     with pytest.raises(PolarError, match=message):
         load_config(ReferencesConfig, [], ["output=o", "inputs=[a]", *changes])

@@ -1,1 +1,1 @@
-"""References for data that has none: out of a column, sampled from a policy, or the best other answer to the same prompt."""
+"""Makes references for data without them: from a column, from a policy's samples, or from other answers to the same prompt."""

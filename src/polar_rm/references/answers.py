@@ -1,4 +1,4 @@
-"""Answers by prompt, in one SQLite file: memory does not grow with them."""
+"""Stores answers by prompt in one SQLite file, so that memory does not grow with the number of answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CREATE INDEX by_prompt ON answers (prompt, penalty, position);
 
 
 class Answers:
-    """Answers to many prompts, the best of a prompt first."""
+    """Answers to many prompts, ordered by penalty within a prompt."""
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database, self._count = database, 0
@@ -26,7 +26,7 @@ class Answers:
     @classmethod
     @contextmanager
     def open(cls, path: Path) -> Iterator[Answers]:
-        """A new file in place of what is there.
+        """Create an empty file; an existing file is replaced.
 
         Raises:
             MachineFailure: the disk is full or not writable.
@@ -43,13 +43,13 @@ class Answers:
             database.close()
 
     def add(self, prompt: str, texts: Iterable[Text], *, penalty: float) -> None:
-        """Answers to a prompt. penalty: the lower, the better; equal ones stay in the order in which they come."""
+        """Add answers to a prompt. penalty: lower is better. Answers of equal penalty keep the order in which they were added."""
         for text in texts:
             self._count += 1
             values = (prompt, penalty, self._count, json.dumps(text))
             self._database.execute("INSERT INTO answers VALUES (?, ?, ?, ?)", values)
 
     def of(self, prompt: str) -> Iterator[Text]:
-        """The answers to a prompt, the best first."""
+        """The answers to a prompt, best first."""
         for (text,) in self._database.execute("SELECT text FROM answers WHERE prompt = ? ORDER BY penalty, position", [prompt]):
             yield json.loads(text)

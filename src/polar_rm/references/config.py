@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def benchmark(name: str) -> Suite:
-    """The published benchmark of a name; it is loaded here, because evaluation is not part of the smallest installation.
+    """The published benchmark with this name. It is imported here, because a minimal installation lacks the evaluation packages.
 
     Raises:
-        PolarError: there is none, or a package is missing.
+        PolarError: there is no such benchmark, or a package is missing.
     """
     with needs("evaluate", "suite"):
         from polar_rm.evaluation.suites import find_suite
@@ -28,27 +28,28 @@ def benchmark(name: str) -> Suite:
 
 
 class FromColumn(Config):
-    """A field of the rows is the reference."""
+    """References from a field of the rows."""
 
     kind: Literal["column"] = Field("column", description="A field of the rows.")
-    column: str = Field(min_length=1, description="Name of the field, such as gold; dots look into nested ones (meta.gold).")
+    column: str = Field(min_length=1, description="Name of the field, such as gold; dots address nested fields (meta.gold).")
     protocol: Literal["gold", "frontier", "own"] = Field(
-        "gold", description="What reports call it. gold: a right answer. frontier: a strong model's. own: the judged policy's."
+        "gold",
+        description="Origin that reports show. gold: a correct answer. frontier: a strong model. own: the policy that is judged.",
     )
 
 
 class FromPolicy(Config):
-    """A policy answers every prompt once, as in polar sample."""
+    """References from a policy, which answers every prompt once, as in polar sample."""
 
     kind: Literal["policy"] = Field("policy", description="Answers of a policy.")
     policy: AnyPolicy = Field(description="The policy, with the keys of a policy of polar sample; it gives one sample a prompt.")
     protocol: Literal["own", "frontier"] = Field(
-        "own", description="What reports call it. own: the policy that is judged or trained. frontier: a stronger one."
+        "own", description="Origin that reports show. own: the policy that is judged or trained. frontier: a stronger policy."
     )
     engine: Literal["local", "ray"] = Field("local", description="local: this process and servers. ray: a Ray cluster.")
     batch_size: PositiveInt = Field(64, description="Number of sequences that a local policy generates together.")
     precision: Precision = Field("auto", description="Precision of a local policy: bf16, fp32, or auto (by hardware).")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of a local policy; auto: CUDA where there is one.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of a local policy; auto: CUDA if available.")
 
     @field_validator("policy", mode="before")
     @classmethod
@@ -64,7 +65,7 @@ class FromPolicy(Config):
 
 
 class FromSibling(Config):
-    """The best other answer to the same prompt."""
+    """References from the best other answer to the same prompt."""
 
     kind: Literal["sibling"] = Field(
         "sibling", description="The best other answer to the same prompt, in another row or the same."
@@ -75,7 +76,7 @@ class FromSibling(Config):
 
 
 def _kind(value: Any) -> str:
-    """Tags contain a space, so that they equal no key of a user's config."""
+    """The tag of a reference's kind. Tags contain a space, so that no tag equals a key of a user's config."""
     name = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
     return f"reference {name}"
 
@@ -100,19 +101,19 @@ class ReferencesConfig(Config):
         min_length=1, description="Files, folders or patterns of comparisons, of items {prompt, output}, or of prompts {prompt}."
     )
     suite: str | None = Field(
-        None, description="Read inputs, one path, as this published benchmark; polar evaluate --suite list names them."
+        None, description="Read inputs (one path) as this published benchmark; polar evaluate --suite list prints all names."
     )
     reference: ReferenceSource = Field(description="Where references come from.")
     existing: Literal["error", "keep", "replace"] = Field(
-        "error", description="A row that has a reference: error stops, keep leaves it as it is, replace makes another."
+        "error", description="Rows that have a reference: error stops, keep keeps the reference, replace makes a new one."
     )
     format: Literal["jsonl", "parquet"] = Field("jsonl", description="Kind of file to write.")
     limit: PositiveInt | None = Field(None, description="Use only the first N rows.")
     seed: Seed = Field(0, description="Seed of a policy's samples.")
     on_bad_row: Literal["error", "skip"] = Field(
         "error",
-        description="error: stop at a bad row, or one for which there is no reference. skip: write it to OUTPUT/refused.jsonl, "
-        "count it and go on.",
+        description="error: stop at a bad row, or a row without a possible reference. skip: write it to OUTPUT/refused.jsonl, "
+        "count it and continue.",
     )
 
     @field_validator("suite")
@@ -130,5 +131,5 @@ class ReferencesConfig(Config):
 
     @property
     def protocol(self) -> str:
-        """What reports call these references."""
+        """The origin of these references that reports show."""
         return self.reference.protocol if isinstance(self.reference, FromColumn | FromPolicy) else "sibling"

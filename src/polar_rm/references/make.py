@@ -1,4 +1,4 @@
-"""One reference a row, from each kind of source."""
+"""Finds one reference for each row, from each kind of source."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ from polar_rm.sampling.runner import run_sampling
 
 @dataclass(slots=True)
 class Counts:
-    """What became of the rows. made, kept: rows with a new reference, and with their own. refused: rows for which there is none.
-    copies: rows whose reference is equal, or nearly, to one of their answers. unfinished: references that a limit cut off.
-    from_row: siblings that were taken out of the row itself."""
+    """The numbers of rows by outcome.
+
+    made, kept: rows with a new reference, and with their existing one. refused: rows without a possible reference. copies: rows
+    whose reference is equal, or nearly, to one of their answers. unfinished: references truncated by the limit on new tokens.
+    from_row: siblings that were candidates of the same row.
+    """
 
     rows: int = 0
     made: int = 0
@@ -37,35 +40,36 @@ class Counts:
 
 
 Find = Callable[[Row], Referenced | str]
-"""The record of a row with its reference, or what was expected where there is none."""
+"""Returns the record of a row with its reference; without a possible reference, a description of what was expected."""
 
 
 def referenced(rows: Rows, config: ReferencesConfig, find: Find, counts: Counts) -> Iterator[Referenced]:
-    """Every row with its reference; refuses rows without one, as bad rows are."""
+    """Every row with its reference. A row without a possible reference is refused like a bad row."""
     for row in rows:
         counts.rows += 1
         try:
-            found = row.record if row.is_done else find(row)
+            record = row.record if row.is_done else find(row)
         except InvalidRecord as error:
             rows.bad.refuse(BadRow(row.file, row.number, error.field, error.expected), row.content)
             counts.refused += 1
             continue
-        if isinstance(found, str):
-            rows.bad.refuse(BadRow(row.file, row.number, "prompt", found), row.content)
+        if isinstance(record, str):
+            rows.bad.refuse(BadRow(row.file, row.number, "prompt", record), row.content)
             counts.refused += 1
             continue
         is_kept = row.is_done and not isinstance(config.reference, FromColumn)
         counts.kept += is_kept
         counts.made += not is_kept
-        counts.copies += any(is_copy(flatten(found.reference or ""), flatten(text)) for text in answers_of(row.judged or found))
-        yield found
+        reference, answers = flatten(record.reference or ""), answers_of(row.judged or record)
+        counts.copies += any(is_copy(reference, flatten(text)) for text in answers)
+        yield record
     if counts.refused and not counts.made + counts.kept:
         raise PolarError(f"all {counts.refused:,} rows were refused, see {rows.bad.side_file}")
 
 
 @contextmanager
 def finder(rows: Rows, config: ReferencesConfig, work: Path, counts: Counts, progress: Progress) -> Iterator[Find]:
-    """What finds a row's reference. work: a folder for what that needs."""
+    """The function that finds the reference of a row. work: a folder for temporary files."""
     match config.reference:
         case FromColumn():
             yield lambda row: row.record
@@ -81,7 +85,7 @@ def finder(rows: Rows, config: ReferencesConfig, work: Path, counts: Counts, pro
 
 
 def collect_answers(rows: Rows, answers: Answers) -> None:
-    """All answers that may be somebody's reference: of comparisons those of the best rank, of items all, by their scores."""
+    """Collect all answers that may become a reference: those of the best rank in comparisons, and all of items, by score."""
     for row in rows:
         if row.score is not None:
             answers.add(row.key, row.answers, penalty=-row.score)
@@ -91,9 +95,12 @@ def collect_answers(rows: Rows, answers: Answers) -> None:
 
 
 def sibling(row: Row, answers: Answers, counts: Counts) -> Referenced | str:
-    """The best answer of another row to the same prompt that equals none of this row's. Where there is none, the best candidate
-    of the row itself, which then is a candidate no more, as in the paper: rank 1 is the reference of ranks 2 and 3."""
-    for text in answers.of(row.key):  # its own among them, which are copies of themselves
+    """The row with the best answer of another row to the same prompt that is not nearly equal to one of its own answers.
+
+    If there is none, the best candidate of the row becomes the reference and is removed from the candidates, as in the paper:
+    rank 1 is the reference of ranks 2 and 3.
+    """
+    for text in answers.of(row.key):  # includes the row's own answers, which are skipped as copies
         if _is_other(text, row.answers):
             return row.with_reference(text, "sibling")
     record = row.record
@@ -111,21 +118,21 @@ def sibling(row: Row, answers: Answers, counts: Counts) -> Referenced | str:
 
 
 def _is_other(text: Text, texts: tuple[Text, ...]) -> bool:
-    """Whether a text says something, and is no copy, or nearly, of one of the others."""
+    """Whether a text is not blank, and not equal, or nearly, to one of the others."""
     flat = flatten(text)
     return bool(flat.strip()) and not any(is_copy(flat, flatten(other)) for other in texts)
 
 
 def write_prompts(rows: Rows, path: Path, source: FromPolicy) -> set[str]:
     """Write every prompt that needs a reference once, as ``polar sample`` reads them; returns their ids."""
-    seen: set[str] = set()
+    keys: set[str] = set()
     wrapper = "pretrain" if source.policy.continues() else "sft"
     with atomic_file(path) as file:
         for row in rows:
-            if not row.is_done and row.key not in seen and row.record.wrapper == wrapper and flatten(row.record.prompt).strip():
-                seen.add(row.key)
+            if not row.is_done and row.key not in keys and row.record.wrapper == wrapper and flatten(row.record.prompt).strip():
+                keys.add(row.key)
                 file.write(dump_json({"prompt_id": row.key, "prompt": row.record.prompt}).encode() + b"\n")
-    return seen
+    return keys
 
 
 def sampling_config(config: ReferencesConfig, source: FromPolicy, work: Path, prompts: Path) -> SamplingConfig:
@@ -144,10 +151,10 @@ def sampling_config(config: ReferencesConfig, source: FromPolicy, work: Path, pr
 
 
 def draw(config: ReferencesConfig, source: FromPolicy, work: Path, answers: Answers, progress: Progress) -> None:
-    """Sample what is missing, and keep the answers.
+    """Draw the missing samples, and add all samples to ``answers``.
 
     Raises:
-        PolarError: samples are missing that another attempt may draw; all others are kept for it.
+        PolarError: samples are still missing. The others are kept, and the next run draws the missing ones.
     """
     report = run_sampling(sampling_config(config, source, work, work / "prompts.jsonl"), progress)
     report.check()
@@ -157,13 +164,13 @@ def draw(config: ReferencesConfig, source: FromPolicy, work: Path, answers: Answ
 
 
 def sampled(row: Row, source: FromPolicy, answers: Answers, counts: Counts) -> Referenced | str:
-    """The policy's answer to the prompt of a row."""
+    """The row with the policy's answer to its prompt."""
     wrapper = "pretrain" if source.policy.continues() else "sft"
     if row.record.wrapper != wrapper:
-        return f"a row of wrapper {wrapper}, as the policy's texts join a prompt, not {row.record.wrapper}"
-    for found in answers.of(row.key):
-        text, finish_reason = json.loads(str(found))
+        return f"a row of wrapper {wrapper}, which this kind of policy answers, not {row.record.wrapper}"
+    for answer in answers.of(row.key):
+        text, finish_reason = json.loads(str(answer))
         counts.unfinished += finish_reason == "length"
         facts: dict[str, Any] = {"reference_policy": source.policy.name, "reference_finish_reason": finish_reason}
         return row.with_reference(text, source.protocol, **facts)
-    return f"a prompt that {source.policy.name} has an answer to"
+    return f"a prompt that {source.policy.name} has answered"

@@ -33,17 +33,21 @@ from polar_rm.records import (
 from polar_rm.records.fields import Fields
 from polar_rm.references.config import FromColumn, FromSibling, ReferencesConfig, benchmark
 
-_HAS_REFERENCE = ("reference", "none, because references are made here; existing=keep or replace takes such rows")
+_HAS_REFERENCE = ("reference", "none, because this command makes references; existing=keep or replace accepts such rows")
 
 Referenced = Comparison | ScoreItem | ReferencedPrompt
-"""What is written. An item or a prompt that has no reference yet has a blank one."""
+"""The records that are written. An item or a prompt without a reference has a blank one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """file, number: where it stands. content: as it was read. record: without reference, unless the row has one that is kept, or
-    a column is its reference. score: of an item, where siblings go by scores. judged: of a benchmark, whose record is the prompt
-    alone, because its rule needs all candidates as they are."""
+    """One row of the input.
+
+    file, number: its position. content: the fields as they were read. record: the row as a record; it has a reference only if an
+    existing one is kept or a column is the reference. is_done: whether the record has its final reference. score: the score of an
+    item, if siblings are ordered by scores. judged: the comparison of a benchmark; its record is only the prompt, because the
+    benchmark's rule needs the unchanged candidates.
+    """
 
     file: str
     number: int
@@ -55,26 +59,26 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Names the prompt, and how answers follow it: 32 hexadecimal digits."""
+        """The key of prompt and wrapper: 32 hexadecimal digits."""
         return hashlib.sha256(json.dumps([self.record.prompt, self.record.wrapper], sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def answers(self) -> tuple[Text, ...]:
-        """The answers that a reference should not equal."""
+        """The answers that should differ from the reference."""
         return answers_of(self.judged or self.record)
 
     def with_reference(self, reference: Text, protocol: str, **facts: Any) -> Referenced:
-        """The record with a reference; facts: further metadata about it.
+        """The record with a reference. facts: more metadata about the reference.
 
         Raises:
-            InvalidRecord: a reader would refuse the result, for example because the reference repeats the prompt's messages.
+            InvalidRecord: the result is not a valid record, for example because the reference repeats the prompt's messages.
         """
         metadata = {**self.record.metadata, PROTOCOL_FIELD: protocol, **facts}
         return check(replace(self.record, reference=reference, metadata=metadata))
 
 
 def answers_of(record: Referenced) -> tuple[Text, ...]:
-    """The answers that are held against a record's reference."""
+    """The answers of a record that should differ from its reference."""
     match record:
         case Comparison():
             return record.candidates
@@ -84,11 +88,11 @@ def answers_of(record: Referenced) -> tuple[Text, ...]:
 
 
 class Rows:
-    """The rows of all inputs, which can be read more than once; the first pass alone reports bad rows."""
+    """The rows of all inputs. They can be read several times; only the first pass reports bad rows."""
 
     def __init__(self, config: ReferencesConfig, bad: OnBadRow) -> None:
         self._config, self.bad = config, bad
-        # A benchmark's folder is its own to choose files from.
+        # A benchmark selects its own files in its folder.
         self.files = [Path(config.inputs[0])] if config.suite else list(survey_files(config.inputs, [config.output]).files)
         self._passes = 0
 
@@ -124,7 +128,7 @@ class Rows:
 def _convert(
     config: ReferencesConfig, row: Mapping[str, Any], rules: RowRules
 ) -> tuple[Mapping[str, Any], Referenced, bool, float | None]:
-    """The row as it is, the record, whether it has its reference, and its score."""
+    """The unchanged row, the record, whether it has its final reference, and its score."""
     source, has_reference = config.reference, Fields(row, rules.is_cell).has("reference")
     if has_reference and config.existing == "error":
         raise InvalidRecord(*_HAS_REFERENCE)
@@ -141,13 +145,15 @@ def _convert(
             raise InvalidRecord("output", "an answer, or candidates: a sibling is another answer to the same prompt")
         if isinstance(record, ScoreItem):
             if source.score is None:
-                raise InvalidRecord("output", "candidates with ranks; of items {prompt, output} reference.score names the score")
+                raise InvalidRecord(
+                    "output", "candidates with ranks; for items {prompt, output} set reference.score to the field of the score"
+                )
             score = Fields(row, rules.is_cell).number(source.score)
     return row, record, keeps or isinstance(source, FromColumn), score
 
 
 def _record(row: dict[str, Any], rules: RowRules) -> Referenced:
-    """A record with the row's reference, which may be None in a comparison, and blank in others."""
+    """The row as a record. A missing reference is None in a comparison, and blank in an item or a prompt."""
     has = Fields(row, rules.is_cell).has
     if has("candidates") or has("chosen") or has("rejected"):
         return to_comparison(row, rules=rules)
@@ -160,7 +166,7 @@ def _record(row: dict[str, Any], rules: RowRules) -> Referenced:
 
 
 def _column(name: str, row: Mapping[str, Any], rules: RowRules) -> Text:
-    """The text of a field, which may be nested, and is not blank."""
+    """The text of a field, which may be nested and must not be blank."""
     if name in row or "." not in name:
         return Fields(row, rules.is_cell).filled(name)
     value: Any = row
@@ -174,5 +180,5 @@ def _column(name: str, row: Mapping[str, Any], rules: RowRules) -> Text:
 
 
 def is_blank(text: Text | None) -> bool:
-    """Whether a reference says nothing."""
+    """Whether a reference is missing or blank."""
     return text is None or not flatten(text).strip()

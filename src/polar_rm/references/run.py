@@ -1,4 +1,4 @@
-"""``polar references``: a plan, the references, and the manifest, which is written last."""
+"""``polar references``: plans a run, makes the references, and writes the manifest last."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ _NOT_IN_IDENTITY = {"output", "inputs"}
 
 @dataclass(frozen=True, slots=True)
 class ReferencesReport:
-    """path: the file with the references. protocol: what reports call them. counts: see :class:`Counts`. warnings: one line
-    each, of what limits them."""
+    """The result of a run.
+
+    path: the file with the references. protocol: their origin that reports show. counts: see :class:`Counts`. warnings: one line
+    for each limitation of the references.
+    """
 
     path: Path
     protocol: str
@@ -37,21 +40,21 @@ class ReferencesReport:
     warnings: list[str]
 
     def describe(self) -> str:
-        """For the terminal."""
+        """A line for the terminal."""
         counts = self.counts
         kept = f", {counts['kept']:,} kept" if counts["kept"] else ""
         return f"{counts['made']:,} references ({self.protocol}) made{kept}: {self.path}"
 
 
 def make_references(config: ReferencesConfig, progress: Progress = silent) -> ReferencesReport:
-    """Write every row with a reference, and return what was made. A finished folder is only checked.
+    """Write every row with a reference. A finished folder is only checked.
 
-    After an interruption the same call continues with the samples that are missing.
+    After an interruption the same call continues with the missing samples.
 
     Raises:
-        BadRow: a row can't be read, has a reference already, or there is none for it (unless bad rows are skipped).
-        Damaged: the finished file is not as its manifest says.
-        PolarError: the folder is in use, holds something else, or a policy's samples are missing.
+        BadRow: a row can't be read, already has a reference, or has no possible reference (unless bad rows are skipped).
+        Damaged: the finished file differs from its manifest.
+        PolarError: the folder is in use, holds other files, or a policy's samples are missing.
     """
     with owned(config.output, "references"):
         rows = Rows(config, OnBadRow(config.on_bad_row, config.output / "refused.jsonl"))
@@ -61,12 +64,12 @@ def make_references(config: ReferencesConfig, progress: Progress = silent) -> Re
             check_manifest(config.output)
             return _report(config, read_json(config.output / NAME))
         work, path = config.output / "work", config.output / f"references.{config.format}"
-        write_json(config.output / "settings.json", identity)  # folders with it and work are not read as data
+        write_json(config.output / "settings.json", identity)  # a folder with settings.json and work is not read as data
         work.mkdir(exist_ok=True)
         (work / "references").touch()
         counts = Counts()
         with finder(rows, config, work, counts, progress) as find:
-            write_records(path, _shown(referenced(rows, config, find, counts), progress))
+            write_records(path, _with_progress(referenced(rows, config, find, counts), progress))
         manifest = {
             "schema": SCHEMA,
             "protocol": config.protocol,
@@ -81,7 +84,7 @@ def make_references(config: ReferencesConfig, progress: Progress = silent) -> Re
         return _report(config, manifest)
 
 
-def _shown(records: Any, progress: Progress) -> Any:
+def _with_progress(records: Any, progress: Progress) -> Any:
     for number, record in enumerate(records, 1):
         progress("references", number, None)
         yield record
@@ -92,15 +95,19 @@ def _hashes(rows: Rows) -> dict[str, str]:
 
 
 def _check_folder(folder: Path, identity: dict[str, Any]) -> None:
-    """Whether the folder is new, or holds finished references of these settings and inputs, or unfinished ones of any."""
+    """Check the output folder: it may be new, hold finished references of these settings and inputs, or an unfinished run.
+
+    Raises:
+        PolarError: the folder holds anything else.
+    """
     manifest = folder / NAME
     if manifest.exists():
         saved = read_json(manifest)
         if not str(saved.get("schema", "")).startswith("polar-rm/references/"):
             raise PolarError(f"{folder}: it holds no references; use another output folder")
-        now = {"settings": identity["settings"], "inputs": sorted(identity["inputs"].values())}
-        before = {"settings": saved.get("settings"), "inputs": sorted(dict(saved.get("inputs", {})).values())}
-        if changed := differences(before, now):
+        current = {"settings": identity["settings"], "inputs": sorted(identity["inputs"].values())}
+        former = {"settings": saved.get("settings"), "inputs": sorted(dict(saved.get("inputs", {})).values())}
+        if changed := differences(former, current):
             raise PolarError(f"{folder}: it holds references of other settings ({changed}); use another output folder")
     elif folder.exists() and any(folder.iterdir()) and not (folder / "work" / "references").exists():
         raise PolarError(f"{folder}: it is not empty and holds no references; use another output folder")
@@ -110,8 +117,8 @@ def _report(config: ReferencesConfig, manifest: dict[str, Any]) -> ReferencesRep
     counts: dict[str, int] = dict(manifest["counts"])
     lines = {
         "copies": "have a reference that is equal, or nearly, to one of their answers",
-        "unfinished": "have a reference that the limit on new tokens cut off",
-        "from_row": "gave their best candidate as reference, and compare the others",
+        "unfinished": "have a reference that was truncated by the limit on new tokens",
+        "from_row": "use their best candidate as the reference, and compare only the others",
     }
     warnings = [f"{counts[name]:,} rows {words}" for name, words in lines.items() if counts.get(name)]
     if refused := counts["refused"] + counts["bad"]:
@@ -122,25 +129,26 @@ def _report(config: ReferencesConfig, manifest: dict[str, Any]) -> ReferencesRep
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do. counts: as of a run; of a policy rows alone. estimates: of the samples of a policy."""
+    """The plan of a run. counts: the counts that the run would have; for a policy, only those of its prompts. estimates: the cost
+    of a policy's samples."""
 
     rows: int
     counts: dict[str, int]
     estimates: list[Estimate]
 
     def describe(self) -> list[tuple[str, str]]:
-        """Names and values for the terminal."""
+        """(name, value) of each line for the terminal."""
         lines = [("rows", f"{self.rows:,}"), *((name.replace("_", " "), f"{value:,}") for name, value in self.counts.items())]
         return [*lines, ("samples", describe(self.estimates).strip())] if self.estimates else lines
 
 
 def plan(config: ReferencesConfig, tokens_per_s: float | None = None) -> Plan:
-    """What a run would do; it writes, sends and locks nothing in the output folder.
+    """Plan a run. The output folder is not written or locked, and no request is sent.
 
-    tokens_per_s: assumed speed of a policy without a measured one.
+    tokens_per_s: the assumed speed of a policy without a measured one.
 
     Raises:
-        PolarError: as of :func:`make_references`, but for what only samples show.
+        PolarError: the errors of :func:`make_references`, except those about samples.
     """
     with tempfile.TemporaryDirectory(prefix="polar-references-") as folder:
         work = Path(folder)
@@ -149,12 +157,12 @@ def plan(config: ReferencesConfig, tokens_per_s: float | None = None) -> Plan:
             source = config.reference
             prompts = write_prompts(rows, work / "prompts.jsonl", source)
             done = [row.is_done for row in rows]
-            counts = {"kept": sum(done), "prompts": len(prompts)}
+            planned = {"kept": sum(done), "prompts": len(prompts)}
             sampling = sampling_config(config, source, config.output / "work", work / "prompts.jsonl")
-            return Plan(len(done), counts, estimate(sampling, tokens_per_s) if prompts else [])
-        found = Counts()
-        with finder(rows, config, work, found, silent) as find:
-            for _ in referenced(rows, config, find, found):
+            return Plan(len(done), planned, estimate(sampling, tokens_per_s) if prompts else [])
+        counts = Counts()
+        with finder(rows, config, work, counts, silent) as find:
+            for _ in referenced(rows, config, find, counts):
                 pass
         names = ("made", "kept", "refused", "copies", "from_row")
-        return Plan(found.rows, {name: getattr(found, name) for name in names}, [])
+        return Plan(counts.rows, {name: getattr(counts, name) for name in names}, [])
