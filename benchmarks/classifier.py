@@ -78,10 +78,8 @@ def main() -> None:
     trained = trainer.train()
     trainer.save_model(str(arguments.output))
     tokenizer.save_pretrained(arguments.output)
-    seconds = time.perf_counter() - began
-    write_json(
-        arguments.output / "origin.json", {"pairs": len(rows), "loss": trained.training_loss, "seconds": seconds, **origin()}
-    )
+    row = {"pairs": len(rows), "pairs_used": len(trainer.train_dataset), "loss": trained.training_loss}
+    write_json(arguments.output / "origin.json", row | {"seconds": time.perf_counter() - began} | origin())
 
 
 if __name__ == "__main__":
