@@ -155,7 +155,7 @@ def test_an_evaluation_reports_truncation_and_ties(polar, model, tmp_path):
     code, _, error = polar("evaluate", pairs, "--model", model, "--json", tmp_path / "out.json")
     assert code == 0, error
     warnings = json.loads((tmp_path / "out.json").read_text())["warnings"]
-    assert f"{model}: 1 comparisons have a text that was cut to the encoder's limits" in warnings
+    assert f"{model}: 1 comparisons have a text that was truncated to the encoder's limits" in warnings
     assert f"{model}: 1 comparisons have candidates that the encoder makes equal: ties" in warnings
 
 

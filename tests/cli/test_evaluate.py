@@ -98,7 +98,7 @@ def test_references_from_a_file(polar, tmp_path):
     assert with_file["reference"]["file"] == "refs.jsonl" and without["reference"]["file"] is None
     (tmp_path / "refs.jsonl").write_text('{"prompt": "p0", "reference": "x"}\n')
     message = refused(polar("evaluate", "bare.jsonl", *options, "c.json", "--references", "refs.jsonl"))
-    assert "refs.jsonl: no reference of comparison 3 (joined by its prompt)" in message
+    assert "refs.jsonl: no reference for comparison 3 (joined by its prompt)" in message
     (tmp_path / "refs.jsonl").write_text('{"prompt": "p0", "reference": "x"}\n{"prompt": "p0", "reference": "y"}\n')
     assert "row 2: field 'reference'" in refused(
         polar("evaluate", "bare.jsonl", *options, "c.json", "--references", "refs.jsonl")

@@ -65,7 +65,7 @@ def brute_force(items, score):
 
 
 def run(scorer, items, **options):
-    """The report on one scorer, called model, beside the baselines."""
+    """The report on one scorer, named model, and the baselines."""
     return evaluate({"model": scorer}, items, **options).report
 
 
@@ -73,11 +73,11 @@ def test_accuracy_and_loss_equal_brute_force():
     items = corpus()
     report = run(FakeScorer(noisy), items, by="subset")
     accuracy, loss, n_pairs = brute_force(items, noisy)
-    found = report["contenders"]["model"]
-    assert found["accuracy"] == pytest.approx(accuracy)
-    assert found["loss"] == pytest.approx(loss)
+    numbers = report["contenders"]["model"]
+    assert numbers["accuracy"] == pytest.approx(accuracy)
+    assert numbers["loss"] == pytest.approx(loss)
     assert (report["n_pairs"], report["n_prompts"]) == (n_pairs, 30)
-    assert found["ci95"][0] < accuracy < found["ci95"][1]
+    assert numbers["ci95"][0] < accuracy < numbers["ci95"][1]
     assert set(report) == KEYS
     assert (report["schema"], list(report["contenders"])) == ("polar-rm/evaluation/2", ["model", "length", "tfidf"])
     assert {name: each["kind"] for name, each in report["facts"].items()} == {
@@ -88,8 +88,8 @@ def test_accuracy_and_loss_equal_brute_force():
     assert report["contenders"]["length"]["loss"] is None  # its scale is arbitrary
     for name, group in report["by"].items():
         accuracy, loss, n_pairs = brute_force([item for item in items if item.metadata["subset"] == name], noisy)
-        found = group["contenders"]["model"]
-        assert (found["accuracy"], found["loss"]) == (pytest.approx(accuracy), pytest.approx(loss))
+        numbers = group["contenders"]["model"]
+        assert (numbers["accuracy"], numbers["loss"]) == (pytest.approx(accuracy), pytest.approx(loss))
         assert group["n_pairs"] == n_pairs
 
 
@@ -127,25 +127,25 @@ def test_swapping_better_and_worse_gives_one_minus_accuracy():
         assert first[name]["accuracy"] + second[name]["accuracy"] == pytest.approx(1)
 
 
-def test_two_of_the_same_can_not_be_told_apart_and_the_interval_says_how_little_is_known():
+def test_equal_contenders_are_undecided_with_the_interval_of_agreeing_prompts():
     items = corpus()
     report = run(make_baselines(["length"])["length"], items)
     assert report["contenders"]["model"] == {**report["contenders"]["length"], "loss": report["contenders"]["model"]["loss"]}
     [difference] = [each for each in report["differences"] if (each["first"], each["second"]) == ("model", "length")]
-    # No prompt of 30 shows a difference: z^2 / (30 + z^2) of all prompts may, by at most 1.
+    # None of 30 prompts has a difference. A share z^2 / (30 + z^2) of all prompts may have one, of at most 1.
     unseen = 1.959963984540054**2 / (30 + 1.959963984540054**2)
     assert (difference["difference"], difference["verdict"]) == (0.0, "undecided")
     assert difference["ci95"] == pytest.approx([-unseen, unseen])
 
 
-def test_intervals_of_six_right_of_six_and_of_none_are_wilsons():
+def test_intervals_of_six_right_of_six_and_of_none_are_wilson_intervals():
     items = [Comparison(f"p{i}", "r", ("good", "bad"), (0, 1)) for i in range(6)]
-    for score, wanted in (({"good": 1.0, "bad": 0.0}.get, [0.6096, 1.0]), ({"good": 0.0, "bad": 1.0}.get, [0.0, 0.3903])):
+    for score, expected in (({"good": 1.0, "bad": 0.0}.get, [0.6096, 1.0]), ({"good": 0.0, "bad": 1.0}.get, [0.0, 0.3903])):
         # Wilson (1927) by hand: n / (n + z^2) = 6 / (6 + 3.8415).
-        assert run(FakeScorer(score), items)["contenders"]["model"]["ci95"] == pytest.approx(wanted, abs=1e-4)
+        assert run(FakeScorer(score), items)["contenders"]["model"]["ci95"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_differences_name_the_better_one():
+def test_differences_name_the_better_contender():
     items = corpus(200)
     right = {item.candidates[item.ranks.index(0)] for item in items}
     good = FakeScorer(lambda text: float(text in right))
@@ -153,7 +153,7 @@ def test_differences_name_the_better_one():
     verdicts = {(each["first"], each["second"]): each["verdict"] for each in report["differences"]}
     assert verdicts == {("bad", "good"): "second", ("bad", "good too"): "second", ("good", "good too"): "undecided"}
     [first, *_] = report["differences"]
-    accuracies = {name: found["accuracy"] for name, found in report["contenders"].items()}
+    accuracies = {name: numbers["accuracy"] for name, numbers in report["contenders"].items()}
     assert first["difference"] == pytest.approx(accuracies["bad"] - accuracies["good"])
     assert first["ci95"][0] < first["difference"] < first["ci95"][1] < 0
     result = evaluate({"bad": FakeScorer(noisy), "good": good}, items, baselines=())
@@ -164,10 +164,10 @@ def test_differences_name_the_better_one():
 
 
 def test_constant_scores_are_ties():
-    found = run(FakeScorer(lambda text: 3.0), corpus())
-    assert found["contenders"]["model"]["accuracy"] == 0.5
-    assert found["contenders"]["model"]["loss"] == pytest.approx(math.log(2))
-    assert found["contenders"]["model"]["ties"] == found["n_pairs"]
+    report = run(FakeScorer(lambda text: 3.0), corpus())
+    assert report["contenders"]["model"]["accuracy"] == 0.5
+    assert report["contenders"]["model"]["loss"] == pytest.approx(math.log(2))
+    assert report["contenders"]["model"]["ties"] == report["n_pairs"]
 
 
 def test_huge_differences_have_a_finite_loss():
@@ -175,16 +175,16 @@ def test_huge_differences_have_a_finite_loss():
     assert run(FakeScorer({"a": -1e4, "b": 1e4}.get), [item])["contenders"]["model"]["loss"] == 2e4
 
 
-def test_prompts_without_id_are_told_apart_by_text():
+def test_prompts_without_id_are_distinguished_by_text():
     items = [replace(item, metadata={}) for item in corpus()]
     with_ids, without = run(FakeScorer(noisy), corpus()), run(FakeScorer(noisy), items)
     assert (with_ids["n_prompts"], with_ids["contenders"]) == (without["n_prompts"], without["contenders"])
 
 
-def test_one_prompt_is_reported_honestly():
+def test_one_prompt_has_no_interval_and_a_warning():
     report = run(FakeScorer(noisy), corpus(2), by="subset")
     assert report["n_prompts"] == 1
-    assert {found["ci95"] for found in report["contenders"].values()} == {None}
+    assert {numbers["ci95"] for numbers in report["contenders"].values()} == {None}
     assert {(each["ci95"], each["verdict"]) for each in report["differences"]} == {(None, "undecided")}
     assert report["by"]["s0"]["contenders"]["model"]["ci95"] is None
     assert report["warnings"] == ["all pairs belong to one prompt: there is no interval"]
@@ -197,7 +197,7 @@ def test_non_finite_scores_are_never_counted():
             run(FakeScorer(lambda text, bad=bad, items=items: bad if text == items[6].candidates[1] else 0.0), items)
 
 
-def test_a_scorer_must_answer_for_every_candidate():
+def test_a_scorer_must_score_every_candidate():
     class Short:
         def score_comparisons(self, comparisons):
             yield from ([0.0] * len(item.candidates) for item in list(comparisons)[:-1])
@@ -242,7 +242,7 @@ def test_bad_input_is_refused_before_the_model_runs():
     assert list(report["contenders"]) == ["model", "length"]  # TF-IDF has nothing to compare with
 
 
-def test_references_are_asked_for_only_where_somebody_reads_them():
+def test_references_are_required_only_if_a_contender_reads_them():
     items = [replace(item, reference=None) for item in corpus()]
     blind = Given("blind", FakeScorer(noisy))
     blind.reads_references = False
@@ -294,9 +294,9 @@ def test_only_a_window_of_comparisons_is_held():
             peak = max(peak, alive)
             yield Counted(item.prompt, item.reference, item.candidates, item.ranks, item.wrapper, item.metadata)
 
-    found = score_pairs({"model": FakeScorer(noisy, window=20), "length": make_baselines(["length"])["length"]}, stream())
+    scores = score_pairs({"model": FakeScorer(noisy, window=20), "length": make_baselines(["length"])["length"]}, stream())
     assert drawn == 400 and peak <= 100
-    assert len(found.margins("model")) == len(found.margins("length")) == len(found.pairs) == len(found.pairs.prompts)
+    assert len(scores.margins("model")) == len(scores.margins("length")) == len(scores.pairs) == len(scores.pairs.prompts)
 
 
 def test_models_are_in_memory_one_after_another_and_others_share_a_pass():
@@ -313,7 +313,7 @@ def test_models_are_in_memory_one_after_another_and_others_share_a_pass():
             return scorer
 
         def release(self):
-            assert alive[-1]() is None  # whoever frees memory finds nobody who holds the model
+            assert alive[-1]() is None  # nothing refers to the model when its memory is freed
             log.append(f"release {self.name}")
 
     class Counted(list):
@@ -325,8 +325,8 @@ def test_models_are_in_memory_one_after_another_and_others_share_a_pass():
     report = evaluate([Weights("a", None), Given("light", FakeScorer(noisy)), Weights("b", None)], items).report
     assert log == ["load a", "release a", "load b", "release b"]
     assert list(report["contenders"]) == ["a", "light", "b", "length", "tfidf"]
-    assert len(passes) - 1 == 4  # one iter() looks whether it can be read twice; checks, light ones, a, b
-    assert len({found["accuracy"] for name, found in report["contenders"].items() if name in ("a", "b", "light")}) == 1
+    assert len(passes) - 1 == 4  # one iter() checks that it can be read twice; then the checks, contenders without weights, a, b
+    assert len({numbers["accuracy"] for name, numbers in report["contenders"].items() if name in ("a", "b", "light")}) == 1
 
 
 def test_data_that_change_between_two_passes_are_refused():
@@ -367,4 +367,4 @@ def test_notes_of_scores_are_kept_by_candidate_and_counted_by_comparison():
     scores = result.scores.scores["model"]
     assert [scores.notes_of(i) for i in range(10)] == [[], [], [], ["truncated", "tied"], [], [], ["empty"], ["empty"], [], []]
     assert result.report["facts"]["model"]["noted"] == {"truncated": 1, "tied": 1, "empty": 1}
-    assert "model: 1 comparisons have a text that was cut to the encoder's limits" in result.report["warnings"]
+    assert "model: 1 comparisons have a text that was truncated to the encoder's limits" in result.report["warnings"]

@@ -52,10 +52,10 @@ def classifier(folder, family="llama", *, pad="config", template=TEMPLATE, label
 
 
 def plain_scores(folder, items):
-    """One sequence at a time, as its model card would do it: no padding, no batch."""
+    """Scores of one sequence at a time, as in a model card: no padding, no batch."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    found = []
+    results = []
     for item in items:
         prompt = [{"role": "user", "content": item.prompt}] if isinstance(item.prompt, str) else item.prompt
         scores = []
@@ -65,12 +65,12 @@ def plain_scores(folder, items):
             ids = torch.tensor([tiny.tokenizer().encode(text, add_special_tokens=False).ids])
             with torch.no_grad():
                 scores.append(float(model(ids).logits[0, 0]))
-        found.append(scores)
-    return found
+        results.append(scores)
+    return results
 
 
 @pytest.mark.parametrize(("family", "pad"), [("llama", "config"), ("qwen2", "none"), ("qwen2", "config")])
-def test_an_ordinary_model_scores_as_alone_and_without_padding(tmp_path, family, pad):
+def test_an_ordinary_model_scores_a_batch_as_single_sequences_without_padding(tmp_path, family, pad):
     """B4: in its own chat template, whatever stands beside it in a batch."""
     folder = classifier(tmp_path / "bt", family, pad=pad)
     [contender] = find_contenders([f"hf:{folder}"], CPU)
@@ -83,7 +83,7 @@ def test_an_ordinary_model_scores_as_alone_and_without_padding(tmp_path, family,
     assert deviation > 0.05  # a wrong position, mask or pooling would show
 
 
-def test_a_config_without_padding_reads_the_last_token_whichever_it_is(tmp_path):
+def test_a_config_without_padding_reads_the_score_at_the_last_token(tmp_path):
     """Token 0 would be the next best padding; here every text ends in it."""
     folder = classifier(tmp_path / "bt", pad="none", template=TEMPLATE.replace("<|im_end|>", "<s>"))
     [contender] = find_contenders([f"hf:{folder}"], CPU)
@@ -91,7 +91,7 @@ def test_a_config_without_padding_reads_the_last_token_whichever_it_is(tmp_path)
     assert [list(scores) for scores in together] == [pytest.approx(scores, abs=1e-5) for scores in plain_scores(folder, ITEMS)]
 
 
-def test_an_ordinary_model_that_looks_both_ways_sees_no_padding(tmp_path):
+def test_padding_does_not_change_scores_of_a_bidirectional_model(tmp_path):
     folder = classifier(tmp_path / "bt")
     torch.manual_seed(1)
     config = BertConfig(**BERT, pad_token_id=2, num_labels=1, max_position_embeddings=512)
@@ -101,7 +101,7 @@ def test_an_ordinary_model_that_looks_both_ways_sees_no_padding(tmp_path):
     assert [list(scores) for scores in together] == [pytest.approx(scores, abs=1e-5) for scores in plain_scores(folder, ITEMS)]
 
 
-def test_no_token_comes_twice_and_references_change_nothing(tmp_path):
+def test_no_bos_is_doubled_and_references_change_nothing(tmp_path):
     folder = classifier(tmp_path / "bt")
     [contender] = find_contenders([f"hf:{folder}"], CPU)
     ids = contender.load()._template.ids(ITEMS[0], 1)
@@ -120,7 +120,7 @@ def test_an_ordinary_model_whose_texts_end_in_the_padding_token(tmp_path):
     assert [list(scores) for scores in together] == [pytest.approx(scores, abs=1e-5) for scores in plain_scores(folder, ITEMS)]
 
 
-def test_equal_sequences_are_one_score_and_long_ones_are_noted(tmp_path):
+def test_equal_sequences_have_one_score_and_long_ones_are_noted(tmp_path):
     folder = classifier(tmp_path / "bt", max_position_embeddings=64)
     [contender] = find_contenders([f"hf:{folder}"], CPU)
     item = Comparison("p", "", ("fox", "fox", "the quick fox " * 40), (0, 1, 2))
@@ -138,7 +138,7 @@ def test_equal_sequences_are_one_score_and_long_ones_are_noted(tmp_path):
         (lambda folder: tiny.reward_model(folder / "lm").save(folder / "rm") or folder / "rm", "without hf:"),
     ],
 )
-def test_what_is_no_ordinary_reward_model_is_told_in_one_line(tmp_path, change, message):
+def test_a_folder_of_another_kind_is_refused_in_one_line(tmp_path, change, message):
     folder = change(tmp_path)
     [contender] = find_contenders([f"hf:{folder}"], CPU)
     with pytest.raises(PolarError, match=message):
@@ -173,19 +173,19 @@ def test_texts_that_a_template_has_no_form_for(tmp_path):
         list(good.load().score_comparisons([ITEMS[0], replace(ITEMS[0], wrapper="pretrain")]))
 
 
-def test_a_native_model_gives_what_its_scorer_gives_with_notes(checkpoint):
+def test_a_native_model_has_the_scores_and_notes_of_its_scorer(checkpoint):
     folder, model = checkpoint
     contender = Native("rm", folder, CPU)
     contender.check()
     long = Comparison("p", "r", ("fox " * 90 + "a", "fox " * 90 + "b"), (0, 1))
-    found = list(contender.load().score_comparisons([*ITEMS, long]))
-    assert [list(scores) for scores in found] == list(Scorer(model, row_tokens=256).score_comparisons([*ITEMS, long]))
-    assert found[-1].notes == [("truncated", "tied")] * 2
+    results = list(contender.load().score_comparisons([*ITEMS, long]))
+    assert [list(scores) for scores in results] == list(Scorer(model, row_tokens=256).score_comparisons([*ITEMS, long]))
+    assert results[-1].notes == [("truncated", "tied")] * 2
     assert contender.facts == {"encoder_hash": model.encoder.hash, "dtype": "float32", "device": "cpu"}
     assert contender.warnings == []
 
 
-def test_a_model_that_nobody_trained_says_so(tmp_path):
+def test_an_untrained_model_has_a_warning(tmp_path):
     """B4: also after it was saved and loaded."""
     model = RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "lm"))
     model.save(tmp_path / "new")
@@ -194,8 +194,8 @@ def test_a_model_that_nobody_trained_says_so(tmp_path):
         "<|reward|>",
         "[UNUSED_TOKEN_130]",
     ]
-    told = r"its head and its tokens <\|reward\|> and \[UNUSED_TOKEN_130\] were never trained, so its scores mean nothing"
-    with pytest.warns(UserWarning, match=told):
+    warning = r"its head and its tokens <\|reward\|> and \[UNUSED_TOKEN_130\] were never trained, so its scores mean nothing"
+    with pytest.warns(UserWarning, match=warning):
         RewardModel.from_pretrained(tmp_path / "new")
     contender = Native("new", tmp_path / "new", CPU)
     contender.load()
@@ -208,18 +208,18 @@ def test_servers_are_contenders(tmp_path):
     with fakes.running(fakes.make(encode=encode)) as url:
         [contender] = find_contenders([url], CPU)
         contender.check()
-        found = list(contender.load().score_comparisons(items))
+        results = list(contender.load().score_comparisons(items))
         contender.release()
     expected = [
         [fakes.fake_score(fakes.ids_of(ScoreItem(item.prompt, item.reference, text), encode)) for text in item.candidates]
         for item in items
     ]
-    assert [list(scores) for scores in found] == [pytest.approx(scores) for scores in expected]
+    assert [list(scores) for scores in results] == [pytest.approx(scores) for scores in expected]
     with pytest.raises(PolarError, match="no server answers at"):
         contender.check()
 
 
-def test_a_server_without_an_answer_is_an_error_that_names_the_item():
+def test_a_server_without_a_score_is_an_error_that_names_the_item():
     def fail(ids):
         if len(ids) > 200:
             raise MemoryError("too much")
@@ -250,7 +250,7 @@ def test_an_embedding_is_the_cosine_with_the_reference(tmp_path, way):
     contender.check()
     assert contender.facts["pooling"] == way
     items = [item for item in ITEMS if isinstance(item.candidates[0], str)]
-    found = list(contender.load().score_comparisons(items))
+    results = list(contender.load().score_comparisons(items))
     model = BertModel.from_pretrained(folder).eval()
 
     def vector(text):
@@ -259,7 +259,7 @@ def test_an_embedding_is_the_cosine_with_the_reference(tmp_path, way):
             states = model(ids).last_hidden_state[0]
         return {"mean": states.mean(0), "cls": states[0], "max": states.amax(0)}[way]
 
-    for item, scores in zip(items, found, strict=True):
+    for item, scores in zip(items, results, strict=True):
         for text, score, notes in zip(item.candidates, scores, scores.notes, strict=True):
             cosine = torch.nn.functional.cosine_similarity(vector(text), vector(item.reference), dim=0)
             assert score == pytest.approx(float(cosine), abs=1e-5)
@@ -279,13 +279,13 @@ def test_encoders_that_are_not_read_exactly_are_refused(tmp_path):
         pooling_of(other)
 
 
-def test_words_that_name_contenders(tmp_path, monkeypatch):
+def test_text_forms_of_contenders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = classifier(tmp_path / "bt")
     (tmp_path / "x.jsonl").touch()
     specs = [f"a-1=hf:{folder}", "scores:x.jsonl", "length", "mine=tfidf", "http://127.0.0.1:1", str(folder)]
-    found = find_contenders(specs)
-    assert [contender.name for contender in found] == [
+    contenders = find_contenders(specs)
+    assert [contender.name for contender in contenders] == [
         "a-1",
         "scores:x.jsonl",
         "length",
@@ -293,11 +293,11 @@ def test_words_that_name_contenders(tmp_path, monkeypatch):
         "http://127.0.0.1:1",
         str(folder),
     ]
-    assert [contender.kind for contender in found] == ["stock", "stored", "baseline", "baseline", "server", "native"]
+    assert [contender.kind for contender in contenders] == ["stock", "stored", "baseline", "baseline", "server", "native"]
     shutil.copytree(folder, tmp_path / "a=b")
     assert find_contenders(["a=b"])[0].name == "a=b"
     for specs, message in (
-        (["length", "length"], "two contenders have the name 'length'; give one another: NAME=length"),
+        (["length", "length"], "two contenders have the name 'length'; give one of them another name: NAME=length"),
         (["nowhere"], "nowhere: no such folder of a model"),
         (["hf:nowhere"], "nowhere: no such folder of a model"),
         (["scores:nowhere.jsonl"], "nowhere.jsonl: no such file or folder"),

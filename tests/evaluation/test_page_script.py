@@ -1,4 +1,4 @@
-"""The page's own script, run by Node on a stand-in for a browser: what is hidden, and in which order the pairs stand."""
+"""The page's own script, run by Node with a fake browser: which pairs are hidden, and the order of the pairs."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ const article = (id, margins, group, textContent) => ({ id, dataset: { margins, 
 const main = { children: [
   article(0, "-1.5 2 ", "x", "The Fox jumps"), article(1, "3 -4 ", "y", "a dog"), article(2, "0 1 ", "x", "fox and dog"),
 ], append(...nodes) { this.children = nodes; } };
-for (const [id, value] of [["who", "0"], ["which", "all"], ["group", ""], ["words", ""]]) controls[id] = control(value);
+for (const [id, value] of [["contender", "0"], ["which", "all"], ["group", ""], ["words", ""]]) controls[id] = control(value);
 controls.pairs = main; controls.count = {};
 globalThis.document = { getElementById: (id) => controls[id] ?? null };
 const ids = (nodes) => nodes.map((node) => node.id);
@@ -36,7 +36,7 @@ def run(steps):
 
 def test_pairs_are_sorted_and_filtered():
     first, second, wrong, disagree, words, both, group = run(
-        'set("who", "1"); set("which", "wrong"); set("which", "disagree"); set("which", "all"); log.pop();'
+        'set("contender", "1"); set("which", "wrong"); set("which", "disagree"); set("which", "all"); log.pop();'
         'set("words", "FOX", "input"); set("words", "fox dog", "input"); set("words", "", "input"); log.pop(); set("group", "y");'
     )
     assert (first["order"], first["shown"], first["count"]) == ([0, 2, 1], [0, 2, 1], "3 of 3 shown")

@@ -45,24 +45,24 @@ def overlap(prompt, reference, candidate):
 
 
 def hash_of(*texts):
-    return sum(ord(sign) * (place + 7) for place, sign in enumerate("".join(texts)))
+    return sum(ord(character) * (index + 7) for index, character in enumerate("".join(texts)))
 
 
 def literal(items, references):
-    """Per pair, in order: 1, 0.5 or 0."""
-    found = []
+    """1, 0.5 or 0 for each pair, in order."""
+    outcomes = []
     for item, reference in zip(items, references, strict=True):
         for better, worse in item.pairs():
-            first, second = (overlap(item.prompt, reference, item.candidates[place]) for place in (better, worse))
-            found.append(1.0 if first > second else 0.5 if first == second else 0.0)
-    return np.array(found)
+            first, second = (overlap(item.prompt, reference, item.candidates[index]) for index in (better, worse))
+            outcomes.append(1.0 if first > second else 0.5 if first == second else 0.0)
+    return np.array(outcomes)
 
 
 @pytest.fixture(scope="module")
 def blind():
-    made = Given("blind", Overlap())
-    made.reads_references = False
-    return made
+    contender = Given("blind", Overlap())
+    contender.reads_references = False
+    return contender
 
 
 @pytest.fixture(scope="module")
@@ -72,26 +72,26 @@ def result(blind):
 
 def test_accuracies_gain_and_adherence_equal_plain_loops(result):
     items, use = corpus(), result.report["reference"]["use"]
-    found = use["contenders"]["model"]
+    uses = use["contenders"]["model"]
     given, empty = literal(items, [item.reference for item in items]), literal(items, [""] * len(items))
-    assert found["accuracy"]["given"]["accuracy"] == pytest.approx(given.mean())
-    assert found["accuracy"]["empty"]["accuracy"] == pytest.approx(empty.mean())
-    assert found["gain"]["difference"] == pytest.approx((given - empty).mean())
-    assert (found["gain"]["n_pairs"], result.report["n_pairs"]) == (120, 120)
+    assert uses["accuracy"]["given"]["accuracy"] == pytest.approx(given.mean())
+    assert uses["accuracy"]["empty"]["accuracy"] == pytest.approx(empty.mean())
+    assert uses["gain"]["difference"] == pytest.approx((given - empty).mean())
+    assert (uses["gain"]["n_pairs"], result.report["n_pairs"]) == (120, 120)
     assert given.mean() == result.report["contenders"]["model"]["accuracy"] > 0.8
-    # Which of two bad answers is swapped in is drawn; each draw is one of these two, and of pairs there is no choice.
-    low, high = (literal(items, [item.candidates[place] for item in items]) for place in (1, -1))
-    assert min(low.mean(), high.mean()) - 0.1 < found["accuracy"]["swapped"]["accuracy"] < max(low.mean(), high.mean()) + 0.1
+    # With two bad answers the swapped one is drawn, and is one of these two; a pair has only one.
+    low, high = (literal(items, [item.candidates[index] for item in items]) for index in (1, -1))
+    assert min(low.mean(), high.mean()) - 0.1 < uses["accuracy"]["swapped"]["accuracy"] < max(low.mean(), high.mean()) + 0.1
     pairs = evaluate({"model": Overlap()}, [item for item in items if len(item.candidates) == 2], reference="all", resamples=10)
     only = [item for item in items if len(item.candidates) == 2]
     swapped = literal(only, [item.candidates[1] for item in only])
-    told = pairs.report["reference"]["use"]["contenders"]["model"]
+    of_pairs = pairs.report["reference"]["use"]["contenders"]["model"]
     expected = literal(only, [item.reference for item in only]) - swapped
-    assert told["adherence"]["difference"] == pytest.approx(expected.mean())
-    assert told["adherence_elsewhere"] is None
+    assert of_pairs["adherence"]["difference"] == pytest.approx(expected.mean())
+    assert of_pairs["adherence_elsewhere"] is None
 
 
-def test_intervals_are_those_of_the_paired_difference(result):
+def test_intervals_are_of_the_paired_difference(result):
     items = corpus()
     delta = literal(items, [item.reference for item in items]) - literal(items, [""] * len(items))
     prompts = np.array([int(item.prompt.split()[1]) for item in items for _ in item.pairs()])
@@ -104,7 +104,7 @@ def test_intervals_are_those_of_the_paired_difference(result):
     assert result.report["reference"]["use"]["contenders"]["model"]["gain"]["ci95"] == pytest.approx(expected, abs=0.02)
 
 
-def test_pairs_that_hold_the_swapped_reference_are_counted_and_left_out_apart(result):
+def test_pairs_with_the_swapped_reference_are_counted_and_the_others_reported_separately(result):
     use = result.report["reference"]["use"]
     # 60 comparisons of two answers: the swapped one is the worse one. 30 of three: in one of two pairs.
     assert use["swapped_pairs"] == 60 + 30
@@ -116,14 +116,14 @@ def test_pairs_that_hold_the_swapped_reference_are_counted_and_left_out_apart(re
     assert any(line.startswith("model: adherence +") and line.endswith("in the 30 other pairs") for line in lines)
 
 
-def test_who_takes_no_reference_is_asked_once_and_told_so(result):
-    found = result.report["reference"]["use"]["contenders"]
-    assert list(found["model"]["accuracy"]) == list(PROTOCOLS) and list(found) == ["model", "blind", "length", "tfidf"]
+def test_a_contender_that_takes_no_reference_is_scored_once(result):
+    uses = result.report["reference"]["use"]["contenders"]
+    assert list(uses["model"]["accuracy"]) == list(PROTOCOLS) and list(uses) == ["model", "blind", "length", "tfidf"]
     for name in ("blind", "length"):
-        assert list(found[name]["accuracy"]) == ["empty"] and not found[name]["takes_reference"]
-        assert {found[name][gap] for gap in ("gain", "adherence", "other_reference", "adherence_elsewhere")} == {None}
-        assert found[name]["sentence"] == f"{name} does not take a reference: it was asked without one"
-    assert found["blind"]["accuracy"]["empty"] == found["model"]["accuracy"]["empty"]
+        assert list(uses[name]["accuracy"]) == ["empty"] and not uses[name]["takes_reference"]
+        assert {uses[name][gap] for gap in ("gain", "adherence", "other_reference", "adherence_elsewhere")} == {None}
+        assert uses[name]["sentence"] == f"{name} does not take a reference: it was scored without one"
+    assert uses["blind"]["accuracy"]["empty"] == uses["model"]["accuracy"]["empty"]
     rows = use_table(result.report["reference"]["use"]).rows
     assert [row[1] for row in rows] == [*PROTOCOLS, "does not take a reference", "does not take a reference", *PROTOCOLS]
     assert [row[4] for row in rows] == ["", "gain", "", "adherence", "", "", "", "gain", "", "adherence"]
@@ -137,10 +137,10 @@ def test_the_other_numbers_are_those_of_given_references(result):
     assert json.loads(json.dumps(result.report)) == result.report
     shown = summarise(result.report)
     assert [table.title.partition(" (")[0] for table in shown.tables] == ["pairwise accuracy", "accuracy by reference"]
-    assert any(line.startswith("model reads its reference, and is better by it: gain +") for line in shown.sentences)
+    assert any(line.startswith("model uses its reference and gains from it: gain +") for line in shown.sentences)
 
 
-def test_swapped_alone_says_how_many_references_are_candidates():
+def test_swapped_references_that_equal_candidates_are_counted():
     report = evaluate({"model": Overlap()}, corpus(), reference="swapped", resamples=10).report
     assert report["reference"]["reference_equals_candidate"] == 90
     assert any(line.startswith("90 comparisons have a reference that is equal, or nearly") for line in report["warnings"])
@@ -150,7 +150,7 @@ def test_swapped_alone_says_how_many_references_are_candidates():
         evaluate({"model": Overlap()}, blank, reference="all")
 
 
-def test_the_origin_of_references_stands_in_the_report_and_the_title():
+def test_the_origin_of_references_is_in_the_report_and_the_title():
     items = [replace(item, metadata={"reference_protocol": "sibling"}) for item in corpus()]
     report = evaluate({"model": Overlap()}, items, resamples=10).report
     assert report["reference"]["protocols"] == {"sibling": 90}
@@ -167,13 +167,13 @@ UP, DOWN, OPEN, NONE = ([0.1, 0.3], [-0.3, -0.1], [-0.1, 0.1], None)
 @pytest.mark.parametrize(
     ("gain", "adherence", "words"),
     [
-        (UP, UP, "m reads its reference, and is better by it: gain +0.000 [+0.100, +0.300], adherence +0.000 [+0.100, +0.300]"),
-        (UP, OPEN, "m is better with its reference, but a worse answer in its place does as well: "),
+        (UP, UP, "m uses its reference and gains from it: gain +0.000 [+0.100, +0.300], adherence +0.000 [+0.100, +0.300]"),
+        (UP, OPEN, "m gains from its reference, but as much from a worse answer in place of it: "),
         (DOWN, UP, "m is worse with its reference than without one: "),
-        (OPEN, UP, "m follows its reference, but nothing shows that it is better by it: "),
+        (OPEN, UP, "m follows its reference, but there is no evidence that it gains from it: "),
         (OPEN, DOWN, "m is better with a worse answer as its reference: "),
-        (OPEN, OPEN, "nothing shows that m uses its reference: "),
-        (NONE, NONE, "nothing shows that m uses its reference: gain +0.000 (no interval)"),
+        (OPEN, OPEN, "there is no evidence that m uses its reference: "),
+        (NONE, NONE, "there is no evidence that m uses its reference: gain +0.000 (no interval)"),
     ],
 )
 def test_sentences(gain, adherence, words):

@@ -12,7 +12,7 @@ def make(prompt, reference, **metadata):
     return Comparison(prompt, reference, ("a", "b"), (0, 1), "sft", metadata)
 
 
-def test_given_passes_everything_through():
+def test_given_changes_nothing():
     items = [make("p", "r"), make("q", "")]
     assert list(apply_reference_protocol(items, "given")) == items
 
@@ -35,7 +35,7 @@ def test_shuffled_gives_another_prompts_reference(monkeypatch, window):
     assert shuffled == list(apply_reference_protocol(items, "shuffled", seed=2))
 
 
-def test_a_last_window_of_one_prompt_takes_the_windows_before(monkeypatch):
+def test_a_last_window_of_one_prompt_uses_the_window_before(monkeypatch):
     monkeypatch.setattr("polar_rm.evaluation.references._SHUFFLE_WINDOW", 4)
     items = [make(f"p{i // 2}", f"r{i // 2}") for i in range(6)]
     last = list(apply_reference_protocol(items, "shuffled"))[-2:]
@@ -52,7 +52,7 @@ def test_one_prompt_can_not_be_shuffled():
         list(apply_reference_protocol([make("p", "r1"), make("p", "r2")], "shuffled"))
 
 
-def test_swapped_takes_one_of_the_lowest_rank_and_needs_no_reference():
+def test_swapped_uses_a_candidate_of_the_worst_rank_and_needs_no_reference():
     pair = Comparison("p", None, ("good", "bad"), (0, 1))
     many = Comparison("p", "r", ("bad 0", "good", "bad 1", "middle", "bad 2"), (2, 0, 2, 1, 2))
     swapped = list(apply_reference_protocol([pair, *[many] * 60], "swapped"))
@@ -67,7 +67,7 @@ def test_swapped_takes_one_of_the_lowest_rank_and_needs_no_reference():
     ]
 
 
-def test_others_are_of_another_prompt():
+def test_others_have_another_prompt():
     items = [make(f"p{i // 2}", f"r{i}") for i in range(20)]
     couples = list(with_others(items))
     assert [item for item, _ in couples] == items
@@ -76,16 +76,16 @@ def test_others_are_of_another_prompt():
     assert [other.reference for _, other in couples] == [item.reference for item in shuffled]
 
 
-def test_references_of_a_file_say_where_they_came_from(tmp_path):
+def test_references_of_a_file_keep_their_origin(tmp_path):
     rows = [{"id": "a", "reference": "x", "reference_protocol": "own"}, {"id": "b", "reference": "y"}]
     rows[1]["metadata"] = {"reference_protocol": "sibling"}
     rows.append({"id": "c", "reference": "z"})
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     items = [make(f"p{id}", "old", id=id, reference_protocol="gold") for id in "abc"]
-    found = list(Referenced(items, tmp_path / "r.jsonl"))
-    assert [item.reference for item in found] == ["x", "y", "z"]
-    assert [item.metadata.get("reference_protocol") for item in found] == ["own", "sibling", None]
-    assert [item.metadata["id"] for item in found] == ["a", "b", "c"]
+    comparisons = list(Referenced(items, tmp_path / "r.jsonl"))
+    assert [item.reference for item in comparisons] == ["x", "y", "z"]
+    assert [item.metadata.get("reference_protocol") for item in comparisons] == ["own", "sibling", None]
+    assert [item.metadata["id"] for item in comparisons] == ["a", "b", "c"]
 
 
 def test_unknown_mode():

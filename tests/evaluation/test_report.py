@@ -21,7 +21,7 @@ NAMES = ("runs/$m", "other", "length")
 def make_report(groups=("code", "a $x_1$ [bold]group[/bold] <&>")):
     def measures(accuracy):
         interval = [accuracy - 0.05, accuracy + 0.04]
-        found = {
+        contenders = {
             name: {"accuracy": accuracy, "ci95": interval, "ties": 17, "loss": None if name == "length" else 0.512}
             for name in NAMES
         }
@@ -30,7 +30,7 @@ def make_report(groups=("code", "a $x_1$ [bold]group[/bold] <&>")):
             {"first": NAMES[0], "second": NAMES[2], "difference": -0.1, "ci95": [-0.3, -0.05], "verdict": "second"},
             {"first": NAMES[1], "second": NAMES[2], "difference": 0.0, "ci95": None, "verdict": "undecided"},
         ]
-        return {"n_pairs": 1234, "n_prompts": 100, "contenders": found, "differences": differences}
+        return {"n_pairs": 1234, "n_prompts": 100, "contenders": contenders, "differences": differences}
 
     facts = {"source": None, "reads_references": True, "noted": {}, "facts": {}}
     return {

@@ -46,7 +46,7 @@ def result():
     return evaluate({"m/1": FIRST, "two": SECOND}, ITEMS, baselines=["length"])
 
 
-def test_a_row_a_pair_with_texts_scores_and_notes(result, tmp_path):
+def test_each_pair_has_a_row_with_texts_scores_and_notes(result, tmp_path):
     assert write_pairs(tmp_path / "pairs.jsonl", result) == 4 == result.report["n_pairs"]
     rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert [(row["comparison"], row["better"], row["worse"]) for row in rows] == [
@@ -70,7 +70,7 @@ def test_a_row_a_pair_with_texts_scores_and_notes(result, tmp_path):
     assert all(row["length.right"] in (0.0, 0.5, 1.0) for row in rows)
 
 
-def test_tables_hold_the_same_rows(result, tmp_path):
+def test_tables_have_the_same_rows(result, tmp_path):
     for name in ("pairs.jsonl", "pairs.parquet", "pairs.csv"):
         assert write_pairs(tmp_path / name, result) == 4
     lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
@@ -91,13 +91,13 @@ def test_tables_hold_the_same_rows(result, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_references_are_shown_as_the_contenders_saw_them(tmp_path):
-    found = evaluate({"m": FIRST}, ITEMS, reference="empty", baselines=())
-    write_pairs(tmp_path / "pairs.jsonl", found)
+def test_references_are_shown_as_the_contenders_got_them(tmp_path):
+    result = evaluate({"m": FIRST}, ITEMS, reference="empty", baselines=())
+    write_pairs(tmp_path / "pairs.jsonl", result)
     assert {json.loads(line)["reference"] for line in (tmp_path / "pairs.jsonl").read_text().splitlines()} == {""}
 
 
-def test_confident_mistakes_come_first_by_turns(result):
+def test_confident_mistakes_of_all_models_come_first_in_turn(result):
     # Mistakes of the first: pair 0 (-1.5), a tie 1; of the second: 2 (-2.0), 3 (-5.0). Then what is right by least.
     assert choose(result, 10) == [0, 3, 1, 2]
     assert choose(result, 2) == [0, 3]
@@ -111,17 +111,17 @@ def test_the_page_is_one_file_with_escaped_texts(result, tmp_path):
     assert "y&#34;&lt;z&gt;" in page and '"<z>' not in page
     for outside in ("http://", "https://", "src=", "@import", "url("):
         assert outside not in page
-    told = "m/1 and two can&#39;t be told apart"
-    for word in ("comparison 1", "-1.500", "[worse: truncated]", "4 of 4 pairs", told, "reference"):
+    verdict = "m/1 and two can&#39;t be told apart"
+    for word in ("comparison 1", "-1.500", "[worse: truncated]", "4 of 4 pairs", verdict, "reference"):
         assert word in page
     margins = [line.split('data-margins="')[1].split('"')[0].split() for line in page.splitlines() if "data-margins" in line]
     assert [[float(value) for value in each[:2]] for each in margins] == [[-1.5, 3.0], [1.0, -5.0], [0.0, 3.0], [1.0, -2.0]]
 
 
-def test_the_page_is_bounded_and_says_so(tmp_path):
+def test_the_page_is_bounded_and_shows_that(tmp_path):
     items = [Comparison(f"p{i}", "r" * 20_000, ("a" * 50_000, f"b{i}"), (0, 1)) for i in range(300)]
-    found = evaluate([Length()], items, baselines=())
-    assert write_page(tmp_path / "page.html", found, summarise(found.report), max_rows=7) == 7
+    result = evaluate([Length()], items, baselines=())
+    assert write_page(tmp_path / "page.html", result, summarise(result.report), max_rows=7) == 7
     page = (tmp_path / "page.html").read_text()
     assert page.count("<article") == 7 and "7 of 300 pairs" in page
     assert "more characters; --pairs FILE has them" in page
@@ -138,8 +138,8 @@ def test_many_pairs_take_no_memory_for_their_texts(tmp_path):
     def peak():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
-    found = evaluate([Length()], Many(), baselines=())
+    result = evaluate([Length()], Many(), baselines=())
     before = peak()
-    write_page(tmp_path / "page.html", found, summarise(found.report), max_rows=20)
-    write_pairs(tmp_path / "pairs.parquet", found)
+    write_page(tmp_path / "page.html", result, summarise(result.report), max_rows=20)
+    write_pairs(tmp_path / "pairs.parquet", result)
     assert peak() - before < 100  # MiB; the texts are 300

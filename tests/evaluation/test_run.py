@@ -34,7 +34,7 @@ def test_files_can_be_read_twice_and_are_described(tmp_path):
     ]
 
 
-def test_folders_and_patterns_stand_for_their_files(tmp_path):
+def test_folders_and_patterns_are_read_as_their_files(tmp_path):
     paths = [write(tmp_path / f"{name}.jsonl", [row(1), row(2)]) for name in "ab"]
     for source in (tmp_path, f"{tmp_path}/*.jsonl"):
         files = ComparisonFiles([source])
@@ -42,7 +42,7 @@ def test_folders_and_patterns_stand_for_their_files(tmp_path):
         assert [(file["path"], file["rows"]) for file in files.describe()] == [(str(path), 2) for path in paths]
 
 
-def test_bad_rows_stop_or_are_set_aside_once(tmp_path):
+def test_bad_rows_stop_the_run_or_are_written_once_to_a_side_file(tmp_path):
     path = write(tmp_path / "a.jsonl", [row(1), {"prompt": "p"}, row(3), "{not json"])
     with pytest.raises(PolarError, match="row 2"):
         evaluate([Length()], ComparisonFiles([path]))
@@ -53,7 +53,7 @@ def test_bad_rows_stop_or_are_set_aside_once(tmp_path):
     assert bad.count == 2
 
 
-def test_what_the_evaluation_writes_is_not_evaluated(tmp_path):
+def test_files_that_the_evaluation_writes_are_refused_as_data(tmp_path):
     """H1."""
     write(tmp_path / "a.jsonl", [row(1)])
     report = write(tmp_path / "b.jsonl", [row(2)])
@@ -71,7 +71,7 @@ def test_notes_are_counted_once_however_often_the_files_are_read(tmp_path):
     assert [warning.partition(":")[0] for warning in bad.warnings()] == ["1 row"]
 
 
-def test_the_warnings_of_files_tell_what_was_skipped_and_left_out(tmp_path):
+def test_files_have_warnings_about_skipped_rows_and_left_out_files(tmp_path):
     write(tmp_path / "data/a.jsonl", [row(1), {"prompt": "p"}, row(2)])
     write(tmp_path / "data/.hidden/b.jsonl", [row(3)])
     side = tmp_path / "rejected.jsonl"
@@ -82,7 +82,7 @@ def test_the_warnings_of_files_tell_what_was_skipped_and_left_out(tmp_path):
     assert "1 hidden folders" in left_out
 
 
-def test_a_limit_below_one_takes_nothing_and_is_refused():
+def test_a_limit_below_one_is_refused():
     with pytest.raises(PolarError, match="limit must be at least 1, not 0"):
         First([], 0)
     assert list(First([1, 2, 3], 2)) == [1, 2] and list(First([1, 2], None)) == [1, 2]

@@ -18,9 +18,9 @@ def simulate(generator, n_prompts, spread=1.5):
 def test_means_equal_a_plain_loop_over_the_same_resamples():
     values, prompts = simulate(np.random.default_rng(3), 17)
     values = np.column_stack([values, np.random.default_rng(4).random(len(values))])
-    got = resampled_means(values, prompts, resamples=50, seed=11)
+    result = resampled_means(values, prompts, resamples=50, seed=11)
     generator = np.random.default_rng(11)
-    for row in got:
+    for row in result:
         drawn = [values[prompts == prompt] for prompt in generator.integers(17, size=17)]
         assert row == pytest.approx(np.concatenate(drawn).mean(axis=0), abs=1e-12)
 
@@ -52,7 +52,7 @@ def test_interval_covers_the_truth_and_an_interval_over_pairs_would_not():
     assert naive < covered - 10
 
 
-def test_an_interval_is_that_of_95_percent():
+def test_an_interval_covers_95_percent():
     """sta-e1: its coverage alone can't tell 95 from 90 percent."""
     _, prompts = simulate(np.random.default_rng(2), 50)
     values = np.random.default_rng(3).standard_normal((len(prompts), 1))
@@ -71,7 +71,7 @@ def test_one_prompt_has_no_interval():
     assert "no interval" in str(result)
 
 
-def test_seed_decides_the_interval():
+def test_the_seed_determines_the_interval():
     values, prompts = simulate(np.random.default_rng(8), 40)
     assert bootstrap_intervals(values, prompts, seed=1) == bootstrap_intervals(values, prompts, seed=1)
     assert bootstrap_intervals(values, prompts, seed=1) != bootstrap_intervals(values, prompts, seed=2)
@@ -109,23 +109,23 @@ def wilson(successes, n):
 
 
 @pytest.mark.parametrize("n", [2, 6, 100])
-def test_where_all_prompts_agree_the_interval_is_wilsons(n):
+def test_the_interval_of_agreeing_prompts_is_wilsons(n):
     prompts = np.repeat(np.arange(n), 3)  # pairs of one prompt are one observation
     for right in (0, n):
-        [got] = bootstrap_intervals(np.full((3 * n, 1), right / n), prompts)
-        assert got == pytest.approx(wilson(right, n), abs=1e-12)
+        [result] = bootstrap_intervals(np.full((3 * n, 1), right / n), prompts)
+        assert result == pytest.approx(wilson(right, n), abs=1e-12)
 
 
-def test_a_difference_that_no_prompt_shows_may_still_be_there():
+def test_a_difference_of_agreeing_prompts_has_an_interval():
     prompts = np.arange(6)
-    u = wilson(0, 6)[1]  # of all prompts at most this share is otherwise
+    u = wilson(0, 6)[1]  # at most this share of all prompts may differ
     same = paired_difference(np.ones(6), np.ones(6), prompts)
     assert same.difference == 0 and same.ci95 == pytest.approx((-u, u))
     always = paired_difference(np.ones(6), np.zeros(6), prompts)
     assert always.difference == 1 and always.ci95 == pytest.approx((1 - 2 * u, 1))
 
 
-def test_one_prompt_of_another_mind_is_enough_for_the_bootstrap():
+def test_one_prompt_that_differs_is_enough_for_the_bootstrap():
     values = np.ones((50, 1))
     values[0] = 0
     [(low, high)] = bootstrap_intervals(values, np.arange(50))

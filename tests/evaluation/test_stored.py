@@ -73,13 +73,13 @@ def test_without_ids_row_n_belongs_to_comparison_n(tmp_path):
     ("rows", "message"),
     [
         (LISTS[:2], "no scores of 1 of 3 comparisons, joined by id; the first: 'z'"),
-        ([*LISTS, {"id": "more", "scores": [1, 2]}], "scores of 1 that are no comparison here, joined by id; the first: 'more'"),
+        ([*LISTS, {"id": "more", "scores": [1, 2]}], "1 stored scores have no comparison, joined by id; the first: 'more'"),
         ([LISTS[0], {"id": 7, "scores": [1, 2, 3]}, LISTS[2]], "3 scores of '7' (joined by id), which has 2 candidates"),
         (ROWS[1:], "id 'x' has the candidates [0]"[:0] + "1 scores of 'x'"),
-        (ROWS[:-1], "id 'z' has the candidates [1]: they are counted from 0 on, without gaps"),
+        (ROWS[:-1], "id 'z' has the candidates [1]: they must be counted from 0 on, without gaps"),
     ],
 )
-def test_what_is_missing_or_too_much_is_one_line(tmp_path, rows, message):
+def test_missing_and_extra_scores_are_reported_in_one_line(tmp_path, rows, message):
     with pytest.raises(PolarError) as caught:
         stored(write(tmp_path / "s.jsonl", rows))
     assert message in str(caught.value)
@@ -107,7 +107,7 @@ def test_bad_rows_name_file_row_and_field(tmp_path, row, field, expected):
 
 def test_rows_that_contradict_each_other(tmp_path):
     for rows, message in (
-        ([LISTS[0], LISTS[0]], "row 2: field 'id': expected an id of its own; a row before has 'x'"),
+        ([LISTS[0], LISTS[0]], "row 2: field 'id': expected a unique id; an earlier row has 'x'"),
         ([ROWS[0], ROWS[0]], "row 2: field 'candidate': expected one row for candidate 1 of 'x'"),
         ([LISTS[0], PAIRS[1]], "row 2: field 'chosen_score': expected 'scores' as in the rows before"),
         ([LISTS[0], {"scores": [1, 2]}], "row 2: field 'id': expected an id in every row, or in none"),
@@ -125,7 +125,7 @@ def test_two_comparisons_of_one_id_can_not_be_joined(tmp_path):
 def test_stored_scores_beside_others_and_refused_before_anything_is_scored(tmp_path):
     class Never:
         def score_comparisons(self, comparisons):
-            raise AssertionError("it was asked")
+            raise AssertionError("it was called")
 
     path = write(tmp_path / "s.jsonl", LISTS)
     contenders = find_contenders([f"s=scores:{path}"])

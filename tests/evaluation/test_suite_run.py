@@ -1,4 +1,4 @@
-"""Published benchmarks with contenders: official figures, honest intervals also of means of means, who is better."""
+"""Published benchmarks with contenders: official figures, intervals also of means of means, comparisons of contenders."""
 
 import json
 
@@ -30,9 +30,9 @@ class ByText:
 
 
 def contender(name, score=grid, *, reads=False):
-    made = Given(name, ByText(score))
-    made.reads_references = reads
-    return made
+    scorer = Given(name, ByText(score))
+    scorer.reads_references = reads
+    return scorer
 
 
 def judged_pairs(n=60):
@@ -65,12 +65,12 @@ def rm_bench(folder, counts=(7, 5)):
     return write(folder / "total_dataset.json", rows)
 
 
-def test_stored_scores_of_the_publisher_come_out_by_the_publishers_rule(tmp_path):
+def test_stored_scores_of_the_publisher_have_the_publishers_figures(tmp_path):
     rows = judged_pairs()
     path = write(tmp_path / "out.jsonl", rows)
     [stored] = find_contenders([f"theirs=scores:{path}"])
-    found = evaluate_suite("judgebench", path, [stored, contender("half", lambda text: text.endswith("A"))])
-    report = found.report
+    result = evaluate_suite("judgebench", path, [stored, contender("half", lambda text: text.endswith("A"))])
+    report = result.report
     right = [
         (row["judgments"][0]["judgment"]["scores"][0] > row["judgments"][0]["judgment"]["scores"][1]) == (row["label"] == "A>B")
         and len(set(row["judgments"][0]["judgment"]["scores"])) == 2
@@ -94,10 +94,10 @@ def test_stored_scores_of_the_publisher_come_out_by_the_publishers_rule(tmp_path
         evaluate_suite("judgebench", more, find_contenders([f"theirs=scores:{path}"]))
 
 
-def test_a_mean_of_domains_has_the_interval_of_domains_drawn_apart(tmp_path):
+def test_a_mean_of_domains_has_the_interval_of_domains_resampled_separately(tmp_path):
     """The oracle draws prompts of each domain by hand and measures each draw by the official rule."""
     path = rm_bench(tmp_path, (40, 25))
-    found = evaluate_suite("rm-bench", path, [contender("m")], baselines=()).report
+    report = evaluate_suite("rm-bench", path, [contender("m")], baselines=()).report
     suite = SUITES["rm-bench"]
     judged = [Judged(each, tuple(map(grid, each.candidates))) for each in suite.read(path)]
     domains = [[each for each in judged if each.comparison.metadata["domain"] == name] for name in ("chat", "math")]
@@ -105,16 +105,16 @@ def test_a_mean_of_domains_has_the_interval_of_domains_drawn_apart(tmp_path):
     values = []
     for _ in range(400):
         drawn = [domain[i] for domain in domains for i in generator.integers(len(domain), size=len(domain))]
-        # Prompts that are drawn twice count twice, whatever they are called.
+        # Prompts that are drawn twice count twice.
         values.append(suite.measure(drawn).figures[0].value)
     low, high = np.quantile(values, [0.025, 0.975])
-    got = found["contenders"]["m"]["figures"]["overall"]
-    assert got["value"] == pytest.approx(suite.measure(judged).figures[0].value)
-    assert got["ci95"] == pytest.approx([low, high], abs=0.25 * (high - low))
+    overall = report["contenders"]["m"]["figures"]["overall"]
+    assert overall["value"] == pytest.approx(suite.measure(judged).figures[0].value)
+    assert overall["ci95"] == pytest.approx([low, high], abs=0.25 * (high - low))
     assert high - low > 0.05
 
 
-def test_draws_are_shared_by_figures_on_the_same_prompts_alone():
+def test_only_figures_on_the_same_prompts_share_resamples():
     rng = np.random.default_rng(0)
     prompts = np.arange(50)
     first, same = (Figure(name, 0.0, 50, rng.random(50), prompts) for name in "ab")
@@ -157,9 +157,9 @@ def test_ties_of_rewardbench_2_have_an_interval_too(tmp_path):
     assert low < value < high and figures["overall"]["ci95"] == [low, high]
 
 
-def test_a_contender_that_reads_references_asks_for_them_before_anything_is_scored(tmp_path):
+def test_missing_references_are_refused_before_anything_is_scored(tmp_path):
     def never(text):
-        raise AssertionError("it was asked")
+        raise AssertionError("it was called")
 
     path = rm_bench(tmp_path)
     with pytest.raises(
@@ -179,16 +179,16 @@ def test_a_contender_that_reads_references_asks_for_them_before_anything_is_scor
                 seen.append(comparison.reference)
                 yield [0.0] * len(comparison.candidates)
 
-    found = evaluate_suite("rm-bench", path, [Given("m", Looks())], references=references)
+    result = evaluate_suite("rm-bench", path, [Given("m", Looks())], references=references)
     assert seen == ["r"] * 12
-    assert (found.report["reference"]["mode"], found.report["reference"]["file"]) == ("given", str(references))
+    assert (result.report["reference"]["mode"], result.report["reference"]["file"]) == ("given", str(references))
 
 
-def test_the_report_says_rule_licence_source_and_protocol(tmp_path):
+def test_the_report_has_rule_licence_source_and_protocol(tmp_path):
     path = rm_bench(tmp_path)
-    found = evaluate_suite("rm-bench", path, [contender("m"), contender("n", lambda text: -grid(text))], limit=10)
+    result = evaluate_suite("rm-bench", path, [contender("m"), contender("n", lambda text: -grid(text))], limit=10)
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(summarise_suite(found.report).rich())
+    console.print(summarise_suite(result.report).rich())
     shown = console.export_text()
     for part in (
         "RM-Bench, the first 10 comparisons only",
@@ -200,14 +200,14 @@ def test_the_report_says_rule_licence_source_and_protocol(tmp_path):
         "exact ties",
     ):
         assert part in shown
-    own = [line for line in found.report["warnings"] if line.startswith(("m: ", "n: ", "length: "))]
-    assert all("exactly equal scores" in line for line in own)
-    rows = figure_rows(found.report)
+    of_contenders = [line for line in result.report["warnings"] if line.startswith(("m: ", "n: ", "length: "))]
+    assert all("exactly equal scores" in line for line in of_contenders)
+    rows = figure_rows(result.report)
     assert list(rows)[-1] == "overall" and set(rows["overall"]) == {"m", "n", "length"}
-    assert len(found.scores.pairs) == 10 * 9
+    assert len(result.scores.pairs) == 10 * 9
 
 
-def test_an_unknown_suite_or_another_files_is_one_line(tmp_path):
+def test_an_unknown_suite_and_a_missing_file_are_reported_in_one_line(tmp_path):
     with pytest.raises(PolarError, match="unknown suite 'rmbnch'; did you mean 'rm-bench'"):
         evaluate_suite("rmbnch", tmp_path, [contender("m")])
     with pytest.raises(PolarError, match="no such file"):

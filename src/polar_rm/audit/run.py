@@ -15,7 +15,7 @@ from polar_rm.audit.thresholds import Thresholds
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.accuracy import contender_warnings
-from polar_rm.evaluation.contenders import Contender, Given, ModelOptions, as_found
+from polar_rm.evaluation.contenders import Contender, Given, ModelOptions, resolve_contenders
 from polar_rm.evaluation.data import ComparisonFiles, First
 from polar_rm.evaluation.pairs import PairScores, Scores
 from polar_rm.evaluation.references import ComparisonScorer, Referenced
@@ -157,7 +157,7 @@ def audit_files(
     """
     data = ComparisonFiles(files, on_bad_row, outputs)
     first = First(data, limit)
-    [named] = as_found([contender], options)
+    [named] = resolve_contenders([contender], options)
     comparisons = Referenced(first, references) if references else first
     result = audit(named, comparisons, use_references=use_references, thresholds=thresholds, seed=seed, progress=progress)
     report = result.report

@@ -1,4 +1,4 @@
-"""Pairwise accuracy of contenders on the same pairs, with intervals and paired differences."""
+"""Pairwise accuracy of contenders on the same pairs, with confidence intervals and paired differences."""
 
 from polar_rm.evaluation.accuracy import EvaluationResult, evaluate
 from polar_rm.evaluation.contenders import ModelOptions, find_contenders

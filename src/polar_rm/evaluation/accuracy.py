@@ -1,4 +1,4 @@
-"""Pairwise accuracy of contenders, on the same pairs and through the same code."""
+"""Pairwise accuracy of contenders on the same pairs, computed by the same code."""
 
 from __future__ import annotations
 
@@ -41,32 +41,35 @@ from polar_rm.evaluation.statistics import (
 from polar_rm.evaluation.survey import Survey, survey
 from polar_rm.records import Comparison
 
-# Below this many prompts the bootstrap's interval is noticeably too narrow.
+# With fewer prompts the bootstrap's interval is noticeably too narrow.
 _FEW_PROMPTS = 30
 
-# What a report says of comparisons whose scores have a note.
+# The warning about comparisons whose scores have a note.
 _NOTES = {
-    "truncated": "have a text that was cut to the encoder's limits",
+    "truncated": "have a text that was truncated to the encoder's limits",
     "tied": "have candidates that the encoder makes equal: ties",
-    "beyond_positions": "are longer than the backbone's positions: their scores mean little",
+    "beyond_positions": "are longer than the backbone's positions: their scores are unreliable",
     "unfinished_thinking": "have a candidate whose thinking never ends",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """report: what is written to a file. scores: what it was computed from. read: gives the comparisons anew, as the contenders
-    saw them, for what shows their texts."""
+    """The result of an evaluation.
+
+    report: the content of the JSON file. scores: the data of the report. read: returns the comparisons as the contenders got
+    them, for outputs that show texts.
+    """
 
     report: EvaluationReport
     scores: PairScores
     read: Callable[[], Iterable[Comparison]]
 
     def difference(self, first: str, second: str, *, resamples: int = RESAMPLES, seed: int = 0) -> PairedDifference:
-        """The accuracy of one contender minus another's, with the interval of the difference.
+        """The accuracy of one contender minus that of another, with the interval of the difference.
 
         Raises:
-            PolarError: there is no such contender.
+            PolarError: there is no contender with one of the names.
         """
         for name in (first, second):
             if name not in self.scores.scores:
@@ -86,24 +89,25 @@ def evaluate(
     resamples: int = RESAMPLES,
     progress: Progress = silent,
 ) -> EvaluationResult:
-    """Accuracy over all ordered pairs (ties count half) and Bradley-Terry loss of every contender, 95% intervals by bootstrap
-    over prompts, and the paired differences of every two.
+    """Compute the accuracy over all ordered pairs (a tie counts half) and the Bradley-Terry loss of every contender, with 95%
+    intervals by bootstrap over prompts, and the paired differences of every two contenders.
 
-    contenders: scorers by name, or what :func:`polar_rm.evaluation.contenders.find_contenders` gives. Those with weights are
-        loaded, asked and freed one after another, each in a pass of its own over the data; all others share one.
-    comparisons: read several times (checks first), so a list or ``ComparisonFiles``, no generator. Memory grows by 40 bytes a
-        pair and 8 bytes a candidate and contender, not with the texts.
-    by: metadata key whose values are also reported separately; dots look into nested ones (``meta.language``).
-    reference: see :func:`apply_reference_protocol`; by default ``given``, or ``empty`` where no contender needs references and
+    contenders: scorers by name, or the result of :func:`polar_rm.evaluation.contenders.find_contenders`. Contenders with weights
+        are loaded, score and are released one after another, each in its own pass over the data. All others share one pass.
+    comparisons: a list or ``ComparisonFiles``, not a generator, because they are read several times, first for checks. Memory
+        grows by 40 bytes a pair and 8 bytes a candidate and contender, not with the texts.
+    by: metadata key whose values are also reported separately; dots address nested keys (``meta.language``).
+    reference: see :func:`apply_reference_protocol`. The default is ``given``, or ``empty`` if no contender needs references and
         some comparison has none. With ``all`` the report's numbers are those of ``given``, and ``reference.use`` has the others;
-        contenders that take no reference are then asked without.
-    baselines: further contenders by name, unless there are some of that name; those that compare with a reference are left out
-        where there is none. seed: of the bootstrap and of shuffled references.
-    progress: called with comparisons done and their total, by contender.
+        contenders that take no reference then score without references.
+    baselines: names of more contenders, unless a contender already has the name. Baselines that compare with a reference are left
+        out if there are no references. seed: seed of the bootstrap and of shuffled references.
+    progress: called with the numbers of comparisons that are done and of all, by contender.
 
     Raises:
-        PolarError: nothing to evaluate, a missing reference, an unknown ``by`` or baseline; raised before any scoring.
-        ScoreError: a score is not finite, or not one score per candidate came back.
+        PolarError: there is nothing to evaluate, a reference is missing, or ``by`` or a baseline is unknown; raised before any
+            scoring.
+        ScoreError: a score is not finite, or the number of scores differs from that of the candidates.
     """
     if iter(comparisons) is comparisons:
         raise PolarError("comparisons are read several times: pass a list or ComparisonFiles instead of a generator")
@@ -112,22 +116,23 @@ def evaluate(
     named += add_baselines(baselines, named, mode)
     for contender in named:
         contender.check()
-    seen = survey(comparisons, by=by, reference=mode, contenders=named, seed=seed)
-    sizes = seen.pairs.n_comparisons, seen.pairs.n_candidates
+    checked = survey(comparisons, by=by, reference=mode, contenders=named, seed=seed)
+    sizes = checked.pairs.n_comparisons, checked.pairs.n_candidates
 
     def read() -> Iterable[Comparison]:
         return apply_reference_protocol(comparisons, mode, seed=seed)
 
     use: ReferenceUse | None = None
     if reference == "all":
-        protocols = score_protocols(named, comparisons, seen.pairs, seed=seed, progress=progress)
-        copies = swapped_pairs(comparisons, seen.pairs, seed=seed)
-        use = reference_use(protocols, seen.pairs, copies, resamples=resamples, seed=seed)
-        scores = {name: next(iter(found.values())) for name, found in protocols.items()}
+        protocols = score_protocols(named, comparisons, checked.pairs, seed=seed, progress=progress)
+        copies = swapped_pairs(comparisons, checked.pairs, seed=seed)
+        use = reference_use(protocols, checked.pairs, copies, resamples=resamples, seed=seed)
+        scores = {name: next(iter(by_protocol.values())) for name, by_protocol in protocols.items()}
     else:
         scores = score_contenders(named, read, sizes=sizes, progress=progress)
-    result = PairScores(seen.pairs, scores, tuple(each.name for each in named if each.kind != "baseline"))
-    report = _report(named, result, seen, by, mode, resamples, seed)
+    models = tuple(contender.name for contender in named if contender.kind != "baseline")
+    result = PairScores(checked.pairs, scores, models)
+    report = _report(named, result, checked, by, mode, resamples, seed)
     report["reference"]["use"] = use
     return EvaluationResult(report, result, read)
 
@@ -135,41 +140,43 @@ def evaluate(
 def _report(
     named: Sequence[Contender],
     result: PairScores,
-    seen: Survey,
+    checked: Survey,
     by: str | None,
     mode: ReferenceMode,
     resamples: int,
     seed: int,
 ) -> EvaluationReport:
     scaled = [contender.name for contender in named if contender.has_scale]
-    everything = _measure(result, np.arange(len(seen.pairs)), scaled, resamples, seed)
-    codes = enumerate(seen.pairs.group_names if by is not None else [])
-    groups = {name: _measure(result, np.flatnonzero(seen.pairs.groups == code), scaled, resamples, seed) for code, name in codes}
+    pairs = checked.pairs
+    overall = _measure(result, np.arange(len(pairs)), scaled, resamples, seed)
+    codes = enumerate(pairs.group_names if by is not None else [])
+    groups = {name: _measure(result, np.flatnonzero(pairs.groups == code), scaled, resamples, seed) for code, name in codes}
     return {
         "schema": SCHEMA,
-        **everything,
+        **overall,
         "by": groups,
         "facts": {contender.name: facts_of(contender, result.scores[contender.name].noted) for contender in named},
         "data": [],
         "limit": None,
-        "reference": reference_report(mode, seen),
-        "fingerprint": seen.fingerprint,
+        "reference": reference_report(mode, checked),
+        "fingerprint": checked.fingerprint,
         "warnings": [
-            *_warnings(seen, everything["n_prompts"], [group["n_prompts"] for group in groups.values()], by),
-            *(line for each in named for line in contender_warnings(each, result.scores[each.name].noted)),
+            *_warnings(checked, overall["n_prompts"], [group["n_prompts"] for group in groups.values()], by),
+            *(line for contender in named for line in contender_warnings(contender, result.scores[contender.name].noted)),
         ],
     }
 
 
 def as_contenders(contenders: Mapping[str, ComparisonScorer] | Sequence[Contender]) -> list[Contender]:
-    """Contenders out of scorers by name; others as they are.
+    """Scorers by name as contenders; contenders unchanged.
 
     Raises:
-        PolarError: there are none.
+        PolarError: there are no contenders.
     """
     named: list[Contender]
     if isinstance(contenders, Mapping):
-        named = [each.renamed(name) if isinstance(each, Contender) else Given(name, each) for name, each in contenders.items()]
+        items = contenders.items()
+        named = [scorer.renamed(name) if isinstance(scorer, Contender) else Given(name, scorer) for name, scorer in items]
     else:
         named = list(contenders)
     if not named:
@@ -180,13 +187,13 @@ def as_contenders(contenders: Mapping[str, ComparisonScorer] | Sequence[Contende
 def pick_mode(
     contenders: Sequence[Contender], reference: ReferenceChoice | None, comparisons: Iterable[Comparison]
 ) -> ReferenceMode:
-    """The protocol that was asked for (``given`` of all), or else the one that fits contenders and data.
+    """The chosen protocol (``given`` for ``all``), or the default for these contenders and data.
 
     Raises:
-        PolarError: ``empty`` was asked for, and a baseline does nothing but compare with the reference.
+        PolarError: ``empty`` was chosen, and a baseline only compares with the reference.
     """
     if reference is None:
-        # A whole pass, not only to the first gap: the first pass alone reports bad rows.
+        # This reads all comparisons, not only up to the first without a reference, because only the first pass reports bad rows.
         needed = any(contender.reads_references for contender in contenders)
         return "given" if needed or not sum(comparison.reference is None for comparison in comparisons) else "empty"
     if reference == "empty":
@@ -197,24 +204,24 @@ def pick_mode(
 
 
 def add_baselines(names: Sequence[str], contenders: Sequence[Contender], mode: ReferenceMode) -> list[Contender]:
-    """Those of the named baselines that are no contenders yet and have something to compare with.
+    """The named baselines, without those that are already contenders and those that need a reference where there is none.
 
     Raises:
-        PolarError: an unknown name.
+        PolarError: a name is unknown.
     """
-    taken = {contender.name for contender in contenders}
-    found = [baseline for name, baseline in make_baselines(names).items() if name not in taken]
-    return [baseline for baseline in found if mode != "empty" or not baseline.reads_references]
+    existing = {contender.name for contender in contenders}
+    baselines = [baseline for name, baseline in make_baselines(names).items() if name not in existing]
+    return [baseline for baseline in baselines if mode != "empty" or not baseline.reads_references]
 
 
-def reference_report(mode: ReferenceMode, seen: Survey) -> ReferenceReport:
-    """What the report says of references, but for what only the caller knows."""
-    copies = seen.reference_equals_candidate
-    return {"mode": mode, "protocols": seen.protocols, "use": None, "file": None, "reference_equals_candidate": copies}
+def reference_report(mode: ReferenceMode, checked: Survey) -> ReferenceReport:
+    """The report's section about references; the caller fills in ``use`` and ``file``."""
+    copies = checked.reference_equals_candidate
+    return {"mode": mode, "protocols": checked.protocols, "use": None, "file": None, "reference_equals_candidate": copies}
 
 
 def facts_of(contender: Contender, noted: dict[str, int]) -> ContenderFacts:
-    """What the report says of a contender."""
+    """The report's section about a contender."""
     return {
         "kind": contender.kind,
         "source": contender.source,
@@ -225,13 +232,13 @@ def facts_of(contender: Contender, noted: dict[str, int]) -> ContenderFacts:
 
 
 def contender_warnings(contender: Contender, noted: Mapping[str, int]) -> list[str]:
-    """What limits its numbers, one line each."""
+    """One line for each limitation of a contender's numbers."""
     counted = [f"{contender.name}: {noted[note]:,} comparisons {words}" for note, words in _NOTES.items() if noted.get(note)]
     return [*contender.warnings, *counted]
 
 
 def verdict_of(ci95: Interval | None) -> Verdict:
-    """Who is better by the interval of a difference."""
+    """The verdict by the interval of a difference."""
     if ci95 is None or ci95[0] <= 0 <= ci95[1]:
         return "undecided"
     return "first" if ci95[0] > 0 else "second"
@@ -240,17 +247,17 @@ def verdict_of(ci95: Interval | None) -> Verdict:
 def differences_of(
     values: Mapping[str, Floats], prompts: Ints, *, resamples: int, seed: int
 ) -> tuple[dict[str, Interval | None], list[Difference]]:
-    """95% intervals of means by name, and the paired differences of every two. values: in 0..1, float64 [n] each."""
+    """95% intervals of means by name, and the paired differences of every two names. values: in 0..1, float64 [n] each."""
     names, columns = list(values), np.column_stack(list(values.values()))
     couples = list(combinations(range(len(names)), 2))
     means = columns.mean(axis=0)
     n_prompts = len(np.unique(prompts))
-    found: list[Interval | None] = [None] * (len(names) + len(couples))
+    intervals: list[Interval | None] = [None] * (len(names) + len(couples))
     if n_prompts > 1:
         resampled = resampled_means(columns, prompts, resamples=resamples, seed=seed)
         paired = [resampled[:, first] - resampled[:, second] for first, second in couples]
         extremes = [(0.0, 1.0)] * len(names) + [(-1.0, 1.0)] * len(couples)
-        found = list(percentile_intervals(np.column_stack([resampled, *paired]), n_prompts, extremes))
+        intervals = list(percentile_intervals(np.column_stack([resampled, *paired]), n_prompts, extremes))
     differences: list[Difference] = [
         {
             "first": names[first],
@@ -259,13 +266,13 @@ def differences_of(
             "ci95": listed(ci95),
             "verdict": verdict_of(ci95),
         }
-        for (first, second), ci95 in zip(couples, found[len(names) :], strict=True)
+        for (first, second), ci95 in zip(couples, intervals[len(names) :], strict=True)
     ]
-    return dict(zip(names, found, strict=False)), differences
+    return dict(zip(names, intervals, strict=False)), differences
 
 
 def _measure(result: PairScores, rows: Ints, scaled: Sequence[str], resamples: int, seed: int) -> GroupReport:
-    """The numbers of some pairs. rows: their positions, int64 [n]. scaled: contenders whose scores have a loss."""
+    """The numbers of the given pairs. rows: indices of the pairs, int64 [n]. scaled: contenders whose scores have a loss."""
     prompts = result.pairs.prompts[rows]
     correct = {name: result.correct(name)[rows] for name in result.scores}
     intervals, differences = differences_of(correct, prompts, resamples=resamples, seed=seed)
@@ -286,12 +293,12 @@ def _measure(result: PairScores, rows: Ints, scaled: Sequence[str], resamples: i
     }
 
 
-def _warnings(seen: Survey, prompts: int, prompts_by_group: Sequence[int], by: str | None) -> list[str]:
-    lines = seen.copy_warnings()
-    if seen.without_pairs:
-        lines.append(f"{seen.without_pairs:,} comparisons have no ordered pair and count for nothing")
-    if by is not None and seen.without_group:
-        lines.append(f"{seen.without_group:,} comparisons have no {by!r}: they are in the group {NO_GROUP}")
+def _warnings(checked: Survey, prompts: int, prompts_by_group: Sequence[int], by: str | None) -> list[str]:
+    lines = checked.copy_warnings()
+    if checked.without_pairs:
+        lines.append(f"{checked.without_pairs:,} comparisons have no ordered pair and are not counted")
+    if by is not None and checked.without_group:
+        lines.append(f"{checked.without_group:,} comparisons have no {by!r}: they are in the group {NO_GROUP}")
     if prompts == 1:
         lines.append("all pairs belong to one prompt: there is no interval")
     elif prompts < _FEW_PROMPTS:

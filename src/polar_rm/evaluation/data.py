@@ -1,4 +1,4 @@
-"""The data of an evaluation: streams of comparisons that can be read several times, and what is known about their files."""
+"""The data of an evaluation: streams of comparisons that can be read several times, and descriptions of their files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from polar_rm.records import Comparison, OnBadRow, read_comparisons, survey_file
 
 
 class ComparisonFiles:
-    """Files of comparisons as one stream that can be read more than once; the first pass alone reports bad rows.
+    """Files of comparisons as one stream that can be read several times; only the first pass reports bad rows.
 
-    paths: files, folders or patterns, as :func:`survey_files` takes them; here afterwards every file that they mean.
-    rows: comparisons read from each file by the latest pass. outputs: what this run writes; none of the files may be one.
+    paths: files, folders or patterns, as :func:`survey_files` takes them; the attribute holds all files that they match.
+    rows: the number of comparisons that the latest pass read from each file. outputs: files that this run writes; they are
+    refused as data.
 
     Raises:
-        PolarError: a path names no data, something that this run writes, or a folder that is not as its manifest says.
+        PolarError: a path matches no data or a file that this run writes, or a folder differs from its manifest.
     """
 
     def __init__(
@@ -30,8 +31,8 @@ class ComparisonFiles:
     ) -> None:
         for path in paths:
             check_manifest(path)
-        self.found = survey_files(paths, outputs)
-        self.paths = list(self.found.files)
+        self._selection = survey_files(paths, outputs)
+        self.paths = list(self._selection.files)
         self.rows = [0] * len(self.paths)
         self._on_bad_row = on_bad_row or OnBadRow()
         self._passes = 0
@@ -51,16 +52,16 @@ class ComparisonFiles:
         return [{"path": str(path), "sha256": sha256(path), "rows": rows} for path, rows in files]
 
     def warnings(self) -> list[str]:
-        """What a report says of its data after a pass: skipped rows, altered texts, files that were left out."""
+        """The warnings of a report about its data, after a pass: skipped rows, altered texts, files that were left out."""
         bad = self._on_bad_row
         lines = [f"{bad.count:,} bad rows were skipped, see {bad.side_file}"] if bad.count else []
-        left_out = [f"of the folders were taken {self.found.describe()}"] if self.found.left_out else []
+        left_out = [f"of the folders were taken {self._selection.describe()}"] if self._selection.left_out else []
         return [*lines, *bad.warnings(), *left_out]
 
 
 @dataclass(frozen=True, slots=True)
 class First:
-    """The first comparisons of a stream that can be read more than once; all where ``limit`` is None.
+    """The first ``limit`` comparisons of a stream that can be read several times; all comparisons if ``limit`` is None.
 
     Raises:
         PolarError: ``limit`` is below 1.

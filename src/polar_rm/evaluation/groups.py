@@ -14,7 +14,7 @@ NO_GROUP = "(none)"
 
 
 def group_of(comparison: Comparison, by: str | None) -> str:
-    """The value of a metadata key as text; ``meta.language`` looks into nested mappings, JSON text among them."""
+    """The value of a metadata key as text; ``meta.language`` addresses a key of a nested mapping, which may be JSON text."""
     if by is None:
         return NO_GROUP
     value: Any = comparison.metadata
@@ -27,7 +27,7 @@ def group_of(comparison: Comparison, by: str | None) -> str:
 
 
 def field_names(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """All that :func:`group_of` could be asked for, two levels deep."""
+    """All keys that :func:`group_of` accepts for this metadata, two levels deep."""
     for key, value in metadata.items():
         yield key
         yield from (f"{key}.{inner}" for inner in _mapping(value))

@@ -1,4 +1,4 @@
-"""The mistakes of contenders on one page that needs nothing else: confident ones first, both answers side by side."""
+"""A self-contained page with the mistakes of contenders: confident mistakes first, both answers side by side."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from polar_rm.records import Text
 from polar_rm.reporting.html import render_page
 
 MAX_ROWS = 500
-_MAX_CHARACTERS = 8000  # of a text on the page
+_MAX_CHARACTERS = 8000  # maximum length of a text on the page
 
 
 def write_page(path: str | Path, result: Scored, summary: Summary, *, by: str | None = None, max_rows: int = MAX_ROWS) -> int:
-    """Write the page and return how many pairs it shows: at most ``max_rows``, whatever the number of pairs.
+    """Write the page and return the number of pairs that it shows, at most ``max_rows``.
 
-    summary: what stands above the pairs. by: metadata key whose value is shown and can be filtered by.
+    summary: shown above the pairs. by: metadata key whose values are shown and can be selected.
 
     Raises:
         PolarError: the file can't be written.
@@ -43,9 +43,9 @@ def write_page(path: str | Path, result: Scored, summary: Summary, *, by: str | 
 
 
 def choose(result: Scored, count: int) -> list[int]:
-    """Which pairs to show: the models' mistakes in turn, each model's largest margins first, then what is right by least.
+    """The indices of the pairs to show: the mistakes of the models in turn, then the correct pairs with the smallest margins.
 
-    Indices of pairs, in this order; memory grows with the number of pairs alone.
+    The mistakes of a model are ordered by the size of their margins, largest first. Memory grows only with the number of pairs.
     """
     models = result.scores.models or list(result.scores.scores)
     orders = [_ranking(result.scores.margins(name), count) for name in models]
@@ -54,14 +54,14 @@ def choose(result: Scored, count: int) -> list[int]:
     chosen: dict[int, None] = {}
     for part in (mistakes, others):
         for turn in range(max(map(len, part), default=0)):
-            for each in part:
-                if turn < len(each) and len(chosen) < count:
-                    chosen.setdefault(int(each[turn]))
+            for indices in part:
+                if turn < len(indices) and len(chosen) < count:
+                    chosen.setdefault(int(indices[turn]))
     return list(chosen)
 
 
 def _ranking(margins: Any, count: int) -> tuple[Any, Any]:
-    """The ``count`` smallest margins in order, and their indices."""
+    """The indices of the ``count`` smallest margins, in order, and these margins."""
     order = np.argpartition(margins, count - 1)[:count] if count < len(margins) else np.arange(len(margins))
     order = order[np.argsort(margins[order], kind="stable")]
     return order, margins[order]
@@ -73,25 +73,26 @@ def _shown(row: PairRow, by: str | None) -> dict[str, Any]:
         "index": row.index,
         "number": row.number,
         "group": group_of(comparison, by),
-        "prompt": _cut(comparison.prompt),
-        "reference": _cut(comparison.reference or ""),
-        "better": _cut(comparison.candidates[row.better]),
-        "worse": _cut(comparison.candidates[row.worse]),
+        "prompt": _shortened(comparison.prompt),
+        "reference": _shortened(comparison.reference or ""),
+        "better": _shortened(comparison.candidates[row.better]),
+        "worse": _shortened(comparison.candidates[row.worse]),
         "opinions": row.opinions,
         "metadata": {str(key): _short(value) for key, value in comparison.metadata.items()},
     }
 
 
-def _cut(text: Text) -> Sequence[dict[str, str]]:
-    """Parts {role, content} of a text, cut in all to what a page can hold; the last part says how much was left out."""
+def _shortened(text: Text) -> Sequence[dict[str, str]]:
+    """The parts {role, content} of a text, together of at most ``_MAX_CHARACTERS``. The last part has the number of characters
+    that were left out."""
     parts = [("", text)] if isinstance(text, str) else [(message["role"], message["content"]) for message in text]
-    shown, left = [], _MAX_CHARACTERS
+    shown, remaining = [], _MAX_CHARACTERS
     for role, content in parts:
-        shown.append({"role": role, "content": content[:left]})
-        left -= len(content[:left])
-    lost = sum(len(content) for _, content in parts) - (_MAX_CHARACTERS - left)
-    if lost:
-        shown.append({"role": "", "content": f"[… {lost:,} more characters; --pairs FILE has them]"})
+        shown.append({"role": role, "content": content[:remaining]})
+        remaining -= len(content[:remaining])
+    n_left_out = sum(len(content) for _, content in parts) - (_MAX_CHARACTERS - remaining)
+    if n_left_out:
+        shown.append({"role": "", "content": f"[… {n_left_out:,} more characters; --pairs FILE has them]"})
     return [part for part in shown if part["content"] or part["role"]]
 
 

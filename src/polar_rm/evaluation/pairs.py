@@ -1,4 +1,4 @@
-"""Which pairs there are, and what scorers said of them: numbers only, in the order of the data; texts are not kept."""
+"""Ordered pairs of candidates and their scores, in the order of the data. Only numbers are kept, not texts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from polar_rm.evaluation.references import ComparisonScorer, prompt_key
 from polar_rm.evaluation.statistics import Floats, Ints
 from polar_rm.records import Comparison
 
-_MAX_NOTES = 16  # kinds of notes: a bit each
+_MAX_NOTES = 16  # maximum number of kinds of notes; each takes one bit
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """All ordered pairs of a stream of comparisons, 40 bytes each, and which comparison a pair is of.
+    """All ordered pairs of a stream of comparisons; a pair takes 40 bytes.
 
-    better, worse: which candidates, counted through all comparisons. prompts, groups, comparisons: what a pair belongs to; all
-    int64 [n_pairs]. group_names: of the groups, in order of appearance. n_candidates, n_comparisons: in all.
+    better, worse: indices of the candidates, counted through all comparisons. prompts, groups, comparisons: index of the pair's
+    prompt, group and comparison. All are int64 [n_pairs]. group_names: names of the groups, in order of appearance. n_candidates,
+    n_comparisons: total numbers.
     """
 
     better: Ints
@@ -43,7 +44,7 @@ class Pairs:
 
 
 class PairCounter:
-    """Collects :class:`Pairs` while a stream goes by."""
+    """Collects the :class:`Pairs` of a stream."""
 
     def __init__(self) -> None:
         self._columns = [array("q") for _ in range(5)]
@@ -52,13 +53,13 @@ class PairCounter:
         self._candidates = self.n_comparisons = 0
 
     def add(self, comparison: Comparison, group: str = NO_GROUP) -> int:
-        """The next comparison; returns how many ordered pairs it has."""
+        """Add the next comparison; returns the number of its ordered pairs."""
         if ordered := comparison.pairs():
             prompt = self._prompts.setdefault(prompt_key(comparison), len(self._prompts))
             code = self._groups.setdefault(group, len(self._groups))
             first, count = self._candidates, len(ordered)
-            same = ([prompt] * count, [code] * count, [self.n_comparisons] * count)
-            values = ([first + better for better, _ in ordered], [first + worse for _, worse in ordered], *same)
+            constant = ([prompt] * count, [code] * count, [self.n_comparisons] * count)
+            values = ([first + better for better, _ in ordered], [first + worse for _, worse in ordered], *constant)
             for column, value in zip(self._columns, values, strict=True):
                 column.extend(value)
         self._candidates += len(comparison.candidates)
@@ -66,13 +67,13 @@ class PairCounter:
         return len(ordered)
 
     def watch(self, comparisons: Iterable[Comparison], by: str | None) -> Iterator[Comparison]:
-        """Add all comparisons of a stream while passing them on. by: metadata key to group by."""
+        """Add all comparisons of a stream and yield them. by: metadata key to group by."""
         for comparison in comparisons:
             self.add(comparison, group_of(comparison, by))
             yield comparison
 
     def finish(self) -> Pairs:
-        """What was seen."""
+        """The pairs of all added comparisons."""
         better, worse, prompts, groups, comparisons = (np.array(column, np.int64) for column in self._columns)
         return Pairs(better, worse, prompts, groups, comparisons, list(self._groups), self._candidates, self.n_comparisons)
 
@@ -87,8 +88,11 @@ class NotedScores(list[float]):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What one scorer said. values: float64 [n_candidates]. marks: a bit for each kind of note, uint16 [n_candidates]; None where
-    it noted nothing. kinds: which note a bit stands for. noted: comparisons that have each note."""
+    """The scores of one scorer.
+
+    values: float64 [n_candidates]. marks: a bit for each kind of note, uint16 [n_candidates]; None if there are no notes. kinds:
+    the note of each bit. noted: the number of comparisons with each note.
+    """
 
     values: Floats
     marks: NDArray[np.uint16] | None = None
@@ -96,26 +100,26 @@ class Scores:
     noted: dict[str, int] = field(default_factory=dict)
 
     def notes_of(self, candidate: int) -> list[str]:
-        """On one candidate."""
+        """The notes on one candidate."""
         mark = 0 if self.marks is None else int(self.marks[candidate])
         return [kind for bit, kind in enumerate(self.kinds) if mark >> bit & 1]
 
 
 @dataclass(frozen=True, slots=True)
 class PairScores:
-    """Scores of several scorers, by name, on the same pairs. models: those of them that are no baselines."""
+    """Scores of several scorers, by name, on the same pairs. models: the names of the scorers that are not baselines."""
 
     pairs: Pairs
     scores: dict[str, Scores]
     models: tuple[str, ...] = ()
 
     def margins(self, name: str) -> Floats:
-        """Better minus worse score, float64 [n_pairs]."""
+        """The score of the better candidate minus that of the worse one, float64 [n_pairs]."""
         values = self.scores[name].values
         return values[self.pairs.better] - values[self.pairs.worse]
 
     def correct(self, name: str) -> Floats:
-        """1 where the better candidate scores higher, 0.5 for a tie, 0 otherwise: float64 [n_pairs]."""
+        """1 if the better candidate scores higher, 0.5 for a tie, else 0: float64 [n_pairs]."""
         values: Floats = (np.sign(self.margins(name)) + 1) / 2
         return values
 
@@ -126,7 +130,7 @@ def score_pairs(
     """Score one stream with several scorers in one pass. by: metadata key to group by, see :func:`group_of`.
 
     Raises:
-        ScoreError: as of :func:`collect_scores`.
+        ScoreError: see :func:`collect_scores`.
     """
     counter = PairCounter()
     scores = collect_scores(scorers, counter.watch(comparisons, by))
@@ -139,30 +143,31 @@ def collect_scores(
     *,
     progress: Progress = silent,
 ) -> dict[str, Scores]:
-    """Score one stream with several scorers, and keep the scores.
+    """Score one stream with several scorers, and collect the scores.
 
-    The scorers advance together: only as many comparisons are held as the one with the largest batches asks for.
+    The scorers advance together, so only as many comparisons are held as the largest batch of a scorer needs.
 
     Raises:
-        ScoreError: a score is not finite, or not one score per candidate came back; the message names scorer and comparison.
+        ScoreError: a score is not finite, or the number of scores differs from that of the candidates; the message names scorer
+            and comparison.
     """
     stream, *copies = tee(comparisons, 1 + len(scorers))
-    answers = {name: iter(scorers[name].score_comparisons(copy)) for name, copy in zip(scorers, copies, strict=True)}
-    kept = {name: _Kept(name) for name in scorers}
+    results = {name: iter(scorers[name].score_comparisons(copy)) for name, copy in zip(scorers, copies, strict=True)}
+    collectors = {name: _ScoreCollector(name) for name in scorers}
     task = ", ".join(scorers)
     number = 0
     for number, comparison in enumerate(stream, 1):
-        for name, answer in answers.items():
-            kept[name].add(next(answer, []), len(comparison.candidates), number)
+        for name, result in results.items():
+            collectors[name].add(next(result, []), len(comparison.candidates), number)
         progress(task, number, None)
-    for name, answer in answers.items():
-        if next(answer, None) is not None:
+    for name, result in results.items():
+        if next(result, None) is not None:
             raise ScoreError(f"{name} gave scores for more than the {number:,} comparisons that there are")
-    return {name: each.finish() for name, each in kept.items()}
+    return {name: collector.finish() for name, collector in collectors.items()}
 
 
-class _Kept:
-    """The scores of one scorer so far."""
+class _ScoreCollector:
+    """Collects the scores of one scorer."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -171,14 +176,14 @@ class _Kept:
         self._noted: dict[str, int] = {}
 
     def add(self, scores: Sequence[float], n_candidates: int, number: int) -> None:
-        where = f"{self._name}: comparison {number}"
+        label = f"{self._name}: comparison {number}"
         if len(scores) != n_candidates:
-            raise ScoreError(f"{where} has {n_candidates} candidates but got {len(scores)} scores")
+            raise ScoreError(f"{label} has {n_candidates} candidates but got {len(scores)} scores")
         if not all(map(math.isfinite, scores)):
-            raise ScoreError(f"{where} has the scores {list(scores)}: only finite scores can be compared")
+            raise ScoreError(f"{label} has the scores {list(scores)}: only finite scores can be compared")
         self._values.extend(scores)
         notes: Sequence[Sequence[str]] = getattr(scores, "notes", ())
-        kinds = {kind for each in notes for kind in each}
+        kinds = {kind for candidate_notes in notes for kind in candidate_notes}
         if kinds and not self._marks:
             self._marks.extend([0] * (len(self._values) - n_candidates))
         if self._marks or kinds:

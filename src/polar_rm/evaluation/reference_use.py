@@ -1,4 +1,4 @@
-"""Does a contender read its reference? Its accuracy with every protocol of references, on the same pairs."""
+"""Measures how contenders use their references: the accuracy with every reference protocol on the same pairs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from polar_rm.reporting.tables import Table
 from polar_rm.reporting.words import interval, measure
 
 PROTOCOLS: tuple[ReferenceMode, ...] = ("given", "empty", "shuffled", "swapped")
-"""What ``--reference all`` compares, in this order."""
+"""The protocols that ``--reference all`` compares, in this order."""
 
 
 class Gap(TypedDict):
-    """The accuracy with one protocol minus that with another, on the same pairs. ``ci95`` is of the difference itself, paired by
-    prompts; None for a single prompt."""
+    """The accuracy with one protocol minus that with another on the same pairs.
+
+    ci95: the interval of the difference by paired bootstrap over prompts; None for a single prompt.
+    """
 
     difference: float
     ci95: list[float] | None
@@ -33,19 +35,19 @@ class Gap(TypedDict):
 
 
 class ContenderUse(TypedDict):
-    """What one contender makes of its references."""
+    """How one contender uses its references."""
 
-    takes_reference: bool  # if not, it was asked without any, once
+    takes_reference: bool  # if false, it was scored once, without references
     accuracy: dict[ReferenceMode, Measure]
-    gain: Gap | None  # given - empty; None of one that takes no reference, as the next three
+    gain: Gap | None  # given - empty; None if it takes no reference, like the next three
     other_reference: Gap | None  # given - shuffled
     adherence: Gap | None  # given - swapped
-    adherence_elsewhere: Gap | None  # of the pairs whose worse answer is not the swapped reference itself; None if there are none
+    adherence_elsewhere: Gap | None  # on the pairs whose worse answer is not the swapped reference; None without such pairs
     sentence: str
 
 
 class ReferenceUse(TypedDict):
-    """All contenders. swapped_pairs: pairs whose worse answer is the swapped reference itself, and so its copy."""
+    """How all contenders use their references. swapped_pairs: the number of pairs whose worse answer is the swapped reference."""
 
     swapped_pairs: int
     contenders: dict[str, ContenderUse]
@@ -59,30 +61,32 @@ def score_protocols(
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, dict[ReferenceMode, Scores]]:
-    """The scores of all contenders, by name in their order, with every protocol; of those that take no reference with ``empty``
-    alone. pairs: what an earlier pass saw.
+    """The scores of all contenders with every protocol, by name in their order.
+
+    Contenders that take no reference are scored only with ``empty``. pairs: the pairs of an earlier pass.
 
     Raises:
-        ScoreError, PolarError: as of :func:`score_streams`.
+        ScoreError, PolarError: see :func:`score_streams`.
     """
     sizes = pairs.n_comparisons, pairs.n_candidates
     streams: dict[str, tuple[Read, tuple[int, int]]] = {
         mode: (partial(apply_reference_protocol, comparisons, mode, seed=seed), sizes) for mode in PROTOCOLS
     }
-    takers = [contender for contender in contenders if contender.reads_references]
+    with_references = [contender for contender in contenders if contender.reads_references]
     others = [contender for contender in contenders if not contender.reads_references]
-    found = score_streams(takers, streams, progress=progress)
-    found |= score_streams(others, {"empty": streams["empty"]}, progress=progress)
-    return {each.name: {mode: found[each.name][mode] for mode in PROTOCOLS if mode in found[each.name]} for each in contenders}
+    scores = score_streams(with_references, streams, progress=progress)
+    scores |= score_streams(others, {"empty": streams["empty"]}, progress=progress)
+    names = [contender.name for contender in contenders]
+    return {name: {mode: scores[name][mode] for mode in PROTOCOLS if mode in scores[name]} for name in names}
 
 
 def swapped_pairs(comparisons: Iterable[Comparison], pairs: Pairs, *, seed: int = 0) -> Ints:
-    """The pairs whose worse answer is the one that ``swapped`` takes as reference: their indices, int64."""
-    taken, first = np.empty(pairs.n_comparisons, np.int64), 0
+    """The indices of the pairs whose worse answer is the reference of ``swapped``, int64."""
+    references, first = np.empty(pairs.n_comparisons, np.int64), 0
     for number, comparison in enumerate(comparisons, 1):
-        taken[number - 1] = first + swapped_candidate(comparison, number, seed=seed)
+        references[number - 1] = first + swapped_candidate(comparison, number, seed=seed)
         first += len(comparison.candidates)
-    return np.flatnonzero(pairs.worse == taken[pairs.comparisons])
+    return np.flatnonzero(pairs.worse == references[pairs.comparisons])
 
 
 def reference_use(
@@ -93,33 +97,33 @@ def reference_use(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> ReferenceUse:
-    """Accuracies, gain and adherence of all contenders, and what they mean.
+    """Accuracies, gain and adherence of all contenders, with a sentence that explains them.
 
     scores: by contender and protocol, see :func:`score_protocols`. copies: see :func:`swapped_pairs`.
     """
     elsewhere = np.setdiff1d(np.arange(len(pairs)), copies)
-    found: dict[str, ContenderUse] = {}
+    uses: dict[str, ContenderUse] = {}
     for name, protocols in scores.items():
-        correct = {mode: PairScores(pairs, {name: each}).correct(name) for mode, each in protocols.items()}
+        correct = {mode: PairScores(pairs, {name: values}).correct(name) for mode, values in protocols.items()}
         bounds = bootstrap_intervals(np.column_stack(list(correct.values())), pairs.prompts, resamples=resamples, seed=seed)
         accuracy: dict[ReferenceMode, Measure] = {
             mode: {"accuracy": float(values.mean()), "ci95": listed(ci95)}
             for (mode, values), ci95 in zip(correct.items(), bounds, strict=True)
         }
 
-        takes, everywhere = "given" in protocols, np.arange(len(pairs))
+        takes_reference, all_pairs = "given" in protocols, np.arange(len(pairs))
         gap = partial(_gap, correct, pairs.prompts, resamples=resamples, seed=seed)
         use: ContenderUse = {
-            "takes_reference": takes,
+            "takes_reference": takes_reference,
             "accuracy": accuracy,
-            "gain": gap("empty", everywhere) if takes else None,
-            "other_reference": gap("shuffled", everywhere) if takes else None,
-            "adherence": gap("swapped", everywhere) if takes else None,
-            "adherence_elsewhere": gap("swapped", elsewhere) if takes and len(elsewhere) else None,
+            "gain": gap("empty", all_pairs) if takes_reference else None,
+            "other_reference": gap("shuffled", all_pairs) if takes_reference else None,
+            "adherence": gap("swapped", all_pairs) if takes_reference else None,
+            "adherence_elsewhere": gap("swapped", elsewhere) if takes_reference and len(elsewhere) else None,
             "sentence": "",
         }
-        found[name] = {**use, "sentence": sentence(name, use)}
-    return {"swapped_pairs": len(copies), "contenders": found}
+        uses[name] = {**use, "sentence": sentence(name, use)}
+    return {"swapped_pairs": len(copies), "contenders": uses}
 
 
 def _gap(
@@ -131,27 +135,27 @@ def _gap(
 
 
 def sentence(name: str, use: ContenderUse) -> str:
-    """What gain and adherence say of a contender."""
+    """A sentence about a contender's gain and adherence."""
     gain, adherence = use["gain"], use["adherence"]
     if gain is None or adherence is None:
-        return f"{name} does not take a reference: it was asked without one"
+        return f"{name} does not take a reference: it was scored without one"
     numbers = f"gain {gap_text(gain)}, adherence {gap_text(adherence)}"
     match _sign(gain), _sign(adherence):
         case "above", "above":
-            return f"{name} reads its reference, and is better by it: {numbers}"
+            return f"{name} uses its reference and gains from it: {numbers}"
         case "above", _:
-            return f"{name} is better with its reference, but a worse answer in its place does as well: {numbers}"
+            return f"{name} gains from its reference, but as much from a worse answer in place of it: {numbers}"
         case "below", _:
             return f"{name} is worse with its reference than without one: {numbers}"
         case _, "above":
-            return f"{name} follows its reference, but nothing shows that it is better by it: {numbers}"
+            return f"{name} follows its reference, but there is no evidence that it gains from it: {numbers}"
         case _, "below":
             return f"{name} is better with a worse answer as its reference: {numbers}"
-    return f"nothing shows that {name} uses its reference: {numbers}"
+    return f"there is no evidence that {name} uses its reference: {numbers}"
 
 
 def _sign(gap: Gap) -> Literal["above", "below", "open"]:
-    """On which side of 0 the interval of a difference lies."""
+    """The side of 0 on which the interval of a difference is; open if it contains 0."""
     if gap["ci95"] is None or gap["ci95"][0] <= 0 <= gap["ci95"][1]:
         return "open"
     return "above" if gap["ci95"][0] > 0 else "below"
@@ -165,25 +169,25 @@ def gap_text(gap: Gap) -> str:
 def use_table(use: ReferenceUse) -> Table:
     """A row for each contender and protocol."""
     rows = []
-    for name, found in use["contenders"].items():
-        gaps = {"empty": ("gain", found["gain"]), "shuffled": ("", found["other_reference"])}
-        gaps["swapped"] = ("adherence", found["adherence"])
-        for mode, each in found["accuracy"].items():
-            word, gap = gaps.get(mode, ("", None))
-            reference = mode if found["takes_reference"] else "does not take a reference"
-            rows.append([name, reference, measure(each), gap_text(gap) if gap else "", word if gap else ""])
+    for name, numbers in use["contenders"].items():
+        gaps = {"empty": ("gain", numbers["gain"]), "shuffled": ("", numbers["other_reference"])}
+        gaps["swapped"] = ("adherence", numbers["adherence"])
+        for mode, accuracy in numbers["accuracy"].items():
+            gap_name, gap = gaps.get(mode, ("", None))
+            reference = mode if numbers["takes_reference"] else "does not take a reference"
+            rows.append([name, reference, measure(accuracy), gap_text(gap) if gap else "", gap_name if gap else ""])
     return Table("accuracy by reference", ["contender", "reference", "accuracy", "given minus it", "called"], rows)
 
 
 def use_sentences(use: ReferenceUse, n_pairs: int) -> list[str]:
-    """One line a contender, and how often the swapped reference is the worse answer itself."""
-    told = [found["sentence"] for found in use["contenders"].values()]
+    """A sentence about each contender, and about the pairs whose worse answer is the swapped reference."""
+    lines = [numbers["sentence"] for numbers in use["contenders"].values()]
     copies = (
         f"in {use['swapped_pairs']:,} of {n_pairs:,} pairs the swapped reference is the worse answer itself: that one is a copy"
     )
     elsewhere = [
         f"{name}: adherence {gap_text(gap)} in the {gap['n_pairs']:,} other pairs"
-        for name, found in use["contenders"].items()
-        if (gap := found["adherence_elsewhere"])
+        for name, numbers in use["contenders"].items()
+        if (gap := numbers["adherence_elsewhere"])
     ]
-    return [*told, copies, *elsewhere]
+    return [*lines, copies, *elsewhere]

@@ -1,4 +1,4 @@
-"""What evaluation asks of a scorer, and what it may do with a comparison's reference."""
+"""The interface of scorers, and the reference protocols of an evaluation."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ from polar_rm.records import PROTOCOL_FIELD, Comparison, InvalidRecord, RowRules
 from polar_rm.records.fields import Fields
 
 ReferenceMode = Literal["given", "empty", "shuffled", "swapped"]
-"""given: as the data have them. empty: none at all. shuffled: another prompt's. swapped: a worse answer to the same prompt, which
-is one of the candidates of the lowest rank."""
+"""The source of references. given: the references of the data. empty: no references. shuffled: the reference of another prompt.
+swapped: a worse answer to the same prompt, which is a candidate of the worst rank."""
 
 ReferenceChoice = ReferenceMode | Literal["all"]
-"""all: every mode on the same pairs, with what a contender gains from its reference and how it follows it."""
+"""all: every mode on the same pairs, with gain and adherence of each contender."""
 
 NEED_REFERENCES: tuple[ReferenceMode, ...] = ("given", "shuffled")
-"""The protocols that take the references of the data; the others replace them."""
+"""The protocols that use the references of the data; the others replace them."""
 
 ID_FIELDS = ("id", "pair_id")
-"""Metadata of a comparison that names it in files about it, the first that is there."""
+"""The metadata keys that may identify a comparison in other files; the first existing one is used."""
 
-# Comparisons among which shuffled references are exchanged. It bounds memory, and in a file sorted by subject a wrong
-# reference stays near the subject.
+# The number of comparisons among which shuffled references are exchanged. It bounds memory, and in a file sorted by subject a
+# wrong reference remains near the subject.
 _SHUFFLE_WINDOW = 1024
 
 
 class ComparisonScorer(Protocol):
-    """Anything that gives every candidate a number: a reward model's ``Scorer``, a baseline, a client of a server."""
+    """Anything that scores candidates: a reward model's ``Scorer``, a baseline, a client of a server."""
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
-        """One list per comparison, in order, with one score per candidate; a higher score is better."""
+        """A list of scores for each comparison, in order, with one score for each candidate; a higher score is better."""
         ...
 
 
 def prompt_key(comparison: Comparison) -> str:
-    """Names a comparison's prompt by its text: ids of several files may be equal and mean different prompts."""
+    """The hash of a comparison's prompt text. Ids are not used, because different prompts of several files may have equal ids."""
     return hashlib.sha256(flatten(comparison.prompt).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def apply_reference_protocol(comparisons: Iterable[Comparison], mode: ReferenceMode, *, seed: int = 0) -> Iterator[Comparison]:
-    """Comparisons with their references as given, all empty, exchanged between prompts, or replaced by a worse answer.
+    """Comparisons with the references of a protocol: given, empty, exchanged between prompts, or replaced by a worse answer.
 
-    All but ``given`` are diagnostics: with ``empty`` and ``shuffled`` (another prompt's reference) the accuracy of a model that
-    uses its reference falls, with ``swapped`` it falls further. ``empty`` empties every reference, so that a number never mixes
-    two protocols. With ``swapped`` the reference is one of the candidates (see :func:`swapped_candidate`), which is nearer to it
-    than any other text: reports say of how many pairs.
+    All protocols but ``given`` are diagnostics. With ``empty`` and ``shuffled`` (another prompt's reference) the accuracy of a
+    model that uses its reference falls, and with ``swapped`` it falls further. ``empty`` empties every reference, so that a
+    number never mixes two protocols. With ``swapped`` the reference equals one of the candidates (see :func:`swapped_candidate`);
+    reports have the number of these pairs.
 
     Raises:
-        PolarError: unknown mode, a comparison without a reference (where the mode needs them), or nothing to exchange with.
+        PolarError: the mode is unknown, a comparison lacks a reference that the mode needs, or there is nothing to exchange with.
     """
     if mode not in get_args(ReferenceMode):
         raise PolarError(f"unknown reference mode {mode!r}; known: {', '.join(get_args(ReferenceMode))}")
@@ -69,10 +69,12 @@ def apply_reference_protocol(comparisons: Iterable[Comparison], mode: ReferenceM
 
 
 def swapped_candidate(comparison: Comparison, number: int, *, seed: int = 0) -> int:
-    """The candidate that ``swapped`` takes as the reference of the comparison ``number``: one of the lowest rank, drawn by seed
-    and number."""
-    lowest = [index for index, rank in enumerate(comparison.ranks) if rank == max(comparison.ranks)]
-    return lowest[0] if len(lowest) == 1 else random.Random(f"{seed} {number}").choice(lowest)
+    """The index of the candidate that ``swapped`` uses as the reference: one of the worst rank, drawn by seed and number.
+
+    number: the number of the comparison, from 1.
+    """
+    worst = [index for index, rank in enumerate(comparison.ranks) if rank == max(comparison.ranks)]
+    return worst[0] if len(worst) == 1 else random.Random(f"{seed} {number}").choice(worst)
 
 
 def _swapped(comparisons: Iterable[Comparison], seed: int) -> Iterator[Comparison]:
@@ -83,7 +85,7 @@ def _swapped(comparisons: Iterable[Comparison], seed: int) -> Iterator[Compariso
 def _with_reference(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
     for number, comparison in enumerate(comparisons, 1):
         if comparison.reference is None:
-            raise PolarError(f"comparison {number} has no reference; --reference empty evaluates all without any")
+            raise PolarError(f"comparison {number} has no reference; --reference empty evaluates all without references")
         yield comparison
 
 
@@ -93,24 +95,24 @@ def _shuffled(comparisons: Iterable[Comparison], seed: int) -> Iterator[Comparis
 
 
 def with_others(comparisons: Iterable[Comparison], *, seed: int = 0) -> Iterator[tuple[Comparison, Comparison]]:
-    """Every comparison with one of another prompt, drawn from those near it in the data: memory holds a window.
+    """Every comparison with a comparison of another prompt, drawn from a window of the data, so that memory is constant.
 
     Raises:
-        PolarError: all comparisons are of one prompt.
+        PolarError: all comparisons have one prompt.
     """
     generator, comparisons = np.random.default_rng(seed), iter(comparisons)
     others: dict[str, list[Comparison]] = {}
     while window := list(islice(comparisons, _SHUFFLE_WINDOW)):
         while len(set(map(prompt_key, window))) < 2 and (more := list(islice(comparisons, _SHUFFLE_WINDOW))):
             window += more
-        # The last window may hold a single prompt; the one before it then still has others.
+        # The last window may hold a single prompt; the window before it then has others.
         earlier, others = others, {}
         for comparison in window:
             others.setdefault(prompt_key(comparison), []).append(comparison)
         available = others if len(others) > 1 else {**earlier, **others}
         if len(available) < 2:
             raise PolarError("texts can only be exchanged between at least two prompts")
-        # A cycle through the prompts in random order: nobody receives a text of its own prompt.
+        # A cycle through the prompts in random order, so that no comparison gets a text of its own prompt.
         keys = list(available)
         order = [keys[i] for i in generator.permutation(len(keys))]
         donor_of = dict(zip(order, order[1:] + order[:1], strict=True))
@@ -120,15 +122,15 @@ def with_others(comparisons: Iterable[Comparison], *, seed: int = 0) -> Iterator
 
 
 class Referenced:
-    """Comparisons with the references of a file, in a stream that can be read more than once.
+    """Comparisons with the references of a file, as a stream that can be read several times.
 
-    source: rows {id, reference}, whose ``id`` (or ``pair_id``) may lie in their metadata, joined by that of the comparisons'
-    metadata, or {prompt, reference}, joined by the prompt's text; they are held in memory. Every comparison needs a row; its own
-    reference, if it has one, gives way. Where a row says where its reference came from (``reference_protocol``), the comparison
-    says it afterwards.
+    source: rows {id, reference} or {prompt, reference}. The former are joined by the ``id`` (or ``pair_id``) of the comparisons'
+    metadata, and may have it in their own metadata; the latter are joined by the prompt's text. All rows are held in memory.
+    Every comparison needs a row, whose reference replaces the comparison's own. If a row has the origin of its reference
+    (``reference_protocol``), the comparison gets it, too.
 
     Raises:
-        PolarError: the file can't be read, has neither form, or two references for one id or prompt.
+        PolarError: the file can't be read, has neither form, or has two references for one id or prompt.
     """
 
     def __init__(self, comparisons: Iterable[Comparison], source: str | Path) -> None:
@@ -152,7 +154,7 @@ class Referenced:
         key = flatten(prompt or "") if identity is None else identity
         if self._references.setdefault(key, reference) != reference:
             name = "prompt" if identity is None else "id"
-            raise InvalidRecord("reference", f"one reference of each {name}; a row before has another of {key[:60]!r}")
+            raise InvalidRecord("reference", f"one reference for each {name}; an earlier row has another for {key[:60]!r}")
         if protocol := metadata.get(PROTOCOL_FIELD):
             self._protocols[key] = str(protocol)
 
@@ -161,7 +163,7 @@ class Referenced:
             key = identity_of(comparison) if self._by_id else flatten(comparison.prompt)
             if key is None or key not in self._references:
                 joined = f"id {key!r}" if self._by_id else "prompt"
-                raise PolarError(f"{self._source}: no reference of comparison {number} (joined by its {joined})")
+                raise PolarError(f"{self._source}: no reference for comparison {number} (joined by its {joined})")
             metadata = {name: value for name, value in comparison.metadata.items() if name != PROTOCOL_FIELD}
             if key in self._protocols:
                 metadata[PROTOCOL_FIELD] = self._protocols[key]
@@ -169,7 +171,7 @@ class Referenced:
 
 
 def identity_of(comparison: Comparison) -> str | None:
-    """What names a comparison in files about it: the first of :data:`ID_FIELDS` that its metadata has."""
+    """The id of a comparison in other files: the first of :data:`ID_FIELDS` that its metadata has; None if it has none."""
     return _identity(comparison.metadata)
 
 

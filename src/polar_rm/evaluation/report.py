@@ -1,4 +1,4 @@
-"""The result of an evaluation as a contract: its schema, and its files."""
+"""The report of an evaluation: its schema and its files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ Verdict = Literal["first", "second", "undecided"]
 
 
 class ContenderMeasure(Measure):
-    """A contender's numbers on some pairs. ``ci95`` is by bootstrap over prompts, or Wilson's where all prompts agree."""
+    """A contender's numbers on some pairs. ``ci95`` is by bootstrap over prompts, or Wilson's interval if all prompts agree."""
 
     ties: int  # pairs with exactly equal scores; each counts half
-    loss: (
-        float | None
-    )  # mean over pairs of -log sigmoid(better - worse), nats; ln 2 for one that knows nothing; None of a baseline
+    loss: float | None  # mean of -log sigmoid(better - worse) in nats; ln 2 without any skill; None for a baseline
 
 
 class Difference(TypedDict):
@@ -31,8 +29,8 @@ class Difference(TypedDict):
     first: str
     second: str
     difference: float
-    ci95: list[float] | None  # of the difference itself, paired by prompts; None: a single prompt
-    verdict: Verdict  # who is better: the interval lies on one side of 0
+    ci95: list[float] | None  # interval of the difference, by paired bootstrap over prompts; None for a single prompt
+    verdict: Verdict  # the better contender if the interval excludes 0, else undecided
 
 
 class GroupReport(TypedDict):
@@ -45,17 +43,17 @@ class GroupReport(TypedDict):
 
 
 class ContenderFacts(TypedDict):
-    """What a contender is."""
+    """Facts about a contender."""
 
     kind: str  # native, stock, server, stored, baseline or object
     source: str | None  # folder, address or file
     reads_references: bool
-    noted: dict[str, int]  # note -> comparisons with a candidate that has it, such as truncated
-    facts: dict[str, Any]  # by kind, such as encoder_hash, which names the function from text to token ids
+    noted: dict[str, int]  # note, such as truncated -> number of comparisons with a candidate that has it
+    facts: dict[str, Any]  # depends on the kind, such as encoder_hash, which identifies the function from text to token ids
 
 
 class DataFile(TypedDict):
-    """A file that was evaluated. rows: comparisons read from it, refused ones not counted."""
+    """A file that was evaluated. rows: the number of comparisons read from it, without refused ones."""
 
     path: str
     sha256: str
@@ -63,32 +61,30 @@ class DataFile(TypedDict):
 
 
 class ReferenceReport(TypedDict):
-    """What the contenders were given as reference."""
+    """The references that the contenders got."""
 
-    mode: ReferenceMode  # with --reference all, that of all numbers but ``use``
-    protocols: dict[
-        str, int
-    ]  # where references came from (gold, own, frontier, sibling; else given) -> comparisons; {} if unused
-    use: ReferenceUse | None  # with --reference all: what contenders make of their references
-    file: str | None  # where references were added from
-    reference_equals_candidate: int  # comparisons whose reference is a copy, or nearly, of a candidate: should be 0
+    mode: ReferenceMode  # with --reference all, the mode of all numbers except ``use``
+    protocols: dict[str, int]  # origin (gold, own, frontier, sibling, else given) -> number of comparisons; {} if unused
+    use: ReferenceUse | None  # with --reference all: how contenders use their references
+    file: str | None  # the file that references were added from
+    reference_equals_candidate: int  # comparisons whose reference is equal, or nearly, to a candidate; should be 0
 
 
 class EvaluationReport(GroupReport):
-    """Numbers over all pairs, and what they are about. A comparison weighs as many pairs as its ranks order.
+    """The numbers over all pairs, and facts about contenders and data. The weight of a comparison is its number of ordered pairs.
 
-    Version 2: ``contenders`` and ``differences`` in place of the model's own numbers and ``baselines``; new are ``facts``, where
-    ``model`` and ``encoder_hash`` went, ``fingerprint`` and ``limit``.
+    Version 2 has ``contenders`` and ``differences`` instead of the model's numbers and ``baselines``. ``facts`` (with the former
+    ``model`` and ``encoder_hash``), ``fingerprint`` and ``limit`` are new.
     """
 
     schema: Literal["polar-rm/evaluation/2"]
-    by: dict[str, GroupReport]  # every value of the metadata key asked for, in order of appearance; {} when none was
+    by: dict[str, GroupReport]  # a report for each value of the metadata key ``by``, in order of appearance; {} without a key
     facts: dict[str, ContenderFacts]
     data: list[DataFile]  # [] for comparisons that did not come from files
-    limit: int | None  # only so many comparisons were taken, the first ones
+    limit: int | None  # the number of first comparisons that were used; None: all
     reference: ReferenceReport
-    fingerprint: str  # of the pairs: reports with the same one are about the same pairs in the same order
-    warnings: list[str]  # one line each: what limits the numbers
+    fingerprint: str  # of the pairs: reports with equal fingerprints have the same pairs in the same order
+    warnings: list[str]  # one line for each limitation of the numbers
 
 
 def write_report(path: str | Path, report: Any) -> None:
@@ -104,7 +100,7 @@ def write_plot(path: str | Path, report: EvaluationReport) -> None:
     """Draw the accuracy of every contender in every group with intervals, as PNG or SVG by the file's suffix, atomically.
 
     Raises:
-        PolarError: another suffix, or the file can't be written.
+        PolarError: the suffix is another one, or the file can't be written.
     """
     save_figure(accuracy_figure(accuracy_rows(report), title=f"{report['n_pairs']:,} pairs"), path)
 
@@ -115,7 +111,7 @@ def accuracy_rows(report: EvaluationReport) -> dict[str, dict[str, Measure]]:
     groups["all" if "all" not in groups else "all pairs"] = report
     return {
         f"{label} ({group['n_pairs']:,})": {
-            name: {"accuracy": found["accuracy"], "ci95": found["ci95"]} for name, found in group["contenders"].items()
+            name: {"accuracy": numbers["accuracy"], "ci95": numbers["ci95"]} for name, numbers in group["contenders"].items()
         }
         for label, group in groups.items()
     }

@@ -1,4 +1,4 @@
-"""One row a pair: what was compared and what every contender said of it, for error analysis."""
+"""A row for each pair, with its texts and the scores of all contenders, for error analysis."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from polar_rm.records import Comparison, Text, to_cell
 
 PAIR_SUFFIXES = (".jsonl", ".parquet", ".csv")
 
-_ROW_GROUP = 1024  # rows of a Parquet file in memory at once
+_ROW_GROUP = 1024  # the number of rows of a Parquet file that are in memory together
 
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What one contender said of a pair. right: 1, 0.5 for a tie, 0. notes: on either candidate, such as ``worse: truncated``."""
+    """The scores of one contender on a pair.
+
+    right: 1 if the better candidate scores higher, 0.5 for a tie, else 0. notes: notes on both candidates, such as ``worse:
+    truncated``.
+    """
 
     better_score: float
     worse_score: float
@@ -33,8 +37,10 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True)
 class PairRow:
-    """One pair with its texts. index: of the pair, from 0. number: of its comparison, from 1. better, worse: of its candidates,
-    from 0."""
+    """One pair with its texts.
+
+    index: index of the pair, from 0. number: number of its comparison, from 1. better, worse: indices of its candidates, from 0.
+    """
 
     index: int
     number: int
@@ -45,47 +51,47 @@ class PairRow:
 
 
 class Scored(Protocol):
-    """What there is to show: scores, and the texts that they are of."""
+    """A result with scores and the texts that were scored."""
 
     @property
     def scores(self) -> PairScores:
-        """Of all contenders."""
+        """The scores of all contenders."""
         ...
 
     @property
     def read(self) -> Callable[[], Iterable[Comparison]]:
-        """Gives the comparisons anew, as the contenders saw them."""
+        """A function that returns the comparisons as the contenders got them."""
         ...
 
 
-def pair_rows(result: Scored, wanted: set[int] | None = None) -> Iterator[PairRow]:
-    """All pairs in the order of the data, which are read anew; only those with a ``wanted`` index where some are named."""
+def pair_rows(result: Scored, indices: set[int] | None = None) -> Iterator[PairRow]:
+    """The pairs in the order of the data, which are read again. indices: the pairs to yield; None: all pairs."""
     index = 0
     for number, comparison in enumerate(result.read(), 1):
         for better, worse in comparison.pairs():
-            if wanted is None or index in wanted:
+            if indices is None or index in indices:
                 opinions = {name: opinion(result.scores, name, index) for name in result.scores.scores}
                 yield PairRow(index, number, comparison, better, worse, opinions)
             index += 1
 
 
 def opinion(scores: PairScores, name: str, index: int) -> Opinion:
-    """Of one contender on one pair."""
-    own = scores.scores[name]
+    """The scores of one contender on one pair."""
+    contender = scores.scores[name]
     candidates = {"better": int(scores.pairs.better[index]), "worse": int(scores.pairs.worse[index])}
-    better, worse = (float(own.values[candidate]) for candidate in candidates.values())
-    notes = [f"{side}: {note}" for side, candidate in candidates.items() for note in own.notes_of(candidate)]
+    better, worse = (float(contender.values[candidate]) for candidate in candidates.values())
+    notes = [f"{side}: {note}" for side, candidate in candidates.items() for note in contender.notes_of(candidate)]
     return Opinion(better, worse, better - worse, 1.0 if better > worse else 0.5 if better == worse else 0.0, notes)
 
 
 def write_pairs(path: str | Path, result: Scored) -> int:
-    """Write all pairs as JSONL, Parquet or CSV by the suffix, a few in memory at a time; returns how many.
+    """Write all pairs as JSONL, Parquet or CSV by the suffix, in constant memory; returns their number.
 
-    Columns: comparison (from 1), prompt, reference, better, worse; of every contender NAME.better_score, NAME.worse_score,
-    NAME.margin, NAME.right and NAME.notes; metadata. In tables messages and metadata are JSON text, notes are joined by "; ".
+    Columns: comparison (from 1), prompt, reference, better, worse; NAME.better_score, NAME.worse_score, NAME.margin, NAME.right
+    and NAME.notes of every contender; metadata. In tables messages and metadata are JSON text, and notes are joined by "; ".
 
     Raises:
-        PolarError: another suffix, or the file can't be written.
+        PolarError: the suffix is another one, or the file can't be written.
     """
     check_target(path, PAIR_SUFFIXES)
     suffix, names = Path(path).suffix.lower(), list(result.scores.scores)
@@ -112,9 +118,9 @@ def _row(row: PairRow, is_table: bool) -> dict[str, Any]:
         "better": text(comparison.candidates[row.better]),
         "worse": text(comparison.candidates[row.worse]),
     }
-    for name, said in row.opinions.items():
-        columns |= {f"{name}.{field}": getattr(said, field) for field in ("better_score", "worse_score", "margin", "right")}
-        columns[f"{name}.notes"] = "; ".join(said.notes) if is_table else said.notes
+    for name, scores in row.opinions.items():
+        columns |= {f"{name}.{field}": getattr(scores, field) for field in ("better_score", "worse_score", "margin", "right")}
+        columns[f"{name}.notes"] = "; ".join(scores.notes) if is_table else scores.notes
     columns["metadata"] = dump_json(comparison.metadata) if is_table else comparison.metadata
     return columns
 

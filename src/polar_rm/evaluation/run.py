@@ -1,4 +1,4 @@
-"""What ``polar evaluate`` does with files of comparisons."""
+"""``polar evaluate`` on files of comparisons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polar_rm.common.progress import Progress, silent
 from polar_rm.evaluation.accuracy import EvaluationResult, evaluate
-from polar_rm.evaluation.contenders import Contender, ModelOptions, as_found
+from polar_rm.evaluation.contenders import Contender, ModelOptions, resolve_contenders
 from polar_rm.evaluation.contenders.baselines import BASELINES
 from polar_rm.evaluation.data import ComparisonFiles, First
 from polar_rm.evaluation.references import ReferenceChoice, Referenced
@@ -31,20 +31,19 @@ def evaluate_files(
 ) -> EvaluationResult:
     """:func:`evaluate` contenders on files of comparisons.
 
-    contenders: by the words of :data:`polar_rm.evaluation.contenders.KINDS`, or as :func:`find_contenders` gives them.
-    references: file that references are added from, see :class:`Referenced`. limit: take only the first so many comparisons.
-    options: how models compute. outputs: what the caller will write; no file may be one of them. The others: see
-    :func:`evaluate`.
+    contenders: contenders, or their text forms (see :data:`polar_rm.evaluation.contenders.KINDS`). references: a file with
+    references to add, see :class:`Referenced`. limit: use only this many first comparisons. options: options of models and
+    servers. outputs: the files that the caller will write; they are refused as data. The other arguments: see :func:`evaluate`.
 
     Raises:
-        PolarError: whatever is wrong with contenders, files or options; before anything is scored.
+        PolarError: a contender, a file or an option is invalid; raised before anything is scored.
         ScoreError: a score is not finite.
     """
     data = ComparisonFiles(files, on_bad_row, outputs)
     first = First(data, limit)
-    found = as_found(contenders, options, is_partial=limit is not None)
+    named = resolve_contenders(contenders, options, is_partial=limit is not None)
     comparisons = Referenced(first, references) if references else first
-    result = evaluate(found, comparisons, by=by, reference=reference, baselines=baselines, seed=seed, progress=progress)
+    result = evaluate(named, comparisons, by=by, reference=reference, baselines=baselines, seed=seed, progress=progress)
     report = result.report
     report["data"] = data.describe()
     report["limit"] = limit

@@ -1,4 +1,4 @@
-"""Contenders asked one after another: who takes memory is there alone."""
+"""Scores streams with contenders. A contender with weights is loaded alone."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.records import Comparison
 
 Read = Callable[[], Iterable[Comparison]]
-"""Gives comparisons anew, for each pass."""
+"""Returns the comparisons for one pass."""
 
 
 def score_contenders(
     contenders: Sequence[Contender], read: Read, *, sizes: tuple[int, int], progress: Progress = silent
 ) -> dict[str, Scores]:
-    """The scores of all contenders, by name in their order: :func:`score_streams` of one stream.
+    """The scores of all contenders on one stream, by name in their order; see :func:`score_streams`.
 
-    sizes: comparisons and candidates that an earlier pass saw.
+    sizes: the numbers of comparisons and candidates in an earlier pass.
     """
-    found = score_streams(contenders, {"": (read, sizes)}, progress=progress)
-    return {name: streams[""] for name, streams in found.items()}
+    scores = score_streams(contenders, {"": (read, sizes)}, progress=progress)
+    return {name: by_stream[""] for name, by_stream in scores.items()}
 
 
 def score_streams(
@@ -32,41 +32,42 @@ def score_streams(
     *,
     progress: Progress = silent,
 ) -> dict[str, dict[str, Scores]]:
-    """The scores of all contenders, by name in their order, on several streams of comparisons, by the streams' names.
+    """The scores of all contenders on several streams, by the names of contenders, in their order, and of streams.
 
-    streams: how each is read, and the comparisons and candidates that an earlier pass saw in it. Contenders without weights share
-    a pass of each stream; the others are loaded, asked about all streams, and freed one by one.
+    streams: the function that reads a stream, and its numbers of comparisons and candidates in an earlier pass. Contenders
+    without weights share one pass over each stream. The other contenders are loaded, score all streams, and are released one by
+    one.
 
     Raises:
-        ScoreError: as of :func:`collect_scores`. PolarError: the data changed since the earlier pass.
+        ScoreError: see :func:`collect_scores`. PolarError: the data changed since the earlier pass.
     """
     light = [contender for contender in contenders if not contender.has_weights]
-    turns = [*([light] if light else []), *([contender] for contender in contenders if contender.has_weights)]
-    found: dict[str, dict[str, Scores]] = {}
-    for turn in turns:
+    groups = [*([light] if light else []), *([contender] for contender in contenders if contender.has_weights)]
+    scores: dict[str, dict[str, Scores]] = {}
+    for group in groups:
         try:
-            found |= _take_turn(turn, streams, progress)
+            scores |= _score_group(group, streams, progress)
         finally:
-            for contender in turn:
+            for contender in group:
                 contender.release()
-    return {contender.name: found[contender.name] for contender in contenders}
+    return {contender.name: scores[contender.name] for contender in contenders}
 
 
-def _take_turn(
-    turn: Sequence[Contender], streams: Mapping[str, tuple[Read, tuple[int, int]]], progress: Progress
+def _score_group(
+    group: Sequence[Contender], streams: Mapping[str, tuple[Read, tuple[int, int]]], progress: Progress
 ) -> dict[str, dict[str, Scores]]:
-    """In a function of its own, so that nothing holds a model when it returns."""
-    scorers = {contender.name: contender.load() for contender in turn}
-    found: dict[str, dict[str, Scores]] = {name: {} for name in scorers}
+    """The scores of contenders that are loaded together. When this function returns, nothing refers to the models."""
+    scorers = {contender.name: contender.load() for contender in group}
+    results: dict[str, dict[str, Scores]] = {name: {} for name in scorers}
     done, total = 0, sum(sizes[0] for _, sizes in streams.values())
     for stream, (read, sizes) in streams.items():
         for name, scores in _score_stream(scorers, stream, read, _part_of(progress, done, total, stream)).items():
             if len(scores.values) != sizes[1]:
                 changed = f"{len(scores.values):,} candidates, but there were {sizes[1]:,} before"
-                raise PolarError(f"{name} was asked about {changed}: the data changed while they were read")
-            found[name][stream] = scores
+                raise PolarError(f"{name} scored {changed}: the data changed while they were read")
+            results[name][stream] = scores
         done += sizes[0]
-    return found
+    return results
 
 
 def _score_stream(scorers: Mapping[str, ComparisonScorer], stream: str, read: Read, progress: Progress) -> dict[str, Scores]:
@@ -78,10 +79,10 @@ def _score_stream(scorers: Mapping[str, ComparisonScorer], stream: str, read: Re
         raise ScoreError(f"{error} ({stream})") from error
 
 
-def _part_of(progress: Progress, before: int, of_all: int, stream: str) -> Progress:
-    """The progress of one stream as a part of that of all."""
+def _part_of(progress: Progress, before: int, total_of_all: int, stream: str) -> Progress:
+    """The progress of one stream as a part of the progress of all streams."""
 
     def show(task: str, done: int, total: int | None, status: str = "") -> None:
-        progress(task, before + done, of_all, status or stream)
+        progress(task, before + done, total_of_all, status or stream)
 
     return show

@@ -1,4 +1,4 @@
-"""The result of a published benchmark as a contract, and as tables for people."""
+"""The report of a published benchmark: its schema, and its table and sentences for the terminal."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class FigureReport(TypedDict):
     """One figure of one contender."""
 
     value: float  # as published: a share in 0..1, or Kendall's tau in -1..1
-    ci95: list[float] | None  # by bootstrap over prompts, within each part of the benchmark; None: it has no outcomes to resample
-    n: int  # comparisons, or candidates, that it rests on
+    ci95: list[float] | None  # by bootstrap over prompts within each part of the benchmark; None without outcomes to resample
+    n: int  # number of comparisons, or of candidates
 
 
 class SuiteMeasure(TypedDict):
@@ -30,23 +30,23 @@ class SuiteMeasure(TypedDict):
 
 
 class SuiteReport(TypedDict):
-    """Official figures, and what they are about."""
+    """Official figures, and facts about benchmark, contenders and data."""
 
     schema: Literal["polar-rm/suite/1"]
     suite: str
     title: str
-    rule: str  # the publisher's, in words
+    rule: str  # description of the publisher's rule
     source: str
     licence: str  # of the data
     path: str
     sha256: str  # of the file or folder
     suite_references: str  # whether the benchmark itself has references: gold, given or none
     reference: ReferenceReport
-    limit: int | None  # only so many comparisons were taken, the first ones
+    limit: int | None  # the number of first comparisons that were used; None: all
     n_comparisons: int
     headline: str  # name of the first figure
     contenders: dict[str, SuiteMeasure]
-    differences: list[Difference]  # of the headline, of every two contenders, the earlier one first
+    differences: list[Difference]  # differences of the headline between every two contenders, the earlier one first
     facts: dict[str, ContenderFacts]
     fingerprint: str  # of the pairs, as in an evaluation
     warnings: list[str]
@@ -61,26 +61,26 @@ _PROTOCOLS = {
 
 
 def suite_table(report: SuiteReport) -> Table:
-    """A row for each figure, a column for each contender; as percentages, which publishers print."""
+    """A row for each figure and a column for each contender; values are percentages, as publishers print them."""
     names = list(report["contenders"])
     figures = list(next(iter(report["contenders"].values()))["figures"])
     rows = []
     for figure in figures:
-        found = [report["contenders"][name]["figures"][figure] for name in names]
-        rows.append([figure, f"{found[0]['n']:,}", *map(_percent, found)])
+        values = [report["contenders"][name]["figures"][figure] for name in names]
+        rows.append([figure, f"{values[0]['n']:,}", *map(_percent, values)])
     rows.append(["exact ties", "", *(f"{report['contenders'][name]['ties']:,}" for name in names)])
     limit = f", the first {report['limit']:,} comparisons only" if report["limit"] else ""
     return Table(f"{report['title']}{limit}", ["figure", "n", *names], rows)
 
 
 def summarise_suite(report: SuiteReport) -> Summary:
-    """The table, who is better, and what every number of a benchmark should be quoted with."""
+    """The table, the comparisons of contenders, and the facts that should be quoted with every number of a benchmark."""
     reference = report["reference"]
     protocol = f"those of {reference['file']}" if reference["file"] else _PROTOCOLS[reference["mode"]]
     readers = [name for name, facts in report["facts"].items() if facts["reads_references"]]
-    told = [f"by {report['headline']}: {line}" for line in sentences(report["differences"], report["facts"])]
+    comparisons = [f"by {report['headline']}: {line}" for line in sentences(report["differences"], report["facts"])]
     lines = [
-        *told,
+        *comparisons,
         f"rule: {report['rule']}",
         f"references: {protocol}; read by {', '.join(readers) or 'nobody'}",
         f"data: {report['source']}; licence {report['licence']}",
@@ -89,7 +89,7 @@ def summarise_suite(report: SuiteReport) -> Summary:
 
 
 def list_suites() -> list[tuple[str, str]]:
-    """Name and description of every benchmark that is read."""
+    """Name and description of every supported benchmark."""
     return [
         (suite.name, f"{suite.title}; references: {suite.references}; licence: {suite.licence}; {suite.source}")
         for suite in SUITES.values()
@@ -102,13 +102,13 @@ def figure_rows(report: SuiteReport) -> dict[str, dict[str, Measure]]:
     figures = list(next(iter(measures.values()))["figures"])
     return {
         figure: {
-            name: {"accuracy": found["figures"][figure]["value"], "ci95": found["figures"][figure]["ci95"]}
-            for name, found in measures.items()
+            name: {"accuracy": measure["figures"][figure]["value"], "ci95": measure["figures"][figure]["ci95"]}
+            for name, measure in measures.items()
         }
-        for figure in reversed(figures)  # a plot that is too long shows the last ones
+        for figure in reversed(figures)  # a plot with too many rows shows the last ones
     }
 
 
-def _percent(found: FigureReport) -> str:
-    bounds = interval(found["ci95"] and [100 * bound for bound in found["ci95"]], ".1f")
-    return f"{100 * found['value']:.2f} {bounds}".strip()
+def _percent(figure: FigureReport) -> str:
+    bounds = interval(figure["ci95"] and [100 * bound for bound in figure["ci95"]], ".1f")
+    return f"{100 * figure['value']:.2f} {bounds}".strip()

@@ -1,4 +1,4 @@
-"""Contenders on a published benchmark: its own figures for each, with intervals, and who is better by the headline."""
+"""Evaluates contenders on a published benchmark: its official figures with intervals, and comparisons by the headline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from polar_rm.common.files import sha256
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.accuracy import add_baselines, contender_warnings, facts_of, pick_mode, reference_report, verdict_of
-from polar_rm.evaluation.contenders import Contender, ModelOptions, as_found
+from polar_rm.evaluation.contenders import Contender, ModelOptions, resolve_contenders
 from polar_rm.evaluation.contenders.baselines import BASELINES
 from polar_rm.evaluation.data import First
 from polar_rm.evaluation.pairs import PairScores, Scores
@@ -30,8 +30,11 @@ from polar_rm.records import Comparison
 
 @dataclass(frozen=True, slots=True)
 class SuiteEvaluation:
-    """report: what is written to a file. scores: what it was computed from. read: gives the comparisons anew, as the contenders
-    saw them."""
+    """The result of a benchmark.
+
+    report: the content of the JSON file. scores: the data of the report. read: returns the comparisons as the contenders got
+    them.
+    """
 
     report: SuiteReport
     scores: PairScores
@@ -40,7 +43,7 @@ class SuiteEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class SuiteFiles:
-    """A benchmark's comparisons as a stream that can be read more than once."""
+    """A benchmark's comparisons as a stream that can be read several times."""
 
     suite: Suite
     path: Path
@@ -62,42 +65,42 @@ def evaluate_suite(
     options: ModelOptions | None = None,
     progress: Progress = silent,
 ) -> SuiteEvaluation:
-    """The official figures of every contender on a published benchmark, with 95% intervals by bootstrap over prompts.
+    """Compute the official figures of every contender on a published benchmark, with 95% intervals by bootstrap over prompts.
 
-    suite: by name, see :data:`polar_rm.evaluation.suites.SUITES`. path: of the files as the publisher ships them. The others: see
-    :func:`polar_rm.evaluation.run.evaluate_files`. Where the benchmark has no references, a contender that reads some needs
-    ``references`` or ``reference="empty"``.
+    suite: a name of :data:`polar_rm.evaluation.suites.SUITES`. path: the unchanged files of the publisher. The other arguments:
+    see :func:`polar_rm.evaluation.run.evaluate_files`. If the benchmark has no references, a contender that reads references
+    needs ``references`` or ``reference="empty"``.
 
     Raises:
-        PolarError: whatever is wrong with suite, files, contenders or options; before anything is scored.
+        PolarError: the suite, a file, a contender or an option is invalid; raised before anything is scored.
         ScoreError: a score is not finite.
     """
-    found = find_suite(suite)
-    named = as_found(contenders, options, is_partial=limit is not None)
-    files = First(SuiteFiles(found, Path(path)), limit)
+    benchmark = find_suite(suite)
+    named = resolve_contenders(contenders, options, is_partial=limit is not None)
+    files = First(SuiteFiles(benchmark, Path(path)), limit)
     comparisons: Iterable[Comparison] = Referenced(files, references) if references else files
     mode = pick_mode(named, reference, comparisons)
     named += add_baselines(baselines, named, mode)
     for contender in named:
         contender.check()
     try:
-        seen = survey(comparisons, by=None, reference=mode, contenders=named, seed=seed, pairs_needed=False)
+        checked = survey(comparisons, by=None, reference=mode, contenders=named, seed=seed, pairs_needed=False)
     except PolarError as error:
-        if found.references != "gold" and not references and mode == "given" and "have no reference" in str(error):
-            raise PolarError(f"{found.title} ships no references for all of its comparisons: {error}") from error
+        if benchmark.references != "gold" and not references and mode == "given" and "have no reference" in str(error):
+            raise PolarError(f"{benchmark.title} ships no references for all of its comparisons: {error}") from error
         raise
 
     def read() -> Iterable[Comparison]:
         return apply_reference_protocol(comparisons, mode, seed=seed)
 
-    sizes = seen.pairs.n_comparisons, seen.pairs.n_candidates
+    sizes = checked.pairs.n_comparisons, checked.pairs.n_candidates
     scores = score_contenders(named, read, sizes=sizes, progress=progress)
-    results = {name: found.measure(judged(comparisons, each)) for name, each in scores.items()}
-    report = _report(found, Path(path), named, scores, results, seen, seed)
+    results = {name: benchmark.measure(judged(comparisons, values)) for name, values in scores.items()}
+    report = _report(benchmark, Path(path), named, scores, results, checked, seed)
     report["limit"] = limit
     report["reference"] |= {"mode": mode, "file": str(references) if references else None}
-    models = tuple(each.name for each in named if each.kind != "baseline")
-    return SuiteEvaluation(report, PairScores(seen.pairs, scores, models), read)
+    models = tuple(contender.name for contender in named if contender.kind != "baseline")
+    return SuiteEvaluation(report, PairScores(checked.pairs, scores, models), read)
 
 
 def judged(comparisons: Iterable[Comparison], scores: Scores) -> Iterator[Judged]:
@@ -110,15 +113,15 @@ def judged(comparisons: Iterable[Comparison], scores: Scores) -> Iterator[Judged
 
 
 def resampled(figure: Figure, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats | None:
-    """A figure's values, float64 [resamples], over prompts drawn anew; None where it has no outcomes.
+    """A figure's values in bootstrap resamples of prompts, float64 [resamples]; None if it has no outcomes.
 
-    A weighted sum is drawn part by part: how many prompts a domain has is the benchmark's choice and no chance. Figures on the
-    same prompts, of one contender or of two, share their draws, so that differences are paired.
+    The parts of a weighted sum are resampled separately, because the number of a domain's prompts is fixed by the benchmark.
+    Figures on the same prompts, of one contender or of two, share their resamples, so that differences are paired.
     """
     if figure.correct is not None and figure.prompts is not None:
-        drawn = seed << 32 | zlib.crc32(np.unique(figure.prompts).tobytes())
-        means = resampled_means(figure.correct[:, None].astype(np.float64), figure.prompts, resamples=resamples, seed=drawn)
-        return means[:, 0]
+        figure_seed = seed << 32 | zlib.crc32(np.unique(figure.prompts).tobytes())
+        correct = figure.correct[:, None].astype(np.float64)
+        return resampled_means(correct, figure.prompts, resamples=resamples, seed=figure_seed)[:, 0]
     parts = [(weight, resampled(part, resamples=resamples, seed=seed)) for weight, part in figure.parts]
     if not parts or any(values is None for _, values in parts):
         return None
@@ -127,7 +130,7 @@ def resampled(figure: Figure, *, resamples: int = RESAMPLES, seed: int = 0) -> F
 
 
 def prompts_of(figure: Figure) -> int:
-    """How many prompts a figure rests on."""
+    """The number of prompts of a figure."""
     if figure.prompts is not None:
         return len(np.unique(figure.prompts))
     return sum(prompts_of(part) for _, part in figure.parts)
@@ -148,15 +151,15 @@ def _measures(result: SuiteResult, seed: int) -> SuiteMeasure:
 
 
 def _differences(results: Mapping[str, SuiteResult], seed: int) -> list[Difference]:
-    """Of the headline. Contenders that rest on other data than the first are not compared."""
-    found: list[Difference] = []
+    """The differences of the headline between every two contenders."""
+    differences: list[Difference] = []
     headlines = {name: result.figures[0] for name, result in results.items()}
     values = {name: resampled(figure, seed=seed) for name, figure in headlines.items()}
     for first, second in combinations(headlines, 2):
-        one, other = values[first], values[second]
-        difference = None if one is None or other is None else one - other
+        first_values, second_values = values[first], values[second]
+        difference = None if first_values is None or second_values is None else first_values - second_values
         ci95 = _interval(difference, headlines[first], (-1.0, 1.0))
-        found.append(
+        differences.append(
             {
                 "first": first,
                 "second": second,
@@ -165,7 +168,7 @@ def _differences(results: Mapping[str, SuiteResult], seed: int) -> list[Differen
                 "verdict": verdict_of(ci95),
             }
         )
-    return found
+    return differences
 
 
 def _report(
@@ -174,13 +177,13 @@ def _report(
     named: Sequence[Contender],
     scores: Mapping[str, Scores],
     results: Mapping[str, SuiteResult],
-    seen: Survey,
+    checked: Survey,
     seed: int,
 ) -> SuiteReport:
-    """All but what only the caller knows: references and limit are those of the benchmark as it is."""
+    """The report with the benchmark's own references and without a limit; the caller fills in both."""
     notes = list(dict.fromkeys(note for result in results.values() for note in result.notes))
-    everybodys = [note for note in notes if all(note in result.notes for result in results.values())]
-    own = [f"{name}: {note}" for name, result in results.items() for note in result.notes if note not in everybodys]
+    shared_notes = [note for note in notes if all(note in result.notes for result in results.values())]
+    other_notes = [f"{name}: {note}" for name, result in results.items() for note in result.notes if note not in shared_notes]
     return {
         "schema": SCHEMA,
         "suite": suite.name,
@@ -191,17 +194,17 @@ def _report(
         "path": str(path),
         "sha256": sha256(path),
         "suite_references": suite.references,
-        "reference": reference_report("given", seen),
+        "reference": reference_report("given", checked),
         "limit": None,
-        "n_comparisons": seen.pairs.n_comparisons,
+        "n_comparisons": checked.pairs.n_comparisons,
         "headline": next(iter(results.values())).figures[0].name,
         "contenders": {name: _measures(result, seed) for name, result in results.items()},
         "differences": _differences(results, seed),
-        "facts": {each.name: facts_of(each, scores[each.name].noted) for each in named},
-        "fingerprint": seen.fingerprint,
+        "facts": {contender.name: facts_of(contender, scores[contender.name].noted) for contender in named},
+        "fingerprint": checked.fingerprint,
         "warnings": [
-            *everybodys,
-            *own,
-            *(line for each in named for line in contender_warnings(each, scores[each.name].noted)),
+            *shared_notes,
+            *other_notes,
+            *(line for contender in named for line in contender_warnings(contender, scores[contender.name].noted)),
         ],
     }

@@ -1,6 +1,6 @@
-"""The first of evaluation's passes over the data: everything that can be refused or learnt before the model runs.
+"""The first pass of an evaluation over the data: checks it, and collects pairs and facts before a model runs.
 
-A missing reference in the last row of the last file should cost seconds, not the hours of scoring that precede it.
+A missing reference in the last row of the last file then costs seconds, not the hours of scoring before this row.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from polar_rm.records import PROTOCOL_FIELD, Comparison, flatten, is_copy
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the first pass saw.
+    """The results of the first pass.
 
-    pairs: all ordered pairs. reference_equals_candidate: comparisons whose reference is a copy, or nearly, of a candidate.
-    protocols: where references came from -> comparisons; {} where they are not used.
-    without_pairs: comparisons whose candidates all have one rank. without_group: comparisons that lack the key to group by.
-    fingerprint: of prompts, candidates and ranks in order; equal fingerprints mean results about the same pairs.
+    pairs: all ordered pairs. reference_equals_candidate: the number of comparisons whose reference is equal, or nearly, to a
+    candidate. protocols: origin of references -> number of comparisons; {} if references are not used.
+    without_pairs: the number of comparisons whose candidates all have one rank. without_group: the number of comparisons that
+    lack the key to group by. fingerprint: hash of prompts, candidates and ranks in order; equal fingerprints mean equal pairs.
     """
 
     pairs: Pairs
@@ -37,10 +37,10 @@ class Survey:
     fingerprint: str
 
     def copy_warnings(self) -> list[str]:
-        """What a report says of references that equal a candidate."""
+        """The warning about references that equal a candidate."""
         copies = self.reference_equals_candidate
-        words = "comparisons have a reference that is equal, or nearly, to one of their candidates"
-        return [f"{copies:,} {words}"] if copies else []
+        message = "comparisons have a reference that is equal, or nearly, to one of their candidates"
+        return [f"{copies:,} {message}"] if copies else []
 
 
 def survey(
@@ -52,11 +52,11 @@ def survey(
     seed: int = 0,
     pairs_needed: bool = True,
 ) -> Survey:
-    """Check all comparisons, and let the contenders look at them.
+    """Check all comparisons, and fit the contenders to them.
 
     Raises:
-        PolarError: no comparisons, no ordered pair (if ``pairs_needed``), a missing reference (where ``reference`` needs them;
-            the message says how many and which is the first), or a ``by`` that no comparison has.
+        PolarError: there are no comparisons or no ordered pair (if ``pairs_needed``), references are missing that ``reference``
+            needs (the message has their count and names the first), or no comparison has the key ``by``.
     """
     missing: list[int] = []
     stream: Iterator[Comparison] = iter(comparisons)
@@ -65,27 +65,27 @@ def survey(
     stream = apply_reference_protocol(stream, reference, seed=seed)
     for contender in contenders:
         stream = contender.fit(stream)
-    seen = _Seen(by, counts_protocols=reference in NEED_REFERENCES)
+    collector = _Collector(by, counts_protocols=reference in NEED_REFERENCES)
     for comparison in stream:
-        seen.add(comparison)
-    count = seen.counter.n_comparisons
+        collector.add(comparison)
+    count = collector.counter.n_comparisons
     if missing:
         raise PolarError(
             f"{len(missing):,} of {count:,} comparisons have no reference, the first is comparison {missing[0]:,}; "
             "--reference empty evaluates all comparisons without references, --references FILE adds them"
         )
-    return seen.finish(count, pairs_needed)
+    return collector.finish(count, pairs_needed)
 
 
-class _Seen:
-    """What :func:`survey` counts."""
+class _Collector:
+    """Collects the values of :class:`Survey`."""
 
     def __init__(self, by: str | None, counts_protocols: bool) -> None:
         self._by, self._counts_protocols = by, counts_protocols
         self._protocols: Counter[str] = Counter()
         self.counter = PairCounter()
         self._copies = self._without_pairs = self._without_group = 0
-        self._known: dict[str, None] = {}
+        self._field_names: dict[str, None] = {}
         self._fingerprint = hashlib.sha256()
 
     def add(self, comparison: Comparison) -> None:
@@ -96,7 +96,7 @@ class _Seen:
             self._protocols[str(comparison.metadata.get(PROTOCOL_FIELD, "given"))] += 1
         if self._by is not None and group == NO_GROUP:
             self._without_group += 1
-            self._known.update(dict.fromkeys(field_names(comparison.metadata)))
+            self._field_names.update(dict.fromkeys(field_names(comparison.metadata)))
         texts = [flatten(text) for text in (comparison.prompt, *comparison.candidates)]
         self._fingerprint.update(json.dumps([texts, list(comparison.ranks)]).encode())
 
@@ -107,7 +107,7 @@ class _Seen:
         if pairs_needed and not len(pairs):
             raise PolarError(f"none of {count:,} comparisons has two candidates of different rank")
         if self._by is not None and self._without_group == count:
-            raise PolarError(f"no comparison has the metadata {self._by!r}{suggestion(self._by, list(self._known))}")
+            raise PolarError(f"no comparison has the metadata {self._by!r}{suggestion(self._by, list(self._field_names))}")
         protocols = dict(self._protocols)
         return Survey(pairs, self._copies, protocols, self._without_pairs, self._without_group, self._fingerprint.hexdigest())
 

@@ -128,7 +128,7 @@ def test_rewardbench_2_prompts_alone_count_for_accuracy_only(tmp_path):
         ({"chosen": [1]}, "field 'chosen\\[0\\]': expected a string, not 1"),
     ],
 )
-def test_rewardbench_2_refuses_what_its_rule_can_not_take(tmp_path, change, expected):
+def test_rewardbench_2_refuses_rows_that_its_rule_does_not_cover(tmp_path, change, expected):
     row = four(0, "Math", ["c"], ["x", "y", "z"]) | change
     with pytest.raises(BadRow, match=f"test.jsonl: row 1: .*{expected}"):
         list(find_suite("rewardbench-2").read(write(tmp_path / "test.jsonl", [row])))
@@ -170,7 +170,7 @@ def test_rm_bench_is_the_mean_of_domains_and_of_their_triangles(tmp_path):
     assert chat.n == 4 and chat.correct.mean() == pytest.approx(values["chat"])
 
 
-def test_rm_bench_knows_a_domain_by_its_file(tmp_path):
+def test_rm_bench_finds_the_domain_by_the_name_of_the_file(tmp_path):
     path = write(tmp_path / "safety-refuse_filtered.json", [styled(1)])
     [comparison] = find_suite("rm-bench").read(path)
     assert comparison.metadata["domain"] == "safety-refuse"
@@ -262,7 +262,7 @@ def test_judgebench_reads_the_pairs_of_a_folder_but_no_outputs(tmp_path):
         ({"response_B": None}, "field 'response_B': expected a string, not null"),
     ],
 )
-def test_judgebench_refuses_what_is_not_its_own(tmp_path, change, expected):
+def test_judgebench_refuses_rows_of_other_schemas(tmp_path, change, expected):
     with pytest.raises(BadRow, match=f"x.jsonl: row 1: {expected}"):
         list(find_suite("judgebench").read(write(tmp_path / "x.jsonl", [judged_pairs(1)[0] | change])))
 
@@ -275,7 +275,7 @@ def test_judgebench_refuses_what_is_not_its_own(tmp_path, change, expected):
         ([None], "field 'judgments\\[0\\].judgment': expected a reward model's judgment with two scores, but there is none"),
         (
             [{"judgment": {"response": "A"}}],
-            "field 'judgments\\[0\\].judgment.scores': expected two scores, as reward models give",
+            "field 'judgments\\[0\\].judgment.scores': expected two scores, as reward models have",
         ),
         ([{"judgment": {"scores": [1.0, float("inf")]}}], "scores\\[1\\]': expected a finite number, not inf"),
         ([{"judgment": {"scores": [1.0]}}], "expected two scores"),
@@ -288,14 +288,14 @@ def test_stored_scores_of_other_judges_are_refused(tmp_path, judgments, expected
 
 
 def test_a_pair_that_is_stored_twice_is_refused(tmp_path):
-    with pytest.raises(BadRow, match="row 2: field 'pair_id': expected an id of its own, but a row before has 'pair-0'"):
+    with pytest.raises(BadRow, match="row 2: field 'pair_id': expected a unique id, but an earlier row has 'pair-0'"):
         read_stored_scores(write(tmp_path / "out.jsonl", judged_pairs(1) * 2))
 
 
 def rmb_row(number, path, losers=None):
-    said = [{"role": "user", "content": f"{path} {number}", "language": "English"}]
+    messages = [{"role": "user", "content": f"{path} {number}", "language": "English"}]
     answer = {name: {"llm_name": "m", "answer": f"{path} {number} {name}"} for name in ("best", "worse")}
-    row = {"conversation_input": said, "category_path": path}
+    row = {"conversation_input": messages, "category_path": path}
     if losers is None:
         return row | {"pair_uid": str(number), "chosen": answer["best"], "reject": answer["worse"]}
     listed = [{"llm_name": "m", "answer": f"{path} {number} loser {i}"} for i in range(losers)]
@@ -323,7 +323,7 @@ def test_rmb_is_the_mean_of_four_shares(tmp_path):
     assert result.notes[:2] == ("best of n: 20 of 3,786 published", "pairwise: 28 of 17,131 published")
 
 
-def test_rmb_names_what_is_missing(tmp_path):
+def test_rmb_names_missing_parts(tmp_path):
     path = write(tmp_path / "Paraphrasing.json", [rmb_row(1, "Pairwise_set/Helpfulness/Rewrite/Paraphrasing")])
     _, result = measured("rmb", path)
     assert "'overall' rests on 1 of 4 parts and is no published number" in result.notes[0]
@@ -334,13 +334,13 @@ def test_rmb_names_what_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"category_path": "Helpfulness/Chat"}, "field 'category_path': expected one such as Pairwise_set/Helpfulness/Chat"),
+        ({"category_path": "Helpfulness/Chat"}, "field 'category_path': expected a path such as Pairwise_set/Helpfulness/Chat"),
         ({"loser_list": []}, "field 'loser_list': expected a list of at least one answer, not 0"),
         ({"loser_list": [{"llm_name": "m"}]}, "field 'loser_list\\[0\\].answer': expected a string, but it is missing"),
         ({"bon_best": None}, "field 'bon_best': expected an object with 'answer', not null"),
     ],
 )
-def test_rmb_refuses_half_rows(tmp_path, change, expected):
+def test_rmb_refuses_incomplete_rows(tmp_path, change, expected):
     row = rmb_row(1, "BoN_set/Harmlessness/S1", 2) | change
     with pytest.raises(BadRow, match=f"S1.json: row 1: {expected}"):
         list(find_suite("rmb").read(write(tmp_path / "S1.json", [row])))

@@ -17,7 +17,7 @@ def says(text):
 
 
 def pairs(subset, right, wrong=0, **more):
-    """Rows whose chosen answers are told from the rejected ones, and others whose answers are the wrong way round."""
+    """Rows whose chosen answers score higher, and others whose rejected answers score higher."""
     texts = [("good", "bad")] * right + [("bad", "good")] * wrong
     return [
         {"id": i, "subset": subset, "prompt": f"{subset} {i}", "chosen": chosen, "rejected": rejected, **more}
@@ -49,7 +49,7 @@ def test_rewardbench_sections_are_weighted_by_fixed_numbers(tmp_path):
     assert "alpacaeval-easy: 2 comparisons, but 100 are published" in result.notes
 
 
-def test_rewardbench_prior_sets_count_half_where_they_are_there(tmp_path):
+def test_existing_prior_sets_of_rewardbench_count_half(tmp_path):
     rows = [row for subset in SUBSETS for row in pairs(subset, 1)]
     write(tmp_path / "data" / "filtered-00000-of-00001.parquet", rows)
     write(tmp_path / "data" / "raw-00000-of-00001.parquet", pairs("alpacaeval-easy", 0, 5))
@@ -70,7 +70,7 @@ def test_rewardbench_prior_sets_count_half_where_they_are_there(tmp_path):
     assert any(comparison.prompt == talk for comparison in comparisons)
 
 
-def test_rewardbench_without_a_section_says_so(tmp_path):
+def test_rewardbench_without_a_section_has_a_note(tmp_path):
     rows = pairs("donotanswer", 1, 3) + pairs("alpacaeval-easy", 1)
     values, result = measured("rewardbench", write(tmp_path / "part.jsonl", rows), says)
     assert values["overall"] == (0.25 + 1) / 2
@@ -91,7 +91,7 @@ def test_a_string_of_a_table_is_never_read_as_messages(tmp_path):
     assert comparison.prompt == text and comparison.candidates == (text, "bad")
 
 
-def test_equal_answers_are_kept_and_tie(tmp_path):
+def test_equal_answers_are_kept_and_tied(tmp_path):
     row = pairs("hep-go", 1)[0] | {"rejected": "good"}
     values, result = measured("rewardbench", write(tmp_path / "filtered.jsonl", [row]), says)
     assert values["hep-go"] == 0 and result.ties == 1
@@ -123,7 +123,7 @@ def test_m_rewardbench_is_the_mean_of_languages_and_sections(tmp_path):
     assert sum(m_reward_bench.WEIGHTS.values()) - 983 + 447 == 2869, "rows of each language"
 
 
-def test_m_rewardbench_names_what_a_language_lacks(tmp_path):
+def test_m_rewardbench_names_missing_subsets_of_a_language(tmp_path):
     rows = [row | {"language": "pol_Latn", "source": "hep-go"} for row in pairs("hep-go", 1)]
     _, result = measured("m-rewardbench", write(tmp_path / "test.parquet", rows), says)
     assert result.notes[0].startswith("'pol_Latn' is no published number: there are no pairs of alpacaeval-easy, ")
@@ -177,7 +177,7 @@ def test_helpsteer3_counts_decided_pairs(tmp_path, caplog):
     write(tmp_path / "edit" / "validation.jsonl.gz", [{"context": "other"}])
     with caplog.at_level(logging.WARNING):
         values, result = measured("helpsteer3", tmp_path)
-    assert "validation.jsonl.gz: 4 rows are passed over: their two responses are about the same" in caplog.text
+    assert "validation.jsonl.gz: 4 rows are left out: their two responses are about the same" in caplog.text
     decided = [row for row in rows if row["overall_preference"]]
     right = {
         row["response1"]: grid(row["response1" if row["overall_preference"] < 0 else "response2"])

@@ -26,7 +26,7 @@ def test_an_unknown_name_gets_a_suggestion():
         find_suite("judgebnch")
 
 
-def test_every_suite_says_what_it_is():
+def test_every_suite_has_its_descriptions():
     for name, suite in SUITES.items():
         assert suite.name == name
         assert suite.references in ("gold", "given", "none")
@@ -35,7 +35,7 @@ def test_every_suite_says_what_it_is():
             suite.name = "other"
 
 
-def test_the_docs_say_the_same_as_the_suites():
+def test_the_docs_agree_with_the_suites():
     text = (Path(__file__).parents[3] / "docs" / "suites.md").read_text(encoding="utf-8")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
     assert [row[0] for row in cells] == [f"`{name}`" for name in SUITES]
@@ -75,14 +75,14 @@ def test_a_row_of_another_schema_names_file_row_and_what_is_missing(name, tmp_pa
     assert "expected" in str(error.value)
 
 
-def test_an_id_that_came_before_is_refused_with_where(tmp_path):
+def test_a_repeated_id_is_refused_with_the_first_row(tmp_path):
     row = {"pair_id": "p1", "source": "livecodebench", "question": "q", "response_model": "m", "label": "A>B"}
     row |= {"response_A": "a", "response_B": "b"}
     first = write(tmp_path / "a.jsonl", [row])
     second = write(tmp_path / "b.jsonl", [row | {"pair_id": "p0"}, row])
     with pytest.raises(BadRow) as error:
         list(SUITES["judgebench"].read(tmp_path))
-    assert str(error.value) == f"{second}: row 2: field 'pair_id': expected an id of its own, but {first}: row 1 has 'p1' too"
+    assert str(error.value) == f"{second}: row 2: field 'pair_id': expected a unique id, but {first}: row 1 has 'p1', too"
 
 
 def test_wrong_scores_are_refused_by_id(tmp_path):
@@ -96,7 +96,7 @@ def test_wrong_scores_are_refused_by_id(tmp_path):
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_nothing_and_what_is_not_its_own_are_refused(name):
+def test_no_comparisons_and_those_of_other_suites_are_refused(name):
     suite = SUITES[name]
     with pytest.raises(PolarError, match=f"{name}: there are no comparisons to measure"):
         suite.measure([])
@@ -104,7 +104,7 @@ def test_nothing_and_what_is_not_its_own_are_refused(name):
         suite.measure([Judged(Comparison("p", None, ("a", "b"), (0, 1)), (1.0, 0.0))])
 
 
-def test_outcomes_carry_their_prompts_and_average_to_the_value(tmp_path):
+def test_outcomes_have_their_prompts_and_average_to_the_value(tmp_path):
     suite = SUITES["llmbar"]
     path = write(tmp_path / "Natural.json", llmbar("p", "q", "p"))
     comparisons = list(suite.read(path))

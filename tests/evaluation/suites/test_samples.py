@@ -30,7 +30,7 @@ def test_best_of_k_is_the_mean_over_all_subsets():
         np.testing.assert_allclose(best_of_k(scores, values, range(1, 8)), expected, rtol=1e-12)
 
 
-def test_area_under_roc_is_scikit_learns():
+def test_area_under_roc_equals_that_of_scikit_learn():
     generator = np.random.default_rng(1)
     for _ in range(20):
         scores, right = generator.integers(0, 6, 30) / 4, np.r_[True, False, generator.random(28) < 0.4]
@@ -129,7 +129,7 @@ def test_ppe_votes_leave_ties_out(tmp_path, caplog):
     rows = [vote(i, winner, language="English" if i < 20 else "Polish") for i, winner in enumerate(winners)]
     with caplog.at_level(logging.WARNING):
         values, result = measured("ppe", write(tmp_path / "test-00000-of-00001.parquet", rows))
-    assert "20 rows are passed over: the vote was a tie" in caplog.text
+    assert "20 rows are left out: the vote was a tie" in caplog.text
     right = {}
     for i, row in enumerate(rows):
         if not row["winner"].startswith("tie"):
@@ -154,7 +154,7 @@ def test_ppe_votes_leave_ties_out(tmp_path, caplog):
         ({"options": None, "winner": "a"}, "field 'winner': expected one of model_a, model_b, tie, tie \\(bothbad\\), not 'a'"),
     ],
 )
-def test_ppe_refuses_what_its_rule_can_not_take(tmp_path, change, expected):
+def test_ppe_refuses_rows_that_its_rule_does_not_cover(tmp_path, change, expected):
     with pytest.raises(BadRow, match=f"x.jsonl: row 1: .*{expected}"):
         list(find_suite("ppe").read(write(tmp_path / "x.jsonl", [question("mmlu-pro", 0) | change])))
 
@@ -172,7 +172,7 @@ def best_threshold(scores, right):
     return cuts[int(np.argmax(hits))]
 
 
-def test_verifybench_verdicts_take_their_threshold_from_the_other_half(tmp_path):
+def test_verifybench_verdicts_use_the_threshold_of_the_other_half(tmp_path):
     rows = [completion(i, right, f"{i} {right}", completion_id=f"{i}-{right}") for i in range(41) for right in (True, False)]
     write(tmp_path / "verify_bench.jsonl", rows)
     write(tmp_path / "verify_bench_hard.jsonl", [completion(0, True, "x")])
@@ -196,7 +196,7 @@ def test_verifybench_verdicts_take_their_threshold_from_the_other_half(tmp_path)
     assert result.notes[0] == "82 completions, but 2,000 are published"
 
 
-def test_verifybench_gathers_completions_by_question(tmp_path):
+def test_verifybench_groups_completions_by_question(tmp_path):
     rows = [completion(0, True, "a"), completion(1, False, "b"), completion(0, False, "c"), completion(0, False, "d")]
     first, second = find_suite("verifybench").read(write(tmp_path / "verify_bench.jsonl", rows))
     assert first.candidates == ("a", "c", "d") and first.ranks == (0, 1, 1) and first.reference == "answer 0"
@@ -215,7 +215,7 @@ def test_verifybench_hard_questions_of_one_completion_are_scored(tmp_path, check
     assert "no question has a right and a wrong completion: there are no 'pairs'" in result.notes
 
 
-def test_verifybench_refuses_a_label_that_is_no_boolean(tmp_path):
+def test_verifybench_refuses_a_label_that_is_not_boolean(tmp_path):
     with pytest.raises(BadRow, match="row 1: field 'gold_correct': expected true or false, not a string"):
         list(find_suite("verifybench").read(write(tmp_path / "v.jsonl", [completion(0, "yes", "a")])))
 
@@ -254,7 +254,7 @@ def test_if_rewardbench_is_kendalls_tau_b_averaged_over_types(tmp_path):
     assert "12 instructions, but 842 are published" in result.notes
 
 
-def test_if_rewardbench_looks_at_the_graph_alone(tmp_path):
+def test_if_rewardbench_uses_only_the_graph(tmp_path):
     path = write(tmp_path / "x.json", [instruction(0, "Multi_Turn", [(0, 2), (1, 2), (2, 4)])])
     suite = find_suite("if-rewardbench")
     [comparison] = suite.read(path)
@@ -284,7 +284,7 @@ def test_if_rewardbench_counts_an_empty_graph_as_the_rule_does(tmp_path):
         ),
     ],
 )
-def test_if_rewardbench_refuses_half_rows(tmp_path, change, expected):
+def test_if_rewardbench_refuses_incomplete_rows(tmp_path, change, expected):
     with pytest.raises(BadRow, match=f"x.json: row 1: {expected}"):
         list(find_suite("if-rewardbench").read(write(tmp_path / "x.json", [instruction(0, "Multi_Turn", [(0, 1)]) | change])))
 
@@ -292,7 +292,7 @@ def test_if_rewardbench_refuses_half_rows(tmp_path, change, expected):
 @pytest.mark.parametrize(
     ("edges", "expected"),
     [
-        ([(0, 1), (1, 2), (2, 0)], "field 'preference_graph': expected no circle, but there is one through responses"),
+        ([(0, 1), (1, 2), (2, 0)], "field 'preference_graph': expected no cycle, but there is one through responses"),
         ([(0, 5)], "field 'preference_graph\\[0\\].rejected.response_id': expected the index of one of 5 responses"),
         ([(0, 1), (3, 3)], "field 'preference_graph\\[1\\]': expected two different responses"),
     ],
@@ -302,6 +302,6 @@ def test_if_rewardbench_refuses_graphs_that_rank_nothing(tmp_path, edges, expect
         list(find_suite("if-rewardbench").read(write(tmp_path / "x.json", [instruction(0, "Multi_Turn", edges)])))
 
 
-def test_scores_of_texts_are_handed_on_in_order(tmp_path):
+def test_scores_of_texts_are_passed_in_order(tmp_path):
     comparisons = list(find_suite("verifybench").read(write(tmp_path / "verify_bench.jsonl", [completion(0, True, "a")])))
     assert judge(comparisons)[0].scores == (grid("a"),)

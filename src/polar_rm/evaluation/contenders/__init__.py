@@ -1,4 +1,4 @@
-"""Who can be compared: one file a kind, and the words by which a kind is named."""
+"""Contenders that can be compared: a file for each kind, and the text forms that name them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polar_rm.common.paths import check_data, check_model
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.base import Contender, Given, ModelOptions
 
-__all__ = ["KINDS", "Contender", "Given", "ModelOptions", "as_found", "find_contenders"]
+__all__ = ["KINDS", "Contender", "Given", "ModelOptions", "find_contenders", "resolve_contenders"]
 
 KINDS = {
     "FOLDER": "a reward model saved by polar",
@@ -22,44 +22,45 @@ KINDS = {
     "tfidf": "cosine of character TF-IDF with the reference",
     "embedding:FOLDER": "cosine of a sentence encoder's embeddings with the reference; also embedding:package:NAME",
 }
-"""What ``--model`` takes, and what it is."""
+"""The text forms that ``--model`` takes, with a description of each."""
 
-# NAME=SPEC: a name of letters, digits and a few signs, so that paths with "=" in them are rarely meant otherwise.
+# NAME=SPEC. A name has only letters, digits and a few other characters, so that a path with "=" is rarely read as NAME=SPEC.
 _NAMED = re.compile(r"([\w.+-]+)=(.+)")
 
 
 def find_contenders(specs: Sequence[str | Path], options: ModelOptions | None = None) -> list[Contender]:
-    """Contenders by what names them, see :data:`KINDS`; ``NAME=SPEC`` gives one another name. Only whether files and folders are
-    there is looked at.
+    """Contenders from their text forms, see :data:`KINDS`; ``NAME=SPEC`` gives a contender another name.
+
+    Only the existence of files and folders is checked.
 
     Raises:
-        PolarError: an unknown kind, nothing at a path, or two of one name.
+        PolarError: a kind is unknown, a path does not exist, or two contenders have one name.
     """
-    # All are looked at before the first of them imports torch, which takes seconds.
+    # All forms are checked before the first contender imports torch, which takes seconds.
     parsed = [_parse(str(spec)) for spec in specs]
     _check_names([name for name, _, _ in parsed])
     return [_make(name, kind, source, options or ModelOptions()) for name, kind, source in parsed]
 
 
-def as_found(
+def resolve_contenders(
     contenders: Sequence[str | Path | Contender], options: ModelOptions | None = None, *, is_partial: bool = False
 ) -> list[Contender]:
-    """Contenders as they are, words as :func:`find_contenders` reads them. is_partial: see :class:`Contender`.
+    """Contenders unchanged, and text forms as :func:`find_contenders` reads them. is_partial: see :class:`Contender`.
 
     Raises:
-        PolarError: as there, or two of one name.
+        PolarError: the errors of :func:`find_contenders`, or two contenders have one name.
     """
-    made = iter(find_contenders([each for each in contenders if not isinstance(each, Contender)], options))
-    found = [each if isinstance(each, Contender) else next(made) for each in contenders]
-    _check_names([each.name for each in found])
-    for each in found:
-        each.is_partial = is_partial
-    return found
+    from_text = iter(find_contenders([spec for spec in contenders if not isinstance(spec, Contender)], options))
+    resolved = [each if isinstance(each, Contender) else next(from_text) for each in contenders]
+    _check_names([contender.name for contender in resolved])
+    for contender in resolved:
+        contender.is_partial = is_partial
+    return resolved
 
 
 def _check_names(names: Sequence[str]) -> None:
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise PolarError(f"two contenders have the name {repeated!r}; give one another: NAME={repeated}")
+        raise PolarError(f"two contenders have the name {repeated!r}; give one of them another name: NAME={repeated}")
 
 
 def _parse(spec: str) -> tuple[str, str, str]:
@@ -75,8 +76,8 @@ def _parse(spec: str) -> tuple[str, str, str]:
     elif spec in ("length", "tfidf"):
         pass
     elif kind not in ("hf", "scores", "embedding") or not source:
-        words = [word.partition(":")[0] for word in KINDS if word != "FOLDER"]
-        if ("/" not in spec or ":" in spec) and (close := difflib.get_close_matches(kind, words, 1)):
+        kinds = [form.partition(":")[0] for form in KINDS if form != "FOLDER"]
+        if ("/" not in spec or ":" in spec) and (close := difflib.get_close_matches(kind, kinds, 1)):
             raise PolarError(f"{spec}: no such contender; did you mean {close[0]}? There are: {', '.join(KINDS)}")
         kind, source = "native", spec
     if kind in ("native", "hf"):

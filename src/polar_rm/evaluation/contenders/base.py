@@ -1,5 +1,5 @@
-"""What a contender is: something with a name that gives every candidate of a comparison a number, and that is in memory only
-while it does so: of two models of 7B there is never more than one.
+"""The base class of contenders. A contender is a named scorer whose weights are in memory only while it scores, so that two 7B
+models are never in memory together.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.records import Comparison
 
 Kind = Literal["native", "stock", "server", "stored", "baseline", "object"]
-"""native: a model saved by polar. stock: an ordinary classifier. server: behind an address. stored: scores of a file. baseline:
-what a model must beat. object: anything that a program hands over."""
+"""native: a model saved by polar. stock: an ordinary classifier. server: a reward server. stored: scores of a file. baseline: a
+simple scorer that a model must beat. object: a scorer that a program passes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """How contenders with weights compute, and what servers are told.
+    """Options of contenders with weights and of servers.
 
-    precision, device: as the options of the verbs. row_tokens: most tokens of one row or padded batch; decides memory. api_key:
-    for servers.
+    precision, device: as the options of the verbs. row_tokens: maximum number of tokens of one row or padded batch; it determines
+    memory. api_key: the key for servers.
     """
 
     precision: str = "fp32"
@@ -32,10 +32,10 @@ class ModelOptions:
     api_key: str | None = None
 
     def placement(self) -> Placement:
-        """As ``RewardModel.from_pretrained`` takes it.
+        """dtype and device, as ``RewardModel.from_pretrained`` takes them.
 
         Raises:
-            PolarError: another name, or CUDA where torch sees none.
+            PolarError: a name is unknown, or CUDA is not available.
         """
         from polar_rm.model.devices import dtype_name, pick_device
 
@@ -51,14 +51,14 @@ class Placement(TypedDict):
 
 
 class Contender(ABC):
-    """One scorer to be compared with others.
+    """One scorer that is compared with others.
 
-    name: in every table, each contender's own. kind: see :data:`Kind`. source: what it is made from, for the report.
-    reads_references: whether its scores depend on them. has_weights: whether it takes memory, and is therefore open alone.
+    name: unique name in tables. kind: see :data:`Kind`. source: its folder, address or file, for the report.
+    reads_references: whether its scores depend on references. has_weights: whether it takes much memory and is loaded alone.
     has_scale: whether differences of its scores are log-odds, so that they have a Bradley-Terry loss.
-    is_partial: only the first comparisons are taken, so it may know of more.
-    facts: what the report says of it besides, such as ``encoder_hash``; complete when it has scored.
-    warnings: one line each, of what limits its numbers.
+    is_partial: whether only the first comparisons are used, so that it may have scores of more.
+    facts: more facts for the report, such as ``encoder_hash``; complete after scoring.
+    warnings: one line for each limitation of its numbers.
     """
 
     kind: Kind = "object"
@@ -74,20 +74,20 @@ class Contender(ABC):
         self.warnings: list[str] = []
 
     def renamed(self, name: str) -> Self:
-        """The same under another name."""
+        """A copy with another name."""
         other = copy.copy(self)
         other.name = name
         return other
 
     def check(self) -> None:  # noqa: B027
-        """Whatever can be refused before data is read and weights are loaded.
+        """Check everything that can be checked before data is read and weights are loaded.
 
         Raises:
-            PolarError: it can't be used.
+            PolarError: the contender can't be used.
         """
 
     def fit(self, comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
-        """Look at all comparisons, without their ranks, while passing them on; is exhausted before anything is scored."""
+        """Fit the contender to all comparisons, without use of their ranks, and yield them; exhausted before scoring begins."""
         return iter(comparisons)
 
     @abstractmethod
@@ -95,11 +95,11 @@ class Contender(ABC):
         """The scorer, with its weights in memory."""
 
     def release(self) -> None:  # noqa: B027
-        """Give back what :meth:`load` took; nobody holds the scorer any more."""
+        """Free the memory of :meth:`load`. The caller has no reference to the scorer any more."""
 
 
 class Given(Contender):
-    """A scorer that a program made itself. It stays in memory, as it is the program's."""
+    """A scorer that a program passes. It stays in memory, because the program owns it."""
 
     def __init__(self, name: str, scorer: ComparisonScorer) -> None:
         super().__init__(name)

@@ -1,6 +1,6 @@
-"""Scorers that a reward model must beat: how long a candidate is, and which characters it shares with the reference.
+"""Baselines that a reward model must beat: the length of a candidate, and its similarity of characters to the reference.
 
-Both are contenders like a model, so that all go through one evaluation path. They see flattened texts, never the prompt.
+Both are contenders like a model, so that the same code evaluates them. They get flattened texts and never the prompt.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from polar_rm.evaluation.contenders.base import Contender
 from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.records import Comparison, flatten
 
-_WINDOW = 128  # comparisons whose n-gram counts are held at a time
+_WINDOW = 128  # the number of comparisons whose n-gram counts are held together
 
 
 class Baseline(Contender):
-    """A scorer without weights, which is its own contender. The scale of its scores is arbitrary."""
+    """A contender without weights, which is its own scorer. The scale of its scores is arbitrary."""
 
     kind = "baseline"
     has_scale = False
 
     def load(self) -> ComparisonScorer:
-        """Itself."""
+        """The baseline itself."""
         return self
 
     @abstractmethod
@@ -42,17 +42,17 @@ class Baseline(Contender):
 class Length(Baseline):
     """Closeness of lengths in characters: ``-|log(1 + len(candidate)) - log(1 + len(reference))|``.
 
-    Without a reference (None or empty) it is ``log(1 + len(candidate))``: longer is better, the best known bias of
+    Without a reference (None or empty) it is ``log(1 + len(candidate))``: longer is better, which is the best known bias of
     judges.
     """
 
-    reads_references = False  # it does where there are any
+    reads_references = False  # it does not need references, but uses them if there are any
 
     def __init__(self, name: str = "length") -> None:
         super().__init__(name)
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
-        """One number for each candidate: see the class."""
+        """One score for each candidate, see the class."""
         for comparison in comparisons:
             lengths = [math.log1p(len(flatten(candidate))) for candidate in comparison.candidates]
             reference = flatten(comparison.reference or "")
@@ -60,7 +60,7 @@ class Length(Baseline):
 
 
 class Tfidf(Baseline):
-    """Cosine between the character n-gram TF-IDF vectors of candidate and reference; 0 where either is empty.
+    """Cosine between the character n-gram TF-IDF vectors of candidate and reference; 0 if one of them is empty.
 
     n-grams of 2 to 4 lower-case characters within words, sublinear term frequency, smoothed inverse document frequency
     over the references (scikit-learn's definitions). n-grams are hashed into ``n_features`` columns, so memory is
@@ -76,19 +76,19 @@ class Tfidf(Baseline):
         self._documents = 0
 
     def fit(self, comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
-        """Count in how many references an n-gram is, while passing the comparisons on."""
+        """Count the references that contain each n-gram, and yield the comparisons."""
         for window in windows(comparisons, _WINDOW):
             references = [flatten(comparison.reference or "") for comparison in window]
             counts, rows = self._count(references)
-            times = np.bincount(rows, minlength=counts.shape[0])
+            repeats = np.bincount(rows, minlength=counts.shape[0])
             self._document_frequency += np.bincount(
-                counts.indices, np.repeat(times, np.diff(counts.indptr)), counts.shape[1]
+                counts.indices, np.repeat(repeats, np.diff(counts.indptr)), counts.shape[1]
             ).astype(np.int64)
             self._documents += len(references)
             yield from window
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
-        """One cosine for each candidate: see the class."""
+        """One cosine for each candidate, see the class."""
         for window in windows(comparisons, _WINDOW):
             texts: list[str] = []
             for comparison in window:
@@ -103,7 +103,7 @@ class Tfidf(Baseline):
                 start = end
 
     def _count(self, texts: Sequence[str]) -> tuple[Any, NDArray[np.int64]]:
-        """n-gram counts of the distinct texts (CSR), and each text's row; neighbours often share a reference."""
+        """n-gram counts of the distinct texts (CSR), and the row of each text. Neighbouring comparisons often share texts."""
         distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         return self._counts.transform(distinct), np.array([distinct[text] for text in texts], np.int64)
 
@@ -117,10 +117,10 @@ BASELINES: dict[str, Callable[[str], Baseline]] = {"length": Length, "tfidf": Tf
 
 
 def make_baselines(names: Iterable[str]) -> dict[str, Baseline]:
-    """Fresh baselines by name, in the given order.
+    """New baselines by name, in the given order.
 
     Raises:
-        PolarError: an unknown name.
+        PolarError: a name is unknown.
     """
     names = list(names)
     unknown = [name for name in names if name not in BASELINES]

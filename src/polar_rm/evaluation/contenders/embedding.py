@@ -1,4 +1,4 @@
-"""Likeness of meaning to the reference: the cosine of a sentence encoder's embeddings, a baseline of the paper."""
+"""Semantic similarity to the reference: the cosine of a sentence encoder's embeddings, a baseline of the paper."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from polar_rm.model.folders import check_config_file
 from polar_rm.model.language_models import model_folder
 from polar_rm.records import Comparison, flatten
 
-_WINDOW = 256  # comparisons whose texts are sorted by length together
+_WINDOW = 256  # the number of comparisons whose texts are sorted by length together
 
-# Modules of sentence-transformers that change no cosine, or that are done here.
+# Modules of sentence-transformers that do not change the cosine, or that this file implements.
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _POOLINGS = ("mean", "cls", "max", "lasttoken")
-# A tokenizer that knows no limit says a huge number.
+# Tokenizers without a limit have a huge number instead.
 _NO_LIMIT = 1 << 20
 
 
 class Embedding(Contender):
     """``embedding:FOLDER``, or ``embedding:package:NAME`` of an installed package with the weights.
 
-    The folder is one of sentence-transformers, or of any encoder of transformers, which is pooled by the mean. Texts are read
-    as far as the encoder was made for; cut ones have a note. The reference and each candidate are embedded without the prompt.
+    The folder is one of sentence-transformers, or of any encoder of transformers, which is pooled by the mean. Texts are
+    truncated to the encoder's limit and then have a note. The reference and each candidate are embedded without the prompt.
     """
 
     kind = "baseline"
@@ -49,10 +49,10 @@ class Embedding(Contender):
         self._options = options
 
     def check(self) -> None:
-        """Config, tokenizer and pooling; the weights are not read.
+        """Check config, tokenizer and pooling; the weights are not read.
 
         Raises:
-            PolarError: there is no such encoder, or it is none that is read here exactly.
+            PolarError: there is no such encoder, or this file can't compute its embeddings exactly.
         """
         folder = encoder_folder(self.source or "")
         check_config_file(folder)
@@ -69,45 +69,45 @@ class Embedding(Contender):
 
 
 def encoder_folder(source: str) -> Path:
-    """A folder, or the one with a ``config.json`` in a package.
+    """The folder itself, or the one folder with a ``config.json`` in a package.
 
     Raises:
-        PolarError: there is none, or more than one.
+        PolarError: there is no such folder, or more than one.
     """
     folder = model_folder(source)
     if (folder / "config.json").is_file():
         return folder
-    found = sorted({path.parent for path in folder.rglob("config.json") if (path.parent / "tokenizer.json").is_file()})
-    if len(found) != 1:
-        raise PolarError(f"{folder}: {len(found)} folders in it hold config.json and tokenizer.json; one is needed")
-    return found[0]
+    encoders = sorted({path.parent for path in folder.rglob("config.json") if (path.parent / "tokenizer.json").is_file()})
+    if len(encoders) != 1:
+        raise PolarError(f"{folder}: {len(encoders)} folders in it hold config.json and tokenizer.json; one is needed")
+    return encoders[0]
 
 
 def pooling_of(folder: Path) -> str:
-    """How the encoder's tokens become one vector: mean, cls, max or lasttoken.
+    """The pooling of the encoder's tokens: mean, cls, max or lasttoken.
 
     Raises:
-        UnsupportedModel: by a module or in a way that is not known here.
+        UnsupportedModel: a module or the pooling is not supported.
     """
     modules = folder / "modules.json"
     if modules.is_file():
-        kinds = [str(each.get("type", "")).rsplit(".", 1)[-1] for each in json.loads(modules.read_text(encoding="utf-8"))]
+        kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in json.loads(modules.read_text(encoding="utf-8"))]
         if unknown := [kind for kind in kinds if kind not in _MODULES]:
             raise UnsupportedModel(f"{folder}: its module {unknown[0]} is not known here; known: {', '.join(_MODULES)}")
     settings = folder / "1_Pooling" / "config.json"
     if not settings.is_file():
         return "mean"
     values = read_json(settings)
-    named = values.get("pooling_mode")
-    chosen = [named] if named else [name for name in values if name.startswith("pooling_mode_") and values[name] is True]
-    ways = [str(way).removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for way in chosen]
-    if len(ways) != 1 or ways[0] not in _POOLINGS:
-        raise UnsupportedModel(f"{settings}: it pools by {' and '.join(ways) or 'nothing'}; known: {', '.join(_POOLINGS)}")
-    return ways[0]
+    mode = values.get("pooling_mode")
+    modes = [mode] if mode else [name for name in values if name.startswith("pooling_mode_") and values[name] is True]
+    poolings = [str(name).removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token") for name in modes]
+    if len(poolings) != 1 or poolings[0] not in _POOLINGS:
+        raise UnsupportedModel(f"{settings}: it pools by {' and '.join(poolings) or 'nothing'}; known: {', '.join(_POOLINGS)}")
+    return poolings[0]
 
 
 class EmbeddingScorer:
-    """Cosine of reference and candidate, 0 where one of them is empty."""
+    """Cosine of reference and candidate, 0 if one of them is empty."""
 
     def __init__(self, name: str, folder: Path, options: ModelOptions) -> None:
         from transformers import AutoModel
@@ -118,30 +118,31 @@ class EmbeddingScorer:
         placement = options.placement()
         try:
             self._model: Any = AutoModel.from_pretrained(folder, dtype=dtype_of(placement["dtype"]), trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever a value leads it to
+        except Exception as error:  # transformers may raise any exception for an invalid value
             raise UnsupportedModel(f"{folder}: {first_line(error)}") from error
         self._model = self._model.to(placement["device"]).eval()
         limits = [getattr(self._model.config, "max_position_embeddings", None)]
         for file, key in (("tokenizer_config.json", "model_max_length"), ("sentence_bert_config.json", "max_seq_length")):
             if (folder / file).is_file():
                 limits.append(read_json(folder / file).get(key))
-        if found := [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]:
-            self._tokenizer.enable_truncation(min(found))
+        if lengths := [int(limit) for limit in limits if isinstance(limit, (int, float)) and 0 < limit < _NO_LIMIT]:
+            self._tokenizer.enable_truncation(min(lengths))
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
-        """One cosine per candidate, -1 to 1.
+        """One cosine for each candidate, -1 to 1.
 
         Raises:
             ScoreError: a text can't be embedded.
         """
         for window in windows(comparisons, _WINDOW):
-            texts = [[flatten(text) for text in (each.reference or "", *each.candidates)] for each in window]
+            texts = [[flatten(text) for text in (item.reference or "", *item.candidates)] for item in window]
             rows = {text: row for row, text in enumerate(dict.fromkeys(text for group in texts for text in group))}
-            vectors, cut = self._embed(list(rows))
+            vectors, is_truncated = self._embed(list(rows))
             for reference, *candidates in texts:
-                own = rows[reference]
-                cosines = vectors[[rows[text] for text in candidates]] @ vectors[own]
-                notes = [("truncated",) if cut[own] or cut[rows[text]] else () for text in candidates]
+                reference_row = rows[reference]
+                cosines = vectors[[rows[text] for text in candidates]] @ vectors[reference_row]
+                truncated = [is_truncated[reference_row] or is_truncated[rows[text]] for text in candidates]
+                notes = [("truncated",) if value else () for value in truncated]
                 yield NotedScores(
                     [
                         float(cosine) if reference and text else 0.0
@@ -151,7 +152,7 @@ class EmbeddingScorer:
                 )
 
     def _embed(self, texts: Sequence[str]) -> tuple[torch.Tensor, list[bool]]:
-        """Unit vectors, float32 [n, width], and which texts were cut."""
+        """Unit vectors, float32 [n, width], and whether each text was truncated."""
         encodings = self._tokenizer.encode_batch(list(texts))
         ids = [encoding.ids for encoding in encodings]
         order = sorted(range(len(texts)), key=lambda i: -len(ids[i]))
@@ -163,13 +164,13 @@ class EmbeddingScorer:
             for index, vector in zip(batch, self._forward([ids[index] for index in batch]), strict=True):
                 vectors[index] = vector
             start += size
-        found = torch.stack([vectors[index] for index in range(len(texts))])
-        return torch.nn.functional.normalize(found, dim=1), [bool(encoding.overflowing) for encoding in encodings]
+        stacked = torch.stack([vectors[index] for index in range(len(texts))])
+        return torch.nn.functional.normalize(stacked, dim=1), [bool(encoding.overflowing) for encoding in encodings]
 
     @torch.inference_mode()
     def _forward(self, sequences: Sequence[list[int]]) -> torch.Tensor:
         width = max(1, *map(len, sequences))
-        ids = torch.zeros((len(sequences), width), dtype=torch.long)  # masked: which token pads makes no difference
+        ids = torch.zeros((len(sequences), width), dtype=torch.long)  # the padding is masked, so its token is arbitrary
         mask = torch.zeros((len(sequences), width), dtype=torch.long)
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
@@ -180,12 +181,12 @@ class EmbeddingScorer:
             states: torch.Tensor = output.last_hidden_state.float().cpu()
         except (IndexError, RuntimeError, AttributeError) as error:
             raise ScoreError(f"{self._name}: texts of up to {width:,} tokens can't be embedded: {first_line(error)}") from error
-        held = mask[:, :, None].float()
+        weights = mask[:, :, None].float()
         match self._pooling:
             case "cls":
                 return states[:, 0]
             case "max":
-                return states.masked_fill(held == 0, -torch.inf).amax(1)
+                return states.masked_fill(weights == 0, -torch.inf).amax(1)
             case "lasttoken":
                 return states[torch.arange(len(sequences)), mask.sum(1) - 1]
-        return (states * held).sum(1) / held.sum(1).clamp(min=1)
+        return (states * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""A reward model saved by polar, with the scorer that ``polar score`` uses."""
+"""Reward models saved by polar, scored as ``polar score`` does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from polar_rm.scoring.scorer import Scorer
 
 
 class Native(Contender):
-    """A native folder. Its scores come with notes: what was cut, what the encoder made equal."""
+    """A native folder. Its scores have notes, for example about truncation and about candidates of equal ids."""
 
     kind = "native"
     has_weights = True
@@ -31,7 +31,7 @@ class Native(Contender):
         self._blueprint: Blueprint | None = None
 
     def check(self) -> None:
-        """Config, tokenizer and encoder of the folder; errors as of :func:`checkpoint_blueprint`."""
+        """Check config, tokenizer and encoder of the folder; it raises the errors of :func:`checkpoint_blueprint`."""
         self._blueprint = checkpoint_blueprint(self._folder)
         self.facts |= {"encoder_hash": self._blueprint.encoder.hash, **self._options.placement()}
 
@@ -50,7 +50,7 @@ class Native(Contender):
 
 
 class NotingScorer:
-    """A :class:`Scorer` whose scores of a comparison carry notes."""
+    """A :class:`Scorer` whose scores have notes."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
@@ -62,7 +62,7 @@ class NotingScorer:
 
 
 def free_memory() -> None:
-    """Give back what a model held that nobody uses any more; the next one may need it."""
+    """Free the memory of models without references, because the next model may need it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

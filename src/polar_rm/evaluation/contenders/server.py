@@ -1,4 +1,4 @@
-"""A reward server, ours or another engine's, through the client."""
+"""Reward servers, ours or those of other engines, accessed by the client."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.records import Comparison, ScoreItem
 from polar_rm.rewards.outcomes import Failure, Reward
 
-# Comparisons that are asked for together: enough for all of a client's connections.
+# The number of comparisons that are sent together; enough for all connections of a client.
 _WINDOW = 512
 
 
 class Server(Contender):
-    """``http://HOST:PORT``, ours; other engines need the folder to encode with behind it: ``http://HOST:PORT#FOLDER``."""
+    """``http://HOST:PORT`` of our server. Other engines need the folder of the encoder, too: ``http://HOST:PORT#FOLDER``."""
 
     kind = "server"
 
@@ -33,10 +33,10 @@ class Server(Contender):
         self._connected: RewardClient | None = None
 
     def check(self) -> None:
-        """Whether somebody answers there, whom we know and who encodes as the folder does.
+        """Check that a known server answers, and that it encodes as the folder does.
 
         Raises:
-            PolarError: not so, or there is no such folder.
+            PolarError: the check fails, or there is no such folder.
         """
         if self._model:
             check_model(self._model)
@@ -46,7 +46,7 @@ class Server(Contender):
                 self.facts["encoder_hash"] = client.encoder.hash
 
     def load(self) -> ComparisonScorer:
-        """A scorer with a client of its own."""
+        """A scorer with its own client."""
         self._connected = self._client()
         return ServedScorer(self.name, self._connected)
 
@@ -60,16 +60,16 @@ class Server(Contender):
 
 
 class ServedScorer:
-    """Asks a client for the rewards of every candidate."""
+    """Scores candidates by requests to a server."""
 
     def __init__(self, name: str, client: RewardClient) -> None:
         self._name, self._client = name, client
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
-        """One list per comparison, with the notes that the server gave.
+        """A list of scores for each comparison, with the notes of the server.
 
         Raises:
-            ScoreError: a candidate has no reward; the message says which and why.
+            ScoreError: a candidate has no reward; the message names the candidate and the reason.
         """
         number = 0
         for window in windows(comparisons, _WINDOW):
@@ -85,8 +85,8 @@ class ServedScorer:
                 for index in range(len(comparison.candidates)):
                     outcome = next(outcomes)
                     if isinstance(outcome, Failure):
-                        where = f"{self._name}: candidate {index + 1} of comparison {number}"
-                        raise ScoreError(f"{where} has no score: {outcome.code}: {outcome.message}")
+                        label = f"{self._name}: candidate {index + 1} of comparison {number}"
+                        raise ScoreError(f"{label} has no score: {outcome.code}: {outcome.message}")
                     rewards.append(outcome)
                 notes = [reward.notes or (("truncated",) if reward.truncated else ()) for reward in rewards]
                 yield NotedScores([reward.reward for reward in rewards], notes)

@@ -1,4 +1,4 @@
-"""An ordinary reward model: any one-label classifier of transformers in its own chat template, without references."""
+"""Ordinary reward models: one-label classifiers of transformers with their own chat templates, without references."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from polar_rm.model.folders import check_config_file
 from polar_rm.model.language_models import load_auto_tokenizer
 from polar_rm.records import Comparison, Message, Text
 
-_WINDOW = 256  # comparisons whose sequences are sorted by length together
+_WINDOW = 256  # the number of comparisons whose sequences are sorted by length together
 
 
 class Stock(Contender):
-    """``hf:FOLDER``: a one-label ``*ForSequenceClassification`` folder. None of its code is run."""
+    """``hf:FOLDER``: a folder of a one-label ``*ForSequenceClassification``. Code in the folder is never run."""
 
     kind = "stock"
     reads_references = False
@@ -40,10 +40,10 @@ class Stock(Contender):
         self._template: ChatTemplate | None = None
 
     def check(self) -> None:
-        """Config, tokenizer and chat template; the weights are not read.
+        """Check config, tokenizer and chat template; the weights are not read.
 
         Raises:
-            PolarError: it is no such model, or has no chat template.
+            PolarError: the folder holds no such model, or it has no chat template.
         """
         self.facts |= self._options.placement()
         check_classifier(self._folder)
@@ -61,21 +61,22 @@ class Stock(Contender):
 
 
 def check_classifier(folder: Path) -> None:
-    """Whether a folder's ``config.json`` is that of a one-label classifier that transformers knows by itself.
+    """Check that a folder's ``config.json`` belongs to a one-label classifier that transformers supports without remote code.
 
     Raises:
-        UnsupportedModel: it is not; the message says why.
+        UnsupportedModel: it does not; the message has the reason.
+        PolarError: the folder was saved by polar.
     """
     from transformers import AutoConfig
 
     check_config_file(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever a value leads it to
+    except Exception as error:  # transformers may raise any exception for an invalid value
         raise UnsupportedModel(f"{folder}: {first_line(error)} (code of a model's folder is never run)") from error
-    named = (config.architectures or ["no architecture"])[0]
-    if not named.endswith("ForSequenceClassification"):
-        raise UnsupportedModel(f"{folder}: hf: takes a *ForSequenceClassification model, this is {named}")
+    architecture = (config.architectures or ["no architecture"])[0]
+    if not architecture.endswith("ForSequenceClassification"):
+        raise UnsupportedModel(f"{folder}: hf: takes a *ForSequenceClassification model, this is {architecture}")
     if config.num_labels != 1:
         raise UnsupportedModel(f"{folder}: hf: takes a reward model with one label, this has {config.num_labels}")
     if isinstance(read_json(folder / "config.json").get("polar"), dict):
@@ -86,7 +87,7 @@ def load_classifier(folder: Path, options: ModelOptions) -> Any:
     """The model in evaluation mode.
 
     Raises:
-        UnsupportedModel: weights that are missing, of another shape, not finite, or that transformers can't read.
+        UnsupportedModel: weights are missing, have another shape, are not finite, or can't be read by transformers.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -95,23 +96,23 @@ def load_classifier(folder: Path, options: ModelOptions) -> Any:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=dtype_of(placement["dtype"]), trust_remote_code=False, output_loading_info=True
         )
-    except Exception as error:  # transformers raises whatever a value leads it to
+    except Exception as error:  # transformers may raise any exception for an invalid value
         raise UnsupportedModel(f"{folder}: {first_line(error)}") from error
-    # transformers fills missing tensors at random and only warns: a model without its head would score noise (trl 381).
+    # transformers initialises missing tensors at random and only warns, so a model without its head would score noise (trl 381).
     if missing := loading["missing_keys"]:
         raise UnsupportedModel(f"{folder}: {len(missing)} tensors are missing, first {min(missing)!r}")
     for name, tensor in model.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise UnsupportedModel(f"{folder}: tensor {name!r} holds NaN or infinite values")
-    model.config.use_cache = False  # nothing is generated
+    model.config.use_cache = False  # no text is generated
     return model.to(placement["device"]).eval()
 
 
 class ChatTemplate:
-    """From a prompt and an answer to token ids, as the folder's own tokenizer does.
+    """Converts a prompt and an answer to token ids, as the folder's own tokenizer does.
 
-    name: of the contender, for messages. Ids are those of ``tokenizer.json``: for some families transformers 5 builds a tokenizer
-    of its own, which splits digits otherwise than a folder's file may say.
+    name: the contender's name, for messages. The ids are those of ``tokenizer.json``: for some families transformers 5 builds
+    another tokenizer, which may split digits differently.
 
     Raises:
         PolarError: there is no tokenizer, or it has no chat template.
@@ -127,28 +128,28 @@ class ChatTemplate:
             )
 
     def ids(self, comparison: Comparison, number: int) -> list[list[int]]:
-        """Of every candidate. number: of the comparison, for messages.
+        """The token ids of every candidate. number: the number of the comparison, for messages.
 
         Raises:
-            PolarError: the template refuses the messages, or there is nothing to put into it.
+            PolarError: the template refuses the messages, or the comparison has the wrapper ``pretrain``.
         """
-        where = f"{self._name}: comparison {number}"
+        label = f"{self._name}: comparison {number}"
         if comparison.wrapper == "pretrain":
-            raise PolarError(f"{where} continues a text (wrapper pretrain); a chat template has no form for it")
+            raise PolarError(f"{label} continues a text (wrapper pretrain); a chat template has no form for it")
         prompt = _messages(comparison.prompt, "user")
         try:
             texts = [
                 self._template.apply_chat_template([*prompt, *_messages(candidate, "assistant")], tokenize=False)
                 for candidate in comparison.candidates
             ]
-        except Exception as error:  # a template is a program; it may raise anything
-            raise PolarError(f"{where}: the chat template refuses it: {first_line(error)}") from error
-        # The template's text is complete: a tokenizer that adds a BOS would put a second one before it.
+        except Exception as error:  # a template is a program and may raise any exception
+            raise PolarError(f"{label}: the chat template refuses it: {first_line(error)}") from error
+        # The template's text is complete, and a tokenizer that adds a BOS would add a second one.
         return [encoding.ids for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
 def whole_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder, which neither cuts nor pads, as many files tell it to."""
+    """The tokenizer of a folder without truncation and padding, which many tokenizer files enable."""
     tokenizer = load_tokenizer(folder)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -160,7 +161,7 @@ def _messages(text: Text, role: str) -> list[Message]:
 
 
 class StockScorer:
-    """Scores in batches padded on the right, sorted by length, of at most ``row_tokens`` tokens with their padding."""
+    """Scores in right-padded batches, sorted by length, of at most ``row_tokens`` tokens including padding."""
 
     def __init__(self, name: str, model: Any, template: ChatTemplate, row_tokens: int) -> None:
         self._name, self._model, self._template, self._row_tokens = name, model, template, row_tokens
@@ -168,7 +169,7 @@ class StockScorer:
         self._max_positions = getattr(model.config, "max_position_embeddings", None)
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
-        """One list per comparison. Candidates of equal ids get one score, and a note that they are tied.
+        """A list of scores for each comparison. Candidates of equal ids get one score and the note ``tied``.
 
         Raises:
             ScoreError: a sequence can't be computed, for example because it is longer than the model's positions.
@@ -176,10 +177,10 @@ class StockScorer:
         done = 0
         for window in windows(comparisons, _WINDOW):
             ids = [self._template.ids(comparison, done + i) for i, comparison in enumerate(window, 1)]
-            different = list({tuple(each): None for group in ids for each in group})
-            scores = dict(zip(different, self._scores(different), strict=True))
+            distinct = list({tuple(sequence): None for group in ids for sequence in group})
+            scores = dict(zip(distinct, self._scores(distinct), strict=True))
             for group in ids:
-                keys = [tuple(each) for each in group]
+                keys = [tuple(sequence) for sequence in group]
                 yield NotedScores([scores[key] for key in keys], [self._notes(key, keys) for key in keys])
             done += len(window)
 
@@ -196,7 +197,7 @@ class StockScorer:
         return scores
 
     def _batches(self, sequences: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
-        """Indices by length, the longest first: what memory is needed is known at once."""
+        """Batches of indices by length, the longest first, so that the first batch shows whether memory suffices."""
         batch: list[int] = []
         for index in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
             if batch and (len(batch) + 1) * len(sequences[batch[0]]) > self._row_tokens:
@@ -208,8 +209,12 @@ class StockScorer:
 
     @torch.inference_mode()
     def _forward(self, sequences: Sequence[tuple[int, ...]]) -> list[float]:
-        """transformers reads the score at the last token that is not the config's padding token, alone and in a batch. A config
-        without one reads it at the end, which only a padding that no sequence holds keeps."""
+        """The scores of one batch.
+
+        transformers reads the score at the last token that is not the config's padding token, alone and in a batch. Without a
+        padding token in the config it reads the score at the end. To keep this position in a batch, the padding must be a token
+        that no sequence contains.
+        """
         padding = self._padding
         if padding is None:
             used = {token for sequence in sequences for token in sequence}

@@ -1,4 +1,4 @@
-"""Scores that somebody computed before, out of a file, joined by id."""
+"""Scores from a file that were computed before, joined by id."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from polar_rm.records import Comparison, InvalidRecord, RowRules, find_file, rea
 
 
 class Stored(Contender):
-    """``scores:FILE``. Rows are {id, scores}, a list in the order of the candidates; {id, candidate, score}, candidates counted
-    from 0; or {id, chosen_score, rejected_score} of a pair. Without ``id``, row n belongs to comparison n. Files that JudgeBench
-    writes are read as they are. Every comparison needs scores, and every row a comparison.
+    """``scores:FILE``: stored scores.
+
+    Rows are {id, scores} with a list in the order of the candidates, {id, candidate, score} with candidates counted from 0, or
+    {id, chosen_score, rejected_score} of a pair. Without ``id``, row n belongs to comparison n. Files that JudgeBench writes are
+    read unchanged. Every comparison needs scores, and every row needs a comparison.
     """
 
     kind = "stored"
@@ -37,7 +39,7 @@ class Stored(Contender):
         """Read the file.
 
         Raises:
-            PolarError: it can't be read, or a row is not one of the three; the message names row and field.
+            PolarError: the file can't be read, or a row has none of the three forms; the message names row and field.
         """
         check_data(self._file)
         file = self._file if self._file.exists() else find_file(self._file)
@@ -52,19 +54,19 @@ class Stored(Contender):
         self.facts["scores_of"] = len(self._scores)
 
     def fit(self, comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
-        """Whether there are scores of every comparison, and of no other.
+        """Check that there are scores of all comparisons and of no others.
 
         Raises:
-            PolarError: not so; the message says by what they were joined, how many are missing, and which is the first.
+            PolarError: the check fails; the message has the join key, the number of missing or extra ones, and the first of them.
         """
         missing: list[str] = []
-        seen: set[str] = set()
+        used: set[str] = set()
         joined, total = "", 0
         for total, comparison in enumerate(comparisons, 1):
             key, joined = self._key(comparison, total)
-            if key in seen:
+            if key in used:
                 raise PolarError(f"{self.name}: two comparisons have the {joined} {key!r}: scores can't be joined by it")
-            seen.add(key)
+            used.add(key)
             if key in self._scores:
                 self._check_count(key, joined, comparison)
             else:
@@ -74,18 +76,18 @@ class Stored(Contender):
         if missing:
             missed = f"no scores of {len(missing):,} of {total:,} comparisons"
             raise PolarError(f"{self.name}: {missed}, joined by {joined}; the first: {missing[0]!r}")
-        if not self.is_partial and (extra := self._scores.keys() - seen):
+        if not self.is_partial and (extra := self._scores.keys() - used):
             first = next(key for key in self._scores if key in extra)
             raise PolarError(
-                f"{self.name}: scores of {len(extra):,} that are no comparison here, joined by {joined}; the first: {first!r}"
+                f"{self.name}: {len(extra):,} stored scores have no comparison, joined by {joined}; the first: {first!r}"
             )
 
     def load(self) -> ComparisonScorer:
-        """Itself: the scores are there."""
+        """The contender itself, which has the scores already."""
         return self
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
-        """The stored scores, as :meth:`fit` found them."""
+        """The stored scores, which :meth:`fit` has checked."""
         for number, comparison in enumerate(comparisons, 1):
             scores = self._scores[self._key(comparison, number)[0]]
             if self._by_rank and comparison.ranks[0] > comparison.ranks[1]:
@@ -93,20 +95,22 @@ class Stored(Contender):
             yield scores
 
     def _key(self, comparison: Comparison, number: int) -> tuple[str, str]:
-        """What joins a comparison, and in words."""
+        """The join key of a comparison, and its description."""
         if not self._has_ids:
             return str(number), "row number"
         identity = identity_of(comparison)
         return (str(number), "row number, as the comparisons have no id") if identity is None else (identity, "id")
 
     def _check_count(self, key: str, joined: str, comparison: Comparison) -> None:
-        count, found = len(comparison.candidates), len(self._scores[key])
-        if count != found:
-            raise PolarError(f"{self.name}: {found} scores of {key!r} (joined by {joined}), which has {count} candidates")
+        n_candidates, n_scores = len(comparison.candidates), len(self._scores[key])
+        if n_candidates != n_scores:
+            raise PolarError(
+                f"{self.name}: {n_scores} scores of {key!r} (joined by {joined}), which has {n_candidates} candidates"
+            )
 
 
 class _Table:
-    """Rows of scores of one kind, collected by id."""
+    """Collects rows of scores of one form by id."""
 
     def __init__(self) -> None:
         self._kind = ""
@@ -115,10 +119,10 @@ class _Table:
         self._candidates: dict[str, dict[int, float]] = {}
 
     def add(self, row: Mapping[str, Any], _: RowRules) -> None:
-        """The next row.
+        """Add the next row.
 
         Raises:
-            InvalidRecord: it is none, or of another kind than those before.
+            InvalidRecord: it has none of the forms, or another form than the rows before.
         """
         kind = next((kind for kind in ("scores", "candidate", "chosen_score") if row.get(kind) is not None), "")
         if not kind:
@@ -133,28 +137,28 @@ class _Table:
         self._kind, self._has_ids = kind, has_id
         key = str(row["id"]) if has_id else str(len(self._scores) + 1)
         if kind == "candidate":
-            index, found = _whole(row["candidate"]), self._candidates.setdefault(key, {})
-            if index in found:
+            index, by_candidate = _whole(row["candidate"]), self._candidates.setdefault(key, {})
+            if index in by_candidate:
                 raise InvalidRecord("candidate", f"one row for candidate {index} of {key!r}; there was one before")
-            found[index] = _number("score", row.get("score"))
+            by_candidate[index] = _number("score", row.get("score"))
             return
         if key in self._scores:
-            raise InvalidRecord("id", f"an id of its own; a row before has {key!r}")
+            raise InvalidRecord("id", f"a unique id; an earlier row has {key!r}")
         pair = ("chosen_score", "rejected_score")
         self._scores[key] = _numbers(row["scores"]) if kind == "scores" else [_number(name, row.get(name)) for name in pair]
 
     def finish(self, file: Path) -> tuple[dict[str, list[float]], bool, bool]:
-        """Scores by id, whether they stand in the order of ranks, and whether ids are the file's own.
+        """Scores by id, whether they are in the order of ranks, and whether the rows have ids.
 
         Raises:
             PolarError: candidates of an id are missing.
         """
-        for key, found in self._candidates.items():
-            if sorted(found) != list(range(len(found))):
+        for key, by_candidate in self._candidates.items():
+            if sorted(by_candidate) != list(range(len(by_candidate))):
                 raise PolarError(
-                    f"{file}: id {key!r} has the candidates {sorted(found)}: they are counted from 0 on, without gaps"
+                    f"{file}: id {key!r} has the candidates {sorted(by_candidate)}: they must be counted from 0 on, without gaps"
                 )
-            self._scores[key] = [found[index] for index in range(len(found))]
+            self._scores[key] = [by_candidate[index] for index in range(len(by_candidate))]
         return self._scores, self._kind == "chosen_score", bool(self._has_ids)
 
 
@@ -165,8 +169,8 @@ def _numbers(value: Any) -> list[float]:
         except (ValueError, RecursionError):
             raise InvalidRecord("scores", "a list of numbers") from None
     if not isinstance(value, list) or len(value) < 1:
-        raise InvalidRecord("scores", "a list of numbers, one a candidate")
-    return [_number("scores", each) for each in value]
+        raise InvalidRecord("scores", "a list of numbers, one for each candidate")
+    return [_number("scores", score) for score in value]
 
 
 def _number(name: str, value: Any) -> float:
@@ -181,14 +185,14 @@ def _number(name: str, value: Any) -> float:
 
 
 def _whole(value: Any) -> int:
-    found = _number("candidate", value)
-    if found != int(found) or found < 0:
+    number = _number("candidate", value)
+    if number != int(number) or number < 0:
         raise InvalidRecord("candidate", f"a candidate's number from 0 on, not {value!r:.40}")
-    return int(found)
+    return int(number)
 
 
 def _is_judgebench(file: Path) -> bool:
-    """Whether a file is an output of JudgeBench: JSON lines of pairs with their judgments."""
+    """Whether a file is an output file of JudgeBench: JSON lines of pairs with their judgments."""
     if file.suffix != ".jsonl":
         return False
     with file.open("rb") as lines:

@@ -1,4 +1,4 @@
-"""Published benchmarks, read as their publishers ship them and measured by their own rules: one file each."""
+"""Published benchmarks, one file each. The publishers' files are read unchanged and measured by the official rules."""
 
 from collections.abc import Sequence
 
@@ -33,14 +33,14 @@ _ALL: Sequence[Suite] = (
 )
 
 SUITES: dict[str, Suite] = {suite.name: suite for suite in _ALL}
-"""By the name on the command line."""
+"""Suites by their names on the command line."""
 
 
 def find_suite(name: str) -> Suite:
-    """The suite of a name; case, hyphens and underscores don't count, and neither does a space (``RewardBench 2``).
+    """The suite with this name. Case, hyphens, underscores and spaces (``RewardBench 2``) are ignored.
 
     Raises:
-        PolarError: there is none.
+        PolarError: there is no such suite.
     """
     plain = {_plain(known): suite for known, suite in SUITES.items()}
     if suite := plain.get(_plain(name)):

@@ -1,4 +1,4 @@
-"""What a published benchmark is here: how its files are read, and its own rule from scores to figures."""
+"""The interface of published benchmarks: reading of their files, and the official rule from scores to figures."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from polar_rm.records import Comparison
 
 References = Literal["gold", "given", "none"]
-"""Of a suite's comparisons. ``gold``: each has the right answer as its reference; ``given``: some have one; ``none``: none."""
+"""The references of a suite. ``gold``: all comparisons have the correct answer as reference; ``given``: some have a reference;
+``none``: no comparison has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
     """One scored comparison.
 
-    comparison: as the suite's ``read`` gave it. scores: one a candidate, finite; higher is better.
+    comparison: as the suite's ``read`` returned it. scores: one for each candidate, finite; higher is better.
     """
 
     comparison: Comparison
@@ -30,12 +31,12 @@ class Judged:
 class Figure:
     """One number of a suite's report.
 
-    value: as published: a share in 0..1, which publishers print as a percentage. Kendall's tau lies in -1..1, and the Ties of
-        RewardBench 2 may reach 1.01. n: comparisons (or candidates, where the figure counts these) that it rests on.
-    correct: float64 [n'], outcomes whose plain mean is ``value``; None where it is no plain mean, such as a mean of means.
-    prompts: int64 [n'], equal for outcomes of one prompt; prompts are counted in the order of the data, so that two models'
-        figures on the same data can be compared in pairs. None where ``correct`` is.
-    parts: weights and figures whose weighted sum is ``value``, where it is one; it then has the interval of that sum.
+    value: as published: a share in 0..1, which publishers print as a percentage. Kendall's tau is in -1..1, and the Ties of
+        RewardBench 2 may reach 1.01. n: the number of comparisons, or of candidates if the figure counts these.
+    correct: float64 [n'], outcomes whose mean is ``value``; None if ``value`` is not a mean of outcomes, such as a mean of means.
+    prompts: int64 [n'], equal for outcomes of one prompt. Prompts are numbered in the order of the data, so that figures of two
+        models on the same data can be paired. None if ``correct`` is None.
+    parts: weights and figures, if ``value`` is their weighted sum; the interval is then that of the sum.
     """
 
     name: str
@@ -48,8 +49,11 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """figures: the official headline comes first. ties: exactly equal scores among the pairs that decide. notes: what keeps a
-    figure from being the published one (missing parts, other counts), and what else a reader should know."""
+    """The result of one contender on a suite.
+
+    figures: all figures, the official headline first. ties: the number of exactly equal scores among the pairs that decide.
+    notes: differences from the published figure (missing parts, other counts), and other facts for the reader.
+    """
 
     figures: tuple[Figure, ...]
     ties: int
@@ -57,31 +61,31 @@ class SuiteResult:
 
 
 class Suite(Protocol):
-    """A published benchmark: one file each in this folder, a frozen dataclass with one instance."""
+    """A published benchmark. Each has a file in this folder with a frozen dataclass and one instance of it."""
 
     @property
     def name(self) -> str:
-        """On the command line."""
+        """The name on the command line."""
         ...
 
     @property
     def title(self) -> str:
-        """In reports."""
+        """The name in reports."""
         ...
 
     @property
     def source(self) -> str:
-        """Where a person gets the files."""
+        """The address of the publisher's files."""
         ...
 
     @property
     def licence(self) -> str:
-        """Of the data, as the publisher says."""
+        """The licence of the data, according to the publisher."""
         ...
 
     @property
     def rule(self) -> str:
-        """The official rule, in words."""
+        """A description of the official rule."""
         ...
 
     @property
@@ -90,21 +94,21 @@ class Suite(Protocol):
         ...
 
     def read(self, path: Path) -> Iterator[Comparison]:
-        """Comparisons of the files that the publisher ships, unchanged: one file, or the folder of them.
+        """Read the publisher's unchanged files. path: one file, or the folder of all files.
 
-        Metadata hold ``suite``, ``id``, ``subset`` or ``domain``, and what the rule needs. Candidates may be equal, and may be a
-        single one, where the publisher's are.
+        The metadata of a comparison has ``suite``, ``id``, ``subset`` or ``domain``, and the values that the rule needs.
+        Candidates may be equal, and there may be a single one, as in the publisher's files.
 
         Raises:
-            BadRow: names file, row and field of what is of another version or schema, or an id that came before.
-            PolarError: nothing of this benchmark is there.
+            BadRow: a row has another version or schema, or an id occurs twice; the message names file, row and field.
+            PolarError: the path has no file of this benchmark.
         """
         ...
 
     def measure(self, judged: Iterable[Judged]) -> SuiteResult:
-        """The figures, by the official rule.
+        """Compute the figures by the official rule.
 
         Raises:
-            ScoreError: not one finite score a candidate. PolarError: no comparisons, or those of another suite.
+            ScoreError: a candidate has no finite score. PolarError: there are no comparisons, or they belong to another suite.
         """
         ...

@@ -1,4 +1,4 @@
-"""Best of k among n scored samples: what picking by score yields, without drawing."""
+"""Best of k among n scored samples: exact expected values, without sampling."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from polar_rm.evaluation.statistics import Floats
 
 
 def best_of_k(scores: Sequence[float], values: Sequence[float], sizes: Sequence[int]) -> Floats:
-    """Expected value of the sample with the highest score among k, drawn without repetition from all n: float64 [len(sizes)].
+    """The expected value of the sample with the highest score among k, drawn without replacement from all n: float64
+    [len(sizes)].
 
-    Exact, over all subsets; of samples with one score each is as likely to be picked. Below, of those whose best score is s:
-    (subsets of samples up to s) minus (subsets of samples below s), over all subsets.
+    The value is exact over all subsets. Samples with equal scores are picked with equal probability. The share of subsets whose
+    best score is s is the number of subsets of samples up to s minus that of samples below s, divided by the number of all
+    subsets.
 
-    sizes: the k, from 1 to n.
+    sizes: the values of k, from 1 to n.
     """
     order = np.argsort(scores, kind="stable")
-    ranked, worth = np.asarray(scores, np.float64)[order], np.asarray(values, np.float64)[order]
+    ranked, ranked_values = np.asarray(scores, np.float64)[order], np.asarray(values, np.float64)[order]
     starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]).tolist()
     ends = [*starts[1:], len(ranked)]
-    means = [worth[start:end].mean() for start, end in zip(starts, ends, strict=True)]
+    means = [ranked_values[start:end].mean() for start, end in zip(starts, ends, strict=True)]
     expected = []
     for k in sizes:
         total = comb(len(ranked), k)
@@ -32,9 +34,9 @@ def best_of_k(scores: Sequence[float], values: Sequence[float], sizes: Sequence[
 
 
 def area_under_roc(scores: Sequence[float], right: Sequence[bool]) -> float:
-    """The probability that a right sample scores above a wrong one, a tie counting half (the area under the ROC curve).
+    """The area under the ROC curve: the probability that a right sample scores higher than a wrong one; a tie counts half.
 
-    There must be a right one and a wrong one.
+    There must be at least one right and one wrong sample.
     """
     values, labels = np.asarray(scores, np.float64), np.asarray(right, bool)
     wrong = np.sort(values[~labels])

@@ -1,4 +1,4 @@
-"""A publisher's files as comparisons: which files of a folder, which row is at fault, which id came twice."""
+"""Reads a publisher's files as comparisons: selects files of a folder, checks rows, and refuses repeated ids."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _log = logging.getLogger("polar_rm.evaluation")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a published file. path: the file. raw: as it stands there. take: its checked fields."""
+    """One row of a published file. path: the file. raw: the unchanged fields. take: the checked fields."""
 
     path: Path
     raw: Mapping[str, Any]
     take: Fields
 
     def identity(self, name: str) -> str:
-        """An id, which some publishers write as a number and others as a text."""
+        """An id, which is a number in some files and a text in others."""
         return self.take.string(name) if isinstance(self.raw.get(name), str) else str(self.take.integer(name))
 
     def prompt(self, name: str) -> Text:
-        """A string as it is, or messages; a string is never read as messages, in tables neither."""
+        """An unchanged string, or messages. A string is never read as messages, not even in tables."""
         return self.take.string(name) if isinstance(self.raw.get(name), str) else self.take.text(name)
 
     def string_of(self, name: str, value: Any, field: str) -> str:
-        """A string inside an object, such as ``chosen.answer``. name: the object's, for messages.
+        """A string inside an object, such as ``chosen.answer``. name: the name of the object, for messages.
 
         Raises:
-            InvalidRecord: it is not there.
+            InvalidRecord: the object or the string is missing.
         """
         if not isinstance(value, Mapping):
             raise InvalidRecord(name, f"an object with {field!r}, not {kind_of(value)}")
@@ -48,10 +48,10 @@ class Row:
             raise InvalidRecord(f"{name}.{error.field}", error.expected) from None
 
     def one_of(self, name: str, known: Sequence[str]) -> str:
-        """One of the strings that this version of the benchmark has.
+        """A string that must be one of the known ones.
 
         Raises:
-            InvalidRecord: another.
+            InvalidRecord: it is another one.
         """
         value = self.take.string(name)
         if value not in known:
@@ -60,28 +60,28 @@ class Row:
 
 
 def find_suite_files(path: Path, suffixes: Sequence[str], belongs: Callable[[Path], bool], expected: str) -> list[Path]:
-    """The file itself, whatever its name, or those files of a folder that belong to the benchmark; sorted.
+    """The file itself with any name, or the sorted files of a folder that belong to the benchmark.
 
-    suffixes: of files in a folder, such as ``.jsonl``. belongs: of a file's path relative to the folder. expected: what should be
-    there, for the message. Hidden files and folders are left out.
+    suffixes: allowed suffixes in a folder, such as ``.jsonl``. belongs: whether a path relative to the folder belongs to the
+    benchmark. expected: a description of the expected files, for the message. Hidden files and folders are left out.
 
     Raises:
-        PolarError: there is no such file, or the folder holds none of the benchmark.
+        PolarError: there is no such file, or the folder holds no file of the benchmark.
     """
     if not path.is_dir():
         return [find_file(path)]
-    found = [
-        file
-        for file in sorted(path.rglob("*"))
-        if suffix_of(file) in suffixes and file.is_file() and _is_seen(file.relative_to(path)) and belongs(file.relative_to(path))
-    ]
-    if not found:
+    files = []
+    for file in sorted(path.rglob("*")):
+        relative = file.relative_to(path)
+        if suffix_of(file) in suffixes and file.is_file() and not _is_hidden(relative) and belongs(relative):
+            files.append(file)
+    if not files:
         raise PolarError(f"{path}: the folder holds no {expected}")
-    return found
+    return files
 
 
-def _is_seen(path: Path) -> bool:
-    return not any(part.startswith((".", "_")) for part in path.parts)
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
 
 
 def read_suite(
@@ -92,16 +92,18 @@ def read_suite(
     id_field: str = "id",
     passed_over: str = "",
 ) -> Iterator[Comparison]:
-    """The comparison of every row of every file. One that has no id gets the file's name and the row's number.
+    """The comparison of every row of every file. A comparison without an id gets the file's name and the row's number.
 
-    convert: None for a row that the official rule leaves out; how many there are is logged, with why (``passed_over``).
-    key: metadata that no two rows share, ``id`` among them: publishers number anew in each domain. Joined by ``/`` they are the
-        comparison's id. id_field: what the id is called in the file.
+    convert: returns None for a row that the official rule leaves out; their number is logged with the reason (``passed_over``).
+    key: metadata keys that together identify a row, with ``id`` among them, because publishers number each domain separately.
+    Their
+        values joined by ``/`` are the comparison's id. id_field: the name of the id in the file.
 
     Raises:
-        BadRow: names file, row and field; also where a key came before. PolarError: a file can't be read or is empty.
+        BadRow: a row is invalid, or its key occurs twice; the message names file, row and field. PolarError: a file can't be read
+            or is empty.
     """
-    seen: dict[str, str] = {}
+    first_rows: dict[str, str] = {}
     for file in files:
         left_out = 0
         for number, comparison in read_rows(file, partial(_convert, file, convert)):
@@ -110,13 +112,13 @@ def read_suite(
                 continue
             comparison.metadata.setdefault("id", f"{file.stem}:{number}")
             identity = "/".join(comparison.metadata[name] for name in key)
-            if identity in seen:
-                raise BadRow(str(file), number, id_field, f"an id of its own, but {seen[identity]} has {identity!r} too")
-            seen[identity] = f"{file}: row {number}"
+            if identity in first_rows:
+                raise BadRow(str(file), number, id_field, f"a unique id, but {first_rows[identity]} has {identity!r}, too")
+            first_rows[identity] = f"{file}: row {number}"
             comparison.metadata["id"] = identity
             yield comparison
         if left_out:
-            _log.warning("%s: %d rows are passed over: %s", file, left_out, passed_over)
+            _log.warning("%s: %d rows are left out: %s", file, left_out, passed_over)
 
 
 def _convert(

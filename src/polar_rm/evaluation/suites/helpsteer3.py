@@ -13,7 +13,7 @@ from polar_rm.records import Comparison, InvalidRecord
 
 DOMAINS = ("general", "stem", "code", "multilingual")
 STRENGTHS = {1: "slightly better", 2: "better", 3: "much better"}
-"""Absolute preference -> what the annotators say of the preferred response."""
+"""Absolute preference -> the annotators' judgement of the preferred response."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class HelpSteer3:
     references: References = "none"
 
     def read(self, path: Path) -> Iterator[Comparison]:
-        """Responses 1 and 2 in this order, the preferred one at rank 0; of a folder the validation split of ``preference``.
+        """Responses 1 and 2 in this order, the preferred one at rank 0. In a folder only the validation split of ``preference``.
 
-        Errors as of :meth:`Suite.read`.
+        It raises the errors of :meth:`Suite.read`.
         """
         suffixes = (".jsonl.gz", ".jsonl", ".parquet")
         files = find_suite_files(path, suffixes, _belongs, "preference/validation.jsonl.gz of HelpSteer3")
@@ -56,18 +56,18 @@ class HelpSteer3:
         return Comparison(prompt, None, answers, (0, 1) if preference < 0 else (1, 0), metadata=metadata)
 
     def measure(self, judged: Iterable[Judged]) -> SuiteResult:
-        """``overall``, domains, strengths, languages of the multilingual domain. Errors as of :meth:`Suite.measure`."""
+        """``overall``, domains, strengths, languages of the multilingual domain; see :meth:`Suite.measure`."""
         tally, ties = Tally(), 0
         languages: set[str] = set()
-        for each in checked(judged, self.name):
-            ties += tied_pairs(each)
-            metadata = each.comparison.metadata
+        for item in checked(judged, self.name):
+            ties += tied_pairs(item)
+            metadata = item.comparison.metadata
             names = ["overall", metadata["domain"], metadata["strength"]]
             if metadata["domain"] == "multilingual":
                 names.append(f"multilingual, {metadata['language']}")
                 languages.add(names[-1])
             for name in names:
-                tally.add(name, best_alone(each), each.comparison)
+                tally.add(name, best_alone(item), item.comparison)
         figures = tally.figures(("overall", *DOMAINS, *STRENGTHS.values(), *sorted(languages)))
         notes = coverage_notes({name: tally.count(name) for name in DOMAINS}, dict.fromkeys(DOMAINS, 0), "overall", "domains")
         return SuiteResult(tuple(figures), ties, (*notes, *tie_notes(ties, "a tie is wrong")))

@@ -1,4 +1,4 @@
-"""IF-RewardBench (Wen et al. 2026, arXiv 2603.04738): a graph of preferences over several responses an instruction."""
+"""IF-RewardBench (Wen et al. 2026, arXiv 2603.04738): a preference graph over several responses to each instruction."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class IFRewardBench:
     references: References = "none"
 
     def read(self, path: Path) -> Iterator[Comparison]:
-        """One comparison an instruction, with its graph in the metadata (``edges``: better, worse).
+        """One comparison for each instruction, with its graph in the metadata (``edges``: better, worse).
 
-        Ranks are the graph's levels, which order more pairs than the graph does. Errors as of :meth:`Suite.read`.
+        Ranks are the graph's levels, which order more pairs than the graph. It raises the errors of :meth:`Suite.read`.
         """
         belongs = "if_rewardbench.json of IF-RewardBench"
         files = find_suite_files(path, (".json", ".jsonl"), lambda file: file.name.startswith("if_rewardbench"), belongs)
@@ -48,21 +48,21 @@ class IFRewardBench:
     def _comparison(self, row: Row) -> Comparison:
         identity, kind = row.identity("id"), row.one_of("instruction_type", TYPES)
         listed = row.take.values("responses", "a list of at least two responses", 2)
-        answers = tuple(row.string_of(f"responses[{i}]", one, "response") for i, one in enumerate(listed))
+        answers = tuple(row.string_of(f"responses[{i}]", response, "response") for i, response in enumerate(listed))
         edges = [_edge(i, edge, len(answers)) for i, edge in enumerate(row.take.values("preference_graph"))]
         metadata = {"suite": self.name, "id": identity, "subset": kind, "edges": edges}
         return Comparison(row.take.text("messages"), None, answers, _levels(len(answers), edges), metadata=metadata)
 
     def measure(self, judged: Iterable[Judged]) -> SuiteResult:
-        """``overall`` (tau-b), its types, ``accuracy`` and its types. Errors as of :meth:`Suite.measure`."""
+        """``overall`` (tau-b), its types, ``accuracy`` and its types; see :meth:`Suite.measure`."""
         tally, ties, total, empty = Tally(), 0, 0, 0
-        for each in checked(judged, self.name):
-            metadata = each.comparison.metadata
-            right, wrong, tied = outcomes(each.scores, metadata["edges"])
+        for item in checked(judged, self.name):
+            metadata = item.comparison.metadata
+            right, wrong, tied = outcomes(item.scores, metadata["edges"])
             total, ties, empty = total + 1, ties + tied, empty + (not metadata["edges"])
-            tally.add(metadata["subset"], tau_b(right, wrong, tied), each.comparison)
+            tally.add(metadata["subset"], tau_b(right, wrong, tied), item.comparison)
             share = right / max(1, right + wrong + tied)
-            tally.add(f"{_ACCURACY}, {metadata['subset']}", share, each.comparison)
+            tally.add(f"{_ACCURACY}, {metadata['subset']}", share, item.comparison)
         types, shares = tally.figures(TYPES), tally.figures(f"{_ACCURACY}, {kind}" for kind in TYPES)
         figures = (mean_of("overall", types), *types, mean_of(_ACCURACY, shares), *shares)
         notes = coverage_notes({kind: tally.count(kind) for kind in TYPES}, dict.fromkeys(TYPES, 0), "overall", "types")
@@ -72,14 +72,14 @@ class IFRewardBench:
 
 
 def outcomes(scores: Sequence[float], edges: Sequence[tuple[int, int]]) -> tuple[int, int, int]:
-    """Preferences (better, worse) whose better response scores higher, lower, and equally."""
+    """The numbers of preferences (better, worse) whose better response scores higher, lower and equally."""
     right = sum(scores[better] > scores[worse] for better, worse in edges)
     wrong = sum(scores[better] < scores[worse] for better, worse in edges)
     return right, wrong, len(edges) - right - wrong
 
 
 def tau_b(right: int, wrong: int, tied: int) -> float:
-    """Kendall's tau-b where the graph has no ties of its own: in -1..1, and 0 where the scores tie all pairs."""
+    """Kendall's tau-b for a graph without ties: in -1..1, and 0 if the scores tie all pairs."""
     decided = right + wrong
     return (right - wrong) / math.sqrt(decided * (decided + tied)) if decided else 0.0
 
@@ -89,8 +89,8 @@ def _edge(index: int, edge: Any, responses: int) -> tuple[int, int]:
     pair = []
     for side in ("chosen", "rejected"):
         field = f"preference_graph[{index}].{side}.response_id"
-        found: Any = edge.get(side) if isinstance(edge, Mapping) else None
-        number: Any = found.get("response_id") if isinstance(found, Mapping) else None
+        response: Any = edge.get(side) if isinstance(edge, Mapping) else None
+        number: Any = response.get("response_id") if isinstance(response, Mapping) else None
         if not is_integer(number) or not 0 <= number < responses:
             raise InvalidRecord(field, f"the index of one of {responses} responses")
         pair.append(int(number))
@@ -100,7 +100,7 @@ def _edge(index: int, edge: Any, responses: int) -> tuple[int, int]:
 
 
 def _levels(responses: int, edges: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """Of each response the most steps down to it from a response that none is preferred to."""
+    """The level of each response: the longest path to it from a response to which no other is preferred."""
     better: dict[int, set[int]] = {number: set() for number in range(responses)}
     for above, below in edges:
         better[below].add(above)
@@ -109,7 +109,7 @@ def _levels(responses: int, edges: Sequence[tuple[int, int]]) -> tuple[int, ...]
         for number in TopologicalSorter(better).static_order():
             levels[number] = 1 + max((levels[above] for above in better[number]), default=-1)
     except CycleError as error:
-        raise InvalidRecord("preference_graph", f"no circle, but there is one through responses {error.args[1]}") from None
+        raise InvalidRecord("preference_graph", f"no cycle, but there is one through responses {error.args[1]}") from None
     return tuple(levels[number] for number in range(responses))
 
 

@@ -1,4 +1,4 @@
-"""JudgeBench (Tan et al. 2025, arXiv 2410.12784): pairs of answers of which one is objectively right."""
+"""JudgeBench (Tan et al. 2025, arXiv 2410.12784): pairs of answers, one of which is objectively right."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ CATEGORIES = {
     "math": "livebench-math",
     "coding": "livecodebench",
 }
-"""Category -> what the sources of its pairs begin with."""
+"""Category -> the prefix of its pairs' sources."""
 
 PUBLISHED = {"gpt-4o-2024-05-13": 350, "claude-3-5-sonnet-20240620": 270}
-"""Model that wrote the answers -> its pairs. Published numbers are of one model's pairs."""
+"""Model that wrote the answers -> the number of its pairs. Published results are on the pairs of one model."""
 
 _RANKS = {"A>B": (0, 1), "B>A": (1, 0)}
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeBench:
-    """Pairs of ``ScalerLab/JudgeBench``; its output files, which repeat the pairs, are read as such too."""
+    """Pairs of ``ScalerLab/JudgeBench``. Its output files repeat the pairs and can be read, too."""
 
     name: str = "judgebench"
     title: str = "JudgeBench"
@@ -43,9 +43,9 @@ class JudgeBench:
     references: References = "none"
 
     def read(self, path: Path) -> Iterator[Comparison]:
-        """Answers A and B in this order, the right one at rank 0. Of a folder not what lies in ``outputs``.
+        """Answers A and B in this order, the right one at rank 0. Files in a folder ``outputs`` are left out.
 
-        Errors as of :meth:`Suite.read`.
+        It raises the errors of :meth:`Suite.read`.
         """
         suffixes = (".jsonl", ".parquet")
         files = find_suite_files(path, suffixes, lambda file: "outputs" not in file.parts, "*.jsonl of JudgeBench")
@@ -68,15 +68,15 @@ class JudgeBench:
         return Comparison(row.take.string("question"), None, answers, ranks, metadata=metadata)
 
     def measure(self, judged: Iterable[Judged]) -> SuiteResult:
-        """``overall``, the four categories, and each model's pairs if there are several. Errors as of :meth:`Suite.measure`."""
+        """``overall``, the four categories, and the pairs of each model if there are several; see :meth:`Suite.measure`."""
         tally, ties = Tally(), 0
         models: dict[str, int] = {}
-        for each in checked(judged, self.name):
-            ties += tied_pairs(each)
-            metadata = each.comparison.metadata
+        for item in checked(judged, self.name):
+            ties += tied_pairs(item)
+            metadata = item.comparison.metadata
             models[metadata["response_model"]] = models.get(metadata["response_model"], 0) + 1
             for name in ("overall", metadata["subset"], metadata["response_model"]):
-                tally.add(name, best_alone(each), each.comparison)
+                tally.add(name, best_alone(item), item.comparison)
         figures = tally.figures(("overall", *CATEGORIES, *(models if len(models) > 1 else ())))
         return SuiteResult(tuple(figures), ties, (*_notes(tally, models), *tie_notes(ties, "a tie is wrong")))
 
@@ -94,18 +94,19 @@ def _notes(tally: Tally, models: Mapping[str, int]) -> list[str]:
 
 
 def read_stored_scores(path: Path) -> dict[str, tuple[float, float]]:
-    """Scores in an output file of JudgeBench's own reward models: pair id -> scores of answers A and B.
+    """The scores in an output file of JudgeBench's own reward models: pair id -> scores of answers A and B.
 
-    Of each pair the first judgement: the second is of the other order, and a reward model's scores do not depend on it.
+    Only the first judgement of each pair is read. The second has the other order of answers, which does not change a reward
+    model's scores.
 
     Raises:
-        BadRow: a judgement has not two finite scores (those of judges that answer in words have none), or an id comes twice.
+        BadRow: a judgement does not have two finite scores (judges that answer in words have none), or an id occurs twice.
         PolarError: the file can't be read, or is empty.
     """
     scores: dict[str, tuple[float, float]] = {}
     for number, (identity, pair) in read_rows(path, _stored):
         if identity in scores:
-            raise BadRow(str(path), number, "pair_id", f"an id of its own, but a row before has {identity!r}")
+            raise BadRow(str(path), number, "pair_id", f"a unique id, but an earlier row has {identity!r}")
         scores[identity] = pair
     return scores
 
@@ -114,21 +115,21 @@ def _stored(raw: Mapping[str, Any], rules: RowRules) -> tuple[str, tuple[float, 
     take = Fields(raw, rules.is_cell)
     expected = "the judgments of one pair, as an output file of JudgeBench has them"
     first = take.values("judgments", expected, 1)[0]
-    found = first.get("judgment") if isinstance(first, Mapping) else None
-    if not isinstance(found, Mapping):
+    judgment = first.get("judgment") if isinstance(first, Mapping) else None
+    if not isinstance(judgment, Mapping):
         raise InvalidRecord("judgments[0].judgment", "a reward model's judgment with two scores, but there is none")
-    inner = Fields({f"judgments[0].judgment.scores[{i}]": value for i, value in enumerate(_two(found))}, False)
+    inner = Fields({f"judgments[0].judgment.scores[{i}]": value for i, value in enumerate(_two_scores(judgment))}, False)
     return take.string("pair_id"), (
         inner.number("judgments[0].judgment.scores[0]"),
         inner.number("judgments[0].judgment.scores[1]"),
     )
 
 
-def _two(judgment: Mapping[str, Any]) -> list[Any]:
+def _two_scores(judgment: Mapping[str, Any]) -> list[Any]:
     scores = judgment.get("scores")
     if not isinstance(scores, list) or len(scores) != 2:
         raise InvalidRecord(
-            "judgments[0].judgment.scores", "two scores, as reward models give; judges that answer in words have none"
+            "judgments[0].judgment.scores", "two scores, as reward models have; judges that answer in words have none"
         )
     return scores
 

@@ -1,4 +1,4 @@
-"""LLMBar (Zeng et al. 2024, arXiv 2310.07641): pairs of which one answer follows the instruction and the other seems to."""
+"""LLMBar (Zeng et al. 2024, arXiv 2310.07641): pairs in which one answer follows the instruction and the other only seems to."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from polar_rm.evaluation.suites.tally import Tally, best_alone, checked, coverag
 from polar_rm.records import Comparison, InvalidRecord
 
 PUBLISHED = {"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46}
-"""Subset -> its pairs. All but Natural are adversarial."""
+"""Subset -> the number of its pairs. All subsets but Natural are adversarial."""
 
 _ADVERSARIAL = tuple(PUBLISHED)[1:]
 
 
 @dataclass(frozen=True, slots=True)
 class LLMBar:
-    """Files of ``Dataset/LLMBar``: a subset is named by its file, or by the folder of its ``dataset.json``."""
+    """Files of ``Dataset/LLMBar``. The name of a file, or the folder of a ``dataset.json``, is the name of the subset."""
 
     name: str = "llmbar"
     title: str = "LLMBar"
@@ -33,7 +33,7 @@ class LLMBar:
     references: References = "none"
 
     def read(self, path: Path) -> Iterator[Comparison]:
-        """Outputs 1 and 2 in this order, the labelled one at rank 0. Errors as of :meth:`Suite.read`."""
+        """Outputs 1 and 2 in this order, the labelled one at rank 0; see :meth:`Suite.read`."""
         files = find_suite_files(path, (".json", ".jsonl"), lambda file: _subset(path / file) is not None, "subsets of LLMBar")
         for file in files:
             if _subset(file) is None:
@@ -49,11 +49,11 @@ class LLMBar:
         return Comparison(row.prompt("input"), None, answers, (label - 1, 2 - label), metadata=metadata)
 
     def measure(self, judged: Iterable[Judged]) -> SuiteResult:
-        """``overall``, ``Adversarial`` and the subsets. Errors as of :meth:`Suite.measure`."""
+        """``overall``, ``Adversarial`` and the subsets; see :meth:`Suite.measure`."""
         tally, ties = Tally(), 0
-        for each in checked(judged, self.name):
-            ties += tied_pairs(each)
-            tally.add(each.comparison.metadata["subset"], best_alone(each), each.comparison)
+        for item in checked(judged, self.name):
+            ties += tied_pairs(item)
+            tally.add(item.comparison.metadata["subset"], best_alone(item), item.comparison)
         subsets = tally.figures(PUBLISHED)
         adversarial = tally.figures(_ADVERSARIAL)
         means = [mean_of("overall", subsets)] + ([mean_of("Adversarial", adversarial)] if adversarial else [])

@@ -33,14 +33,14 @@ WEIGHTS = {
     **dict.fromkeys(("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-rust"), 164),
     "hep-python": 163,
 }
-"""Subset -> its weight in its section: pairs left in every language, but for math-prm, which counts as much as all code."""
+"""Subset -> its weight in its section. It is the number of pairs that all languages have; math-prm has the weight of all code."""
 
 LANGUAGES = 23
 
 
 @dataclass(frozen=True, slots=True)
 class MRewardBench:
-    """Files of ``CohereLabsCommunity/multilingual-reward-bench``: one language's, or all."""
+    """Files of ``CohereLabsCommunity/multilingual-reward-bench``: the file of one language, or all files."""
 
     name: str = "m-rewardbench"
     title: str = "M-RewardBench"
@@ -53,7 +53,7 @@ class MRewardBench:
     references: References = "none"
 
     def read(self, path: Path) -> Iterator[Comparison]:
-        """A pair at ranks 0 and 1. Errors as of :meth:`Suite.read`."""
+        """Pairs at ranks 0 and 1; see :meth:`Suite.read`."""
         files = find_suite_files(path, (".parquet", ".jsonl", ".arrow"), lambda _: True, "test-*.parquet of M-RewardBench")
         return read_suite(files, self._comparison, key=("language", "subset", "id"))
 
@@ -68,14 +68,14 @@ class MRewardBench:
         return Comparison(row.prompt("prompt"), None, answers, (0, 1), metadata=metadata)
 
     def measure(self, judged: Iterable[Judged]) -> SuiteResult:
-        """``overall``, the sections over all languages, the languages. Errors as of :meth:`Suite.measure`."""
+        """``overall``, the sections over all languages, the languages; see :meth:`Suite.measure`."""
         tally, ties = Tally(), 0
         languages: dict[str, None] = {}
-        for each in checked(judged, self.name):
-            ties += tied_pairs(each)
-            language, subset = (each.comparison.metadata[name] for name in ("language", "subset"))
+        for item in checked(judged, self.name):
+            ties += tied_pairs(item)
+            language, subset = (item.comparison.metadata[name] for name in ("language", "subset"))
             languages[language] = None
-            tally.add(f"{language}/{subset}", best_alone(each), each.comparison)
+            tally.add(f"{language}/{subset}", best_alone(item), item.comparison)
         scores: list[Figure] = []
         notes: list[str] = []
         by_section: dict[str, list[Figure]] = {section: [] for section in SECTIONS}

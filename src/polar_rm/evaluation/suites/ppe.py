@@ -17,11 +17,11 @@ from polar_rm.records.values import is_integer
 HUMAN = "human preference"
 CORRECTNESS = "correctness"
 BENCHMARKS = {"mmlu-pro": 512, "math": 512, "gpqa": 512, "ifeval": 512, "mbpp-plus": 507}
-"""Benchmark of known correctness -> its rows: a question with 32 samples of one model."""
+"""Benchmark of known correctness -> the number of its rows; a row is a question with 32 samples of one model."""
 
 SAMPLES = 32
 SIZES = (1, 2, 4, 8, 16, 32)
-"""Of the best-of-k curve's figures."""
+"""The values of k of the best-of-k figures."""
 
 _COLUMNS = {
     "options": "mmlu-pro",
@@ -42,7 +42,7 @@ _WINNERS = {"model_a": (0, 1), "model_b": (1, 0), "tie": None, "tie (bothbad)": 
 
 @dataclass(frozen=True, slots=True)
 class PPE:
-    """Rows of ``lmarena-ai/PPE-*``: the votes, any of the five benchmarks, or a folder of several."""
+    """Rows of ``lmarena-ai/PPE-*``: the votes, one of the five benchmarks, or a folder of several."""
 
     name: str = "ppe"
     title: str = "PPE"
@@ -56,10 +56,11 @@ class PPE:
     references: References = "given"
 
     def read(self, path: Path) -> Iterator[Comparison]:
-        """A vote as a pair; a question as one comparison of its 32 samples, right ones at rank 0, with the sampled pairs.
+        """A pair for each vote, and a comparison for each question, with its 32 samples, right ones at rank 0, and the sampled
+        pairs.
 
         References are the right option (MMLU-Pro, GPQA), the solution (MATH) or the program (MBPP); votes and IFEval have none.
-        Errors as of :meth:`Suite.read`.
+        It raises the errors of :meth:`Suite.read`.
         """
         files = find_suite_files(path, (".parquet", ".jsonl", ".arrow"), lambda _: True, "Parquet files of PPE")
         return read_suite(files, self._comparison, key=("subset", "id"), id_field="question_id", passed_over="the vote was a tie")
@@ -100,17 +101,19 @@ class PPE:
         return Comparison(row.prompt("prompt"), _reference(row, benchmark), answers, ranks, metadata=metadata)
 
     def measure(self, judged: Iterable[Judged]) -> SuiteResult:
-        """``human preference`` and ``correctness`` (the first that is there comes first), their parts, and for each benchmark the
-        curve (``math, best of 8``), its ``max``, its ``loss`` against an oracle's and its ``auc``. Errors as of
-        :meth:`Suite.measure`."""
+        """``human preference`` and ``correctness`` (the first existing one is the headline), their parts, and figures of each
+        benchmark: the curve (``math, best of 8``), its ``max``, its ``loss`` against an oracle and the ``auc``.
+
+        See :meth:`Suite.measure`.
+        """
         tally, ties = Tally(), 0
-        for each in checked(judged, self.name):
-            if each.comparison.metadata["subset"] == HUMAN:
-                ties += tied_pairs(each)
-                for name in (HUMAN, *(f"{HUMAN}, {group}" for group in each.comparison.metadata["groups"])):
-                    tally.add(name, best_alone(each), each.comparison)
+        for item in checked(judged, self.name):
+            if item.comparison.metadata["subset"] == HUMAN:
+                ties += tied_pairs(item)
+                for name in (HUMAN, *(f"{HUMAN}, {group}" for group in item.comparison.metadata["groups"])):
+                    tally.add(name, best_alone(item), item.comparison)
             else:
-                ties += _add_samples(tally, each)
+                ties += _add_samples(tally, item)
         present = [name for name in BENCHMARKS if tally.count(name)]
         figures = tally.figures([name for name in tally.names() if name.startswith(HUMAN)])
         if present:
@@ -122,7 +125,7 @@ class PPE:
 
 
 def _pair(pair: Any, right: Sequence[bool]) -> tuple[int, int]:
-    """(right sample, wrong sample) of a sampled pair of indices."""
+    """A sampled pair of indices as (right sample, wrong sample)."""
     if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(is_integer(i) and 0 <= i < len(right) for i in pair):
         raise InvalidRecord("sampled_conflict_pairs", f"pairs of indices from 0 to {len(right) - 1}")
     first, second = pair
@@ -148,7 +151,7 @@ def _reference(row: Row, benchmark: str) -> str | None:
 
 
 def _add_samples(tally: Tally, judged: Judged) -> int:
-    """One question's outcomes; returns how many of its sampled pairs are exact ties."""
+    """Add the outcomes of one question; returns the number of exact ties among its sampled pairs."""
     comparison, scores = judged.comparison, judged.scores
     name, pairs = comparison.metadata["subset"], comparison.metadata["pairs"]
     for better, worse in pairs:
@@ -164,7 +167,7 @@ def _add_samples(tally: Tally, judged: Judged) -> int:
 
 
 def _benchmark_figures(tally: Tally, present: Sequence[str]) -> list[Figure]:
-    """``correctness``, each benchmark's accuracy, the same of the curves, and the curves' summaries."""
+    """``correctness``, the accuracy of each benchmark, and the same for the points and the summaries of the curves."""
     figures = [mean_of(CORRECTNESS, tally.figures(present)), *tally.figures(present)]
     parts: Mapping[str, list[Figure]] = {
         **{f"best of {k}": tally.figures(f"{name}, best of {k}" for name in present) for k in SIZES},
@@ -172,13 +175,13 @@ def _benchmark_figures(tally: Tally, present: Sequence[str]) -> list[Figure]:
         "loss": tally.figures(f"{name}, loss" for name in present),
         "auc": tally.figures(f"{name}, auc" for name in present),
     }
-    for title, found in parts.items():
-        figures += [mean_of(f"{CORRECTNESS}, {title}", found), *found]
+    for title, part in parts.items():
+        figures += [mean_of(f"{CORRECTNESS}, {title}", part), *part]
     return figures
 
 
 def _peak(tally: Tally, name: str) -> Figure:
-    """The highest point of a benchmark's curve: where it lies before the end, more samples did harm."""
+    """The maximum of a benchmark's curve. If it is before the end, more samples lowered the value."""
     best = max((tally.figure(f"{name}, best of {k}") for k in range(1, SAMPLES + 1)), key=lambda figure: figure.value)
     return Figure(f"{name}, max", best.value, best.n, None, None)
 

@@ -1,4 +1,4 @@
-"""RewardBench 1 (Lambert et al. 2024, arXiv 2403.13787): 2,985 pairs in four sections, and prior sets if they are there."""
+"""RewardBench 1 (Lambert et al. 2024, arXiv 2403.13787): 2,985 pairs in four sections, and optional prior sets."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ WEIGHTS = {
     "donotanswer": 136,
     **dict.fromkeys(("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"), 164),
 }
-"""Subset -> its weight in its section: the number of its pairs, but math-prm, which has 447, counts as much as all code."""
+"""Subset -> its weight in its section: the number of its pairs; math-prm, which has 447 pairs, has the weight of all code."""
 
 _PUBLISHED = {subset: 447 if subset == "math-prm" else weight for subset, weight in WEIGHTS.items()}
 
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
-"""Those of ``allenai/pref-test-sets`` that the leaderboard's column "Prior Sets" is the mean of."""
+"""The sets of ``allenai/pref-test-sets`` whose mean is the leaderboard's column "Prior Sets"."""
 
 _OTHER_PRIOR_SETS = ("anthropic_harmless", "mtbench_gpt4", "mtbench_human", "pku_better", "pku_safer")
 
 
 @dataclass(frozen=True, slots=True)
 class RewardBench:
-    """Pairs of ``allenai/reward-bench``, split ``filtered``; beside them, in files of their names, the prior sets."""
+    """Pairs of ``allenai/reward-bench``, split ``filtered``, and prior sets, whose files have their names."""
 
     name: str = "rewardbench"
     title: str = "RewardBench"
@@ -60,7 +60,10 @@ class RewardBench:
     references: References = "none"
 
     def read(self, path: Path) -> Iterator[Comparison]:
-        """Of the split ``filtered`` alone where a folder holds ``raw`` too. Errors as of :meth:`Suite.read`."""
+        """Pairs at ranks 0 and 1. In a folder with the splits ``filtered`` and ``raw`` only the former is read.
+
+        It raises the errors of :meth:`Suite.read`.
+        """
         files = find_suite_files(path, (".parquet", ".jsonl", ".arrow"), _belongs, "filtered-*.parquet of RewardBench")
         return read_suite(files, self._comparison, key=("subset", "id"))
 
@@ -75,11 +78,11 @@ class RewardBench:
         )
 
     def measure(self, judged: Iterable[Judged]) -> SuiteResult:
-        """``overall``, sections, ``Prior Sets``, subsets. Errors as of :meth:`Suite.measure`."""
+        """``overall``, sections, ``Prior Sets``, subsets; see :meth:`Suite.measure`."""
         tally, ties = Tally(), 0
-        for each in checked(judged, self.name):
-            tally.add(each.comparison.metadata["subset"], best_alone(each), each.comparison)
-            ties += tied_pairs(each)
+        for item in checked(judged, self.name):
+            tally.add(item.comparison.metadata["subset"], best_alone(item), item.comparison)
+            ties += tied_pairs(item)
         sections = section_figures(tally, WEIGHTS)
         figures = [*sections]
         prior = tally.figures(PRIOR_SETS)
@@ -97,7 +100,7 @@ class RewardBench:
 
 
 def _with_prior_sets(sections: list[Figure], prior: Figure) -> list[Figure]:
-    """The leaderboard's average: a section counts 2, the prior sets 1."""
+    """The leaderboard's average: a section has the weight 2, the prior sets have the weight 1."""
     overall = mean_of("overall", [*sections, prior], [2] * len(sections) + [1])
     without = [mean_of("overall without prior sets", sections)] if sections else []
     return [overall, *without, *sections, prior]
@@ -108,7 +111,7 @@ def _belongs(path: Path) -> bool:
 
 
 def _prior_set(path: Path) -> str | None:
-    """The prior set that a file is, such as ``shp-00000-of-00001.parquet``: the split's name is all that says so."""
+    """The prior set of a file, such as ``shp-00000-of-00001.parquet``; only the name of the file identifies it."""
     name = path.name.split(".")[0].split("-")[0]
     return name if name in (*PRIOR_SETS, *_OTHER_PRIOR_SETS) else None
 

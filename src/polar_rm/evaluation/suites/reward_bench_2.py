@@ -17,14 +17,14 @@ from polar_rm.records import Comparison, InvalidRecord
 
 TIES = "Ties"
 PUBLISHED = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, TIES: 102}
-"""Domain -> its prompts."""
+"""Domain -> the number of its prompts."""
 
 _SHARED = " (ties shared)"
 
 
 @dataclass(frozen=True, slots=True)
 class RewardBench2:
-    """Prompts of ``allenai/reward-bench-2``: one right answer and three wrong ones, or, in Ties, several right ones."""
+    """Prompts of ``allenai/reward-bench-2``, with one right answer and three wrong ones, or several right ones in Ties."""
 
     name: str = "rewardbench-2"
     title: str = "RewardBench 2"
@@ -37,7 +37,7 @@ class RewardBench2:
     references: References = "none"
 
     def read(self, path: Path) -> Iterator[Comparison]:
-        """One comparison a prompt: right answers at rank 0, wrong ones at rank 1. Errors as of :meth:`Suite.read`."""
+        """One comparison for each prompt, right answers at rank 0, wrong ones at rank 1; see :meth:`Suite.read`."""
         files = find_suite_files(path, (".parquet", ".jsonl", ".arrow"), lambda _: True, "test-*.parquet of RewardBench 2")
         return read_suite(files, self._comparison, key=("subset", "id"))
 
@@ -56,23 +56,23 @@ class RewardBench2:
             if (kind == "ref") != (len(chosen) == 1):
                 raise InvalidRecord("chosen", "one right answer for a reference prompt of Ties, and several for a tied one")
         elif (len(chosen), len(rejected)) != (1, 3):
-            found = f"{len(chosen)} and {len(rejected)}"
-            raise InvalidRecord("rejected", f"one right answer and three wrong ones outside of Ties, not {found}")
+            counts = f"{len(chosen)} and {len(rejected)}"
+            raise InvalidRecord("rejected", f"one right answer and three wrong ones outside of Ties, not {counts}")
         ranks = (0,) * len(chosen) + (1,) * len(rejected)
         metadata = {"suite": self.name, "id": identity, "subset": subset, **({"kind": kind, "number": number_of} if tied else {})}
         return Comparison(row.prompt("prompt"), None, (*chosen, *rejected), ranks, metadata=metadata)
 
     def measure(self, judged: Iterable[Judged]) -> SuiteResult:
-        """``overall``, the domains, the parts of Ties, and ``overall (ties shared)``. Errors as of :meth:`Suite.measure`."""
+        """``overall``, the domains, the parts of Ties, and ``overall (ties shared)``; see :meth:`Suite.measure`."""
         tally, ties, margins = Tally(), 0, TieMargins()
-        for each in checked(judged, self.name):
-            ties += tied_pairs(each)
-            subset = each.comparison.metadata["subset"]
+        for item in checked(judged, self.name):
+            ties += tied_pairs(item)
+            subset = item.comparison.metadata["subset"]
             if subset == TIES:
-                margins.add(each)
+                margins.add(item)
             else:
-                tally.add(subset, best_alone(each), each.comparison)
-                tally.add(subset + _SHARED, _share_of_best(each), each.comparison)
+                tally.add(subset, best_alone(item), item.comparison)
+                tally.add(subset + _SHARED, _share_of_best(item), item.comparison)
         parts, notes = margins.figures()
         domains = [*tally.figures(PUBLISHED), *parts[:1]]
         shared = [*tally.figures(name + _SHARED for name in PUBLISHED), *parts[:1]]
@@ -84,16 +84,16 @@ class RewardBench2:
 
 
 def _share_of_best(judged: Judged) -> float:
-    """What the publisher's code gives a prompt: 1 / k where the right answer is one of k that share the highest score."""
+    """The value of a prompt in the publisher's code: 1 / k if the right answer is one of k answers with the highest score."""
     best = max(judged.scores)
     return (judged.scores[0] == best) / judged.scores.count(best)
 
 
 class TieMargins:
-    """Scores of the prompts of Ties, as differences: of each prompt the spread of its right answers and their lead.
+    """The spread and the lead of the right answers of each prompt of Ties, as differences of scores.
 
     A tied prompt has several right answers; the reference prompt of the same number has one. spread: best minus worst right
-    answer. lead: worst right answer minus best wrong one, above 0 where all right ones are above all wrong ones.
+    answer. lead: worst right answer minus best wrong one; it is positive if all right answers score higher than all wrong ones.
     """
 
     def __init__(self) -> None:
@@ -102,11 +102,11 @@ class TieMargins:
 
     @property
     def count(self) -> int:
-        """Prompts so far."""
+        """The number of prompts so far."""
         return sum(map(len, self._leads.values()))
 
     def add(self, judged: Judged) -> None:
-        """One prompt's scores."""
+        """Add the scores of one prompt."""
         ranks = judged.comparison.ranks
         right = [score for score, rank in zip(judged.scores, ranks, strict=True) if rank == 0]
         wrong = [score for score, rank in zip(judged.scores, ranks, strict=True) if rank == 1]
@@ -116,10 +116,10 @@ class TieMargins:
             self._spreads[number] = max(right) - min(right)
 
     def figures(self) -> tuple[list[Figure], list[str]]:
-        """``Ties`` and its five parts, where there are tied prompts with their reference prompts; and notes.
+        """``Ties`` with its five parts, and notes; no figures if there are no prompts of Ties.
 
         Raises:
-            PolarError: there are prompts of Ties, but of none both are there.
+            PolarError: there are prompts of Ties, but no tied prompt has its reference prompt.
         """
         tied, ref = self._leads["tied"], self._leads["ref"]
         both = [number for number in tied if number in ref]
@@ -130,8 +130,8 @@ class TieMargins:
                 f"{TIES}: no tied prompt has its reference prompt (ids tied:N and ref:N): the rule needs pairs of them"
             )
         notes = []
-        if alone := len(tied) + len(ref) - 2 * len(both):
-            notes.append(f"{TIES}: {alone} prompts lack their tied or reference prompt and count for accuracy only")
+        if unpaired := len(tied) + len(ref) - 2 * len(both):
+            notes.append(f"{TIES}: {unpaired} prompts lack their tied or reference prompt and count for accuracy only")
         spread = np.array([self._spreads[number] for number in both])
         lead = np.array([tied[number] for number in both])
         hard = np.minimum(lead, [ref[number] for number in both])
@@ -143,18 +143,18 @@ class TieMargins:
             "margin": (0.01, _margin(hard, spread)),
         }
         numbers = {number: code for code, number in enumerate(dict.fromkeys((*tied, *ref)))}
-        asked = {"tied accuracy": tied, "reference accuracy": ref}
-        shown = []
+        all_prompts = {"tied accuracy": tied, "reference accuracy": ref}
+        weighted = []
         for name, (weight, outcomes) in parts.items():
-            prompts = np.array([numbers[number] for number in asked.get(name, both)], np.int64)
+            prompts = np.array([numbers[number] for number in all_prompts.get(name, both)], np.int64)
             values = outcomes.astype(np.float64)
-            shown.append((weight, Figure(f"{TIES}, {name}", float(values.mean()), len(values), values, prompts)))
-        value = sum(weight * figure.value for weight, figure in shown)
-        return [Figure(TIES, value, self.count, None, None, tuple(shown)), *(figure for _, figure in shown)], notes
+            weighted.append((weight, Figure(f"{TIES}, {name}", float(values.mean()), len(values), values, prompts)))
+        value = sum(weight * figure.value for weight, figure in weighted)
+        return [Figure(TIES, value, self.count, None, None, tuple(weighted)), *(figure for _, figure in weighted)], notes
 
 
 def _margin(lead: Floats, spread: Floats) -> Floats:
-    """tanh(lead / spread - 1), float64 [n]; without any spread 1 for a lead, -1 for the opposite, 0 for neither."""
+    """tanh(lead / spread - 1), float64 [n]; without a spread it is 1, -1 or 0 for a positive, negative or zero lead."""
     with np.errstate(divide="ignore", invalid="ignore"):
         margins: Floats = np.nan_to_num(np.tanh(lead / spread - 1), nan=0.0)
     return margins

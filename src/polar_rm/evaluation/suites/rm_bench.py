@@ -1,4 +1,4 @@
-"""RM-Bench (Liu et al. 2025, arXiv 2410.16184): three chosen and three rejected answers in three styles a prompt."""
+"""RM-Bench (Liu et al. 2025, arXiv 2410.16184): each prompt has three chosen and three rejected answers in three styles."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from polar_rm.evaluation.suites.tally import Tally, checked, coverage_notes, mea
 from polar_rm.records import Comparison, InvalidRecord
 
 STYLES = ("concise", "detailed", "markdown")
-"""Of the chosen and of the rejected answers, in this order: each is fancier than the one before."""
+"""The styles of the chosen and of the rejected answers, in this order, from the plainest to the fanciest."""
 
 PUBLISHED = {"chat": 129, "math": 529, "code": 228, "safety": 441}
-"""Domain -> its prompts. Safety joins the files safety-refuse (284) and safety-response (157)."""
+"""Domain -> the number of its prompts. Safety joins the files safety-refuse (284) and safety-response (157)."""
 
 DIFFICULTIES = ("easy", "normal", "hard")
 _PARTS = ("chat", "math", "code", "safety-refuse", "safety-response")
@@ -26,7 +26,7 @@ _OVERALL = "overall"
 
 @dataclass(frozen=True, slots=True)
 class RMBench:
-    """Prompts of ``THU-KEG/RM-Bench``: of one domain's file, or of all."""
+    """Prompts of ``THU-KEG/RM-Bench``, from the file of one domain or of all domains."""
 
     name: str = "rm-bench"
     title: str = "RM-Bench"
@@ -42,9 +42,10 @@ class RMBench:
     references: References = "none"
 
     def read(self, path: Path) -> Iterator[Comparison]:
-        """One comparison a prompt, with three candidates at rank 0 and three at rank 1, and their styles in the metadata.
+        """One comparison for each prompt, with three candidates at rank 0 and three at rank 1, and their styles in the metadata.
 
-        Of a folder that holds ``total_dataset.json`` that file alone: it is all the others. Errors as of :meth:`Suite.read`.
+        In a folder with ``total_dataset.json`` only this file is read, because it contains all others. It raises the errors of
+        :meth:`Suite.read`.
         """
         files = find_suite_files(path, (".json", ".parquet", ".jsonl"), _belongs, f"{_WHOLE} or *_filtered.json of RM-Bench")
         whole = [file for file in files if file.name == _WHOLE]
@@ -62,16 +63,16 @@ class RMBench:
         return Comparison(row.prompt("prompt"), None, tuple(answers), (0, 0, 0, 1, 1, 1), metadata=metadata)
 
     def measure(self, judged: Iterable[Judged]) -> SuiteResult:
-        """``overall``, difficulties, domains, a domain's difficulties (``chat, hard``). Errors as of :meth:`Suite.measure`."""
+        """``overall``, difficulties, domains, difficulties of a domain (``chat, hard``); see :meth:`Suite.measure`."""
         tally, ties = Tally(), 0
-        for each in checked(judged, self.name):
-            ties += tied_pairs(each)
-            part = each.comparison.metadata["domain"]
-            shares = difficulties(each.scores)
+        for item in checked(judged, self.name):
+            ties += tied_pairs(item)
+            part = item.comparison.metadata["domain"]
+            shares = difficulties(item.scores)
             for name in dict.fromkeys((part.partition("-")[0], part)):
-                tally.add(name, sum(shares.values()) / len(shares), each.comparison)
+                tally.add(name, sum(shares.values()) / len(shares), item.comparison)
                 for difficulty, share in shares.items():
-                    tally.add(f"{name}, {difficulty}", share, each.comparison)
+                    tally.add(f"{name}, {difficulty}", share, item.comparison)
         present = [domain for domain in PUBLISHED if tally.count(domain)]
         by_difficulty = [
             mean_of(difficulty, [tally.figure(f"{domain}, {difficulty}") for domain in present]) for difficulty in DIFFICULTIES
@@ -85,9 +86,9 @@ class RMBench:
 
 
 def difficulties(scores: tuple[float, ...]) -> dict[str, float]:
-    """Shares of right pairs of one prompt: easy and hard of three pairs each, normal of three.
+    """The shares of right pairs of one prompt by difficulty; each difficulty has three pairs.
 
-    scores: of the chosen and then of the rejected answers, both in the order of :data:`STYLES`.
+    scores: the scores of the chosen and then of the rejected answers, both in the order of :data:`STYLES`.
     """
     right = dict.fromkeys(DIFFICULTIES, 0)
     for chosen, rejected in product(range(3), range(3)):
@@ -101,7 +102,7 @@ def _belongs(path: Path) -> bool:
 
 
 def _domain_of(path: Path) -> str | None:
-    """By the name of a domain's file, such as ``safety-refuse_filtered.json``."""
+    """The domain of a file by its name, such as ``safety-refuse_filtered.json``."""
     return next((part for part in _PARTS if path.name.startswith(f"{part}_filtered.")), None)
 
 

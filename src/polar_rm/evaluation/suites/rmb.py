@@ -13,7 +13,7 @@ from polar_rm.evaluation.suites.tally import Tally, best_alone, checked, coverag
 from polar_rm.records import Comparison, InvalidRecord
 
 SETS = {"BoN_set": "best of n", "Pairwise_set": "pairwise"}
-"""What ``category_path`` begins with -> what the figures call it."""
+"""First part of ``category_path`` -> name in figures."""
 
 GOALS = ("Helpfulness", "Harmlessness")
 PUBLISHED = {"best of n": 3786, "pairwise": 17131}
@@ -21,7 +21,7 @@ PUBLISHED = {"best of n": 3786, "pairwise": 17131}
 
 @dataclass(frozen=True, slots=True)
 class RMB:
-    """Files of ``RMB_dataset``: one, or a folder of any of them."""
+    """Files of ``RMB_dataset``: one file, or a folder of some of them."""
 
     name: str = "rmb"
     title: str = "RMB"
@@ -34,39 +34,39 @@ class RMB:
     references: References = "none"
 
     def read(self, path: Path) -> Iterator[Comparison]:
-        """A pair, or a winner with its losers, at ranks 0 and 1. Errors as of :meth:`Suite.read`."""
+        """Pairs, and winners with their losers, at ranks 0 and 1; see :meth:`Suite.read`."""
         files = find_suite_files(path, (".json", ".jsonl"), lambda _: True, "files of BoN_set or Pairwise_set")
-        ours = [file for file in files if set(file.parts) & set(SETS)] if path.is_dir() else []
-        return read_suite(ours or files, self._comparison, key=("set", "id"), id_field="pair_uid or bon_uid")
+        in_sets = [file for file in files if set(file.parts) & set(SETS)] if path.is_dir() else []
+        return read_suite(in_sets or files, self._comparison, key=("set", "id"), id_field="pair_uid or bon_uid")
 
     def _comparison(self, row: Row) -> Comparison:
-        where = row.take.string("category_path")
-        parts = where.split("/")
+        category = row.take.string("category_path")
+        parts = category.split("/")
         if len(parts) < 3 or parts[0] not in SETS or parts[1] not in GOALS:
-            raise InvalidRecord("category_path", f"one such as Pairwise_set/Helpfulness/Chat/Discussion, not {where!r}")
+            raise InvalidRecord("category_path", f"a path such as Pairwise_set/Helpfulness/Chat/Discussion, not {category!r}")
         if parts[0] == "BoN_set":
             identity = row.identity("bon_uid")
             losers = row.take.values("loser_list", "a list of at least one answer", 1)
-            found = {"bon_best": row.raw.get("bon_best"), **{f"loser_list[{i}]": loser for i, loser in enumerate(losers)}}
+            fields = {"bon_best": row.raw.get("bon_best"), **{f"loser_list[{i}]": loser for i, loser in enumerate(losers)}}
         else:
             identity = row.identity("pair_uid")
-            found = {name: row.raw.get(name) for name in ("chosen", "reject")}
-        answers = tuple(row.string_of(name, value, "answer") for name, value in found.items())
+            fields = {name: row.raw.get(name) for name in ("chosen", "reject")}
+        answers = tuple(row.string_of(name, value, "answer") for name, value in fields.items())
         metadata = {"suite": self.name, "id": identity, "set": SETS[parts[0]], "goal": parts[1], "subset": "/".join(parts[1:])}
         ranks = (0,) + (1,) * (len(answers) - 1)
         return Comparison(row.take.text("conversation_input"), None, answers, ranks, metadata=metadata)
 
     def measure(self, judged: Iterable[Judged]) -> SuiteResult:
-        """``overall``, its four shares, those of tasks (``pairwise, Helpfulness/Chat``). Errors as of :meth:`Suite.measure`."""
+        """``overall``, its four shares, the shares of tasks (``pairwise, Helpfulness/Chat``); see :meth:`Suite.measure`."""
         tally, ties = Tally(), 0
         sizes: Counter[str] = Counter()
-        for each in checked(judged, self.name):
-            ties += tied_pairs(each)
-            metadata = each.comparison.metadata
+        for item in checked(judged, self.name):
+            ties += tied_pairs(item)
+            metadata = item.comparison.metadata
             sizes[metadata["set"]] += 1
             task = "/".join(metadata["subset"].split("/")[:2])
             for name in (f"{metadata['goal']}, {metadata['set']}", f"{metadata['set']}, {task}"):
-                tally.add(name, best_alone(each), each.comparison)
+                tally.add(name, best_alone(item), item.comparison)
         shares = [f"{goal}, {name}" for goal in GOALS for name in SETS.values()]
         four = tally.figures(shares)
         tasks = tally.figures(sorted(set(tally.names()) - set(shares)))

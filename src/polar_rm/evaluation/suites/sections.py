@@ -1,4 +1,4 @@
-"""The sections of RewardBench 1, which M-RewardBench shares: which subsets they have, and how these are weighted."""
+"""The sections of RewardBench 1, which M-RewardBench shares, with their subsets and weighting."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SUBSETS = tuple(subset for subsets in SECTIONS.values() for subset in subsets)
 
 
 def section_figures(tally: Tally, weights: Mapping[str, int], prefix: str = "") -> list[Figure]:
-    """A figure for each section that has comparisons: the mean of its subsets' accuracies, weighted by fixed numbers.
+    """A figure for each section that has comparisons: the weighted mean of its subsets' accuracies.
 
-    weights: subset -> its weight: the official constants, not what was read, so that mathematics counts as much as code.
-    prefix: of the subsets' names in the tally.
+    weights: subset -> its weight. These are the official constants, not the numbers of pairs, so that mathematics has the weight
+    of code. prefix: prefix of the subsets' names in the tally.
     """
     figures = []
     for section, subsets in SECTIONS.items():

@@ -1,4 +1,4 @@
-"""Outcomes gathered into figures, and the checks that every suite's rule begins with."""
+"""Collects outcomes into figures, and checks the scored comparisons of a suite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polar_rm.records import Comparison
 
 
 class Tally:
-    """Outcomes by the name of their figure, each with its prompt: 16 bytes an outcome, no texts."""
+    """Outcomes by the name of their figure, each with its prompt. An outcome takes 16 bytes; texts are not kept."""
 
     def __init__(self) -> None:
         self._outcomes: dict[str, array[float]] = {}
@@ -24,52 +24,53 @@ class Tally:
         self._codes: dict[str, int] = {}
 
     def add(self, name: str, outcome: float, comparison: Comparison) -> None:
-        """One outcome, such as 1 for right and 0 for wrong, under a figure's name."""
+        """Add an outcome, such as 1 for right and 0 for wrong, to the figure ``name``."""
         code = self._codes.setdefault(prompt_key(comparison), len(self._codes))
         self._outcomes.setdefault(name, array("d")).append(outcome)
         self._prompts.setdefault(name, array("q")).append(code)
 
     def names(self) -> list[str]:
-        """Of all that has an outcome, in the order of the first ones."""
+        """The names of figures with outcomes, in the order of their first outcomes."""
         return list(self._outcomes)
 
     def count(self, name: str) -> int:
-        """Outcomes under a name; 0 where there is none."""
+        """The number of outcomes of a figure, which may be 0."""
         return len(self._outcomes.get(name, ()))
 
     def figure(self, name: str, title: str | None = None) -> Figure:
-        """The plain mean of the outcomes under a name, of which there must be one. title: the figure's name, if another."""
+        """The mean of the outcomes of ``name``, of which there must be at least one. title: another name for the figure."""
         correct = np.array(self._outcomes[name], np.float64)
         return Figure(title or name, float(correct.mean()), len(correct), correct, np.array(self._prompts[name], np.int64))
 
     def figures(self, names: Iterable[str]) -> list[Figure]:
-        """Of those names that have outcomes."""
+        """The figures of the names that have outcomes."""
         return [self.figure(name) for name in names if name in self._outcomes]
 
 
 def checked(judged: Iterable[Judged], suite: str) -> Iterator[Judged]:
-    """The same, once each is known to be this suite's and to have one finite score a candidate.
+    """Check that each comparison belongs to the suite and has one finite score for each candidate, and yield it.
 
     Raises:
-        ScoreError: it has not. PolarError: a comparison of another suite, or none at all.
+        ScoreError: a comparison has other scores. PolarError: it belongs to another suite, or there are no comparisons.
     """
     count = 0
-    for each in judged:
+    for item in judged:
         count += 1
-        metadata = each.comparison.metadata
+        metadata = item.comparison.metadata
         if metadata.get("suite") != suite:
             raise PolarError(f"comparison {count} was not read as {suite}: its metadata says suite {metadata.get('suite')!r}")
-        if len(each.scores) != (candidates := len(each.comparison.candidates)):
-            raise ScoreError(f"{suite}: comparison {metadata['id']} has {candidates} candidates but {len(each.scores)} scores")
-        if not all(map(math.isfinite, each.scores)):
-            raise ScoreError(f"{suite}: comparison {metadata['id']} has the scores {list(each.scores)}: only finite ones count")
-        yield each
+        label, scores = f"{suite}: comparison {metadata['id']}", item.scores
+        if len(scores) != (candidates := len(item.comparison.candidates)):
+            raise ScoreError(f"{label} has {candidates} candidates but {len(scores)} scores")
+        if not all(map(math.isfinite, scores)):
+            raise ScoreError(f"{label} has the scores {list(scores)}: only finite scores can be compared")
+        yield item
     if not count:
         raise PolarError(f"{suite}: there are no comparisons to measure")
 
 
 def mean_of(name: str, figures: Sequence[Figure], weights: Sequence[float] | None = None) -> Figure:
-    """The mean of figures, by equal weights if none are given. Being no plain mean of outcomes it has none, but of one figure."""
+    """The weighted mean of figures, by default with equal weights. It has no outcomes, unless it is the mean of one figure."""
     if len(figures) == 1:
         return replace(figures[0], name=name)
     value = float(np.average([figure.value for figure in figures], weights=weights))
@@ -79,26 +80,28 @@ def mean_of(name: str, figures: Sequence[Figure], weights: Sequence[float] | Non
 
 
 def tied_pairs(judged: Judged) -> int:
-    """Pairs of candidates with different ranks whose scores are exactly equal."""
+    """The number of pairs of candidates with different ranks and exactly equal scores."""
     return sum(judged.scores[better] == judged.scores[worse] for better, worse in judged.comparison.pairs())
 
 
 def best_alone(judged: Judged) -> float:
-    """1 where the one candidate of rank 0 scores above all others, else 0: a tie is wrong."""
+    """1 if the one candidate of rank 0 scores higher than all others, else 0; a tie is wrong."""
     best = judged.comparison.ranks.index(0)
     return float(judged.scores[best] > max(score for i, score in enumerate(judged.scores) if i != best))
 
 
 def coverage_notes(counts: Mapping[str, int], published: Mapping[str, int], headline: str, kind: str = "parts") -> list[str]:
-    """What keeps a headline from being the published one.
+    """Notes on differences between a headline and the published one.
 
-    counts: comparisons by part; published: as the benchmark has them, 0 where that is not known. headline: its name.
+    counts: numbers of comparisons by part. published: these numbers in the complete benchmark, 0 if unknown. headline: the name
+    of the headline.
     """
     notes = []
     if missing := [name for name in published if not counts.get(name)]:
-        there = len(published) - len(missing)
+        n_present = len(published) - len(missing)
         notes.append(
-            f"{headline!r} rests on {there} of {len(published)} {kind} and is no published number; missing: {', '.join(missing)}"
+            f"{headline!r} rests on {n_present} of {len(published)} {kind} and is no published number; "
+            f"missing: {', '.join(missing)}"
         )
     notes += [
         f"{name}: {counts[name]:,} comparisons, but {number:,} are published"
@@ -109,5 +112,5 @@ def coverage_notes(counts: Mapping[str, int], published: Mapping[str, int], head
 
 
 def tie_notes(ties: int, treatment: str) -> list[str]:
-    """How many exact ties there were, and what the rule makes of one."""
+    """A note on the number of exact ties and their treatment by the rule; no note without ties."""
     return [f"{ties:,} pairs have exactly equal scores: {treatment}"] if ties else []

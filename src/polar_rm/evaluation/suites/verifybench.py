@@ -1,4 +1,4 @@
-"""VerifyBench and VerifyBench-Hard (Yan et al. 2025, arXiv 2505.15801): is a completion right, given the reference answer?"""
+"""VerifyBench and VerifyBench-Hard (Yan et al. 2025, arXiv 2505.15801): completions are judged by a reference answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OVERALL = "overall"
 
 @dataclass(frozen=True, slots=True)
 class VerifyBench:
-    """Completions of ``ZJU-REAL/VerifyBench``, gathered by question."""
+    """Completions of ``ZJU-REAL/VerifyBench``, grouped by question."""
 
     name: str = "verifybench"
     title: str = "VerifyBench"
@@ -38,9 +38,9 @@ class VerifyBench:
     references: References = "gold"
 
     def read(self, path: Path) -> Iterator[Comparison]:
-        """One comparison a question, with all its completions, right ones at rank 0, wrong ones at rank 1.
+        """One comparison for each question, with all its completions, right ones at rank 0, wrong ones at rank 1.
 
-        Where a question has one completion, as may be in the hard set, there is one candidate. Errors as of :meth:`Suite.read`.
+        A question with one completion, as in the hard set, has one candidate. It raises the errors of :meth:`Suite.read`.
         """
         files = find_suite_files(path, (".jsonl", ".parquet"), lambda file: file.stem == self.file, f"{self.file}.jsonl")
         return _by_question(read_suite(files, self._completion))
@@ -54,23 +54,23 @@ class VerifyBench:
         return Comparison(row.prompt("question"), reference, (completion,), (rank,), metadata=metadata)
 
     def measure(self, judged: Iterable[Judged]) -> SuiteResult:
-        """``overall`` (verdicts), answer types, ``pairs``, ``auc``. Errors as of :meth:`Suite.measure`."""
-        each = list(checked(judged, self.name))
-        ties = sum(map(tied_pairs, each))
+        """``overall`` (verdicts), answer types, ``pairs``, ``auc``; see :meth:`Suite.measure`."""
+        items = list(checked(judged, self.name))
+        ties = sum(map(tied_pairs, items))
         tally = Tally()
-        for one, right in zip(each, _verdicts(each), strict=True):
-            for correct in right:
-                for name in (_OVERALL, one.comparison.metadata["subset"]):
-                    tally.add(name, correct, one.comparison)
-            for better, worse in one.comparison.pairs():
-                tally.add("pairs", float(one.scores[better] > one.scores[worse]), one.comparison)
+        for item, verdicts in zip(items, _verdicts(items), strict=True):
+            for correct in verdicts:
+                for name in (_OVERALL, item.comparison.metadata["subset"]):
+                    tally.add(name, correct, item.comparison)
+            for better, worse in item.comparison.pairs():
+                tally.add("pairs", float(item.scores[better] > item.scores[worse]), item.comparison)
         names = [name for name in tally.names() if name not in (_OVERALL, "pairs")]
         figures = tally.figures((_OVERALL, *sorted(names), "pairs"))
-        scores = [score for one in each for score in one.scores]
-        right_ones = [rank == 0 for one in each for rank in one.comparison.ranks]
+        scores = [score for item in items for score in item.scores]
+        is_right = [rank == 0 for item in items for rank in item.comparison.ranks]
         notes = [f"{len(scores):,} completions, but {self.published:,} are published"] if len(scores) != self.published else []
-        if len(set(right_ones)) == 2:
-            figures.append(Figure("auc", area_under_roc(scores, right_ones), len(scores), None, None))
+        if len(set(is_right)) == 2:
+            figures.append(Figure("auc", area_under_roc(scores, is_right), len(scores), None, None))
         else:
             notes.append("all completions have one label: there is no 'auc'")
         notes += ["no question has a right and a wrong completion: there are no 'pairs'"] * (not tally.count("pairs"))
@@ -78,47 +78,48 @@ class VerifyBench:
 
 
 def _by_question(completions: Iterator[Comparison]) -> Iterator[Comparison]:
-    """Completions of one question and answer as candidates of one comparison, in the order of the first ones.
+    """Completions of one question and answer as candidates of one comparison, in the order of their first completions.
 
-    Its id is that of its first completion.
+    The id of a comparison is that of its first completion.
     """
     questions: dict[tuple[str, str], list[Comparison]] = {}
     for completion in completions:
         questions.setdefault((str(completion.prompt), str(completion.reference)), []).append(completion)
     for group in questions.values():
-        candidates = tuple(one.candidates[0] for one in group)
-        yield replace(group[0], candidates=candidates, ranks=tuple(one.ranks[0] for one in group))
+        candidates = tuple(completion.candidates[0] for completion in group)
+        yield replace(group[0], candidates=candidates, ranks=tuple(completion.ranks[0] for completion in group))
 
 
 def _verdicts(judged: list[Judged]) -> list[list[float]]:
-    """1 for each completion whose verdict is right, 0 for the others: every other question is judged by the rest's threshold."""
+    """1 for each completion with a right verdict, else 0. Each half of the questions is judged by the threshold of the other."""
     halves = [judged[0::2], judged[1::2]]
     thresholds = [_threshold(halves[1] or halves[0]), _threshold(halves[0])]
     return [
         [
             float((score >= thresholds[index % 2]) == (rank == 0))
-            for score, rank in zip(one.scores, one.comparison.ranks, strict=True)
+            for score, rank in zip(item.scores, item.comparison.ranks, strict=True)
         ]
-        for index, one in enumerate(judged)
+        for index, item in enumerate(judged)
     ]
 
 
 def _threshold(judged: list[Judged]) -> float:
-    """The score from which on completions are said to be right, with the most right verdicts; of several the lowest.
+    """The threshold with the maximum number of right verdicts, and the lowest one if there are several.
 
-    A threshold lies half-way between two scores, or beyond all of them.
+    Completions with scores from the threshold on get the verdict right. A threshold is half-way between two scores, or beyond all
+    scores.
     """
-    scores: Floats = np.array([score for one in judged for score in one.scores])
-    right = np.array([rank == 0 for one in judged for rank in one.comparison.ranks])
+    scores: Floats = np.array([score for item in judged for score in item.scores])
+    right = np.array([rank == 0 for item in judged for rank in item.comparison.ranks])
     order = np.argsort(scores, kind="stable")
     ranked = scores[order]
-    # Right verdicts where the first i in order are said to be wrong: wrong ones before i and right ones from i on.
+    # The number of right verdicts if the first i in order get the verdict wrong: wrong ones before i, and right ones from i on.
     hits = np.r_[0, np.cumsum(~right[order])] + np.r_[np.cumsum(right[order][::-1])[::-1], 0]
-    possible = np.r_[True, ranked[1:] != ranked[:-1], True]  # a threshold can't part equal scores
-    cut = int(np.argmax(np.where(possible, hits, -1)))
-    if cut == 0:
+    possible = np.r_[True, ranked[1:] != ranked[:-1], True]  # a threshold can't separate equal scores
+    split = int(np.argmax(np.where(possible, hits, -1)))
+    if split == 0:
         return -np.inf
-    return np.inf if cut == len(ranked) else float((ranked[cut - 1] + ranked[cut]) / 2)
+    return np.inf if split == len(ranked) else float((ranked[split - 1] + ranked[split]) / 2)
 
 
 VERIFYBENCH = VerifyBench()
