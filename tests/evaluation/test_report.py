@@ -89,7 +89,7 @@ def test_two_baselines_are_not_compared_and_many_contenders_only_with_the_first(
     ]
     lines = sentences(all_of_two, {key: {"kind": "native"} for key in names})
     assert len(lines) == 5 + 1
-    assert lines[-1] == "(here with m0 alone; all 15 comparisons of two are in the JSON)"
+    assert lines[-1] == "(only comparisons with m0 are shown; all 15 are in the JSON)"
 
 
 def test_tables_in_other_formats():

@@ -194,7 +194,7 @@ def test_the_report_has_rule_licence_source_and_protocol(tmp_path):
         "RM-Bench, the first 10 comparisons only",
         "by overall: m ",
         "rule: Each of 3 x 3 pairs is right",
-        "references: no references; read by nobody",
+        "references: no references; read by no contender",
         "licence ODC-BY",
         "warning: 'overall' rests on 2 of 4 domains",
         "exact ties",

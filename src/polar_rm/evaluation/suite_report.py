@@ -82,7 +82,7 @@ def summarise_suite(report: SuiteReport) -> Summary:
     lines = [
         *comparisons,
         f"rule: {report['rule']}",
-        f"references: {protocol}; read by {', '.join(readers) or 'nobody'}",
+        f"references: {protocol}; read by {', '.join(readers) or 'no contender'}",
         f"data: {report['source']}; licence {report['licence']}",
     ]
     return Summary([suite_table(report)], lines, report["warnings"])

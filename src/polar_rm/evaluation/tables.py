@@ -64,7 +64,7 @@ def sentences(differences: Sequence[Difference], facts: Mapping[str, ContenderFa
     shown = relevant if len(relevant) <= _MAX_SENTENCES else [each for each in relevant if each["first"] == first]
     lines = [sentence(difference) for difference in shown]
     if len(shown) < len(relevant):
-        lines.append(f"(here with {first} alone; all {len(relevant)} comparisons of two are in the JSON)")
+        lines.append(f"(only comparisons with {first} are shown; all {len(relevant)} are in the JSON)")
     return lines
 
 

@@ -16,7 +16,7 @@ __all__ = ["KINDS", "Contender", "Given", "ModelOptions", "find_contenders", "re
 KINDS = {
     "FOLDER": "a reward model saved by polar",
     "hf:FOLDER": "any one-label *ForSequenceClassification of transformers, in its own chat template and without references",
-    "http://HOST:PORT": "a reward server; vLLM, SGLang and LMDeploy need #FOLDER behind it, of the model to encode with",
+    "http://HOST:PORT": "a reward server; for vLLM, SGLang and LMDeploy add #FOLDER, the folder of the model to encode with",
     "scores:FILE": "scores that were computed before, joined by id",
     "length": "closeness in length to the reference; without references: longer is better",
     "tfidf": "cosine of character TF-IDF with the reference",

@@ -25,8 +25,8 @@ class HelpSteer3:
     source: str = "https://huggingface.co/datasets/nvidia/HelpSteer3 (preference/validation.jsonl.gz)"
     licence: str = "CC-BY-4.0"
     rule: str = (
-        "A pair is right if the response that the annotators prefer scores strictly higher. Pairs that are about the same count"
-        " for nothing. Overall is the share of all pairs."
+        "A pair is right if the response that the annotators prefer scores strictly higher. Pairs that are about the same are not"
+        " counted. Overall is the share of all pairs."
     )
     references: References = "none"
 

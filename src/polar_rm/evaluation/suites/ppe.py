@@ -50,8 +50,9 @@ class PPE:
     licence: str = "prompts CC-BY-4.0, answers by their models' terms"
     rule: str = (
         "Human preference: the share of votes, without ties, whose winner scores strictly higher. Correctness: of each "
-        "benchmark's sampled pairs the share whose right sample scores strictly higher, averaged over the five. Beside them "
-        "best of k: expected correctness of the top-scored of k samples, and the area under the ROC curve within a question."
+        "benchmark's sampled pairs the share whose right sample scores strictly higher, averaged over the five. Also "
+        "reported: best of k: expected correctness of the top-scored of k samples, and the area under the ROC curve within a "
+        "question."
     )
     references: References = "given"
 

@@ -30,10 +30,10 @@ class VerifyBench:
     source: str = "https://huggingface.co/datasets/ZJU-REAL/VerifyBench (verify_bench.jsonl, verify_bench_hard.jsonl)"
     licence: str = "MIT"
     rule: str = (
-        "The share of completions whose verdict (right or wrong) is the annotators'. A reward is no verdict: a completion is "
-        "said to be right from that threshold on which is best for the other half of the questions. Beside it the share of "
-        "pairs of one question whose right completion scores strictly higher, and the area under the ROC curve over all "
-        "completions."
+        "The share of completions whose verdict (right or wrong) is the annotators'. A reward is not a verdict: a completion "
+        "counts as right if its score reaches the threshold that is best for the other half of the questions. Also reported: "
+        "the share of pairs of one question whose right completion scores strictly higher, and the area under the ROC curve "
+        "over all completions."
     )
     references: References = "gold"
 
