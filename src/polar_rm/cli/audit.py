@@ -32,7 +32,7 @@ _Thresholds = Annotated[
     list[str] | None,
     typer.Option(
         "--threshold",
-        help="From where on a probe fails, such as `gain=0.05`, or a YAML file of them; may be given several times. "
+        help="Threshold at which a probe fails, such as `gain=0.05`, or a YAML file of thresholds; can be given several times. "
         "`polar config audit` explains all.",
         metavar="PROBE=VALUE|FILE",
     ),
@@ -53,10 +53,10 @@ def audit(
     html: _Html = None,
     plot: _Plot = None,
     limit: Annotated[
-        int | None, typer.Option(help="Only the first N comparisons; each costs about twenty scores.", min=1, metavar="N")
+        int | None, typer.Option(help="Audit the first N comparisons only; each costs about twenty scores.", min=1, metavar="N")
     ] = None,
     reference: Annotated[
-        Literal["given", "empty"], typer.Option(help="`empty` asks without references, and leaves their probes out.")
+        Literal["given", "empty"], typer.Option(help="`empty` leaves out the references and their probes.")
     ] = "given",
     references: _References = None,
     precision: Precision = "fp32",
