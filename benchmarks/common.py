@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import resource
 import shlex
 import statistics
@@ -71,7 +72,7 @@ def peak_rss_mib() -> float:
 
 def origin() -> dict[str, Any]:
     """Where a row of results came from: command (without folders of data), date, commit, versions, machine."""
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    words = [re.sub(r"(^|(?<=[=:]))/(?!/).*/", "", word) for word in sys.argv[1:]]
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
         "date": datetime.now(UTC).date().isoformat(),

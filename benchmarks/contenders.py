@@ -1,7 +1,7 @@
 """Reward models side by side: published benchmarks as shipped, and pairs of held-out prompts.
 
 Each benchmark needs references for the contenders that read one: a folder of `polar references` per benchmark. A row of the
-results is one figure of one contender, or one paired difference.
+results is one figure of one contender, or one paired difference; one command makes all of them.
 
     python benchmarks/contenders.py --model quickstart=runs/quickstart/finetune/model --model classifier=hf:runs/classifier \
         --suite llmbar=LLMBar/Dataset --references runs/references --pairs runs/rewards/test.jsonl \
@@ -73,7 +73,7 @@ def main() -> None:
         for file in arguments.pairs:
             result = evaluate_files(arguments.model, [file], by=arguments.by, options=options, progress=progress)
             rows += pair_rows(result.report, file)
-    write_json(arguments.output, [row | {"models": named(arguments.model)} | origin() for row in rows])
+    write_json(arguments.output, {"models": named(arguments.model), **origin(), "rows": rows})
 
 
 if __name__ == "__main__":
