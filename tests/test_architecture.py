@@ -28,7 +28,7 @@ FLOORS = [
     ["scoring", "protocols", "sampling", "training", "conversion"],
     ["client"],
     ["evaluation"],
-    ["serving", "rft", "corpus", "calibration", "audit", "references"],
+    ["serving", "rft", "corpus", "calibration", "audit", "references", "scaling"],
     ["parity", "quickstart"],
     ["cli"],
 ]

@@ -24,6 +24,10 @@ class ConfigError(PolarError):
     """A configuration has an unknown key, a wrong type or settings that contradict each other."""
 
 
+class InUse(PolarError):
+    """Another process owns an output."""
+
+
 class EncoderMismatch(PolarError):
     """A checkpoint's tokenizer or encoder settings are not those it was trained with."""
 

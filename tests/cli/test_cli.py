@@ -267,7 +267,7 @@ def test_dry_run_shows_config_and_plan_and_trains_nothing(polar, model, tmp_path
 
 @pytest.mark.parametrize(
     "verb",
-    "sample corpus inspect pretrain finetune rft quickstart score serve evaluate calibrate parity convert config".split(),
+    "sample corpus inspect pretrain finetune scaling rft quickstart score serve evaluate calibrate parity convert config".split(),
 )
 def test_every_verb_explains_itself_with_an_example(polar, verb):
     code, shown, _ = polar(verb, "--help")

@@ -21,6 +21,14 @@ REQUIRED = {
     "serve": ["model=m"],
     "audit": [],
     "references": ["output=o", "inputs=[a]", "reference={kind: sibling}"],
+    "scaling": [
+        "output=o",
+        "corpus=c",
+        "sizes=[1m]",
+        "budgets.tokens=[1e6]",
+        "learning_rates.base=1e-3",
+        "training.model.tokenizer=t",
+    ],
     "rft": ["output=o", "policy.model=m", "reward.source=s", "data=[a]"],
 }
 
@@ -75,13 +83,14 @@ def test_recipes_are_listed_printed_and_taken_by_name(polar):
     assert "did you mean 'pretrain'?" in error
 
 
-@pytest.mark.parametrize("verb", ["corpus", "pretrain", "finetune", "rft", "sample", "references"])
+@pytest.mark.parametrize("verb", ["corpus", "pretrain", "finetune", "rft", "sample", "references", "scaling"])
 def test_every_recipe_has_only_known_keys(verb):
     recipes = {"sample": ["sampling"], "pretrain": ["pretrain", "pretrain_small"]}.get(verb, [verb])
     overrides = {
         **REQUIRED,
         "sample": [],
         "references": REQUIRED["references"][:2],
+        "scaling": REQUIRED["scaling"][:2],
         "pretrain": ["optim.base_tokens=1e9", *REQUIRED["pretrain"]],
     }[verb]
     for recipe in recipes:

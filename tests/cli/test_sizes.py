@@ -21,6 +21,7 @@ from polar_rm.sampling import plan as sampling_plan
 from polar_rm.sampling.backends.openai import OpenAIPolicy
 from polar_rm.sampling.backends.transformers import TransformersPolicy
 from polar_rm.sampling.config import SamplingConfig
+from polar_rm.scaling.config import ScalingConfig
 from polar_rm.serving.config import ServeConfig
 from polar_rm.training import plan as training_plan
 from polar_rm.training.config import TrainConfig
@@ -46,6 +47,7 @@ BOUNDED_BY_DATA = {
     "Splits": {"policies"},
     "Decontamination": {"n"},
     "Reporting": {"pairs"},
+    "ScalingConfig": {"sizes", "eval_limit"},
     "ServeConfig": {"max_items", "max_queue_tokens"},
 }
 
@@ -60,7 +62,7 @@ def unbounded(kind: type[Config]) -> Iterator[tuple[str, str]]:
                     yield name, key
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, SamplingConfig, CorpusConfig, ServeConfig, RftConfig])
+@pytest.mark.parametrize("kind", [TrainConfig, SamplingConfig, CorpusConfig, ServeConfig, RftConfig, ScalingConfig])
 def test_every_whole_number_has_a_bound_or_nothing_is_made_of_it(kind):
     assert {(name, key) for name, key in unbounded(kind) if key not in BOUNDED_BY_DATA.get(name, ())} == set()
 

@@ -80,6 +80,8 @@ def test_a_typing_error_or_a_wrong_path_is_reported_before_anything_heavy_is_loa
     ("arguments", "message"),
     [
         (("pretrain", "missing.yaml"), "missing.yaml: No such file"),
+        (("scaling", "run", "missing.yaml"), "missing.yaml: No such file"),
+        (("scaling", "run", "recipe:scaling", "corpus=nowhere", "output=o"), "nowhere: no split 'train'"),
         (("rft", "missing.yaml"), "missing.yaml: No such file"),
         (("sample", "missing.yaml"), "missing.yaml: No such file"),
         (("corpus", "missing.yaml"), "missing.yaml: No such file"),

@@ -14,7 +14,7 @@ import pytest
 from polar_rm.common import locks
 from polar_rm.common.files import atomic_directory, temporary_path, write_file
 from polar_rm.common.locks import owned
-from polar_rm.errors import PolarError
+from polar_rm.errors import InUse, PolarError
 
 HOLD = """
 import sys, time
@@ -38,7 +38,7 @@ def holder(tmp_path):
 def test_a_second_process_is_refused_by_name_and_changes_nothing(tmp_path, holder):
     before = sorted(tmp_path.iterdir())
     message = rf"out: in use by polar score on .+, process {holder.pid}, since 20\d\d-"
-    with pytest.raises(PolarError, match=message), owned(tmp_path / "out", "score"):
+    with pytest.raises(InUse, match=message), owned(tmp_path / "out", "score"):
         pytest.fail("two owners")
     assert sorted(tmp_path.iterdir()) == before
 

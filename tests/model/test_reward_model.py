@@ -129,6 +129,17 @@ def test_presets_need_only_a_tokenizer(tmp_path):
         RewardModel.from_preset("huge", folder)
 
 
+@pytest.mark.parametrize(("preset", "heads", "shared"), [("3x96", 3, 3), ("2x128", 4, 2), ("1x384", 6, 3)])
+def test_a_preset_may_be_layers_and_width(tmp_path, preset, heads, shared):
+    config = RewardModel.from_preset(preset, tiny.causal_lm(tmp_path / "lm")).backbone.config
+    assert f"{config.num_hidden_layers}x{config.hidden_size}" == preset
+    assert (config.num_attention_heads, config.num_key_value_heads) == (heads, shared)
+    assert config.intermediate_size == 3 * config.hidden_size
+    for wrong, message in (("0x64", "unknown preset '0x64'.*8x384"), ("2x40", "multiple of 32")):
+        with pytest.raises(PolarError, match=message):
+            RewardModel.from_preset(wrong, tmp_path / "lm")
+
+
 def test_weights_that_are_nan_or_missing_are_refused(saved, tmp_path):
     broken = copy(saved, tmp_path / "nan")
     change_weights(broken, lambda weights: weights["model.norm.weight"].fill_(float("nan")))

@@ -238,3 +238,13 @@ def test_stripped_prompts_are_another_corpus_and_are_reported_again(encoder, tmp
     file.write_text(json.dumps(row | {"chosen": "a"}) + "\n")
     other = encode_corpus([file], encoder, tmp_path / "data")
     assert (corpus[0].branches, corpus.digest != other.digest) == (other[0].branches, True)
+
+
+def test_runs_share_encoded_data(tmp_path, monkeypatch):
+    encoded = []
+    encode = data._encode
+    monkeypatch.setattr(data, "_encode", lambda *args: encoded.append(args) or encode(*args))
+    shared = f"data.cache={tmp_path / 'shared'}"
+    plans = [plan(load_config(TrainConfig, [runs.config(tmp_path)], [shared, f"output={tmp_path / name}"])) for name in "ab"]
+    assert plans[0] == plans[1] and len(encoded) == 1
+    assert len(list((tmp_path / "shared").glob("*.arrow"))) == 1 and not (tmp_path / "a/data").exists()

@@ -92,6 +92,7 @@ def test_every_logged_value_is_what_its_name_says(tmp_path, monkeypatch):
         "tokens_per_second": tokens / 2,
         "pairs_per_second": len(differences) / 2,
         "memory_gib": 1.5,
+        "flops": rows * 0.25e9,
         "mfu": rows * 0.25e9 / 2 / 1e9,
     }
     assert row == pytest.approx(expected, rel=2e-4, abs=1e-5)

@@ -61,6 +61,7 @@ CONFIGS = {
     "references": "polar_rm.references.config:ReferencesConfig",
     "pretrain": "polar_rm.training.config:TrainConfig",
     "finetune": "polar_rm.training.config:TrainConfig",
+    "scaling": "polar_rm.scaling.config:ScalingConfig",
     "rft": "polar_rm.rft.config:RftConfig",
     "serve": "polar_rm.serving.config:ServeConfig",
     "audit": "polar_rm.audit.thresholds:Thresholds",

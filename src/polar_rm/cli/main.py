@@ -15,6 +15,7 @@ from polar_rm.cli import (  # noqa: F401  (these modules register their verbs)
     data,
     evaluation,
     exchange,
+    scaling,
     score,
     serve,
     train,

@@ -20,7 +20,8 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 Panel = Literal["Data", "Training", "Use", "Evaluation", "Exchange"]
 
 VERBS = (
-    "sample corpus references inspect pretrain finetune rft quickstart score serve evaluate audit calibrate parity convert config"
+    "sample corpus references inspect pretrain finetune scaling rft quickstart score serve evaluate audit calibrate parity "
+    "convert config"
 ).split()
 """The verbs in the order of ``polar --help``, which is the order in which a user needs them."""
 
@@ -55,9 +56,21 @@ class _Command(TyperCommand):
             raise
 
 
-def verb(panel: Panel, name: str | None = None) -> Callable[[Verb], Verb]:
-    """Register a function as a verb. panel: its heading in ``polar --help``."""
+def verb(panel: Panel, name: str | None = None, *, group: typer.Typer | None = None) -> Callable[[Verb], Verb]:
+    """Register a function as a verb.
+
+    panel: its heading in ``polar --help``. group: of :func:`verb_group`, for ``polar VERB STEP``.
+    """
+    if group is not None:
+        return group.command(name, cls=_Command)
     return app.command(name, cls=_Command, rich_help_panel=panel)
+
+
+def verb_group(name: str, panel: Panel, help_text: str) -> typer.Typer:
+    """Register a verb that consists of steps, ``polar NAME STEP``. panel: its heading in ``polar --help``."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    app.add_typer(group, name=name, help=help_text, rich_help_panel=panel)
+    return group
 
 
 def _model_exists(path: Path) -> Path:

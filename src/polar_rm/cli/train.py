@@ -53,7 +53,7 @@ def _train(verb: str, arguments: list[str], dry_run: bool, json: Path | None, on
     from polar_rm.training.config import TrainConfig
 
     config = load(TrainConfig, arguments, on_bad_row)
-    _check_inputs(config)
+    check_inputs(config)
     from polar_rm.training.trainer import plan, train
 
     is_main = int(os.environ.get("RANK", "0")) == 0  # under torchrun every rank runs this function
@@ -72,7 +72,7 @@ def _train(verb: str, arguments: list[str], dry_run: bool, json: Path | None, on
         message(f"model saved in {config.output / 'model'}")
 
 
-def _check_inputs(config: TrainConfig) -> None:
+def check_inputs(config: TrainConfig) -> None:
     """Check that paths exist and that optional packages are installed, before torch is loaded."""
     from polar_rm.model.language_models import model_folder
 

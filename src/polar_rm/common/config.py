@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -75,8 +75,21 @@ def load_config(kind: type[C], files: Sequence[str | Path], overrides: Sequence[
         _merge(merged, _read(str(file)), str(file), origins)
     for override in overrides:
         _merge(merged, _parse_override(override), _shortened(override), origins)
+    return _validated(kind, merged, origins)
+
+
+def to_config(kind: type[C], values: Mapping[str, Any], origin: str) -> C:
+    """The settings of nested values. origin: where they come from, for messages.
+
+    Raises:
+        ConfigError: as in :func:`load_config`.
+    """
+    return _validated(kind, dict(values), dict.fromkeys(values, origin))
+
+
+def _validated(kind: type[C], values: dict[str, Any], origins: dict[str, str]) -> C:
     try:
-        return kind.model_validate(merged)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(kind, error, origins)) from None
 

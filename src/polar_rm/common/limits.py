@@ -12,3 +12,5 @@ MAX_RANK = 1 << 16
 """Rank of adapters: no layer of a model is as wide."""
 MAX_ACTORS = 1 << 16
 """Processes of a cluster."""
+MAX_RESAMPLES = 100_000
+"""Samples of a bootstrap."""

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from polar_rm.errors import PolarError
+from polar_rm.errors import InUse
 
 try:
     import fcntl
@@ -40,7 +40,7 @@ def owned(output: str | Path, verb: str) -> Iterator[None]:
     for the message that other processes get.
 
     Raises:
-        PolarError: another process owns the output; the message has its host, its process id and the time. Nothing was changed.
+        InUse: another process owns the output; the message has its host, its process id and the time. Nothing was changed.
     """
     output = Path(output).absolute()
     held = _HELD.__dict__.setdefault("outputs", set())
@@ -102,7 +102,7 @@ def _acquire(lock: Path, output: Path) -> int | None:
         except BlockingIOError:
             owner = _owner(lock)
             os.close(descriptor)
-            raise PolarError(f"{output}: in use by {owner}; wait for it, or use another output") from None
+            raise InUse(f"{output}: in use by {owner}; wait for it, or use another output") from None
         except OSError as error:
             os.close(descriptor)
             warnings.warn(f"{lock}: locks don't work here ({error.strerror}): nothing keeps a second process out", stacklevel=4)

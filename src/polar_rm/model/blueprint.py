@@ -37,7 +37,7 @@ from polar_rm.model.folders import check_layers
 from polar_rm.model.gguf_files import gguf_elements
 from polar_rm.model.language_models import find_gguf, model_folder, parse_gguf_once
 from polar_rm.model.native import HEAD, add_role_tokens, padding_token, read_specials, read_untrained
-from polar_rm.model.presets import PRESETS, preset_config
+from polar_rm.model.presets import preset_config, preset_shape
 from polar_rm.model.weights import read_weights, tensor_shapes
 
 
@@ -204,8 +204,7 @@ def preset_blueprint(
     gguf_file: str | None = None,
 ) -> Blueprint:
     """The blueprint of a randomly initialised Llama of a preset size; arguments and errors as in ``RewardModel.from_preset``."""
-    if preset not in PRESETS:
-        raise PolarError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    preset_shape(preset)  # a wrong name is told before the tokenizer is read
     directory = model_folder(tokenizer_directory)
     tokenizer, specials = read_tokenizer(directory, find_gguf(directory, gguf_file))
     settings = settings if isinstance(settings, EncoderSettings) else settings_within(None, **(settings or {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,6 +220,63 @@ def _draw_reliability(axes: Axes, before: Mapping[str, Any], after: Mapping[str,
     axes.set_xlabel("probability of the likelier candidate")
     axes.set_ylabel("accuracy")
     axes.grid(alpha=0.3)
+    _legend(axes)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A curve with its 95% band, all of one length. low, high: empty where there is no band."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LawPanel:
+    """Losses against parameters, tokens or compute, and a law.
+
+    points: series -> (x, loss). curves: series, or ``""`` for all -> curve.
+    """
+
+    title: str
+    x: str
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    curves: Mapping[str, Curve]
+
+
+def laws_figure(rows: Sequence[Sequence[LawPanel]]) -> Figure:
+    """Plot power laws on logarithmic axes: a row of panels for each set of evaluation data."""
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(4.6 * columns, 3.6 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for panels, row in zip(rows, grid, strict=True):
+        for axes in row[len(panels) :]:
+            axes.set_axis_off()
+        for panel, axes in zip(panels, row, strict=False):
+            _draw_law(axes, panel)
+    return figure
+
+
+def _draw_law(axes: Axes, panel: LawPanel) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(panel.title, loc="left", fontsize="medium", parse_math=False)
+    colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(panel.points)}
+    for index, (name, (x, losses)) in enumerate(panel.points.items()):
+        axes.plot(x, losses, _MARKERS[index % len(_MARKERS)], color=colours[name], markersize=5, label=name)
+    for name, curve in panel.curves.items():
+        colour = colours.get(name, "black")
+        axes.plot(curve.x, curve.y, color=colour, linewidth=1)
+        if len(curve.low):
+            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(panel.x)
+    axes.set_ylabel("loss (nats per pair)")
+    axes.grid(alpha=0.3, which="both")
     _legend(axes)
 
 

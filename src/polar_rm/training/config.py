@@ -71,7 +71,7 @@ class ModelConfig(Config):
     preset: str | None = Field(
         None,
         description="Size of a randomly initialised Llama: 1m, 5m, 15m, 50m, 100m, 200m, 400m or 1b parameters without the "
-        "embedding. Needs `tokenizer`.",
+        "embedding, or layers and width such as `8x384`. Needs `tokenizer`.",
     )
     tokenizer: Path | None = Field(
         None, description="Folder (or `package:NAME`) of the language model whose tokenizer the `preset` uses."
@@ -111,6 +111,10 @@ class DataConfig(Config):
     eval: list[Path] = Field(
         default_factory=list,
         description="Files of comparisons to evaluate on, at the end and every `eval_every` steps. By default none.",
+    )
+    cache: Path | None = Field(
+        None,
+        description="Folder for the encoded data, which runs over the same data can share. By default `data/` in the run folder.",
     )
     strip_prompt: bool = Field(
         False,

@@ -82,7 +82,7 @@ def prepare(config: TrainConfig, world: World, *, console: Console | None = None
         return {name: corpus.digest for name, corpus in encoded.items()}
 
     digests = world.from_main(encode_all)
-    corpora = encoded or {name: _open(config.output / "data", digest, world) for name, digest in digests.items()}
+    corpora = encoded or {name: _open(_cache(config), digest, world) for name, digest in digests.items()}
     base = config.model.resume_from or config.model.init
     # A checkpoint of adapters depends on base weights that it does not contain.
     base_hash = world.from_main(lambda: sha256(model_folder(base)) if config.lora and base else None)
@@ -146,7 +146,7 @@ def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path],
         corpus = encode_corpus(
             paths,
             encoder,
-            config.output / "data",
+            _cache(config),
             on_bad_row=bad,
             empty_reference=config.data.reference == "empty",
             outputs=[config.output],
@@ -158,6 +158,10 @@ def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path],
     for warning in bad.warnings():
         say(console, f"warning: {name} data: {warning}")
     return corpus
+
+
+def _cache(config: TrainConfig) -> Path:
+    return config.data.cache or config.output / "data"
 
 
 def _open(folder: Path, digest: str, world: World) -> EncodedCorpus:

@@ -93,7 +93,7 @@ class Trainer:
             while self.step < plan.steps:
                 start = time.perf_counter()
                 values = self.optimize(next(steps).tolist())
-                values["mfu"] = values.pop("flops") / (time.perf_counter() - start) / peak / self.world.size
+                values["mfu"] = values["flops"] / (time.perf_counter() - start) / peak / self.world.size
                 self.step += 1
                 self.results |= {"steps": self.step, "train": dict(values)}
                 last = self.step == plan.steps

@@ -1,0 +1,1 @@
+"""Scaling laws: a grid of sizes and token budgets, its runs with learning rates tuned per size, and power laws with intervals."""
