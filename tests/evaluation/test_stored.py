@@ -94,7 +94,7 @@ def test_missing_and_extra_scores_are_reported_in_one_line(tmp_path, rows, messa
         ({"id": "x", "chosen_score": 1}, "rejected_score", "a finite number, not None"),
         ({"id": "x", "candidate": 0.5, "score": 1}, "candidate", "a candidate's number from 0 on"),
         ({"candidate": 0, "score": 1}, "id", "the id of the candidate's comparison"),
-        ({"id": "x", "reward": 1}, "scores", "scores, or candidate and score, or chosen_score and rejected_score"),
+        ({"id": "x", "value": 1}, "scores", "scores, or candidate and score, or chosen_score and rejected_score, or score"),
     ],
 )
 def test_bad_rows_name_file_row_and_field(tmp_path, row, field, expected):

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from polar_rm.cli.options import DATA, BadRows, Device, JsonFile, Precision, RowTokens, StripPrompt, load, verb, writable
+from polar_rm.cli.options import (
+    DATA,
+    BadRows,
+    Device,
+    JsonFile,
+    KeyEnv,
+    Precision,
+    References,
+    RowTokens,
+    StripPrompt,
+    load,
+    verb,
+    writable,
+)
 from polar_rm.cli.output import messages, print_table
 from polar_rm.common.files import check_target, write_json
 from polar_rm.common.progress import show_progress
@@ -39,9 +52,6 @@ _Thresholds = Annotated[
 ]
 _Html = Annotated[Path | None, typer.Option(help="Write a page with all findings and examples to this file.", callback=writable)]
 _Plot = Annotated[Path | None, typer.Option(help="Draw the findings with intervals and thresholds into this PNG or SVG.")]
-_References = Annotated[
-    Path | None, typer.Option(help="Add references from rows {id, reference} or {prompt, reference} of this file.", **DATA)
-]
 
 
 @verb("Evaluation")
@@ -58,11 +68,11 @@ def audit(
     reference: Annotated[
         Literal["given", "empty"], typer.Option(help="`empty` leaves out the references and their probes.")
     ] = "given",
-    references: _References = None,
+    references: References = None,
     precision: Precision = "fp32",
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
-    api_key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the key of a server.")] = None,
+    api_key_env: KeyEnv = None,
     on_bad_row: BadRows = "error",
     strip_prompt: StripPrompt = False,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap, and of other prompts and random orders.", min=0)] = 0,

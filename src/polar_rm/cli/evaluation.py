@@ -7,7 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from polar_rm.cli.options import DATA, MODEL, BadRows, Device, JsonFile, Precision, RowTokens, StripPrompt, verb, writable
+from polar_rm.cli.options import (
+    DATA,
+    MODEL,
+    BadRows,
+    Device,
+    JsonFile,
+    KeyEnv,
+    Precision,
+    References,
+    RowTokens,
+    StripPrompt,
+    TableFormat,
+    verb,
+    writable,
+)
 from polar_rm.cli.output import print_table
 
 _Contenders = Annotated[
@@ -41,12 +55,6 @@ _Html = Annotated[
     Path | None, typer.Option(help="Write a page of the models' mistakes, confident ones first, to this file.", callback=writable)
 ]
 _HtmlRows = Annotated[int, typer.Option(help="Maximum number of pairs on the page of --html.", min=1)]
-_Table = Annotated[
-    str | None,
-    typer.Option(
-        help="Print the tables as `md`, `latex` or `csv`, or write them to a .md, .tex or .csv file.", metavar="FORMAT|FILE"
-    ),
-]
 _Limit = Annotated[int | None, typer.Option(help="Use only the first N comparisons, for a trial.", min=1, metavar="N")]
 _Reference = Annotated[
     Literal["given", "empty", "shuffled", "swapped", "all"] | None,
@@ -54,12 +62,6 @@ _Reference = Annotated[
         help="The reference that contenders get; `shuffled`: of another prompt; `swapped`: a worse answer; `all`: what each "
         "contender gains from its reference, and whether it follows it. Default: `given`, or `empty` if none needs one."
     ),
-]
-_References = Annotated[
-    Path | None, typer.Option(help="Add references from rows {id, reference} or {prompt, reference} of this file.", **DATA)
-]
-_KeyEnv = Annotated[
-    str | None, typer.Option(help="NAME of the environment variable with the key of servers among the contenders.")
 ]
 
 
@@ -74,14 +76,14 @@ def evaluate(
     pairs: _Pairs = None,
     html: _Html = None,
     html_rows: _HtmlRows = 500,
-    table: _Table = None,
+    table: TableFormat = None,
     limit: _Limit = None,
     reference: _Reference = None,
-    references: _References = None,
+    references: References = None,
     precision: Precision = "fp32",
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
-    api_key_env: _KeyEnv = None,
+    api_key_env: KeyEnv = None,
     on_bad_row: BadRows = "error",
     strip_prompt: StripPrompt = False,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap, and of shuffled and swapped references.", min=0)] = 0,

@@ -11,6 +11,7 @@ import typer
 
 from polar_rm.cli import (  # noqa: F401  (these modules register their verbs)
     audit,
+    bestofn,
     calibrate,
     data,
     evaluation,

@@ -20,8 +20,8 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 Panel = Literal["Data", "Training", "Use", "Evaluation", "Exchange"]
 
 VERBS = (
-    "sample corpus references inspect pretrain finetune scaling rft quickstart score serve evaluate audit calibrate parity "
-    "convert config"
+    "sample corpus references inspect pretrain finetune scaling rft quickstart score serve "
+    "evaluate bestofn audit calibrate parity convert config"
 ).split()
 """The verbs in the order of ``polar --help``, which is the order in which a user needs them."""
 
@@ -134,6 +134,18 @@ StripPrompt = Annotated[
     typer.Option(
         "--strip-prompt", help="Remove the prompt's messages from answers that begin with them; such rows are refused otherwise."
     ),
+]
+References = Annotated[
+    Path | None, typer.Option(help="Add references from rows {id, reference} or {prompt, reference} of this file.", **DATA)
+]
+TableFormat = Annotated[
+    str | None,
+    typer.Option(
+        help="Print the tables as `md`, `latex` or `csv`, or write them to a .md, .tex or .csv file.", metavar="FORMAT|FILE"
+    ),
+]
+KeyEnv = Annotated[
+    str | None, typer.Option(help="NAME of the environment variable with the key of servers among the contenders.")
 ]
 
 

@@ -57,14 +57,18 @@ class ResultFiles:
 
     def show(self, result: Scored, report: Any, summary: Summary, by: str | None = None) -> None:
         """Print the summary, and write all files except the plot."""
-        self._print(summary)
-        if self.json:
-            write_report(self.json, report)
+        self.show_report(report, summary)
         if self.pairs:
             message(f"{write_pairs(self.pairs, result):,} pairs written to {self.pairs}")
         if self.html:
             count = write_page(self.html, result, summary, by=by, max_rows=self.html_rows)
             message(f"{count:,} of {len(result.scores.pairs):,} pairs shown on {self.html}")
+
+    def show_report(self, report: Any, summary: Summary) -> None:
+        """Print the summary, and write the report."""
+        self._print(summary)
+        if self.json:
+            write_report(self.json, report)
 
     def _print(self, summary: Summary) -> None:
         """Print the summary for the terminal, or its tables in another format; explanations then go to stderr."""

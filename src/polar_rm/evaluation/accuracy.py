@@ -42,7 +42,7 @@ from polar_rm.evaluation.survey import Survey, survey
 from polar_rm.records import Comparison
 
 # With fewer prompts the bootstrap's interval is noticeably too narrow.
-_FEW_PROMPTS = 30
+FEW_PROMPTS = 30
 
 # The warning about comparisons whose scores have a note.
 _NOTES = {
@@ -245,9 +245,12 @@ def verdict_of(ci95: Interval | None) -> Verdict:
 
 
 def differences_of(
-    values: Mapping[str, Floats], prompts: Ints, *, resamples: int, seed: int
+    values: Mapping[str, Floats], prompts: Ints, *, resamples: int, seed: int, extremes: tuple[float, float] = (0.0, 1.0)
 ) -> tuple[dict[str, Interval | None], list[Difference]]:
-    """95% intervals of means by name, and the paired differences of every two names. values: in 0..1, float64 [n] each."""
+    """95% intervals of means by name, and the paired differences of every two names.
+
+    values: float64 [n] each. extremes: the lowest and highest possible value.
+    """
     names, columns = list(values), np.column_stack(list(values.values()))
     couples = list(combinations(range(len(names)), 2))
     means = columns.mean(axis=0)
@@ -256,8 +259,9 @@ def differences_of(
     if n_prompts > 1:
         resampled = resampled_means(columns, prompts, resamples=resamples, seed=seed)
         paired = [resampled[:, first] - resampled[:, second] for first, second in couples]
-        extremes = [(0.0, 1.0)] * len(names) + [(-1.0, 1.0)] * len(couples)
-        intervals = list(percentile_intervals(np.column_stack([resampled, *paired]), n_prompts, extremes))
+        width = extremes[1] - extremes[0]
+        bounds = [extremes] * len(names) + [(-width, width)] * len(couples)
+        intervals = list(percentile_intervals(np.column_stack([resampled, *paired]), n_prompts, bounds))
     differences: list[Difference] = [
         {
             "first": names[first],
@@ -301,9 +305,9 @@ def _warnings(checked: Survey, prompts: int, prompts_by_group: Sequence[int], by
         lines.append(f"{checked.without_group:,} comparisons have no {by!r}: they are in the group {NO_GROUP}")
     if prompts == 1:
         lines.append("all pairs belong to one prompt: there is no interval")
-    elif prompts < _FEW_PROMPTS:
+    elif prompts < FEW_PROMPTS:
         lines.append(f"the intervals rest on {prompts} prompts only and are too narrow")
-    elif few := sum(count < _FEW_PROMPTS for count in prompts_by_group):
+    elif few := sum(count < FEW_PROMPTS for count in prompts_by_group):
         groups = f"{few} of {len(prompts_by_group)} groups"
-        lines.append(f"{groups} have fewer than {_FEW_PROMPTS} prompts: their intervals are too narrow, or missing")
+        lines.append(f"{groups} have fewer than {FEW_PROMPTS} prompts: their intervals are too narrow, or missing")
     return lines

@@ -19,7 +19,7 @@ class ComparisonFiles:
     """Files of comparisons as one stream that can be read several times; only the first pass reports bad rows.
 
     paths: files, folders or patterns, as :func:`survey_files` takes them; the attribute holds all files that they match.
-    rows: the number of comparisons that the latest pass read from each file. outputs: files that this run writes; they are
+    rows: the number of rows that the latest pass read from each file. outputs: files that this run writes; they are
     refused as data.
 
     Raises:
@@ -42,9 +42,13 @@ class ComparisonFiles:
         self._passes += 1
         for number, path in enumerate(self.paths):
             self.rows[number] = 0
-            for comparison in read_comparisons(path, bad):
-                self.rows[number] += 1
+            for comparison, rows in self.read_file(path, bad):
+                self.rows[number] += rows
                 yield comparison
+
+    def read_file(self, path: Path, on_bad_row: OnBadRow) -> Iterator[tuple[Comparison, int]]:
+        """Read the comparisons of a file, each with the number of its rows."""
+        return ((comparison, 1) for comparison in read_comparisons(path, on_bad_row))
 
     def describe(self) -> list[DataFile]:
         """Path, hash and rows of every file, after a pass."""

@@ -29,6 +29,9 @@ NEED_REFERENCES: tuple[ReferenceMode, ...] = ("given", "shuffled")
 ID_FIELDS = ("id", "pair_id")
 """The metadata keys that may identify a comparison in other files; the first existing one is used."""
 
+SAMPLE_IDS = "sample_ids"
+"""Metadata of a comparison whose candidates come from rows of their own: the ids of these rows, None where a row has none."""
+
 # The number of comparisons among which shuffled references are exchanged. It bounds memory, and in a file sorted by subject a
 # wrong reference remains near the subject.
 _SHUFFLE_WINDOW = 1024
@@ -145,7 +148,7 @@ class Referenced:
         take = Fields(row, rules.is_cell)
         reference, prompt = take.text("reference"), take.optional(take.text, "prompt")
         metadata = take.metadata()
-        identity = _identity(metadata)
+        identity = identity_in(metadata)
         if self._references and self._by_id != (identity is not None):
             raise InvalidRecord("id", "an id in every row, or in none")
         self._by_id = identity is not None
@@ -172,8 +175,9 @@ class Referenced:
 
 def identity_of(comparison: Comparison) -> str | None:
     """The id of a comparison in other files: the first of :data:`ID_FIELDS` that its metadata has; None if it has none."""
-    return _identity(comparison.metadata)
+    return identity_in(comparison.metadata)
 
 
-def _identity(metadata: Mapping[str, Any]) -> str | None:
+def identity_in(metadata: Mapping[str, Any]) -> str | None:
+    """The first of :data:`ID_FIELDS` that metadata have, as text."""
     return next((str(metadata[name]) for name in ID_FIELDS if metadata.get(name) is not None), None)

@@ -23,13 +23,14 @@ from polar_rm.records.reading import (
     read_texts,
     read_trajectories,
 )
-from polar_rm.records.rows import RowRules, check, to_comparison, to_item, to_prompt_text, to_row, to_trajectory
+from polar_rm.records.rows import RowRules, check, to_comparison, to_item, to_prompt_text, to_row, to_samples, to_trajectory
 from polar_rm.records.types import (
     PROTOCOL_FIELD,
     Comparison,
     Message,
     Record,
     ReferencedPrompt,
+    Samples,
     ScoreItem,
     Text,
     Trajectory,
@@ -52,6 +53,7 @@ __all__ = [
     "Record",
     "ReferencedPrompt",
     "RowRules",
+    "Samples",
     "ScoreItem",
     "Source",
     "Text",
@@ -86,6 +88,7 @@ __all__ = [
     "to_item",
     "to_prompt_text",
     "to_row",
+    "to_samples",
     "to_trajectory",
     "write_records",
 ]

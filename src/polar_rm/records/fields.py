@@ -156,6 +156,21 @@ class Fields:
             raise InvalidRecord(name, f"a finite number, not {kind_of(value)}")
         return float(number)
 
+    def measure(self, name: str) -> float:
+        """A finite number, or true or false as 1 or 0."""
+        value = self._remaining.get(name)
+        return float(self.boolean(name)) if isinstance(value, bool) else self.number(name)
+
+    def measures(self, name: str, count: int) -> list[float]:
+        """A list of ``count`` finite numbers or booleans, see :meth:`measure`."""
+        expected = f"a list of {count} finite numbers, or of true and false"
+        values = self.values(name, expected)
+        if len(values) != count:
+            raise InvalidRecord(name, f"{expected}, not {len(values)} values")
+        inner = [f"{name}[{i}]" for i in range(count)]
+        fields = Fields(dict(zip(inner, values, strict=True)), self._is_cell)
+        return [fields.measure(each) for each in inner]
+
     def metadata(self) -> dict[str, Any]:
         """The column ``metadata`` merged with all remaining columns.
 

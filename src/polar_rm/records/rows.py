@@ -13,7 +13,18 @@ from typing import Any, TypeVar
 
 from polar_rm.records.fields import Fields
 from polar_rm.records.messages import without_prompt
-from polar_rm.records.types import Comparison, Message, Record, ReferencedPrompt, ScoreItem, Text, Trajectory, Wrapper, flatten
+from polar_rm.records.types import (
+    Comparison,
+    Message,
+    Record,
+    ReferencedPrompt,
+    Samples,
+    ScoreItem,
+    Text,
+    Trajectory,
+    Wrapper,
+    flatten,
+)
 from polar_rm.records.values import InvalidRecord
 
 R = TypeVar("R", bound=Record)
@@ -115,6 +126,40 @@ def to_trajectory(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules
     )
     _pass_notes(take, rules)
     return trajectory
+
+
+def to_samples(row: Mapping[str, Any], gold: str | None = None, rules: RowRules | None = None) -> Samples:
+    """Samples with gold values from {prompt[, reference, policy, wrapper], output, gold}, from lists {outputs, golds}, or from a
+    trajectory {prompt, policy, text, gold}.
+
+    gold: name of the column with numbers or booleans; by default ``gold``, or ``golds`` beside ``outputs``. A missing or null
+    reference is None. ``dup_count`` is how many equal samples a row with a single output stands for.
+
+    Raises:
+        InvalidRecord: the row has none of these forms, or a gold value is missing or not finite.
+    """
+    rules = rules or _DEFAULT
+    take = Fields(row, rules.is_cell)
+    prompt, reference = take.text("prompt"), take.optional(take.text, "reference")
+    if take.has("outputs"):
+        outputs, name = list(take.texts("outputs")), gold or "golds"
+        golds, copies = take.measures(name, len(outputs)), 1
+        names = [f"outputs[{i}]" for i in range(len(outputs))]
+    else:
+        # A trajectory's text is a string; an output may be a list of messages, too.
+        is_trajectory = not take.has("output") and take.has("text")
+        outputs, name = [take.string("text") if is_trajectory else take.text("output")], gold or "gold"
+        golds, names = [take.measure(name)], ["text" if is_trajectory else "output"]
+        given = take.optional(take.integer, "dup_count")
+        copies = 1 if given is None else given
+        if copies < 1:
+            raise InvalidRecord("dup_count", f"an integer >= 1, not {copies}")
+    if reference is not None:
+        reference = _answer("reference", reference, prompt, take, rules)
+    outputs = [_answer(each, text, prompt, take, rules) for each, text in zip(names, outputs, strict=True)]
+    _pass_notes(take, rules)
+    policy = take.optional(take.string, "policy")
+    return Samples(prompt, reference, tuple(outputs), tuple(golds), copies, policy, take.wrapper(), take.metadata())
 
 
 def to_prompt(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules | None = None) -> tuple[str, Text]:

@@ -86,6 +86,25 @@ class ReferencedPrompt:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """One or more samples for a prompt, with their gold values.
+
+    reference: as in :class:`Comparison`. golds: what a reward should lead to, such as a checker's verdict; one value for each
+    output. copies: how many equal samples a single output stands for (column ``dup_count``). policy: who sampled them; None means
+    unknown.
+    """
+
+    prompt: Text
+    reference: Text | None
+    outputs: tuple[Text, ...]
+    golds: tuple[float, ...]
+    copies: int = 1
+    policy: str | None = None
+    wrapper: Wrapper = "sft"
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
 Record = Comparison | Trajectory | ScoreItem | ReferencedPrompt
 
 

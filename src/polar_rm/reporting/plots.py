@@ -134,6 +134,44 @@ def interval_figure(
     return figure
 
 
+Curve = tuple[Sequence[float], Sequence[float], Sequence[float]]
+"""Values of a curve, and the lower and upper bounds of their intervals."""
+
+
+def curves_figure(
+    ticks: Mapping[str, float],
+    panels: Mapping[str, Mapping[str, Curve]],
+    bounds: Mapping[str, Mapping[str, Curve]],
+    *,
+    x: str,
+) -> Figure:
+    """Plot curves with intervals over shared positions, in panels side by side.
+
+    ticks: label -> position on the x axis. panels: label of the y axis -> name -> curve; a name has one colour in all panels.
+    bounds: further curves of a panel, dashed and without intervals.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0 * len(panels), 4.0), layout="constrained")
+    positions = list(ticks.values())
+    for axes, (label, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for index, (name, (values, low, high)) in enumerate(curves.items()):
+            colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+            axes.plot(positions, values, color=colour, marker=marker, markersize=4, label=name)
+            axes.fill_between(positions, low, high, color=colour, alpha=0.15)
+        for index, (name, (values, _, _)) in enumerate(bounds.get(label, {}).items()):
+            axes.plot(positions, values, color="grey", linestyle=("--", ":")[index % 2], label=name)
+        axes.spines[["top", "right"]].set_visible(False)
+        # The first positions lie close together.
+        shown = [i for i, each in enumerate(positions) if i == 0 or each - positions[i - 1] > 0.08 * positions[-1]]
+        axes.set_xticks([positions[i] for i in shown], labels=[list(ticks)[i] for i in shown], fontsize="small")
+        axes.set_xlabel(x)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        _legend(axes)
+    return figure
+
+
 def figure_svg(figure: Figure) -> str:
     """A figure as SVG for an HTML page."""
     return _svg(figure)

@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 from support.suites import grid, judge, measured, write
 
 from polar_rm.errors import BadRow
+from polar_rm.evaluation.best_of import area_under_roc, best_of_k
 from polar_rm.evaluation.suites import Judged, find_suite
-from polar_rm.evaluation.suites.best_of import area_under_roc, best_of_k
 from polar_rm.scoring import Scorer
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from polar_rm.common.paths import check_data
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.base import Contender
-from polar_rm.evaluation.references import ComparisonScorer, identity_of
+from polar_rm.evaluation.references import SAMPLE_IDS, ComparisonScorer, identity_in, identity_of
 from polar_rm.evaluation.suites.judgebench import read_stored_scores
 from polar_rm.records import Comparison, InvalidRecord, RowRules, find_file, read_rows
 
@@ -20,8 +20,9 @@ class Stored(Contender):
     """``scores:FILE``: stored scores.
 
     Rows are {id, scores} with a list in the order of the candidates, {id, candidate, score} with candidates counted from 0, or
-    {id, chosen_score, rejected_score} of a pair. Without ``id``, row n belongs to comparison n. Files that JudgeBench writes are
-    read unchanged. Every comparison needs scores, and every row needs a comparison.
+    {id, chosen_score, rejected_score} of a pair. Without ``id``, row n belongs to comparison n. Rows {id, score} (or the output
+    of ``polar score``) belong to samples that are a row each, as ``polar bestofn`` reads them; without ``id``, row n belongs to
+    sample n. Files that JudgeBench writes are read unchanged. Every comparison or sample needs scores, and every row needs one.
     """
 
     kind = "stored"
@@ -32,14 +33,14 @@ class Stored(Contender):
         self.source = str(file)
         self._file = Path(file)
         self._scores: dict[str, list[float]] = {}
-        self._by_rank = False
+        self._by_rank = self._by_sample = False
         self._has_ids = False
 
     def check(self) -> None:
         """Read the file.
 
         Raises:
-            PolarError: the file can't be read, or a row has none of the three forms; the message names row and field.
+            PolarError: the file can't be read, or a row has none of the forms; the message names row and field.
         """
         check_data(self._file)
         file = self._file if self._file.exists() else find_file(self._file)
@@ -50,36 +51,37 @@ class Stored(Contender):
         else:
             for _ in read_rows(file, table.add):
                 pass
-            self._scores, self._by_rank, self._has_ids = table.finish(file)
+            self._scores, self._has_ids = table.finish(file)
+            self._by_rank, self._by_sample = table.kind == "chosen_score", table.kind == "score"
         self.facts["scores_of"] = len(self._scores)
 
     def fit(self, comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
-        """Check that there are scores of all comparisons and of no others.
+        """Check that there are scores of all comparisons, or of all samples, and of no others.
 
         Raises:
             PolarError: the check fails; the message has the join key, the number of missing or extra ones, and the first of them.
         """
         missing: list[str] = []
         used: set[str] = set()
-        joined, total = "", 0
-        for total, comparison in enumerate(comparisons, 1):
-            key, joined = self._key(comparison, total)
-            if key in used:
-                raise PolarError(f"{self.name}: two comparisons have the {joined} {key!r}: scores can't be joined by it")
-            used.add(key)
-            if key in self._scores:
-                self._check_count(key, joined, comparison)
-            else:
-                missing.append(key)
+        joined, kind = "", "sample" if self._by_sample else "comparison"
+        for comparison, keys, joined in self._joined(comparisons):
+            for key in keys:
+                if key in used:
+                    raise PolarError(f"{self.name}: two {kind}s have the {joined} {key!r}: scores can't be joined by it")
+                used.add(key)
+                if key not in self._scores:
+                    missing.append(key)
+                elif not self._by_sample:
+                    self._check_count(key, joined, comparison)
             yield comparison
         self.facts["joined_by"] = joined
         if missing:
-            missed = f"no scores of {len(missing):,} of {total:,} comparisons"
+            missed = f"no scores of {len(missing):,} of {len(used):,} {kind}s"
             raise PolarError(f"{self.name}: {missed}, joined by {joined}; the first: {missing[0]!r}")
         if not self.is_partial and (extra := self._scores.keys() - used):
             first = next(key for key in self._scores if key in extra)
             raise PolarError(
-                f"{self.name}: {len(extra):,} stored scores have no comparison, joined by {joined}; the first: {first!r}"
+                f"{self.name}: {len(extra):,} stored scores have no {kind}, joined by {joined}; the first: {first!r}"
             )
 
     def load(self) -> ComparisonScorer:
@@ -88,18 +90,29 @@ class Stored(Contender):
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
         """The stored scores, which :meth:`fit` has checked."""
-        for number, comparison in enumerate(comparisons, 1):
-            scores = self._scores[self._key(comparison, number)[0]]
+        for comparison, keys, _ in self._joined(comparisons):
+            scores = [score for key in keys for score in self._scores[key]]
             if self._by_rank and comparison.ranks[0] > comparison.ranks[1]:
                 scores = scores[::-1]
             yield scores
 
-    def _key(self, comparison: Comparison, number: int) -> tuple[str, str]:
-        """The join key of a comparison, and its description."""
-        if not self._has_ids:
-            return str(number), "row number"
-        identity = identity_of(comparison)
-        return (str(number), "row number, as the comparisons have no id") if identity is None else (identity, "id")
+    def _joined(self, comparisons: Iterable[Comparison]) -> Iterator[tuple[Comparison, list[str], str]]:
+        """Each comparison with its join keys, one for all candidates or one for each sample, and the description of the keys."""
+        number = 0
+        for comparison in comparisons:
+            identities: list[str | None] = [identity_of(comparison)]
+            if self._by_sample:
+                if SAMPLE_IDS not in comparison.metadata:
+                    raise PolarError(f"{self.name}: scores without candidate belong to samples in rows of their own")
+                identities = comparison.metadata[SAMPLE_IDS]
+            numbers = [str(number + i) for i in range(1, len(identities) + 1)]
+            number += len(identities)
+            known = [identity for identity in identities if identity is not None]
+            if self._has_ids and len(known) == len(identities):
+                yield comparison, known, "id"
+            else:
+                kind = "samples" if self._by_sample else "comparisons"
+                yield comparison, numbers, f"row number, as the {kind} have no id" if self._has_ids else "row number"
 
     def _check_count(self, key: str, joined: str, comparison: Comparison) -> None:
         n_candidates, n_scores = len(comparison.candidates), len(self._scores[key])
@@ -110,10 +123,10 @@ class Stored(Contender):
 
 
 class _Table:
-    """Collects rows of scores of one form by id."""
+    """Collects rows of scores of one form by id. kind: the form, by the field that it is known by."""
 
     def __init__(self) -> None:
-        self._kind = ""
+        self.kind = ""
         self._has_ids: bool | None = None
         self._scores: dict[str, list[float]] = {}
         self._candidates: dict[str, dict[int, float]] = {}
@@ -124,18 +137,23 @@ class _Table:
         Raises:
             InvalidRecord: it has none of the forms, or another form than the rows before.
         """
-        kind = next((kind for kind in ("scores", "candidate", "chosen_score") if row.get(kind) is not None), "")
+        kind = next(
+            (kind for kind in ("scores", "candidate", "chosen_score", "score", "reward") if row.get(kind) is not None), ""
+        )
         if not kind:
-            raise InvalidRecord("scores", "scores, or candidate and score, or chosen_score and rejected_score")
-        if self._kind not in ("", kind):
-            raise InvalidRecord(kind, f"{self._kind!r} as in the rows before")
-        has_id = row.get("id") is not None
+            raise InvalidRecord("scores", "scores, or candidate and score, or chosen_score and rejected_score, or score")
+        value = row.get(kind)
+        kind = "score" if kind == "reward" else kind  # of ``polar score``, without a transform
+        if self.kind not in ("", kind):
+            raise InvalidRecord(kind, f"{self.kind!r} as in the rows before")
+        identity = _identity(row)
+        has_id = identity is not None
         if kind == "candidate" and not has_id:
             raise InvalidRecord("id", "the id of the candidate's comparison")
         if self._has_ids not in (None, has_id):
             raise InvalidRecord("id", "an id in every row, or in none")
-        self._kind, self._has_ids = kind, has_id
-        key = str(row["id"]) if has_id else str(len(self._scores) + 1)
+        self.kind, self._has_ids = kind, has_id
+        key = str(len(self._scores) + 1) if identity is None else identity
         if kind == "candidate":
             index, by_candidate = _whole(row["candidate"]), self._candidates.setdefault(key, {})
             if index in by_candidate:
@@ -144,11 +162,16 @@ class _Table:
             return
         if key in self._scores:
             raise InvalidRecord("id", f"a unique id; an earlier row has {key!r}")
-        pair = ("chosen_score", "rejected_score")
-        self._scores[key] = _numbers(row["scores"]) if kind == "scores" else [_number(name, row.get(name)) for name in pair]
+        match kind:
+            case "scores":
+                self._scores[key] = _numbers(value)
+            case "score":
+                self._scores[key] = [_number(kind, value)]
+            case _:
+                self._scores[key] = [_number(name, row.get(name)) for name in ("chosen_score", "rejected_score")]
 
-    def finish(self, file: Path) -> tuple[dict[str, list[float]], bool, bool]:
-        """Scores by id, whether they are in the order of ranks, and whether the rows have ids.
+    def finish(self, file: Path) -> tuple[dict[str, list[float]], bool]:
+        """Scores by id, and whether the rows have ids.
 
         Raises:
             PolarError: candidates of an id are missing.
@@ -159,7 +182,15 @@ class _Table:
                     f"{file}: id {key!r} has the candidates {sorted(by_candidate)}: they must be counted from 0 on, without gaps"
                 )
             self._scores[key] = [by_candidate[index] for index in range(len(by_candidate))]
-        return self._scores, self._kind == "chosen_score", bool(self._has_ids)
+        return self._scores, bool(self._has_ids)
+
+
+def _identity(row: Mapping[str, Any]) -> str | None:
+    """The row's id; ``polar score`` writes it into the metadata."""
+    if row.get("id") is not None:
+        return str(row["id"])
+    metadata = row.get("metadata")
+    return identity_in(metadata) if isinstance(metadata, Mapping) else None
 
 
 def _numbers(value: Any) -> list[float]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polar_rm.evaluation.best_of import area_under_roc, best_of_k
 from polar_rm.evaluation.suites.base import Figure, Judged, References, SuiteResult
-from polar_rm.evaluation.suites.best_of import area_under_roc, best_of_k
 from polar_rm.evaluation.suites.files import Row, find_suite_files, read_suite
 from polar_rm.evaluation.suites.tally import Tally, best_alone, checked, coverage_notes, mean_of, tie_notes, tied_pairs
 from polar_rm.records import Comparison, InvalidRecord

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from polar_rm.evaluation.best_of import area_under_roc
 from polar_rm.evaluation.statistics import Floats
 from polar_rm.evaluation.suites.base import Figure, Judged, References, SuiteResult
-from polar_rm.evaluation.suites.best_of import area_under_roc
 from polar_rm.evaluation.suites.files import Row, find_suite_files, read_suite
 from polar_rm.evaluation.suites.tally import Tally, checked, tie_notes, tied_pairs
 from polar_rm.records import Comparison
