@@ -56,6 +56,7 @@ def test_help_and_version_load_nothing_heavy(tmp_path, arguments):
         (("score", "--model", "nowhere", "--input", "x.jsonl", "--output", "y.jsonl"), "nowhere: no such folder of a model"),
         (("evaluate", "none.jsonl", "--model", "model"), "none.jsonl: no such file or folder"),
         (("audit", "model", "none.jsonl"), "none.jsonl: no such file or folder"),
+        (("bestofn", "none.jsonl", "--model", "length"), "none.jsonl: no such file or folder"),
         (("inspect", "here.jsonl", "--model", "nowhere"), "nowhere: no such folder of a model"),
         (("calibrate", "nowhere", "here.jsonl"), "nowhere: no such folder of a model"),
         (("calibrate", "model", "none.jsonl"), "none.jsonl: no such file or folder"),

@@ -134,14 +134,14 @@ def interval_figure(
     return figure
 
 
-Curve = tuple[Sequence[float], Sequence[float], Sequence[float]]
-"""Values of a curve, and the lower and upper bounds of their intervals."""
+Band = tuple[Sequence[float], Sequence[float], Sequence[float]]
+"""The values of a curve, and the lower and upper bounds of their intervals."""
 
 
 def curves_figure(
     ticks: Mapping[str, float],
-    panels: Mapping[str, Mapping[str, Curve]],
-    bounds: Mapping[str, Mapping[str, Curve]],
+    panels: Mapping[str, Mapping[str, Band]],
+    bounds: Mapping[str, Mapping[str, Band]],
     *,
     x: str,
 ) -> Figure:

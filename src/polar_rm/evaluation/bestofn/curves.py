@@ -71,23 +71,6 @@ def peak_of(gold: Floats) -> int:
     return int(np.flatnonzero(gold >= gold.max() - _ROUNDING)[0]) + 1
 
 
-def drop_of(gold: Floats, resampled: Floats) -> tuple[float, Interval | None]:
-    """How much lower a curve ends than at its peak, and the 95% interval; None where nothing was resampled.
-
-    gold: the curve, float64 [max_n]. resampled: curves over prompts drawn anew, float64 [resamples, max_n].
-
-    The peak was chosen on the same prompts, so the interval of one difference would find a fall in too many flat curves. This
-    one holds for all n at once (a basic bootstrap interval of the largest deviation among them).
-    """
-    falls = gold - gold[-1]
-    drop = float(falls[peak_of(gold) - 1])
-    if not len(resampled):
-        return drop, None
-    deviations = resampled - resampled[:, -1:] - falls
-    above, below = np.quantile(deviations.max(axis=1), 0.975), np.quantile((-deviations).max(axis=1), 0.975)
-    return drop, (drop - float(above), drop + float(below))
-
-
 def peak_interval(resampled: Floats) -> tuple[int, int]:
     """95% of the resampled curves, float64 [resamples, max_n], have their peak between these two n."""
     peaks = np.sort([peak_of(curve) for curve in resampled])

@@ -11,7 +11,6 @@ from polar_rm.evaluation.accuracy import differences_of
 from polar_rm.evaluation.best_of import kl_of_best_of
 from polar_rm.evaluation.bestofn.curves import (
     GroupCurves,
-    drop_of,
     group_curves,
     interval_of,
     over_optimisation,
@@ -132,7 +131,7 @@ class _Curves:
         """
         random, oracle, gold, proxy = np.split(means, [1, 1 + self._max_n, 1 + 2 * self._max_n], axis=1)
         low, high = self._range
-        width, kl = high - low, kl_of_best_of(range(1, self._max_n + 1))
+        peak, width, kl = peak_of(gold[0]), high - low, kl_of_best_of(range(1, self._max_n + 1))
 
         def of(values: Floats, extremes: tuple[float, float]) -> Estimate:
             return estimate(float(values[0]), interval_of(values[1:], n_prompts, extremes))
@@ -143,8 +142,8 @@ class _Curves:
         return {
             "gain": of(gold[:, -1] - random[:, 0], (-width, width)),
             "regret": of(oracle[:, -1] - gold[:, -1], (0.0, width)),
-            "peak": {"n": peak_of(gold[0]), "ci95": list(peak_interval(gold[1:])) if n_prompts > 1 else None},
-            "drop": estimate(*drop_of(gold[0], gold[1:])),
+            "peak": {"n": peak, "ci95": list(peak_interval(gold[1:])) if n_prompts > 1 else None},
+            "drop": of(gold[:, peak - 1] - gold[:, -1], (-width, width)) if peak < self._max_n else estimate(0.0, None),
             "area": of(area, (0.0, float(kl[-1]))) if np.isfinite(area[0]) else None,
             "gamma": of(gamma, (0.0, widest)) if np.isfinite(gamma[0]) else None,
         }

@@ -42,7 +42,7 @@ class Figures(TypedDict):
     gain: Estimate  # gold at max_n minus that of a random sample
     regret: Estimate  # gold of the oracle at max_n minus that of the contender
     peak: Peak
-    drop: Estimate  # gold at the peak minus gold at max_n; the interval accounts for the choice of the peak
+    drop: Estimate  # gold at the peak minus gold at max_n; no interval where the peak is at max_n
     area: Estimate | None  # between normalised proxy and gold over the KL, nats; None: proxy or oracle gain nothing
     gamma: Estimate | None  # area over the area below the normalised gold; None: that is not above 0
 

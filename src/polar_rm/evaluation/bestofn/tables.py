@@ -6,7 +6,7 @@ from pathlib import Path
 
 from polar_rm.evaluation.bestofn.report import BestOfNReport, ContenderCurve, Estimate
 from polar_rm.evaluation.tables import Summary, reference_words, sentences
-from polar_rm.reporting.plots import Curve, curves_figure, save_figure
+from polar_rm.reporting.plots import Band, curves_figure, save_figure
 from polar_rm.reporting.tables import Table
 from polar_rm.reporting.words import interval
 
@@ -89,16 +89,16 @@ def write_plot(path: str | Path, report: BestOfNReport) -> None:
         PolarError: another suffix, or the file can't be written.
     """
     points = report["points"]
-    bounds = {"oracle": _curve([point["oracle"] for point in points]), "random": _curve([point["random"] for point in points])}
+    bounds = {"oracle": _band([point["oracle"] for point in points]), "random": _band([point["random"] for point in points])}
     panels = {
-        "gold of the top-scored of n": {name: _curve(each["gold"]) for name, each in report["contenders"].items()},
-        "its score, in standard deviations": {name: _curve(each["proxy"]) for name, each in report["contenders"].items()},
+        "gold of the top-scored of n": {name: _band(each["gold"]) for name, each in report["contenders"].items()},
+        "its score, in standard deviations": {name: _band(each["proxy"]) for name, each in report["contenders"].items()},
     }
     ticks = {f"{point['kl']:.2f}\nn = {point['n']}": point["kl"] for point in points}
     save_figure(curves_figure(ticks, panels, {next(iter(panels)): bounds}, x="KL from the policy, nats"), path)
 
 
-def _curve(estimates: list[Estimate]) -> Curve:
+def _band(estimates: list[Estimate]) -> Band:
     bounds = [each["ci95"] or [each["value"]] * 2 for each in estimates]
     return [each["value"] for each in estimates], [low for low, _ in bounds], [high for _, high in bounds]
 
