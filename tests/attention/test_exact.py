@@ -76,6 +76,18 @@ def test_other_implementations_have_the_same_scores(implementation):
         torch.testing.assert_close(tree_scores(build("llama", implementation), pack(forest)), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", sorted(attention.IMPLEMENTATIONS))
+def test_the_scaling_of_a_model_is_its_own(implementation):
+    """Granite's is a number of its config, not one over the root of the head's dimension."""
+    forest, models = trees(2), [build("llama", name) for name in ("eager", implementation)]
+    for layer in (layer for model in models for layer in model.model.layers):
+        layer.self_attn.scaling = 0.5
+    with torch.no_grad():
+        expected, found = separate_scores(models[0], forest), tree_scores(models[1], pack(forest))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(separate_scores(build("llama", "eager"), forest), expected, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_bf16_is_no_further_from_fp32_than_ordinary_bf16(family):
     forest = [tree for seed in range(4) for tree in trees(8, seed=seed)]

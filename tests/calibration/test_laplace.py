@@ -112,3 +112,12 @@ def test_random_certainty_has_no_gain():
     rows = abstention_curve(generator.normal(0.5, 1, 4000), generator.random(4000), np.arange(4000), resamples=400)
     low, high = rows[4]["gain_ci95"]
     assert low < 0 < high
+
+
+def test_the_intervals_of_the_curve_are_drawn_by_the_seed():
+    generator = np.random.default_rng(0)
+    pairs = generator.normal(0.5, 1, 200), generator.random(200), np.arange(200)
+    first, again, other = (abstention_curve(*pairs, resamples=50, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert [row["accuracy"] for row in first] == [row["accuracy"] for row in other]
+    assert all(row["ci95"] != another["ci95"] for row, another in zip(first, other, strict=True))

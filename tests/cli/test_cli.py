@@ -265,6 +265,36 @@ def test_dry_run_shows_config_and_plan_and_trains_nothing(polar, model, tmp_path
     assert not (tmp_path / "run/model").exists()
 
 
+@pytest.mark.parametrize("verb", ["sample", "references"])
+def test_a_dry_run_takes_the_speed_that_it_is_told(polar, tmp_path, verb):
+    prompts = write(tmp_path / "p.jsonl", {"prompt": "fox", "prompt_id": "1"}, {"prompt": "dog", "prompt_id": "2"})
+    policy = "{name: a, family: f, kind: chat, samples: 1, decoding: {max_new_tokens: 6}, "
+    policy += "backend: openai, model: m, base_url: 'http://127.0.0.1:1'}"
+    arguments = {
+        "sample": [f"prompts={prompts}", "source=s", f"policies=[{policy}]"],
+        "references": [f"inputs=[{prompts}]", f"reference={{kind: policy, policy: {policy}}}"],
+    }[verb]
+    for options, expected in ((["--tokens-per-second", "2"], "about 0:00:06"), ([], "time unknown")):
+        code, shown, error = polar(verb, *arguments, "output=run", "--dry-run", *options)
+        assert code == 0, error
+        assert expected in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_of_all_ranks_of_all_nodes_one_prints_and_writes_the_result(polar, model, tmp_path, monkeypatch, options):
+    from polar_rm.training import trainer
+
+    monkeypatch.setattr(trainer, "train", lambda config, **_: {"loss": 0.5})
+    pairs = write(tmp_path / "pairs.jsonl", PAIR, PAIR)
+    arguments = ["pretrain", f"model.resume_from={model}", f"data.train=[{pairs}]", "output=run", "--json", "j.json", *options]
+    monkeypatch.setenv("LOCAL_RANK", "0")  # the first rank of its node
+    for rank in (8, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        code, shown, error = polar(*arguments)
+        assert code == 0, error
+        assert bool(shown or "model saved" in error) == (tmp_path / "j.json").exists() == (rank == 0)
+
+
 @pytest.mark.parametrize(
     "verb",
     "sample corpus inspect pretrain finetune scaling rft quickstart score serve evaluate calibrate parity convert config".split(),

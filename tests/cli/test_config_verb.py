@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import Field
 
 import polar_rm
 from polar_rm.cli import main as cli
 from polar_rm.cli.exchange import CONFIGS, config_of
 from polar_rm.common.config import Config, load_config, to_yaml
 from polar_rm.common.recipes import recipe_names
+from polar_rm.common.reference import explain
 
 REQUIRED = {
     "sample": ["output=o", "prompts=p.jsonl", "source=s", "policies=[{name: a, family: f, kind: chat, model: m}]"],
@@ -62,6 +64,23 @@ def test_choices_limits_and_optional_groups_are_explained(polar):
         assert expected in text
     _, text, _ = polar("config", "sample")
     assert "  # - # " in text and "  #   base_url:" in text
+
+
+def test_a_groups_keys_have_the_defaults_of_the_key_that_holds_it():
+    class Group(Config):
+        """A group."""
+
+        one: int = 1
+        two: int = 2
+
+    class Whole(Config):
+        plain: Group = Field(Group(), description="As the group has them.")
+        own: Group = Field(Group(two=22), description="One of another value.")
+        none: Group | None = Field(None, description="Off.")
+
+    written = explain(Whole, "title")
+    assert yaml.safe_load(written) == {"plain": {"one": 1, "two": 2}, "own": {"one": 1, "two": 22}, "none": None}
+    assert "  # two: 2\n" in written
 
 
 def test_recipes_are_listed_printed_and_taken_by_name(polar):

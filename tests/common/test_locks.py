@@ -67,6 +67,15 @@ def test_the_lock_is_reentrant_and_removed_at_the_end(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_output_is_one_whatever_path_it_is_named_by(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for first, second in (("out", tmp_path / "out"), (tmp_path / "out", "out")):
+        with owned(first, "first"), owned(second, "the same thread, inside"):
+            monkeypatch.chdir("/")  # a relative path is that of the beginning
+        monkeypatch.chdir(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_file_that_its_last_owner_removes_meanwhile_is_created_again(tmp_path, monkeypatch):
     """With a lock on a removed file, this process and the next one would both be owners."""
     removed, flock = [], locks.fcntl.flock

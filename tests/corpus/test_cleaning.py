@@ -99,6 +99,14 @@ def test_texts_of_people_are_unchanged(text):
     assert clean(text, "stop").text == text
 
 
+@pytest.mark.parametrize("beside", ["", "go on\n" * 40])
+def test_lines_that_differ_by_their_indentation_are_no_loop_and_by_blanks_at_their_end_they_are(beside):
+    code = "".join(f"{'    ' * depth}}}\n" for depth in range(9, -1, -1))
+    assert clean(code + beside, "stop").text.startswith(code)
+    listed = "".join(f"- item{' ' * (number % 3)}\n" for number in range(20))
+    assert clean(listed + beside, "stop").text.count("- item") < 8
+
+
 @pytest.mark.parametrize(
     ("unit", "kept", "shortened"),
     [

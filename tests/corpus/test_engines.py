@@ -3,11 +3,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from support import trajectories
 
-from polar_rm.corpus.engines import run_tasks
+from polar_rm.corpus import engines
+from polar_rm.corpus.engines import Result, run_tasks
 from polar_rm.errors import BadRow, MachineFailure, PolarError
 
 
@@ -40,6 +43,38 @@ def test_another_worker_runs_the_tasks_of_a_dead_one(tmp_path):
 def test_a_run_stops_if_workers_die_again_and_again(tmp_path):
     with pytest.raises(MachineFailure, match="died 3 times in a row"):
         list(run_tasks(trajectories.die, tmp_path, range(2), workers=2))
+
+
+def test_deaths_are_counted_from_the_last_task_that_was_finished(monkeypatch):
+    """A long build survives many workers, if they do not die in a row."""
+
+    class Pool:
+        """The first task that it gets is finished, then a worker dies; without a first task it dies at once."""
+
+        _processes = None
+
+        def __init__(self, *_):
+            pools.append(self)
+            self.left = next(finished)
+
+        def submit(self, _, task):
+            future = Future()
+            future.set_result(Result(task)) if self.left > 0 else future.set_exception(BrokenProcessPool())
+            self.left -= 1
+            return future
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(engines, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(engines, "as_completed", list)  # in the order of the tasks
+    pools, finished = [], iter([1, 0, 1, 1, 0, 1, 9])
+    assert list(run_tasks(refuse, None, range(8), workers=2)) == list(range(8))
+    assert len(pools) == 7
+    pools, finished = [], iter([1, 0, 0, 9])
+    with pytest.raises(MachineFailure, match="died 3 times in a row"):
+        list(run_tasks(refuse, None, range(8), workers=2))
+    assert len(pools) == 3
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from polar_rm.encoding import edges
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import EncoderSettings
+from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import PolarError
 from polar_rm.model.native import add_role_tokens
 from polar_rm.records import Comparison
@@ -87,18 +88,35 @@ def in_small_parts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(edges, "ZONE", 64)
 
 
+def read_whole(encoder: Encoder, comparison: Comparison) -> PrefixTree:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(edges, "CHARACTERS_PER_TOKEN", 10**6)
+        return encoder.encode(comparison)
+
+
+def read_in_small_parts(encoder: Encoder, comparison: Comparison) -> PrefixTree:
+    with pytest.MonkeyPatch.context() as patch:
+        in_small_parts(patch)
+        return encoder.encode(comparison)
+
+
+@pytest.mark.parametrize("key", [("digits from the right", "right"), ("digits from the left", "left")], ids="-".join)
+@pytest.mark.parametrize("length", [2998, 2999, 3000])
+def test_what_the_unread_rest_of_a_number_decides_is_not_taken_from_a_part(key, length):
+    """The groups of three of a long number begin at its other end."""
+    number = ("345" * length)[:length]
+    comparison = Comparison("p", number, (number + ".", "x"), (0, 1))
+    whole, found = (read(ENCODERS[key], comparison) for read in (read_whole, read_in_small_parts))
+    assert (found.prefix, found.branches) == (whole.prefix, whole.branches)
+
+
 @pytest.mark.parametrize("key", ENCODERS, ids="-".join)
 @settings(max_examples=40)
 @given(prompt=TEXTS, reference=TEXTS, candidates=st.lists(TEXTS, min_size=1, max_size=2))
 def test_ids_equal_those_of_the_whole_text(key, prompt, reference, candidates):
     encoder = ENCODERS[key]
     comparison = Comparison(prompt, reference, tuple(candidates), tuple(range(len(candidates))))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edges, "CHARACTERS_PER_TOKEN", 10**6)
-        whole = encoder.encode(comparison)
-    with pytest.MonkeyPatch.context() as patch:
-        in_small_parts(patch)
-        tree = encoder.encode(comparison)
+    whole, tree = read_whole(encoder, comparison), read_in_small_parts(encoder, comparison)
     assert (tree.prefix, tree.branches) == (whole.prefix, whole.branches)
     assert bool(tree.truncation) == bool(whole.truncation)
     is_truncated = [(t.prompt > 0, t.reference > 0, *(c > 0 for c in t.candidates)) for t in (tree.truncation, whole.truncation)]

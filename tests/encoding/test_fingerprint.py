@@ -103,6 +103,10 @@ def test_settings_of_older_and_newer_libraries_have_one_form():
     assert fingerprint._canonical({"type": "Metaspace", "replacement": "_"}) == fingerprint._canonical(always)
     missing = {"type": "ByteLevel", "add_prefix_space": False}
     assert fingerprint._canonical(missing) == fingerprint._canonical({**missing, "use_regex": True, "trim_offsets": False})
+    # tokenizers up to 0.19 writes merges as strings, later releases write pairs.
+    strings, pairs = ({"type": "BPE", "vocab": {}, "merges": merges} for merges in (["a b", "ab c"], [["a", "b"], ["ab", "c"]]))
+    assert fingerprint._canonical(strings) == fingerprint._canonical(pairs)
+    assert fingerprint._canonical(pairs) != fingerprint._canonical({**pairs, "merges": [["a", "bc"], ["ab", "c"]]})
 
 
 @settings(max_examples=40)

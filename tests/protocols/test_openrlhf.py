@@ -36,6 +36,13 @@ def test_openrlhf_answers_are_found_after_prompts_that_decode_otherwise():
     assert item == ScoreItem(prompt, "ref", "the answer")
 
 
+def test_openrlhf_answers_begin_behind_the_last_of_equal_turns():
+    turn = "<|user|>\nNow go on with the next part of the story.\n<|assistant|>\n"
+    prompt = f"Isn't it , well ? {turn}{'A fox went into the wood. ' * 12}{turn}"
+    item = openrlhf.openrlhf_item(prompt.replace(" ,", ",") + "the answer", prompt, "ref")
+    assert item == ScoreItem(prompt, "ref", "the answer")
+
+
 def test_openrlhf_answers_are_found_after_prompts_that_lost_their_beginning():
     turns = "".join(f"<|im_start|>user\nAnd how high is mount {i}?<|im_end|>\n<|im_start|>assistant\n" for i in range(9))
     item = openrlhf.openrlhf_item(turns[-300:] + "Quite high.<|im_end|>", turns, "ref")

@@ -9,9 +9,10 @@ from rich.console import Console
 from support import tiny
 from support.owners import owned_elsewhere
 
+from polar_rm.common.files import write_json
 from polar_rm.errors import PolarError
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.quickstart.pipeline import Quickstart, _calibrate, _Stages, run
+from polar_rm.quickstart.pipeline import Quickstart, _calibrate, _examples, _Stages, run
 from polar_rm.quickstart.report import summary
 from polar_rm.records import Comparison, read_comparisons, write_records
 from polar_rm.reporting.words import interval
@@ -101,6 +102,25 @@ def test_the_page_says_what_a_reward_means_or_why_there_is_no_scale(refused):
         assert "all pairs are tied" in page and "<svg" not in page
     else:
         assert all(word in page for word in ("exp(-d / 1.5)", "0.875", "0.825", "[0.010, 0.090]", "0.050", "<svg"))
+
+
+def test_each_example_is_the_text_that_its_name_says(tmp_path):
+    tiny.reward_model(tmp_path / "lm").save(tmp_path / "pretrain/model")
+    rows = [
+        {"prompt": prompt, "policy": policy, "text": f"{prompt} {policy} {number}"}
+        for number in (1, 2)
+        for policy in ("base-casual", "chat")
+        for prompt in ("fox", "dog")
+    ]
+    write_json(tmp_path / "stages/sample.json", {"result": {"trajectories": rows}})
+    scorer = Scorer(RewardModel.from_pretrained(tmp_path / "pretrain/model"))
+    for example, prompt in zip(_examples(tmp_path)["examples"], ("fox", "dog"), strict=True):
+        reference, same, other = f"{prompt} chat 1", f"{prompt} chat 2", f"{prompt} base-casual 1"
+        assert (example["prompt"], example["reference"]) == (prompt, reference)
+        expected = {"identical": reference, "same policy": same, "other policy": other}
+        assert {row["candidate"]: row["text"] for row in example["candidates"]} == expected
+        rewards = scorer.score_outputs(prompt=prompt, reference=reference, outputs=list(expected.values()))
+        assert [row["reward"] for row in example["candidates"]] == rewards and len(set(rewards)) == 3
 
 
 @pytest.mark.slow

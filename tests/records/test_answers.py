@@ -20,6 +20,9 @@ from polar_rm.records import (
     read_comparisons,
     read_items,
     read_prompt_texts,
+    read_prompts,
+    read_referenced_prompts,
+    read_trajectories,
     to_cell,
     write_records,
 )
@@ -153,6 +156,22 @@ def test_messages_as_text_in_jsonl_stay_text_and_are_reported(tmp_path):
     assert "Python's notation" in bad.warnings()[0]
 
 
+ROW = {"prompt": SPELLINGS[0], "prompt_id": "i", "reference": "r", "output": "o", "chosen": "c", "rejected": "d"}
+ROW |= {"source": "s", "policy": "p", "sample_id": 0, "text": "t"}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [read_comparisons, read_items, read_prompts, read_referenced_prompts, read_trajectories],
+    ids=lambda read: read.__name__,
+)
+def test_every_kind_of_row_reports_text_that_spells_messages(read):
+    bad = OnBadRow()
+    assert len(list(read([ROW, ROW | {"prompt_id": "j"}], bad))) == 2
+    [warning] = bad.warnings()
+    assert warning.startswith("2 rows: 'prompt' is text that spells messages")
+
+
 pieces = st.sampled_from(
     ['[{"role"', '"content": ""', '[{"content": "x", "role": "user"}]', '["', '"]', "[", "]", " ", "\n", '\\"', "{", "}"]
 )
@@ -251,3 +270,10 @@ def test_a_column_with_nearly_the_right_name_does_not_become_metadata(near):
 def test_strings_that_begin_like_messages_are_always_quoted(text):
     """Earlier versions wrote them so, and can read what is written now."""
     assert to_cell(text) == json.dumps([text]) and from_cell(json.dumps([text])) == text
+
+
+def test_the_role_is_written_first():
+    """Earlier versions take a cell for messages by its beginning alone."""
+    messages = [{"content": "Why?", "role": "user"}, {"content": "Because.", "role": "assistant"}]
+    cell = to_cell(messages)
+    assert cell.startswith('[{"role"') and json.loads(cell) == messages

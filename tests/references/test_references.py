@@ -231,6 +231,8 @@ def test_a_policy_answers_every_prompt_once(tmp_path):
         settings = config(tmp_path, *rows, reference=policy(server.url))
         planned = plan(settings, tokens_per_s=10)
         assert (planned.rows, planned.counts, planned.estimates[0].requests) == (3, {"kept": 0, "prompts": 2}, 2)
+        assert planned.estimates[0].seconds == pytest.approx(2 * 6 / 10)  # at most 6 tokens for each of two prompts
+        assert plan(settings).estimates[0].seconds is None
         assert not (tmp_path / "out").exists() and server.bodies == []
         comparisons = run(settings)
         n_requests = len(server.bodies)

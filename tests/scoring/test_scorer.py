@@ -183,6 +183,13 @@ def test_a_score_that_is_not_finite_is_an_error(tmp_path):
         list(Scorer(model).score(items(3)))
 
 
+def test_an_item_without_a_reference_to_compare_with_is_named_in_whatever_window(model):
+    some = items(9)
+    some[6] = ScoreItem("p", "", "o")
+    with pytest.raises(PolarError, match="^item 7: "):
+        list(Scorer(model, window=4).score(some, anchored=True))
+
+
 def run(model, source, target, **options):
     return list(score_file(model, source, target, identity={"model": "m"}, **options))
 

@@ -52,6 +52,12 @@ def test_with_a_key_any_name_is_answered_to():
         assert status(url, {"Host": "rewards.example"}) == 401
 
 
+def test_a_server_without_a_key_answers_to_the_names_that_it_is_given():
+    with fakes.running(fakes.make(encode=ENCODER, hosts=Hosts("127.0.0.1", ("rewards.example",)))) as url:
+        assert status(url, {"Host": "rewards.example"}) == 200 == status(url, {"Host": "localhost"})
+        assert status(url, {"Host": "evil.example"}) == 403
+
+
 def test_a_server_for_other_machines_answers_only_to_names_that_nobody_else_can_own():
     def answers(hosts, host):
         return hosts.refusal("/v1/score", {b"host": host.encode()}) is None

@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
+import torch
 from support import fakes
 from support.processes import Process, serve
 
@@ -20,7 +22,9 @@ from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.outcomes import rewards
 from polar_rm.scoring.scorer import Scorer
-from polar_rm.serving import vllm
+from polar_rm.serving import launch, vllm
+from polar_rm.serving.config import ServeConfig
+from polar_rm.serving.guard import Limits
 from polar_rm.serving.launch import DrainingServer
 
 MODERN = vllm.Installed("0.33", frozenset({"--runner", "--convert", "--pooler-config"}), frozenset({"task", "use_activation"}))
@@ -60,6 +64,26 @@ def test_a_vllm_that_would_score_otherwise_is_not_started(checkpoint, installed,
         vllm.command(installed, checkpoint[0], host="h", port=1, dtype="float32", flavour=flavour)
 
 
+@pytest.mark.parametrize("key", [None, "sesame"])
+def test_vllm_is_started_with_the_options_of_the_command_and_the_key_in_its_environment(checkpoint, monkeypatch, key):
+    """All users of a machine can read command lines, so the key is in none."""
+    started = []
+    monkeypatch.setattr(vllm, "probe", lambda: MODERN)
+    monkeypatch.setattr("os.execve", lambda *arguments: started.append(arguments))
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    monkeypatch.setenv("MY_KEY", key or "")
+    options = ["--host", "127.0.0.9", "--port", "81", "--precision", "bf16", "--pooling-flavour", "vllm"]
+    options += ["--api-key-env", "MY_KEY"] if key else []
+    arguments = ["polar", "serve", "--model", str(checkpoint[0]), "--engine", "vllm", *options, "--", "--enforce-eager"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with contextlib.suppress(SystemExit):
+        cli.main()
+    [(program, command, environment)] = started
+    expected = vllm.command(MODERN, checkpoint[0], host="127.0.0.9", port=81, dtype="bfloat16", flavour="vllm")
+    assert (program, command) == (sys.executable, [*expected, "--enforce-eager"])
+    assert environment.get("VLLM_API_KEY") == key and environment["PATH"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -95,6 +119,38 @@ def test_a_config_serves_as_flags_do_and_flags_take_precedence(tmp_path, monkeyp
     assert first == second
     assert (str(first.model), first.port, first.max_items, first.log_texts) == ("m", 7, 5, True)
     assert (first.allowed_hosts, first.device, first.max_seconds) == (("a", "b"), "auto", 300.0)
+
+
+def test_every_setting_reaches_the_application(checkpoint, monkeypatch):
+    told = {}
+    monkeypatch.setattr(launch, "create_app", lambda service, **options: told.update(options, service=service))
+    monkeypatch.setattr(
+        launch, "DrainingServer", lambda *_, **__: SimpleNamespace(run=lambda sockets: told.update(sockets=sockets))
+    )
+    monkeypatch.setattr(launch, "log_to_stderr", lambda: None)
+    monkeypatch.setenv("MY_KEY", "sesame")
+    settings = {
+        "model": checkpoint[0],
+        "port": 0,
+        "api_key_env": "MY_KEY",
+        "allowed_hosts": ("Rewards.example",),
+        "device": "cpu",
+    }
+    settings |= {"pooling_flavour": "lmdeploy", "precision": "bf16", "log_texts": True}
+    settings |= {"row_tokens": 64, "max_items": 5, "max_body_mib": 3, "max_queue_tokens": 99, "max_seconds": 7}
+    launch.serve(ServeConfig(**settings))
+    assert told["limits"] == Limits(3 * 2**20, 5, 7.0) and len(told["sockets"]) == 1
+    assert (told["flavour"], told["api_key"], told["log_texts"]) == ("lmdeploy", "sesame", True)
+    refusals = [
+        told["hosts"].refusal("/v1/score", {b"host": name}) for name in (b"rewards.example", b"localhost", b"evil.example")
+    ]
+    assert [refusal is None for refusal in refusals] == [True, True, False]
+    service = told["service"]
+    assert (service.name, service.max_positions) == ("model", checkpoint[1].backbone.config.max_position_embeddings)
+    assert (service.batcher.batch_tokens, service.batcher.max_waiting_tokens) == (64, 99)
+    assert service.encoder.hash == checkpoint[1].encoder.hash
+    model = service.batcher._score.__self__.model
+    assert next(model.backbone.model.parameters()).dtype == torch.bfloat16
 
 
 def test_probes_and_refused_requests_do_not_keep_a_draining_server():

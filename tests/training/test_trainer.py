@@ -208,6 +208,26 @@ def test_adapters_depend_on_the_seed_and_the_exported_base_is_exact(tmp_path):
     assert all(torch.equal(tensor, base[name]) for name, tensor in exported.items())
 
 
+def test_what_decides_the_weights_is_the_identity_of_a_run_and_nothing_else(tmp_path):
+    def identity(*overrides):
+        return trainer(tmp_path, *overrides)._identity()
+
+    first = identity()
+    for changed, key in (
+        ("data.identical_steps=20", "identical_steps"),
+        ("optim.warmup=0", "optim"),
+        ("loss.objective=listwise", "loss"),
+        ("seed=1", "seed"),
+        ("epochs=3", "epochs"),
+        ("max_steps=2", "max_steps"),
+        ("batch_size=4", "batch_size"),
+        ("data.reference=empty", "data"),
+    ):
+        other = identity(changed)
+        assert {name for name in first if first[name] != other[name]} == {key}, changed
+    assert identity("row_tokens=150", "precision=bf16", "checkpoint_every=1") == first
+
+
 def test_a_run_is_not_continued_with_other_adapters_or_on_another_base(tmp_path):
     pytest.importorskip("peft")
     changes = {"epochs": 1, "lora": {"rank": 4}, **runs.with_scores(tmp_path)}
