@@ -59,6 +59,7 @@ def test_help_and_version_load_nothing_heavy(tmp_path, arguments):
         (("bestofn", "none.jsonl", "--model", "length"), "none.jsonl: no such file or folder"),
         (("inspect", "here.jsonl", "--model", "nowhere"), "nowhere: no such folder of a model"),
         (("calibrate", "nowhere", "here.jsonl"), "nowhere: no such folder of a model"),
+        (("calibrate", "hf:model", "here.jsonl"), "hf:model: only a folder that polar saved is taken here, no hf:FOLDER"),
         (("calibrate", "model", "none.jsonl"), "none.jsonl: no such file or folder"),
         (("parity", "nowhere"), "nowhere: no such folder of a model"),
         (("convert", "nowhere", "new"), "nowhere: no such folder of a model"),

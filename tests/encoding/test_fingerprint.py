@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from polar_rm.encoding import fingerprint
 from polar_rm.encoding.encoder import Encoder
-from polar_rm.encoding.settings import EncoderSettings
+from polar_rm.encoding.settings import EncoderSettings, saved_encoder
 from polar_rm.errors import EncoderMismatch, PolarError
 from polar_rm.model.native import add_role_tokens
 
@@ -174,3 +174,11 @@ def test_a_tokenizer_with_dropout_is_refused():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     with pytest.raises(PolarError, match="dropout"):
         Encoder(add_role_tokens(tokenizer))
+
+
+def test_a_classifier_of_others_is_told_with_the_way_to_evaluate_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(
+        PolarError, match=f"not saved by polar; polar evaluate and audit take other classifiers as hf:{tmp_path}$"
+    ):
+        saved_encoder(tmp_path)

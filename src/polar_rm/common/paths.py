@@ -28,6 +28,8 @@ def check_model(folder: str | Path) -> None:
         PolarError: there is no such folder, or it holds no ``config.json``.
     """
     if not Path(folder).is_dir():
+        if str(folder).startswith("hf:"):
+            raise PolarError(f"{folder}: only a folder that polar saved is taken here, no hf:FOLDER")
         raise PolarError(no_model(folder))
     if not (Path(folder) / "config.json").is_file():
         raise PolarError(f"{folder}: not a folder of a model: it holds no config.json")

@@ -96,7 +96,10 @@ def saved_encoder(directory: Path) -> tuple[EncoderSettings, int, str, str]:
         version = section.get("fingerprint_version", 1)
         unknown = set(values) - set(EncoderSettings.__dataclass_fields__)
     except (KeyError, TypeError):
-        raise PolarError(f"{path}: no encoder settings; was this reward model saved by polar?") from None
+        raise PolarError(
+            f"{path}: no encoder settings, so it was not saved by polar; polar evaluate and audit take other classifiers as "
+            f"hf:{directory}"
+        ) from None
     if unknown:
         raise EncoderMismatch(f"{path}: unknown encoder settings {sorted(unknown)}: saved by a newer version?")
     if version not in (1, VERSION):
