@@ -6,6 +6,8 @@ import os
 import sys
 
 import pytest
+import torch
+from support.full_disks import InterruptedFile, full_after
 
 from polar_rm.common import files
 from polar_rm.common.checksums import check_files, describe_files
@@ -15,13 +17,15 @@ from polar_rm.common.files import (
     check_target,
     claim_folder,
     differences,
+    full_disk_named,
+    interruption,
     read_json,
     sha256,
     write_file,
     write_json,
 )
 from polar_rm.common.text import first_line
-from polar_rm.errors import Damaged, PolarError
+from polar_rm.errors import Damaged, MachineFailure, PolarError
 
 
 def test_json_is_standard_json(tmp_path):
@@ -93,6 +97,56 @@ def test_a_full_disk_is_reported_with_the_target(tmp_path):
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_inside_torchs_writer_is_an_interrupt(tmp_path):
+    """F13: torch reports that its file is too short, as on a full disk."""
+    with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "m") as folder:
+        torch.save(torch.zeros(100_000), InterruptedFile(folder / "weights.bin", "wb"))
+    with (
+        full_after(10_000),
+        pytest.raises(PolarError, match="m: could not be saved: .* MiB are free"),
+        atomic_directory(tmp_path / "m") as folder,
+    ):
+        torch.save(torch.zeros(100_000), folder / "weights.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_is_found_however_deeply_it_is_hidden():
+    inner = KeyboardInterrupt()
+    middle, outer = RuntimeError("inline_container"), RuntimeError("of all ranks")
+    middle.__context__, outer.failures = inner, {1: (middle, "traceback")}
+    assert interruption(inner) is interruption(middle) is interruption(outer) is inner
+    inner.__context__ = outer  # a circle
+    assert interruption(outer) is inner
+    assert interruption(RuntimeError("inline_container")) is None
+
+
+def test_a_full_disk_is_reported_with_the_file_that_stays_open(tmp_path):
+    """F13. The error of an open file has no name, and its closing raises the error once more."""
+    with (
+        full_after(100),
+        pytest.raises(MachineFailure, match="a: could not be written: .*File too large.* and the same command continues"),
+        full_disk_named(tmp_path / "a"),
+        (tmp_path / "a").open("wb") as file,
+    ):
+        file.write(b"x" * 60)
+        file.flush()
+        file.write(b"y" * 60)
+        file.flush()
+    assert (tmp_path / "a").read_bytes().startswith(b"x" * 60)
+    with pytest.raises(IsADirectoryError), full_disk_named(tmp_path / "a"):
+        tmp_path.open("wb")
+
+
+def test_a_failed_sync_names_its_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        files.sync(tmp_path)
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_damage_is_named(tmp_path):

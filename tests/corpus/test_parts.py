@@ -3,14 +3,17 @@
 import json
 
 import pytest
+from support.full_disks import full_after
 from support.trajectories import corpus_config as config
 from support.trajectories import zoo
 
 from polar_rm.corpus import plan as plan_module
 from polar_rm.corpus.build import build
-from polar_rm.corpus.partition import _copy_lines, _lines_before, _seek_line
+from polar_rm.corpus.job import Part
+from polar_rm.corpus.partition import _as_file, _copy_lines, _lines_before, _seek_line
 from polar_rm.corpus.plan import make_plan
-from polar_rm.errors import PolarError
+from polar_rm.corpus.results import PartResult
+from polar_rm.errors import MachineFailure, PolarError
 from polar_rm.records import Trajectory, write_records
 
 
@@ -31,6 +34,19 @@ def test_every_line_is_in_one_part_whatever_the_size_of_parts(tmp_path, ending):
                 count += _copy_lines(file, copy, stop)
             copied += (tmp_path / "copy").read_bytes()
         assert (copied, count) == (content, len(lines))
+
+
+def test_a_full_disk_names_the_copy_of_a_part(tmp_path):
+    """F13."""
+    (tmp_path / "rows.jsonl").write_text("a line\n" * 1000)
+    part, copy = Part(tmp_path / "rows.jsonl", None, 1, 7000, 70), tmp_path / "copy.jsonl"
+    with (
+        full_after(100),
+        pytest.raises(MachineFailure, match="copy.jsonl: could not be written: .*File too large"),
+        _as_file(part, copy, PartResult("part")),
+    ):
+        pass
+    assert not copy.exists()
 
 
 def numbered(folder, rows, blank_at=20):

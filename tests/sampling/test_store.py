@@ -2,8 +2,9 @@ import sqlite3
 from dataclasses import replace
 
 import pytest
+from support.full_disks import full_after
 
-from polar_rm.errors import PolarError
+from polar_rm.errors import MachineFailure, PolarError
 from polar_rm.sampling.base import NoSample, Sample
 from polar_rm.sampling.store import OutcomeRow, Store
 
@@ -126,6 +127,15 @@ def test_a_dry_run_makes_no_file(tmp_path):
         assert store.counts() == {"a": 1}
         assert {path.name for path in tmp_path.iterdir()} == before.keys()
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
+
+
+def test_a_full_disk_for_the_copy_of_a_store_is_not_blamed_on_the_store(tmp_path):
+    """F13. The error of a copy names the file that is read."""
+    with Store.open(tmp_path) as writer:
+        writer.add([row(1)], {})
+        with full_after(10), pytest.raises(MachineFailure) as caught, Store.read(tmp_path):
+            pass
+    assert str(tmp_path) not in str(caught.value) and "could not be written: " in str(caught.value)
 
 
 def test_a_store_is_read_while_a_run_fills_it(tmp_path):

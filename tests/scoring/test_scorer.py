@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny
+from support.full_disks import full_after
 
-from polar_rm.errors import PolarError, ScoreError
+from polar_rm.errors import MachineFailure, PolarError, ScoreError
 from polar_rm.model.packing import pack
 from polar_rm.records import Comparison, OnBadRow, ScoreItem, write_records
 from polar_rm.scoring import scorer as scorer_module
@@ -326,6 +327,27 @@ def test_a_damaged_partial_result_is_continued_after_its_last_complete_row(model
     run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
     assert sum(calls) == 40 - kept
     assert (tmp_path / "scores.jsonl").read_text() == whole
+
+
+def test_a_full_disk_is_reported_with_the_file_and_the_same_call_continues(model, tmp_path, monkeypatch):
+    """F13."""
+    write_records(tmp_path / "items.jsonl", items())
+    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})
+    run(model, tmp_path / "items.jsonl", tmp_path / "whole.jsonl")
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    with (
+        full_after(len(b"".join(lines[:20]))),
+        pytest.raises(
+            MachineFailure, match=r"scores.jsonl.partial: could not be written: .*File too large.* and the same command"
+        ),
+    ):
+        run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
+    assert (tmp_path / "scores.jsonl.partial").read_bytes().startswith(b"".join(lines[:16]))
+    calls = watch(monkeypatch)
+    run(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl")
+    assert sum(calls) == 40 - 16
+    assert (tmp_path / "scores.jsonl").read_bytes() == whole
 
 
 def test_a_second_run_on_one_output_is_refused(model, tmp_path):

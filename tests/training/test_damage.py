@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from support import runs
+from support.full_disks import InterruptedFile, full_after
 
 from polar_rm.common import files
 from polar_rm.common.config import load_config
-from polar_rm.errors import PolarError
+from polar_rm.errors import MachineFailure, PolarError
 from polar_rm.training import metrics, state
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.parallel import World
@@ -131,6 +132,38 @@ def test_a_full_disk_leaves_no_partial_checkpoint(run, tmp_path, monkeypatch):
     with pytest.raises(PolarError, match=r"step-00000009: checkpoint could not be saved: .*No space left on device"):
         state.save(tmp_path, 9, built.weights, built.optimizer, {}, built.world, 2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_save_is_not_taken_for_a_full_disk(run, tmp_path, monkeypatch):
+    """F13. torch raises an error of its own in place of the interrupt."""
+    _, built = run
+    monkeypatch.setattr(Path, "open", lambda path, mode: InterruptedFile(path, mode))
+    with pytest.raises(KeyboardInterrupt):
+        state.save(tmp_path, 9, built.weights, built.optimizer, {}, built.world, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_under_torchs_writer_is_one_clear_error(run, tmp_path):
+    """F13: not taken for an interrupt, either."""
+    _, built = run
+    with full_after(10_000), pytest.raises(PolarError, match=r"step-00000009: checkpoint could not be saved: .* MiB are free"):
+        state.save(tmp_path, 9, built.weights, built.optimizer, {}, built.world, 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_on_a_full_disk_is_named_and_repaired_by_the_next_run(tmp_path):
+    """F13."""
+    path = tmp_path / "metrics.jsonl"
+    sink = metrics.JsonlSink(path, 0)
+    sink.write(1, {"loss": 1.0})
+    with (
+        full_after(path.stat().st_size + 5),
+        pytest.raises(MachineFailure, match=r"metrics.jsonl: could not be written: .*File too large.* and the same command"),
+    ):
+        sink.write(2, {"loss": 2.0})
+    assert path.read_text().startswith('{"step": 1, "loss": 1.0}\n{"st')
+    assert open_log(path, 1) == []
+    assert steps(path) == [{"step": 1, "loss": 1.0}]
 
 
 def log(path, *lines):

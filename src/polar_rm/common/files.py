@@ -159,6 +159,8 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             if refusal:
                 raise MachineFailure(f"{target}: could not be saved: {refusal}") from error
+            if interrupt := interruption(error):
+                raise interrupt from None
             raise
 
 
@@ -186,12 +188,55 @@ def _exchange(first: Path, second: Path) -> bool:
 def disk_refusal(error: BaseException, folder: Path) -> str | None:
     """Why the file system refused a write (full, read-only, quota), whatever type a library raises; None for other errors."""
     reasons = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)]
-    # On a full disk torch's writer reports only that its file is shorter than it should be.
-    reasons.append("inline_container")
+    if interruption(error) is None:
+        # On a full disk torch's writer reports only that its file is shorter than it should be.
+        reasons.append("inline_container")
     if not isinstance(error, OSError) and not any(reason in str(error) for reason in reasons):
         return None
+    return f"{last_line(error)} ({_free_space(folder)})"
+
+
+def _free_space(folder: Path) -> str:
     existing = next((path for path in (folder, *folder.parents) if path.exists()), Path())
-    return f"{last_line(error)} ({shutil.disk_usage(existing).free / 2**20:,.0f} MiB are free)"
+    return f"{shutil.disk_usage(existing).free / 2**20:,.0f} MiB are free"
+
+
+def interruption(error: BaseException) -> BaseException | None:
+    """The Ctrl-C (or exit) that ended a write, also where a library raises an error of its own in its place; None without one.
+
+    ``torch.save`` raises a ``RuntimeError`` that its file is too short, and PyTorch's distributed checkpoint a
+    ``CheckpointException`` with the errors of all ranks in ``failures``.
+    """
+    remaining, seen = [error], set[int]()
+    while remaining:
+        current = remaining.pop()
+        if isinstance(current, KeyboardInterrupt | SystemExit):
+            return current
+        if id(current) not in seen:
+            seen.add(id(current))
+            inner = [failure[0] for failure in getattr(current, "failures", {}).values()]
+            remaining += [each for each in (current.__cause__, current.__context__, *inner) if each is not None]
+    return None
+
+
+@contextmanager
+def full_disk_named(path: str | Path) -> Iterator[None]:
+    """Name the file that is written in the block if the disk is full: the error of an open file names none.
+
+    The block contains the closing of the file, too, which writes again. Lines that were written before are kept.
+
+    Raises:
+        PolarError: the disk, or the user's share of it, is full, or the file may not grow further.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        reason = f"{error.strerror} ({_free_space(Path(path))})"  # the error of a copy names the file that was read
+        raise MachineFailure(
+            f"{path}: could not be written: {reason}; what was written is kept, and the same command continues"
+        ) from error
 
 
 def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> None:
@@ -240,6 +285,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems can't sync folders
-            raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from polar_rm.common.files import full_disk_named
 from polar_rm.common.text import first_line
 from polar_rm.corpus.job import Job, Part
 from polar_rm.corpus.results import PartResult, save_result
@@ -93,7 +94,7 @@ def _as_file(part: Part, temporary: Path, result: PartResult) -> Iterator[Path]:
         yield part.path
         return
     try:
-        with part.path.open("rb") as file, temporary.open("wb") as copy:
+        with full_disk_named(temporary), part.path.open("rb") as file, temporary.open("wb") as copy:
             _seek_line(file, part.start)
             result.lines = _copy_lines(file, copy, part.stop)
         yield temporary

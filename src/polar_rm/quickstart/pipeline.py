@@ -15,7 +15,7 @@ from rich.console import Console
 
 from polar_rm.calibration.run import calibrate, save
 from polar_rm.common.config import load_config
-from polar_rm.common.files import sha256, write_json
+from polar_rm.common.files import sha256, write_file, write_json
 from polar_rm.common.locks import owned
 from polar_rm.common.progress import plain_console, say
 from polar_rm.common.provenance import versions
@@ -143,9 +143,8 @@ def _sample(quickstart: Quickstart, data: Path, test_rows: Iterable[Trajectory])
     folder = quickstart.output / "live"
     held_out = sorted({row.prompt_id: row.prompt for row in test_rows}.items())
     prompts = folder / "prompts.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
     rows = [{"prompt_id": prompt_id, "prompt": prompt} for prompt_id, prompt in held_out[:LIVE_PROMPTS]]
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_file(prompts, "".join(json.dumps(row) + "\n" for row in rows))
     config = load_config(SamplingConfig, [data / "policies.yaml"], [f"output={folder}", f"prompts={prompts}", "seed=1"])
     live = [policy.model_copy(update={"model": quickstart.base}) for policy in config.policies if policy.name in LIVE_POLICIES]
     path = sample(config.model_copy(update={"policies": live}))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polar_rm.common.files import differences
+from polar_rm.common.files import differences, full_disk_named
 from polar_rm.errors import PolarError
 from polar_rm.sampling.base import NoSample, Outcome, Sample
 
@@ -287,11 +287,12 @@ def _copy(path: Path, folder: Path) -> Path:
     """Copy database and log as of one moment: a log only grows, unless it is moved into the database, which then changes."""
     for _ in range(_MAX_COPY_ATTEMPTS):
         before = _state(path)
-        shutil.copyfile(path, folder / path.name)
-        try:
-            shutil.copyfile(_wal_path(path), _wal_path(folder / path.name))
-        except FileNotFoundError:
-            _wal_path(folder / path.name).unlink(missing_ok=True)
+        with full_disk_named(folder):
+            shutil.copyfile(path, folder / path.name)
+            try:
+                shutil.copyfile(_wal_path(path), _wal_path(folder / path.name))
+            except FileNotFoundError:
+                _wal_path(folder / path.name).unlink(missing_ok=True)
         if _state(path) == before:
             return folder / path.name
     raise PolarError(f"{path}: the store changes too fast to be read; try again, or wait for the run that fills it")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from polar_rm.common.files import check_target, read_json, sync, write_json
+from polar_rm.common.files import check_target, full_disk_named, read_json, sync, write_json
 from polar_rm.common.iteration import windows
 from polar_rm.common.locks import owned
 from polar_rm.errors import BadRow, PolarError
@@ -47,7 +47,7 @@ def score_file(
 
     Raises:
         PolarError: another process writes the target, the target is not a new JSONL file, or the source can't be read; the
-            transform can't be applied to one reward, or the model lacks the calibration that it needs.
+            transform can't be applied to one reward, or the model lacks the calibration that it needs; the disk is full.
         BadRow: a row is not an item, or lacks the reference that the transform needs.
         ScoreError: a score is not finite; the message names file and row.
     """
@@ -62,7 +62,7 @@ def score_file(
             _check_identity(state, identity)
         else:
             write_json(state, identity)
-        with partial.open("ab+") as file:
+        with full_disk_named(partial), partial.open("ab+") as file:
             file.seek(0)
             done, resuming = 0, True
             for window in windows(read_numbered_items(source, on_bad_row), scorer.window):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from transformers import PretrainedConfig
 
 from polar_rm.attention.layout import TreeLayout
 from polar_rm.common.extras import needs
-from polar_rm.common.files import write_file
+from polar_rm.common.files import full_disk_named, sync, write_file
 from polar_rm.common.json import dump_json
 from polar_rm.training.config import LoraConfig, TrainConfig
 
@@ -76,20 +75,25 @@ class JsonlSink:
                 )
             write_file(path, "".join(f"{lines[step]}\n" for step in sorted(lines)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._append("")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write one line."""
-        self._file.write(dump_json({"step": step, **values}) + "\n")
-        self._file.flush()
+        self._append(dump_json({"step": step, **values}) + "\n")
+
+    def _append(self, text: str) -> None:
+        # The file is opened anew for every line: after an error a file that stays open would write its buffer once more.
+        with full_disk_named(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(text)
 
     def sync(self) -> None:
         """Flush the lines to the disk."""
-        os.fsync(self._file.fileno())
+        with full_disk_named(self._path):
+            sync(self._path)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Do nothing: every line is in the file."""
 
 
 def _read_steps(path: Path, first_step: int) -> tuple[dict[int, str], list[int]]:
@@ -126,20 +130,24 @@ class TensorBoardSink:
         with needs("train", "log.tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
+        self._folder = folder
         self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write each value as a scalar."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with full_disk_named(self._folder):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def sync(self) -> None:
         """Flush the events to the file."""
-        self._writer.flush()
+        with full_disk_named(self._folder):
+            self._writer.flush()
 
     def close(self) -> None:
         """Write the remaining events and close the file."""
-        self._writer.close()
+        with full_disk_named(self._folder):
+            self._writer.close()
 
 
 class WandbSink:

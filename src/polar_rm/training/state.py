@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from polar_rm.common.checksums import check_files, describe_files, read_sealed, write_sealed
-from polar_rm.common.files import disk_refusal, sync
+from polar_rm.common.files import disk_refusal, interruption, sync
 from polar_rm.common.text import first_line
 from polar_rm.errors import Damaged, PolarError
 from polar_rm.training.parallel import Weights, World
@@ -63,6 +63,8 @@ def save(
             shutil.rmtree(partial, ignore_errors=True)
         if refusal:
             raise PolarError(f"{target}: checkpoint could not be saved: {refusal}") from error
+        if interrupt := interruption(error):
+            raise interrupt from None
         raise
 
 
