@@ -10,7 +10,7 @@ from support.trajectories import zoo
 from polar_rm.corpus import plan as plan_module
 from polar_rm.corpus.build import build
 from polar_rm.corpus.job import Part
-from polar_rm.corpus.partition import _as_file, _copy_lines, _lines_before, _seek_line
+from polar_rm.corpus.parts import _as_file, _copy_lines, _lines_before, _seek_line
 from polar_rm.corpus.plan import make_plan
 from polar_rm.corpus.results import PartResult
 from polar_rm.errors import MachineFailure, PolarError

@@ -192,7 +192,7 @@ def _explain(kind: type[Config], error: ValidationError, origins: dict[str, str]
     origin = next((origins[".".join(keys[:n])] for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in origins), None)
     start = f"{origin}: " if origin else ""
     if first["type"] == "extra_forbidden":
-        hint = _right_group(kind, keys) or suggestion(keys[-1], _known_keys(kind, keys[:-1]))
+        hint = _other_kind(kind, keys) or _right_group(kind, keys) or suggestion(keys[-1], _known_keys(kind, keys[:-1]))
         return f"{start}unknown key {key!r}{hint}"
     if first["type"] == "missing":
         return f"{start}the key {key!r} is missing"
@@ -208,13 +208,27 @@ def _is_union_member(part: int | str) -> bool:
 
 def _known_keys(kind: type[Config], path: Sequence[str]) -> list[str]:
     """The keys of the group at ``path``, in which numbers are indices of a list."""
+    return list(dict.fromkeys(name for each in _groups_at(kind, path) for name in each.model_fields))
+
+
+def _groups_at(kind: type[Config], path: Sequence[str]) -> list[type[Config]]:
+    """The config classes that the group at ``path`` may have: several for a union."""
     kinds = [kind]
     for key in path:
         if not key.isdigit():
             kinds = [
                 inner for outer in kinds if key in outer.model_fields for inner in _groups(outer.model_fields[key].annotation)
             ]
-    return list(dict.fromkeys(name for each in kinds for name in each.model_fields))
+    return kinds
+
+
+def _other_kind(kind: type[Config], keys: Sequence[str]) -> str:
+    """The end of a message about a key that only other members of a union have: the kinds of these; empty where none has it."""
+    groups = [group for group in _groups_at(kind, keys[:-1]) if keys[-1] in group.model_fields]
+    names = [
+        str(name) for group in groups if "kind" in group.model_fields for name in get_args(group.model_fields["kind"].annotation)
+    ]
+    return f"; only kind {' or '.join(names)} has it" if names else ""
 
 
 def _right_group(kind: type[Config], keys: Sequence[str]) -> str:

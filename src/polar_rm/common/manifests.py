@@ -26,7 +26,7 @@ NAME = "manifest.json"
 _KINDS = {
     "polar-rm/references/": ("references", (), "work/references"),
     "polar-rm/trajectories/": ("sample", ("trajectories",), "store.sqlite"),
-    "polar-rm/corpus/": ("corpus", ("train", "unseen_prompts", "unseen_policies"), "work"),
+    "polar-rm/corpus/": ("corpus", ("train", "unseen_prompts", "unseen_policies", "unseen_texts"), "work"),
 }
 
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polar_rm.common.manifests import DataFile, describe_data_file
-from polar_rm.corpus.cleaning import Cleaned, clean_all
-from polar_rm.corpus.counts import Tally, TextCounter, excerpts
+from polar_rm.corpus.cleaning import clean_all
+from polar_rm.corpus.counts import Tally, TextCounter
 from polar_rm.corpus.job import Job
 from polar_rm.corpus.pairing import Comparable, ComparisonTexts, TextsByPolicy, draw_comparisons, generator
 from polar_rm.corpus.partition import SCHEMA
+from polar_rm.corpus.parts import read_bucket
 from polar_rm.corpus.results import LEDGER, BucketResult, Contaminated, LedgerRow, Refusal, save_result
 from polar_rm.corpus.splits import SPLITS, assign_splits, is_held_out
 from polar_rm.errors import PolarError
@@ -72,12 +72,12 @@ def _write_shard(job: Job, split: str, number: int, comparisons: list[Comparison
 
 
 def _draw(job: Job, prompt: PromptTexts, comparable: Comparable) -> Iterator[tuple[str, ComparisonTexts]]:
-    splits, seed = job.config.splits, job.config.seed
+    splits, seed, pairing = job.config.splits, job.config.seed, job.config.of_policies
     held_out = is_held_out(prompt.prompt, splits.prompts, seed=seed)
     for split, (references, members) in assign_splits(held_out, prompt.texts_by_policy, job.unseen, splits).items():
         texts_by_policy = {policy: texts for policy, texts in prompt.texts_by_policy.items() if policy in members}
         rng = generator(seed, prompt.prompt_id)
-        for drawn in draw_comparisons(texts_by_policy, job.config.pairing, rng, references=references, comparable=comparable):
+        for drawn in draw_comparisons(texts_by_policy, pairing, rng, references=references, comparable=comparable):
             yield split, drawn
 
 
@@ -125,7 +125,9 @@ def _prompts(job: Job, number: int, tally: Tally, refused: list[Refusal], count_
         for index, result in texts_of_prompt:
             policy = rows["policy"][index]
             sources.add(rows["source"][index])
-            _count_cleaning(tally, rows["text"][index], result, prompt_id, policy)
+            if result.removed:
+                tally.add_policy(policy, "cleaned")
+                tally.add_cleaning(rows["text"][index], result.text, result.removed, prompt_id, policy)
             text = result.text.rstrip()  # a trailing newline would show that cleaning removed a last line
             if text in texts_by_policy[policy]:
                 tally.add("trajectories", "equal_after_cleaning")
@@ -139,14 +141,7 @@ def _prompts(job: Job, number: int, tally: Tally, refused: list[Refusal], count_
 
 def _read(job: Job, number: int) -> Rows:
     """Read the bucket's batches from all parts, sorted by prompt; a prompt's rows keep the order of the input."""
-    batches = []
-    for part in range(len(job.parts)):
-        path = job.path("parts", part, ".json")
-        indices = np.flatnonzero(np.load(path.with_suffix(".npy")) == number).tolist()
-        if indices:
-            with pa.OSFile(str(path.with_suffix(".arrow"))) as file, pa.ipc.open_file(file) as reader:
-                batches += [reader.get_batch(index) for index in indices]
-    table = pa.Table.from_batches(batches, SCHEMA)
+    table = read_bucket(job, number, SCHEMA)
     names = list(zip(table["hash"].to_pylist(), table["prompt_id"].to_pylist(), strict=True))
     order = sorted(range(len(names)), key=names.__getitem__)
     return {name: values for name, values in table.take(pa.array(order, pa.int64())).to_pydict().items() if name != "hash"}
@@ -191,13 +186,3 @@ def _distinct(rows: Rows, indices: list[int], tally: Tally) -> list[int]:
             if (rows["finish_reason"][index] or "") < (rows["finish_reason"][other] or ""):
                 distinct[key] = index
     return list(distinct.values())
-
-
-def _count_cleaning(tally: Tally, before: str, cleaned: Cleaned, prompt_id: str, policy: str) -> None:
-    if cleaned.removed:
-        tally.add_policy(policy, "cleaned")
-    for rule, characters in cleaned.removed.items():
-        tally.add("cleaning", f"{rule}.texts")
-        tally.add("cleaning", f"{rule}.characters", characters)
-        if len(cleaned.removed) == 1:
-            tally.add_example(rule, prompt_id, policy, *excerpts(before, cleaned.text))

@@ -6,40 +6,38 @@ one is not finished.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_rm.common.files import claim_folder, read_json, sha256, write_file, write_json
+from polar_rm.common.files import claim_folder, read_json, sha256, write_json
 from polar_rm.common.locks import owned
 from polar_rm.common.manifests import DataFile, check_content, check_manifest
 from polar_rm.common.progress import Progress, silent
 from polar_rm.common.provenance import versions
 from polar_rm.corpus.buckets import build_bucket
-from polar_rm.corpus.config import CorpusConfig
+from polar_rm.corpus.config import Continuations, CorpusConfig
 from polar_rm.corpus.contamination import index_evaluations
-from polar_rm.corpus.counts import EXAMPLES, Example, TextCounter, sum_counts
-from polar_rm.corpus.engines import run_tasks
-from polar_rm.corpus.job import Job, Part
+from polar_rm.corpus.counts import TextCounter, merge_examples, sum_counts
+from polar_rm.corpus.job import Job
 from polar_rm.corpus.lineage import lineage
 from polar_rm.corpus.partition import partition
 from polar_rm.corpus.plan import SCHEMA, CorpusPlan, make_plan
 from polar_rm.corpus.report import make_report, write_html
-from polar_rm.corpus.results import BucketResult, PartResult, Refusal, ThinnedResult, load_result
+from polar_rm.corpus.results import BucketResult, PartResult, ThinnedResult
 from polar_rm.corpus.splits import SPLITS, held_out_policies
+from polar_rm.corpus.stages import lines_before, refused_rows, run_stage, write_lines
+from polar_rm.corpus.text_build import pair_texts
+from polar_rm.corpus.text_report import make_text_report
 from polar_rm.corpus.thinning import kept_rows, thin_bucket
 from polar_rm.errors import MachineFailure, PolarError
 from polar_rm.records import find_files
 
 _NOT_IN_IDENTITY = {"output", "inputs", "verify", "engine", "workers", "report", "decontamination"}
-
-R = TypeVar("R", PartResult, BucketResult, ThinnedResult)
 
 
 def build(config: CorpusConfig, *, progress: Progress = silent) -> dict[str, Any]:
@@ -72,28 +70,66 @@ def build(config: CorpusConfig, *, progress: Progress = silent) -> dict[str, Any
             raise
 
 
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """What a kind of pairing has built.
+
+    folder: of the shards, in ``work/``. shards: split -> file, for every bucket. dropped: rows of ``contaminated.jsonl``. report:
+    makes the report when the shards are in the output folder.
+    """
+
+    job: Job
+    folder: str
+    buckets: list[BucketResult]
+    shards: list[dict[str, DataFile]]
+    dropped: Iterable[Mapping[str, Any]]
+    report: Callable[[], dict[str, Any]]
+
+
 def _run(job: Job, plan: CorpusPlan, inputs: list[dict[str, Any]], progress: Progress) -> dict[str, Any]:
-    config = job.config
-    parts = _stage(job, "parts", partition, PartResult, len(plan.parts), progress)
-    job = _with_policies(job, plan, parts)
-    buckets = _stage(job, "buckets", build_bucket, BucketResult, plan.n_buckets, progress)
-    shards = [bucket.shards for bucket in buckets]
-    if not any(shards):
-        raise PolarError(f"there is nothing to compare: {_reason(parts, buckets)}")
-    if config.pairing.per_policy is not None:
-        job = replace(job, thresholds=_thresholds(job))
-        shards = [thinned.shards for thinned in _stage(job, "thinned", thin_bucket, ThinnedResult, plan.n_buckets, progress)]
+    output = job.config.output
+    built = (_build_texts if isinstance(job.config.pairing, Continuations) else _build_policies)(job, plan, progress)
     progress("report", 0, 1)
-    _publish(job)
-    _write_lines(config.output / "refused.jsonl", _refused(job, buckets))
-    _write_lines(config.output / "contaminated.jsonl", (row for bucket in buckets for row in bucket.contaminated))
-    report = _report(job, parts, buckets, shards)
-    write_json(config.output / "report.json", report)
-    write_html(config.output / "report.html", report)
-    write_json(config.output / "manifest.json", _manifest(job, inputs, report, shards))
+    _publish(built)
+    write_lines(output / "refused.jsonl", refused_rows(built.job, built.buckets))
+    write_lines(output / "contaminated.jsonl", built.dropped)
+    report = {"schema": SCHEMA, **built.report()}
+    write_json(output / "report.json", report)
+    write_html(output / "report.html", report)
+    write_json(output / "manifest.json", _manifest(built.job, inputs, report, built.shards))
     shutil.rmtree(job.work)
     progress("report", 1, 1)
     return report
+
+
+def _build_policies(job: Job, plan: CorpusPlan, progress: Progress) -> _Built:
+    parts = run_stage(job, "parts", partition, PartResult, len(plan.parts), progress)
+    job = _with_policies(job, plan, parts)
+    buckets = run_stage(job, "buckets", build_bucket, BucketResult, plan.n_buckets, progress)
+    shards = [bucket.shards for bucket in buckets]
+    if not any(shards):
+        raise PolarError(f"there is nothing to compare: {_reason(parts, buckets)}")
+    folder = "shards"
+    if job.config.of_policies.per_policy is not None:
+        folder = "thin"
+        job = replace(job, thresholds=_thresholds(job))
+        shards = [thinned.shards for thinned in run_stage(job, "thinned", thin_bucket, ThinnedResult, plan.n_buckets, progress)]
+    dropped = (row for bucket in buckets for row in bucket.contaminated)
+    return _Built(job, folder, buckets, shards, dropped, lambda: _report(job, parts, buckets, shards))
+
+
+def _build_texts(job: Job, plan: CorpusPlan, progress: Progress) -> _Built:
+    texts = pair_texts(job, progress)
+    shards = [bucket.shards for bucket in texts.buckets]
+    ledgers = (pq.read_table(texts.job.path("ledgers", number, ".parquet")) for number in range(plan.n_buckets))
+    return _Built(
+        texts.job,
+        "shards",
+        texts.buckets,
+        shards,
+        texts.dropped,
+        lambda: make_text_report(texts.job, texts.counts, texts.examples, enumerate(ledgers), shards),
+    )
 
 
 def _identity(job: Job, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -104,33 +140,16 @@ def _identity(job: Job, inputs: list[dict[str, Any]]) -> dict[str, Any]:
     hashes: dict[str, list[str]] = {}
     for each in inputs:
         hashes.setdefault(each["name"], []).append(each["sha256"])
-    return {
+    identity = {
         "inputs": hashes,
         **settings,
         "decontamination": {"n": config.decontamination.n, "files": evaluations},
         "report": config.report.model_dump(mode="json"),
         "n_buckets": job.n_buckets,
     }
-
-
-def _stage(job: Job, name: str, work: Callable[[Job, int], None], kind: type[R], count: int, progress: Progress) -> list[R]:
-    """Run the tasks without a ``work/NAME/NUMBER.json``; returns the results of all tasks in order."""
-    missing = [number for number in range(count) if _result(job, name, number, kind) is None]
-    progress(name, count - len(missing), count)
-    finished = run_tasks(work, job, missing, engine=job.config.engine, workers=job.config.workers)
-    for n_done, _ in enumerate(finished, count - len(missing) + 1):
-        progress(name, n_done, count)
-    results = [_result(job, name, number, kind) for number in range(count)]
-    if any(result is None for result in results):
-        raise MachineFailure(f"{job.work / name}: results of finished tasks are missing; do all workers see this folder?")
-    return [result for result in results if result is not None]
-
-
-def _result(job: Job, name: str, number: int, kind: type[R]) -> R | None:
-    result = load_result(kind, job.path(name, number, ".json"))
-    if isinstance(result, PartResult) and result.source != job.parts[number].name:
-        return None  # from an interrupted build with other parts
-    return result
+    if isinstance(config.pairing, Continuations) and config.pairing.beginning.tokenizer:
+        identity["tokenizer"] = sha256(config.pairing.beginning.tokenizer / "tokenizer.json")
+    return identity
 
 
 def _with_policies(job: Job, plan: CorpusPlan, parts: list[PartResult]) -> Job:
@@ -142,7 +161,7 @@ def _with_policies(job: Job, plan: CorpusPlan, parts: list[PartResult]) -> Job:
     evaluations = config.decontamination.files
     job = replace(
         job,
-        lines_before=tuple(_lines_before(job.parts, parts)),
+        lines_before=tuple(lines_before(job.parts, parts)),
         policies=policies,
         lineage=lineage(config, plan.files, policies, [part.lineage for part in parts]),
         unseen=held_out_policies(policies, config.splits, seed=config.seed),
@@ -152,15 +171,6 @@ def _with_policies(job: Job, plan: CorpusPlan, parts: list[PartResult]) -> Job:
     job.comparable()
     TextCounter.load(config.report.tokenizer)
     return job
-
-
-def _lines_before(parts: Sequence[Part], results: Sequence[PartResult]) -> Iterator[int]:
-    """For each part, the number of lines of its file before it; the parts of a file are consecutive."""
-    total = 0
-    for part, result in zip(parts, results, strict=True):
-        total = total if part.start else 0
-        yield total
-        total += result.lines
 
 
 def _reason(parts: list[PartResult], buckets: list[BucketResult]) -> str:
@@ -182,7 +192,7 @@ def _thresholds(job: Job) -> dict[str, dict[str, int]]:
         ledger = pq.read_table(job.path("ledgers", number, ".parquet"), columns=["split", "policy", "key"])
         for split, policy, key in zip(*(ledger[name].to_pylist() for name in ("split", "policy", "key")), strict=True):
             keys.setdefault((split, policy), []).append(key)
-    cap = job.config.pairing.per_policy or 0
+    cap = job.config.of_policies.per_policy or 0
     thresholds: dict[str, dict[str, int]] = {}
     for (split, policy), each in keys.items():
         if len(each) > cap:
@@ -190,28 +200,12 @@ def _thresholds(job: Job) -> dict[str, dict[str, int]]:
     return thresholds
 
 
-def _publish(job: Job) -> None:
+def _publish(built: _Built) -> None:
     """Move the finished shards to the output folder, one split at a time."""
-    shards = job.work / ("shards" if job.config.pairing.per_policy is None else "thin")
+    shards = built.job.work / built.folder
     for split in SPLITS:
         if (shards / split).exists():
-            (shards / split).replace(job.config.output / split)
-
-
-def _refused(job: Job, buckets: list[BucketResult]) -> Iterator[Refusal]:
-    for number in range(len(job.parts)):
-        path = job.path("parts", number, ".refused.jsonl")
-        if path.exists():
-            with path.open(encoding="utf-8") as lines:
-                for line in lines:
-                    row: Refusal = json.loads(line)
-                    row["path"], row["row"] = str(job.parts[number].path), job.row(number, row["row"])
-                    yield row
-    yield from sorted((row for bucket in buckets for row in bucket.refused), key=lambda row: (row["path"], row["row"]))
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            (shards / split).replace(built.job.config.output / split)
 
 
 def _report(job: Job, parts: list[PartResult], buckets: list[BucketResult], shards: list[dict[str, DataFile]]) -> dict[str, Any]:
@@ -219,11 +213,8 @@ def _report(job: Job, parts: list[PartResult], buckets: list[BucketResult], shar
     counts["trajectories"]["read"] = sum(part.rows + part.refused + part.unselected for part in parts)
     counts["trajectories"]["unselected"] = sum(part.unselected for part in parts)
     counts["trajectories"]["refused"] = sum(part.refused for part in parts) + sum(len(bucket.refused) for bucket in buckets)
-    examples: dict[str, list[Example]] = {}
-    for bucket in buckets:
-        for rule, each in bucket.examples.items():
-            examples[rule] = sorted(examples.get(rule, []) + each, key=lambda one: one["key"])[:EXAMPLES]
-    return {"schema": SCHEMA, **make_report(job, counts, examples, _ledgers(job), shards)}
+    examples = merge_examples(bucket.examples for bucket in buckets)
+    return make_report(job, counts, examples, _ledgers(job), shards)
 
 
 def _ledgers(job: Job) -> Iterator[tuple[int, pa.Table]]:

@@ -1,12 +1,13 @@
-"""Decontamination: finding prompts that share words with prompts of evaluation data."""
+"""Decontamination: finding prompts that share words with prompts of evaluation data, and texts with held-out texts."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,20 +66,30 @@ def index_evaluations(sources: Sequence[str], n: int) -> EvaluationIndex:
         PolarError: a file can't be read, or a row has no prompt.
     """
     files = [file for source in sources for file in find_files(source)]
-    hashes, origins = [np.empty(0, np.uint64)], [np.empty((0, 2), np.int64)]
-    short: dict[str, tuple[int, int]] = {}
+    return index_texts(_evaluation_prompts(files), files, n)
+
+
+def _evaluation_prompts(files: Sequence[Path]) -> Iterator[tuple[int, int, str]]:
+    """The distinct prompts of each file."""
     for number, file in enumerate(files):
         seen: set[str] = set()
         for row, prompt in enumerate(read_prompt_texts(file), 1):
             text = flatten(prompt)
-            if text in seen:
-                continue
-            seen.add(text)
-            grams = _hashes(words(text), n)
-            hashes.append(grams)
-            origins.append(np.tile(np.array([[number, row]]), (len(grams), 1)))
-            if not len(grams):
-                short.setdefault(_whole(text), (number, row))
+            if text not in seen:
+                seen.add(text)
+                yield number, row, text
+
+
+def index_texts(texts: Iterable[tuple[int, int, str]], files: Sequence[Path], n: int) -> EvaluationIndex:
+    """Index texts. texts: (index of the file, row, text)."""
+    hashes, origins = [np.empty(0, np.uint64)], [np.empty((0, 2), np.int64)]
+    short: dict[str, tuple[int, int]] = {}
+    for number, row, text in texts:
+        grams = _hashes(words(text), n)
+        hashes.append(grams)
+        origins.append(np.tile(np.array([[number, row]]), (len(grams), 1)))
+        if not len(grams):
+            short.setdefault(_whole(text), (number, row))
     unique, first = np.unique(np.concatenate(hashes), return_index=True)
     return EvaluationIndex(n, unique, np.concatenate(origins)[first], short, tuple(map(str, files)))
 

@@ -60,6 +60,14 @@ class Tally:
             values[name] = values.get(name, 0) + number
         self.add(f"lengths:{policy}", str(length_bin(size[0])))
 
+    def add_cleaning(self, before: str, after: str, removed: dict[str, int], prompt_id: str, policy: str) -> None:
+        """Count what each rule removed from a text, in characters; a text that one rule alone changed may become an example."""
+        for rule, characters in removed.items():
+            self.add("cleaning", f"{rule}.texts")
+            self.add("cleaning", f"{rule}.characters", characters)
+            if len(removed) == 1:
+                self.add_example(rule, prompt_id, policy, *excerpts(before, after))
+
     def add_example(self, rule: str, prompt_id: str, policy: str, before: str, after: str) -> None:
         """Keep an example if its hash is among the smallest of its rule."""
         examples = self.examples.setdefault(rule, [])
@@ -68,6 +76,15 @@ class Tally:
         examples.append({"key": key, "prompt_id": prompt_id, "policy": policy, "before": before, "after": after})
         examples.sort(key=lambda each: each["key"])
         del examples[EXAMPLES:]
+
+
+def merge_examples(results: Iterable[dict[str, list[Example]]]) -> dict[str, list[Example]]:
+    """The examples of several tasks: of each rule those with the smallest hashes."""
+    merged: dict[str, list[Example]] = {}
+    for examples in results:
+        for rule, each in examples.items():
+            merged[rule] = sorted(merged.get(rule, []) + each, key=lambda one: one["key"])[:EXAMPLES]
+    return merged
 
 
 def sum_counts(tallies: Iterable[Counts]) -> Counts:

@@ -43,7 +43,8 @@ class Part:
 class Job:
     """The data that tasks need.
 
-    policies, lineage, unseen, evaluations: known after the input is partitioned; empty before.
+    policies, lineage, unseen, evaluations: known after the input is partitioned; empty before. Texts have evaluations alone.
+    held_out_texts: the index of held-out texts, known after texts are divided.
     lines_before: for each part, the number of lines of its file before it, if its rows are numbered within the part.
     thresholds: split -> policy -> the largest key of a comparison with its reference that is kept, if policies are capped.
     """
@@ -56,6 +57,7 @@ class Job:
     lineage: Lineage = field(default_factory=Lineage)
     unseen: frozenset[str] = frozenset()
     evaluations: EvaluationIndex | None = None
+    held_out_texts: EvaluationIndex | None = None
     thresholds: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     lines_before: tuple[int, ...] = ()
 
@@ -86,7 +88,7 @@ class Job:
         Raises:
             PolarError: the settings restrict distances, but a policy's family is unknown.
         """
-        distances = self.config.pairing.distance
+        distances = self.config.of_policies.distance
         wrappers = {policy: self.wrapper(policy) for policy in self.policies}
         unknown = [policy for policy in self.policies if policy not in self.lineage.families]
         if distances and unknown:

@@ -1,8 +1,6 @@
 """The first pass of a build: it distributes the rows of a part over buckets by a hash of the prompt id.
 
-So all rows of a prompt are in one bucket. A part becomes one Arrow file with a record batch for every bucket and 32 MiB of
-input, and a bucket reads only its own batches. Whole columns are checked at once; only rows that look bad are checked one by
-one.
+So all rows of a prompt are in one bucket. Whole columns are checked at once; only rows that look bad are checked one by one.
 """
 
 from __future__ import annotations
@@ -10,21 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from polar_rm.common.files import full_disk_named
 from polar_rm.common.text import first_line
 from polar_rm.corpus.job import Job, Part
-from polar_rm.corpus.results import PartResult, save_result
+from polar_rm.corpus.parts import write_part
+from polar_rm.corpus.results import PartResult
 from polar_rm.errors import BadRow, PolarError
 from polar_rm.records import (
     InvalidRecord,
@@ -48,133 +44,29 @@ SCHEMA = pa.schema(
 )
 
 _BATCH_ROWS = 2048
-_CHUNK = 32 << 20  # bytes
 
 
 def partition(job: Job, number: int) -> None:
-    """Write ``parts/NUMBER.arrow`` and, when it is complete, ``parts/NUMBER.json`` with counts and policies.
-
-    ``parts/NUMBER.npy`` has the bucket of each record batch: int32 [batches].
+    """Write ``parts/NUMBER.arrow`` and ``parts/NUMBER.json``, see :func:`polar_rm.corpus.parts.write_part`.
 
     Raises:
         PolarError: the file holds no trajectories.
         BadRow: a row is not a trajectory, and bad rows are not skipped.
     """
-    part, target = job.parts[number], job.path("parts", number, ".arrow")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    bad = OnBadRow("skip" if job.skip_bad_rows else "error", job.path("parts", number, ".refused.jsonl"))
-    result = PartResult(part.name, lineage={name: {} for name in _LINEAGE})
-    buckets: list[int] = []
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with (
-        _as_file(part, target.with_suffix(".jsonl"), result) as source,
-        pa.OSFile(str(target), "wb") as file,
-        pa.ipc.new_file(file, SCHEMA, options=options) as writer,
-    ):
-        for chunk in _chunks(_tables(replace(part, path=source), number, bad, result, job.config.policies)):
-            for bucket, batch in _by_bucket(chunk, job.n_buckets):
-                writer.write_batch(batch)
-                buckets.append(bucket)
-    np.save(target.with_suffix(".npy"), np.array(buckets, np.int32))
-    result.refused = bad.count
-    save_result(target.with_suffix(".json"), result)
+    result = PartResult(job.parts[number].name, lineage={name: {} for name in _LINEAGE})
+    patterns = job.config.policies
+    write_part(job, number, SCHEMA, result, lambda part, bad: trajectory_tables(part, number, bad, result, patterns))
 
 
-@contextmanager
-def _as_file(part: Part, temporary: Path, result: PartResult) -> Iterator[Path]:
-    """A file with the part's rows: the input itself, or a copy of the part's lines.
+def trajectory_tables(part: Part, number: int, bad: OnBadRow, result: PartResult, patterns: Sequence[str]) -> Iterator[pa.Table]:
+    """Read a part's trajectories of the selected policies as tables of ``SCHEMA``, and count them in the result.
 
-    Readers need files, and copying takes a hundredth of the time of parsing. Rows are numbered within the copy. If a bad row
-    stops the build, the lines before the part are counted here; otherwise the numbers are corrected after all parts are read.
+    number: of the part. patterns: names or patterns of the policies.
 
     Raises:
-        BadRow: has the number of the row in the input.
+        PolarError: the file holds no trajectories, or is damaged.
+        BadRow: a row is not a trajectory, and bad rows are not skipped.
     """
-    if not part.is_slice:
-        yield part.path
-        return
-    try:
-        with full_disk_named(temporary), part.path.open("rb") as file, temporary.open("wb") as copy:
-            _seek_line(file, part.start)
-            result.lines = _copy_lines(file, copy, part.stop)
-        yield temporary
-    except BadRow as error:
-        lines_before = _lines_before(part.path, part.start)
-        raise BadRow(str(part.path), lines_before + error.row, error.field, error.expected) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _seek_line(file: IO[bytes], start: int) -> None:
-    """Move to the first line that begins at ``start`` or later."""
-    if start:
-        file.seek(start - 1)
-        for _ in _line(file):
-            pass
-
-
-def _copy_lines(file: IO[bytes], copy: IO[bytes], stop: int | None) -> int:
-    """Copy the lines that begin before byte ``stop``, from the current line on; returns their number."""
-    count, position = 0, file.tell()
-    while stop is None or position < stop:
-        line_start = position
-        for piece in _line(file):
-            copy.write(piece)
-            position += len(piece)
-        if position == line_start:
-            break
-        count += 1
-    return count
-
-
-def _line(file: IO[bytes]) -> Iterator[bytes]:
-    """The next line in pieces of at most 1 MiB; no piece at the end of the file."""
-    while piece := file.readline(1 << 20):
-        yield piece
-        if piece.endswith(b"\n"):
-            return
-
-
-def _lines_before(path: Path, start: int) -> int:
-    """The number of lines that begin before byte ``start`` > 0: the first line, and one for each newline before."""
-    count, remaining = 1, start - 1
-    with path.open("rb") as file:
-        while remaining and (block := file.read(min(remaining, 1 << 20))):
-            count += block.count(b"\n")
-            remaining -= len(block)
-    return count
-
-
-def bucket_of(hashes: np.ndarray[Any, np.dtype[np.uint64]], n_buckets: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The buckets of hashes.
-
-    A bucket is a range of hashes, so that consecutive buckets have the prompts in an order that does not depend on their number.
-    """
-    return ((hashes >> np.uint64(32)) * np.uint64(n_buckets) >> np.uint64(32)).astype(np.int64)
-
-
-def _by_bucket(table: pa.Table, n_buckets: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    buckets = bucket_of(table["hash"].to_numpy(), n_buckets)
-    order = np.argsort(buckets, kind="stable")
-    table = table.take(order)
-    present, starts = np.unique(buckets[order], return_index=True)
-    for bucket, start, end in zip(present, starts, [*starts[1:], len(order)], strict=True):
-        [batch] = table.slice(start, end - start).combine_chunks().to_batches()
-        yield int(bucket), batch
-
-
-def _chunks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    chunk: list[pa.Table] = []
-    for table in tables:
-        chunk.append(table)
-        if sum(each.nbytes for each in chunk) >= _CHUNK:
-            yield pa.concat_tables(chunk)
-            chunk = []
-    if chunk:
-        yield pa.concat_tables(chunk)
-
-
-def _tables(part: Part, number: int, bad: OnBadRow, result: PartResult, patterns: Sequence[str]) -> Iterator[pa.Table]:
     if part.row_groups is not None:
         tables = _parquet_tables(part, bad, result)
     elif part.is_slice and not result.lines:  # the part lies within a very long line
@@ -217,20 +109,22 @@ def parquet_columns(path: Path, schema: pa.Schema) -> list[str]:
     for name in required:
         kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_integer(kind) if name == "sample_id" else _is_text(kind)):
+        if not (pa.types.is_integer(kind) if name == "sample_id" else is_text(kind)):
             raise PolarError(f"{path}: the column {name} holds {kind}, not {'integers' if name == 'sample_id' else 'text'}")
     for name, expected in _OPTIONAL.items():
         kind = schema.field(name).type if name in schema.names else expected
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        is_text = pa.types.is_string(expected)
+        wants_text = pa.types.is_string(expected)
         if not (
-            pa.types.is_null(kind) or (_is_text(kind) if is_text else pa.types.is_integer(kind) or pa.types.is_floating(kind))
+            pa.types.is_null(kind) or (is_text(kind) if wants_text else pa.types.is_integer(kind) or pa.types.is_floating(kind))
         ):
-            raise PolarError(f"{path}: the column {name} holds {kind}, not {'text' if is_text else 'integers'}")
+            raise PolarError(f"{path}: the column {name} holds {kind}, not {'text' if wants_text else 'integers'}")
     return [*required, *(name for name in (*_OPTIONAL, *_LINEAGE, "metadata") if name in schema.names)]
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds strings, perhaps as a dictionary."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
@@ -259,7 +153,7 @@ def _checked(path: Path, table: pa.Table, bad: OnBadRow, result: PartResult) -> 
     for name in set(_NUMBERS) & set(table.column_names):
         suspicious |= _out_of_range(table[name])
     for index in np.flatnonzero(suspicious).tolist():
-        content = {name: _value(table[name][index]) for name in table.column_names if name != "row"}
+        content = {name: cell_value(table[name][index]) for name in table.column_names if name != "row"}
         try:
             to_trajectory({name: value for name, value in content.items() if name not in _NUMBERS}, is_cell=True)
             _check_numbers(content.get("n_tokens"), content.get("dup_count"))
@@ -281,7 +175,7 @@ def _not_utf8(column: pa.ChunkedArray) -> Any:
         column.validate(full=True)
         return np.zeros(len(column), bool)
     except pa.ArrowInvalid:
-        return np.array([isinstance(_value(value), bytes) for value in column])
+        return np.array([isinstance(cell_value(value), bytes) for value in column])
 
 
 def _out_of_range(column: pa.ChunkedArray) -> Any:
@@ -300,7 +194,8 @@ def _check_numbers(*values: Any) -> None:
             raise InvalidRecord(name, f"a number from 0 to 2^53, not {json.dumps(value)}")
 
 
-def _value(scalar: pa.Scalar) -> Any:
+def cell_value(scalar: pa.Scalar) -> Any:
+    """The value of a table's cell; bytes for a string that is not UTF-8."""
     try:
         return scalar.as_py()
     except UnicodeDecodeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,12 +12,14 @@ import pyarrow.parquet as pq
 
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.text import first_line
-from polar_rm.corpus.config import CorpusConfig
+from polar_rm.corpus.config import Continuations, CorpusConfig
 from polar_rm.corpus.engines import check_workers
 from polar_rm.corpus.job import Part
 from polar_rm.corpus.partition import parquet_columns
+from polar_rm.corpus.texts import text_columns
 from polar_rm.errors import PolarError
-from polar_rm.records import find_files
+from polar_rm.records import check_not_output, find_files
+from polar_rm.sampling.prompts import PLAIN_SUFFIXES
 
 SCHEMA = "polar-rm/corpus/1"
 _PART_BYTES = 64 << 20
@@ -40,16 +43,16 @@ def make_plan(config: CorpusConfig) -> CorpusPlan:
 
     Raises:
         Damaged: an input that polar wrote differs from its manifest.
-        PolarError: a file is missing or unreadable, or lacks columns of trajectories; far more workers than cores.
+        PolarError: a file is missing or unreadable, or lacks the columns of trajectories or texts; far more workers than cores.
     """
     if config.engine == "local":
         check_workers(config.workers)
-    files = tuple(dict.fromkeys(file for source in config.inputs for file in _files(source, config.output, config.verify)))
+    files = tuple(dict.fromkeys(file for source in config.inputs for file in _files(source, config)))
     parts: list[Part] = []
     rows: int | None = 0
     for file in files:
         if file.name.endswith(".parquet"):
-            count = _add_parquet(file, parts)
+            count = _add_parquet(file, parts, config)
             rows = None if rows is None else rows + count
         else:
             parts += _json_parts(file)
@@ -70,21 +73,37 @@ def describe(config: CorpusConfig, plan: CorpusPlan) -> list[tuple[str, str]]:
     ]
 
 
-def _files(source: str, output: Path, verify: bool) -> list[Path]:
+def _files(source: str, config: CorpusConfig) -> list[Path]:
     """The files that an input means.
 
     A folder of ``polar sample`` also has JSON lines, with its store and lists of errors. So if a folder has Parquet files, only
-    these are its trajectories.
+    these are its trajectories. Plain text files are read where they, or patterns of them, are named: a folder of data often has a
+    README.md.
     """
     path = Path(source)
+    if _reads_texts(config) and path.suffix.lower() in PLAIN_SUFFIXES and not path.is_dir():
+        return _plain_files(path, config.output)
     if path.exists():
-        check_manifest(path, full=verify)
-    files = find_files(source, [output])
+        check_manifest(path, full=config.verify)
+    files = find_files(source, [config.output])
     if not path.exists():
         for file in files:
-            check_manifest(file, full=verify)
+            check_manifest(file, full=config.verify)
     tables = [file for file in files if file.name.endswith(".parquet")]
     return tables if tables and path.is_dir() else files
+
+
+def _reads_texts(config: CorpusConfig) -> bool:
+    return isinstance(config.pairing, Continuations) and config.pairing.rows == "texts"
+
+
+def _plain_files(path: Path, output: Path) -> list[Path]:
+    files = [path] if path.exists() else sorted(map(Path, glob(str(path), recursive=True)))
+    if not files:
+        raise PolarError(f"{path}: no such file or folder")
+    for file in files:
+        check_not_output(file, [output])
+    return files
 
 
 def _json_parts(file: Path) -> Iterator[Part]:
@@ -98,11 +117,14 @@ def _json_parts(file: Path) -> Iterator[Part]:
         yield Part(file, None, 1, min(stop, size) - start, start, stop if stop < size else None)
 
 
-def _add_parquet(file: Path, parts: list[Part]) -> int:
+def _add_parquet(file: Path, parts: list[Part], config: CorpusConfig) -> int:
     """Divide a file into parts of whole row groups; returns its rows."""
     try:
         with pq.ParquetFile(file) as opened:
-            parquet_columns(file, opened.schema_arrow)
+            if _reads_texts(config):
+                text_columns(file, opened.schema_arrow, config.of_continuations.column)
+            else:
+                parquet_columns(file, opened.schema_arrow)
             metadata = opened.metadata
             sizes = [
                 (metadata.row_group(i).num_rows, metadata.row_group(i).total_byte_size) for i in range(metadata.num_row_groups)

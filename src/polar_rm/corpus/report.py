@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from polar_rm.common.files import write_file
 from polar_rm.common.manifests import DataFile
-from polar_rm.corpus.counts import TEXT_COUNTS, Counts, Example, length_of
+from polar_rm.corpus.counts import TEXT_COUNTS, Counts, Example
 from polar_rm.corpus.job import Job
+from polar_rm.corpus.measures import Sample, baseline_measures, cleaning_lines, cleaning_numbers, one_pair, quantiles, split_lines
 from polar_rm.corpus.splits import SPLITS
-from polar_rm.evaluation.contenders.baselines import BASELINES, make_baselines
-from polar_rm.evaluation.groups import NO_GROUP
-from polar_rm.evaluation.pairs import score_pairs
-from polar_rm.evaluation.statistics import bootstrap_intervals
-from polar_rm.records import Comparison, to_comparison
+from polar_rm.corpus.text_report import text_summary, write_text_html
+from polar_rm.records import Comparison
 from polar_rm.reporting import words
 from polar_rm.reporting.html import render_page
 from polar_rm.reporting.plots import plot_accuracy, plot_lengths, plot_matrix
@@ -38,12 +35,12 @@ def make_report(
     """Compute all numbers of the report. ledgers: (number, ledger) of every bucket. The shards must be in the output folder."""
     splits: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     pairs_by_policies: Counter[tuple[int, int]] = Counter()
-    sample = _Sample(job)
+    sample = Sample(job)
     for number, ledger in ledgers:
         rows = ledger.to_pydict()
         for index, split in enumerate(rows["split"]):
             policy, positives, negatives = (rows[name][index] for name in ("policy", "positives", "negatives"))
-            short = len(negatives) < job.config.pairing.negatives
+            short = len(negatives) < job.config.of_policies.negatives
             sizes = {name: rows[name][index] for name in ("characters", "words", "tokens")}
             splits[split].update(comparisons=1, short=short, pairs=positives * len(negatives), **sizes)
             pairs_by_policies.update({(policy, other): positives for other in negatives})
@@ -63,8 +60,8 @@ def make_report(
         "policies": policies,
         "pairs_by_distance": dict(sorted(distances.items())),
         "pairs_by_policies": [[policy, other, pairs] for (policy, other), pairs in sorted(pairs_by_policies.items())],
-        "baselines": _baselines(list(sample.pairs())),
-        "cleaning": _cleaning(counts.get("cleaning", {}), examples),
+        "baselines": baseline_measures([_pair(job, *each) for each in sample.comparisons()]),
+        "cleaning": cleaning_numbers(counts.get("cleaning", {}), examples),
     }
 
 
@@ -78,103 +75,20 @@ def _policy(job: Job, policy: str, counts: Counts, pairs_by_policies: Counter[tu
         "held_out": policy in job.unseen,
         **dict.fromkeys(("empty", "cleaned", *TEXT_COUNTS), 0),
         **counts.get(f"policy:{policy}", {}),
-        "length_quantiles": _quantiles(counts.get(f"lengths:{policy}", {})),
+        "length_quantiles": quantiles(counts.get(f"lengths:{policy}", {})),
         "positive_pairs": sum(pairs for (better, _), pairs in pairs_by_policies.items() if better == code),
         "negative_pairs": sum(pairs for (_, worse), pairs in pairs_by_policies.items() if worse == code),
     }
 
 
-def _quantiles(lengths: dict[str, int]) -> list[float] | None:
-    """The 5th, 25th, 50th, 75th and 95th percentile of a histogram, in characters; None for an empty histogram."""
-    bins = sorted((int(number), count) for number, count in lengths.items())
-    if not bins:
-        return None
-    numbers, cumulative = [number for number, _ in bins], np.cumsum([count for _, count in bins])
-    indices = np.searchsorted(cumulative, np.array([0.05, 0.25, 0.5, 0.75, 0.95]) * cumulative[-1])
-    return [length_of(numbers[index]) for index in indices]
-
-
-def _cleaning(counts: dict[str, int], examples: dict[str, list[Example]]) -> dict[str, Any]:
-    rules = sorted({name.partition(".")[0] for name in counts})
-    return {
-        rule: {
-            "texts": counts[f"{rule}.texts"],
-            "characters": counts[f"{rule}.characters"],
-            "examples": [{key: value for key, value in each.items() if key != "key"} for each in examples.get(rule, [])],
-        }
-        for rule in rules
-    }
-
-
-# ------------------------------------------------------------------------------------------------------------ baselines
-
-
-class _Sample:
-    """The comparisons with the smallest keys: a sample that depends neither on the order nor on the number of buckets."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._chosen: list[tuple[int, int, str, int]] = []  # mixed key, bucket, split, row of the shard
-
-    def add(self, number: int, rows: dict[str, list[Any]]) -> None:
-        """Add the comparisons of a bucket to the candidates of the sample. rows: column -> values of its ledger."""
-        starts = {split: rows["split"].index(split) for split in set(rows["split"])}
-        # Keys are mixed again: caps keep the smallest keys, so otherwise the sample would favour capped policies.
-        candidates = [
-            (key * 0x9E3779B97F4A7C15 % 2**64, number, split, index - starts[split])
-            for index, (key, split) in enumerate(zip(rows["key"], rows["split"], strict=True))
-        ]
-        self._chosen = sorted(self._chosen + candidates)
-        if any(split == SPLITS[0] for _, _, split, _ in self._chosen):
-            self._chosen = [each for each in self._chosen if each[2] == SPLITS[0]]
-        del self._chosen[self._job.config.report.pairs :]
-
-    def pairs(self) -> Iterator[Comparison]:
-        """One positive and one negative of every chosen comparison, with their distance in the metadata."""
-        by_shard: dict[tuple[int, str], dict[int, int]] = {}
-        for key, number, split, row in self._chosen:
-            by_shard.setdefault((number, split), {})[row] = key
-        for (number, split), keys in sorted(by_shard.items()):
-            shard = pq.read_table(self._job.config.output / split / f"{number:05d}.parquet")
-            for index, row in zip(sorted(keys), shard.take(sorted(keys)).to_pylist(), strict=True):
-                yield self._pair(to_comparison(row, is_cell=True), keys[index])
-
-    def _pair(self, comparison: Comparison, key: int) -> Comparison:
-        pairs = comparison.pairs()
-        chosen = pairs[key % len(pairs)]
-        authors = comparison.metadata["candidate_policies"]
-        distance = self._job.lineage.distance(*(authors[index] for index in chosen))
-        metadata = {**comparison.metadata, "distance": None if distance == "unknown" else distance}
-        texts = tuple(comparison.candidates[index] for index in chosen)
-        return Comparison(comparison.prompt, comparison.reference, texts, (0, 1), comparison.wrapper, metadata)
-
-
-def _baselines(pairs: list[Comparison]) -> dict[str, Any]:
-    """Accuracy of trivial scorers, with ties counted half and 95% intervals by bootstrap over prompts."""
-    fitted = make_baselines(BASELINES)
-    stream: Iterator[Comparison] = iter(pairs)
-    for baseline in fitted.values():
-        stream = baseline.fit(stream)
-    for _ in stream:
-        pass
-    scores = score_pairs(fitted, pairs, by="distance")
-
-    def measured(rows: Any) -> dict[str, Any]:
-        correct = np.column_stack([scores.correct(name)[rows] for name in fitted])
-        intervals = bootstrap_intervals(correct, scores.pairs.prompts[rows])
-        return {
-            name: {
-                "accuracy": float(correct[:, index].mean()),
-                "ci95": intervals[index] and list(intervals[index] or ()),
-                "pairs": len(correct),
-            }
-            for index, name in enumerate(fitted)
-        }
-
-    names = enumerate(scores.pairs.group_names)
-    groups = {name: np.flatnonzero(scores.pairs.groups == code) for code, name in names if name != NO_GROUP}
-    by_distance = {name: measured(rows) for name, rows in sorted(groups.items())}
-    return {"overall": measured(np.arange(len(pairs))), "by_distance": by_distance}
+def _pair(job: Job, comparison: Comparison, key: int) -> Comparison:
+    """One positive and one negative of a comparison, with their distance in the metadata."""
+    chosen = one_pair(comparison, key)
+    authors = comparison.metadata["candidate_policies"]
+    distance = job.lineage.distance(*(authors[index] for index in chosen))
+    metadata = {**comparison.metadata, "distance": None if distance == "unknown" else distance}
+    texts = tuple(comparison.candidates[index] for index in chosen)
+    return Comparison(comparison.prompt, comparison.reference, texts, (0, 1), comparison.wrapper, metadata)
 
 
 # ----------------------------------------------------------------------------------------------------------------- page
@@ -186,20 +100,23 @@ def write_html(path: Path, report: dict[str, Any]) -> None:
     Raises:
         PolarError: the file can't be written.
     """
-    write_file(path, render_page("polar_rm.corpus", "report.html.j2", report, _plots(report)))
+    if report["policies"] is None:
+        write_text_html(path, report)
+    else:
+        write_file(path, render_page("polar_rm.corpus", "report.html.j2", report, _plots(report)))
 
 
 def summary(report: dict[str, Any]) -> list[str]:
     """The report in a few lines, for the terminal."""
+    if report["policies"] is None:
+        return text_summary(report)
     rows, cleaning = report["counts"]["trajectories"], report["cleaning"]
     left_out = ", ".join(f"{rows.get(name, 0):,} {name}" for name in ("refused", "empty", "duplicates", "unselected"))
     lines = [f"{rows['read']:,} trajectories of {len(report['policies'])} policies read; left out: {left_out}"]
-    lines += [f"cleaned by {rule}: {numbers['texts']:,} texts" for rule, numbers in cleaning.items()]
+    lines += cleaning_lines(cleaning)
     if contaminated := report["counts"]["prompts"].get("contaminated"):
         lines.append(f"{contaminated:,} prompts are in the evaluation files and were dropped, see contaminated.jsonl")
-    for split, numbers in report["splits"].items():
-        short = f" ({numbers['short']:,} with fewer negatives than requested)" if numbers["short"] else ""
-        lines.append(f"{split}: {numbers['comparisons']:,} comparisons{short}, {numbers['pairs']:,} pairs")
+    lines += split_lines(report["splits"])
     for name, measures in {"all pairs": report["baselines"]["overall"], **report["baselines"]["by_distance"]}.items():
         lines.append(f"baselines on {name}: " + ", ".join(f"{key} {words.measure(value)}" for key, value in measures.items()))
     return lines

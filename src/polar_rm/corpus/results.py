@@ -44,13 +44,27 @@ class Contaminated(TypedDict):
     match: Match
 
 
+class DroppedText(TypedDict):
+    """A text that was dropped, and the evaluation prompt or held-out text that it matches.
+
+    path, row: where it was read. start: its first characters.
+    """
+
+    id: str
+    path: str
+    row: int
+    start: str
+    match: Match
+
+
 @dataclass
 class PartResult:
     """The result of the first pass for a part.
 
     source: the part's name, so that a result of another division into parts is not used. lines: of JSONL, including blank ones;
     0 for Parquet. rows: trajectories of selected policies. unselected: trajectories of other policies. refused: bad rows.
-    policies: policy -> its rows. lineage: column -> policy -> its values, of which there should be one.
+    policies: policy -> its rows. lineage: column -> policy -> its values, of which there should be one. counts, examples: see
+    ``Tally`` in ``counts``; only of texts, which are cleaned in this pass.
     """
 
     source: str
@@ -60,6 +74,8 @@ class PartResult:
     refused: int = 0
     policies: dict[str, int] = field(default_factory=dict)
     lineage: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    counts: Counts = field(default_factory=dict)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
 
 
 @dataclass
@@ -71,6 +87,14 @@ class BucketResult:
     contaminated: list[Contaminated]
     refused: list[Refusal]
     shards: dict[str, DataFile]
+
+
+@dataclass
+class TextsResult:
+    """The result of a pass over the texts of a bucket. counts: see ``Tally`` in ``counts``."""
+
+    counts: Counts
+    dropped: list[DroppedText]
 
 
 @dataclass
@@ -111,8 +135,20 @@ LEDGER = pa.schema(
 )
 """The schema of a table of :class:`LedgerRow`. Its rows are in the order of the shards: the rows of a split are consecutive."""
 
+TEXT_LEDGER = pa.schema(
+    {
+        "split": pa.string(),
+        "key": pa.uint64(),
+        "negatives": pa.int32(),
+        "characters": pa.int64(),
+        "words": pa.int64(),
+        "tokens": pa.int64(),
+    }
+)
+"""The facts about one comparison of continuations: as :data:`LEDGER`, but there are no policies, and negatives are counted."""
 
-def save_result(path: Path, result: PartResult | BucketResult | ThinnedResult) -> None:
+
+def save_result(path: Path, result: PartResult | TextsResult | BucketResult | ThinnedResult) -> None:
     """Write a result atomically; errors as in :func:`polar_rm.common.files.write_json`."""
     write_json(path, asdict(result))
 
@@ -126,4 +162,6 @@ def load_result(kind: type[R], path: Path) -> R | None:
         return None
 
 
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in (PartResult, BucketResult, ThinnedResult)}
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {
+    kind: TypeAdapter(kind) for kind in (PartResult, TextsResult, BucketResult, ThinnedResult)
+}

@@ -11,7 +11,8 @@ from polar_rm.corpus.config import Splits
 from polar_rm.errors import PolarError
 from polar_rm.records import Text, flatten
 
-TRAIN, UNSEEN_PROMPTS, UNSEEN_POLICIES = SPLITS = ("train", "unseen_prompts", "unseen_policies")
+TRAIN, UNSEEN_PROMPTS, UNSEEN_POLICIES, UNSEEN_TEXTS = SPLITS = ("train", "unseen_prompts", "unseen_policies", "unseen_texts")
+"""The folders of a corpus. Where continuations are compared, texts are held out and not prompts."""
 
 
 def folded(text: str) -> str:

@@ -20,7 +20,8 @@ from polar_rm.records import OnBadRow, Text, find_files, read_prompts, read_text
 
 Pool = Literal["base", "chat", "any"]
 
-_PLAIN = (".txt", ".md")
+PLAIN_SUFFIXES = (".txt", ".md")
+"""Suffixes of plain files, whose passages are texts."""
 _CHARACTERS_PER_TOKEN = 64  # upper bound: the rest of a text can't be part of its prefix and is not tokenised
 _PASSAGE_CHARACTERS_PER_TOKEN = 5  # length of a plain file's passages, per token of the longest prefix
 
@@ -167,21 +168,21 @@ def _draw_prefixes(source: Prefixes, seed: int, chosen: list[tuple[str, str]]) -
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         plain = sorted(
-            file for file in path.rglob("*") if file.suffix in _PLAIN and file.is_file() and not _is_hidden(file, path)
+            file for file in path.rglob("*") if file.suffix in PLAIN_SUFFIXES and file.is_file() and not _is_hidden(file, path)
         )
         return plain or find_files(path)
-    return [path] if path.suffix in _PLAIN and path.exists() else _matching(path)
+    return [path] if path.suffix in PLAIN_SUFFIXES and path.exists() else _matching(path)
 
 
 def _matching(path: Path) -> list[Path]:
-    plain = sorted(path.parent.glob(path.name)) if path.suffix in _PLAIN else []
+    plain = sorted(path.parent.glob(path.name)) if path.suffix in PLAIN_SUFFIXES else []
     return plain or find_files(path)
 
 
 def _texts(source: Prefixes, files: list[Path], on_bad_row: OnBadRow) -> Iterator[str]:
     for file in files:
-        if file.suffix in _PLAIN:
-            yield from _passages(file, _PASSAGE_CHARACTERS_PER_TOKEN * source.max_tokens, on_bad_row)
+        if file.suffix in PLAIN_SUFFIXES:
+            yield from passages(file, _PASSAGE_CHARACTERS_PER_TOKEN * source.max_tokens, on_bad_row)
         else:
             yield from read_texts(file, source.column, on_bad_row)
 
@@ -190,7 +191,7 @@ def _is_hidden(file: Path, folder: Path) -> bool:
     return any(name.startswith((".", "_")) for name in file.relative_to(folder).parts)
 
 
-def _passages(path: Path, characters: int, on_bad_row: OnBadRow) -> Iterator[str]:
+def passages(path: Path, characters: int, on_bad_row: OnBadRow) -> Iterator[str]:
     """Consecutive paragraphs, joined until they have at least this many characters.
 
     Without a blank line, a passage ends at twice that length. Bad rows are named by their line number.
