@@ -104,7 +104,11 @@ def test_recipes_are_listed_printed_and_taken_by_name(polar):
 
 @pytest.mark.parametrize("verb", ["corpus", "pretrain", "finetune", "rft", "sample", "references", "scaling"])
 def test_every_recipe_has_only_known_keys(verb):
-    recipes = {"sample": ["sampling"], "pretrain": ["pretrain", "pretrain_small"]}.get(verb, [verb])
+    recipes = {
+        "sample": ["sampling"],
+        "corpus": ["corpus", "corpus_continuations"],
+        "pretrain": ["pretrain", "pretrain_small", "pretrain_continuations"],
+    }.get(verb, [verb])
     overrides = {
         **REQUIRED,
         "sample": [],

@@ -43,6 +43,7 @@ BOUNDED_BY_DATA = {
     "TransformersPolicy": {"step", "samples", "n_layers"},  # samples: by the machine's memory
     "OpenAIPolicy": {"step", "samples", "retries"},
     "VLLMPolicy": {"step", "samples"},
+    "Continuations": {"negatives", "uses", "min_beginning", "min_continuation", "max_characters"},
     "Pairing": {"positives", "negatives", "per_prompt", "per_policy"},
     "Splits": {"policies"},
     "Decontamination": {"n"},

@@ -1,8 +1,9 @@
 import re
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from polar_rm.common.config import Config, PathText, Seed, load_config, to_yaml
 from polar_rm.errors import ConfigError
@@ -178,7 +179,7 @@ def test_recipes_are_files_by_name(tmp_path):
 
     assert load_config(Small, ["recipe:pretrain_small"], ["batch_size=4"]).batch_size == 4
     assert refusal(["recipe:pretrain_smal"]) == "recipe:pretrain_smal: no such recipe; did you mean recipe:pretrain_small?"
-    assert "the recipes are corpus, finetune, " in refusal(["recipe:zzz"])
+    assert "the recipes are corpus, corpus_continuations, finetune, " in refusal(["recipe:zzz"])
     assert refusal([tmp_path / "rft.yaml"]).endswith("No such file or directory; did you mean recipe:rft?")
 
 
@@ -204,3 +205,26 @@ def test_a_former_name_that_several_groups_have_is_meant_in_its_own_group():
         training: Machine = Machine()
 
     assert "unknown key 'training.dtype'; did you mean 'precision'?" in refusal([], ["training.dtype=bf16"], Other)
+
+
+def test_a_key_of_another_kind_is_told_with_its_kind():
+    """It was suggested in place of itself."""
+
+    class Square(Config):
+        kind: Literal["square"] = "square"
+        side: int = 1
+
+    class Circle(Config):
+        kind: Literal["circle", "disc"] = "circle"
+        radius: int = 1
+
+    class Shapes(Config):
+        shape: Annotated[
+            Annotated[Square, Tag("a square")] | Annotated[Circle, Tag("a circle")],
+            Discriminator(lambda value: "a square" if value["kind"] == "square" else "a circle"),
+        ] = Field({"kind": "square"}, validate_default=True)
+
+    assert "unknown key 'shape.radius'; only kind circle or disc has it" in refusal(
+        [], ["shape={kind: square, radius: 1}"], Shapes
+    )
+    assert "unknown key 'shape.sid'; did you mean 'side'?" in refusal([], ["shape={kind: square, sid: 1}"], Shapes)

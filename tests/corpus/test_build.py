@@ -15,8 +15,9 @@ from support.trajectories import corpus_config as config
 from polar_rm.corpus import build as build_module
 from polar_rm.corpus import plan as plan_module
 from polar_rm.corpus.build import build
+from polar_rm.corpus.measures import Sample
 from polar_rm.corpus.plan import make_plan
-from polar_rm.corpus.report import _Sample, summary
+from polar_rm.corpus.report import summary
 from polar_rm.errors import PolarError
 from polar_rm.records import Trajectory, read_comparisons, write_records
 
@@ -160,7 +161,7 @@ def test_the_sample_for_baselines_does_not_favour_capped_policies():
     job = SimpleNamespace(config=SimpleNamespace(report=SimpleNamespace(pairs=40)))
     capped = [number << 40 for number in range(100)]  # a cap keeps the smallest keys
     others = [number << 57 for number in range(1, 101)]
-    sample = _Sample(job)
+    sample = Sample(job)
     sample.add(0, {"key": capped + others, "split": ["train"] * 200})
     assert 8 < sum(row < 100 for _, _, _, row in sample._chosen) < 32
 
