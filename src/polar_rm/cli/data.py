@@ -68,8 +68,9 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
     """Build clean contrastive comparisons from trajectories, and report what simple baselines achieve on them.
 
     Inputs: output of `polar sample`, or Parquet, JSON, CSV or Arrow of {source, prompt_id, prompt, policy, sample_id, text}.
-    The output folder gets `train/`, `unseen_prompts/`, `unseen_policies/` (Parquet), `report.html`, `report.json`,
-    `manifest.json`, `refused.jsonl` and `contaminated.jsonl`. After an interruption the same command continues.
+    With `pairing.kind: continuations`, also plain texts {text}: comparisons without policies and references.
+    The output folder gets `train/`, `unseen_prompts/`, `unseen_policies/` or `unseen_texts/` (Parquet), `report.html`,
+    `report.json`, `manifest.json`, `refused.jsonl` and `contaminated.jsonl`. After an interruption the same command continues.
 
     Examples:
 
@@ -78,6 +79,8 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
         polar corpus recipes/corpus.yaml inputs='[a.parquet, b.parquet]' output=runs/triples pairing='{kind: triples}'
 
         polar corpus recipes/corpus.yaml inputs='[runs/samples]' output=runs/corpus splits.policies=2 --dry-run
+
+        polar corpus recipe:corpus_continuations inputs='[texts.jsonl]' output=runs/texts
     """
     from polar_rm.common.config import to_yaml
     from polar_rm.common.files import write_json
