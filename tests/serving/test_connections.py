@@ -212,18 +212,19 @@ def test_connections_to_a_draining_server_get_an_answer(tmp_path):
         waiting = [connect(server.url) for _ in range(20)]
         time.sleep(0.2)
         server.process.send_signal(signal.SIGTERM)
-        outcomes = {"503": 0, "refused": 0, "other": 0}
+        outcomes = []
         while server.process.poll() is None:
             try:
                 with connect(server.url) as connection:
                     connection.sendall(REQUEST)
-                    outcomes["503" if b"503" in rest(connection) else "other"] += 1
+                    outcomes.append("503" if b"503" in rest(connection) else "other")
             except ConnectionRefusedError:
-                outcomes["refused"] += 1
+                pass
             except OSError:
-                outcomes["other"] += 1
+                outcomes.append("other")
         assert all(b"503 Service Unavailable" in rest(connection) for connection in waiting)
-        assert outcomes["503"] > 20 and outcomes["other"] == 0
+        # The kernel resets a connection that it accepts in the moment in which the listening socket is closed: the last at most.
+        assert len(outcomes) > 20 and set(outcomes[:-1]) == {"503"}
     finally:
         server.process.kill()
 
