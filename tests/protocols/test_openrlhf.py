@@ -43,6 +43,15 @@ def test_openrlhf_answers_begin_behind_the_last_of_equal_turns():
     assert item == ScoreItem(prompt, "ref", "the answer")
 
 
+@pytest.mark.parametrize("answer", ["It flew.", "It flew.\n<|user|>\nContinue.\n<|assistant|>\nAnd on."])
+def test_openrlhf_answers_begin_behind_the_last_of_short_equal_turns(answer):
+    """The end of the first was taken for the end of the prompt: its last turn was scored as part of the answer."""
+    turn = "<|user|>\nPlease do continue.\n<|assistant|>\n"
+    prompt = f"Isn't it , well ? {'A fox went into the wood. ' * 12}{turn}Yes.\n{turn}"
+    item = openrlhf.openrlhf_item(prompt.replace(" ,", ",") + answer, prompt, "ref")
+    assert item == ScoreItem(prompt, "ref", answer)
+
+
 def test_openrlhf_answers_are_found_after_prompts_that_lost_their_beginning():
     turns = "".join(f"<|im_start|>user\nAnd how high is mount {i}?<|im_end|>\n<|im_start|>assistant\n" for i in range(9))
     item = openrlhf.openrlhf_item(turns[-300:] + "Quite high.<|im_end|>", turns, "ref")

@@ -69,10 +69,12 @@ def answer_after(query: str, prompt: str) -> str:
         return query[shared:]
     # Encoding and decoding may change a text; the end of the template still marks where the answer begins.
     tail = prompt[-_MIN_SHARED_CHARACTERS:]
-    start = query.find(tail, max(0, len(prompt) - 200)) if tail.strip() else -1
-    if start < 0:
+    starts = re.finditer(f"(?={re.escape(tail)})", query) if tail.strip() else ()
+    ends = [match.start() + len(tail) for match in starts if match.start() >= len(prompt) - 200]
+    if not ends:
         raise PolarError("the query does not begin with its prompt")
-    return query[start + len(tail) :]
+    # Turns of a prompt may be equal, and an answer may repeat one: the end of the prompt is near where it was.
+    return query[min(ends, key=lambda end: abs(end - len(prompt))) :]
 
 
 def overlap(first: str, second: str) -> int:
