@@ -23,11 +23,12 @@ from rich.console import Console
 from polar_rm.calibration import calibrate_files
 from polar_rm.calibration.abstention import abstention_curve, certainty
 from polar_rm.calibration.data import score_pairs
-from polar_rm.calibration.temperature import loss, reliability
+from polar_rm.calibration.temperature import reliability
 from polar_rm.common.config import load_config
 from polar_rm.common.files import write_json
 from polar_rm.common.progress import show_progress
 from polar_rm.corpus import is_held_out
+from polar_rm.evaluation.pairs import bradley_terry_loss
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import Comparison, read_comparisons, write_records
 from polar_rm.rewards.scale import Scale
@@ -91,8 +92,8 @@ def on_test_pairs(model: Path, file: Path) -> dict[str, Any]:
         "n_prompts": int(pairs.prompts.max()) + 1,
         "accuracy": curve[0]["accuracy"],
         "ci95": curve[0]["ci95"],
-        "loss_before": loss(differences),
-        "loss_after": loss(differences / temperature),
+        "loss_before": bradley_terry_loss(differences),
+        "loss_after": bradley_terry_loss(differences / temperature),
         "ece_before": before.error,
         "ece_after": after.error,
         "ece_of_exact_probabilities": after.noise,

@@ -9,12 +9,12 @@ import pytest
 from polar_rm.calibration.temperature import (
     fit_temperature,
     folds_of,
-    loss,
     out_of_fold_temperatures,
     reliability,
     sigmoids,
 )
 from polar_rm.errors import NoTemperature
+from polar_rm.evaluation.pairs import bradley_terry_loss
 
 
 def drawn(n, temperature, seed=0):
@@ -39,7 +39,7 @@ def test_the_temperature_is_the_best_of_a_grid(true):
     best = min(grid, key=nll)
     assert best == pytest.approx(fitted, rel=0.0021)
     assert nll(fitted) <= nll(best)
-    assert loss(differences / fitted) == pytest.approx(nll(fitted) / len(differences))
+    assert bradley_terry_loss(differences / fitted) == pytest.approx(nll(fitted) / len(differences))
 
 
 def test_the_true_temperature_is_recovered():

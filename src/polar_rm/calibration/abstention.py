@@ -6,8 +6,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from polar_rm.calibration.temperature import Floats, Ints
-from polar_rm.evaluation.statistics import RESAMPLES, resampled_means
+from polar_rm.evaluation.statistics import RESAMPLES, Floats, Ints, resampled_means
 
 COVERAGES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 

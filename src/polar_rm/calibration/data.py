@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polar_rm.calibration.laplace import Features
-from polar_rm.calibration.temperature import Floats, Ints
 from polar_rm.common.iteration import windows
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.references import prompt_key
+from polar_rm.evaluation.statistics import Floats, Ints
 from polar_rm.records import Comparison, ScoreItem
 from polar_rm.rewards.anchors import AnchoredItems, has_anchor
 from polar_rm.scoring.scorer import Scorer, check_finite

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from polar_rm.calibration.temperature import Floats, Ints, sigmoids
+from polar_rm.calibration.temperature import sigmoids
+from polar_rm.evaluation.statistics import Floats, Ints
 
 _MIN_LOG = 700.0  # about the logarithm of the smallest float64, negated
 _BLOCK = 1 << 22  # numbers in a block of feature differences: 32 MiB of float64

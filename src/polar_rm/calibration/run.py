@@ -23,7 +23,6 @@ from polar_rm.calibration.temperature import (
     Reliability,
     fit_temperature,
     folds_of,
-    loss,
     out_of_fold_temperatures,
     reliability,
 )
@@ -32,6 +31,7 @@ from polar_rm.common.locks import owned
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.evaluation import ComparisonFiles
+from polar_rm.evaluation.pairs import bradley_terry_loss
 from polar_rm.records import Comparison, OnBadRow
 from polar_rm.rewards.calibration import CARD, Calibration, Distribution
 from polar_rm.rewards.identity import model_identity
@@ -101,8 +101,8 @@ def fit(pairs: ScoredPairs, *, model: str = "", encoder_hash: str = "", seed: in
         "accuracy": curve[0]["accuracy"],
         "ci95": curve[0]["ci95"],
         "temperature": temperature,
-        "loss_before": loss(differences),
-        "loss_after": loss(differences / temperatures),
+        "loss_before": bradley_terry_loss(differences),
+        "loss_after": bradley_terry_loss(differences / temperatures),
         "before": _bins(before),
         "after": _bins(after),
         "abstention": curve,

@@ -9,12 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polar_rm.errors import NoTemperature
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from polar_rm.evaluation.statistics import Floats, Ints
 
 BINS = 15
 """The number of bins of the calibration error. The bins have equal mass, so that none is nearly empty."""
@@ -27,13 +24,10 @@ def sigmoids(values: Floats) -> Floats:
     return 0.5 * (1 + np.tanh(values / 2))
 
 
-def loss(logits: Floats) -> float:
-    """The mean negative log-likelihood of pairs in nats. logits: (better - worse) / T of every pair."""
-    return float(np.logaddexp(0, -logits).mean())
-
-
 def fit_temperature(differences: Floats) -> float:
-    """The T that minimises :func:`loss`, in units of the reward. differences: better minus worse of every pair, finite.
+    """The T that minimises the Bradley-Terry loss, in units of the reward.
+
+    differences: better minus worse of every pair, finite.
 
     The derivative by 1 / T is -mean(d sigmoid(-d / T)) and rises with 1 / T. Its root is bracketed and then found by bisection.
 

@@ -14,7 +14,7 @@ from polar_rm.corpus.splits import SPLITS
 from polar_rm.evaluation.contenders.baselines import BASELINES, make_baselines
 from polar_rm.evaluation.groups import NO_GROUP
 from polar_rm.evaluation.pairs import score_pairs
-from polar_rm.evaluation.statistics import bootstrap_intervals
+from polar_rm.evaluation.statistics import bootstrap_intervals, listed
 from polar_rm.records import Comparison, to_comparison
 
 
@@ -65,7 +65,7 @@ def baseline_measures(pairs: list[Comparison]) -> dict[str, Any]:
         return {
             name: {
                 "accuracy": float(correct[:, index].mean()),
-                "ci95": intervals[index] and list(intervals[index] or ()),
+                "ci95": listed(intervals[index]),
                 "pairs": len(correct),
             }
             for index, name in enumerate(fitted)

@@ -16,13 +16,13 @@ from polar_rm.corpus.text_buckets import divide_bucket, draw_all, index_held_out
 from polar_rm.corpus.texts import partition_texts
 from polar_rm.errors import PolarError
 
-_LEFT_OUT = {
+REASONS = {
     "empty": "are empty",
     "copies": "are copies of others",
-    "contaminated": "are in the evaluation files",
-    "near_held_out": "share words with held-out texts",
     "too_short": "are too short for min_beginning, min_continuation and the range of beginnings",
     "without_border": "have no word border where they may be divided",
+    "contaminated": "are in the evaluation files",
+    "near_held_out": "share words with held-out texts",
     "alone": "find no other continuation that the settings allow",
 }
 """Why a text has no comparison -> in words, after a number."""
@@ -87,5 +87,5 @@ def _reason(texts: dict[str, int]) -> str:
     """Why no text has a comparison, from the counts."""
     if not texts.get("rows"):
         return "no row of the inputs is a text"
-    reasons = [f"{texts[name]:,} {words}" for name, words in _LEFT_OUT.items() if texts.get(name)]
+    reasons = [f"{texts[name]:,} {words}" for name, words in REASONS.items() if texts.get(name)]
     return f"of {texts['rows']:,} text{'' if texts['rows'] == 1 else 's'} {', '.join(reasons)}"

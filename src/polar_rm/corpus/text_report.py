@@ -24,6 +24,7 @@ from polar_rm.corpus.measures import (
     split_lines,
 )
 from polar_rm.corpus.splits import SPLITS
+from polar_rm.corpus.text_build import REASONS
 from polar_rm.records import Comparison
 from polar_rm.reporting import words
 from polar_rm.reporting.html import render_page
@@ -31,7 +32,7 @@ from polar_rm.reporting.plots import plot_accuracy, plot_lengths
 
 _MAX_SOURCES = 40  # in the report
 _SIDES = ("beginning", "continuation")
-_LEFT_OUT = ("refused", "empty", "copies", "too_short", "without_border", "contaminated", "near_held_out", "alone", "unselected")
+_LEFT_OUT = ("refused", *REASONS, "unselected")
 
 
 def make_text_report(

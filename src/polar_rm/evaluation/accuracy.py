@@ -13,7 +13,7 @@ from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.base import Contender, Given
 from polar_rm.evaluation.contenders.baselines import BASELINES, make_baselines
 from polar_rm.evaluation.groups import NO_GROUP
-from polar_rm.evaluation.pairs import PairScores
+from polar_rm.evaluation.pairs import PairScores, bradley_terry_loss
 from polar_rm.evaluation.reference_use import ReferenceUse, reference_use, score_protocols, swapped_pairs
 from polar_rm.evaluation.references import ComparisonScorer, ReferenceChoice, ReferenceMode, apply_reference_protocol
 from polar_rm.evaluation.report import (
@@ -287,7 +287,7 @@ def _measure(result: PairScores, rows: Ints, scaled: Sequence[str], resamples: i
             "accuracy": float(values.mean()),
             "ci95": listed(intervals[name]),
             "ties": int((margins == 0).sum()),
-            "loss": float(np.logaddexp(0, -margins).mean()) if name in scaled else None,
+            "loss": bradley_terry_loss(margins) if name in scaled else None,
         }
     return {
         "n_pairs": len(rows),

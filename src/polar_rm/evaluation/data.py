@@ -63,6 +63,16 @@ class ComparisonFiles:
         return [*lines, *bad.warnings(), *left_out]
 
 
+def check_limit(limit: int | None) -> None:
+    """Refuse a limit that takes nothing.
+
+    Raises:
+        PolarError: it is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise PolarError(f"limit must be at least 1, not {limit}")
+
+
 @dataclass(frozen=True, slots=True)
 class First:
     """The first ``limit`` comparisons of a stream that can be read several times; all comparisons if ``limit`` is None.
@@ -75,8 +85,7 @@ class First:
     limit: int | None
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise PolarError(f"limit must be at least 1, not {self.limit}")
+        check_limit(self.limit)
 
     def __iter__(self) -> Iterator[Comparison]:
         return islice(iter(self.comparisons), self.limit)

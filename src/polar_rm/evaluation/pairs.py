@@ -120,8 +120,19 @@ class PairScores:
 
     def correct(self, name: str) -> Floats:
         """1 if the better candidate scores higher, 0.5 for a tie, else 0: float64 [n_pairs]."""
-        values: Floats = (np.sign(self.margins(name)) + 1) / 2
-        return values
+        return outcomes(self.margins(name))
+
+
+def outcomes(margins: Floats) -> Floats:
+    """1 where the better candidate scores higher, 0.5 for a tie, else 0. margins: scores, better minus worse."""
+    values: Floats = (np.sign(margins) + 1) / 2
+    return values
+
+
+def bradley_terry_loss(margins: Floats) -> float:
+    """The mean of -log sigmoid(margin), in nats: the negative log-likelihood of the pairs. margins: better minus worse, or that
+    over a temperature."""
+    return float(np.logaddexp(0, -margins).mean())
 
 
 def score_pairs(

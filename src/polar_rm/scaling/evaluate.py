@@ -9,6 +9,7 @@ import numpy as np
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.data import ComparisonFiles, First
+from polar_rm.evaluation.pairs import bradley_terry_loss, outcomes
 from polar_rm.evaluation.references import apply_reference_protocol, prompt_key
 from polar_rm.model.devices import claim_device, dtype_name
 from polar_rm.model.reward_model import RewardModel
@@ -45,8 +46,8 @@ def _evaluate(config: ScalingConfig, training: TrainConfig, scorer: Scorer, spli
         differences = np.array([scores[better] - scores[worse] for better, worse in ordered])
         prompts.append(prompt_key(comparisons[number]))
         pairs.append(len(ordered))
-        losses.append(float(np.logaddexp(0.0, -differences).mean()))
-        correct.append(float((differences > 0).sum() + 0.5 * (differences == 0).sum()))
+        losses.append(bradley_terry_loss(differences))
+        correct.append(float(outcomes(differences).sum()))
     if not losses:
         raise PolarError(f"{path}: no comparisons")
     integers = np.arange(len(losses)), np.array(pairs, np.int64)

@@ -12,10 +12,11 @@ import numpy as np
 from polar_rm.common import provenance
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
+from polar_rm.evaluation.statistics import Floats, listed
 from polar_rm.scaling.config import FitConfig, ScalingConfig
 from polar_rm.scaling.grid import Learning
 from polar_rm.scaling.intervals import Estimate, Fitted, fit_with_intervals, resampled_losses
-from polar_rm.scaling.laws import FORMS, Floats, LawForm, r_squared, undetermined
+from polar_rm.scaling.laws import FORMS, LawForm, r_squared, undetermined
 from polar_rm.scaling.learning_rate import Picked
 from polar_rm.scaling.points import Points, chosen, collect
 from polar_rm.scaling.results import Result, read_losses
@@ -61,8 +62,8 @@ def fit_grid(config: ScalingConfig, *, progress: Progress = silent) -> ScalingFi
     results = grid.results()
     picked = grid.picked(results)
     runs = [run for run in grid.runs(results) if run.purpose == "grid"]
-    diverged = [results[run.name] for run in runs if run.name in results and results[run.name].diverged]
-    usable = [results[run.name] for run in runs if run.name in results and not results[run.name].diverged]
+    finished = [results[run.name] for run in runs if run.name in results]
+    usable = [result for result in finished if not result.diverged]
     if not usable:
         raise PolarError(f"{config.output}: no run of the grid has finished; polar scaling run trains them")
     folder = config.output / "runs"
@@ -72,13 +73,12 @@ def fit_grid(config: ScalingConfig, *, progress: Progress = silent) -> ScalingFi
     }
     fits = {split: fit_points(each, config.fit, progress=progress, split=split) for split, each in points.items()}
     missing = [run.name for run in runs if run.name not in results]
-    everyone = {name: result for name, result in results.items() if result.diverged}
     report = _report(config, points, fits, picked)
-    report["diverged"] = [{"name": name, "reason": result.diverged} for name, result in everyone.items()]
+    report["diverged"] = [{"name": name, "reason": each.diverged} for name, each in results.items() if each.diverged]
     report["missing"] = missing
     report["warnings"] = [
         *_bounds(fits),
-        *_warnings(config, usable, points, picked, len(missing), [each.name for each in diverged]),
+        *_warnings(config, usable, points, picked, len(missing), [each.name for each in finished if each.diverged]),
     ]
     return ScalingFit(points, fits, report)
 
@@ -117,10 +117,11 @@ def _report(
     picked: Mapping[Learning, Picked | None],
 ) -> dict[str, Any]:
     first = next(iter(points.values()))
+    losses = {split: each.means for split, each in points.items()}
     runs = [
         {
             **{key: value for key, value in asdict(result).items() if key not in ("evaluation", "origin", "diverged")},
-            "loss": {split: float(each.means[index]) for split, each in points.items()},
+            "loss": {split: float(means[index]) for split, means in losses.items()},
             "git": result.origin.get("git"),
         }
         for index, result in enumerate(first.results)
@@ -172,8 +173,8 @@ def law_report(fit: LawFit, points: Points) -> dict[str, Any]:
 def _estimate(estimate: Estimate) -> dict[str, Any]:
     return {
         "value": estimate.value,
-        "ci95_prompts": list(estimate.prompts) if estimate.prompts else None,
-        "ci95_runs": list(estimate.runs) if estimate.runs else None,
+        "ci95_prompts": listed(estimate.prompts),
+        "ci95_runs": listed(estimate.runs),
     }
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from polar_rm.evaluation.statistics import Ints, resampled_means
-from polar_rm.scaling.laws import Floats, LawForm, fit, predict
+from polar_rm.evaluation.statistics import Floats, Ints, resampled_means
+from polar_rm.scaling.laws import LawForm, fit, predict
 
 
 @dataclass(frozen=True, slots=True)

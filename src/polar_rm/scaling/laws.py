@@ -15,13 +15,10 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from polar_rm.evaluation.statistics import Floats
 from polar_rm.scaling.config import Law
-
-Floats = NDArray[np.float64]
-
 
 # Bounds of the joint law's parameters: logarithms of E, of A N^-alpha and of B D^-beta at the centre of the data, and exponents.
 _LOW, _HIGH = np.array([-30.0, -30.0, -30.0, 0.0, 0.0]), np.array([5.0, 5.0, 5.0, 5.0, 5.0])

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from polar_rm.errors import PolarError
-from polar_rm.evaluation.statistics import Ints
-from polar_rm.scaling.laws import Floats, LawForm
+from polar_rm.evaluation.statistics import Floats, Ints
+from polar_rm.scaling.laws import LawForm
 from polar_rm.scaling.results import Losses, Result
 
 MIN_LEVELS = 3

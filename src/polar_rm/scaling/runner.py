@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import shutil
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 
 from polar_rm.common import provenance
@@ -20,6 +18,7 @@ from polar_rm.common.locks import owned
 from polar_rm.common.progress import plain_console, say, show_progress
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import InUse, NonFinite, PolarError, ScoreError
+from polar_rm.evaluation.contenders.native import free_memory
 from polar_rm.scaling.config import ScalingConfig
 from polar_rm.scaling.evaluate import evaluate_splits
 from polar_rm.scaling.grid import Run
@@ -140,13 +139,13 @@ def perform(grid: Grid, run: Run, console: Console) -> Result:
         losses: dict[str, Losses] = {}
         try:
             train(config, verb="scaling run", console=console)
-            _free_memory()
+            free_memory()
             with show_progress(console, lines=True, unit="comparisons") as progress:
                 losses = evaluate_splits(grid.config, config, progress)
             reason = None
         except (NonFinite, ScoreError) as error:
             losses, reason = {}, str(error)
-        _free_memory()
+        free_memory()
         for split, values in losses.items():
             write_losses(folder / losses_file(split), values)
         result = _result(grid, run, config, losses, reason)
@@ -213,10 +212,3 @@ def _tidy(folder: Path, keep: Literal["all", "model", "result"]) -> None:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if keep == "result":
         shutil.rmtree(folder / "model", ignore_errors=True)
-
-
-def _free_memory() -> None:
-    """Give back what the last model held, before the next one is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from polar_rm.errors import BadRow, PolarError
-from polar_rm.evaluation.data import ComparisonFiles
+from polar_rm.errors import BadRow
+from polar_rm.evaluation.data import ComparisonFiles, check_limit
 from polar_rm.evaluation.references import SAMPLE_IDS, identity_in, prompt_key
 from polar_rm.evaluation.statistics import Floats, Ints
 from polar_rm.records import (
@@ -74,8 +74,7 @@ class SampleFiles(ComparisonFiles):
         gold: str | None = None,
         limit: int | None = None,
     ) -> None:
-        if limit is not None and limit < 1:
-            raise PolarError(f"limit must be at least 1, not {limit}")
+        check_limit(limit)
         super().__init__(paths, on_bad_row, outputs)
         self.needs_references = False
         self._gold, self._limit = gold, limit
