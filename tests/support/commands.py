@@ -1,6 +1,27 @@
-"""What tests ask of a command's result: (exit code, stdout, stderr)."""
+"""The ``polar`` command in this process, and what tests ask of its result: (exit code, stdout, stderr)."""
 
 from __future__ import annotations
+
+import io
+import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from unittest.mock import patch
+
+from polar_rm.cli import main as cli
+
+
+def in_process(*arguments: object) -> tuple[int, str, str]:
+    """Run the command here, where everything is imported already."""
+    output, error = io.StringIO(), io.StringIO()
+    own = patch.object(warnings, "formatwarning", warnings.formatwarning)  # the command sets its own
+    with redirect_stdout(output), redirect_stderr(error), own, patch.object(sys, "argv", ["polar", *map(str, arguments)]):
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return code, output.getvalue(), error.getvalue()
 
 
 def refused(result: tuple[int, str, str], *expected: object) -> str:

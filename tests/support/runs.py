@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from unittest.mock import patch
 
 import yaml
 from safetensors.torch import load_file
 
-from polar_rm.cli.main import main
 from polar_rm.encoding.settings import EncoderSettings
 from support import tiny
+from support.commands import in_process
 
 WORDS = "fox dog turtle river bank capital country metre measured lazy quick brown green slow".split()
 
@@ -85,14 +82,7 @@ def run(*arguments: object, ranks: int = 1) -> subprocess.CompletedProcess[str]:
     command = polar(*arguments, ranks=ranks)
     if ranks > 1:
         return subprocess.run(command, capture_output=True, text=True, timeout=300)
-    output, error = io.StringIO(), io.StringIO()
-    with redirect_stdout(output), redirect_stderr(error), patch.object(sys, "argv", command[2:]):
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return subprocess.CompletedProcess(command, code, output.getvalue(), error.getvalue())
+    return subprocess.CompletedProcess(command, *in_process(*arguments))
 
 
 def final_weights(output: Path):
