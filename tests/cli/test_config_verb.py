@@ -1,6 +1,5 @@
 """`polar config` explains every key, and prints recipes by name."""
 
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import yaml
 from pydantic import Field
 
 import polar_rm
-from polar_rm.cli import main as cli
 from polar_rm.cli.exchange import CONFIGS, config_of
 from polar_rm.common.config import Config, load_config, to_yaml
 from polar_rm.common.recipes import recipe_names
@@ -33,18 +31,6 @@ REQUIRED = {
     ],
     "rft": ["output=o", "policy.model=m", "reward.source=s", "data=[a]"],
 }
-
-
-@pytest.fixture
-def polar(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["polar", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        output = capsys.readouterr()
-        return stop.value.code or 0, output.out, output.err
-
-    return run
 
 
 @pytest.mark.parametrize("verb", CONFIGS)

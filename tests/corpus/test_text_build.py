@@ -11,10 +11,10 @@ from math import ceil, floor
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.commands import in_process
 from support.plain_texts import WORDS, text_config, texts, write
 from support.trajectories import corpus_config, zoo
 
-from polar_rm.cli import main as cli
 from polar_rm.common.config import load_config
 from polar_rm.common.manifests import check_manifest
 from polar_rm.corpus import plan as plan_module
@@ -401,12 +401,9 @@ def test_an_interrupted_build_continues(tmp_path, monkeypatch, stage):
     assert report["counts"]["texts"]["texts"] == 50
 
 
-def test_the_verb_and_its_recipe(tmp_path, monkeypatch, capsys):
+def test_the_verb_and_its_recipe(tmp_path):
     write(tmp_path / "rows.jsonl", texts(30))
     arguments = ["recipe:corpus_continuations", f"inputs=[{tmp_path}/rows.jsonl]", f"output={tmp_path}/out", "workers=1"]
-    monkeypatch.setattr("sys.argv", ["polar", "corpus", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    output = capsys.readouterr().out
-    assert not stop.value.code
+    code, output, error = in_process("corpus", *arguments)
+    assert code == 0, error
     assert "30 texts read, 30 with a comparison" in output and "train: " in output
