@@ -272,6 +272,15 @@ def test_two_comparisons_of_one_prompt_in_a_benchmark_get_different_siblings(tmp
     assert [each.reference for each in comparisons] == ["fine two", "good one"]
 
 
+def test_references_that_equal_a_candidate_of_a_benchmark_are_counted(tmp_path):
+    """What is written has the prompt alone."""
+    with served() as server:
+        server.respond = lambda body, _: good(body, "fox 1 B")
+        benchmark = llmbar(tmp_path, instruction("fox 1"), instruction("fox 2"))
+        report = make_references(config(tmp_path, **benchmark, reference=policy(server.url)))
+    assert (report.counts["made"], report.counts["copies"]) == (2, 1)
+
+
 def test_a_candidate_of_a_benchmark_never_becomes_its_reference(tmp_path):
     """The benchmark's rule needs all candidates."""
     settings = config(tmp_path, **llmbar(tmp_path, instruction("fox 1")))
