@@ -3,6 +3,7 @@ import json
 import math
 import multiprocessing
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -271,6 +272,14 @@ def test_a_server_that_restarts_later_is_waited_for(named, caplog, monkeypatch):
     monkeypatch.setattr("polar_rm.client.asynchronous._REPORT_SECONDS", 0.0)
     scored(reward_servers.Engine("sglang", replies=[gone()] * 5), ITEMS[:1])
     assert len(caplog.messages) == 6
+
+
+def test_a_last_attempt_without_time_does_not_hide_what_an_earlier_one_met(monkeypatch):
+    monkeypatch.setattr(random, "uniform", lambda low, high: 0.001)
+    engine = reward_servers.Engine("vllm", replies=[gone(), *(TimeoutError() for _ in range(5000))])
+    [outcome] = scored(engine, ITEMS[:1], engine="vllm", first_contact=1.0, deadline=1.0)
+    assert outcome.code == "unavailable"
+    assert re.match(r"connection refused, then (no answer within|the deadline has passed)", outcome.message)
 
 
 def test_a_wrong_server_is_reported_with_the_url():

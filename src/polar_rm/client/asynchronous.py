@@ -297,6 +297,7 @@ class AsyncRewardClient:
     async def _send(self, method: str, path: str, body: dict[str, Any] | None, until: float) -> Any:
         """The JSON of a successful reply; transient errors are retried until the deadline."""
         started, attempt = time.monotonic(), 0
+        cause = ""  # the last reason that is no timeout
         while True:
             async with self._slots:
                 latest = until if self._has_answered else min(until, time.monotonic() + _PROBE_SECONDS)
@@ -309,11 +310,14 @@ class AsyncRewardClient:
             end, pause, absent = until, 0.0, False
             if isinstance(reply, Reply):
                 self._has_answered = True
-                reason, pause = f"HTTP {reply.status}: {self._transport.error_text(reply, 300)}", reply.retry_after or 0.0
+                cause = reason = f"HTTP {reply.status}: {self._transport.error_text(reply, 300)}"
+                pause = reply.retry_after or 0.0
             else:
                 if reply.kind in ("too_large", "unreadable"):
                     raise BadReply(reply.message)
-                reason = reply.message
+                # The last attempt may have a moment only: what an earlier one met says more.
+                cause = cause if reply.kind == "timeout" else reply.message
+                reason = f"{cause}, then {reply.message}" if cause and reply.kind == "timeout" else reply.message
                 if absent := reply.kind == "absent" and not self._has_answered:
                     end = min(until, started + self._first_contact)
             # Full jitter, so that clients that failed together do not retry together.
