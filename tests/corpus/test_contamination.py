@@ -3,8 +3,9 @@ import unicodedata
 
 import pytest
 
-from polar_rm.corpus.contamination import index_evaluations, words
+from polar_rm.corpus.contamination import index_evaluations
 from polar_rm.errors import PolarError
+from polar_rm.records import words
 
 LONG = "Write a short story about a lighthouse keeper who has never once seen the open sea."
 

@@ -3,8 +3,9 @@ import unicodedata
 import pytest
 
 from polar_rm.corpus.config import Splits
-from polar_rm.corpus.splits import assign_splits, held_out_policies, prompt_key
+from polar_rm.corpus.splits import assign_splits, held_out_policies
 from polar_rm.errors import PolarError
+from polar_rm.records import prompt_key
 
 
 def test_held_out_policies_by_name_and_by_number():

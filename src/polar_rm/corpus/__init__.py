@@ -7,6 +7,6 @@ Nothing in this package imports torch.
 """
 
 from polar_rm.corpus.pairing import build_comparisons, build_ranked
-from polar_rm.corpus.splits import is_held_out
+from polar_rm.records import is_held_out
 
 __all__ = ["build_comparisons", "build_ranked", "is_held_out"]

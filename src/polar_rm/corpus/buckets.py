@@ -22,9 +22,9 @@ from polar_rm.corpus.pairing import Comparable, ComparisonTexts, TextsByPolicy, 
 from polar_rm.corpus.partition import SCHEMA
 from polar_rm.corpus.parts import read_bucket
 from polar_rm.corpus.results import LEDGER, BucketResult, Contaminated, LedgerRow, Refusal, save_result
-from polar_rm.corpus.splits import SPLITS, assign_splits, is_held_out
+from polar_rm.corpus.splits import SPLITS, assign_splits
 from polar_rm.errors import PolarError
-from polar_rm.records import Comparison, Text, flatten, from_cell, write_records
+from polar_rm.records import Comparison, Text, flatten, from_cell, is_held_out, write_records
 
 
 @dataclass(frozen=True, slots=True)

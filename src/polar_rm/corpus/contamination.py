@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,19 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polar_rm.corpus.results import Match
-from polar_rm.corpus.splits import folded, prompt_key
-from polar_rm.records import Text, find_files, flatten, read_prompt_texts
+from polar_rm.records import Text, find_files, flatten, prompt_key, read_prompt_texts, words
 
 Hashes = NDArray[np.uint64]
 
-# Chinese and Japanese have no spaces, so a character counts as a word.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 _BASE = 0x9E3779B97F4A7C15  # odd: multiplication by it loses no bits modulo 2^64
-
-
-def words(text: str) -> list[str]:
-    """Normalised words: lower-case letters and digits, without punctuation, with accents in NFC."""
-    return _WORD.findall(folded(text))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polar_rm.corpus.config import Beginning, Continuations
-from polar_rm.corpus.splits import prompt_key
 from polar_rm.errors import PolarError
+from polar_rm.records import prompt_key
 
 Undivided = Literal["too_short", "without_border"]
 """Why a text can't be divided: it is too short for the minimum lengths and the range, or the range holds no word border."""

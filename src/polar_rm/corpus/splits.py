@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Collection, Iterable
 
 from polar_rm.corpus.config import Splits
 from polar_rm.errors import PolarError
-from polar_rm.records import Text, flatten
 
 TRAIN, UNSEEN_PROMPTS, UNSEEN_POLICIES, UNSEEN_TEXTS = SPLITS = ("train", "unseen_prompts", "unseen_policies", "unseen_texts")
 """The folders of a corpus. Where continuations are compared, texts are held out and not prompts."""
-
-
-def folded(text: str) -> str:
-    """The text case-folded and in NFC."""
-    return unicodedata.normalize("NFC", text.casefold())
-
-
-def prompt_key(prompt: Text) -> str:
-    """The key that decides a prompt's split: its folded text with normalised white space, which copies under other ids share."""
-    return " ".join(folded(flatten(prompt)).split())
-
-
-def is_held_out(prompt: Text, fraction: float, *, seed: int = 0) -> bool:
-    """Whether a prompt belongs to the held-out ``fraction``.
-
-    A hash of its text decides, so that copies under other ids are in the same split, and more data never moves a prompt.
-    """
-    digest = hashlib.sha256(json.dumps([seed, prompt_key(prompt)]).encode()).digest()
-    return int.from_bytes(digest[:8]) < fraction * 2**64
 
 
 def held_out_policies(policies: Iterable[str], splits: Splits, *, seed: int = 0) -> frozenset[str]:

@@ -25,9 +25,8 @@ from polar_rm.corpus.job import Job, Part
 from polar_rm.corpus.partition import cell_value, is_text, trajectory_tables
 from polar_rm.corpus.parts import write_part
 from polar_rm.corpus.results import PartResult
-from polar_rm.corpus.splits import is_held_out, prompt_key
 from polar_rm.errors import BadRow, PolarError
-from polar_rm.records import InvalidRecord, OnBadRow, from_cell, read_rows
+from polar_rm.records import InvalidRecord, OnBadRow, from_cell, is_held_out, prompt_key, read_rows
 from polar_rm.records.fields import Fields
 from polar_rm.sampling.prompts import PLAIN_SUFFIXES, passages
 

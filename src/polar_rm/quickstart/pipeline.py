@@ -22,7 +22,7 @@ from polar_rm.common.provenance import versions
 from polar_rm.corpus import build_ranked
 from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
-from polar_rm.corpus.splits import UNSEEN_PROMPTS, is_held_out
+from polar_rm.corpus.splits import UNSEEN_PROMPTS
 from polar_rm.errors import NoTemperature
 from polar_rm.evaluation import ComparisonFiles, evaluate
 from polar_rm.evaluation.contenders.baselines import BASELINES
@@ -31,7 +31,7 @@ from polar_rm.evaluation.report import GroupReport
 from polar_rm.model.language_models import model_folder, unpack_gguf
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.quickstart.report import TESTS, write_html
-from polar_rm.records import Comparison, Trajectory, read_trajectories, write_records
+from polar_rm.records import Comparison, Trajectory, is_held_out, read_trajectories, write_records
 from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.runner import sample
 from polar_rm.scoring.scorer import Scorer

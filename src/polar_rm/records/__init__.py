@@ -6,8 +6,9 @@ Other packages import from here: :func:`check` for one record, ``to_...`` for on
 from polar_rm.common.json import dump_json
 from polar_rm.records.bad_rows import SIDE_SUFFIX, OnBadRow, side_file
 from polar_rm.records.cells import from_cell, parsed, to_cell
-from polar_rm.records.copies import is_copy
+from polar_rm.records.copies import is_copy, near_copies
 from polar_rm.records.finding import SUFFIXES, DataFiles, check_not_output, find_file, find_files, survey_files
+from polar_rm.records.prompts import is_held_out, prompt_key
 from polar_rm.records.reading import (
     Source,
     count_rows,
@@ -39,6 +40,7 @@ from polar_rm.records.types import (
     group_items,
 )
 from polar_rm.records.values import InvalidRecord
+from polar_rm.records.words import folded, words
 from polar_rm.records.writing import write_records
 
 __all__ = [
@@ -66,10 +68,14 @@ __all__ = [
     "find_file",
     "find_files",
     "flatten",
+    "folded",
     "from_cell",
     "group_items",
     "is_copy",
+    "is_held_out",
+    "near_copies",
     "parsed",
+    "prompt_key",
     "read_comparisons",
     "read_items",
     "read_numbered_comparisons",
@@ -90,5 +96,6 @@ __all__ = [
     "to_row",
     "to_samples",
     "to_trajectory",
+    "words",
     "write_records",
 ]
