@@ -15,16 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import tiny
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from polar_rm.attention.layout import TreeLayout, TreeSpan
 from polar_rm.conversion.convert import plan
 from polar_rm.errors import PolarError, UnsupportedModel
 from polar_rm.model import devices, exactness, weights
 from polar_rm.model.blueprint import checkpoint_blueprint, language_model_blueprint
 from polar_rm.model.language_models import load_auto_tokenizer, load_causal_lm
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.training.metrics import training_flops
 
 
 @pytest.fixture(scope="module")
@@ -298,28 +295,11 @@ def test_a_missing_package_that_weights_need_is_reported_in_one_line(monkeypatch
         RewardModel.from_causal_lm(folders / "lm")
 
 
-def gpt_neox(folder: Path, **changes) -> Path:
-    tiny.causal_lm(folder)
-    torch.manual_seed(0)
-    size = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-    GPTNeoXForCausalLM(GPTNeoXConfig(**size, max_position_embeddings=2048, **changes)).save_pretrained(folder)
-    return folder
-
-
-def test_an_unknown_family_is_admitted_and_has_flops(tmp_path):
-    """B7."""
-    with pytest.warns(UserWarning, match="'gpt_neox' is not a known backbone; it passed the equality check"):
-        model = RewardModel.from_causal_lm(gpt_neox(tmp_path / "lm"))
-    layout = TreeLayout((TreeSpan(0, 10, (5, 5)),))
-    llama = tiny.config("llama", hidden_size=32, intermediate_size=48, num_key_value_heads=4, head_dim=8)
-    assert training_flops(model.backbone.config, layout) == training_flops(llama, layout)
-
-
 def test_the_equality_check_detects_frequencies_that_depend_on_the_longest_position(tmp_path, monkeypatch):
     """B8."""
     from polar_rm.model import backbones
 
-    folder = gpt_neox(
+    folder = tiny.gpt_neox(
         tmp_path / "lm", rope_scaling={"rope_type": "dynamic", "factor": 8.0, "rope_theta": 1e4, "partial_rotary_factor": 1.0}
     )
     with pytest.raises(UnsupportedModel, match="'dynamic', whose frequencies"):

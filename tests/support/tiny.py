@@ -8,7 +8,15 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from polar_rm.encoding.settings import EncoderSettings
 from polar_rm.model.reward_model import RewardModel
@@ -73,6 +81,20 @@ def causal_lm(folder: Path, family: str = "llama", *, bos: bool = False, **chang
     tokenizer(bos).save(str(folder / "tokenizer.json"))
     specials = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **specials}))
+    return folder
+
+
+def gpt_neox(folder: Path, **changes: object) -> Path:
+    """Write a folder with a random language model of a family that is not known, but is exact."""
+    size = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    return with_config(folder, GPTNeoXConfig(**size, max_position_embeddings=2048, **changes))
+
+
+def with_config(folder: Path, config: PretrainedConfig) -> Path:
+    """Write a folder with a random language model of any family, and the tokenizer."""
+    causal_lm(folder)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 

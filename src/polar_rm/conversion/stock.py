@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from polar_rm.conversion.plan import Conversion
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import REWARD_TOKEN, SEPARATOR_TOKEN, settings_within
 from polar_rm.encoding.tokenizers import load_tokenizer
 from polar_rm.errors import UnsupportedModel
-from polar_rm.model.backbones import read_config
+from polar_rm.model.backbones import SUPPORTED, read_config
+from polar_rm.model.exactness import check_structure
 from polar_rm.model.folders import check_layers
 from polar_rm.model.native import (
     add_role_tokens,
@@ -57,11 +58,7 @@ def from_stock(folder: Path) -> Conversion:
         table = tensors["model.embed_tokens.weight"]
         grown = (config.vocab_size, table.shape[1])
         tensors["model.embed_tokens.weight"] = table.map(partial(_grow, config.vocab_size), grown)
-    try:
-        with torch.device("meta"):
-            skeleton = AutoModelForSequenceClassification.from_config(config)
-    except (ValueError, TypeError, AttributeError, KeyError):
-        raise UnsupportedModel(f"{folder}: transformers has no sequence classification for {config.model_type!r}") from None
+    skeleton = _skeleton(folder, config)
     check_tensors(folder, tensors, {name: tuple(value.shape) for name, value in skeleton.state_dict().items()})
     encoder = Encoder(tokenizer, settings_within(config.max_position_embeddings, reward_token=reward_token))
     specials = read_specials(folder)
@@ -88,7 +85,19 @@ def _read_config(folder: Path) -> PretrainedConfig:
             f"{folder}: normalize_reward is true: OpenRLHF shifts its scores, which a head without bias can't do"
         )
     config.num_labels = 1
+    if config.model_type not in SUPPORTED:
+        check_structure(_skeleton(folder, config), str(folder))
     return config
+
+
+def _skeleton(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
+    """The classifier on the meta device: names and shapes of its tensors, without memory."""
+    try:
+        with torch.device("meta"):
+            backbone: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        raise UnsupportedModel(f"{folder}: transformers has no sequence classification for {config.model_type!r}") from None
+    return backbone
 
 
 def _with_stock_names(folder: Path, tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:

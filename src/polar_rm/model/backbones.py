@@ -20,13 +20,18 @@ from polar_rm.model.language_models import gguf_options, load_auto_tokenizer
 from polar_rm.model.native import new_embeddings, read_specials, with_named_bos
 
 SUPPORTED = ("llama", "qwen2", "qwen3", "mistral")
+"""Families on which trees are known to be exact. Others are admitted if they are built alike and pass the equality check."""
+
+# Sizes that a plan of a run, the vocabulary of a new model and the first layers of a backbone are made of. Configs of several
+# parts have none of them at the top.
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
 def read_config(directory: str | Path, gguf_file: str | None = None) -> PretrainedConfig:
     """A model folder's config.
 
     Raises:
-        UnsupportedModel: transformers doesn't know the model, or prefix trees are not exact with it.
+        UnsupportedModel: transformers doesn't know the model, it is no single decoder, or prefix trees are not exact with it.
         PolarError: there is no such folder.
     """
     if not Path(directory).is_dir():
@@ -46,7 +51,14 @@ def read_config(directory: str | Path, gguf_file: str | None = None) -> Pretrain
         raise UnsupportedModel(f"{directory}: {config.model_type} with a sliding window: prefix trees need full causal attention")
     if getattr(config, "is_encoder_decoder", False) or not getattr(config, "is_causal", True):
         raise UnsupportedModel(f"{directory}: {config.model_type} is not a causal decoder")
+    if missing := [key for key in _SIZES if type(getattr(config, key, None)) is not int]:
+        raise UnsupportedModel(f"{directory}: {not_supported(config, f'its config has no {missing[0]}')}")
     return config
+
+
+def not_supported(config: PretrainedConfig, reason: str) -> str:
+    """Why a family is refused, with the families that are known to be exact."""
+    return f"backbones of type {config.model_type!r} are not supported (known: {', '.join(SUPPORTED)}): {reason}"
 
 
 def load_backbone(

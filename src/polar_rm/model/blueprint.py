@@ -24,15 +24,18 @@ from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import EncoderSettings, settings_within
 from polar_rm.errors import PolarError, UnsupportedModel
 from polar_rm.model.backbones import (
+    SUPPORTED,
     attention_name,
     dtype_of,
     find_untrained,
     keep_layers,
     load_backbone,
+    not_supported,
     read_config,
     read_tokenizer,
 )
 from polar_rm.model.devices import memory_of
+from polar_rm.model.exactness import check_structure
 from polar_rm.model.folders import check_layers
 from polar_rm.model.gguf_files import gguf_elements
 from polar_rm.model.language_models import find_gguf, model_folder, parse_gguf_once
@@ -82,7 +85,10 @@ class Blueprint:
                     config, dtype=torch.float32, attn_implementation=attention_name(implementation, device)
                 )
         except Exception as error:  # transformers raises all kinds of errors for values of a config
-            raise UnsupportedModel(f"{self.weights or config.model_type}: {first_line(error)}") from error
+            reason = first_line(error)
+            if config.model_type not in SUPPORTED:
+                reason = not_supported(config, f"it can't be built with tree attention: {reason}")
+            raise UnsupportedModel(f"{self.weights or config.model_type}: {reason}") from error
         self.finish_config(backbone)
         return backbone
 
@@ -155,7 +161,7 @@ def checkpoint_blueprint(directory: str | Path) -> Blueprint:
     encoder = Encoder.from_pretrained(directory)
     untrained = read_untrained(directory)
     blueprint = Blueprint(config, encoder, read_specials(directory), Path(directory), is_new=False, untrained=untrained)
-    return _check_size(blueprint)
+    return _checked(blueprint)
 
 
 @parse_gguf_once()
@@ -182,7 +188,7 @@ def language_model_blueprint(
     warn_beyond_positions(directory, settings, config)
     encoder = Encoder(add_role_tokens(tokenizer), settings)
     specials = specials | {"pad_token": padding_token(specials)}
-    return _check_size(Blueprint(config, encoder, specials, directory, gguf_file, added=_added(tokenizer, encoder)))
+    return _checked(Blueprint(config, encoder, specials, directory, gguf_file, added=_added(tokenizer, encoder)))
 
 
 def warn_beyond_positions(source: str | Path, settings: EncoderSettings, config: PretrainedConfig) -> None:
@@ -215,12 +221,13 @@ def preset_blueprint(
     return Blueprint(config, encoder, specials, None, added=_added(tokenizer, encoder))
 
 
-def _check_size(blueprint: Blueprint) -> Blueprint:
-    """The blueprint, if its weights are about as many as its config says: a library builds what the config says before it looks
-    at them. What is missing or of another shape is told by name when they are loaded.
+def _checked(blueprint: Blueprint) -> Blueprint:
+    """The blueprint, if its family can be used and its weights are about as many as its config says: a library builds what the
+    config says before it looks at them. What is missing or of another shape is told by name when they are loaded.
 
     Raises:
-        UnsupportedModel: the config asks for more layers than there are, or for more than twice as many parameters.
+        UnsupportedModel: the config asks for more layers than there are, or for more than twice as many parameters, or the
+            backbone is built unlike those that we know.
     """
     assert blueprint.weights is not None
     held: dict[str, tuple[int, ...]] = {}
@@ -231,6 +238,7 @@ def _check_size(blueprint: Blueprint) -> Blueprint:
     else:
         there = gguf_elements(blueprint.weights / blueprint.gguf_file)
     backbone = blueprint.on_meta
+    check_structure(backbone, str(blueprint.weights))
     # A new head and rows of new tokens are in no weights.
     new = (1 + blueprint.vocabulary - blueprint.config.vocab_size) * backbone.get_input_embeddings().weight.shape[1]
     asked = sum(parameter.numel() for parameter in backbone.parameters()) - new

@@ -15,20 +15,24 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from polar_rm import attention
+from polar_rm.model.backbones import SUPPORTED
 from polar_rm.model.skipping import LastLayer
+
+# Parts of a layer that compute every token separately, so that they compile whatever the attention is.
+_PARTS = ("mlp", "input_layernorm", "post_attention_layernorm")
 
 
 def compile_layers(backbone: PreTrainedModel, dtype: torch.dtype) -> bool:
     """Compile every decoder layer. All layers share one graph for rows of any shape, except for the last, which has its own.
 
     dtype: the type in which attention computes. Returns False, and compiles only parts of each layer, for an attention that can't
-    be part of a graph for all rows.
+    be part of a graph for all rows, and for a family whose layers we do not know.
     """
-    layers = backbone.base_model.layers
-    if not attention.compiles(backbone.config._attn_implementation, backbone.device, dtype):
-        for layer in layers:
-            for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
-                part.compile(dynamic=True)
+    layers, config = backbone.base_model.layers, backbone.config
+    known = config.model_type in SUPPORTED
+    if not known or not attention.compiles(config._attn_implementation, backbone.device, dtype):
+        for part in [getattr(layer, name) for layer in layers for name in _PARTS if hasattr(layer, name)]:
+            part.compile(dynamic=True)
         return False
     for layer in layers:
         vars(layer.mlp).pop("forward", None)  # the `Chunked` object differs by layer, so that each layer would get its own graph

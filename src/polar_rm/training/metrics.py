@@ -199,7 +199,8 @@ def training_flops(config: PretrainedConfig, layout: TreeLayout, lora: LoraConfi
     """
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     hidden, feed_forward = config.hidden_size, config.intermediate_size
-    n_heads, n_kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
+    n_heads = config.num_attention_heads
+    n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads  # families without grouped queries
     queries, keys = head_dim * n_heads, head_dim * n_kv_heads  # widths of the projections
     n_full_layers = config.num_hidden_layers - 1  # all but the last
     rank = lora.rank if lora else 0

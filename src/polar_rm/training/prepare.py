@@ -16,7 +16,7 @@ from polar_rm.common.files import sha256, temporary_path
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import plain_console, say, show_progress
 from polar_rm.encoding.encoder import Encoder
-from polar_rm.errors import ConfigError, Damaged, PolarError
+from polar_rm.errors import ConfigError, Damaged, PolarError, UnsupportedModel
 from polar_rm.model.blueprint import (
     Blueprint,
     checkpoint_blueprint,
@@ -71,6 +71,7 @@ def prepare(config: TrainConfig, world: World, *, console: Console | None = None
     """
     console = console or plain_console(stderr=True)
     blueprint = read_blueprint(config)
+    _check_dropout(blueprint)
     if world.size > 1:
         _check_shared(config.output, world)
         _check_same_model(blueprint, world)
@@ -204,6 +205,15 @@ def _retry_until_visible(read: Callable[[], T], world: World) -> T:
                     "shared output folder"
                 ) from error
         time.sleep(min(1.0, _VISIBLE_S / 10))
+
+
+def _check_dropout(blueprint: Blueprint) -> None:
+    """Tree attention has no dropout. Without this check the first step would fail, after hours of encoding."""
+    dropout = getattr(blueprint.config, "attention_dropout", None)
+    if dropout:
+        raise UnsupportedModel(
+            f"{blueprint.weights}: attention_dropout is {dropout} in its config, but tree attention has no dropout; set it to 0"
+        )
 
 
 def _check_same_model(blueprint: Blueprint, world: World) -> None:
