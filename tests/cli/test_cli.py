@@ -15,7 +15,7 @@ from polar_rm import load
 from polar_rm.model import weights
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.parity import routes
-from polar_rm.records import count_rows
+from polar_rm.records import Comparison, count_rows
 from polar_rm.scoring import files
 
 PAIR = {"prompt": "p", "reference": "the fox", "chosen": "the quick fox", "rejected": "12 34", "subset": "x"}
@@ -155,7 +155,15 @@ def test_an_evaluation_reports_truncation_and_ties(polar, model, tmp_path):
     code, _, error = polar("evaluate", pairs, "--model", model, "--json", tmp_path / "out.json")
     assert code == 0, error
     warnings = json.loads((tmp_path / "out.json").read_text())["warnings"]
-    assert f"{model}: 1 comparisons have a text that was truncated to the encoder's limits" in warnings
+    # Both sequences hold the prompt, the reference and 32 tokens of the answer; the rest of the answer was not read.
+    encode = tiny.tokenizer().encode
+    whole = [len(encode(text).ids) for text in (long + "a", long + "b")]
+    tree = load(model).model.encoder.encode(Comparison("p", "the fox", (long + "a", long + "b"), (0, 1)))
+    read = [len(tree.sequence(candidate)) for candidate in range(2)]
+    removed = sum(whole) - 2 * 32
+    total = sum(read) + removed
+    share = f"{removed / total:.0%} of these sequences' {total:,} tokens was not read, 100% of it in outputs"
+    assert f"{model}: 1 comparisons have a text that was truncated to the encoder's limits; {share}" in warnings
     assert f"{model}: 1 comparisons have candidates that the encoder makes equal: ties" in warnings
 
 
@@ -377,6 +385,22 @@ def test_old_names_of_options_suggest_the_new_ones(polar, model, tmp_path):
     assert code == 2
     assert "--precision" not in error
     code, _, error = polar(*base, "--precision", "bf16", "--row-tokens", "64")
+    assert code == 0, error
+
+
+def test_an_option_given_twice_is_refused_because_the_last_would_win_silently(polar, model, tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", PAIR)
+    items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
+    for arguments, option in (
+        (("evaluate", pairs, "--model", model, "--by", "subset", "--by=id"), "--by is given 2 times"),
+        (("score", "--model", model, "--input", items, "--input", items, "--output", "s.jsonl"), "--input is given 2 times"),
+        (("score", "--model", model, "--model", model, "--model", model), "--model is given 3 times"),
+    ):
+        code, _, error = polar(*arguments)
+        assert code == 2 and option in " ".join(error.split())
+    code, _, error = polar("score", "--model", model, "--input", items, "--output", "s.jsonl", "--strip-prompt", "--strip-prompt")
+    assert code == 0, error
+    code, _, error = polar("evaluate", pairs, "--model", f"a={model}", "--model", f"b={model}")
     assert code == 0, error
 
 

@@ -165,6 +165,6 @@ def test_published_benchmarks(polar, models, tmp_path):
         (("evaluate", "--model", "length"), "name files of comparisons"),
         (("evaluate", "pairs.jsonl"), "name at least one contender with --model"),
         ((*options, "--by", "x"), "--by x: a published benchmark has its own groups"),
-        ((*options, "--suite", "nosuch"), "unknown suite 'nosuch'"),
+        (("evaluate", "total_dataset.json", "--model", "length", "--suite", "nosuch"), "unknown suite 'nosuch'"),
     ):
         assert expected in refused(polar(*arguments)), arguments

@@ -16,6 +16,7 @@ from polar_rm.evaluation.contenders.embedding import pooling_of
 from polar_rm.evaluation.contenders.native import Native
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import Comparison, ScoreItem, write_records
+from polar_rm.rewards.outcomes import Cut
 from polar_rm.scoring.scorer import Scorer
 
 TEMPLATE = "<s>{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
@@ -264,6 +265,12 @@ def test_an_embedding_is_the_cosine_with_the_reference(tmp_path, way):
             cosine = torch.nn.functional.cosine_similarity(vector(text), vector(item.reference), dim=0)
             assert score == pytest.approx(float(cosine), abs=1e-5)
             assert notes == (("truncated",) if len(tiny.tokenizer().encode(text).ids) > 40 else ())
+        lengths = [len(tiny.tokenizer().encode(text).ids) for text in (item.reference, *item.candidates)]
+        read = [min(length, 40) for length in lengths]
+        assert scores.tokens == [
+            (read[0] + kept, Cut(reference=lengths[0] - read[0], output=length - kept))
+            for length, kept in zip(lengths[1:], read[1:], strict=True)
+        ]
     [empty] = contender.load().score_comparisons([Comparison("p", "", ("a", "b"), (0, 1))])
     assert empty == [0.0, 0.0]
 

@@ -15,7 +15,7 @@ const control = (value) => ({ value, listeners: {}, addEventListener(name, work)
 const article = (id, margins, group, textContent) => ({ id, dataset: { margins, group }, textContent, hidden: false });
 const main = { children: [
   article(0, "-1.5 2 ", "x", "The Fox jumps"), article(1, "3 -4 ", "y", "a dog"), article(2, "0 1 ", "x", "fox and dog"),
-], append(...nodes) { this.children = nodes; } };
+], dataset: { models: "0 1 " }, append(...nodes) { this.children = nodes; } };
 for (const [id, value] of [["contender", "0"], ["which", "all"], ["group", ""], ["words", ""]]) controls[id] = control(value);
 controls.pairs = main; controls.count = {};
 globalThis.document = { getElementById: (id) => controls[id] ?? null };
@@ -26,12 +26,18 @@ const set = (id, value, event = "change") => { controls[id].value = value; contr
 """
 
 
-def run(steps):
+def run(steps, browser=BROWSER):
     page = (files("polar_rm.evaluation") / "page.html.j2").read_text()
     script = page[page.index("<script>") + 8 : page.index("</script>")]
-    program = f"{BROWSER}\n(() => {{ {script} }})();\nstate();\n{steps}\nconsole.log(JSON.stringify(log));"
+    program = f"{browser}\n(() => {{ {script} }})();\nstate();\n{steps}\nconsole.log(JSON.stringify(log));"
     done = subprocess.run(["node", "-"], input=program, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
+
+
+def test_only_models_disagree_and_baselines_do_not():
+    page = BROWSER.replace('models: "0 1 "', 'models: "0 "')
+    first, disagree = run('set("which", "disagree");', page)
+    assert first["shown"] == [0, 2, 1] and disagree["shown"] == []
 
 
 def test_pairs_are_sorted_and_filtered():

@@ -109,6 +109,8 @@ def test_the_page_is_one_file_with_escaped_texts(result, tmp_path):
     assert page.count("<article") == 4
     assert "why &lt;b&gt;?" in page and "<b>?" not in page
     assert "y&#34;&lt;z&gt;" in page and '"<z>' not in page
+    assert page.index('value="wrong">mistakes') < page.index('value="all">all')  # the browser begins with the first choice
+    assert ("models disagree" in page) == (len(result.scores.models) != 1)
     for outside in ("http://", "https://", "src=", "@import", "url("):
         assert outside not in page
     verdict = "m/1 and two can&#39;t be told apart"

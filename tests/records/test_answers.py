@@ -253,6 +253,24 @@ def test_a_number_where_a_text_belongs_is_refused_with_its_text_form():
         list(read_items([{"prompt": "p", "reference": 4, "output": "o"}]))
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"question": "p", "good": "a", "bad": "b"},
+            "text or a list of messages, but it is missing; the row has 'question', 'good', 'bad'",
+        ),
+        ({"prompt": "p", "good": "a", "bad": "b"}, "but the row has neither; it has 'prompt', 'good', 'bad'"),
+        ({f"{'x' * 60}{i}": 1 for i in range(20)}, f"the row has {', '.join([repr('x' * 40 + '…')] * 12)} and 8 more"),
+        ({}, "the row has no columns"),
+    ],
+)
+def test_a_row_under_other_names_is_refused_with_the_names_that_it_has(row, message):
+    with pytest.raises(BadRow) as error:
+        list(read_comparisons([row]))
+    assert str(error.value).endswith(message)
+
+
 @pytest.mark.parametrize("near", ["references", "Reference"])
 def test_a_column_with_nearly_the_right_name_does_not_become_metadata(near):
     """Missing 25: a comparison that loses its reference silently means something else."""

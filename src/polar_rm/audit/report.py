@@ -78,15 +78,15 @@ def findings_table(report: AuditReport) -> Table:
 
 
 def sentences(report: AuditReport) -> list[str]:
-    """A sentence for each probe that did not pass: failed ones first, then noted and undecided ones."""
-    verdicts = ("failed", "noted", "undecided")
+    """A sentence for each probe that did not pass: failed ones first, then noted, undecided and not applicable ones."""
+    verdicts = ("failed", "noted", "undecided", "not applicable")
     findings = [finding for verdict in verdicts for finding in report["findings"] if finding["verdict"] == verdict]
     return [f"{finding['verdict']}: {finding['sentence']}" for finding in findings]
 
 
 def render(report: AuditReport) -> Group:
     """The table, the sentences and the warnings for the terminal."""
-    styles = {"failed": "red", "noted": "", "undecided": "yellow"}
+    styles = {"failed": "red", "noted": "", "undecided": "yellow", "not applicable": "dim"}
     lines = [Text(line, style=styles[line.partition(":")[0]]) for line in sentences(report)]
     warnings = [Text(f"warning: {line}", style="yellow") for line in report["warnings"]]
     return Group(findings_table(report).rich(), *lines, *warnings)

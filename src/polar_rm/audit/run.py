@@ -14,7 +14,7 @@ from polar_rm.audit.streams import ALTERED, Bools, FirstPass, Streams
 from polar_rm.audit.thresholds import Thresholds
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
-from polar_rm.evaluation.accuracy import contender_warnings
+from polar_rm.evaluation.accuracy import contender_warnings, pick_mode
 from polar_rm.evaluation.contenders import Contender, Given, ModelOptions, resolve_contenders
 from polar_rm.evaluation.data import ComparisonFiles, First
 from polar_rm.evaluation.pairs import PairScores, Scores
@@ -60,7 +60,8 @@ def audit(
     if named.kind == "stored":
         raise PolarError(f"{named.name}: stored scores belong to unchanged texts, but an audit also scores changed texts")
     limits = thresholds or Thresholds()
-    streams = Streams(comparisons, takes_reference=use_references and named.reads_references, seed=seed)
+    takes_reference = use_references and named.reads_references and pick_mode([named], None, comparisons) == "given"
+    streams = Streams(comparisons, takes_reference=takes_reference, seed=seed)
     named.check()
     first_pass = streams.first_pass(named)
     scores = _score_all_streams(named, streams, first_pass, progress)
@@ -127,7 +128,7 @@ def _report(
         "limit": None,
         "seed": seed,
         "fingerprint": first_pass.survey.fingerprint,
-        "warnings": [*contender_warnings(contender, given.noted), *first_pass.survey.copy_warnings()],
+        "warnings": [*contender_warnings(contender, given), *first_pass.survey.copy_warnings()],
     }
 
 

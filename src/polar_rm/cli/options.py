@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.common.paths import check_data, check_model
@@ -43,10 +44,18 @@ RENAMED = {"--dtype": "--precision", "--token-budget": "--row-tokens"}
 
 
 class _Command(TyperCommand):
-    """A verb that suggests the current name of an option which had another name in earlier versions."""
+    """A verb that refuses an option given twice, of which the last would win silently, and that suggests the current name of an
+    option which had another name in earlier versions."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
+            _, _, given = self.make_parser(ctx).parse_args(list(args))
+            for parameter, count in Counter(given).items():
+                # Flags without an opposite may be repeated: that changes nothing.
+                takes_one = isinstance(parameter, TyperOption) and not parameter.multiple
+                is_plain_flag = getattr(parameter, "is_flag", False) and not parameter.secondary_opts
+                if count > 1 and takes_one and not is_plain_flag:
+                    ctx.fail(f"{max(parameter.opts, key=len)} is given {count} times; it takes one value.")
             return super().parse_args(ctx, args)
         except Exception as error:  # its class is click's or, in recent versions, typer's
             old_name = getattr(error, "option_name", "")

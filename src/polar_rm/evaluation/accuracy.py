@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 
 import numpy as np
@@ -13,7 +13,7 @@ from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.base import Contender, Given
 from polar_rm.evaluation.contenders.baselines import BASELINES, make_baselines
 from polar_rm.evaluation.groups import NO_GROUP
-from polar_rm.evaluation.pairs import PairScores, bradley_terry_loss
+from polar_rm.evaluation.pairs import PairScores, Scores, bradley_terry_loss
 from polar_rm.evaluation.reference_use import ReferenceUse, reference_use, score_protocols, swapped_pairs
 from polar_rm.evaluation.references import ComparisonScorer, ReferenceChoice, ReferenceMode, apply_reference_protocol
 from polar_rm.evaluation.report import (
@@ -155,14 +155,14 @@ def _report(
         "schema": SCHEMA,
         **overall,
         "by": groups,
-        "facts": {contender.name: facts_of(contender, result.scores[contender.name].noted) for contender in named},
+        "facts": {contender.name: facts_of(contender, result.scores[contender.name]) for contender in named},
         "data": [],
         "limit": None,
         "reference": reference_report(mode, checked),
         "fingerprint": checked.fingerprint,
         "warnings": [
             *_warnings(checked, overall["n_prompts"], [group["n_prompts"] for group in groups.values()], by),
-            *(line for contender in named for line in contender_warnings(contender, result.scores[contender.name].noted)),
+            *(line for contender in named for line in contender_warnings(contender, result.scores[contender.name])),
         ],
     }
 
@@ -194,11 +194,11 @@ def pick_mode(
     """
     if reference is None:
         # This reads all comparisons, not only up to the first without a reference, because only the first pass reports bad rows.
-        needed = any(contender.reads_references for contender in contenders)
+        needed = any(contender.needs_references for contender in contenders)
         return "given" if needed or not sum(comparison.reference is None for comparison in comparisons) else "empty"
     if reference == "empty":
         for contender in contenders:
-            if contender.kind == "baseline" and contender.reads_references:
+            if contender.kind == "baseline" and contender.needs_references:
                 raise PolarError(f"{contender.name} compares with the reference, and there is none with --reference empty")
     return "given" if reference == "all" else reference
 
@@ -211,7 +211,7 @@ def add_baselines(names: Sequence[str], contenders: Sequence[Contender], mode: R
     """
     existing = {contender.name for contender in contenders}
     baselines = [baseline for name, baseline in make_baselines(names).items() if name not in existing]
-    return [baseline for baseline in baselines if mode != "empty" or not baseline.reads_references]
+    return [baseline for baseline in baselines if mode != "empty" or not baseline.needs_references]
 
 
 def reference_report(mode: ReferenceMode, checked: Survey) -> ReferenceReport:
@@ -220,20 +220,26 @@ def reference_report(mode: ReferenceMode, checked: Survey) -> ReferenceReport:
     return {"mode": mode, "protocols": checked.protocols, "use": None, "file": None, "reference_equals_candidate": copies}
 
 
-def facts_of(contender: Contender, noted: dict[str, int]) -> ContenderFacts:
-    """The report's section about a contender."""
+def facts_of(contender: Contender, scores: Scores) -> ContenderFacts:
+    """The report's section about a contender and its scores."""
     return {
         "kind": contender.kind,
         "source": contender.source,
         "reads_references": contender.reads_references,
-        "noted": dict(noted),
+        "noted": dict(scores.noted),
+        "unread": asdict(scores.unread),
         "facts": dict(contender.facts),
     }
 
 
-def contender_warnings(contender: Contender, noted: Mapping[str, int]) -> list[str]:
+def contender_warnings(contender: Contender, scores: Scores) -> list[str]:
     """One line for each limitation of a contender's numbers."""
-    counted = [f"{contender.name}: {noted[note]:,} comparisons {words}" for note, words in _NOTES.items() if noted.get(note)]
+    details = {"truncated": f"; {scores.unread}"} if scores.unread.sequences else {}
+    counted = [
+        f"{contender.name}: {scores.noted[note]:,} comparisons {words}{details.get(note, '')}"
+        for note, words in _NOTES.items()
+        if scores.noted.get(note)
+    ]
     return [*contender.warnings, *counted]
 
 

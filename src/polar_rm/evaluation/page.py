@@ -10,6 +10,7 @@ import numpy as np
 
 from polar_rm.common.files import write_file
 from polar_rm.evaluation.groups import group_of
+from polar_rm.evaluation.pairs import PairScores
 from polar_rm.evaluation.rows import PairRow, Scored, pair_rows
 from polar_rm.evaluation.tables import Summary
 from polar_rm.records import Text
@@ -34,6 +35,7 @@ def write_page(path: str | Path, result: Scored, summary: Summary, *, by: str | 
         "summary": summary,
         "rows": rows,
         "names": list(result.scores.scores),
+        "models": models_of(result.scores),
         "groups": sorted({row["group"] for row in rows}) if by else [],
         "by": by,
         "n_pairs": len(result.scores.pairs),
@@ -47,7 +49,7 @@ def choose(result: Scored, count: int) -> list[int]:
 
     The mistakes of a model are ordered by the size of their margins, largest first. Memory grows only with the number of pairs.
     """
-    models = result.scores.models or list(result.scores.scores)
+    models = models_of(result.scores)
     orders = [_ranking(result.scores.margins(name), count) for name in models]
     mistakes = [order[margins <= 0] for order, margins in orders]
     others = [order[margins > 0] for order, margins in orders]
@@ -58,6 +60,11 @@ def choose(result: Scored, count: int) -> list[int]:
                 if turn < len(indices) and len(chosen) < count:
                     chosen.setdefault(int(indices[turn]))
     return list(chosen)
+
+
+def models_of(scores: PairScores) -> list[str]:
+    """The contenders that are no baselines; all of them where there are only baselines."""
+    return list(scores.models or scores.scores)
 
 
 def _ranking(margins: Any, count: int) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from polar_rm.evaluation.groups import NO_GROUP, group_of
 from polar_rm.evaluation.references import ComparisonScorer, prompt_key
 from polar_rm.evaluation.statistics import Floats, Ints
 from polar_rm.records import Comparison
+from polar_rm.rewards.outcomes import Cut, Unread
 
 _MAX_NOTES = 16  # maximum number of kinds of notes; each takes one bit
 
@@ -79,11 +80,14 @@ class PairCounter:
 
 
 class NotedScores(list[float]):
-    """The scores of a comparison's candidates, with notes on each (see :data:`polar_rm.rewards.outcomes.Note`)."""
+    """The scores of a comparison's candidates, with what is known of each.
 
-    def __init__(self, scores: Iterable[float], notes: Sequence[Sequence[str]]) -> None:
+    notes: see :data:`polar_rm.rewards.outcomes.Note`. tokens: how many tokens were read, and the truncation; empty if unknown.
+    """
+
+    def __init__(self, scores: Iterable[float], notes: Sequence[Sequence[str]], tokens: Sequence[tuple[int, Cut]] = ()) -> None:
         super().__init__(scores)
-        self.notes = notes
+        self.notes, self.tokens = notes, tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +95,14 @@ class Scores:
     """The scores of one scorer.
 
     values: float64 [n_candidates]. marks: a bit for each kind of note, uint16 [n_candidates]; None if there are no notes. kinds:
-    the note of each bit. noted: the number of comparisons with each note.
+    the note of each bit. noted: the number of comparisons with each note. unread: what truncation removed from the candidates.
     """
 
     values: Floats
     marks: NDArray[np.uint16] | None = None
     kinds: tuple[str, ...] = ()
     noted: dict[str, int] = field(default_factory=dict)
+    unread: Unread = field(default_factory=Unread)
 
     def notes_of(self, candidate: int) -> list[str]:
         """The notes on one candidate."""
@@ -185,6 +190,7 @@ class _ScoreCollector:
         self._values, self._marks = array("d"), array("H")
         self._kinds: dict[str, int] = {}
         self._noted: dict[str, int] = {}
+        self._unread = Unread()
 
     def add(self, scores: Sequence[float], n_candidates: int, number: int) -> None:
         label = f"{self._name}: comparison {number}"
@@ -201,6 +207,8 @@ class _ScoreCollector:
             self._marks.extend(map(self._mark, notes) if kinds else [0] * n_candidates)
         for kind in kinds:
             self._noted[kind] = self._noted.get(kind, 0) + 1
+        for n_tokens, cut in getattr(scores, "tokens", ()):
+            self._unread.add(n_tokens, cut)
 
     def _mark(self, notes: Sequence[str]) -> int:
         mark = 0
@@ -212,4 +220,4 @@ class _ScoreCollector:
 
     def finish(self) -> Scores:
         marks = np.array(self._marks, np.uint16) if self._kinds else None
-        return Scores(np.array(self._values, np.float64), marks, tuple(self._kinds), self._noted)
+        return Scores(np.array(self._values, np.float64), marks, tuple(self._kinds), self._noted, self._unread)

@@ -49,6 +49,7 @@ class ContenderFacts(TypedDict):
     source: str | None  # folder, address or file
     reads_references: bool
     noted: dict[str, int]  # note, such as truncated -> number of comparisons with a candidate that has it
+    unread: dict[str, int]  # tokens that truncation removed, see :class:`polar_rm.rewards.outcomes.Unread`
     facts: dict[str, Any]  # depends on the kind, such as encoder_hash, which identifies the function from text to token ids
 
 

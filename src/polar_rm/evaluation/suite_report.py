@@ -78,6 +78,7 @@ def summarise_suite(report: SuiteReport) -> Summary:
     reference = report["reference"]
     protocol = f"those of {reference['file']}" if reference["file"] else _PROTOCOLS[reference["mode"]]
     readers = [name for name, facts in report["facts"].items() if facts["reads_references"]]
+    readers = [] if reference["mode"] == "empty" else readers
     comparisons = [f"by {report['headline']}: {line}" for line in sentences(report["differences"], report["facts"])]
     lines = [
         *comparisons,

@@ -200,11 +200,11 @@ def _report(
         "headline": next(iter(results.values())).figures[0].name,
         "contenders": {name: _measures(result, seed) for name, result in results.items()},
         "differences": _differences(results, seed),
-        "facts": {contender.name: facts_of(contender, scores[contender.name].noted) for contender in named},
+        "facts": {contender.name: facts_of(contender, scores[contender.name]) for contender in named},
         "fingerprint": checked.fingerprint,
         "warnings": [
             *shared_notes,
             *other_notes,
-            *(line for contender in named for line in contender_warnings(contender, scores[contender.name].noted)),
+            *(line for contender in named for line in contender_warnings(contender, scores[contender.name])),
         ],
     }

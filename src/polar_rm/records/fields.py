@@ -28,6 +28,8 @@ _MAY_BE_MESSAGES = frozenset(("[", " ", "\n", "\t", "\r"))  # first characters; 
 # A row without one of these columns is valid but means something else, so a column with a mistyped name must not become metadata.
 _NEARLY = {name: (f"{name}s", name.title(), f"{name.title()}s", name.upper()) for name in ("reference", "wrapper")}
 
+_MAX_NAMES = 12  # maximum number of column names in a message
+
 
 class Fields:
     """Takes checked fields out of one row; the remaining columns are the record's metadata.
@@ -44,6 +46,12 @@ class Fields:
         self._names = row.keys()
         self._is_cell = is_cell
         self.notes: list[str] = []
+
+    def columns(self) -> str:
+        """The names of the row's columns, for messages; of many only the first ones."""
+        names = [repr(name if len(name) <= 40 else f"{name[:40]}…") for name in map(str, self._names)]
+        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+        return f"{', '.join(names[:_MAX_NAMES])}{more}" if names else "no columns"
 
     def has(self, name: str) -> bool:
         """Whether the column exists and is not null."""
@@ -203,7 +211,7 @@ class Fields:
             return value
         if name not in self._names:
             near = self._near(name) or next(iter(get_close_matches(name, _strings(self._remaining), n=1, cutoff=0.8)), None)
-            hint = f", and the row has {near!r}; did you mean {name!r}?" if near else ""
+            hint = f", and the row has {near!r}; did you mean {name!r}?" if near else f"; the row has {self.columns()}"
             raise InvalidRecord(name, f"{expected}, but it is missing{hint}")
         raise InvalidRecord(name, f"{expected}, not null")
 

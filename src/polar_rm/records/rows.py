@@ -69,7 +69,8 @@ def to_comparison(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules
         candidates += take.one_or_more("rejected")
         ranks = (0,) * n_chosen + (1,) * (len(candidates) - n_chosen)
     else:
-        raise InvalidRecord("candidates", "candidates and ranks, or chosen and rejected, but the row has neither")
+        expected = "candidates and ranks, or chosen and rejected, but the row has neither"
+        raise InvalidRecord("candidates", f"{expected}; it has {take.columns()}")
     start = flatten(prompt)
     if reference is not None and not _is_plain(reference, start):
         reference = _answer("reference", reference, prompt, take, rules)

@@ -96,6 +96,35 @@ class Reward:
         return cls(reward, n_tokens, cut, (*(note for note, holds in notes.items() if holds), *text_notes))
 
 
+@dataclass(slots=True)
+class Unread:
+    """What truncation removed from the sequences that it affected, in tokens, summed over them.
+
+    sequences: their number. read: the tokens that remain of them. prompt, reference, output: the removed tokens of each text.
+    """
+
+    sequences: int = 0
+    read: int = 0
+    prompt: int = 0
+    reference: int = 0
+    output: int = 0
+
+    def add(self, n_tokens: int, cut: Cut) -> None:
+        """Count one sequence, if it was truncated. n_tokens: the tokens that remain of it."""
+        if cut:
+            self.sequences += 1
+            self.read += n_tokens
+            self.prompt += cut.prompt
+            self.reference += cut.reference
+            self.output += cut.output
+
+    def __str__(self) -> str:
+        removed = self.prompt + self.reference + self.output
+        parts = {"prompts": self.prompt, "references": self.reference, "outputs": self.output}
+        words = ", ".join(f"{count / removed:.0%} of it in {name}" for name, count in parts.items() if count)
+        return f"{removed / (self.read + removed):.0%} of these sequences' {self.read + removed:,} tokens was not read, {words}"
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why an item has no reward."""

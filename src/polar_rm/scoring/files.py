@@ -77,11 +77,16 @@ def score_file(
         partial.rename(target)
         sync(target.parent)
         state.unlink()
+    for caveat in _caveats(scorer):
+        warnings.warn(caveat, stacklevel=2)
+
+
+def _caveats(scorer: Scorer) -> Iterator[str]:
+    """A line about each limitation of the rewards that this process computed."""
+    if scorer.unread.sequences:
+        yield f"{scorer.unread.sequences:,} items were truncated to the encoder's limits: {scorer.unread} (noted as truncated)"
     if count := scorer.noted["beyond_positions"]:
-        warnings.warn(
-            f"{count:,} items are longer than the backbone's positions: their scores are unreliable (noted as beyond_positions)",
-            stacklevel=2,
-        )
+        yield f"{count:,} items are longer than the backbone's positions: their scores are unreliable (noted as beyond_positions)"
 
 
 def _has_rows(file: BinaryIO, numbers: Sequence[int]) -> bool:

@@ -24,7 +24,7 @@ from polar_rm.model.packing import PackedRow, first_fit, pack
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import Comparison, ScoreItem, Text, Wrapper, group_items
 from polar_rm.rewards.anchors import NO_ANCHOR, AnchoredItems
-from polar_rm.rewards.outcomes import Reward
+from polar_rm.rewards.outcomes import Reward, Unread
 from polar_rm.rewards.scale import Scale
 from polar_rm.rewards.uncertainty import Measured
 
@@ -48,7 +48,7 @@ class Scorer:
     deviation.
 
     noted: the number of items and comparisons so far with each note (see :data:`polar_rm.rewards.outcomes.Note`); ``tied`` counts
-    comparisons with candidates of equal ids.
+    comparisons with candidates of equal ids. unread: what truncation removed so far.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Scorer:
         self.row_tokens = row_tokens
         self.window = window
         self.noted: Counter[str] = Counter()
+        self.unread = Unread()
         encoder = model.encoder
         self._filler = PrefixTree([encoder.separator_id], [[encoder.reward_id]] * _FILLER_BRANCHES, (0,) * _FILLER_BRANCHES)
         self._max_positions = getattr(model.backbone.config, "max_position_embeddings", None)
@@ -107,6 +108,8 @@ class Scorer:
         """
         rewards = self._anchored(window, first) if anchored else [reward for reward, _ in self._by_item(window, self.score_trees)]
         self.noted.update(note for reward in rewards for note in reward.notes)
+        for reward in rewards:
+            self.unread.add(reward.n_tokens, reward.cut)
         return rewards
 
     def measure_window(self, window: Sequence[ScoreItem]) -> tuple[list[Reward], NDArray[np.float32]]:
@@ -174,6 +177,8 @@ class Scorer:
                     for index in (index for group in groups if len(group) > 1 for index in group):
                         rewards[index] = replace(rewards[index], notes=(*rewards[index].notes, "tied"))
                 self.noted.update({note for reward in rewards for note in reward.notes})
+                for reward in rewards:
+                    self.unread.add(reward.n_tokens, reward.cut)
                 yield rewards
 
     def score_trees(self, trees: Sequence[PrefixTree]) -> list[list[float]]:

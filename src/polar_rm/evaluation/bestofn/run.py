@@ -215,13 +215,13 @@ def _report(
         "points": measured.points,
         "contenders": measured.contenders,
         "differences": measured.differences,
-        "facts": {each.name: facts_of(each, scores[each.name].noted) for each in named},
+        "facts": {each.name: facts_of(each, scores[each.name]) for each in named},
         "data": [],
         "limit": None,
         "reference": reference_report(mode, seen),
         "fingerprint": fingerprint.hexdigest(),
         "warnings": [
             *seen.copy_warnings(),
-            *(line for each in named for line in contender_warnings(each, scores[each.name].noted)),
+            *(line for each in named for line in contender_warnings(each, scores[each.name])),
         ],
     }

@@ -73,6 +73,11 @@ class Contender(ABC):
         self.facts: dict[str, Any] = {}
         self.warnings: list[str] = []
 
+    @property
+    def needs_references(self) -> bool:
+        """Whether it can't score without references."""
+        return self.reads_references
+
     def renamed(self, name: str) -> Self:
         """A copy with another name."""
         other = copy.copy(self)

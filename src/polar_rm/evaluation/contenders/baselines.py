@@ -46,10 +46,13 @@ class Length(Baseline):
     judges.
     """
 
-    reads_references = False  # it does not need references, but uses them if there are any
-
     def __init__(self, name: str = "length") -> None:
         super().__init__(name)
+
+    @property
+    def needs_references(self) -> bool:
+        """False: it uses references only if there are any."""
+        return False
 
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
         """One score for each candidate, see the class."""

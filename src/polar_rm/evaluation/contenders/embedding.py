@@ -22,6 +22,7 @@ from polar_rm.model.backbones import dtype_of
 from polar_rm.model.folders import check_config_file
 from polar_rm.model.language_models import model_folder
 from polar_rm.records import Comparison, flatten
+from polar_rm.rewards.outcomes import Cut
 
 _WINDOW = 256  # the number of comparisons whose texts are sorted by length together
 
@@ -137,22 +138,25 @@ class EmbeddingScorer:
         for window in windows(comparisons, _WINDOW):
             texts = [[flatten(text) for text in (item.reference or "", *item.candidates)] for item in window]
             rows = {text: row for row, text in enumerate(dict.fromkeys(text for group in texts for text in group))}
-            vectors, is_truncated = self._embed(list(rows))
+            vectors, lengths = self._embed(list(rows))
             for reference, *candidates in texts:
                 reference_row = rows[reference]
                 cosines = vectors[[rows[text] for text in candidates]] @ vectors[reference_row]
-                truncated = [is_truncated[reference_row] or is_truncated[rows[text]] for text in candidates]
-                notes = [("truncated",) if value else () for value in truncated]
+                read, unread = lengths[reference_row]
+                texts_read = [lengths[rows[text]] for text in candidates]
+                tokens = [(read + n_tokens, Cut(reference=unread, output=cut)) for n_tokens, cut in texts_read]
+                notes = [("truncated",) if cut else () for _, cut in tokens]
                 yield NotedScores(
                     [
                         float(cosine) if reference and text else 0.0
                         for text, cosine in zip(candidates, cosines.tolist(), strict=True)
                     ],
                     notes,
+                    tokens,
                 )
 
-    def _embed(self, texts: Sequence[str]) -> tuple[torch.Tensor, list[bool]]:
-        """Unit vectors, float32 [n, width], and whether each text was truncated."""
+    def _embed(self, texts: Sequence[str]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+        """Unit vectors, float32 [n, width], and how many tokens of each text were read and removed."""
         encodings = self._tokenizer.encode_batch(list(texts))
         ids = [encoding.ids for encoding in encodings]
         order = sorted(range(len(texts)), key=lambda i: -len(ids[i]))
@@ -165,7 +169,9 @@ class EmbeddingScorer:
                 vectors[index] = vector
             start += size
         stacked = torch.stack([vectors[index] for index in range(len(texts))])
-        return torch.nn.functional.normalize(stacked, dim=1), [bool(encoding.overflowing) for encoding in encodings]
+        removed = [sum(part.special_tokens_mask.count(0) for part in encoding.overflowing) for encoding in encodings]
+        lengths = list(zip(map(len, ids), removed, strict=True))
+        return torch.nn.functional.normalize(stacked, dim=1), lengths
 
     @torch.inference_mode()
     def _forward(self, sequences: Sequence[list[int]]) -> torch.Tensor:

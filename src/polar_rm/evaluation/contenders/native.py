@@ -58,7 +58,8 @@ class NotingScorer:
     def score_comparisons(self, comparisons: Iterable[Comparison]) -> Iterator[list[float]]:
         """See :meth:`Scorer.reward_comparisons`."""
         for rewards in self._scorer.reward_comparisons(comparisons):
-            yield NotedScores([reward.reward for reward in rewards], [reward.notes for reward in rewards])
+            tokens = [(reward.n_tokens, reward.cut) for reward in rewards]
+            yield NotedScores([reward.reward for reward in rewards], [reward.notes for reward in rewards], tokens)
 
 
 def free_memory() -> None:

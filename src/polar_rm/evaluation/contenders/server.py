@@ -89,4 +89,5 @@ class ServedScorer:
                         raise ScoreError(f"{label} has no score: {outcome.code}: {outcome.message}")
                     rewards.append(outcome)
                 notes = [reward.notes or (("truncated",) if reward.truncated else ()) for reward in rewards]
-                yield NotedScores([reward.reward for reward in rewards], notes)
+                tokens = [(reward.n_tokens, reward.cut) for reward in rewards]
+                yield NotedScores([reward.reward for reward in rewards], notes, tokens)
