@@ -56,7 +56,7 @@ versions = .venv-$1/bin/python -m pip freeze --disable-pip-version-check | LC_AL
 
 test-verl test-openrlhf test-trl: test-%: .venv-%/ready  ## the reward functions inside the real trainer, in .venv-NAME
 	$(call pip,$*) --no-deps --force-reinstall .
-	.venv-$*/bin/python -m pytest -q tests_rft/test_install.py tests_rft/test_$*.py
+	.venv-$*/bin/python -m pytest -q tests_rft/test_install.py tests_rft/test_$**.py
 
 test-install: .venv-verl/ready .venv-vllm/ready .venv-trl/ready  ## our installation changes no version of theirs
 	for name in verl vllm trl; do $(call pip,$$name) --no-deps --force-reinstall . && \

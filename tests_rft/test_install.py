@@ -6,11 +6,11 @@ from pathlib import Path
 
 import polar_rm
 
-# `run` is the verb itself: it needs TRL and loads the policy.
+# `run` and `callbacks` are the verb itself: they need TRL and load the policy.
 ADAPTERS = [
     f"polar_rm.rft.{file.stem}"
     for file in (Path(polar_rm.__file__).parent / "rft").glob("*.py")
-    if file.stem not in ("__init__", "run")
+    if file.stem not in ("__init__", "run", "callbacks")
 ]
 
 

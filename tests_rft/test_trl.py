@@ -71,20 +71,20 @@ def test_every_completion_is_rewarded_with_its_own_reference_and_wrapper(name, p
         run_trainer = trainer(name, policy, tmp_path, reward)
         run_trainer.train()
         assert [len(items) for items, _ in calls] == [8, 8]
-        for items, (rewards, _) in calls:
+        for items, rewards in calls:
             assert [(item.reference, item.wrapper) for item in items] == [expected[item.prompt] for item in items]
             assert len({item.prompt for item in items}) == 2 and len({item.output for item in items}) > 2
-            assert rewards == [fakes.fake_score(fakes.ids_of(item, ENCODER)) for item in items]
+            assert [each.reward for each in rewards] == [fakes.fake_score(fakes.ids_of(item, ENCODER)) for item in items]
         means = [row["rewards/polar/mean"] for row in run_trainer.state.log_history if "reward" in row]
-        assert means == pytest.approx([sum(rewards) / 8 for _, (rewards, _) in calls], rel=1e-5)
+        assert means == pytest.approx([sum(each.reward for each in rewards) / 8 for _, rewards in calls], rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", [PolarReward, *[AsyncPolarReward] * SUPPORTS_ASYNC])
 def test_a_failure_ends_the_run(kind, policy, url, tmp_path):
     with fakes.running(fakes.make(encode=ENCODER)) as gone:
-        pass
+        reward = kind(gone, deadline=0.1)
     with pytest.raises(ScoreError, match="8 of 8 items have no reward; .*unavailable"):
-        trainer("grpo", policy, tmp_path, kind(gone, deadline=0.1)).train()
+        trainer("grpo", policy, tmp_path, reward).train()
     with pytest.raises(PolarError, match="no column 'reference'"):
         trainer("grpo", policy, tmp_path, kind(url), [{"prompt": "the dog", "answer": "a"}] * 2).train()
 

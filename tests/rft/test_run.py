@@ -9,7 +9,8 @@ from polar_rm.common.config import load_config
 from polar_rm.common.files import claim_folder
 from polar_rm.errors import ConfigError, PolarError
 from polar_rm.rft.config import RftConfig
-from polar_rm.rft.run import checkpoints, identity, last_checkpoint, read_rows, remove_incomplete_checkpoints
+from polar_rm.rft.data import read_data
+from polar_rm.rft.run import checkpoints, identity, last_checkpoint, remove_incomplete_checkpoints
 
 
 def config(folder, **changes):
@@ -53,7 +54,7 @@ def test_files_in_the_output_folder_are_no_data(folder):
     (folder / "o").mkdir()
     (folder / "rows.jsonl").rename(folder / "o/rows.jsonl")
     with pytest.raises(PolarError, match=r"rows\.jsonl: it lies in .*/o, where this run writes"):
-        read_rows(config(folder, data=f"[{folder}/o/rows.jsonl]"))
+        read_data(config(folder, data=f"[{folder}/o/rows.jsonl]"))
 
 
 def test_an_incomplete_checkpoint_is_skipped_and_removed(tmp_path, caplog):

@@ -19,7 +19,8 @@ from polar_rm.records import ScoreItem
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.scale import Scale
 from polar_rm.rft.config import RftConfig
-from polar_rm.rft.run import read_rows, run
+from polar_rm.rft.data import read_data
+from polar_rm.rft.run import run
 from polar_rm.rft.trl import AsyncPolarReward, PolarReward
 from polar_rm.scoring.scorer import Scorer
 
@@ -201,23 +202,23 @@ def config(tmp_path, rows, **changes):
 
 def test_a_chat_policy_gets_messages(tmp_path):
     rows = [{"prompt": "Why?", "reference": "So."}, {"prompt": [{"role": "user", "content": "How?"}], "reference": "Thus."}]
-    assert read_rows(config(tmp_path, rows)) == [
+    assert read_data(config(tmp_path, rows)).train == [
         {"prompt": [{"role": "user", "content": "Why?"}], "reference": "So.", "wrapper": "sft"},
         {"prompt": [{"role": "user", "content": "How?"}], "reference": "Thus.", "wrapper": "sft"},
     ]
     with pytest.raises(PolarError, match="'prompt' is a string in some rows"):
-        read_rows(config(tmp_path, rows, **{"policy.kind": "base"}))
+        read_data(config(tmp_path, rows, **{"policy.kind": "base"}))
     with pytest.raises(PolarError, match=r"rows.jsonl: row 2: field 'reference'"):
-        read_rows(config(tmp_path, [rows[0], {"prompt": "p", "reference": " "}]))
+        read_data(config(tmp_path, [rows[0], {"prompt": "p", "reference": " "}]))
 
 
 def test_rows_keep_their_wrapper(tmp_path):
     rows = [{"prompt": "p", "reference": "r", "wrapper": wrapper} for wrapper in ("sft", "pretrain", None)]
     for configured in ("sft", "pretrain"):
-        result = read_rows(config(tmp_path, rows, **{"reward.wrapper": configured}))
+        result = read_data(config(tmp_path, rows, **{"reward.wrapper": configured})).train
         assert [row["wrapper"] for row in result] == ["sft", "pretrain", configured]
     with pytest.raises(PolarError, match=r"rows.jsonl: row 1: field 'wrapper'"):
-        read_rows(config(tmp_path, [{"prompt": "p", "reference": "r", "wrapper": "chat"}]))
+        read_data(config(tmp_path, [{"prompt": "p", "reference": "r", "wrapper": "chat"}]))
 
 
 def test_without_trl_the_error_says_what_to_install(tmp_path, monkeypatch):

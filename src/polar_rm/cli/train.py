@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from polar_rm.common.extras import needs, require
 from polar_rm.common.paths import check_data, check_model
 
 if TYPE_CHECKING:
+    from polar_rm.rft.config import RftConfig
     from polar_rm.training.config import TrainConfig
 
 
@@ -96,6 +97,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
     """Fine-tune a policy on one machine, by TRL's GRPO or RLOO, with a reward model that compares completions with references.
 
     Rows are {prompt, reference}: JSON, CSV, Parquet or Arrow. The output folder gets `policy/`, `metrics.jsonl` and `run.json`.
+    With `evaluate`, something that is not the reward model judges held-out prompts before, during and after (docs/rft.md).
     After an interruption the same command continues from the last checkpoint.
     Several processes: `accelerate launch -m polar_rm rft ...`
 
@@ -104,6 +106,8 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
         polar rft recipes/rft.yaml data='[prompts.jsonl]' reward.source=http://127.0.0.1:30000 output=runs/rft
 
         polar rft recipes/rft.yaml data='[prompts.jsonl]' reward.source=runs/rm/model algorithm=rloo output=runs/rloo --dry-run
+
+        polar rft rft.yaml evaluate='{share: 0.1, every: 16, judges: [{kind: answer, column: answer}]}'
     """
     from polar_rm.common.config import to_yaml
     from polar_rm.common.files import write_json
@@ -112,30 +116,47 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
     from polar_rm.rft.config import RftConfig
 
     config = load(RftConfig, arguments, on_bad_row)
-    for file in config.data:
+    for file in (*config.data, *(config.evaluate.data if config.evaluate else ())):
         check_data(file)
     model_folder(config.policy.model)
     if not is_address(config.reward.source):
         check_model(config.reward.source)
-    from polar_rm.rft.run import read_rows, run
-
     if dry_run:
         print_text(to_yaml(config))
-        prompts = len(read_rows(config))
-        print_values([("prompts", f"{prompts:,}")])
+        plan = _rft_plan(config)
+        print_values([(name.replace("_", " "), f"{value:,}") for name, value in plan.items() if isinstance(value, int)])
         if json:
-            write_json(json, {"prompts": prompts})
+            write_json(json, plan)
         return
+    from polar_rm.rft.run import run
 
-    def show(row: dict[str, float]) -> None:
-        if "reward" in row:  # the last row is a summary
-            length = row["completions/mean_length"]
-            message(f"step {row['step']}: reward {row['reward']:+.3f}, {length:.0f} tokens per completion")
-
-    results = run(config, show)
+    results = run(config, _show_rft)
     if json:
         write_json(json, results)
+    for difference in results.get("held_out", {}).values():
+        print_text(difference["sentence"])
     message(f"policy saved in {config.output / 'policy'}")
+
+
+def _rft_plan(config: RftConfig) -> dict[str, Any]:
+    """Numbers of prompts, after a check of the judges and of all rows."""
+    from polar_rm.rft.data import read_data
+    from polar_rm.rft.evaluations import open_judges
+
+    data = read_data(config, open_judges(config))
+    for note in data.notes:
+        message(f"note: {note}")
+    return {"prompts": len(data.train), "held_out_prompts": len(data.held_out), "notes": data.notes}
+
+
+def _show_rft(row: dict[str, float]) -> None:
+    held_out = {name.removeprefix("held_out/"): value for name, value in row.items() if name.startswith("held_out/")}
+    if held_out:
+        values = ", ".join(f"{name} {value:.3f}" for name, value in held_out.items())
+        message(f"step {row['step']}: held-out prompts: {values}")
+    elif "reward" in row:  # the last row is a summary
+        length = row["completions/mean_length"]
+        message(f"step {row['step']}: reward {row['reward']:+.3f}, {length:.0f} tokens per completion")
 
 
 @verb("Training")

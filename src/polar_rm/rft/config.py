@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from polar_rm.common.config import Config, PathText, Seed
 from polar_rm.common.http import key_from_environment
 from polar_rm.records import Wrapper
 from polar_rm.rewards.transforms import Transform
+from polar_rm.rft.judges import GoldConfig, JudgeConfig
 from polar_rm.rft.trl import PolarReward
 from polar_rm.training.config import LoraConfig
 
@@ -62,11 +63,48 @@ class RewardConfig(Config):
         )
 
 
+class EvaluateConfig(Config):
+    """Held-out prompts, and who judges the policy's completions of them: before the training, every N steps and after it.
+
+    Judges are no reward model of the run: its own reward is shown beside them, but it decides nothing.
+    """
+
+    data: list[Path] = Field(
+        [], description="Files of held-out rows {prompt, reference[, wrapper]}; training rows with their prompts are left out."
+    )
+    share: float | None = Field(
+        None, gt=0, lt=1, description="Instead of data: this share of the training prompts is held out, by a hash of the prompt."
+    )
+    judges: list[JudgeConfig] = Field(
+        min_length=1,
+        description="Who judges, each by its kind: answer, math, rules, function or gold. The first one is the headline.",
+    )
+    every: NonNegativeInt = Field(0, description="Also evaluate after every N steps; 0: only before and after.")
+    samples: PositiveInt = Field(1, description="Completions of each prompt, whose mean is the prompt's value.")
+    temperature: float = Field(1.0, gt=0, description="Divisor of the logits.")
+    top_p: float = Field(0.9, gt=0, le=1, description="Sample from the likeliest tokens of this total probability; 1: from all.")
+    top_k: NonNegativeInt = Field(50, description="Sample from this many of the likeliest tokens; 0: from all.")
+    max_new_tokens: PositiveInt | None = Field(
+        None, description="Maximum number of tokens of a completion; default: trainer.max_completion_length."
+    )
+    batch_size: PositiveInt = Field(16, description="Completions that are generated together.")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if bool(self.data) == (self.share is not None):
+            raise ValueError("set one of data and share")
+        titles = [judge.title for judge in self.judges]
+        if repeated := next((title for title in titles if titles.count(title) > 1 or title == "reward"), None):
+            taken = "the run's own reward has the name" if repeated == "reward" else "two judges have the name"
+            raise ValueError(f"{taken} {repeated!r}; give the judge another name")
+        return self
+
+
 class RftConfig(Config):
     """One run of ``polar rft``. A second run with the same config continues from the last checkpoint."""
 
     output: Path = Field(
-        description="Folder for policy/ (the tuned policy, with the adapter merged), metrics.jsonl, run.json and checkpoints."
+        description="Folder for policy/ (the tuned policy, adapter merged), metrics.jsonl, evaluation/, run.json and checkpoints."
     )
     policy: PolicyConfig = Field(description="The policy that is trained.")
     reward: RewardConfig = Field(description="The source of the rewards.")
@@ -82,4 +120,12 @@ class RftConfig(Config):
         "error",
         description="error: stop at a bad row of the data. skip: write it to OUTPUT/data.rejected and continue.",
     )
-    seed: Seed = Field(0, description="Seed of the adapter, the order of prompts and the completions.")
+    evaluate: EvaluateConfig | None = Field(None, description="Held-out prompts and their judges.")
+    seed: Seed = Field(0, description="Seed of the adapter, the order of prompts, the completions and the held-out share.")
+
+    @model_validator(mode="after")
+    def _judges_are_others(self) -> Self:
+        for judge in self.evaluate.judges if self.evaluate else ():
+            if isinstance(judge, GoldConfig) and judge.model.rstrip("/") == self.reward.source.rstrip("/"):
+                raise ValueError(f"evaluate.judges: {judge.title}: the gold model is the reward model itself")
+        return self

@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, set_seed
 
 from polar_rm.common.config import suggestion
 from polar_rm.common.extras import needs
@@ -26,19 +25,22 @@ from polar_rm.common.provenance import versions
 from polar_rm.errors import ConfigError, PolarError
 from polar_rm.model.devices import compute_dtype, pick_device
 from polar_rm.model.language_models import load_causal_lm, model_folder
-from polar_rm.records import OnBadRow, Text, find_files, read_referenced_prompts, side_file
+from polar_rm.records import find_files
+from polar_rm.rft.callbacks import EvaluateCallback, MetricsCallback, OnLog
+from polar_rm.rft.comparison import before_and_after
 from polar_rm.rft.config import RftConfig
+from polar_rm.rft.data import RftData, read_data
+from polar_rm.rft.evaluations import Evaluator, open_judges
 from polar_rm.rft.trl import PolarReward
 from polar_rm.training.lora import adapter_settings
-from polar_rm.training.metrics import JsonlSink
 
 _log = logging.getLogger("polar_rm.rft")
 
-OnLog = Callable[[dict[str, Any]], None]
-
 
 def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
-    """Train, save the policy, and return TRL's summary. on_log: called with every row of ``metrics.jsonl``.
+    """Train, save the policy, and return the results: TRL's summary, and ``held_out`` with the comparison of before and after.
+
+    on_log: called with every row of ``metrics.jsonl``, and with the means of every evaluation (``held_out/JUDGE``).
 
     Raises:
         PolarError: a package is missing, a key or a row is invalid, a model can't be loaded, an item has no reward, or the output
@@ -47,51 +49,102 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
     with needs("rft", "polar rft"):
         import datasets  # noqa: F401
         import trl
-    for source in config.data:
+    for source in (*config.data, *(config.evaluate.data if config.evaluate else ())):
         check_manifest(source)
     arguments = _arguments(getattr(trl, f"{config.algorithm.upper()}Config"), config)
-    rows = read_rows(config)
+    judges = open_judges(config)
+    data = read_data(config, judges)
+    for note in data.notes:
+        _log.warning("%s", note)
     reward = config.reward.open()
     is_first = int(os.environ.get("RANK", "0")) == 0
     with owned(config.output, "rft") if is_first else nullcontext():
         if is_first:
             claim_folder(config.output, identity(config), "a fine-tuned policy")
             remove_incomplete_checkpoints(config.output)
-        return _train(config, arguments, rows, reward, on_log)
+        evaluator = None
+        if config.evaluate:
+            folder = config.output / "evaluation"
+            evaluator = Evaluator(folder, config, data.held_out, judges, arguments.max_completion_length, reward)
+        return _train(config, arguments, data, reward, evaluator, on_log)
 
 
-def _train(config: RftConfig, arguments: Any, rows: list[dict[str, Any]], reward: PolarReward, on_log: OnLog) -> dict[str, Any]:
+def _train(
+    config: RftConfig, arguments: Any, data: RftData, reward: PolarReward, evaluator: Evaluator | None, on_log: OnLog
+) -> dict[str, Any]:
     import trl
     from datasets import Dataset
 
+    tokenizer, model, lora = load_policy(config)
+    evaluating = EvaluateCallback(evaluator, tokenizer, on_log) if evaluator else None
+    trainer = getattr(trl, f"{config.algorithm.upper()}Trainer")(
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=reward,
+        args=arguments,
+        train_dataset=Dataset.from_list(data.train),
+        peft_config=lora,
+        callbacks=[MetricsCallback(config.output / "metrics.jsonl", on_log), *([evaluating] if evaluating else [])],
+    )
+    results = train_to_end(trainer, evaluating)
+    if trainer.is_world_process_zero():
+        save_policy(trainer, tokenizer, config.output / "policy")
+        if evaluator:
+            results["held_out"] = before_and_after(evaluator.finished(), seed=config.seed)
+        write_json(
+            config.output / "run.json",
+            {
+                "config": config.model_dump(mode="json"),
+                "results": results,
+                "notes": data.notes,
+                "prompts": len(data.train),
+                "trl": trl.__version__,
+                **versions(),
+            },
+        )
+    return results
+
+
+def load_policy(config: RftConfig) -> tuple[Any, Any, Any]:
+    """The tokenizer and the model of the starting policy in float32, and the adapter's settings (None: all weights are trained).
+
+    Raises:
+        PolarError: the model can't be loaded, or a chat policy has no chat template.
+    """
     # With bf16, TRL computes in copies of these weights.
     tokenizer, model = load_causal_lm(config.policy.model, config.policy.gguf_file, torch.float32)
     if config.policy.kind == "chat" and not tokenizer.chat_template:
         raise PolarError(f"{config.policy.model}: the model has no chat template; policy.kind=base needs none")
     lora = config.lora and adapter_settings(config.lora, target_modules="all-linear", task_type="CAUSAL_LM")
     set_seed(config.seed)  # for PEFT's random adapter; TRL sets this seed itself from version 1.15 on
-    trainer = getattr(trl, f"{config.algorithm.upper()}Trainer")(
-        model=model,
-        processing_class=tokenizer,
-        reward_funcs=reward,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        peft_config=lora,
-        callbacks=[_Metrics(config.output / "metrics.jsonl", on_log)],
-    )
+    return tokenizer, model, lora
+
+
+def train_to_end(trainer: Any, evaluating: EvaluateCallback | None) -> dict[str, Any]:
+    """Train from the last checkpoint to the end, evaluate the trained policy, and return the trainer's summary."""
     trainer.remove_callback(PrinterCallback)
-    checkpoint = last_checkpoint(config.output)
-    results = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
-    if trainer.is_world_process_zero():
-        policy = trainer.accelerator.unwrap_model(trainer.model)
-        with atomic_directory(config.output / "policy") as folder:
-            (policy.merge_and_unload() if lora else policy).save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        write_json(
-            config.output / "run.json",
-            {"config": config.model_dump(mode="json"), "results": results, "trl": trl.__version__, **versions()},
-        )
+    checkpoint = last_checkpoint(Path(trainer.args.output_dir))
+    if evaluating and trainer.is_world_process_zero():
+        evaluating.evaluator.forget_after(step_of(checkpoint) if checkpoint else 0)
+    state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
+    if checkpoint and state.get("max_steps") and state["global_step"] >= state["max_steps"]:
+        # The run ended before its policy was saved or evaluated. From its last checkpoint the trainer would go one step further.
+        trainer._load_from_checkpoint(str(checkpoint))
+        step, results = int(state["global_step"]), state["log_history"][-1]
+    else:
+        results = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+        step = trainer.state.global_step
+    if evaluating:
+        evaluating.evaluate(step, trainer.model, trainer.args, is_first=trainer.is_world_process_zero())
     return dict(results)
+
+
+def save_policy(trainer: Any, tokenizer: Any, target: Path) -> None:
+    """Save the trained policy, with its adapter merged."""
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    with atomic_directory(target) as folder:
+        (policy.merge_and_unload() if hasattr(policy, "merge_and_unload") else policy).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def identity(config: RftConfig) -> dict[str, Any]:
@@ -106,6 +159,10 @@ def identity(config: RftConfig) -> dict[str, Any]:
     return config.model_dump(mode="json") | {
         "files": {
             "data": [sha256(file) for source in config.data for file in find_files(source)],
+            "held_out": [sha256(file) for source in config.evaluate.data for file in find_files(source)]
+            if config.evaluate
+            else None,
+            "judges": {judge.title: judge.identity() for judge in config.evaluate.judges} if config.evaluate else None,
             "policy": sha256(model_folder(config.policy.model)),
             "reward": sha256(reward) if reward else None,
         }
@@ -116,7 +173,7 @@ def checkpoints(output: Path) -> dict[Path, bool]:
     """TRL's checkpoints by step, and whether each is complete, which means that it has ``trainer_state.json``, the last file."""
     result: dict[Path, bool] = {}
     folders = (path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
-    for folder in sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-"))):
+    for folder in sorted(folders, key=step_of):
         try:
             read_json(folder / "trainer_state.json")
         except PolarError:
@@ -124,6 +181,11 @@ def checkpoints(output: Path) -> dict[Path, bool]:
         else:
             result[folder] = True
     return result
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def last_checkpoint(output: Path) -> Path | None:
@@ -139,28 +201,6 @@ def remove_incomplete_checkpoints(output: Path) -> None:
                 "%s: removed, because it is incomplete (no trainer_state.json); the checkpoint before it is used", folder
             )
             shutil.rmtree(folder)
-
-
-class _Metrics(TrainerCallback):  # type: ignore[misc]
-    """Writes every row that TRL logs. In a resumed run, the rows after the checkpoint are replaced."""
-
-    def __init__(self, path: Path, on_log: OnLog) -> None:
-        self.path, self.report = path, on_log
-        self.sink: JsonlSink | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero:
-            self.sink = JsonlSink(self.path, state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.sink:
-            row = state.log_history[-1]
-            self.sink.write(row["step"], {name: value for name, value in row.items() if name != "step"})
-            self.report(row)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.sink:
-            self.sink.close()
 
 
 def _arguments(kind: type, config: RftConfig) -> Any:
@@ -179,35 +219,3 @@ def _arguments(kind: type, config: RftConfig) -> Any:
     if arguments.fsdp or arguments.deepspeed:
         raise ConfigError("trainer: fsdp and deepspeed are not supported; for sharded training use verl or OpenRLHF")
     return arguments
-
-
-def read_rows(config: RftConfig) -> list[dict[str, Any]]:
-    """The data in TRL's format: prompts of a chat policy are lists of messages.
-
-    Raises:
-        PolarError: a row is bad, a column mixes strings and messages, or a file lies in the output folder.
-    """
-    for source in config.data:
-        find_files(source, [config.output])
-    bad = OnBadRow(config.on_bad_row, side_file(config.output / "data"))
-    rows = [
-        {
-            "prompt": _messages(prompt) if config.policy.kind == "chat" else prompt,
-            "reference": reference,
-            "wrapper": wrapper or config.reward.wrapper,
-        }
-        for prompt, reference, wrapper in read_referenced_prompts(config.data, bad)
-    ]
-    for column in ("prompt", "reference"):
-        if len({isinstance(row[column], str) for row in rows}) > 1:
-            raise PolarError(
-                f"data: field {column!r} is a string in some rows and a list of messages in others; a table needs one"
-            )
-    return rows
-
-
-def _messages(prompt: Text) -> Text:
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    # In a table all messages get the keys of all other messages, and chat templates would render the missing values.
-    return [{"role": message["role"], "content": message["content"]} for message in prompt]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from os.path import commonprefix
 from threading import Event
@@ -50,8 +51,30 @@ class TransformersBackend:
         gguf_file: str | None = None,
         n_layers: int | None = None,
     ) -> None:
+        self._take(policy, *_load(policy.model, gguf_file, n_layers, dtype, device), batch_size)
+
+    @classmethod
+    @contextmanager
+    def around(cls, policy: Policy, tokenizer: Any, model: Any, batch_size: int) -> Iterator[TransformersBackend]:
+        """A policy whose model is in memory already, such as one in training. Afterwards the model is as it was before.
+
+        Raises:
+            PolarError: the tokenizer lacks the chat template that the policy needs.
+        """
+        backend = cls.__new__(cls)
+        backend._take(policy, tokenizer, model, batch_size)
+        config, was_training = model.generation_config, model.training
+        model.generation_config = _special_tokens_only(config, tokenizer)
+        model.eval()
+        try:
+            yield backend
+        finally:
+            model.generation_config = config
+            model.train(was_training)
+
+    def _take(self, policy: Policy, tokenizer: Any, model: Any, batch_size: int) -> None:
         self.policy, self.batch_size = policy, batch_size
-        self.tokenizer, self.model = _load(policy.model, gguf_file, n_layers, dtype, device)
+        self.tokenizer, self.model = tokenizer, model
         check_chat_template(policy, self.tokenizer)
         self.stops = StopStringCriteria(self.tokenizer, list(policy.stop)) if policy.stop else None
         # transformers renamed this argument within its fifth version.

@@ -1,0 +1,118 @@
+"""``polar rft`` with held-out prompts: ``make test-trl``."""
+
+import json
+
+import pytest
+import torch
+from support import fakes
+from transformers import AutoModelForCausalLM
+
+from polar_rm.common.config import load_config
+from polar_rm.rft.config import RftConfig
+from polar_rm.rft.run import run
+
+ENCODER = fakes.encoder(max_length=200, max_response_length=60)
+SHORT = {
+    "max_steps": 4,
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 6,
+    "gradient_checkpointing": False,
+    "learning_rate": 1e-2,
+}
+WORDS = fakes.WORDS[:6]
+EVALUATE = {
+    "judges": [{"kind": "rules", "rules": {"excludes": ["e"]}}, {"kind": "gold", "model": "length"}],
+    "every": 2,
+    "samples": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def url():
+    with fakes.running(fakes.make(encode=ENCODER)) as address:
+        yield address
+
+
+def write(path, prompts):
+    path.write_text("".join(json.dumps({"prompt": prompt, "reference": f"{prompt} jumps over"}) + "\n" for prompt in prompts))
+
+
+def config(policy, url, output, *overrides, evaluate=EVALUATE, **trainer):
+    write(output.parent / "rows.jsonl", [f"the {word}" for word in WORDS])
+    write(output.parent / "held.jsonl", [f"a {word}" for word in fakes.WORDS[:5]])
+    base = [f"policy.model={policy}", "policy.kind=base", f"reward.source={url}", f"output={output}"]
+    base += [f"data=[{output.parent}/rows.jsonl]", f"trainer={json.dumps({**SHORT, **trainer})}"]
+    held_out = {"data": [f"{output.parent}/held.jsonl"], **evaluate} if evaluate else None
+    return load_config(RftConfig, [], [*base, f"evaluate={json.dumps(held_out)}", *overrides])
+
+
+def evaluations(output):
+    return {path.name: path.read_text() for path in sorted((output / "evaluation").iterdir())}
+
+
+def metrics(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(output):
+    return AutoModelForCausalLM.from_pretrained(output / "policy").state_dict()
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_held_out_prompts_are_judged_before_during_and_after(algorithm, policy, url, tmp_path):
+    seen = []
+    results = run(config(policy, url, tmp_path / "run", f"algorithm={algorithm}", "lora={rank: 4}"), seen.append)
+    files = evaluations(tmp_path / "run")
+    assert list(files) == ["step-000000.jsonl", "step-000002.jsonl", "step-000004.jsonl"]
+    rows = [[json.loads(line) for line in text.splitlines()] for text in files.values()]
+    assert [len(each) for each in rows] == [10, 10, 10] and {row["prompt"] for row in rows[0]} == {f"a {w}" for w in WORDS[:5]}
+    assert rows[0] != rows[2]
+    for row in rows[2]:
+        assert row["scores"]["rules"] == float("e" not in row["completion"])
+        item = fakes.ScoreItem(row["prompt"], row["reference"], row["completion"])
+        assert row["reward"] == fakes.fake_score(fakes.ids_of(item, ENCODER))
+    means = [row["held_out/rules"] for row in seen if "held_out/rules" in row]
+    assert means == pytest.approx([sum(row["scores"]["rules"] for row in each) / 10 for each in rows])
+    found = results["held_out"]["rules"]
+    assert (found["first"], found["second"]) == pytest.approx((means[0], means[2]))
+    assert list(results["held_out"]) == ["rules", "gold", "reward"] and found["n_prompts"] == 5
+    assert json.loads((tmp_path / "run/run.json").read_text())["results"]["held_out"] == results["held_out"]
+    # The last completions are those of the saved policy.
+    again = run(config(tmp_path / "run/policy", url, tmp_path / "again", f"algorithm={algorithm}", max_steps=1))
+    assert again["held_out"]["rules"]["first"] == pytest.approx(means[2])
+
+
+def test_evaluations_change_nothing_in_the_training(policy, url, tmp_path):
+    run(config(policy, url, tmp_path / "with"))
+    run(config(policy, url, tmp_path / "without", evaluate=None))
+    rows = [[row["reward"] for row in metrics(tmp_path / name) if "reward" in row] for name in ("with", "without")]
+    one, two = weights(tmp_path / "with"), weights(tmp_path / "without")
+    assert rows[0] == rows[1] and all(torch.equal(one[name], two[name]) for name in one)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", ["step 3", "evaluation 2", "evaluation 4"])
+def test_an_interrupted_run_continues_and_evaluates_nothing_twice(at, policy, url, tmp_path, monkeypatch):
+    settings = {"save_steps": 2}
+    run(config(policy, url, tmp_path / "whole", **settings))
+    kind, number = at.split()
+
+    def interrupt(row):
+        if row["step"] == int(number) and (kind == "evaluation") == any(name.startswith("held_out/") for name in row):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(config(policy, url, tmp_path / "parts", **settings), interrupt)
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts/evaluation").iterdir()}
+    seen = []
+    run(config(policy, url, tmp_path / "parts", **settings), seen.append)
+    assert evaluations(tmp_path / "parts") == evaluations(tmp_path / "whole")
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+    again = [row["step"] for row in seen if any(name.startswith("held_out/") for name in row)]
+    assert again == {"step 3": [4], "evaluation 2": [4], "evaluation 4": []}[at]
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
