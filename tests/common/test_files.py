@@ -187,9 +187,18 @@ def test_a_missing_package_is_reported_before_the_work_that_needs_it(monkeypatch
         require("fly", "polar fly", "json")
 
 
-@pytest.mark.parametrize(("error", "line"), [(ValueError("a\nb"), "a"), (KeyError(), "KeyError"), (OSError(" \n"), "OSError")])
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("a\nb"), "a"),
+        (KeyError(), "KeyError"),
+        (OSError(" \n"), "OSError"),
+        (ValueError("field 'x':\n    expected a text\nmore"), "field 'x': expected a text"),
+        (ValueError("field 'x':"), "field 'x':"),
+    ],
+)
 def test_an_error_without_a_message_has_a_first_line(error, line):
-    """B16."""
+    """B16. A line that only announces the next one has it."""
     assert first_line(error) == line
 
 

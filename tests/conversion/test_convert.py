@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import official, tiny
+from support.owners import owned_elsewhere
 from transformers import AutoModelForSequenceClassification
 
 from polar_rm.conversion.convert import convert, plan
 from polar_rm.encoding.encoder import Encoder
-from polar_rm.errors import PolarError, UnsupportedModel
+from polar_rm.errors import InUse, PolarError, UnsupportedModel
 from polar_rm.model import native, weights
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import ScoreItem
@@ -185,7 +186,7 @@ def test_dtype_is_cast_by_the_conversion(source, tmp_path):
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is 'linear'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"reward_token_id": None}, "has no number 'reward_token_id'"),
-        ({"rms_norm_eps": "1e-5"}, "has no number 'rms_norm_eps'"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5': expected a positive number"),
         ({"hidden_act": None}, "hidden_act is None"),
         ({"vocab_size": 704}, "vocabulary mismatch: 700 pieces, but vocab_size is 704"),
         ({"reward_token_id": 3}, "takes no references"),
@@ -219,6 +220,57 @@ def test_the_disk_must_hold_the_result(source, tmp_path, monkeypatch):
     assert not (tmp_path / "native").exists()
     free.free = needed
     convert(source, tmp_path / "native")
+
+
+def test_leftovers_of_a_killed_conversion_are_removed_before_room_is_asked_for(source, tmp_path, monkeypatch):
+    """F7: they are as large as the model."""
+    left = tmp_path / ".native.0123abcd.partial"
+    left.mkdir()
+    (left / "model.safetensors").touch()
+    needed = plan(source).nbytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0 if left.exists() else needed))
+    convert(source, tmp_path / "native")
+    assert [path.name for path in tmp_path.iterdir()] == ["native"]
+
+
+def test_a_conversion_in_progress_is_refused_by_name(source, tmp_path):
+    """F1."""
+    with owned_elsewhere(tmp_path / "native", "convert"), pytest.raises(InUse, match="native: in use by polar convert on "):
+        convert(source, tmp_path / "native")
+    assert not (tmp_path / "native").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("config", {"rope_scaling": [1]}, r"rope_scaling is \[1\]: expected an object"),
+        ("config", {"architectures": 5}, "architectures is 5: expected a list of names"),
+        ("config", {"reward_token_id": 1.5}, "it has no number 'reward_token_id'"),
+        ("config", {"vocab_size": 1.5}, "vocab_size is 1.5: expected a positive integer"),
+        ("tokenizer_config", {"added_tokens_decoder": []}, "added_tokens_decoder: expected tokens by their ids"),
+        ("tokenizer_config", {"added_tokens_decoder": {"a": 1}}, "added_tokens_decoder: expected tokens by their ids"),
+        ("tokenizer_config", {"bos_token": ["<s>"]}, "bos_token: expected a token's text"),
+    ],
+)
+def test_odd_values_in_an_official_folder_are_one_line(tmp_path, file, changes, message):
+    """F13."""
+    path = official.checkpoint(tmp_path / "model") / f"{file}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(PolarError, match=message):
+        plan(tmp_path / "model")
+
+
+def test_the_kept_official_tokenizer_must_be_that_of_the_model(converted, tmp_path):
+    """int-3: the way back would write a tokenizer.model with other ids than the model's."""
+    shutil.copytree(converted, tmp_path / "native")
+    path = next((tmp_path / "native").glob("*/tokenizer_config.json"))
+    plan(tmp_path / "native", to="internlm2")
+    values = json.loads(path.read_text())
+    token = next(token for token in values["added_tokens_decoder"].values() if token["content"] == "<|im_end|>")
+    token["content"] = "<|im_stop|>"
+    path.write_text(json.dumps(values))
+    with pytest.raises(PolarError, match="its tokenizer is not this model's"):
+        plan(tmp_path / "native", to="internlm2")
 
 
 @pytest.mark.parametrize(

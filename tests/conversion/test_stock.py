@@ -92,6 +92,11 @@ def test_the_scoring_token_of_xtuners_config_is_used(tmp_path):
         (lambda t: t, {"model_type": "mistral", "sliding_window": 16}, "sliding window"),
         (lambda t: t, {"model_type": "mamba"}, "no sequence classification for 'mamba'"),
         (lambda t: t, {"reward_token_id": 2}, "padding token is the scoring token"),
+        (lambda t: t, {"reward_token_id": "x"}, "reward_token_id x is not an id of its tokenizer"),
+        (lambda t: t, {"reward_token_id": -1}, "reward_token_id -1 is not an id of its tokenizer"),
+        (lambda t: t, {"reward_token_id": 10**30}, "is not an id of its tokenizer"),
+        (lambda t: t, {"pad_token_id": 10**30}, "theirs: Padding_idx must be within"),
+        (lambda t: t, {"architectures": [1]}, r"architectures is \[1\]: expected a list of names"),
     ],
 )
 def test_models_that_can_not_be_converted_exactly_are_refused(tmp_path, change, config, reason):

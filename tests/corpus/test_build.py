@@ -459,7 +459,13 @@ def test_tokens_are_counted_with_a_tokenizer(tmp_path):
     tiny.tokenizer().save(str(tmp_path / "tokenizer.json"))
     report = build(config(tmp_path, zoo(2), report={"tokenizer": str(tmp_path), "pairs": 10}))
     assert report["splits"]["train"]["tokens"] > report["splits"]["train"]["words"]
-    with pytest.raises(PolarError, match="not a tokenizer"):
+    cutting = tiny.tokenizer()
+    cutting = type(cutting).from_str(cutting.to_str())
+    cutting.enable_truncation(2)
+    cutting.save(str(tmp_path / "tokenizer.json"))  # many tokenizer files truncate
+    settings = {"report": {"tokenizer": str(tmp_path), "pairs": 10}, "output": tmp_path / "again"}
+    assert build(config(tmp_path, zoo(2), **settings))["splits"]["train"]["tokens"] == report["splits"]["train"]["tokens"]
+    with pytest.raises(PolarError, match="none: no tokenizer.json"):
         build(config(tmp_path, report={"tokenizer": str(tmp_path / "none")}, output=tmp_path / "out2"))
 
 

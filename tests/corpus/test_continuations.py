@@ -121,6 +121,10 @@ def test_beginnings_of_characters_and_of_tokens(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(PolarError, match=r"tokenizer.json: not a tokenizer"):
         divided(text, beginning=beginning)
+    bomb = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}  # F12
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(tiny.tokenizer().to_str()) | {"normalizer": bomb}))
+    with pytest.raises(PolarError, match="can make a text 1,000 times as long"):
+        divided(text, beginning=beginning)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(100, "ab cd ef"), (7, "ab cd"), (5, "ab cd"), (4, "ab"), (1, "")])

@@ -208,13 +208,62 @@ def test_weights_that_this_machine_has_no_memory_for_are_not_begun_with(folders,
     RewardModel.from_blueprint(blueprint)
 
 
+def policy(folder: Path):
+    """A policy's language model, as ``polar sample`` and ``polar rft`` load it."""
+    return load_causal_lm(folder, None, torch.float32)
+
+
 def test_a_policys_folder_is_judged_before_transformers_reads_it(tmp_path):
     """F12. Language models of policies are read elsewhere, and their configs with the tokenizer."""
     folder = tiny.causal_lm(tmp_path / "lm")
     config(num_labels=10**9)(folder)
-    for load in (load_auto_tokenizer, lambda source: load_causal_lm(source, None, torch.float32)):
+    for load in (load_auto_tokenizer, policy):
         with pytest.raises(UnsupportedModel, match="num_labels is 1,000,000,000: more than 65,536"):
             load(folder)
+
+
+TOKENIZER_CASES = {
+    "config is a list": (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "config.json: not a JSON object"),
+    "end is a list": (tokenizer_config(eos_token=["</s>"]), r"tokenizer_config.json: eos_token: expected a token's text, not \["),
+    "class is a number": (tokenizer_config(tokenizer_class=5), "folder: no tokenizer could be loaded: 'int' object"),
+    "tokens are nothing": (tokenizer_config(added_tokens_decoder=None), "folder: no tokenizer could be loaded: "),
+    "length is a text": (tokenizer_config(model_max_length="x"), "folder: no tokenizer could be loaded: '>' not supported"),
+    "template is a number": (tokenizer_config(chat_template=5), "folder: its chat template is 5: expected a text"),
+    "template of numbers": (
+        tokenizer_config(chat_template={"default": 1}),
+        "template is {'default': 1}: expected a text",
+    ),
+    "map is a list": (
+        lambda folder: (folder / "special_tokens_map.json").write_text("[]"),
+        "folder: no tokenizer could be loaded: 'list' object",
+    ),
+    "a replacement bomb": (normalizer(BOMB, BOMB, BOMB), "can make a text 1,000,000,000 times as long; the limit is 100"),
+    "the model's config": (config(rms_norm_eps="x"), "config.json: rms_norm_eps is 'x': expected a positive number"),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZER_CASES)
+@pytest.mark.parametrize("load", [load_auto_tokenizer, policy])
+def test_a_policys_tokenizer_is_one_clear_line(folders, tmp_path, name, load):
+    """F13, F12: TypeErrors, AttributeErrors and KeyErrors of transformers escaped."""
+    change, message = TOKENIZER_CASES[name]
+    folder = tmp_path / "folder"
+    shutil.copytree(folders / "lm", folder)
+    change(folder)
+    with pytest.raises(PolarError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ASKS_FOR_MORE)
+def test_what_a_policys_config_asks_for_is_held_against_its_weights(folders, tmp_path, key):
+    """F12."""
+    folder = tmp_path / "folder"
+    shutil.copytree(folders / "lm", folder)
+    value, message = ASKS_FOR_MORE[key]
+    config(**{key: value})(folder)
+    with pytest.raises(UnsupportedModel, match=rf"config asks for [\d,]+ parameters, its weights hold [\d,]+: tensor {message}"):
+        policy(folder)
 
 
 def test_sizes_of_an_official_folder_are_judged_first(folders, tmp_path):
@@ -259,17 +308,29 @@ def small_description(monkeypatch):
     monkeypatch.setattr(weights, "MAX_DESCRIPTION", 1 << 20)
 
 
-@pytest.mark.parametrize("kind", ["lm", "native", "stock"])
-@pytest.mark.parametrize("name", CASES)
+# What prefix trees and training can't have, but a policy may.
+OF_REWARD_MODELS = {name for name in CASES if "rope" in name or "quantis" in name}
+OF_REWARD_MODELS |= {"dynamic", "by layer type", "factor", "gptq", "awq", "bitsandbytes", "compressed-tensors", "unheard-of"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind)
+        for name in CASES
+        for kind in ("lm", "policy", "native", "stock")
+        if kind != "policy" or name not in OF_REWARD_MODELS
+    ],
+)
 def test_each_is_one_clear_line(folders, tmp_path, name, kind, small_description):
     change, message = CASES[name]
     folder = tmp_path / "folder"
-    shutil.copytree(folders / ("lm" if kind == "lm" else "native"), folder)
+    shutil.copytree(folders / ("lm" if kind in ("lm", "policy") else "native"), folder)
     if kind == "stock":
         written = json.loads((folder / "config.json").read_text())
         del written["polar"]
         (folder / "config.json").write_text(json.dumps(written))
-    load = {"lm": RewardModel.from_causal_lm, "native": RewardModel.from_pretrained, "stock": plan}[kind]
+    load = {"lm": RewardModel.from_causal_lm, "policy": policy, "native": RewardModel.from_pretrained, "stock": plan}[kind]
     change(folder)
     with pytest.raises(PolarError, match=message) as caught:
         load(folder)
@@ -280,6 +341,7 @@ def test_each_is_one_clear_line(folders, tmp_path, name, kind, small_description
 def test_pytorch_files_that_hold_only_weights_are_read(folders, tmp_path):
     shutil.copytree(folders / "lm", tmp_path / "lm")
     pickled()(tmp_path / "lm")
+    assert policy(tmp_path / "lm")[1].num_parameters() == policy(folders / "lm")[1].num_parameters()
     expected, read = (RewardModel.from_causal_lm(folder).state_dict() for folder in (folders / "lm", tmp_path / "lm"))
     assert all(torch.equal(expected[name], read[name]) for name in expected)
 

@@ -312,6 +312,30 @@ def test_a_prompt_that_the_chat_template_refuses_is_a_final_failure(tmp_path):
         with_system.open(Machine("fp32"))
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("chat_template.jinja", "{% for m in %}", r"policy 'chat': its chat template is damaged: "),
+        ("chat_template.jinja", "{{ 1 + messages }}", r"policy 'chat': the chat template refuses any prompt: "),
+        ("generation_config.json", '{"eos_token_id": "x"}', r"eos_token_id of its generation_config.json is 'x': expected an id"),
+        (
+            "generation_config.json",
+            '{"bos_token_id": [null]}',
+            r"bos_token_id of its .* is \[None\]: expected an id",
+        ),
+    ],
+)
+def test_a_folder_that_can_not_generate_is_one_line_before_the_first_prompt(tmp_path, file, content, message):
+    """F13."""
+    folder = tiny.causal_lm(tmp_path / "lm")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / file).write_text(content)
+    chat = config(tmp_path, folder).policies[0].model_copy(update={"system": None})
+    with pytest.raises(PolarError, match=message) as caught:
+        chat.open(Machine("fp32"))
+    assert "\n" not in str(caught.value)
+
+
 def test_prompts_longer_than_the_context(tmp_path, language_model):
     write_prompts(tmp_path, 3)
     with (tmp_path / "prompts.jsonl").open("a") as file:

@@ -1,7 +1,9 @@
 """The adapter with a fake vLLM, because vLLM is seldom installed on CPU machines."""
 
+import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Event
 from types import ModuleType, SimpleNamespace
 
@@ -70,6 +72,21 @@ def test_each_request_has_its_own_seed_and_the_decoding_of_the_policy(policy):
 def test_a_model_that_does_not_load_is_one_line(policy):
     with pytest.raises(PolarError, match=r"policy 'p': vLLM can't load .*: max_model_len must be positive$"):
         policy.model_copy(update={"engine": {"max_model_len": 0}}).open(Machine())
+
+
+def test_vllm_gets_no_folder_that_is_damaged_or_a_bomb(policy):
+    """F12, F13: what it builds and unpacks by itself is checked before."""
+    folder = Path(policy.model)
+    written = json.loads((folder / "tokenizer.json").read_text())
+    bomb = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
+    (folder / "tokenizer.json").write_text(json.dumps(written | {"normalizer": bomb}))
+    with pytest.raises(PolarError, match="can make a text 1,000 times as long"):
+        policy.open(Machine())
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    policy.open(Machine())
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(PolarError, match="not a file of weights only"):
+        policy.open(Machine())
 
 
 def test_reserved_and_unknown_arguments_of_the_engine(policy):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from polar_rm.common.locks import owned
 from polar_rm.common.paths import no_model
 from polar_rm.conversion.plan import Conversion, Layout
 from polar_rm.errors import PolarError
@@ -52,18 +53,24 @@ def convert(source: str | Path, target: str | Path, *, to: Layout = "native", dt
 
     Raises:
         UnsupportedModel: as in :func:`plan`, or a tensor holds NaN.
-        PolarError: ``target`` exists already, or the disk is full.
+        PolarError: ``target`` exists already, another process writes it, or the disk is full.
     """
     conversion = plan(source, to=to, dtype=dtype)
     target = Path(target)
+    _check_new(target)
+    # The owner removes what a killed conversion left, which may be as large as the model, and only then asks for room.
+    with owned(target, "convert"):
+        _check_new(target)
+        free = shutil.disk_usage(target.absolute().parent).free
+        if conversion.nbytes > free:
+            raise PolarError(f"{target}: it needs {conversion.nbytes / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free")
+        write_checkpoint(target, conversion.config, conversion.tensors, conversion.files)
+    return conversion
+
+
+def _check_new(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise PolarError(f"{target}: it exists already; name a new folder")
-    existing = next(path for path in target.absolute().parents if path.exists())
-    free = shutil.disk_usage(existing).free
-    if conversion.nbytes > free:
-        raise PolarError(f"{target}: it needs {conversion.nbytes / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free")
-    write_checkpoint(target, conversion.config, conversion.tensors, conversion.files)
-    return conversion
 
 
 def _cast(conversion: Conversion, dtype: str) -> Conversion:

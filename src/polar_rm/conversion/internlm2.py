@@ -17,6 +17,7 @@ import torch
 from tokenizers import AddedToken
 
 from polar_rm.common.files import read_json
+from polar_rm.common.text import first_line
 from polar_rm.conversion.plan import Conversion
 from polar_rm.conversion.sentencepiece import fast_tokenizer
 from polar_rm.encoding.encoder import Encoder
@@ -207,7 +208,8 @@ def to_internlm2(folder: Path) -> Conversion:
 
 def _check_official(folder: Path, config: Mapping[str, Any]) -> None:
     numbers = [*_SAME_KEYS, "rope_theta", "reward_token_id"]
-    missing = [key for key in numbers if not isinstance(config.get(key), int | float)]
+    kinds: dict[str, tuple[type, ...]] = dict.fromkeys(("rms_norm_eps", "rope_theta"), (int, float))
+    missing = [key for key in numbers if type(config.get(key)) not in kinds.get(key, (int,))]
     if missing:
         raise UnsupportedModel(f"{folder / 'config.json'}: it has no number {missing[0]!r}")
     scaling = config.get("rope_scaling")
@@ -282,7 +284,11 @@ def _llama_config(config: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
 
 def _official_encoder(folder: Path, config: Mapping[str, Any]) -> Encoder:
     values = read_json(folder / "tokenizer_config.json")
-    added = {int(index): AddedToken(**token) for index, token in values.get("added_tokens_decoder", {}).items()}
+    try:
+        added = {int(index): AddedToken(**token) for index, token in values.get("added_tokens_decoder", {}).items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        place = folder / "tokenizer_config.json"
+        raise PolarError(f"{place}: added_tokens_decoder: expected tokens by their ids: {first_line(error)}") from error
     texts = {token.content: index for index, token in added.items()}
     if SEPARATOR_TOKEN not in texts:
         raise UnsupportedModel(f"{folder / 'tokenizer_config.json'}: it has no token {SEPARATOR_TOKEN!r}: not a POLAR model")
@@ -293,7 +299,7 @@ def _official_encoder(folder: Path, config: Mapping[str, Any]) -> Encoder:
         )
     if values.get("add_eos_token"):
         raise UnsupportedModel(f"{folder / 'tokenizer_config.json'}: it adds an EOS to every text, but POLAR adds none")
-    bos = values.get("bos_token") if values.get("add_bos_token", True) else None
+    bos = read_specials(folder).get("bos_token") if values.get("add_bos_token", True) else None
     tokenizer, reward_token = fast_tokenizer(folder / "tokenizer.model", added, config["reward_token_id"], bos)
     size = tokenizer.get_vocab_size()
     if size != config["vocab_size"]:

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
+from polar_rm.common.text import first_line
 from polar_rm.conversion.plan import Conversion
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import REWARD_TOKEN, SEPARATOR_TOKEN, settings_within
@@ -97,6 +98,8 @@ def _skeleton(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
             backbone: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     except (ValueError, TypeError, AttributeError, KeyError):
         raise UnsupportedModel(f"{folder}: transformers has no sequence classification for {config.model_type!r}") from None
+    except Exception as error:  # on a bad value transformers raises any type of error
+        raise UnsupportedModel(f"{folder}: {first_line(error)}") from error
     return backbone
 
 
@@ -125,8 +128,9 @@ def _with_stock_names(folder: Path, tensors: dict[str, LazyTensor]) -> dict[str,
 def _role_tokens(folder: Path, config: Any) -> tuple[Tokenizer, str, list[str]]:
     """The tokenizer with both role tokens as special tokens, the scoring token's text, and the tokens that were added."""
     source = with_named_bos(load_tokenizer(folder), folder, read_specials(folder))
-    reward_id = getattr(config, "reward_token_id", None)  # a key of xtuner
-    reward = REWARD_TOKEN if reward_id is None else source.id_to_token(reward_id)
+    reward_id: Any = getattr(config, "reward_token_id", None)  # a key of xtuner
+    is_id = type(reward_id) is int and 0 <= reward_id < 1 << 31
+    reward = source.id_to_token(reward_id) if is_id else REWARD_TOKEN if reward_id is None else None
     if reward is None:
         raise UnsupportedModel(f"{folder}: reward_token_id {reward_id} is not an id of its tokenizer")
     new = [text for text in (SEPARATOR_TOKEN, reward) if source.token_to_id(text) is None]

@@ -15,11 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from math import ceil, floor
-from pathlib import Path
 from typing import Any, Literal
 
 from polar_rm.corpus.config import Beginning, Continuations
-from polar_rm.errors import PolarError
+from polar_rm.encoding.tokenizers import whole_tokenizer
 from polar_rm.records import prompt_key
 
 Undivided = Literal["too_short", "without_border"]
@@ -75,7 +74,8 @@ class Divider:
 
     def __init__(self, pairing: Continuations, seed: int) -> None:
         self._pairing, self._seed = pairing, seed
-        self._tokenizer = _load_tokenizer(pairing.beginning.tokenizer)
+        folder = pairing.beginning.tokenizer
+        self._tokenizer: Any = whole_tokenizer(folder) if folder else None
 
     def __call__(self, text: str, text_id: str) -> tuple[str, str] | Undivided:
         """The beginning and its continuation, which together are the text, or why there are none. text_id: seeds the choice."""
@@ -101,21 +101,6 @@ class Divider:
         start = text[: _CHARACTERS_PER_TOKEN * high]
         ends = [end for _, end in self._tokenizer.encode(start, add_special_tokens=False).offsets]
         return (ends[low - 1], ends[min(high, len(ends)) - 1]) if len(ends) >= low else None
-
-
-def _load_tokenizer(folder: Path | None) -> Any:
-    if folder is None:
-        return None
-    from tokenizers import Tokenizer
-
-    path = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises plain exceptions
-        raise PolarError(f"{path}: not a tokenizer: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _is_ideographic(character: str) -> bool:

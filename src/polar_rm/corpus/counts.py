@@ -12,7 +12,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from polar_rm.errors import PolarError
+from polar_rm.encoding.tokenizers import whole_tokenizer
 
 Counts = dict[str, dict[str, int]]
 
@@ -128,13 +128,7 @@ class TextCounter:
         """
         if folder is None:
             return cls()
-        from tokenizers import Tokenizer
-
-        path = folder / "tokenizer.json"
-        try:
-            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
-        except Exception as error:  # the library raises plain exceptions
-            raise PolarError(f"{path}: not a tokenizer: {error}") from error
+        return cls(whole_tokenizer(folder))
 
     def __call__(self, text: str) -> Size:
         if text not in self._cache:

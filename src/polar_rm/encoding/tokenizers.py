@@ -25,6 +25,27 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     path = Path(directory) / "tokenizer.json"
     if not path.is_file():
         raise PolarError(f"{directory}: no tokenizer.json (a fast tokenizer is needed)")
+    check_tokenizer_file(path)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise PolarError(f"{path}: not a tokenizer: {error}") from error
+
+
+def whole_tokenizer(directory: str | Path) -> Tokenizer:
+    """The same without truncation and padding, which many tokenizer files enable."""
+    tokenizer = load_tokenizer(directory)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def check_tokenizer_file(path: Path) -> None:
+    """Check a ``tokenizer.json`` before a library reads it.
+
+    Raises:
+        PolarError: it is no JSON object, or it can lengthen a text by more than ``MAX_GROWTH`` times.
+    """
     values = read_json(path)  # loading it as a tokenizer would already run the normaliser, over the tokenizer's own tokens
     try:
         growth = max(_growth(values.get("normalizer")), _growth(values.get("decoder")))
@@ -32,10 +53,6 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise PolarError(f"{path}: not a tokenizer: {first_line(error)}") from error
     if growth > MAX_GROWTH:
         raise PolarError(f"{path}: its replacements can make a text {growth:,.0f} times as long; the limit is {MAX_GROWTH}")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises bare Exception
-        raise PolarError(f"{path}: not a tokenizer: {error}") from error
 
 
 def _growth(step: Any) -> float:

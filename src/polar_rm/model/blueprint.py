@@ -36,7 +36,7 @@ from polar_rm.model.backbones import (
 )
 from polar_rm.model.devices import memory_of
 from polar_rm.model.exactness import check_structure
-from polar_rm.model.folders import check_layers
+from polar_rm.model.folders import check_layers, check_parameters
 from polar_rm.model.gguf_files import gguf_elements
 from polar_rm.model.language_models import find_gguf, model_folder, parse_gguf_once
 from polar_rm.model.native import HEAD, add_role_tokens, padding_token, read_specials, read_untrained
@@ -241,14 +241,7 @@ def _checked(blueprint: Blueprint) -> Blueprint:
     check_structure(backbone, str(blueprint.weights))
     # A new head and rows of new tokens are in no weights.
     new = (1 + blueprint.vocabulary - blueprint.config.vocab_size) * backbone.get_input_embeddings().weight.shape[1]
-    asked = sum(parameter.numel() for parameter in backbone.parameters()) - new
-    if asked > 2 * there:
-        shapes = {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
-        name = max(shapes.keys() & held.keys(), key=lambda name: (prod(shapes[name]) - prod(held[name]), name), default=None)
-        example = f": tensor {name!r} has the shape {list(held[name])}, by its config {list(shapes[name])}" if name else ""
-        raise UnsupportedModel(
-            f"{blueprint.weights}: its config asks for {asked:,} parameters, its weights hold {there:,}{example}"
-        )
+    check_parameters(blueprint.weights, backbone, held, there, new)
     return blueprint
 
 

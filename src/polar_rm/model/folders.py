@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ _OPTIONAL = ("num_key_value_heads", "head_dim", "rope_theta")
 # RoPE types whose frequencies depend on the longest position of a row, under all their names. With them a score would depend on
 # the other items of its row.
 _ROW_ROPE = ("dynamic", "longrope", "su")
+_ROPE_SECTIONS = ("rope_scaling", "rope_parameters")
 # Quantisation methods that transformers decompresses into ordinary weights.
 _READABLE_QUANTISATION = ("fp8",)
 
@@ -71,12 +73,13 @@ def check_sizes(path: Path) -> dict[str, Any]:
     """The values of a ``config.json``, where a library may build what they say.
 
     Raises:
-        UnsupportedModel: a size is none or beyond all models, or the values are nested deeply. PolarError: it is no JSON.
+        UnsupportedModel: a size or a number is none or beyond all models, a value is of another type than elsewhere, or it is
+            nested deeply. PolarError: it is no JSON object.
     """
     values = read_json(path)
     if _is_deeper(values, MAX_DEPTH):
         raise UnsupportedModel(f"{path}: nested deeper than {MAX_DEPTH} levels")
-    for reason in (*_no_sizes(values), *_too_large(values)):
+    for reason in (*_no_sizes(values), *_too_large(values), *_no_numbers(values), *_of_other_types(values)):
         raise UnsupportedModel(f"{path}: {reason}")
     return values
 
@@ -110,11 +113,23 @@ def _too_large(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{key} is {value:,}: more than {limit:,}, and no model has as much"
 
 
-def _refusals(values: Mapping[str, Any]) -> Iterator[str]:
+def _no_numbers(values: Mapping[str, Any]) -> Iterator[str]:
     for key in _NUMBERS:
         value = values.get(key)
         if key in values and not (value is None and key in _OPTIONAL) and not _is_positive(value):
             yield f"{key} is {_short(value)}: expected a positive number"
+
+
+def _of_other_types(values: Mapping[str, Any]) -> Iterator[str]:
+    for key in _ROPE_SECTIONS:
+        if not isinstance(values.get(key), dict | None):
+            yield f"{key} is {_short(values[key])}: expected an object"
+    names = values.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        yield f"architectures is {_short(names)}: expected a list of names"
+
+
+def _refusals(values: Mapping[str, Any]) -> Iterator[str]:
     quantisation = values.get("quantization_config")
     if quantisation is not None:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
@@ -127,13 +142,10 @@ def rope_refusals(values: Mapping[str, Any]) -> Iterator[str]:
     """Reasons to refuse the RoPE settings of a config, which is a dictionary in the form of transformers 4 or 5."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    for key in ("rope_scaling", "rope_parameters"):
+    for key in _ROPE_SECTIONS:
         section = values.get(key)
-        if section is None:
+        if not isinstance(section, dict):  # of another type it is refused by `check_sizes`
             continue
-        if not isinstance(section, dict):
-            yield f"{key} is {_short(section)}: expected an object"
-            return
         nested = [each for each in section.values() if isinstance(each, dict)]
         for rope in [section, *nested]:
             kind = rope.get("rope_type", rope.get("type"))
@@ -162,6 +174,23 @@ def check_layers(folder: str | Path) -> None:
     n_stored = max((int(part) + 1 for part in parts if part.isdecimal() and len(part) < 9), default=0)
     if n_stored and n_stored < n_configured:
         raise UnsupportedModel(f"{folder}: config.json says {n_configured:,} layers, but the weights have {n_stored:,}")
+
+
+def check_parameters(source: str | Path, model: Any, held: Mapping[str, tuple[int, ...]], n_held: int, n_new: int = 0) -> None:
+    """Check, before a model is built, that its config asks for no more than twice as many parameters as the weights hold.
+
+    model: the model on the meta device. held: names and shapes of the weights, as far as they are known, for the message.
+    n_held: numbers in the weights. n_new: parameters that are in no weights.
+
+    Raises:
+        UnsupportedModel: it asks for more; the message has the numbers and the tensor that differs most.
+    """
+    asked = sum(parameter.numel() for parameter in model.parameters()) - n_new
+    if asked > 2 * n_held:
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        name = max(shapes.keys() & held.keys(), key=lambda name: (prod(shapes[name]) - prod(held[name]), name), default=None)
+        example = f": tensor {name!r} has the shape {list(held[name])}, by its config {list(shapes[name])}" if name else ""
+        raise UnsupportedModel(f"{source}: its config asks for {asked:,} parameters, its weights hold {n_held:,}{example}")
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -70,30 +71,76 @@ def load_auto_tokenizer(source: str | Path, gguf_file: str | None = None) -> Any
     """Load the transformers tokenizer of a language model, with its chat template. source: as in :func:`model_folder`.
 
     Raises:
-        PolarError: there is no tokenizer, or it is a slow one, which gives no offsets.
+        PolarError: there is no tokenizer, one of its files is damaged or could take any amount of memory, or it is a slow one,
+            which gives no offsets.
     """
     from transformers import AutoTokenizer
 
     folder = model_folder(source)
     gguf_file = find_gguf(folder, gguf_file)
-    _check_sizes(folder, gguf_file)
+    _check_files(folder, gguf_file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError) as error:
+        tokenizer("a")  # some values are used only now
+    except Exception as error:  # on a bad value transformers raises any type of error
         raise PolarError(f"{folder}: no tokenizer could be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise PolarError(f"{folder}: its tokenizer has no fast version (tokenizer.json)")
+    template = getattr(tokenizer, "chat_template", None)
+    templates = template.values() if isinstance(template, dict) else [template]
+    if not all(isinstance(each, str) for each in templates) and template is not None:
+        raise PolarError(f"{folder}: its chat template is {template!r:.60}: expected a text")
     return tokenizer
 
 
-def _check_sizes(folder: Path, gguf_file: str | None) -> None:
-    """transformers reads the config for a tokenizer, too, and builds what it says."""
+def _check_files(folder: Path, gguf_file: str | None) -> None:
+    """Check what transformers reads for a tokenizer: it builds what these files say, the model's config included."""
+    from polar_rm.encoding.tokenizers import check_tokenizer_file
     from polar_rm.model.folders import check_gguf_sizes, check_sizes
+    from polar_rm.model.native import read_specials
 
     if gguf_file is not None:
         check_gguf_sizes(folder / gguf_file)
     elif (folder / "config.json").is_file():
         check_sizes(folder / "config.json")
+    if (folder / "tokenizer.json").is_file():
+        check_tokenizer_file(folder / "tokenizer.json")
+    read_specials(folder)
+
+
+def check_language_model(source: str | Path, gguf_file: str | None = None) -> None:
+    """Check the files of a language model before a library reads them: config, tokenizer, and what the weights hold.
+
+    Raises:
+        UnsupportedModel: a size is beyond all models, or the weights have fewer layers than the config says.
+        PolarError: a file is missing, damaged, or not what its name says.
+    """
+    from polar_rm.model.folders import check_layers
+
+    folder = model_folder(source)
+    gguf_file = find_gguf(folder, gguf_file)
+    _check_files(folder, gguf_file)
+    if gguf_file is None:
+        check_layers(folder)
+
+
+def _check_parameters(folder: Path, gguf_file: str | None) -> None:
+    """Check that a language model's config asks for no more than its weights hold. Quantised weights are packed in many ways, and
+    are not counted."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from polar_rm.model.folders import check_parameters
+    from polar_rm.model.gguf_files import gguf_elements
+    from polar_rm.model.weights import tensor_shapes
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **({"gguf_file": gguf_file} if gguf_file else {}))
+    if getattr(config, "quantization_config", None) is not None and gguf_file is None:
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    held = {} if gguf_file else tensor_shapes(folder)
+    check_parameters(folder, model, held, gguf_elements(folder / gguf_file) if gguf_file else sum(map(prod, held.values())))
 
 
 _parsing = RLock()
@@ -122,15 +169,19 @@ def load_causal_lm(source: str | Path, gguf_file: str | None, dtype: torch.dtype
     Raises:
         PolarError: the tokenizer or the model can't be loaded.
     """
-    from safetensors import SafetensorError
+    import torch
     from transformers import AutoModelForCausalLM
 
     folder = model_folder(source)
-    tokenizer = load_auto_tokenizer(source, gguf_file)
-    options = gguf_options(find_gguf(folder, gguf_file))
+    check_language_model(folder, gguf_file)
+    tokenizer = load_auto_tokenizer(folder, gguf_file)
+    file = find_gguf(folder, gguf_file)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **options)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        _check_parameters(folder, file)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, **gguf_options(file))
+    except (PolarError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # on a bad value transformers raises any type of error
         raise PolarError(f"{folder}: {first_line(error)}") from error
     return tokenizer, model
 

@@ -86,6 +86,11 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def check_weights(folder: Path) -> None:
+    """Check the files of weights before a library reads them; errors as in :func:`read_weights`, but of any types."""
+    tensor_shapes(folder)
+
+
 def _shards(folder: Path) -> list[Path]:
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{single}.index.json"
@@ -197,7 +202,7 @@ def _pickled(path: Path) -> dict[str, LazyTensor]:
 
 
 def _unpickled(path: Path) -> dict[str, torch.Tensor]:
-    _check_archive(path)
+    check_archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises bare RuntimeErrors and pickle's errors, with pages of advice
@@ -207,8 +212,12 @@ def _unpickled(path: Path) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def _check_archive(path: Path) -> None:
-    """Check that a file of PyTorch does not decompress to much more memory than its size: its pickle may be compressed."""
+def check_archive(path: Path) -> None:
+    """Check that a file of PyTorch does not decompress to much more memory than its size: its pickle may be compressed.
+
+    Raises:
+        PolarError: it does, or it is not in torch's zip format.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from polar_rm.common.files import read_json
 from polar_rm.common.iteration import windows
 from polar_rm.common.text import first_line
-from polar_rm.encoding.tokenizers import load_tokenizer
+from polar_rm.encoding.tokenizers import whole_tokenizer as whole_tokenizer
 from polar_rm.errors import PolarError, ScoreError, UnsupportedModel
 from polar_rm.evaluation.contenders.base import Contender, ModelOptions
 from polar_rm.evaluation.contenders.native import free_memory
@@ -21,6 +20,7 @@ from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.model.backbones import dtype_of
 from polar_rm.model.folders import check_config_file
 from polar_rm.model.language_models import load_auto_tokenizer
+from polar_rm.model.weights import check_weights
 from polar_rm.records import Comparison, Message, Text
 
 _WINDOW = 256  # the number of comparisons whose sequences are sorted by length together
@@ -92,6 +92,7 @@ def load_classifier(folder: Path, options: ModelOptions) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     placement = options.placement()
+    check_weights(folder)
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=dtype_of(placement["dtype"]), trust_remote_code=False, output_loading_info=True
@@ -146,14 +147,6 @@ class ChatTemplate:
             raise PolarError(f"{label}: the chat template refuses it: {first_line(error)}") from error
         # The template's text is complete, and a tokenizer that adds a BOS would add a second one.
         return [encoding.ids for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
-
-
-def whole_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder without truncation and padding, which many tokenizer files enable."""
-    tokenizer = load_tokenizer(folder)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _messages(text: Text, role: str) -> list[Message]:

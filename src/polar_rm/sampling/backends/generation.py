@@ -199,6 +199,10 @@ def _as_list(value: int | list[int] | None) -> list[int]:
 
 def _special_tokens_only(config: GenerationConfig, tokenizer: Any) -> GenerationConfig:
     """A config without the model's penalties and warpers, which are not part of a policy's decoding."""
+    for key in ("bos_token_id", "eos_token_id"):
+        value = getattr(config, key)
+        if not all(type(each) is int and abs(each) < 1 << 31 for each in _as_list(value)):
+            raise PolarError(f"{tokenizer.name_or_path}: {key} of its generation_config.json is {value!r:.60}: expected an id")
     end_ids = sorted({*_as_list(config.eos_token_id), *_as_list(tokenizer.eos_token_id)})
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end_ids or [0])[0]
     return GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=end_ids or None, pad_token_id=padding)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from polar_rm.errors import PolarError
 from polar_rm.records import Text
@@ -12,16 +12,20 @@ from polar_rm.sampling.base import NoSample, Policy, Request
 
 
 def check_chat_template(policy: Policy, tokenizer: Any) -> None:
-    """Raises PolarError if the tokenizer of a chat policy has no chat template, or its template refuses the system prompt."""
+    """Raises PolarError if the tokenizer of a chat policy has no chat template, or its template is damaged or refuses the system
+    prompt."""
     if policy.kind != "chat":
         return
     if not tokenizer.chat_template:
         raise PolarError(f"policy {policy.name!r}: {policy.model} has no chat template; kind: base needs none")
-    if policy.system is not None:
-        try:
-            _rendered(policy, tokenizer, "Hello")
-        except TemplateError as error:
-            raise PolarError(f"policy {policy.name!r}: the chat template refuses its system prompt: {_message(error)}") from error
+    try:
+        _rendered(policy, tokenizer, "Hello")
+    except TemplateSyntaxError as error:
+        raise PolarError(f"policy {policy.name!r}: its chat template is damaged: {_message(error)}") from error
+    except Exception as error:  # a template is a program and may raise any exception
+        if policy.system is not None or not isinstance(error, TemplateError):
+            what = "its system prompt" if policy.system is not None else "any prompt"
+            raise PolarError(f"policy {policy.name!r}: the chat template refuses {what}: {_message(error)}") from error
 
 
 def encode(policy: Policy, tokenizer: Any, request: Request, context: int | None = None) -> list[int] | NoSample:
@@ -31,7 +35,7 @@ def encode(policy: Policy, tokenizer: Any, request: Request, context: int | None
     else:
         try:
             text = _rendered(policy, tokenizer, request.prompt)
-        except TemplateError as error:
+        except Exception as error:  # a template is a program and may raise any exception
             return NoSample("refused", f"the chat template refuses the prompt: {_message(error)}")
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     new = policy.decoding.max_new_tokens
@@ -45,5 +49,5 @@ def _rendered(policy: Policy, tokenizer: Any, prompt: Text) -> str:
     return text
 
 
-def _message(error: TemplateError) -> str:
+def _message(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__

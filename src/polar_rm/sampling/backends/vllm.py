@@ -12,7 +12,7 @@ from polar_rm.common.extras import needs
 from polar_rm.common.iteration import windows
 from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError
-from polar_rm.model.language_models import model_folder
+from polar_rm.model.language_models import check_language_model, model_folder
 from polar_rm.sampling.backends.rendering import check_chat_template, encode
 from polar_rm.sampling.base import Emit, Machine, NoSample, Policy, Request
 
@@ -46,6 +46,7 @@ class VLLMBackend:
         with needs("vllm", f"policy {policy.name!r}: backend vllm"):
             import vllm
         self.policy, self.batch_size, self.parameters = policy, machine.batch_size, vllm.SamplingParams
+        check_language_model(policy.model)
         dtype = {"auto": "auto", "bf16": "bfloat16", "fp32": "float32"}[machine.precision]
         try:
             self.llm = vllm.LLM(str(model_folder(policy.model)), revision=policy.revision, dtype=dtype, **policy.engine)
