@@ -8,6 +8,7 @@ from support import fakes
 from transformers import AutoModelForCausalLM
 
 from polar_rm.common.config import load_config
+from polar_rm.errors import ConfigError
 from polar_rm.rft.config import RftConfig
 from polar_rm.rft.run import run
 
@@ -116,3 +117,45 @@ def test_an_interrupted_run_continues_and_evaluates_nothing_twice(at, policy, ur
     assert again == {"step 3": [4], "evaluation 2": [4], "evaluation 4": []}[at]
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def limits(**quantities):
+    return f"monitor={json.dumps({'window': 1, **quantities})}"
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_a_limit_stops_the_run_with_a_checkpoint_and_another_limit_lets_it_go_on(algorithm, policy, url, tmp_path, caplog):
+    settings = config(policy, url, tmp_path / "whole", f"algorithm={algorithm}", beta=0.05)
+    run(settings)
+    wide = {name: {"min": -1e9, "max": 1e9, "action": "stop"} for name in ("reward", "kl", "length", "likeness", "group_std")}
+    likeness = [row["polar/likeness"] for row in metrics(tmp_path / "whole") if "reward" in row]
+    length = [row["completions/mean_length"] for row in metrics(tmp_path / "whole") if "reward" in row]
+    assert len(likeness) == 4
+    caplog.clear()
+
+    def stopping(limit):
+        monitor = limits(**{**wide, "length": limit})
+        return config(policy, url, tmp_path / "parts", f"algorithm={algorithm}", monitor, beta=0.05)
+
+    at = 2  # a limit that the second step passes first, from whichever side
+    low, high = min(length[: at - 1]), max(length[: at - 1])
+    limit = {"min": low, "max": high} if not low <= length[at - 1] <= high else {"max": length[at - 1] - 1e-6}
+    stop_at = next(n for n, value in enumerate(length, 1) if not limit.get("min", -1) <= value <= limit["max"])
+    results = run(stopping({**limit, "action": "stop"}))
+    assert results["stopped"]["step"] == stop_at and results["stopped"]["quantity"] == "length"
+    assert f"monitor: step {stop_at}: length" in caplog.text
+    checkpoint = tmp_path / f"parts/checkpoint-{stop_at}"
+    assert checkpoint.is_dir() and not (tmp_path / "parts/policy").exists()
+    assert (tmp_path / f"parts/evaluation/step-{stop_at:06d}.jsonl").exists()
+    # The same command stops at once, without a step more.
+    again = run(stopping({**limit, "action": "stop"}))
+    assert again["stopped"] == results["stopped"] and again["held_out"] == results["held_out"]
+    assert len([row for row in metrics(tmp_path / "parts") if "reward" in row]) == stop_at
+    assert "stopped" not in run(stopping({**limit, "action": "warn"}))
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_limit_of_what_is_not_measured_is_refused_before_the_training(policy, url, tmp_path):
+    with pytest.raises(ConfigError, match=r"monitor.kl: TRL measures no KL divergence with trainer.beta 0"):
+        run(config(policy, url, tmp_path / "run", limits(kl={"max": 1}), beta=0.0))

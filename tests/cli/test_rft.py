@@ -28,3 +28,18 @@ def test_a_dry_run_checks_judges_and_rows_and_counts_the_prompts(command, tmp_pa
     refused(in_process(*command, evaluate.replace("gold", "golden"), "--dry-run"), "rows.jsonl: row", "field 'golden'")
     refused(in_process(*command, "evaluate={data: [none.jsonl], judges: [{kind: answer}]}"), "none.jsonl")
     refused(in_process(*command, "evaluate={share: 0.2, judges: [{kind: gold, model: no/model}]}", "--dry-run"), "no/model")
+
+
+def test_a_stopped_run_has_an_exit_code_and_a_line_of_its_own(command, tmp_path, monkeypatch):
+    from polar_rm.rft import run
+
+    event = {"step": 7, "quantity": "length", "reason": "step 7: length 31 is above its limit 30"}
+    monkeypatch.setattr(run, "run", lambda *_: {"stopped": event})
+    code, _, error = in_process(*command, "--json", "results.json")
+    line = " ".join(error.split())
+    assert code == 1 and "stopped: step 7: length 31 is above its limit 30; o/checkpoint-7 is kept" in line
+    assert "monitor.length" in line and "policy saved" not in line
+    assert json.loads((tmp_path / "results.json").read_text()) == {"stopped": event}
+    monkeypatch.setattr(run, "run", lambda *_: {"held_out": {"answer": {"sentence": "answer: 0.1 before, 0.2 after"}}})
+    code, shown, error = in_process(*command)
+    assert code == 0 and "answer: 0.1 before, 0.2 after" in shown and "policy saved in o/policy" in " ".join(error.split())

@@ -126,14 +126,21 @@ def test_anchored_rewards_and_probabilities_by_every_source(url, tmp_path):
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_truncation_is_logged(url):
+def test_truncation_and_measures_of_the_texts_are_logged(url):
     logged = {}
     long = " ".join(fakes.WORDS * 3)
-    PolarReward(url)(PROMPTS, [*COMPLETIONS[:2], long], reference=REFERENCES, log_metric=logged.__setitem__)
-    assert logged == {"polar/cut": pytest.approx(1 / 3)}
+    values = PolarReward(url)(PROMPTS, [*COMPLETIONS[:2], long], reference=REFERENCES, log_metric=logged.__setitem__)
+    # Of the 36 word 4-grams of the long text 13 are distinct; the first two completions share a group.
+    alike = (2 / (1 + 3) + 2 / (3 + 3) + 2 * 3 / (39 + 3)) / 3
+    assert logged == {
+        "polar/cut": pytest.approx(1 / 3),
+        "polar/repetition": pytest.approx((36 - 13) / 36 / 3),
+        "polar/likeness": pytest.approx(alike),
+        "polar/group_std": pytest.approx(abs(values[0] - values[1]) / 2),
+    }
     reward = PolarReward(url, transform="tanh")
     reward(PROMPTS, COMPLETIONS, reference=REFERENCES, log_metric=logged.__setitem__)
-    assert logged == {"polar/cut": 0.0, "polar/raw_reward": pytest.approx(sum(raw()) / 3)}
+    assert logged["polar/cut"] == 0 and logged["polar/raw_reward"] == pytest.approx(sum(raw()) / 3)
 
 
 def test_mistakes_name_column_and_completion(url):

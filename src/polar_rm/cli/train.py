@@ -98,7 +98,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
 
     Rows are {prompt, reference}: JSON, CSV, Parquet or Arrow. The output folder gets `policy/`, `metrics.jsonl` and `run.json`.
     With `evaluate`, something that is not the reward model judges held-out prompts before, during and after (docs/rft.md).
-    After an interruption the same command continues from the last checkpoint.
+    After an interruption the same command continues from the last checkpoint. Exit code 1: a limit of `monitor` stopped the run.
     Several processes: `accelerate launch -m polar_rm rft ...`
 
     Examples:
@@ -135,6 +135,10 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
         write_json(json, results)
     for difference in results.get("held_out", {}).values():
         print_text(difference["sentence"])
+    if stopped := results.get("stopped"):
+        kept = config.output / f"checkpoint-{stopped['step']}"
+        message(f"stopped: {stopped['reason']}; {kept} is kept, and another limit in monitor.{stopped['quantity']} lets it go on")
+        raise typer.Exit(1)
     message(f"policy saved in {config.output / 'policy'}")
 
 

@@ -1,4 +1,4 @@
-"""What happens while TRL trains: metrics are written, the policy is evaluated."""
+"""What happens while TRL trains: metrics are written, limits are watched, the policy is evaluated."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from polar_rm.rft.evaluations import Evaluator, Row, means
+from polar_rm.rft.monitor import Monitor
 from polar_rm.sampling.backends.generation import TransformersBackend
 from polar_rm.training.metrics import JsonlSink
 
@@ -42,6 +43,24 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         """Finish the file."""
         if self.sink:
             self.sink.close()
+
+
+class MonitorCallback(TrainerCallback):  # type: ignore[misc]
+    """Tells every event of a monitor, and ends the training at one that stops, with a checkpoint.
+
+    All processes log the same rows, so they end at the same step.
+    """
+
+    def __init__(self, monitor: Monitor, tell: Callable[[str], None]) -> None:
+        self.monitor, self.tell = monitor, tell
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Read the newest row."""
+        for event in self.monitor.read(state.log_history[-1:]):
+            if state.is_world_process_zero:
+                self.tell(event["reason"])
+        if self.monitor.stopped:
+            control.should_save = control.should_training_stop = True
 
 
 class EvaluateCallback(TrainerCallback):  # type: ignore[misc]

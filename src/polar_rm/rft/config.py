@@ -12,6 +12,7 @@ from polar_rm.common.http import key_from_environment
 from polar_rm.records import Wrapper
 from polar_rm.rewards.transforms import Transform
 from polar_rm.rft.judges import GoldConfig, JudgeConfig
+from polar_rm.rft.monitor import MonitorConfig
 from polar_rm.rft.trl import PolarReward
 from polar_rm.training.config import LoraConfig
 
@@ -121,6 +122,9 @@ class RftConfig(Config):
         description="error: stop at a bad row of the data. skip: write it to OUTPUT/data.rejected and continue.",
     )
     evaluate: EvaluateConfig | None = Field(None, description="Held-out prompts and their judges.")
+    monitor: MonitorConfig = Field(
+        MonitorConfig(), description="Limits that warn or stop; they may change between two runs into one folder."
+    )
     seed: Seed = Field(0, description="Seed of the adapter, the order of prompts, the completions and the held-out share.")
 
     @model_validator(mode="after")

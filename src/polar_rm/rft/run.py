@@ -26,11 +26,12 @@ from polar_rm.errors import ConfigError, PolarError
 from polar_rm.model.devices import compute_dtype, pick_device
 from polar_rm.model.language_models import load_causal_lm, model_folder
 from polar_rm.records import find_files
-from polar_rm.rft.callbacks import EvaluateCallback, MetricsCallback, OnLog
+from polar_rm.rft.callbacks import EvaluateCallback, MetricsCallback, MonitorCallback, OnLog
 from polar_rm.rft.comparison import before_and_after
 from polar_rm.rft.config import RftConfig
 from polar_rm.rft.data import RftData, read_data
 from polar_rm.rft.evaluations import Evaluator, open_judges
+from polar_rm.rft.monitor import Monitor
 from polar_rm.rft.trl import PolarReward
 from polar_rm.training.lora import adapter_settings
 
@@ -38,7 +39,8 @@ _log = logging.getLogger("polar_rm.rft")
 
 
 def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
-    """Train, save the policy, and return the results: TRL's summary, and ``held_out`` with the comparison of before and after.
+    """Train, save the policy, and return the results: TRL's summary, ``held_out`` with the comparison of before and after, and
+    ``stopped`` if a limit of the monitor ended the run. Then its checkpoint is kept and no policy is saved.
 
     on_log: called with every row of ``metrics.jsonl``, and with the means of every evaluation (``held_out/JUDGE``).
 
@@ -52,6 +54,8 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
     for source in (*config.data, *(config.evaluate.data if config.evaluate else ())):
         check_manifest(source)
     arguments = _arguments(getattr(trl, f"{config.algorithm.upper()}Config"), config)
+    if config.monitor.kl and not arguments.beta:
+        raise ConfigError("monitor.kl: TRL measures no KL divergence with trainer.beta 0; set trainer.beta, or remove the limit")
     judges = open_judges(config)
     data = read_data(config, judges)
     for note in data.notes:
@@ -76,6 +80,7 @@ def _train(
     from datasets import Dataset
 
     tokenizer, model, lora = load_policy(config)
+    monitor = Monitor(config.monitor)
     evaluating = EvaluateCallback(evaluator, tokenizer, on_log) if evaluator else None
     trainer = getattr(trl, f"{config.algorithm.upper()}Trainer")(
         model=model,
@@ -84,11 +89,18 @@ def _train(
         args=arguments,
         train_dataset=Dataset.from_list(data.train),
         peft_config=lora,
-        callbacks=[MetricsCallback(config.output / "metrics.jsonl", on_log), *([evaluating] if evaluating else [])],
+        callbacks=[
+            MetricsCallback(config.output / "metrics.jsonl", on_log),
+            MonitorCallback(monitor, lambda reason: _log.warning("monitor: %s", reason)),
+            *([evaluating] if evaluating else []),
+        ],
     )
-    results = train_to_end(trainer, evaluating)
+    results = train_to_end(trainer, evaluating, monitor)
+    if stopped := monitor.stopped:
+        results["stopped"] = dict(stopped)
     if trainer.is_world_process_zero():
-        save_policy(trainer, tokenizer, config.output / "policy")
+        if not stopped:
+            save_policy(trainer, tokenizer, config.output / "policy")
         if evaluator:
             results["held_out"] = before_and_after(evaluator.finished(), seed=config.seed)
         write_json(
@@ -120,14 +132,20 @@ def load_policy(config: RftConfig) -> tuple[Any, Any, Any]:
     return tokenizer, model, lora
 
 
-def train_to_end(trainer: Any, evaluating: EvaluateCallback | None) -> dict[str, Any]:
-    """Train from the last checkpoint to the end, evaluate the trained policy, and return the trainer's summary."""
+def train_to_end(trainer: Any, evaluating: EvaluateCallback | None, monitor: Monitor | None = None) -> dict[str, Any]:
+    """Train from the last checkpoint to the end, evaluate the trained policy, and return the trainer's summary.
+
+    monitor: reads the rows before the checkpoint; where its limits stopped the run there, nothing is trained.
+    """
     trainer.remove_callback(PrinterCallback)
     checkpoint = last_checkpoint(Path(trainer.args.output_dir))
     if evaluating and trainer.is_world_process_zero():
         evaluating.evaluator.forget_after(step_of(checkpoint) if checkpoint else 0)
     state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
-    if checkpoint and state.get("max_steps") and state["global_step"] >= state["max_steps"]:
+    if monitor:
+        monitor.read(state.get("log_history", []))
+    has_ended = state.get("max_steps") and state["global_step"] >= state["max_steps"]
+    if checkpoint and (has_ended or (monitor and monitor.stopped)):
         # The run ended before its policy was saved or evaluated. From its last checkpoint the trainer would go one step further.
         trainer._load_from_checkpoint(str(checkpoint))
         step, results = int(state["global_step"]), state["log_history"][-1]
@@ -148,7 +166,7 @@ def save_policy(trainer: Any, tokenizer: Any, target: Path) -> None:
 
 
 def identity(config: RftConfig) -> dict[str, Any]:
-    """What a run depends on: its settings, and the contents of its data, its policy and its reward model.
+    """What a run depends on: its settings but for the monitor's limits, and the contents of its data and models.
 
     Files may change between two runs under the same name. A reward server is identified by its address alone.
 
@@ -156,7 +174,7 @@ def identity(config: RftConfig) -> dict[str, Any]:
         PolarError: a file or model does not exist.
     """
     reward = config.reward.encoder if config.reward.is_url else Path(config.reward.source)
-    return config.model_dump(mode="json") | {
+    return config.model_dump(mode="json", exclude={"monitor"}) | {
         "files": {
             "data": [sha256(file) for source in config.data for file in find_files(source)],
             "held_out": [sha256(file) for source in config.evaluate.data for file in find_files(source)]

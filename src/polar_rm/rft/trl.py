@@ -18,11 +18,12 @@ from typing import Any
 from polar_rm.client.blocking import RewardClient
 from polar_rm.common.http import is_address
 from polar_rm.errors import PolarError
-from polar_rm.records import ScoreItem, Wrapper
+from polar_rm.records import ScoreItem, Wrapper, flatten, group_items
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Reward, rewards
 from polar_rm.rewards.transforms import Transform, check_name, check_transform, needs_anchors, needs_card
 from polar_rm.rft.items import score_item, transformed
+from polar_rm.rft.measures import group_std, likeness, repetition
 
 _Score = Callable[[Sequence[ScoreItem]], list[Reward]]
 """Rewards of items, with anchors if the transform needs them."""
@@ -42,8 +43,9 @@ class PolarReward:
     Raises:
         PolarError: no reward server answers at the URL, or the folder or the transform does not exist.
 
-    TRL also logs ``polar/cut``, the share of items that were too long for the reward model, and with a transform
-    ``polar/raw_reward``.
+    TRL also logs ``polar/cut``, the share of items that were too long for the reward model, with a transform
+    ``polar/raw_reward``, and the means of
+    :mod:`polar_rm.rft.measures`: ``polar/repetition``, ``polar/likeness`` and ``polar/group_std``.
     """
 
     def __init__(
@@ -87,11 +89,11 @@ class PolarReward:
         if self._score is None:
             self._score = self._open()
         scored = self._score(items)
+        values = transformed(self.transform, items, scored, self.calibration)
         if items and (log := columns.get("log_metric")):
-            log("polar/cut", fmean(reward.truncated for reward in scored))
-            if self.transform != "raw":
-                log("polar/raw_reward", fmean(reward.reward for reward in scored))
-        return transformed(self.transform, items, scored, self.calibration)
+            for name, value in self._metrics(items, scored, values).items():
+                log(name, value)
+        return values
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without connections and weights, which are opened again: some trainers send this object to another
@@ -121,6 +123,19 @@ class PolarReward:
             self.calibration = Calibration.load(self.source)
             check_transform(self.transform, self.calibration)  # before the weights are loaded
         return _in_process(self.source, anchored)
+
+    def _metrics(self, items: Sequence[ScoreItem], scored: Sequence[Reward], values: Sequence[float]) -> dict[str, float]:
+        texts = [flatten(item.output) for item in items]
+        metrics = {
+            "polar/cut": fmean(reward.truncated for reward in scored),
+            "polar/repetition": fmean(map(repetition, texts)),
+            "polar/likeness": fmean(likeness(text, flatten(item.reference)) for text, item in zip(texts, items, strict=True)),
+        }
+        if self.transform != "raw":
+            metrics["polar/raw_reward"] = fmean(reward.reward for reward in scored)
+        if (spread := group_std(values, group_items(items))) is not None:
+            metrics["polar/group_std"] = spread
+        return metrics
 
     def _item(self, number: int, prompt: Any, completion: Any, reference: Any, wrapper: Wrapper | None) -> ScoreItem:
         try:
