@@ -140,6 +140,37 @@ def test_every_use_of_an_untrained_model_gives_a_warning(polar, models, tmp_path
     assert line.startswith("warning: ") and "UserWarning" not in scored.stderr
 
 
+def test_several_references_come_from_rows_or_a_file_and_are_all_shown(polar, models, tmp_path):
+    rows = [row | {"references": ["the quick fox", "12"]} for row in PAIRS]
+    own = [{name: value for name, value in row.items() if name != "reference"} for row in rows]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
+    (tmp_path / "refs.jsonl").write_text("".join(json.dumps({"id": r["id"], "references": r["references"]}) + "\n" for r in rows))
+    reports = []
+    for files in (("own.jsonl",), ("pairs.jsonl", "--references", "refs.jsonl")):
+        options = (
+            "--model",
+            f"m={models / 'm0'}",
+            "--combine",
+            "best",
+            "--json",
+            "r.json",
+            "--pairs",
+            "p.jsonl",
+            "--html",
+            "e.html",
+        )
+        code, shown, error = polar("evaluate", *files, *options)
+        assert code == 0, error
+        assert "reference given (best of several)" in " ".join(shown.split())
+        reports.append(json.loads((tmp_path / "r.json").read_text())["contenders"])
+        assert json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])["reference"] == ["the quick fox", "12"]
+        assert "<h3>reference 2</h3>" in (tmp_path / "e.html").read_text()
+    assert reports[0] == reports[1]
+    single = json.loads((tmp_path / "r.json").read_text())["reference"]
+    assert (single["several"], single["combine"]) == (8, "best")
+    refused(polar("audit", models / "m0", "own.jsonl"), "own.jsonl", "row 1", "one reference a row, but the row has 'references'")
+
+
 @pytest.mark.plots
 def test_published_benchmarks(polar, models, tmp_path):
     """B5."""

@@ -32,7 +32,7 @@ def make_report(groups=("code", "a $x_1$ [bold]group[/bold] <&>")):
         ]
         return {"n_pairs": 1234, "n_prompts": 100, "contenders": contenders, "differences": differences}
 
-    facts = {"source": None, "reads_references": True, "noted": {}, "facts": {}}
+    facts = {"source": None, "reads_references": True, "noted": {}, "unread": {}, "facts": {}}
     return {
         "schema": "polar-rm/evaluation/2",
         **measures(0.75),
@@ -40,7 +40,15 @@ def make_report(groups=("code", "a $x_1$ [bold]group[/bold] <&>")):
         "facts": {name: {"kind": "baseline" if name == "length" else "native", **facts} for name in NAMES},
         "data": [{"path": "f", "sha256": "0", "rows": 3}],
         "limit": 50,
-        "reference": {"mode": "given", "protocols": {"given": 3}, "use": None, "file": None, "reference_equals_candidate": 2},
+        "reference": {
+            "mode": "given",
+            "protocols": {"given": 3},
+            "several": 0,
+            "combine": "mean",
+            "use": None,
+            "file": None,
+            "reference_equals_candidate": 2,
+        },
         "fingerprint": "f",
         "warnings": ["2 comparisons [x]"],
     }

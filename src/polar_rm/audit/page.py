@@ -11,7 +11,7 @@ from polar_rm.audit.report import AuditReport, findings_table
 from polar_rm.audit.run import AuditResult
 from polar_rm.audit.streams import ALTERED
 from polar_rm.common.files import write_file
-from polar_rm.records import Text, flatten
+from polar_rm.records import Text, flatten, one_reference
 from polar_rm.reporting.html import render_page
 from polar_rm.reporting.plots import figure_svg, interval_figure, save_figure
 
@@ -90,7 +90,7 @@ def examples(result: AuditResult) -> dict[str, list[dict[str, Any]]]:
             {
                 "number": row + 1,
                 "prompt": _shortened(texts[row].prompt),
-                "reference": _shortened(texts[row].reference or ""),
+                "reference": _shortened(one_reference(texts[row])),
                 "sides": [
                     {
                         "name": ALTERED[column].replace("_", " "),

@@ -15,7 +15,7 @@ from polar_rm.evaluation.contenders.base import Contender
 from polar_rm.evaluation.references import ReferenceMode, apply_reference_protocol, prompt_key, swapped_candidate, with_others
 from polar_rm.evaluation.statistics import Ints
 from polar_rm.evaluation.survey import Survey, survey
-from polar_rm.records import Comparison, Text, flatten, is_copy
+from polar_rm.records import Comparison, Text, flatten, is_copy, one_reference
 
 Bools = NDArray[np.bool_]
 Read = Callable[[], Iterable[Comparison]]
@@ -82,7 +82,7 @@ class Streams:
         """Answers and references without markdown."""
         for comparison in self.base():
             candidates = tuple(map(texts.without_markdown, comparison.candidates))
-            yield replace(comparison, candidates=candidates, reference=texts.without_markdown(comparison.reference or ""))
+            yield replace(comparison, candidates=candidates, reference=texts.without_markdown(one_reference(comparison)))
 
     def other_prompt(self) -> Iterator[Comparison]:
         """Every comparison with the prompt of another comparison."""
@@ -99,7 +99,7 @@ class Streams:
         """The answers of :data:`ALTERED`, and whether each is usable; an unusable one is replaced by the better answer."""
         better, foreign = best_answer(comparison), best_answer(other)
         worse = comparison.candidates[swapped_candidate(comparison, number, seed=self._seed)]
-        reference = comparison.reference or ""
+        reference = one_reference(comparison)
         noise = texts.scrambled(foreign, f"noise {self._seed} {number}")
         mixed = texts.scrambled(reference, f"reference {self._seed} {number}")
         is_long, has_reference = texts.word_count(better) >= texts.MIN_WORDS, bool(flatten(reference).strip())

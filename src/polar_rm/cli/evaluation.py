@@ -11,6 +11,7 @@ from polar_rm.cli.options import (
     DATA,
     MODEL,
     BadRows,
+    Combined,
     Device,
     JsonFile,
     KeyEnv,
@@ -80,6 +81,7 @@ def evaluate(
     limit: _Limit = None,
     reference: _Reference = None,
     references: References = None,
+    combine: Combined = "mean",
     precision: Precision = "fp32",
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
@@ -110,7 +112,7 @@ def evaluate(
     with needs("evaluate", "polar evaluate"):
         from polar_rm.cli import results
     models = results.Models(model or [], precision, device, row_tokens, api_key_env)
-    data = results.Data(files or [], references, limit, seed, on_bad_row, strip_prompt)
+    data = results.Data(files or [], references, limit, seed, on_bad_row, strip_prompt, combine)
     targets = results.ResultFiles(json, plot, pairs, html, html_rows, table)
     results.run(models, data, targets, suite=suite, by=by, reference=reference)
 

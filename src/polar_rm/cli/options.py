@@ -147,6 +147,14 @@ StripPrompt = Annotated[
 References = Annotated[
     Path | None, typer.Option(help="Add references from rows {id, reference} or {prompt, reference} of this file.", **DATA)
 ]
+Combined = Annotated[
+    Literal["mean", "best"],
+    typer.Option(
+        "--combine",
+        help="For rows with several `references`: the `mean` of the raw rewards, or the `best` anchored reward, whose 0 is the "
+        "reference itself.",
+    ),
+]
 TableFormat = Annotated[
     str | None,
     typer.Option(

@@ -22,6 +22,7 @@ from polar_rm.evaluation.tables import Summary, summarise
 from polar_rm.records import OnBadRow, side_file
 from polar_rm.reporting.plots import PLOT_SUFFIXES, accuracy_figure, save_figure
 from polar_rm.reporting.tables import FORMATS, SUFFIXES
+from polar_rm.rewards.combining import Combine
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,11 @@ class Models:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The comparisons to read. references: a file that references are added from. limit: take only the first so many."""
+    """The comparisons to read.
+
+    references: a file that references are added from. limit: take only the first so many. combine: how the scores under several
+    references become one.
+    """
 
     files: Sequence[Path]
     references: Path | None
@@ -122,6 +127,7 @@ class Data:
     seed: int
     on_bad_row: Literal["error", "skip"]
     strip_prompt: bool
+    combine: Combine = "mean"
 
     def bad_rows(self, outputs: Sequence[Path]) -> OnBadRow:
         """What becomes of bad rows; skipped ones are written beside the first output, or beside the data."""
@@ -163,6 +169,7 @@ def run(
             by=by,
             reference=reference,
             references=data.references,
+            combine=data.combine,
             limit=data.limit,
             seed=data.seed,
             on_bad_row=data.bad_rows(outputs),
@@ -185,6 +192,7 @@ def _run_suite(suite: str, models: Models, data: Data, targets: ResultFiles, ref
             contenders,
             reference=reference,
             references=data.references,
+            combine=data.combine,
             limit=data.limit,
             seed=data.seed,
             progress=progress,

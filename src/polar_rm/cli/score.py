@@ -7,13 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from polar_rm.cli.options import DATA, BadRows, Device, ModelDir, Precision, RowTokens, StripPrompt, verb
+from polar_rm.cli.options import DATA, BadRows, Combined, Device, ModelDir, Precision, RowTokens, StripPrompt, verb
 from polar_rm.cli.output import message, messages, report_bad
 from polar_rm.common.progress import show_progress
 from polar_rm.rewards.transforms import ItemTransform
 
 _Source = Annotated[
-    Path, typer.Option("--input", help="Items {prompt, reference, output[, wrapper]}: JSON, CSV, Parquet, Arrow.", **DATA)
+    Path,
+    typer.Option(
+        "--input", help="Items {prompt, reference or references, output[, wrapper]}: JSON, CSV, Parquet, Arrow.", **DATA
+    ),
 ]
 _Target = Annotated[Path, typer.Option("--output", help="JSONL of {row, reward, n_tokens, truncated, notes, metadata}.")]
 _Transform = Annotated[
@@ -31,6 +34,7 @@ def score(
     source: _Source,
     target: _Target,
     transform: _Transform = "raw",
+    combine: Combined = "mean",
     precision: Precision = "fp32",
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
@@ -52,14 +56,17 @@ def score(
     from polar_rm.model.devices import claim_device, dtype_name
     from polar_rm.model.reward_model import RewardModel
     from polar_rm.records import OnBadRow, count_rows, find_file, side_file
+    from polar_rm.rewards.combining import check_combine
     from polar_rm.rewards.scale import Scale
     from polar_rm.rewards.transforms import check_transform
     from polar_rm.scoring.files import check_paths, score_file
 
     source = source if source.exists() else find_file(source)
     check_paths(source, target)
-    scale = Scale() if transform in ("raw", "tanh") else Scale.load(model)
+    scale = Scale() if transform in ("raw", "tanh") and combine == "mean" else Scale.load(model)
     check_transform(transform, scale.calibration)
+    check_combine(combine, transform)
+    chosen = {"transform": transform, "combine": combine}
     with owned(target, "score"):
         claimed = claim_device(device)
         dtype = dtype_name(precision, claimed)
@@ -71,10 +78,10 @@ def score(
             "input": sha256(source),
             "dtype": dtype,
             "strip_prompt": strip_prompt,
-            **({} if transform == "raw" else {"transform": transform}),
+            **{name: value for name, value in chosen.items() if value not in ("raw", "mean")},
         }
         rows, total = 0, count_rows(source)
-        options: dict[str, Any] = {"transform": transform, "scale": scale, "row_tokens": row_tokens, "on_bad_row": bad}
+        options: dict[str, Any] = {**chosen, "scale": scale, "row_tokens": row_tokens, "on_bad_row": bad}
         with show_progress(messages, lines=True, unit="items") as progress:
             for rows in score_file(reward_model, source, target, identity=identity, **options):
                 progress("scoring", rows, max(total, rows) if total else None)

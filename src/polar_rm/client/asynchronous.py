@@ -31,6 +31,7 @@ from polar_rm.protocols import ENGINES, BadReply, Engine, polar, recognise
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.anchors import AnchoredItems
 from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.combining import Combine, ReferencedItems
 from polar_rm.rewards.outcomes import Cut, Failure, FailureCode, Outcome, Reward
 from polar_rm.rewards.scale import Scale
 
@@ -183,11 +184,12 @@ class AsyncRewardClient:
     def _folder_card(self) -> Calibration | None:
         return Calibration.load(self.folder) if self.folder else None
 
-    async def score(self, items: Sequence[ScoreItem], *, anchored: bool = False) -> list[Outcome]:
+    async def score(self, items: Sequence[ScoreItem], *, anchored: bool = False, combine: Combine = "mean") -> list[Outcome]:
         """One outcome per item, in order.
 
         anchored: score the references themselves, too: rewards get their ``anchor``, and where there is a calibration card their
-        ``probability``; our server also tells the ``deviation``. Items with an empty reference fail then.
+        ``probability``; our server also tells the ``deviation``. Items with an empty reference fail then. combine: how rewards
+        under several references become one; ``best`` scores the references, too.
 
         Raises:
             PolarError: the server is of an unknown kind, or foreign while ``model`` is None.
@@ -197,6 +199,15 @@ class AsyncRewardClient:
         server = await self._probe(until)
         if isinstance(server, Failure):
             return [server] * len(items)
+        # Each reference is an item of its own on the way: so every engine can do it, and requests stay small.
+        plan = ReferencedItems.of(items)
+        outcomes = await self._score_on(server, plan.to_score, until, anchored or combine == "best")
+        if plan.is_plain(combine):
+            return outcomes
+        return plan.outcomes(outcomes, combine, Scale(server.calibration if server.engine == "polar" else self._folder_card))
+
+    async def _score_on(self, server: _Server, items: Sequence[ScoreItem], until: float, anchored: bool) -> list[Outcome]:
+        """The outcomes of items with one reference each."""
         if server.engine == "polar":
             return await self._post(by_group(items), lambda part: self._post_items(part, until, anchored))
         if self.encoder is None:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import PolarError
-from polar_rm.records import InvalidRecord, ScoreItem, check, group_items
+from polar_rm.records import InvalidRecord, ScoreItem, check, group_items, one_reference
 from polar_rm.rewards.outcomes import Cut, Failure
 
 Entry = TypeVar("Entry")
@@ -62,7 +62,7 @@ def encode(items: Sequence[ScoreItem], encoder: Encoder) -> Batch[EncodedItem]:
         first = items[group[0]]
         try:
             outputs = [items[index].output for index in group]
-            trees = encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper)
+            trees = encoder.encode_outputs(first.prompt, one_reference(first), outputs, first.wrapper)
         except PolarError as error:
             if len(group) == 1:
                 batch.failed[group[0]] = Failure("invalid_item", str(error))

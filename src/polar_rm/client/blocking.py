@@ -12,6 +12,7 @@ from polar_rm.client.asynchronous import AsyncRewardClient, T
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.combining import Combine
 from polar_rm.rewards.outcomes import Outcome
 
 
@@ -56,9 +57,9 @@ class RewardClient:
         """See :meth:`AsyncRewardClient.calibration`."""
         return self._run(lambda client: client.calibration())
 
-    def score(self, items: Sequence[ScoreItem], *, anchored: bool = False) -> list[Outcome]:
+    def score(self, items: Sequence[ScoreItem], *, anchored: bool = False, combine: Combine = "mean") -> list[Outcome]:
         """See :meth:`AsyncRewardClient.score`."""
-        return self._run(lambda client: client.score(items, anchored=anchored))
+        return self._run(lambda client: client.score(items, anchored=anchored, combine=combine))
 
     def score_ids(self, sequences: Sequence[list[int]]) -> list[Outcome]:
         """See :meth:`AsyncRewardClient.score_ids`."""

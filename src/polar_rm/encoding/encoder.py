@@ -31,7 +31,7 @@ from polar_rm.encoding.texts import RenderedTexts, Template, batches_of_texts, c
 from polar_rm.encoding.tokenizers import leading_ids, load_tokenizer, special_aliases
 from polar_rm.encoding.tree import PrefixTree, Truncation
 from polar_rm.errors import EncoderMismatch, PolarError
-from polar_rm.records import Comparison, Text
+from polar_rm.records import Comparison, Text, one_reference
 
 # The joint ids may be more or fewer than those of the parts, because of a merge at the boundary. A sequence that is shorter than
 # the limits by this margin is never truncated.
@@ -170,7 +170,7 @@ class Encoder:
     def encode_many(self, comparisons: Sequence[Comparison]) -> list[PrefixTree]:
         """Encode comparisons as :meth:`encode` does, tokenised as one batch on all cores."""
         trees: list[PrefixTree] = []
-        fields = [self._fields(c.prompt, c.reference, c.candidates, c.wrapper) for c in comparisons]
+        fields = [self._fields(c.prompt, one_reference(c), c.candidates, c.wrapper) for c in comparisons]
         for comparison, field, untruncated in zip(comparisons, fields, self._encode_untruncated(fields), strict=True):
             [joint] = [untruncated] if untruncated else self._encode_truncated(field, shared=True)
             trees.append(self._tree(joint, field, comparison.ranks))

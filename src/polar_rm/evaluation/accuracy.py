@@ -40,6 +40,7 @@ from polar_rm.evaluation.statistics import (
 )
 from polar_rm.evaluation.survey import Survey, survey
 from polar_rm.records import Comparison
+from polar_rm.rewards.combining import Combine
 
 # With fewer prompts the bootstrap's interval is noticeably too narrow.
 FEW_PROMPTS = 30
@@ -85,6 +86,7 @@ def evaluate(
     by: str | None = None,
     reference: ReferenceChoice | None = None,
     baselines: Sequence[str] = tuple(BASELINES),
+    combine: Combine = "mean",
     seed: int = 0,
     resamples: int = RESAMPLES,
     progress: Progress = silent,
@@ -101,7 +103,9 @@ def evaluate(
         some comparison has none. With ``all`` the report's numbers are those of ``given``, and ``reference.use`` has the others;
         contenders that take no reference then score without references.
     baselines: names of more contenders, unless a contender already has the name. Baselines that compare with a reference are left
-        out if there are no references. seed: seed of the bootstrap and of shuffled references.
+        out if there are no references.
+    combine: how the scores of a comparison with several references become one. seed: seed of the bootstrap and of shuffled
+        references.
     progress: called with the numbers of comparisons that are done and of all, by contender.
 
     Raises:
@@ -124,16 +128,16 @@ def evaluate(
 
     use: ReferenceUse | None = None
     if reference == "all":
-        protocols = score_protocols(named, comparisons, checked.pairs, seed=seed, progress=progress)
+        protocols = score_protocols(named, comparisons, checked.pairs, seed=seed, combine=combine, progress=progress)
         copies = swapped_pairs(comparisons, checked.pairs, seed=seed)
         use = reference_use(protocols, checked.pairs, copies, resamples=resamples, seed=seed)
         scores = {name: next(iter(by_protocol.values())) for name, by_protocol in protocols.items()}
     else:
-        scores = score_contenders(named, read, sizes=sizes, progress=progress)
+        scores = score_contenders(named, read, sizes=sizes, combine=combine, progress=progress)
     models = tuple(contender.name for contender in named if contender.kind != "baseline")
     result = PairScores(checked.pairs, scores, models)
     report = _report(named, result, checked, by, mode, resamples, seed)
-    report["reference"]["use"] = use
+    report["reference"] |= {"use": use, "combine": combine}
     return EvaluationResult(report, result, read)
 
 
@@ -217,7 +221,15 @@ def add_baselines(names: Sequence[str], contenders: Sequence[Contender], mode: R
 def reference_report(mode: ReferenceMode, checked: Survey) -> ReferenceReport:
     """The report's section about references; the caller fills in ``use`` and ``file``."""
     copies = checked.reference_equals_candidate
-    return {"mode": mode, "protocols": checked.protocols, "use": None, "file": None, "reference_equals_candidate": copies}
+    return {
+        "mode": mode,
+        "protocols": checked.protocols,
+        "several": checked.several_references,
+        "combine": "mean",
+        "use": None,
+        "file": None,
+        "reference_equals_candidate": copies,
+    }
 
 
 def facts_of(contender: Contender, scores: Scores) -> ContenderFacts:

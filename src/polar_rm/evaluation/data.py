@@ -20,14 +20,19 @@ class ComparisonFiles:
 
     paths: files, folders or patterns, as :func:`survey_files` takes them; the attribute holds all files that they match.
     rows: the number of rows that the latest pass read from each file. outputs: files that this run writes; they are
-    refused as data.
+    refused as data. several_references: accept comparisons with several references.
 
     Raises:
         PolarError: a path matches no data or a file that this run writes, or a folder differs from its manifest.
     """
 
     def __init__(
-        self, paths: Sequence[str | Path], on_bad_row: OnBadRow | None = None, outputs: Sequence[str | Path] = ()
+        self,
+        paths: Sequence[str | Path],
+        on_bad_row: OnBadRow | None = None,
+        outputs: Sequence[str | Path] = (),
+        *,
+        several_references: bool = False,
     ) -> None:
         for path in paths:
             check_manifest(path)
@@ -36,6 +41,7 @@ class ComparisonFiles:
         self.rows = [0] * len(self.paths)
         self._on_bad_row = on_bad_row or OnBadRow()
         self._passes = 0
+        self._several_references = several_references
 
     def __iter__(self) -> Iterator[Comparison]:
         bad = replace(self._on_bad_row, side_file=os.devnull, notes={}) if self._passes else self._on_bad_row
@@ -48,7 +54,7 @@ class ComparisonFiles:
 
     def read_file(self, path: Path, on_bad_row: OnBadRow) -> Iterator[tuple[Comparison, int]]:
         """Read the comparisons of a file, each with the number of its rows."""
-        return ((comparison, 1) for comparison in read_comparisons(path, on_bad_row))
+        return ((comparison, 1) for comparison in read_comparisons(path, on_bad_row, several_references=self._several_references))
 
     def describe(self) -> list[DataFile]:
         """Path, hash and rows of every file, after a pass."""

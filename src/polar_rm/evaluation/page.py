@@ -13,7 +13,7 @@ from polar_rm.evaluation.groups import group_of
 from polar_rm.evaluation.pairs import PairScores
 from polar_rm.evaluation.rows import PairRow, Scored, pair_rows
 from polar_rm.evaluation.tables import Summary
-from polar_rm.records import Text
+from polar_rm.records import Text, references_of
 from polar_rm.reporting.html import render_page
 
 MAX_ROWS = 500
@@ -81,7 +81,7 @@ def _shown(row: PairRow, by: str | None) -> dict[str, Any]:
         "number": row.number,
         "group": group_of(comparison, by),
         "prompt": _shortened(comparison.prompt),
-        "reference": _shortened(comparison.reference or ""),
+        "references": [_shortened(reference) for reference in references_of(comparison) if reference],
         "better": _shortened(comparison.candidates[row.better]),
         "worse": _shortened(comparison.candidates[row.worse]),
         "opinions": row.opinions,

@@ -18,6 +18,7 @@ from polar_rm.records import Comparison
 from polar_rm.reporting.measures import Measure
 from polar_rm.reporting.tables import Table
 from polar_rm.reporting.words import interval, measure
+from polar_rm.rewards.combining import Combine
 
 PROTOCOLS: tuple[ReferenceMode, ...] = ("given", "empty", "shuffled", "swapped")
 """The protocols that ``--reference all`` compares, in this order."""
@@ -59,6 +60,7 @@ def score_protocols(
     pairs: Pairs,
     *,
     seed: int = 0,
+    combine: Combine = "mean",
     progress: Progress = silent,
 ) -> dict[str, dict[ReferenceMode, Scores]]:
     """The scores of all contenders with every protocol, by name in their order.
@@ -74,8 +76,8 @@ def score_protocols(
     }
     with_references = [contender for contender in contenders if contender.reads_references]
     others = [contender for contender in contenders if not contender.reads_references]
-    scores = score_streams(with_references, streams, progress=progress)
-    scores |= score_streams(others, {"empty": streams["empty"]}, progress=progress)
+    scores = score_streams(with_references, streams, combine=combine, progress=progress)
+    scores |= score_streams(others, {"empty": streams["empty"]}, combine=combine, progress=progress)
     names = [contender.name for contender in contenders]
     return {name: {mode: scores[name][mode] for mode in PROTOCOLS if mode in scores[name]} for name in names}
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from polar_rm.errors import PolarError
-from polar_rm.records import PROTOCOL_FIELD, Comparison, InvalidRecord, RowRules, Text, flatten, read_rows
+from polar_rm.records import PROTOCOL_FIELD, Comparison, InvalidRecord, Reference, RowRules, flatten, read_rows
 from polar_rm.records.fields import Fields
 
 ReferenceMode = Literal["given", "empty", "shuffled", "swapped"]
@@ -127,10 +127,10 @@ def with_others(comparisons: Iterable[Comparison], *, seed: int = 0) -> Iterator
 class Referenced:
     """Comparisons with the references of a file, as a stream that can be read several times.
 
-    source: rows {id, reference} or {prompt, reference}. The former are joined by the ``id`` (or ``pair_id``) of the comparisons'
-    metadata, and may have it in their own metadata; the latter are joined by the prompt's text. All rows are held in memory.
-    Every comparison needs a row, whose reference replaces the comparison's own. If a row has the origin of its reference
-    (``reference_protocol``), the comparison gets it, too.
+    source: rows {id, reference} or {prompt, reference}, or with a list ``references`` in its place. The former are joined by the
+    ``id`` (or ``pair_id``) of the comparisons' metadata, and may have it in their own metadata; the latter are joined by the
+    prompt's text. All rows are held in memory. Every comparison needs a row, whose references replace the comparison's own. If a
+    row has the origin of its reference (``reference_protocol``), the comparison gets it, too.
 
     Raises:
         PolarError: the file can't be read, has neither form, or has two references for one id or prompt.
@@ -139,14 +139,16 @@ class Referenced:
     def __init__(self, comparisons: Iterable[Comparison], source: str | Path) -> None:
         self._comparisons, self._source = comparisons, source
         self._by_id = False
-        self._references: dict[str, Text] = {}
+        self._references: dict[str, Reference] = {}
         self._protocols: dict[str, str] = {}
         for _ in read_rows(source, self._add):
             pass
 
     def _add(self, row: Mapping[str, Any], rules: RowRules) -> None:
         take = Fields(row, rules.is_cell)
-        reference, prompt = take.text("reference"), take.optional(take.text, "prompt")
+        several = take.optional(take.filled_texts, "references")
+        reference = (tuple(several) if len(several) > 1 else several[0]) if several else take.text("reference")
+        prompt = take.optional(take.text, "prompt")
         metadata = take.metadata()
         identity = identity_in(metadata)
         if self._references and self._by_id != (identity is not None):

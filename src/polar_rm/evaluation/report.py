@@ -10,6 +10,7 @@ from polar_rm.evaluation.reference_use import ReferenceUse
 from polar_rm.evaluation.references import ReferenceMode
 from polar_rm.reporting.measures import Measure
 from polar_rm.reporting.plots import accuracy_figure, save_figure
+from polar_rm.rewards.combining import Combine
 
 SCHEMA: Literal["polar-rm/evaluation/2"] = "polar-rm/evaluation/2"
 
@@ -66,6 +67,8 @@ class ReferenceReport(TypedDict):
 
     mode: ReferenceMode  # with --reference all, the mode of all numbers except ``use``
     protocols: dict[str, int]  # origin (gold, own, frontier, sibling, else given) -> number of comparisons; {} if unused
+    several: int  # comparisons with more than one reference
+    combine: Combine  # how their scores under each became one
     use: ReferenceUse | None  # with --reference all: how contenders use their references
     file: str | None  # the file that references were added from
     reference_equals_candidate: int  # comparisons whose reference is equal, or nearly, to a candidate; should be 0

@@ -114,7 +114,7 @@ def _row(row: PairRow, is_table: bool) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "comparison": row.number,
         "prompt": text(comparison.prompt),
-        "reference": text(comparison.reference),
+        "reference": _reference(comparison, is_table),
         "better": text(comparison.candidates[row.better]),
         "worse": text(comparison.candidates[row.worse]),
     }
@@ -123,6 +123,14 @@ def _row(row: PairRow, is_table: bool) -> dict[str, Any]:
         columns[f"{name}.notes"] = "; ".join(scores.notes) if is_table else scores.notes
     columns["metadata"] = dump_json(comparison.metadata) if is_table else comparison.metadata
     return columns
+
+
+def _reference(comparison: Comparison, is_table: bool) -> Any:
+    """The reference as it is in the data; several as a list, in tables as JSON text."""
+    reference = comparison.reference
+    if isinstance(reference, tuple):
+        return dump_json(reference) if is_table else list(reference)
+    return to_cell(reference) if is_table else reference
 
 
 def _write_csv(file: IO[bytes], rows: Iterator[dict[str, Any]]) -> int:

@@ -12,6 +12,7 @@ from polar_rm.evaluation.contenders.baselines import BASELINES
 from polar_rm.evaluation.data import ComparisonFiles, First
 from polar_rm.evaluation.references import ReferenceChoice, Referenced
 from polar_rm.records import OnBadRow
+from polar_rm.rewards.combining import Combine
 
 
 def evaluate_files(
@@ -22,6 +23,7 @@ def evaluate_files(
     reference: ReferenceChoice | None = None,
     references: str | Path | None = None,
     baselines: Sequence[str] = tuple(BASELINES),
+    combine: Combine = "mean",
     limit: int | None = None,
     seed: int = 0,
     options: ModelOptions | None = None,
@@ -39,11 +41,20 @@ def evaluate_files(
         PolarError: a contender, a file or an option is invalid; raised before anything is scored.
         ScoreError: a score is not finite.
     """
-    data = ComparisonFiles(files, on_bad_row, outputs)
+    data = ComparisonFiles(files, on_bad_row, outputs, several_references=True)
     first = First(data, limit)
     named = resolve_contenders(contenders, options, is_partial=limit is not None)
     comparisons = Referenced(first, references) if references else first
-    result = evaluate(named, comparisons, by=by, reference=reference, baselines=baselines, seed=seed, progress=progress)
+    result = evaluate(
+        named,
+        comparisons,
+        by=by,
+        reference=reference,
+        baselines=baselines,
+        combine=combine,
+        seed=seed,
+        progress=progress,
+    )
     report = result.report
     report["data"] = data.describe()
     report["limit"] = limit

@@ -9,20 +9,27 @@ from polar_rm.errors import PolarError, ScoreError
 from polar_rm.evaluation.contenders.base import Contender
 from polar_rm.evaluation.pairs import Scores, collect_scores
 from polar_rm.evaluation.references import ComparisonScorer
+from polar_rm.evaluation.several import CombinedScorer
 from polar_rm.records import Comparison
+from polar_rm.rewards.combining import Combine
 
 Read = Callable[[], Iterable[Comparison]]
 """Returns the comparisons for one pass."""
 
 
 def score_contenders(
-    contenders: Sequence[Contender], read: Read, *, sizes: tuple[int, int], progress: Progress = silent
+    contenders: Sequence[Contender],
+    read: Read,
+    *,
+    sizes: tuple[int, int],
+    combine: Combine = "mean",
+    progress: Progress = silent,
 ) -> dict[str, Scores]:
     """The scores of all contenders on one stream, by name in their order; see :func:`score_streams`.
 
     sizes: the numbers of comparisons and candidates in an earlier pass.
     """
-    scores = score_streams(contenders, {"": (read, sizes)}, progress=progress)
+    scores = score_streams(contenders, {"": (read, sizes)}, combine=combine, progress=progress)
     return {name: by_stream[""] for name, by_stream in scores.items()}
 
 
@@ -30,13 +37,16 @@ def score_streams(
     contenders: Sequence[Contender],
     streams: Mapping[str, tuple[Read, tuple[int, int]]],
     *,
+    combine: Combine = "mean",
     progress: Progress = silent,
 ) -> dict[str, dict[str, Scores]]:
     """The scores of all contenders on several streams, by the names of contenders, in their order, and of streams.
 
-    streams: the function that reads a stream, and its numbers of comparisons and candidates in an earlier pass. Contenders
-    without weights share one pass over each stream. The other contenders are loaded, score all streams, and are released one by
-    one.
+    streams: the function that reads a stream, and its numbers of comparisons and candidates in an earlier pass.
+    combine: how scores under several references become one.
+
+    Contenders without weights share one pass over each stream. The other contenders are loaded, score all streams, and are
+    released one by one.
 
     Raises:
         ScoreError: see :func:`collect_scores`. PolarError: the data changed since the earlier pass.
@@ -46,7 +56,7 @@ def score_streams(
     scores: dict[str, dict[str, Scores]] = {}
     for group in groups:
         try:
-            scores |= _score_group(group, streams, progress)
+            scores |= _score_group(group, streams, combine, progress)
         finally:
             for contender in group:
                 contender.release()
@@ -54,10 +64,10 @@ def score_streams(
 
 
 def _score_group(
-    group: Sequence[Contender], streams: Mapping[str, tuple[Read, tuple[int, int]]], progress: Progress
+    group: Sequence[Contender], streams: Mapping[str, tuple[Read, tuple[int, int]]], combine: Combine, progress: Progress
 ) -> dict[str, dict[str, Scores]]:
     """The scores of contenders that are loaded together. When this function returns, nothing refers to the models."""
-    scorers = {contender.name: contender.load() for contender in group}
+    scorers = {each.name: CombinedScorer(each.load(), combine, reads_references=each.reads_references) for each in group}
     results: dict[str, dict[str, Scores]] = {name: {} for name in scorers}
     done, total = 0, sum(sizes[0] for _, sizes in streams.values())
     for stream, (read, sizes) in streams.items():

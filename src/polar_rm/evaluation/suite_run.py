@@ -26,6 +26,7 @@ from polar_rm.evaluation.suite_report import SCHEMA, FigureReport, SuiteMeasure,
 from polar_rm.evaluation.suites import Figure, Judged, Suite, SuiteResult, find_suite
 from polar_rm.evaluation.survey import Survey, survey
 from polar_rm.records import Comparison
+from polar_rm.rewards.combining import Combine
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ def evaluate_suite(
     reference: ReferenceMode | None = None,
     references: str | Path | None = None,
     baselines: Sequence[str] = tuple(BASELINES),
+    combine: Combine = "mean",
     limit: int | None = None,
     seed: int = 0,
     options: ModelOptions | None = None,
@@ -94,11 +96,11 @@ def evaluate_suite(
         return apply_reference_protocol(comparisons, mode, seed=seed)
 
     sizes = checked.pairs.n_comparisons, checked.pairs.n_candidates
-    scores = score_contenders(named, read, sizes=sizes, progress=progress)
+    scores = score_contenders(named, read, sizes=sizes, combine=combine, progress=progress)
     results = {name: benchmark.measure(judged(comparisons, values)) for name, values in scores.items()}
     report = _report(benchmark, Path(path), named, scores, results, checked, seed)
     report["limit"] = limit
-    report["reference"] |= {"mode": mode, "file": str(references) if references else None}
+    report["reference"] |= {"mode": mode, "combine": combine, "file": str(references) if references else None}
     models = tuple(contender.name for contender in named if contender.kind != "baseline")
     return SuiteEvaluation(report, PairScores(checked.pairs, scores, models), read)
 

@@ -10,13 +10,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.base import Contender
 from polar_rm.evaluation.groups import NO_GROUP, field_names, group_of, suggestion
 from polar_rm.evaluation.pairs import PairCounter, Pairs
 from polar_rm.evaluation.references import NEED_REFERENCES, ReferenceMode, apply_reference_protocol
-from polar_rm.records import PROTOCOL_FIELD, Comparison, flatten, is_copy
+from polar_rm.records import PROTOCOL_FIELD, Comparison, flatten, is_copy, references_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +25,15 @@ class Survey:
     """The results of the first pass.
 
     pairs: all ordered pairs. reference_equals_candidate: the number of comparisons whose reference is equal, or nearly, to a
-    candidate. protocols: origin of references -> number of comparisons; {} if references are not used.
-    without_pairs: the number of comparisons whose candidates all have one rank. without_group: the number of comparisons that
-    lack the key to group by. fingerprint: hash of prompts, candidates and ranks in order; equal fingerprints mean equal pairs.
+    candidate. several_references: the number of comparisons with more than one. protocols: origin of references -> number of
+    comparisons; {} if references are not used. without_pairs: the number of comparisons whose candidates all have one rank.
+    without_group: the number of comparisons that lack the key to group by. fingerprint: hash of prompts, candidates and ranks in
+    order; equal fingerprints mean equal pairs.
     """
 
     pairs: Pairs
     reference_equals_candidate: int
+    several_references: int
     protocols: dict[str, int]
     without_pairs: int
     without_group: int
@@ -84,14 +87,17 @@ class _Collector:
         self._by, self._counts_protocols = by, counts_protocols
         self._protocols: Counter[str] = Counter()
         self.counter = PairCounter()
-        self._copies = self._without_pairs = self._without_group = 0
+        self._copies = self._several = self._without_pairs = self._without_group = 0
         self._field_names: dict[str, None] = {}
         self._fingerprint = hashlib.sha256()
 
     def add(self, comparison: Comparison) -> None:
         group = group_of(comparison, self._by)
         self._without_pairs += not self.counter.add(comparison, group)
-        self._copies += any(is_copy(flatten(comparison.reference or ""), flatten(text)) for text in comparison.candidates)
+        references = [flatten(reference) for reference in references_of(comparison)]
+        self._several += len(references) > 1
+        candidates = [flatten(candidate) for candidate in comparison.candidates]
+        self._copies += any(is_copy(*both) for both in product(references, candidates))
         if self._counts_protocols:
             self._protocols[str(comparison.metadata.get(PROTOCOL_FIELD, "given"))] += 1
         if self._by is not None and group == NO_GROUP:
@@ -108,8 +114,8 @@ class _Collector:
             raise PolarError(f"none of {count:,} comparisons has two candidates of different rank")
         if self._by is not None and self._without_group == count:
             raise PolarError(f"no comparison has the metadata {self._by!r}{suggestion(self._by, list(self._field_names))}")
-        protocols = dict(self._protocols)
-        return Survey(pairs, self._copies, protocols, self._without_pairs, self._without_group, self._fingerprint.hexdigest())
+        counts = self._copies, self._several, dict(self._protocols), self._without_pairs, self._without_group
+        return Survey(pairs, *counts, self._fingerprint.hexdigest())
 
 
 def _note_missing(comparisons: Iterable[Comparison], missing: list[int]) -> Iterator[Comparison]:

@@ -49,12 +49,12 @@ def tables(report: EvaluationReport) -> list[Table]:
 
 
 def reference_words(reference: ReferenceReport) -> str:
-    """The protocol with the origins of references: ``given (sibling)``, ``given (gold 80, own 20)``."""
+    """The protocol with the origins of references: ``given (sibling)``, ``given (gold 80, own 20; mean of several)``."""
     protocols = reference["protocols"]
-    if set(protocols) <= {"given"}:
-        return reference["mode"]
     origins = next(iter(protocols)) if len(protocols) == 1 else ", ".join(f"{name} {n:,}" for name, n in protocols.items())
-    return f"{reference['mode']} ({origins})"
+    several = f"{reference['combine']} of several" if reference["several"] or reference["combine"] == "best" else ""
+    details = "; ".join(filter(None, ["" if set(protocols) <= {"given"} else origins, several]))
+    return f"{reference['mode']} ({details})" if details else reference["mode"]
 
 
 def sentences(differences: Sequence[Difference], facts: Mapping[str, ContenderFacts]) -> list[str]:

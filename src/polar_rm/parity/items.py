@@ -10,7 +10,7 @@ from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import EncoderSettings
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.model.language_models import load_auto_tokenizer
-from polar_rm.records import ScoreItem
+from polar_rm.records import ScoreItem, one_reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def awkward_items(settings: EncoderSettings) -> list[ScoreItem]:
 
 def encode(encoder: Encoder, item: ScoreItem) -> Encoded:
     """Encode one item alone; the text is what its ids, without BOS, decode to."""
-    [(_, tree)] = encoder.encode_outputs(item.prompt, item.reference, [item.output], item.wrapper)
+    [(_, tree)] = encoder.encode_outputs(item.prompt, one_reference(item), [item.output], item.wrapper)
     ids = tree.sequence(0)[len(encoder.bos_ids) :]
     return Encoded(item, tree, encoder.tokenizer.decode(ids, skip_special_tokens=False))
 

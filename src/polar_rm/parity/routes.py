@@ -26,7 +26,7 @@ from polar_rm.parity.report import BASELINE, Parity, Route
 from polar_rm.parity.servers import Answer, ask_server
 from polar_rm.protocols import PROTOCOLS, lmdeploy, vllm
 from polar_rm.protocols.base import PoolingFlavour
-from polar_rm.records import ScoreItem, group_items
+from polar_rm.records import ScoreItem, group_items, one_reference
 from polar_rm.scoring.scorer import Scorer
 
 SERVE = "serve"
@@ -90,7 +90,7 @@ def _trainer(model: RewardModel, items: Sequence[ScoreItem]) -> list[float]:
     trees, items_of_tree = [], []
     for indices in group_items(items):
         first, outputs = items[indices[0]], [items[i].output for i in indices]
-        for part, tree in model.encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper):
+        for part, tree in model.encoder.encode_outputs(first.prompt, one_reference(first), outputs, first.wrapper):
             trees.append(tree)
             items_of_tree.append([indices[i] for i in part])
     scores = [math.nan] * len(items)

@@ -13,7 +13,7 @@ from polar_rm.encoding.texts import content_of
 from polar_rm.errors import PolarError
 from polar_rm.protocols.base import ForeignRequest, Protocol, Texts, explain, field_of, read_rows
 from polar_rm.protocols.polar import ItemBody
-from polar_rm.records import ScoreItem, Text, flatten, from_cell
+from polar_rm.records import ScoreItem, Text, flatten, from_cell, one_reference
 from polar_rm.rewards.outcomes import Failure, Reward
 
 # End-of-turn and end-of-text tokens that chat templates put after an answer.
@@ -45,7 +45,7 @@ def openrlhf_item(query: str, prompt: str, label: Any) -> ScoreItem:
     except ValidationError as error:
         raise PolarError(f"label: {explain(error.errors(include_url=False))}") from None
     item = body.items()[0]
-    if _is_blank(item.reference) and not (isinstance(label, dict) and item.reference == ""):
+    if _is_blank(one_reference(item)) and not (isinstance(label, dict) and item.reference == ""):
         # OpenRLHF sends "" if no column of labels is named.
         raise PolarError("the label is empty: name the column of references with --data.label_key")
     return item

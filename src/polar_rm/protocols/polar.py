@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.functional_validators import WrapValidator
+from pydantic_core import PydanticCustomError
 
 from polar_rm.protocols.base import BadReply, FirstError, Protocol, explain, few_keys, finite, number
-from polar_rm.records import ScoreItem, Text
+from polar_rm.records import Reference, ScoreItem, Text, one_reference
+from polar_rm.rewards.combining import Combine
 from polar_rm.rewards.outcomes import ANCHOR_FIELDS, Cut, Failure, Note, Outcome, Reward
 from polar_rm.rewards.transforms import Transform, needs_anchors
 
@@ -29,27 +31,51 @@ TextBody = str | Annotated[list[MessageBody], Field(min_length=1), FirstError()]
 
 
 class ItemBody(BaseModel):
-    """One prompt and reference with the outputs to score. An empty reference means scoring without a reference."""
+    """One prompt with its reference or references, and the outputs to score. An empty reference means scoring without one."""
 
     model_config = ConfigDict(extra="forbid")
     prompt: TextBody
     reference: TextBody
+    references: Annotated[list[TextBody], FirstError()] | None = Field(
+        None, min_length=1, description="Several references in place of `reference`; none may be blank."
+    )
     outputs: Annotated[list[TextBody], FirstError()] = Field(min_length=1)
     wrapper: Literal["sft", "pretrain"] = "sft"
 
     _few_keys = model_validator(mode="before")(few_keys)
 
-    def characters(self, *, anchored: bool = False) -> int:
-        """Number of characters to encode; the prompt counts once per output, because each output is tokenised with it.
+    @model_validator(mode="before")
+    @classmethod
+    def _one_kind_of_reference(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("references") is None:
+            return value
+        if "reference" in value:
+            raise PydanticCustomError("two_kinds", "give either reference or references, not both")
+        return {**value, "reference": ""}
 
-        anchored: whether the reference is one more output.
+    @property
+    def _references(self) -> list[TextBody]:
+        return self.references or [self.reference]
+
+    def sequences(self, *, anchored: bool = False) -> int:
+        """Number of sequences to score. anchored: whether each reference is one more output."""
+        return (len(self.outputs) + anchored) * len(self._references)
+
+    def characters(self, *, anchored: bool = False) -> int:
+        """Number of characters to encode; the prompt counts once per sequence, because each output is tokenised with it.
+
+        anchored: whether each reference is one more output.
         """
-        prompt, reference, *outputs = [text_length(_dumped(text)) for text in (self.prompt, self.reference, *self.outputs)]
-        return reference + sum(prompt + output for output in (*outputs, *([reference] if anchored else [])))
+        prompt, *outputs = [text_length(_dumped(text)) for text in (self.prompt, *self.outputs)]
+        lengths = [text_length(_dumped(reference)) for reference in self._references]
+        of_outputs = sum(prompt + output for output in outputs)
+        return sum(length + of_outputs + (prompt + length if anchored else 0) for length in lengths)
 
     def items(self) -> list[ScoreItem]:
         """One record per output."""
-        prompt, reference, *outputs = [_dumped(text) for text in (self.prompt, self.reference, *self.outputs)]
+        prompt, *outputs = [_dumped(text) for text in (self.prompt, *self.outputs)]
+        references = [_dumped(reference) for reference in self._references]
+        reference: Reference = tuple(references) if len(references) > 1 else references[0]
         return [ScoreItem(prompt, reference, output, self.wrapper) for output in outputs]
 
 
@@ -70,6 +96,11 @@ class ScoreRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     items: list[AnyItem]
     transform: Transform = "raw"
+    combine: Combine = Field(
+        "mean",
+        description="How the rewards under several `references` become one. mean: of the raw rewards. best: the highest anchored "
+        "reward, whose 0 is the reference itself.",
+    )
     anchor: bool = Field(
         False,
         description="Score the references themselves, too: outputs get `anchor`, and where the model is calibrated `probability` "
@@ -79,7 +110,7 @@ class ScoreRequest(BaseModel):
     @property
     def anchored(self) -> bool:
         """Whether the references themselves have to be scored."""
-        return self.anchor or needs_anchors(self.transform)
+        return self.anchor or needs_anchors(self.transform) or self.combine == "best"
 
     _few_keys = model_validator(mode="before")(few_keys)
 
@@ -214,7 +245,7 @@ def request_for_items(items: Sequence[ScoreItem], *, anchored: bool = False) -> 
     for item in items:
         shared = {
             "prompt": _scored_keys(item.prompt),
-            "reference": _scored_keys(item.reference),
+            "reference": _scored_keys(one_reference(item)),
             "wrapper": item.wrapper,
         }
         if not groups or any(groups[-1][key] != value for key, value in shared.items()):

@@ -30,6 +30,7 @@ from polar_rm.records.types import (
     Comparison,
     Message,
     Record,
+    Reference,
     ReferencedPrompt,
     Samples,
     ScoreItem,
@@ -38,6 +39,8 @@ from polar_rm.records.types import (
     Wrapper,
     flatten,
     group_items,
+    one_reference,
+    references_of,
 )
 from polar_rm.records.values import InvalidRecord
 from polar_rm.records.words import folded, words
@@ -53,6 +56,7 @@ __all__ = [
     "Message",
     "OnBadRow",
     "Record",
+    "Reference",
     "ReferencedPrompt",
     "RowRules",
     "Samples",
@@ -74,6 +78,7 @@ __all__ = [
     "is_copy",
     "is_held_out",
     "near_copies",
+    "one_reference",
     "parsed",
     "prompt_key",
     "read_comparisons",
@@ -87,6 +92,7 @@ __all__ = [
     "read_rows",
     "read_texts",
     "read_trajectories",
+    "references_of",
     "side_file",
     "survey_files",
     "to_cell",

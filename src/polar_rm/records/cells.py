@@ -23,8 +23,8 @@ def to_cells(row: Mapping[str, Any]) -> dict[str, Any]:
     cells = dict(row)
     for name in cells.keys() & {"prompt", "reference", "output"}:
         cells[name] = to_cell(cells[name])
-    if "candidates" in cells:
-        cells["candidates"] = [to_cell(candidate) for candidate in cells["candidates"]]
+    for name in cells.keys() & {"candidates", "references"}:
+        cells[name] = [to_cell(text) for text in cells[name]]
     cells["metadata"] = dump_json(cells["metadata"])
     return cells
 

@@ -73,11 +73,11 @@ class Fields:
 
         Raises:
             InvalidRecord: also where a reference or a wrapper is missing and another column's name differs from it only by a
-                final s or by case.
+                final s or by case, and is not null.
         """
         if self.has(name):
             return take(name)
-        if name in _NEARLY and name not in self._remaining and (near := self._near(name)):
+        if name in _NEARLY and (near := self._near(name)):
             raise InvalidRecord(name, f"one {name} a row, but the row has {near!r}; did you mean {name!r}?")
         self._remaining.pop(name, None)
         return None
@@ -96,6 +96,15 @@ class Fields:
         if isinstance(value, (list, tuple)) and value and not isinstance(value[0], dict):
             return [self._text(f"{name}[{i}]", each) for i, each in enumerate(value)]
         return [self._text(name, value)]
+
+    def filled_texts(self, name: str) -> list[Text]:
+        """A list of at least one text, none of which is blank."""
+        values = self.values(name, "a list of at least one text", minimum=1)
+        texts = [self._text(f"{name}[{i}]", value) for i, value in enumerate(values)]
+        for i, text in enumerate(texts):
+            if not flatten(text).strip():
+                raise InvalidRecord(f"{name}[{i}]", "a text, but it is empty")
+        return texts
 
     def strings(self, name: str, minimum: int = 1) -> list[str]:
         """A list of at least ``minimum`` strings. Each stays unchanged; none is read as messages."""
@@ -213,11 +222,12 @@ class Fields:
             near = self._near(name) or next(iter(get_close_matches(name, _strings(self._remaining), n=1, cutoff=0.8)), None)
             hint = f", and the row has {near!r}; did you mean {name!r}?" if near else f"; the row has {self.columns()}"
             raise InvalidRecord(name, f"{expected}, but it is missing{hint}")
-        raise InvalidRecord(name, f"{expected}, not null")
+        near = self._near(name)
+        raise InvalidRecord(name, f"{expected}, not null{f'; the row has {near!r}' if near else ''}")
 
     def _near(self, name: str) -> str | None:
-        """A remaining column whose name is nearly this one, such as ``references``."""
-        return next((near for near in _NEARLY.get(name, ()) if near in self._remaining), None)
+        """A remaining column that is not null and whose name is nearly this one, such as ``references``."""
+        return next((near for near in _NEARLY.get(name, ()) if self.has(near)), None)
 
     def _list(self, name: str, value: Any, expected: str) -> list[Any] | tuple[Any, ...]:
         value = parsed_structure(value) if self._is_cell and isinstance(value, str) else value

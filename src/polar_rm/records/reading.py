@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,14 +36,23 @@ Source = str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]]
 """A file, a folder, a glob pattern, several of them, a ``datasets`` object or any iterable of rows."""
 
 
-def read_comparisons(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[Comparison]:
+def read_comparisons(
+    source: Source, on_bad_row: OnBadRow | None = None, *, several_references: bool = False
+) -> Iterator[Comparison]:
     """Read comparisons from rows as :func:`to_comparison` accepts them.
+
+    several_references: accept rows with a list ``references``, which the caller must be able to use.
 
     Raises:
         BadRow: names file, row, field and what was expected, unless bad rows are skipped.
         PolarError: the file can't be read, holds no rows, or is of an unknown kind.
     """
-    return (record for _, record in read_rows(source, lambda row, rules: to_comparison(row, rules=rules), on_bad_row))
+    convert = partial(_comparison, several_references)
+    return (record for _, record in read_rows(source, convert, on_bad_row))
+
+
+def _comparison(several_references: bool, row: Mapping[str, Any], rules: RowRules) -> Comparison:
+    return to_comparison(row, rules=rules, several_references=several_references)
 
 
 def read_numbered_comparisons(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, Comparison]]:
@@ -50,14 +60,21 @@ def read_numbered_comparisons(source: Source, on_bad_row: OnBadRow | None = None
     return read_rows(source, lambda row, rules: to_comparison(row, rules=rules), on_bad_row)
 
 
-def read_items(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[ScoreItem]:
+def read_items(source: Source, on_bad_row: OnBadRow | None = None, *, several_references: bool = False) -> Iterator[ScoreItem]:
     """Read items to score; errors as in :func:`read_comparisons`."""
-    return (record for _, record in read_rows(source, lambda row, rules: to_item(row, rules=rules), on_bad_row))
+    return (record for _, record in read_numbered_items(source, on_bad_row, several_references=several_references))
 
 
-def read_numbered_items(source: Source, on_bad_row: OnBadRow | None = None) -> Iterator[tuple[int, ScoreItem]]:
+def read_numbered_items(
+    source: Source, on_bad_row: OnBadRow | None = None, *, several_references: bool = False
+) -> Iterator[tuple[int, ScoreItem]]:
     """Read items with their row numbers, which have gaps where bad rows are skipped."""
-    return read_rows(source, lambda row, rules: to_item(row, rules=rules), on_bad_row)
+    convert = partial(_item, several_references)
+    return read_rows(source, convert, on_bad_row)
+
+
+def _item(several_references: bool, row: Mapping[str, Any], rules: RowRules) -> ScoreItem:
+    return to_item(row, rules=rules, several_references=several_references)
 
 
 def count_rows(file: str | Path) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, TypeVar
 
 from polar_rm.records.fields import Fields
@@ -17,6 +18,7 @@ from polar_rm.records.types import (
     Comparison,
     Message,
     Record,
+    Reference,
     ReferencedPrompt,
     Samples,
     ScoreItem,
@@ -48,18 +50,22 @@ _DEFAULT = RowRules()
 _CELLS = RowRules(is_cell=True)
 
 
-def to_comparison(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules | None = None) -> Comparison:
+def to_comparison(
+    row: Mapping[str, Any], is_cell: bool = False, rules: RowRules | None = None, *, several_references: bool = False
+) -> Comparison:
     """A comparison from {prompt, reference, candidates, ranks[, wrapper]}, or from the official row with chosen and rejected.
 
     ``chosen`` and ``rejected`` may be lists of texts, as in RewardBench 2: all chosen have rank 0, all rejected rank 1. A missing
-    or null reference is None.
+    or null reference is None. several_references: accept a list ``references`` in place of ``reference``.
 
     Raises:
         InvalidRecord: the row has neither form.
     """
     rules = _rules(is_cell, rules)
     take = Fields(row, rules.is_cell)
-    prompt, reference = take.text("prompt"), take.optional(take.text, "reference")
+    prompt = take.text("prompt")
+    several = _several_references(take, prompt, rules) if several_references else None
+    reference = several or take.optional(take.text, "reference")
     if take.has("candidates"):
         candidates = list(take.texts("candidates"))
         ranks, n_chosen = take.ranks("ranks", len(candidates)), None
@@ -72,7 +78,7 @@ def to_comparison(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules
         expected = "candidates and ranks, or chosen and rejected, but the row has neither"
         raise InvalidRecord("candidates", f"{expected}; it has {take.columns()}")
     start = flatten(prompt)
-    if reference is not None and not _is_plain(reference, start):
+    if reference is not None and not isinstance(reference, tuple) and not _is_plain(reference, start):
         reference = _answer("reference", reference, prompt, take, rules)
     for i, text in enumerate(candidates):
         if not _is_plain(text, start):
@@ -85,18 +91,22 @@ def to_comparison(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules
     return Comparison(prompt, reference, tuple(candidates), ranks, take.wrapper(), take.metadata())
 
 
-def to_item(row: Mapping[str, Any], is_cell: bool = False, rules: RowRules | None = None) -> ScoreItem:
+def to_item(
+    row: Mapping[str, Any], is_cell: bool = False, rules: RowRules | None = None, *, several_references: bool = False
+) -> ScoreItem:
     """An item from the official inference row {prompt, reference, output[, wrapper]}.
 
-    The reference is required; an empty string scores without a reference.
+    The reference is required; an empty string scores without a reference. several_references: see :func:`to_comparison`.
 
     Raises:
         InvalidRecord: the row has another form.
     """
     rules = _rules(is_cell, rules)
     take = Fields(row, rules.is_cell)
-    prompt, reference, output = take.text("prompt"), take.text("reference"), take.text("output")
-    reference = _answer("reference", reference, prompt, take, rules)
+    prompt = take.text("prompt")
+    several = _several_references(take, prompt, rules) if several_references else None
+    reference = several or _answer("reference", take.text("reference"), prompt, take, rules)
+    output = take.text("output")
     output = _answer("output", output, prompt, take, rules)
     _pass_notes(take, rules)
     return ScoreItem(prompt, reference, output, take.wrapper(), take.metadata())
@@ -186,8 +196,8 @@ def to_referenced_prompt(
     """
     rules = _rules(is_cell, rules)
     take = Fields(row, rules.is_cell)
-    prompt, reference = take.filled("prompt"), take.filled("reference")
-    reference = _answer("reference", reference, prompt, take, rules)
+    prompt = take.filled("prompt")
+    reference = _answer("reference", take.filled("reference"), prompt, take, rules)
     _pass_notes(take, rules)
     return prompt, reference, take.wrapper() if take.has("wrapper") else None
 
@@ -228,9 +238,8 @@ def check(record: R, *, strip_prompt: bool = False) -> R:
     Raises:
         InvalidRecord: the reader of such records would refuse it.
     """
-    names, convert = _CHECKS[type(record)]
-    row = {name: getattr(record, name) for name in names}
-    return convert(row, rules=RowRules(strip_prompt=strip_prompt))  # type: ignore[no-any-return]
+    _, convert = _CHECKS[type(record)]
+    return convert(_columns(record), rules=RowRules(strip_prompt=strip_prompt))  # type: ignore[no-any-return]
 
 
 def to_row(record: Record) -> dict[str, Any]:
@@ -239,8 +248,15 @@ def to_row(record: Record) -> dict[str, Any]:
     Raises:
         InvalidRecord: the reader of such records would refuse it.
     """
-    checked = check(record)
-    return {name: getattr(checked, name) for name in _CHECKS[type(record)][0]}
+    return _columns(check(record))
+
+
+def _columns(record: Record) -> dict[str, Any]:
+    row = {name: getattr(record, name) for name in _CHECKS[type(record)][0]}
+    if isinstance(row.get("reference"), tuple):
+        row = {"references" if name == "reference" else name: value for name, value in row.items()}
+        row["references"] = list(row["references"])
+    return row
 
 
 def _rules(is_cell: bool, rules: RowRules | None) -> RowRules:
@@ -262,6 +278,17 @@ def _answer(name: str, text: Text, prompt: Text, take: Fields, rules: RowRules) 
     if note:
         take.notes.append(note)
     return text
+
+
+def _several_references(take: Fields, prompt: Text, rules: RowRules) -> Reference | None:
+    """The texts of the column ``references``; a list of one is that reference. None where the row has no such column."""
+    values = take.optional(take.filled_texts, "references")
+    if values is None:
+        return None
+    if take.optional(take.text, "reference") is not None:
+        raise InvalidRecord("references", "one of reference and references, but the row has both")
+    texts = [_answer(f"references[{i}]", text, prompt, take, rules) for i, text in enumerate(values)]
+    return tuple(texts) if len(texts) > 1 else texts[0]
 
 
 def _pass_notes(take: Fields, rules: RowRules) -> None:
@@ -294,8 +321,8 @@ def _identity(text: list[Message]) -> str:
 _CHECKS: dict[type, tuple[list[str], Callable[..., Any]]] = {
     kind: ([field.name for field in fields(kind)], convert)
     for kind, convert in (
-        (Comparison, to_comparison),
-        (ScoreItem, to_item),
+        (Comparison, partial(to_comparison, several_references=True)),
+        (ScoreItem, partial(to_item, several_references=True)),
         (Trajectory, to_trajectory),
         (ReferencedPrompt, _to_referenced),
     )

@@ -193,8 +193,17 @@ def write_table(file: IO[bytes], rows: Iterator[dict[str, object]], kind: type[R
     """Write rows from :func:`to_row`, of one kind of record, as Parquet; returns their number."""
     schema = _SCHEMAS[kind]
     count = 0
+    group = [to_cells(row) for row in islice(rows, _ROW_GROUP)]
+    if any("references" in row for row in group):
+        schema = schema.append(pa.field("references", pa.list_(pa.string())))
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        while group := [to_cells(row) for row in islice(rows, _ROW_GROUP)]:
+        while group:
+            if unknown := set().union(*group) - set(schema.names):
+                # The schema of a Parquet file is fixed by its first rows, and a column that it lacks would be lost.
+                raise PolarError(
+                    f"the first rows have no column {min(unknown)!r}, but later ones have: write JSON lines (.jsonl)"
+                )
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
             count += len(group)
+            group = [to_cells(row) for row in islice(rows, _ROW_GROUP)]
     return count

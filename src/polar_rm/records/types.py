@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from polar_rm.errors import PolarError
+
 Message = dict[str, Any]
 """A chat message: ``role`` and ``content`` are strings; ``tool_calls`` and further keys are kept.
 
@@ -16,6 +18,9 @@ string).
 
 Text = str | list[Message]
 """A string, or the messages of a conversation."""
+
+Reference = Text | tuple[Text, ...]
+"""A reference, or several of one prompt: two or more, none of them blank (column ``references``)."""
 
 PROTOCOL_FIELD = "reference_protocol"
 """Metadata of a record that says where its reference came from: gold, own, frontier or sibling (``polar references``)."""
@@ -34,7 +39,7 @@ class Comparison:
     """
 
     prompt: Text
-    reference: Text | None
+    reference: Reference | None
     candidates: tuple[Text, ...]
     ranks: tuple[int, ...]
     wrapper: Wrapper = "sft"
@@ -67,10 +72,10 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class ScoreItem:
-    """One candidate (``output``) to score against a reference; an empty reference scores without one."""
+    """One candidate (``output``) to score against its reference or references; an empty reference scores without one."""
 
     prompt: Text
-    reference: Text
+    reference: Reference
     output: Text
     wrapper: Wrapper = "sft"
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -119,6 +124,24 @@ def group_items(items: Sequence[ScoreItem]) -> list[list[int]]:
             key = f"item {index}"
         groups.setdefault(key, []).append(index)
     return list(groups.values())
+
+
+def references_of(record: Comparison | ScoreItem | ReferencedPrompt) -> tuple[Text, ...]:
+    """All references of a record; a missing one is the empty string."""
+    reference = record.reference
+    return reference if isinstance(reference, tuple) else ("" if reference is None else reference,)
+
+
+def one_reference(record: Comparison | ScoreItem | ReferencedPrompt) -> Text:
+    """The reference of a record, for code that takes one; a missing one is the empty string.
+
+    Raises:
+        PolarError: the record has several.
+    """
+    references = references_of(record)
+    if len(references) != 1:
+        raise PolarError(f"one reference is needed, not {len(references)}; several must not be blank")
+    return references[0]
 
 
 def flatten(text: Text) -> str:

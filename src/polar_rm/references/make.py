@@ -12,7 +12,7 @@ from typing import Any
 from polar_rm.common.files import atomic_file
 from polar_rm.common.progress import Progress
 from polar_rm.errors import BadRow, PolarError
-from polar_rm.records import Comparison, InvalidRecord, Text, dump_json, flatten, is_copy, read_trajectories
+from polar_rm.records import Comparison, InvalidRecord, Text, dump_json, flatten, is_copy, one_reference, read_trajectories
 from polar_rm.references.answers import Answers
 from polar_rm.references.config import FromColumn, FromPolicy, FromSibling, ReferencesConfig
 from polar_rm.references.rows import Referenced, Row, Rows, answers_of
@@ -60,7 +60,7 @@ def referenced(rows: Rows, config: ReferencesConfig, find: Find, counts: Counts)
         is_kept = row.is_done and not isinstance(config.reference, FromColumn)
         counts.kept += is_kept
         counts.made += not is_kept
-        reference, answers = flatten(record.reference or ""), answers_of(row.judged or record)
+        reference, answers = flatten(one_reference(record)), answers_of(row.judged or record)
         counts.copies += any(is_copy(reference, flatten(text)) for text in answers)
         yield record
     if counts.refused and not counts.made + counts.kept:

@@ -24,6 +24,7 @@ from polar_rm.records import (
     Text,
     check,
     flatten,
+    one_reference,
     parsed,
     read_rows,
     survey_files,
@@ -104,12 +105,12 @@ class Rows:
 
     def _of_suite(self, name: str) -> Iterator[Row]:
         for number, comparison in enumerate(benchmark(name).read(self.files[0]), 1):
-            has_reference = not is_blank(comparison.reference)
+            given = one_reference(comparison)
+            has_reference = not is_blank(given)
             if has_reference and self._config.existing == "error":
                 raise BadRow(str(self.files[0]), number, *_HAS_REFERENCE)
             keeps = has_reference and self._config.existing == "keep"
-            reference = comparison.reference if keeps else None
-            record = ReferencedPrompt(comparison.prompt, reference or "", comparison.wrapper, comparison.metadata)
+            record = ReferencedPrompt(comparison.prompt, given if keeps else "", comparison.wrapper, comparison.metadata)
             content = {"prompt": comparison.prompt, **comparison.metadata}
             yield Row(str(self.files[0]), number, content, record, keeps, judged=comparison)
 

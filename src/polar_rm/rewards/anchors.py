@@ -6,10 +6,10 @@ Raw rewards under different references lie on different scales. The reward of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from polar_rm.records import ScoreItem, flatten, group_items
+from polar_rm.records import ScoreItem, flatten, group_items, one_reference
 from polar_rm.rewards.outcomes import Failure, Outcome
 from polar_rm.rewards.scale import Scale
 
@@ -21,9 +21,10 @@ NO_ANCHOR = "the reference is empty, so it has no reward of its own; give a refe
 
 
 def has_anchor(item: ScoreItem) -> bool:
-    """Whether the item's reference is more than white space. True for a reference that is no text; scoring reports that error."""
+    """Whether the item has references of more than white space. True for what is no text; scoring reports that error."""
+    references = item.reference if isinstance(item.reference, tuple) else (item.reference,)
     try:
-        return bool(flatten(item.reference).strip())
+        return all(flatten(each).strip() for each in references)
     except (TypeError, KeyError, AttributeError):
         return True
 
@@ -53,7 +54,7 @@ class AnchoredItems:
             item = to_score[group[0]]
             for index in group:
                 anchor_of[index] = len(to_score)
-            to_score.append(ScoreItem(item.prompt, item.reference, item.reference, item.wrapper))
+            to_score.append(replace(item, output=one_reference(item), metadata={}))
         return cls(len(items), anchorable, to_score, anchor_of)
 
     def outcomes(self, scored: Sequence[Outcome], scale: Scale, features: NDArray[np.float32] | None = None) -> list[Outcome]:

@@ -13,7 +13,7 @@ from typing import Any
 from polar_rm.common.http import key_from_environment, server_url
 from polar_rm.encoding.texts import without_thinking
 from polar_rm.errors import PolarError
-from polar_rm.records import InvalidRecord, ScoreItem, Wrapper, check, flatten, from_cell, group_items
+from polar_rm.records import InvalidRecord, ScoreItem, Wrapper, check, flatten, from_cell, group_items, references_of
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Reward
 from polar_rm.rewards.transforms import transform_rewards
@@ -44,14 +44,15 @@ def score_item(
     except InvalidRecord as error:
         field = re.sub(r"^output", "completion", error.field)
         raise PolarError(f"field {field!r}: expected {error.expected}") from None
-    if not without_reference and not flatten(item.reference).strip():
+    if not without_reference and not any(flatten(text).strip() for text in references_of(item)):
         raise PolarError("field 'reference': expected the text that completions are compared with, but it is empty")
     if not strip_thinking:
         return item
-    output, answer = (_strip_thinking(text) for text in (item.output, item.reference))
-    if flatten(item.reference).strip() and not flatten(answer).strip():
-        raise PolarError("field 'reference': expected an answer to compare completions with, but it holds only thinking")
-    return ScoreItem(item.prompt, answer, output, wrapper)
+    output, *answers = (_strip_thinking(text) for text in (item.output, *references_of(item)))
+    for given, answer in zip(references_of(item), answers, strict=True):
+        if flatten(given).strip() and not flatten(answer).strip():
+            raise PolarError("field 'reference': expected an answer to compare completions with, but it holds only thinking")
+    return ScoreItem(item.prompt, tuple(answers) if len(answers) > 1 else answers[0], output, wrapper)
 
 
 def client_options(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:

@@ -17,6 +17,7 @@ from polar_rm.errors import BadRow, PolarError
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import OnBadRow, ScoreItem, dump_json, read_numbered_items
 from polar_rm.rewards.anchors import has_anchor
+from polar_rm.rewards.combining import Combine, check_combine
 from polar_rm.rewards.scale import Scale
 from polar_rm.rewards.transforms import ITEM_TRANSFORMS, ItemTransform, check_transform, needs_anchors, transform_one
 from polar_rm.scoring.scorer import Scorer, check_finite
@@ -29,6 +30,7 @@ def score_file(
     *,
     identity: dict[str, Any],
     transform: ItemTransform = "raw",
+    combine: Combine = "mean",
     scale: Scale | None = None,
     row_tokens: int = 8192,
     on_bad_row: OnBadRow | None = None,
@@ -37,8 +39,9 @@ def score_file(
 
     The generator yields the number of rows written so far.
 
-    With a transform, rows also have a ``score``. If the transform needs the references' own scores, rows also have an ``anchor``,
-    and ``probability`` and ``deviation`` as far as ``scale`` supports them (see :class:`Reward`).
+    Items may have several references; combine: see :data:`Combine`. With a transform, rows also have a ``score``. If it needs the
+    references' own scores, rows also have an ``anchor``, and ``probability`` and ``deviation`` as far as ``scale`` supports them
+    (see :class:`Reward`).
 
     Rows are written to ``target.partial``, which is renamed to ``target`` at the end. After an interruption, the same call
     continues after the last window of items (see :class:`Scorer`) that is complete, so that the result has the same bytes as an
@@ -54,6 +57,7 @@ def score_file(
     target = Path(target)
     check_paths(source, target)
     check_transform(transform, scale.calibration if scale else None, known=ITEM_TRANSFORMS)
+    check_combine(combine, transform)
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
     scorer = Scorer(model, row_tokens=row_tokens, scale=scale)
@@ -65,9 +69,9 @@ def score_file(
         with full_disk_named(partial), partial.open("ab+") as file:
             file.seek(0)
             done, resuming = 0, True
-            for window in windows(read_numbered_items(source, on_bad_row), scorer.window):
+            for window in windows(read_numbered_items(source, on_bad_row, several_references=True), scorer.window):
                 if not (resuming := resuming and _has_rows(file, [number for number, _ in window])):
-                    for line in _score_window(scorer, window, source, transform):
+                    for line in _score_window(scorer, window, source, transform, combine):
                         file.write(line)
                     file.flush()
                     os.fsync(file.fileno())
@@ -111,14 +115,15 @@ def _is_row(line: bytes, number: int) -> bool:
 
 
 def _score_window(
-    scorer: Scorer, window: Sequence[tuple[int, ScoreItem]], source: str | Path, transform: ItemTransform
+    scorer: Scorer, window: Sequence[tuple[int, ScoreItem]], source: str | Path, transform: ItemTransform, combine: Combine
 ) -> Iterator[bytes]:
     """The lines of one window. The lines before an item without a finite score are yielded before the error."""
     anchored = needs_anchors(transform)
-    for number, item in window if anchored else ():
+    for number, item in window if anchored or combine == "best" else ():
         if not has_anchor(item):
-            raise BadRow(str(source), number, "reference", f"a text, which the transform {transform} scores, too; it is empty")
-    rewards = scorer.score_window([item for _, item in window], anchored=anchored)
+            reason = f"the transform {transform}" if anchored else "the best of several references"
+            raise BadRow(str(source), number, "reference", f"a text, because {reason} needs its own score; it is empty")
+    rewards = scorer.score_window([item for _, item in window], anchored=anchored, combine=combine)
     for (number, item), reward in zip(window, rewards, strict=True):
         check_finite(reward, f"{source}: row {number}")
         row: dict[str, Any] = {

@@ -22,8 +22,9 @@ from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import PolarError, ScoreError
 from polar_rm.model.packing import PackedRow, first_fit, pack
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.records import Comparison, ScoreItem, Text, Wrapper, group_items
-from polar_rm.rewards.anchors import NO_ANCHOR, AnchoredItems
+from polar_rm.records import Comparison, Reference, ScoreItem, Text, Wrapper, group_items, one_reference
+from polar_rm.rewards.anchors import NO_ANCHOR, AnchoredItems, has_anchor
+from polar_rm.rewards.combining import Combine, ReferencedItems
 from polar_rm.rewards.outcomes import Reward, Unread
 from polar_rm.rewards.scale import Scale
 from polar_rm.rewards.uncertainty import Measured
@@ -76,24 +77,27 @@ class Scorer:
             self._scale = self._scale()
         return self._scale
 
-    def score(self, items: Iterable[ScoreItem], *, anchored: bool = False) -> Iterator[Reward]:
+    def score(self, items: Iterable[ScoreItem], *, anchored: bool = False, combine: Combine = "mean") -> Iterator[Reward]:
         """One reward for each item, in order.
 
         anchored: also score the references as candidates. Rewards then have an anchor, and a probability and a deviation if
-        ``scale`` supports them. This costs one more candidate for each prompt and reference.
+        ``scale`` supports them. This costs one more candidate for each prompt and reference. combine: how rewards under several
+        references become one; ``best`` scores the references, too.
 
         Raises:
             ScoreError: an item's score is not finite; the message names the item. A failure never gets a score of 0 or None.
-            PolarError: with ``anchored``, an item has an empty reference.
+            PolarError: with ``anchored`` or ``best``, an item has an empty reference.
         """
         number = 1
         for window in windows(items, self.window):
-            for reward in self.score_window(window, anchored=anchored, first=number):
+            for reward in self.score_window(window, anchored=anchored, combine=combine, first=number):
                 check_finite(reward, f"item {number}")
                 number += 1
                 yield reward
 
-    def score_outputs(self, *, prompt: Text, reference: Text, outputs: Sequence[Text], wrapper: Wrapper = "sft") -> list[float]:
+    def score_outputs(
+        self, *, prompt: Text, reference: Reference, outputs: Sequence[Text], wrapper: Wrapper = "sft"
+    ) -> list[float]:
         """One raw reward for each output. Only differences between rewards under one reference are meaningful.
 
         Raises:
@@ -101,12 +105,23 @@ class Scorer:
         """
         return [reward.reward for reward in self.score([ScoreItem(prompt, reference, output, wrapper) for output in outputs])]
 
-    def score_window(self, window: Sequence[ScoreItem], *, anchored: bool = False, first: int = 1) -> list[Reward]:
+    def score_window(
+        self, window: Sequence[ScoreItem], *, anchored: bool = False, combine: Combine = "mean", first: int = 1
+    ) -> list[Reward]:
         """The rewards of one window's items, in order, finite or not. The grouping does not depend on other windows.
 
-        anchored: see :meth:`score`. first: number of the first item, for error messages.
+        anchored, combine: see :meth:`score`. first: number of the first item, for error messages.
         """
-        rewards = self._anchored(window, first) if anchored else [reward for reward, _ in self._by_item(window, self.score_trees)]
+        plan = ReferencedItems.of(window)
+        if anchored or combine == "best":
+            for number, item in enumerate(window, first):
+                if not has_anchor(item):
+                    raise PolarError(f"item {number}: {NO_ANCHOR}")
+            rewards = self._anchored(plan.to_score)
+        else:
+            rewards = [reward for reward, _ in self._by_item(plan.to_score, self.score_trees)]
+        if not plan.is_plain(combine):
+            rewards = [each for each in plan.outcomes(rewards, combine, self.scale) if isinstance(each, Reward)]
         self.noted.update(note for reward in rewards for note in reward.notes)
         for reward in rewards:
             self.unread.add(reward.n_tokens, reward.cut)
@@ -118,11 +133,8 @@ class Scorer:
         features = [feature for _, (_, feature) in measured] or [np.empty((0, len(self.model.head)), np.float32)]
         return [reward for reward, _ in measured], np.vstack(features)
 
-    def _anchored(self, window: Sequence[ScoreItem], first: int) -> list[Reward]:
+    def _anchored(self, window: Sequence[ScoreItem]) -> list[Reward]:
         plan = AnchoredItems.of(window)
-        for index in range(len(window)):
-            if index == len(plan.anchorable) or plan.anchorable[index] != index:
-                raise PolarError(f"item {first + index}: {NO_ANCHOR}")
         features = None
         if self.scale.uncertainty:
             rewards, features = self.measure_window(plan.to_score)
@@ -139,7 +151,7 @@ class Scorer:
         for indices in group_items(window):
             first = window[indices[0]]
             outputs = [window[i].output for i in indices]
-            for part, tree in self.model.encoder.encode_outputs(first.prompt, first.reference, outputs, first.wrapper):
+            for part, tree in self.model.encoder.encode_outputs(first.prompt, one_reference(first), outputs, first.wrapper):
                 trees.append(tree)
                 indices_of_trees.append([indices[i] for i in part])
         by_index: dict[int, tuple[Reward, Scored]] = {}

@@ -22,6 +22,7 @@ from polar_rm.errors import PolarError
 from polar_rm.protocols import PROTOCOLS, ClassifyRequest, InputProtocol, openrlhf, polar
 from polar_rm.protocols.base import PoolingFlavour, ReplyContext, explain, inputs_of
 from polar_rm.rewards.calibration import sigmoid
+from polar_rm.rewards.combining import check_combine
 from polar_rm.rewards.outcomes import Failure, Outcome, Reward
 from polar_rm.rewards.transforms import available, check_transform, transform_rewards
 from polar_rm.serving import examples, schema
@@ -145,11 +146,13 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
         """A result or a typed error for each output, in order. The server renders, tokenises and truncates the texts."""
         good = [group for group in body.items if not isinstance(group, Failure)]
         failed = [group for group in body.items if isinstance(group, Failure)]
-        _check_size(sum(len(group.outputs) + body.anchored for group in good) + len(failed), guard.limits)
+        _check_size(sum(group.sequences(anchored=body.anchored) for group in good) + len(failed), guard.limits)
         _check_size(0, guard.limits, characters=sum(group.characters(anchored=body.anchored) for group in good))
         items = [item for group in good for item in group.items()]
         check_transform(body.transform, service.calibration)  # before the work
-        outcomes = await _until_disconnect(request, service.score_items(items, anchored=body.anchored))
+        check_combine(body.combine, body.transform)
+        work = service.score_items(items, anchored=body.anchored, combine=body.combine)
+        outcomes = await _until_disconnect(request, work)
         _record(request, guard.metrics, [*outcomes, *failed])
         remaining = iter(outcomes)
         groups = [group if isinstance(group, Failure) else [next(remaining) for _ in group.outputs] for group in body.items]

@@ -57,6 +57,19 @@ BODIES: dict[str, Any] = {
                 "transform": "anchored",
             },
         ),
+        "references": _example(
+            "Several references",
+            {
+                "items": [
+                    {
+                        "prompt": "Name a colour.",
+                        "references": ["Blue.", "Dark red."],
+                        "outputs": ["Green.", "Seven."],
+                    }
+                ],
+                "combine": "best",
+            },
+        ),
         "messages": _example(
             "Messages",
             {

@@ -20,6 +20,7 @@ from polar_rm.protocols.polar import text_length
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.anchors import AnchoredItems
 from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.combining import Combine, ReferencedItems
 from polar_rm.rewards.outcomes import Cut, Failure, Outcome, Reward
 from polar_rm.rewards.scale import Scale
 from polar_rm.serving.batching import Batcher
@@ -69,12 +70,20 @@ class Service:
         """The checkpoint's calibration card."""
         return self.scale.calibration
 
-    async def score_items(self, items: Sequence[ScoreItem], *, anchored: bool = False) -> list[Outcome]:
+    async def score_items(
+        self, items: Sequence[ScoreItem], *, anchored: bool = False, combine: Combine = "mean"
+    ) -> list[Outcome]:
         """One outcome per item, in order; an item that can't be encoded fails alone.
 
         anchored: score the references themselves, too: rewards get their anchor, and probability and deviation as far as the
-        model has them. An item with an empty reference fails then.
+        model has them. An item with an empty reference fails then. combine: how rewards under several references become one.
         """
+        plan = ReferencedItems.of(items)
+        outcomes = await self._score_referenced(plan.to_score, anchored or combine == "best")
+        return outcomes if plan.is_plain(combine) else plan.outcomes(outcomes, combine, self.scale)
+
+    async def _score_referenced(self, items: Sequence[ScoreItem], anchored: bool) -> list[Outcome]:
+        """As :meth:`score_items`, for items with one reference each."""
         if not anchored:
             return await self._score(await self._encoded_items(items))
         plan = AnchoredItems.of(items)

@@ -19,7 +19,7 @@ from polar_rm.common.iteration import windows
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.base import Contender
 from polar_rm.evaluation.references import ComparisonScorer
-from polar_rm.records import Comparison, flatten
+from polar_rm.records import Comparison, flatten, one_reference, references_of
 
 _WINDOW = 128  # the number of comparisons whose n-gram counts are held together
 
@@ -58,7 +58,7 @@ class Length(Baseline):
         """One score for each candidate, see the class."""
         for comparison in comparisons:
             lengths = [math.log1p(len(flatten(candidate))) for candidate in comparison.candidates]
-            reference = flatten(comparison.reference or "")
+            reference = flatten(one_reference(comparison))
             yield [-abs(length - math.log1p(len(reference))) for length in lengths] if reference else lengths
 
 
@@ -81,7 +81,7 @@ class Tfidf(Baseline):
     def fit(self, comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
         """Count the references that contain each n-gram, and yield the comparisons."""
         for window in windows(comparisons, _WINDOW):
-            references = [flatten(comparison.reference or "") for comparison in window]
+            references = [flatten(reference) for comparison in window for reference in references_of(comparison)]
             counts, rows = self._count(references)
             repeats = np.bincount(rows, minlength=counts.shape[0])
             self._document_frequency += np.bincount(
@@ -95,7 +95,7 @@ class Tfidf(Baseline):
         for window in windows(comparisons, _WINDOW):
             texts: list[str] = []
             for comparison in window:
-                texts += [flatten(text) for text in (comparison.reference or "", *comparison.candidates)]
+                texts += [flatten(text) for text in (one_reference(comparison), *comparison.candidates)]
             counts, rows = self._count(texts)
             vectors = self._weigh(counts)
             start = 0

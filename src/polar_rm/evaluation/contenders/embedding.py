@@ -21,7 +21,7 @@ from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.model.backbones import dtype_of
 from polar_rm.model.folders import check_config_file
 from polar_rm.model.language_models import model_folder
-from polar_rm.records import Comparison, flatten
+from polar_rm.records import Comparison, flatten, one_reference
 from polar_rm.rewards.outcomes import Cut
 
 _WINDOW = 256  # the number of comparisons whose texts are sorted by length together
@@ -136,7 +136,7 @@ class EmbeddingScorer:
             ScoreError: a text can't be embedded.
         """
         for window in windows(comparisons, _WINDOW):
-            texts = [[flatten(text) for text in (item.reference or "", *item.candidates)] for item in window]
+            texts = [[flatten(text) for text in (one_reference(item), *item.candidates)] for item in window]
             rows = {text: row for row, text in enumerate(dict.fromkeys(text for group in texts for text in group))}
             vectors, lengths = self._embed(list(rows))
             for reference, *candidates in texts:
