@@ -18,7 +18,7 @@ from typing import Any
 from polar_rm.client.blocking import RewardClient
 from polar_rm.common.http import is_address
 from polar_rm.errors import PolarError
-from polar_rm.records import ScoreItem, Wrapper, flatten, group_items
+from polar_rm.records import ScoreItem, Wrapper, flatten, group_items, references_of
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Reward, rewards
 from polar_rm.rewards.transforms import Transform, check_name, check_transform, needs_anchors, needs_card
@@ -129,7 +129,10 @@ class PolarReward:
         metrics = {
             "polar/cut": fmean(reward.truncated for reward in scored),
             "polar/repetition": fmean(map(repetition, texts)),
-            "polar/likeness": fmean(likeness(text, flatten(item.reference)) for text, item in zip(texts, items, strict=True)),
+            "polar/likeness": fmean(
+                max(likeness(text, flatten(reference)) for reference in references_of(item))
+                for text, item in zip(texts, items, strict=True)
+            ),
         }
         if self.transform != "raw":
             metrics["polar/raw_reward"] = fmean(reward.reward for reward in scored)
