@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,8 +18,8 @@ from polar_rm.corpus.job import Part
 from polar_rm.corpus.partition import parquet_columns
 from polar_rm.corpus.texts import text_columns
 from polar_rm.errors import PolarError
-from polar_rm.records import check_not_output, find_files
-from polar_rm.sampling.prompts import PLAIN_SUFFIXES
+from polar_rm.records import DataFiles, survey_files
+from polar_rm.records.finding import PLAIN_SUFFIXES
 
 SCHEMA = "polar-rm/corpus/1"
 _PART_BYTES = 64 << 20
@@ -31,11 +31,16 @@ _MAX_BUCKETS = 4096
 class CorpusPlan:
     """The plan of a build. rows: None if a file must be read to count its rows."""
 
-    files: tuple[Path, ...]
+    inputs: DataFiles
     rows: int | None
     n_bytes: int
     parts: tuple[Part, ...]
     n_buckets: int
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the inputs, each once."""
+        return self.inputs.files
 
 
 def make_plan(config: CorpusConfig) -> CorpusPlan:
@@ -47,10 +52,12 @@ def make_plan(config: CorpusConfig) -> CorpusPlan:
     """
     if config.engine == "local":
         check_workers(config.workers)
-    files = tuple(dict.fromkeys(file for source in config.inputs for file in _files(source, config)))
+    for source in config.inputs:
+        check_manifest(source, full=config.verify)
+    inputs = input_files(config)
     parts: list[Part] = []
     rows: int | None = 0
-    for file in files:
+    for file in inputs.files:
         if file.name.endswith(".parquet"):
             count = _add_parquet(file, parts, config)
             rows = None if rows is None else rows + count
@@ -58,7 +65,7 @@ def make_plan(config: CorpusConfig) -> CorpusPlan:
             parts += _json_parts(file)
             rows = None
     n_bytes = sum(part.n_bytes for part in parts)
-    return CorpusPlan(files, rows, n_bytes, tuple(parts), config.buckets or min(_MAX_BUCKETS, 1 + n_bytes // _BUCKET_BYTES))
+    return CorpusPlan(inputs, rows, n_bytes, tuple(parts), config.buckets or min(_MAX_BUCKETS, 1 + n_bytes // _BUCKET_BYTES))
 
 
 def describe(config: CorpusConfig, plan: CorpusPlan) -> list[tuple[str, str]]:
@@ -66,44 +73,36 @@ def describe(config: CorpusConfig, plan: CorpusPlan) -> list[tuple[str, str]]:
     rows = "an unknown number of" if plan.rows is None else f"{plan.rows:,}"
     workers = f"{config.workers or 'all'} {'cores' if config.engine == 'local' else 'tasks of a Ray cluster'}"
     return [
-        ("inputs", f"{len(plan.files):,} files, {rows} rows, {plan.n_bytes / 2**20:,.1f} MiB uncompressed"),
+        ("inputs", f"{rows} rows, {plan.n_bytes / 2**20:,.1f} MiB uncompressed, in {plan.inputs.describe()}"),
         ("first pass", f"{len(plan.parts):,} parts on {workers}"),
         ("second pass", f"{plan.n_buckets:,} buckets of about {plan.n_bytes / plan.n_buckets / 2**20:,.1f} MiB, a shard each"),
         ("disk", f"at most about {2 * plan.n_bytes / 2**20:,.0f} MiB in {config.output} during the build"),
     ]
 
 
-def _files(source: str, config: CorpusConfig) -> list[Path]:
-    """The files that an input means.
+def input_files(config: CorpusConfig) -> DataFiles:
+    """The files that the inputs mean, each once.
 
     A folder of ``polar sample`` also has JSON lines, with its store and lists of errors. So if a folder has Parquet files, only
-    these are its trajectories. Plain text files are read where they, or patterns of them, are named: a folder of data often has a
-    README.md.
+    these are its trajectories.
     """
-    path = Path(source)
-    if _reads_texts(config) and path.suffix.lower() in PLAIN_SUFFIXES and not path.is_dir():
-        return _plain_files(path, config.output)
-    if path.exists():
-        check_manifest(path, full=config.verify)
-    files = find_files(source, [config.output])
-    if not path.exists():
-        for file in files:
-            check_manifest(file, full=config.verify)
-    tables = [file for file in files if file.name.endswith(".parquet")]
-    return tables if tables and path.is_dir() else files
+    files: dict[Path, None] = {}
+    left_out: Counter[str] = Counter()
+    are_named = True
+    for source in config.inputs:
+        found = survey_files([source], [config.output], plain=PLAIN_SUFFIXES if _reads_texts(config) else ())
+        tables = [file for file in found.files if file.name.endswith(".parquet")]
+        read = tables if tables and Path(source).is_dir() else found.files
+        files |= dict.fromkeys(read)
+        left_out.update(found.left_out)
+        if len(read) < len(found.files):
+            left_out["beside Parquet files"] += len(found.files) - len(read)
+        are_named = are_named and found.are_named
+    return DataFiles(tuple(files), dict(left_out), are_named)
 
 
 def _reads_texts(config: CorpusConfig) -> bool:
     return isinstance(config.pairing, Continuations) and config.pairing.rows == "texts"
-
-
-def _plain_files(path: Path, output: Path) -> list[Path]:
-    files = [path] if path.exists() else sorted(map(Path, glob(str(path), recursive=True)))
-    if not files:
-        raise PolarError(f"{path}: no such file or folder")
-    for file in files:
-        check_not_output(file, [output])
-    return files
 
 
 def _json_parts(file: Path) -> Iterator[Part]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -28,6 +28,9 @@ SUFFIXES = (
 )
 """Suffixes of files that can be read, in any case."""
 
+PLAIN_SUFFIXES = (".txt", ".md")
+"""Suffixes of plain files, whose passages are texts, in any case."""
+
 _SPLIT_MANIFEST = "manifest.json"
 _DATASET = "state.json"  # in a folder written by ``datasets.Dataset.save_to_disk``
 _DATASETS = "dataset_dict.json"  # in a folder written by ``DatasetDict.save_to_disk``
@@ -38,16 +41,23 @@ _OUR_SUFFIXES = (SIDE_SUFFIX, ".rejected.jsonl", ".refused.jsonl", ".partial")
 
 @dataclass(frozen=True, slots=True)
 class DataFiles:
-    """The files to read, in order, and how many files of folders are left out. left_out: reason -> number of files."""
+    """The files to read, in order, and how many files of folders are left out.
+
+    left_out: reason -> number of files. are_named: the user named every file, and no folder or pattern.
+    """
 
     files: tuple[Path, ...]
     left_out: dict[str, int]
+    are_named: bool = False
 
     def describe(self) -> str:
         """A summary such as ``3 files; left out: 2 hidden``."""
         summary = f"{len(self.files):,} file{'' if len(self.files) == 1 else 's'}"
-        left_out = ", ".join(f"{count:,} {reason}" for reason, count in self.left_out.items())
-        return f"{summary}; left out: {left_out}" if left_out else summary
+        return f"{summary}; left out: {_counts(self.left_out)}" if self.left_out else summary
+
+    def note(self) -> str | None:
+        """What a user should know who named folders or patterns: how many files they mean; None where every file was named."""
+        return None if self.are_named else f"the folders and patterns mean {self.describe()}"
 
 
 def find_files(source: str | Path, outputs: Iterable[str | Path] = ()) -> list[Path]:
@@ -64,14 +74,18 @@ def find_files(source: str | Path, outputs: Iterable[str | Path] = ()) -> list[P
     return list(survey_files([source], outputs).files)
 
 
-def survey_files(sources: Iterable[str | Path], outputs: Iterable[str | Path] = ()) -> DataFiles:
-    """:func:`find_files` for several paths, with the number of files that are left out."""
+def survey_files(sources: Iterable[str | Path], outputs: Iterable[str | Path] = (), *, plain: tuple[str, ...] = ()) -> DataFiles:
+    """:func:`find_files` for several paths, with the number of files that are left out.
+
+    plain: suffixes of plain files that are texts, see :data:`PLAIN_SUFFIXES`. In a folder, or among the matches of a pattern,
+    they are read only where there are no data files: a folder of data often has a README.md.
+    """
     left_out: Counter[str] = Counter()
-    outputs = list(map(Path, outputs))
-    files = [file for source in sources for file in _find(Path(source), left_out)]
+    outputs, paths = list(map(Path, outputs)), list(map(Path, sources))
+    files = [file for path in paths for file in _find(path, left_out, plain)]
     for file in files:
         check_not_output(file, outputs)
-    return DataFiles(tuple(files), dict(left_out))
+    return DataFiles(tuple(files), dict(left_out), all(path.is_file() for path in paths))
 
 
 def find_file(source: str | Path, outputs: Iterable[str | Path] = ()) -> Path:
@@ -103,28 +117,45 @@ def check_not_output(file: Path, outputs: Iterable[str | Path]) -> None:
             )
 
 
-def _find(path: Path, left_out: Counter[str]) -> list[Path]:
+def _find(path: Path, left_out: Counter[str], plain: tuple[str, ...]) -> list[Path]:
     if path.is_dir():
-        files = sorted(_walk(path, left_out))
+        files = _chosen(sorted(_walk(path, left_out, plain)), left_out)
         if not files:
-            raise PolarError(f"{path}: the folder holds no {', '.join(SUFFIXES)} file{_except(left_out)}")
+            raise PolarError(f"{path}: the folder holds no {', '.join((*SUFFIXES, *plain))} file{_except(left_out)}")
         return files
     if not path.exists():
         matching = sorted(Path(name) for name in glob(str(path), recursive=True))
         if not matching:
             raise PolarError(f"{path}: no such file or folder")
         kept = [each for each in matching if not _is_left_out(each, left_out)]
-        files = [file for each in kept for file in (sorted(_walk(each, left_out)) if each.is_dir() else _find(each, left_out))]
+        found = ((sorted(_walk(each, left_out, plain)) if each.is_dir() else _find(each, left_out, plain)) for each in kept)
+        files = _chosen([file for files in found for file in files], left_out)
         if not files:
             raise PolarError(f"{path}: no match of the pattern holds data{_except(left_out)}")
         return files
-    if not suffix_of(path):
-        raise PolarError(f"{path}: unknown kind of file; known: {', '.join(SUFFIXES)}")
+    if not suffix_of(path) and not _is_plain(path, plain):
+        raise PolarError(f"{path}: unknown kind of file; known: {', '.join((*SUFFIXES, *plain))}")
     return [path]
 
 
-def _except(left_out: Counter[str]) -> str:
-    return f" (left out: {', '.join(f'{count:,} {reason}' for reason, count in left_out.items())})" if left_out else ""
+def _is_plain(path: Path, plain: tuple[str, ...]) -> bool:
+    return path.suffix.lower() in plain
+
+
+def _chosen(files: list[Path], left_out: Counter[str]) -> list[Path]:
+    """The data files if there are any, else the plain ones."""
+    data = [file for file in files if suffix_of(file)]
+    if data and len(data) < len(files):
+        left_out["plain texts beside data files"] += len(files) - len(data)
+    return data or files
+
+
+def _except(left_out: Mapping[str, int]) -> str:
+    return f" (left out: {_counts(left_out)})" if left_out else ""
+
+
+def _counts(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
 
 
 def suffix_of(path: Path) -> str:
@@ -133,8 +164,8 @@ def suffix_of(path: Path) -> str:
     return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default="")
 
 
-def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """The folder's data files; symbolic links to folders are not followed."""
+def _walk(folder: Path, left_out: Counter[str], plain: tuple[str, ...]) -> Iterator[Path]:
+    """The folder's data files and plain ones; symbolic links to folders are not followed."""
     names = set(os.listdir(folder))
     if _SPLIT_MANIFEST in names and (splits := _splits(folder / _SPLIT_MANIFEST)):
         raise PolarError(f"{folder}: it is a corpus of several splits; name {folder / splits[0]}")
@@ -154,8 +185,8 @@ def _walk(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
             elif path.is_symlink():
                 left_out["links to folders"] += 1
             else:
-                yield from _walk(path, left_out)
-        elif suffix_of(path) and not _is_left_out(path, left_out):
+                yield from _walk(path, left_out, plain)
+        elif (suffix_of(path) or _is_plain(path, plain)) and not _is_left_out(path, left_out):
             if suffix_of(path) == ".json":
                 left_out[".json (read only where named)"] += 1
             elif path.is_file():

@@ -89,7 +89,7 @@ def write_manifest(
     content = {
         "schema": SCHEMA,
         "settings": settings,
-        "inputs": {str(file): sha256(file) for source in config.prompts for file in input_files(source)},
+        "inputs": {str(file): sha256(file) for source in config.prompts for file in input_files(source).files},
         **versions(),
         "n_prompts": len(plan.prompts),
         "n_trajectories": sum(file["rows"] for file in files),

@@ -16,12 +16,11 @@ from pydantic import Field, PositiveInt, model_validator
 from polar_rm.common.config import Config, PathText
 from polar_rm.common.files import sha256, write_file
 from polar_rm.errors import BadRow, PolarError
-from polar_rm.records import OnBadRow, Text, find_files, read_prompts, read_texts
+from polar_rm.records import DataFiles, OnBadRow, Text, read_prompts, read_texts, survey_files
+from polar_rm.records.finding import PLAIN_SUFFIXES
 
 Pool = Literal["base", "chat", "any"]
 
-PLAIN_SUFFIXES = (".txt", ".md")
-"""Suffixes of plain files, whose passages are texts."""
 _CHARACTERS_PER_TOKEN = 64  # upper bound: the rest of a text can't be part of its prefix and is not tokenised
 _PASSAGE_CHARACTERS_PER_TOKEN = 5  # length of a plain file's passages, per token of the longest prefix
 
@@ -38,7 +37,7 @@ class Prefixes(Config):
 
     texts: tuple[Path, ...] = Field(
         description=".txt and .md files, JSONL or Parquet, a folder of these or one saved by datasets, or a pattern. Plain files "
-        "are split at blank lines into passages that are long enough."
+        "are split at blank lines into passages that are long enough; beside data files they are not read."
     )
     tokenizer: PathText = Field(description="The tokenizer that counts tokens: a model's folder or package:NAME.")
     column: str = Field("text", description="The column with the text, in JSONL and Parquet.")
@@ -84,11 +83,11 @@ def read_rows(source: PromptRows, on_bad_row: OnBadRow) -> Iterator[Prompt]:
     return (Prompt(prompt_id, prompt, source.pool) for prompt_id, prompt in read_prompts(source.rows, on_bad_row))
 
 
-def input_files(source: PromptRows | Prefixes) -> list[Path]:
+def input_files(source: PromptRows | Prefixes) -> DataFiles:
     """The files that prompts come from."""
     if isinstance(source, PromptRows):
-        return find_files(source.rows)
-    return [file for path in source.texts for file in _files(path)]
+        return survey_files([source.rows])
+    return survey_files(source.texts, plain=PLAIN_SUFFIXES)
 
 
 def make_prefixes(source: Prefixes, seed: int, cache: Path | None, on_bad_row: OnBadRow) -> tuple[list[Prompt], dict[str, int]]:
@@ -100,7 +99,7 @@ def make_prefixes(source: Prefixes, seed: int, cache: Path | None, on_bad_row: O
     Raises:
         PolarError: there are fewer texts than ``count``. BadRow: a text is not valid Unicode, unless bad rows are skipped.
     """
-    files = input_files(source)
+    files = list(input_files(source).files)
     settings = source.model_dump(mode="json", exclude={"texts"})
     identity = {"texts": [sha256(file) for file in files], "seed": seed, "on_bad_row": on_bad_row.mode, **settings}
     if cache is not None and cache.exists():
@@ -165,30 +164,12 @@ def _draw_prefixes(source: Prefixes, seed: int, chosen: list[tuple[str, str]]) -
     return prompts
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        plain = sorted(
-            file for file in path.rglob("*") if file.suffix in PLAIN_SUFFIXES and file.is_file() and not _is_hidden(file, path)
-        )
-        return plain or find_files(path)
-    return [path] if path.suffix in PLAIN_SUFFIXES and path.exists() else _matching(path)
-
-
-def _matching(path: Path) -> list[Path]:
-    plain = sorted(path.parent.glob(path.name)) if path.suffix in PLAIN_SUFFIXES else []
-    return plain or find_files(path)
-
-
 def _texts(source: Prefixes, files: list[Path], on_bad_row: OnBadRow) -> Iterator[str]:
     for file in files:
-        if file.suffix in PLAIN_SUFFIXES:
+        if file.suffix.lower() in PLAIN_SUFFIXES:
             yield from passages(file, _PASSAGE_CHARACTERS_PER_TOKEN * source.max_tokens, on_bad_row)
         else:
             yield from read_texts(file, source.column, on_bad_row)
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(name.startswith((".", "_")) for name in file.relative_to(folder).parts)
 
 
 def passages(path: Path, characters: int, on_bad_row: OnBadRow) -> Iterator[str]:
