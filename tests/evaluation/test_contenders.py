@@ -286,6 +286,25 @@ def test_encoders_that_are_not_read_exactly_are_refused(tmp_path):
         pooling_of(other)
 
 
+@pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", "[{}]", "5"])
+def test_a_damaged_list_of_modules_is_one_line(tmp_path, content):
+    """F13."""
+    (tmp_path / "modules.json").write_text(content)
+    with pytest.raises(PolarError, match="modules.json: expected a list of modules with types"):
+        pooling_of(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["hf", "embedding"])
+def test_weights_are_judged_before_transformers_reads_them(tmp_path, kind):
+    """F12, F13: a list in a pickle, which transformers would read."""
+    folder = classifier(tmp_path / "bt") if kind == "hf" else encoder(tmp_path / "st")
+    (folder / "model.safetensors").unlink()
+    torch.save([torch.ones(2)], folder / "pytorch_model.bin")
+    [contender] = find_contenders([f"{kind}:{folder}"], CPU)
+    with pytest.raises(PolarError, match="it holds no tensors by name"):
+        contender.load()
+
+
 def test_text_forms_of_contenders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = classifier(tmp_path / "bt")

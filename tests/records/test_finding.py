@@ -7,6 +7,7 @@ import pytest
 from polar_rm.common.files import sha256
 from polar_rm.errors import BadRow, PolarError
 from polar_rm.records import (
+    PLAIN_SUFFIXES,
     OnBadRow,
     find_file,
     find_files,
@@ -23,6 +24,36 @@ def lines(path, *rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_plain_files_are_read_where_there_are_no_data_files(tmp_path):
+    for name in ("a.jsonl", "b/c.parquet", "README.md", "b/NOTES.TXT", ".d.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(*sources):
+        data = survey_files([tmp_path / source for source in sources], plain=PLAIN_SUFFIXES)
+        return sorted(str(file.relative_to(tmp_path)) for file in data.files), data.describe()
+
+    assert found("") == (["a.jsonl", "b/c.parquet"], "2 files; left out: 1 hidden, 2 plain texts beside data files")
+    assert found("*") == (["a.jsonl", "b/c.parquet"], "2 files; left out: 2 plain texts beside data files")
+    assert found("README.md") == (["README.md"], "1 file")
+    (tmp_path / "b/c.parquet").unlink()
+    assert found("b") == (["b/NOTES.TXT"], "1 file")
+    assert found("b", "a.jsonl") == (["a.jsonl", "b/NOTES.TXT"], "2 files")
+    with pytest.raises(PolarError, match="unknown kind of file"):
+        find_files(tmp_path / "README.md")
+    with pytest.raises(PolarError, match="b: the folder holds no .*arrow, .feather file$"):
+        find_files(tmp_path / "b")
+
+
+def test_only_who_names_folders_or_patterns_is_told_what_they_mean(tmp_path):
+    """H6."""
+    for name in ("a.jsonl", "b.jsonl", ".c.jsonl"):
+        (tmp_path / name).touch()
+    assert survey_files([tmp_path / "a.jsonl"]).note() is None
+    assert survey_files([tmp_path]).note() == "the folders and patterns mean 2 files; left out: 1 hidden"
+    assert survey_files([tmp_path / "[ab].jsonl", tmp_path / "a.jsonl"]).note() == "the folders and patterns mean 3 files"
 
 
 def test_hidden_files_and_our_lists_are_left_out_of_folders(tmp_path):

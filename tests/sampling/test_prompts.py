@@ -58,6 +58,20 @@ def test_all_kinds_of_files_give_the_same_prefixes(tmp_path, tokenizer):
     assert prefixes(tmp_path / "plain/*.txt", tokenizer)[0].keys() != {} and len(prefixes(tmp_path / "plain", tokenizer)[0]) == 40
 
 
+def test_a_folder_of_data_with_a_readme_gives_its_data(tmp_path, tokenizer):
+    """A folder from a hub has a README.md beside its data."""
+    expected, _ = prefixes(jsonl(tmp_path / "texts.jsonl", TEXTS), tokenizer)
+    (tmp_path / "data/train").mkdir(parents=True)
+    jsonl(tmp_path / "data/train/texts.jsonl", TEXTS)
+    (tmp_path / "data/README.md").write_text("# A data set\n\nOf many texts, each longer than this one.\n" * 20)
+    assert prefixes(tmp_path / "data", tokenizer)[0] == expected
+    assert prefixes(tmp_path / "data/*", tokenizer)[0] == expected
+    readme, _ = prefixes(tmp_path / "data/*.md", tokenizer)
+    assert readme and not readme.keys() & expected.keys()
+    (tmp_path / "data/train/texts.jsonl").unlink()
+    assert prefixes(tmp_path / "data", tokenizer)[0] == readme
+
+
 def test_a_long_file_gives_passages_from_paragraph_to_paragraph(tmp_path, tokenizer):
     paragraphs = [f"Paragraph {i} begins here.\nIt has two lines." for i in range(60)]
     path = tmp_path / "book.txt"

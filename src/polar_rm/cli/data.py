@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from polar_rm.cli.options import DATA, Arguments, BadRowsOf, DryRun, JsonFile, ModelDir, load, verb
-from polar_rm.cli.output import message, messages, print_table, print_text, print_values
+from polar_rm.cli.output import message, messages, print_table, print_text, print_values, report_files
 from polar_rm.common.extras import needs
 from polar_rm.common.paths import check_data
 from polar_rm.common.progress import show_progress
@@ -43,8 +43,11 @@ def sample(
     from polar_rm.sampling.config import SamplingConfig
 
     config = load(SamplingConfig, arguments, on_bad_row)
+    from polar_rm.sampling.prompts import input_files
     from polar_rm.sampling.runner import run_sampling
 
+    for source in config.prompts:
+        report_files("prompts", input_files(source))
     if dry_run:
         from polar_rm.common.config import to_yaml
         from polar_rm.sampling.estimate import describe, estimate
@@ -85,15 +88,19 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
     from polar_rm.common.config import to_yaml
     from polar_rm.common.files import write_json
     from polar_rm.corpus.config import CorpusConfig
+    from polar_rm.records import survey_files
 
     config = load(CorpusConfig, arguments, on_bad_row)
     for source in config.inputs:
         check_data(source)
     with needs("evaluate", "polar corpus"):
         from polar_rm.corpus.build import build
-        from polar_rm.corpus.plan import describe, make_plan
+        from polar_rm.corpus.plan import describe, input_files, make_plan
         from polar_rm.corpus.report import summary
 
+    report_files("inputs", input_files(config))
+    if config.decontamination.files:
+        report_files("decontamination", survey_files(config.decontamination.files))
     if dry_run:
         print_text(to_yaml(config))
         lines = dict(describe(config, make_plan(config)))
@@ -141,8 +148,11 @@ def references(
     config = load(ReferencesConfig, arguments, on_bad_row)
     for source in config.inputs:
         check_data(source)
+    from polar_rm.records import survey_files
     from polar_rm.references.run import make_references, plan
 
+    if not config.suite:  # a benchmark selects its own files
+        report_files("inputs", survey_files(config.inputs, [config.output]))
     if dry_run:
         print_text(to_yaml(config))
         planned = plan(config, tokens_per_second)

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from polar_rm.common.progress import plain_console, say
 
 if TYPE_CHECKING:
-    from polar_rm.records import OnBadRow
+    from polar_rm.records import DataFiles, OnBadRow
 
 console = plain_console()
 messages = plain_console(stderr=True)
@@ -35,6 +35,12 @@ def print_values(values: Iterable[tuple[str, str]]) -> None:
 def message(text: str) -> None:
     """Print a message about what happened, apart from the result."""
     say(messages, text)
+
+
+def report_files(name: str, data: DataFiles) -> None:
+    """Print how many files folders and patterns mean, and what is left out; nothing where the user named every file."""
+    if note := data.note():
+        message(f"{name}: {note}")
 
 
 def report_bad(bad: OnBadRow) -> None:

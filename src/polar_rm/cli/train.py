@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polar_rm.cli.options import Arguments, BadRowsOf, DryRun, JsonFile, load, verb
-from polar_rm.cli.output import message, messages, print_text, print_values
+from polar_rm.cli.output import message, messages, print_text, print_values, report_files
 from polar_rm.common.extras import needs, require
 from polar_rm.common.paths import check_data, check_model
 
@@ -57,7 +57,7 @@ def _train(verb: str, arguments: list[str], dry_run: bool, json: Path | None, on
     check_inputs(config)
     from polar_rm.training.trainer import plan, train
 
-    is_main = int(os.environ.get("RANK", "0")) == 0  # under torchrun every rank runs this function
+    is_main = _is_main()
     if dry_run:
         training_plan = plan(config, verb=verb, console=messages)
         if is_main:
@@ -71,6 +71,10 @@ def _train(verb: str, arguments: list[str], dry_run: bool, json: Path | None, on
         if json:
             write_json(json, results)
         message(f"model saved in {config.output / 'model'}")
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0  # under torchrun and accelerate every rank runs the verb
 
 
 def check_inputs(config: TrainConfig) -> None:
@@ -113,11 +117,16 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
     from polar_rm.common.files import write_json
     from polar_rm.common.http import is_address
     from polar_rm.model.language_models import model_folder
+    from polar_rm.records import survey_files
     from polar_rm.rft.config import RftConfig
 
     config = load(RftConfig, arguments, on_bad_row)
     for file in (*config.data, *(config.evaluate.data if config.evaluate else ())):
         check_data(file)
+    if _is_main():
+        report_files("data", survey_files(config.data, [config.output]))
+        if config.evaluate and config.evaluate.data:
+            report_files("held-out data", survey_files(config.evaluate.data, [config.output]))
     model_folder(config.policy.model)
     if not is_address(config.reward.source):
         check_model(config.reward.source)

@@ -18,8 +18,7 @@ from polar_rm.corpus.job import Part
 from polar_rm.corpus.partition import parquet_columns
 from polar_rm.corpus.texts import text_columns
 from polar_rm.errors import PolarError
-from polar_rm.records import DataFiles, survey_files
-from polar_rm.records.finding import PLAIN_SUFFIXES
+from polar_rm.records import PLAIN_SUFFIXES, DataFiles, survey_files
 
 SCHEMA = "polar-rm/corpus/1"
 _PART_BYTES = 64 << 20

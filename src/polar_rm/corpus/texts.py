@@ -26,9 +26,8 @@ from polar_rm.corpus.partition import cell_value, is_text, trajectory_tables
 from polar_rm.corpus.parts import write_part
 from polar_rm.corpus.results import PartResult
 from polar_rm.errors import BadRow, PolarError
-from polar_rm.records import InvalidRecord, OnBadRow, from_cell, is_held_out, prompt_key, read_rows
+from polar_rm.records import PLAIN_SUFFIXES, InvalidRecord, OnBadRow, from_cell, is_held_out, prompt_key, read_rows
 from polar_rm.records.fields import Fields
-from polar_rm.records.finding import PLAIN_SUFFIXES
 from polar_rm.sampling.prompts import passages
 
 SCHEMA = pa.schema(

@@ -65,8 +65,8 @@ class ComparisonFiles:
         """The warnings of a report about its data, after a pass: skipped rows, altered texts, files that were left out."""
         bad = self._on_bad_row
         lines = [f"{bad.count:,} bad rows were skipped, see {bad.side_file}"] if bad.count else []
-        left_out = [f"of the folders were taken {self._selection.describe()}"] if self._selection.left_out else []
-        return [*lines, *bad.warnings(), *left_out]
+        note = self._selection.note() if self._selection.left_out else None
+        return [*lines, *bad.warnings(), *([note] if note else [])]
 
 
 def check_limit(limit: int | None) -> None:

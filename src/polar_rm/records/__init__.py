@@ -7,7 +7,7 @@ from polar_rm.common.json import dump_json
 from polar_rm.records.bad_rows import SIDE_SUFFIX, OnBadRow, side_file
 from polar_rm.records.cells import from_cell, parsed, to_cell
 from polar_rm.records.copies import is_copy, near_copies
-from polar_rm.records.finding import SUFFIXES, DataFiles, check_not_output, find_file, find_files, survey_files
+from polar_rm.records.finding import PLAIN_SUFFIXES, SUFFIXES, DataFiles, check_not_output, find_file, find_files, survey_files
 from polar_rm.records.prompts import is_held_out, prompt_key
 from polar_rm.records.reading import (
     Source,
@@ -47,6 +47,7 @@ from polar_rm.records.words import folded, words
 from polar_rm.records.writing import write_records
 
 __all__ = [
+    "PLAIN_SUFFIXES",
     "PROTOCOL_FIELD",
     "SIDE_SUFFIX",
     "SUFFIXES",

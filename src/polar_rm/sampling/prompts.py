@@ -16,8 +16,7 @@ from pydantic import Field, PositiveInt, model_validator
 from polar_rm.common.config import Config, PathText
 from polar_rm.common.files import sha256, write_file
 from polar_rm.errors import BadRow, PolarError
-from polar_rm.records import DataFiles, OnBadRow, Text, read_prompts, read_texts, survey_files
-from polar_rm.records.finding import PLAIN_SUFFIXES
+from polar_rm.records import PLAIN_SUFFIXES, DataFiles, OnBadRow, Text, read_prompts, read_texts, survey_files
 
 Pool = Literal["base", "chat", "any"]
 

@@ -26,7 +26,7 @@ from polar_rm.model.blueprint import (
 )
 from polar_rm.model.language_models import model_folder
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.records import OnBadRow, side_file
+from polar_rm.records import OnBadRow, side_file, survey_files
 from polar_rm.training.config import EncoderConfig, TrainConfig
 from polar_rm.training.data import EncodedCorpus, encode_corpus, open_corpus
 from polar_rm.training.parallel import World
@@ -142,6 +142,8 @@ def with_lengths(encoder: Encoder, config: EncoderConfig, source: Path) -> Encod
 def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path], console: Console) -> EncodedCorpus:
     for path in paths:
         check_manifest(path)
+    if note := survey_files(paths, [config.output]).note():
+        say(console, f"{name} data: {note}")
     bad = OnBadRow(config.on_bad_row, side_file(config.output / name), strip_prompt=config.data.strip_prompt)
     with show_progress(console, lines=True, unit="comparisons") as progress:
         corpus = encode_corpus(

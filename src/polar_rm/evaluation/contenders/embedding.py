@@ -12,15 +12,16 @@ import torch
 from polar_rm.common.files import read_json
 from polar_rm.common.iteration import windows
 from polar_rm.common.text import first_line
+from polar_rm.encoding.tokenizers import whole_tokenizer
 from polar_rm.errors import PolarError, ScoreError, UnsupportedModel
 from polar_rm.evaluation.contenders.base import Contender, ModelOptions
 from polar_rm.evaluation.contenders.native import free_memory
-from polar_rm.evaluation.contenders.stock import whole_tokenizer
 from polar_rm.evaluation.pairs import NotedScores
 from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.model.backbones import dtype_of
 from polar_rm.model.folders import check_config_file
 from polar_rm.model.language_models import model_folder
+from polar_rm.model.weights import check_weights
 from polar_rm.records import Comparison, flatten, one_reference
 from polar_rm.rewards.outcomes import Cut
 
@@ -92,7 +93,10 @@ def pooling_of(folder: Path) -> str:
     """
     modules = folder / "modules.json"
     if modules.is_file():
-        kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in json.loads(modules.read_text(encoding="utf-8"))]
+        try:
+            kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in json.loads(modules.read_text(encoding="utf-8"))]
+        except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+            raise PolarError(f"{modules}: expected a list of modules with types") from error
         if unknown := [kind for kind in kinds if kind not in _MODULES]:
             raise UnsupportedModel(f"{folder}: its module {unknown[0]} is not known here; known: {', '.join(_MODULES)}")
     settings = folder / "1_Pooling" / "config.json"
@@ -117,6 +121,7 @@ class EmbeddingScorer:
         self._tokenizer = whole_tokenizer(folder)
         self._pooling = pooling_of(folder)
         placement = options.placement()
+        check_weights(folder)
         try:
             self._model: Any = AutoModel.from_pretrained(folder, dtype=dtype_of(placement["dtype"]), trust_remote_code=False)
         except Exception as error:  # transformers may raise any exception for an invalid value

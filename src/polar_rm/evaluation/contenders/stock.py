@@ -11,7 +11,7 @@ import torch
 from polar_rm.common.files import read_json
 from polar_rm.common.iteration import windows
 from polar_rm.common.text import first_line
-from polar_rm.encoding.tokenizers import whole_tokenizer as whole_tokenizer
+from polar_rm.encoding.tokenizers import whole_tokenizer
 from polar_rm.errors import PolarError, ScoreError, UnsupportedModel
 from polar_rm.evaluation.contenders.base import Contender, ModelOptions
 from polar_rm.evaluation.contenders.native import free_memory
