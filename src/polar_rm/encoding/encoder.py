@@ -170,7 +170,8 @@ class Encoder:
     def encode_many(self, comparisons: Sequence[Comparison]) -> list[PrefixTree]:
         """Encode comparisons as :meth:`encode` does, tokenised as one batch on all cores."""
         trees: list[PrefixTree] = []
-        fields = [self._fields(c.prompt, one_reference(c), c.candidates, c.wrapper) for c in comparisons]
+        given = [None if c.reference is None else one_reference(c) for c in comparisons]
+        fields = [self._fields(c.prompt, r, c.candidates, c.wrapper) for c, r in zip(comparisons, given, strict=True)]
         for comparison, field, untruncated in zip(comparisons, fields, self._encode_untruncated(fields), strict=True):
             [joint] = [untruncated] if untruncated else self._encode_truncated(field, shared=True)
             trees.append(self._tree(joint, field, comparison.ranks))
