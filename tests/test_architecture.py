@@ -44,7 +44,7 @@ MAX_FUNCTION_LINES = 60
 
 # What is used inside trainers and other people's environments, or has to start fast.
 LIGHT = ["records", "encoding", "rewards", "protocols", "client", "corpus", "reporting", "sampling", "rft", "references"]
-LIGHT_EXCEPT = ("sampling.backends.generation", "rft.run", "rft.callbacks")
+LIGHT_EXCEPT = ("sampling.backends.generation", "rft.run", "rft.callbacks", "rft.policy", "rft.baseline", "rft.report")
 
 
 def module_of(file: Path) -> str:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import polar_rm
 
-# `run` and `callbacks` are the verb itself: they need TRL and load the policy.
+# The parts of the verb itself, which need TRL and load the policy.
+OF_THE_VERB = ("__init__", "run", "callbacks", "policy", "baseline", "report")
 ADAPTERS = [
-    f"polar_rm.rft.{file.stem}"
-    for file in (Path(polar_rm.__file__).parent / "rft").glob("*.py")
-    if file.stem not in ("__init__", "run", "callbacks")
+    f"polar_rm.rft.{file.stem}" for file in (Path(polar_rm.__file__).parent / "rft").glob("*.py") if file.stem not in OF_THE_VERB
 ]
 
 

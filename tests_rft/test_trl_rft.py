@@ -159,3 +159,80 @@ def test_a_limit_stops_the_run_with_a_checkpoint_and_another_limit_lets_it_go_on
 def test_a_limit_of_what_is_not_measured_is_refused_before_the_training(policy, url, tmp_path):
     with pytest.raises(ConfigError, match=r"monitor.kl: TRL measures no KL divergence with trainer.beta 0"):
         run(config(policy, url, tmp_path / "run", limits(kl={"max": 1}), beta=0.0))
+
+
+@pytest.mark.parametrize(("kind", "lora"), [("base", "lora={rank: 4}"), ("chat", "lora=null")])
+def test_the_same_references_train_a_baseline_with_the_same_budget(kind, lora, policy, url, tmp_path, monkeypatch):
+    seen = []
+    options = [f"policy.kind={kind}", lora, "baseline={kind: sft, trainer: {learning_rate: 0.01}}"]
+    results = run(config(policy, url, tmp_path / "run", *options), seen.append)
+    sft = json.loads((tmp_path / "run/sft/run.json").read_text())
+    assert (sft["steps"], sft["sequences"]) == (4, 4 * 8) and sft["passes"] == pytest.approx(32 / 6)
+    assert sorted(path.name for path in (tmp_path / "run/sft/evaluation").iterdir()) == ["step-000002.jsonl", "step-000004.jsonl"]
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    after, of_sft = (report["evaluations"][name][-1]["judges"]["rules"]["mean"] for name in ("rft", "sft"))
+    found = results["baseline"]["difference"]["rules"]
+    assert (found["first"], found["second"]) == (of_sft, after)
+    assert found["sentence"].startswith(f"rules: {of_sft:.3f} sft, {after:.3f} rft")
+    assert "sft had as many updates as rft (4) with as many sequences in each, 32 in all" in results["baseline"]["budget"]
+    assert {row["step"] for row in seen if row.get("policy") == "sft" and "loss" in row} == {1, 2, 3, 4}
+    base, one, two = (
+        AutoModelForCausalLM.from_pretrained(f).state_dict()
+        for f in (policy, tmp_path / "run/policy", tmp_path / "run/sft/policy")
+    )
+    for first, second in ((base, one), (base, two), (one, two)):
+        assert not all(torch.equal(first[name], second[name]) for name in first)
+    losses = [row["loss"] for row in seen if row.get("policy") == "sft" and "loss" in row]
+    assert losses[-1] < losses[0]
+    # Nothing is trained again by the same command, nor by one without the baseline.
+    monkeypatch.setattr("trl.SFTTrainer.train", None)
+    monkeypatch.setattr("trl.GRPOTrainer.train", None)
+    assert run(config(policy, url, tmp_path / "run", *options))["baseline"] == results["baseline"]
+    assert "baseline" not in run(config(policy, url, tmp_path / "run", *options[:2]))
+
+
+def test_an_interrupted_baseline_continues(policy, url, tmp_path):
+    settings = {"save_steps": 2}
+    run(config(policy, url, tmp_path / "whole", "baseline=sft", **settings))
+
+    def interrupt(row):
+        if row.get("policy") == "sft" and row["step"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(config(policy, url, tmp_path / "parts", "baseline=sft", **settings), interrupt)
+    run(config(policy, url, tmp_path / "parts", "baseline=sft", **settings))
+    assert evaluations(tmp_path / "parts/sft") == evaluations(tmp_path / "whole/sft")
+    one, two = weights(tmp_path / "whole/sft"), weights(tmp_path / "parts/sft")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("{learning_rat: 1}", "baseline.trainer.learning_rat: not a key of SFTConfig .*did you mean 'learning_rate'"),
+        ("{max_steps: 1}", "baseline.trainer.max_steps: the budget is that of the run"),
+    ],
+)
+def test_mistakes_in_the_baseline_are_told_before_the_training(keys, message, policy, url, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        run(config(policy, url, tmp_path / "run", f"baseline={{kind: sft, trainer: {keys}}}"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("evaluate", [EVALUATE, None])
+def test_the_report_shows_the_run(evaluate, policy, url, tmp_path):
+    monitor = limits(length={"max": 0.5}, likeness={"max": 1e-9})
+    run(config(policy, url, tmp_path / "run", monitor, evaluate=evaluate, beta=0.05))
+    report, page = json.loads((tmp_path / "run/report.json").read_text()), (tmp_path / "run/report.html").read_text()
+    rows = [row for row in metrics(tmp_path / "run") if "reward" in row]
+    assert [row["reward"] for row in report["curves"]] == [row["reward"] for row in rows]
+    assert set(report["curves"][0]) == {"step", "reward", "kl", "length", "repetition", "likeness", "group_std"}
+    assert report["events"][0]["quantity"] == "length" and report["sentences"] and "<svg" in page
+    if evaluate:
+        assert [row["step"] for row in report["evaluations"]["rft"]] == [0, 2, 4]
+        order = [example["difference"] for example in report["examples"]]
+        assert order == sorted(order) and len(order) == 5
+        assert "Texts before and after" in page and report["examples"][0]["reference"] in page
+    else:
+        assert "Nothing but the reward model judged the policy" in page

@@ -40,6 +40,6 @@ def test_a_stopped_run_has_an_exit_code_and_a_line_of_its_own(command, tmp_path,
     assert code == 1 and "stopped: step 7: length 31 is above its limit 30; o/checkpoint-7 is kept" in line
     assert "monitor.length" in line and "policy saved" not in line
     assert json.loads((tmp_path / "results.json").read_text()) == {"stopped": event}
-    monkeypatch.setattr(run, "run", lambda *_: {"held_out": {"answer": {"sentence": "answer: 0.1 before, 0.2 after"}}})
+    monkeypatch.setattr(run, "run", lambda *_: {"sentences": ["answer: 0.1 before, 0.2 after"]})
     code, shown, error = in_process(*command)
     assert code == 0 and "answer: 0.1 before, 0.2 after" in shown and "policy saved in o/policy" in " ".join(error.split())

@@ -11,7 +11,7 @@ from polar_rm.common.config import load_config
 from polar_rm.errors import Damaged, PolarError, ScoreError
 from polar_rm.model.language_models import load_causal_lm
 from polar_rm.rft.callbacks import same_randomness
-from polar_rm.rft.comparison import before_and_after, compare
+from polar_rm.rft.comparison import compare
 from polar_rm.rft.config import RftConfig
 from polar_rm.rft.evaluations import Evaluator, means, open_judges
 from polar_rm.rft.judges import Task
@@ -128,7 +128,7 @@ def test_the_difference_is_paired_by_prompt():
     assert found["verdict"] == "better" and found["n_prompts"] == 400
     assert "after is better on held-out prompts" in found["sentence"]
     assert compare(rows_of(after), rows_of(before), ("a", "b"))["answer"]["verdict"] == "worse"
-    equal = before_and_after({0: rows_of(before), 5: rows_of(after), 9: rows_of(before)})["answer"]
+    equal = compare(rows_of(before), rows_of(before), ("before", "after"))["answer"]
     assert equal["difference"] == 0 and equal["verdict"] == "undecided"
     assert "don't show which is better" in equal["sentence"]
 

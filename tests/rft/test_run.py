@@ -8,9 +8,10 @@ from support import tiny
 from polar_rm.common.config import load_config
 from polar_rm.common.files import claim_folder
 from polar_rm.errors import ConfigError, PolarError
+from polar_rm.rft.checkpoints import checkpoints, last_checkpoint, remove_incomplete_checkpoints
 from polar_rm.rft.config import RftConfig
 from polar_rm.rft.data import read_data
-from polar_rm.rft.run import checkpoints, identity, last_checkpoint, remove_incomplete_checkpoints
+from polar_rm.rft.run import identity
 
 
 def config(folder, **changes):

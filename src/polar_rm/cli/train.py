@@ -100,7 +100,7 @@ def check_inputs(config: TrainConfig) -> None:
 def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRowsOf = None) -> None:
     """Fine-tune a policy on one machine, by TRL's GRPO or RLOO, with a reward model that compares completions with references.
 
-    Rows are {prompt, reference}: JSON, CSV, Parquet or Arrow. The output folder gets `policy/`, `metrics.jsonl` and `run.json`.
+    Rows are {prompt, reference}: JSON, CSV, Parquet or Arrow. The output folder gets `policy/` and `report.html`.
     With `evaluate`, something that is not the reward model judges held-out prompts before, during and after (docs/rft.md).
     After an interruption the same command continues from the last checkpoint. Exit code 1: a limit of `monitor` stopped the run.
     Several processes: `accelerate launch -m polar_rm rft ...`
@@ -111,7 +111,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
 
         polar rft recipes/rft.yaml data='[prompts.jsonl]' reward.source=runs/rm/model algorithm=rloo output=runs/rloo --dry-run
 
-        polar rft rft.yaml evaluate='{share: 0.1, every: 16, judges: [{kind: answer, column: answer}]}'
+        polar rft rft.yaml baseline=sft evaluate='{share: 0.1, every: 16, judges: [{kind: answer, column: answer}]}'
     """
     from polar_rm.common.config import to_yaml
     from polar_rm.common.files import write_json
@@ -142,8 +142,9 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
     results = run(config, _show_rft)
     if json:
         write_json(json, results)
-    for difference in results.get("held_out", {}).values():
-        print_text(difference["sentence"])
+    for sentence in results.get("sentences", []):
+        print_text(sentence)
+    message(f"report in {config.output / 'report.html'}")
     if stopped := results.get("stopped"):
         kept = config.output / f"checkpoint-{stopped['step']}"
         message(f"stopped: {stopped['reason']}; {kept} is kept, and another limit in monitor.{stopped['quantity']} lets it go on")
@@ -162,14 +163,17 @@ def _rft_plan(config: RftConfig) -> dict[str, Any]:
     return {"prompts": len(data.train), "held_out_prompts": len(data.held_out), "notes": data.notes}
 
 
-def _show_rft(row: dict[str, float]) -> None:
+def _show_rft(row: dict[str, Any]) -> None:
+    name = f"{row['policy']} " if "policy" in row else ""
     held_out = {name.removeprefix("held_out/"): value for name, value in row.items() if name.startswith("held_out/")}
     if held_out:
         values = ", ".join(f"{name} {value:.3f}" for name, value in held_out.items())
-        message(f"step {row['step']}: held-out prompts: {values}")
+        message(f"{name}step {row['step']}: held-out prompts: {values}")
     elif "reward" in row:  # the last row is a summary
         length = row["completions/mean_length"]
         message(f"step {row['step']}: reward {row['reward']:+.3f}, {length:.0f} tokens per completion")
+    elif name and "loss" in row:
+        message(f"{name}step {row['step']}: loss {row['loss']:.3f}")
 
 
 @verb("Training")

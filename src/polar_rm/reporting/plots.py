@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 PLOT_SUFFIXES = (".png", ".svg")
 
 # Okabe and Ito's palette, whose colours colour-blind readers can distinguish.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
 _MAX_ROWS = 40  # of an accuracy plot; more rows are not readable
 
@@ -36,7 +36,7 @@ def plot_loss_curves(histories: Mapping[str, Sequence[tuple[int, float]]], *, ti
     the steps.
     """
     figure, axes = _figure(7.0, 3.6, title)
-    for (label, history), colour in zip(histories.items(), _repeat(_COLOURS, len(histories)), strict=True):
+    for (label, history), colour in zip(histories.items(), _repeat(COLOURS, len(histories)), strict=True):
         steps = np.array([step for step, _ in history])
         losses = np.array([loss for _, loss in history], np.float64)
         width = max(1, len(losses) // 40)
@@ -59,7 +59,7 @@ def plot_score_distributions(scores: Mapping[str, Sequence[float]], *, title: st
         # As many bins as the smallest set supports; with too many bins its bars would show no shape.
         count = min(40, max(5, int(math.sqrt(min(map(len, present.values()))) * 2)))
         edges = np.histogram_bin_edges(np.concatenate(list(present.values())), count)
-        for (label, values), colour in zip(present.items(), _repeat(_COLOURS, len(present)), strict=True):
+        for (label, values), colour in zip(present.items(), _repeat(COLOURS, len(present)), strict=True):
             weights = np.full(len(values), 1 / len(values))
             median = float(np.median(values))
             label = f"{label} (n = {len(values):,}, median {median:.2f})"
@@ -85,7 +85,7 @@ def accuracy_figure(rows: Mapping[str, Mapping[str, Measure]], *, title: str = "
     figure, axes = _figure(7.0, 1.4 + len(shown) * max(0.3, 0.14 * len(series)), title)
     lowest = 0.45
     for index, name in enumerate(series):
-        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
         heights, values, errors = [], [], []
         for height, row in enumerate(shown.values()):
             if name in row:
@@ -123,8 +123,8 @@ def interval_figure(
             heights, values, intervals, _, _ = zip(*of_kind, strict=True)
             errors = [(max(0.0, v - low), max(0.0, high - v)) for v, (low, high) in zip(values, intervals, strict=True)]
             number = ("other", "open", "good", "bad").index(colour)
-            shade, bars = (*_COLOURS[:3], _COLOURS[4])[number], np.array(errors).T
-            axes.errorbar(values, heights, xerr=bars, fmt=_MARKERS[number], color=shade, label=kind, capsize=2, markersize=5)
+            shade, bars = (*COLOURS[:3], COLOURS[4])[number], np.array(errors).T
+            axes.errorbar(values, heights, xerr=bars, fmt=MARKERS[number], color=shade, label=kind, capsize=2, markersize=5)
     axes.plot([row[2] for row in rows.values()], range(len(rows)), "|", color="black", markersize=14, label="threshold")
     axes.set_yticks(range(len(rows)), labels=[_shorten(label) for label in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -156,7 +156,7 @@ def curves_figure(
     positions = list(ticks.values())
     for axes, (label, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for index, (name, (values, low, high)) in enumerate(curves.items()):
-            colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
             axes.plot(positions, values, color=colour, marker=marker, markersize=4, label=name)
             axes.fill_between(positions, low, high, color=colour, alpha=0.15)
         for index, (name, (values, _, _)) in enumerate(bounds.get(label, {}).items()):
@@ -186,7 +186,7 @@ def plot_lengths(quantiles: Mapping[str, Sequence[float]], *, title: str = "") -
     rows = np.arange(len(shown))
     low, lower, middle, upper, high = np.maximum(np.array(list(shown.values()), np.float64).T, 1)
     axes.hlines(rows, low, high, color="grey", linewidth=1, label="5% to 95%")
-    axes.hlines(rows, lower, upper, color=_COLOURS[0], linewidth=6, alpha=0.6, label="25% to 75%")
+    axes.hlines(rows, lower, upper, color=COLOURS[0], linewidth=6, alpha=0.6, label="25% to 75%")
     axes.plot(middle, rows, "|", color="black", markersize=9, label="median")
     axes.set_xscale("log")
     axes.set_yticks(rows, labels=[_shorten(label) for label in shown], fontsize="small", parse_math=False)
@@ -239,9 +239,9 @@ def calibration_figure(
         left.set_title(title, loc="left", fontsize="medium", parse_math=False)
     _draw_reliability(left, before, after)
     coverages = [100 * row["coverage"] for row in abstention]
-    right.plot(coverages, [row["accuracy"] for row in abstention], color=_COLOURS[0], marker="o", label="accuracy")
+    right.plot(coverages, [row["accuracy"] for row in abstention], color=COLOURS[0], marker="o", label="accuracy")
     low, high = zip(*(row["ci95"] for row in abstention), strict=True)
-    right.fill_between(coverages, low, high, color=_COLOURS[0], alpha=0.2, label="95% interval")
+    right.fill_between(coverages, low, high, color=COLOURS[0], alpha=0.2, label="95% interval")
     right.invert_xaxis()
     right.set_xlabel("most certain pairs that are kept, %")
     right.set_ylabel("pairwise accuracy")
@@ -252,7 +252,7 @@ def calibration_figure(
 
 def _draw_reliability(axes: Axes, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     axes.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":", linewidth=1, label="exact")
-    for curve, label, colour, marker in ((before, "before", _COLOURS[1], "s"), (after, "after", _COLOURS[0], "o")):
+    for curve, label, colour, marker in ((before, "before", COLOURS[1], "s"), (after, "after", COLOURS[0], "o")):
         label = f"{label} (error {curve['error']:.3f})"
         axes.plot(curve["confidence"], curve["accuracy"], color=colour, marker=marker, markersize=4, label=label)
     axes.set_xlabel("probability of the likelier candidate")
@@ -302,9 +302,9 @@ def laws_figure(rows: Sequence[Sequence[LawPanel]]) -> Figure:
 def _draw_law(axes: Axes, panel: LawPanel) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(panel.title, loc="left", fontsize="medium", parse_math=False)
-    colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(panel.points)}
+    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(panel.points)}
     for index, (name, (x, losses)) in enumerate(panel.points.items()):
-        axes.plot(x, losses, _MARKERS[index % len(_MARKERS)], color=colours[name], markersize=5, label=name)
+        axes.plot(x, losses, MARKERS[index % len(MARKERS)], color=colours[name], markersize=5, label=name)
     for name, curve in panel.curves.items():
         colour = colours.get(name, "black")
         axes.plot(curve.x, curve.y, color=colour, linewidth=1)

@@ -31,12 +31,6 @@ class HeldOutDifference(TypedDict):
     sentence: str
 
 
-def before_and_after(evaluations: Mapping[int, Sequence[Row]], *, seed: int = 0) -> dict[str, HeldOutDifference]:
-    """The last of a run's evaluations against that of step 0, by judge. evaluations: rows by step."""
-    steps = sorted(evaluations)
-    return compare(evaluations[steps[0]], evaluations[steps[-1]], ("before", "after"), seed=seed)
-
-
 def compare(
     first: Sequence[Row], second: Sequence[Row], names: tuple[str, str], *, seed: int = 0
 ) -> dict[str, HeldOutDifference]:

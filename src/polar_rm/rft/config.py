@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from polar_rm.common.config import Config, PathText, Seed
 from polar_rm.common.http import key_from_environment
@@ -101,11 +101,24 @@ class EvaluateConfig(Config):
         return self
 
 
+class SftConfig(Config):
+    """Supervised fine-tuning of the same starting policy on the references of the same prompts, by TRL's SFTTrainer.
+
+    The budget is the same number of updates, each on as many sequences.
+    """
+
+    kind: Literal["sft"] = Field("sft", description="Supervised fine-tuning on the references.")
+    trainer: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Keys of TRL's SFTConfig, such as learning_rate (2e-5, with an adapter 2e-4); those of the budget are fixed.",
+    )
+
+
 class RftConfig(Config):
     """One run of ``polar rft``. A second run with the same config continues from the last checkpoint."""
 
     output: Path = Field(
-        description="Folder for policy/ (the tuned policy, adapter merged), metrics.jsonl, evaluation/, run.json and checkpoints."
+        description="Folder for policy/ (the tuned policy, adapter merged), report.html, metrics.jsonl and checkpoints."
     )
     policy: PolicyConfig = Field(description="The policy that is trained.")
     reward: RewardConfig = Field(description="The source of the rewards.")
@@ -122,10 +135,18 @@ class RftConfig(Config):
         description="error: stop at a bad row of the data. skip: write it to OUTPUT/data.rejected and continue.",
     )
     evaluate: EvaluateConfig | None = Field(None, description="Held-out prompts and their judges.")
+    baseline: SftConfig | None = Field(
+        None, description="sft: train a second policy on the references, for comparison; it may be added to a finished run."
+    )
     monitor: MonitorConfig = Field(
         MonitorConfig(), description="Limits that warn or stop; they may change between two runs into one folder."
     )
     seed: Seed = Field(0, description="Seed of the adapter, the order of prompts, the completions and the held-out share.")
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _takes_a_word(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _judges_are_others(self) -> Self:

@@ -68,6 +68,11 @@ class MonitorConfig(Config):
         found = {name: getattr(self, name) for name in COLUMNS}
         return {name: limit for name, limit in found.items() if limit is not None}
 
+    def absolute(self) -> dict[str, list[float]]:
+        """The bounds of all limits that are no multiples, by quantity."""
+        limits = {name: limit for name, limit in self.limits().items() if not limit.relative}
+        return {name: [bound for bound in (each.min, each.max) if bound is not None] for name, each in limits.items()}
+
 
 class Event(TypedDict):
     """A quantity has left its range. value: its mean. limit: the bound that it passed. reason: all that in one line."""
