@@ -3,6 +3,7 @@ ours."""
 
 import json
 import os
+import re
 import shutil
 import stat
 from dataclasses import replace
@@ -84,6 +85,20 @@ def test_intended_differences_from_the_official_client(converted):
 
 def ids_of(text):
     return official.SlowTokenizer().encode(text)[1:]
+
+
+def test_the_guides_code_switches_the_clean_up_off(converted, tmp_path):
+    """C1: two candidates that differ in cleaned spaces are tied under an official model, and then are not."""
+    guide = (Path(__file__).parents[2] / "docs/rewards.md").read_text(encoding="utf-8")
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "clean_up=False" in block]
+    folder = tmp_path / "polar-7b-with-spaces"
+    shutil.copytree(converted, folder)
+    both = {"prompt": "if", "reference": "if ( !( a )", "outputs": ["if ( !( a )", "if (!( a )"]}
+    before = Scorer(RewardModel.from_pretrained(folder)).score_outputs(**both)
+    exec(code.replace('"polar-7b-with-spaces"', repr(str(folder))), {})
+    after = Scorer(RewardModel.from_pretrained(folder)).score_outputs(**both)
+    assert before[0] == before[1] and after[0] != after[1]
+    assert Encoder.from_pretrained(folder).hash != Encoder.from_pretrained(converted).hash
 
 
 def test_config_is_explicit_for_every_loader(converted):
