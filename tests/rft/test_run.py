@@ -1,13 +1,18 @@
 """The parts of ``polar rft`` that need no TRL: the owner of the output folder, and the checkpoint from which a run continues."""
 
 import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support import tiny
+from support.owners import owned_elsewhere
 
 from polar_rm.common.config import load_config
 from polar_rm.common.files import claim_folder
-from polar_rm.errors import ConfigError, PolarError
+from polar_rm.errors import ConfigError, InUse, PolarError
+from polar_rm.rft import run as run_module
 from polar_rm.rft.checkpoints import checkpoints, last_checkpoint, remove_incomplete_checkpoints
 from polar_rm.rft.config import RftConfig
 from polar_rm.rft.data import read_data
@@ -56,6 +61,50 @@ def test_files_in_the_output_folder_are_no_data(folder):
     (folder / "rows.jsonl").rename(folder / "o/rows.jsonl")
     with pytest.raises(PolarError, match=r"rows\.jsonl: it lies in .*/o, where this run writes"):
         read_data(config(folder, data=f"[{folder}/o/rows.jsonl]"))
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Runs up to the training, without TRL: the data of each."""
+    runs = []
+    monkeypatch.setitem(sys.modules, "trl", SimpleNamespace(GRPOConfig=None))
+    monkeypatch.setattr(run_module, "trainer_arguments", lambda *_: SimpleNamespace(beta=0.1, max_completion_length=8))
+    monkeypatch.setattr(run_module, "_run", lambda job, is_first: runs.append(job.data) or {})
+    monkeypatch.setattr(type(config(Path("x")).reward), "open", lambda self: None)
+    return runs
+
+
+def test_a_second_process_is_refused_by_name_and_changes_nothing(folder, started):
+    """F1: not even the file of its bad rows is written."""
+    with (folder / "rows.jsonl").open("a") as rows:
+        rows.write("{}\n")
+    settings = config(folder, on_bad_row="skip")
+    with owned_elsewhere(settings.output, "rft"):
+        before = sorted(path.name for path in folder.iterdir())
+        with pytest.raises(InUse, match="o: in use by polar rft on .*, process "):
+            run_module.run(settings)
+        assert sorted(path.name for path in folder.iterdir()) == before
+    assert started == []
+    run_module.run(settings)
+    assert len(started) == 1
+
+
+def test_skipped_rows_are_counted_and_kept_beside_the_output(folder, started, monkeypatch, caplog):
+    """The first run had no folder for them, and ended there; with several processes only the first writes them."""
+    with (folder / "rows.jsonl").open("a") as rows:
+        rows.write("{}\n")
+    settings = config(folder, on_bad_row="skip")
+    monkeypatch.setenv("RANK", "1")
+    run_module.run(settings)
+    assert not (folder / "o.rejected").exists() and not settings.output.exists()
+    monkeypatch.setenv("RANK", "0")
+    for _ in range(2):
+        run_module.run(settings)
+        [line] = (folder / "o.rejected").read_text().splitlines()
+        assert json.loads(line)["row"] == 2
+    assert [len(data.train) for data in started] == [1, 1, 1]
+    assert f"1 bad rows were skipped, see {folder}/o.rejected" in caplog.text
+    assert [path.name for path in settings.output.iterdir()] == ["settings.json"]
 
 
 def test_an_incomplete_checkpoint_is_skipped_and_removed(tmp_path, caplog):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from polar_rm.errors import PolarError
@@ -18,7 +20,6 @@ from polar_rm.records import (
     near_copies,
     prompt_key,
     read_rows,
-    side_file,
 )
 from polar_rm.records.rows import to_referenced_prompt
 from polar_rm.rft.config import RftConfig
@@ -41,8 +42,10 @@ class RftData:
     notes: list[str] = field(default_factory=list)
 
 
-def read_data(config: RftConfig, judges: Mapping[str, Judge] | None = None) -> RftData:
-    """Read the data, and hold out the prompts of ``evaluate``. judges: they check the held-out rows.
+def read_data(config: RftConfig, judges: Mapping[str, Judge] | None = None, rejected: Path | None = None) -> RftData:
+    """Read the data, and hold out the prompts of ``evaluate``.
+
+    judges: they check the held-out rows. rejected: the file for bad rows that are skipped; None writes none.
 
     Raises:
         PolarError: a row is bad, a column mixes strings and messages, a file lies in the output folder, or no prompt is left on
@@ -51,7 +54,7 @@ def read_data(config: RftConfig, judges: Mapping[str, Judge] | None = None) -> R
     settings = config.evaluate
     for source in (*config.data, *(settings.data if settings else ())):
         find_files(source, [config.output])
-    bad = OnBadRow(config.on_bad_row, side_file(config.output / "data"))
+    bad = OnBadRow(config.on_bad_row, rejected or os.devnull)
 
     def check(task: Task) -> None:
         for judge in (judges or {}).values():
@@ -77,7 +80,9 @@ def read_data(config: RftConfig, judges: Mapping[str, Judge] | None = None) -> R
         raise PolarError(
             f"no {side} prompt is left of {len(kept) + len(held_out) + left_out:,} rows; see evaluate.data and .share"
         )
-    return RftData(_rows(kept, config.policy.kind), held_out, _notes(kept, held_out, left_out))
+    skipped = [f"{bad.count:,} bad rows were skipped{f', see {rejected}' if rejected else ''}"] if bad.count else []
+    notes = [*skipped, *bad.warnings(), *_notes(kept, held_out, left_out)]
+    return RftData(_rows(kept, config.policy.kind), held_out, notes)
 
 
 def _tasks(source: Any, bad: OnBadRow, wrapper: Wrapper, check: Callable[[Task], None]) -> Iterator[Task]:

@@ -19,7 +19,7 @@ from polar_rm.common.manifests import check_manifest
 from polar_rm.common.provenance import versions
 from polar_rm.errors import ConfigError
 from polar_rm.model.language_models import model_folder
-from polar_rm.records import find_files
+from polar_rm.records import find_files, side_file
 from polar_rm.rft.baseline import SftRun, sft_arguments, train_sft
 from polar_rm.rft.callbacks import EvaluateCallback, MetricsCallback, MonitorCallback, OnLog
 from polar_rm.rft.checkpoints import remove_incomplete_checkpoints
@@ -72,13 +72,13 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
         raise ConfigError("monitor.kl: TRL measures no KL divergence with trainer.beta 0; set trainer.beta, or remove the limit")
     if config.baseline:
         sft_arguments(config, arguments, steps=1)  # a mistyped key is told before the training
-    judges = open_judges(config)
-    data = read_data(config, judges)
-    for note in data.notes:
-        _log.warning("%s", note)
-    reward = config.reward.open()
     is_first = int(os.environ.get("RANK", "0")) == 0
     with owned(config.output, "rft") if is_first else nullcontext():
+        judges = open_judges(config)
+        data = read_data(config, judges, side_file(config.output) if is_first else None)
+        for note in data.notes:
+            _log.warning("%s", note)
+        reward = config.reward.open()
         if is_first:
             claim_folder(config.output, identity(config), "a fine-tuned policy")
             remove_incomplete_checkpoints(config.output)
