@@ -8,7 +8,14 @@ import torch
 from polar_rm.attention import IMPLEMENTATIONS, TreeLayout, TreeSpan, varlen
 from polar_rm.attention.dense import tree_dense
 
-LAYOUT = TreeLayout((TreeSpan(0, 150, (300, 1, 129)), TreeSpan(580, 1, (128, 2)), TreeSpan(711, 3, (1,))))
+LAYOUT = TreeLayout(
+    (
+        TreeSpan(0, 150, (300, 1, 129)),
+        TreeSpan(580, 1, (128, 2)),
+        TreeSpan(711, 3, (1,)),
+        TreeSpan(715, 140, (1, 130, 2), (129, 140, 7)),  # turns of a conversation: each leaves the prefix at another token
+    )
+)
 TREE = LAYOUT.tensors()
 HEADS, KV_HEADS, DIM = 9, 3, 64  # a group size that is not a power of two
 SCALE = 0.2

@@ -21,11 +21,17 @@ attention.register()
 
 
 def trees(k: int, *, seed: int = 0) -> list[PrefixTree]:
-    """Three trees of different lengths; some segments are longer than a block, some branches are a single token."""
+    """Trees of different lengths; some segments are longer than a block, some branches are a single token.
+
+    The last tree is that of the turns of one conversation: its branches leave the prefix at different tokens.
+    """
     rng = random.Random(seed)
     ids = lambda n: [rng.randrange(5, 300) for _ in range(n)]  # noqa: E731
     shapes = [(150, [40, 1, 140]), (1, [7, 3, 1]), (30, [20, 11, 2])]
-    return [PrefixTree(ids(p), [ids(branches[i % 3] + i // 3) for i in range(k)], tuple(range(k))) for p, branches in shapes]
+    flat = [PrefixTree(ids(p), [ids(branches[i % 3] + i // 3) for i in range(k)], tuple(range(k))) for p, branches in shapes]
+    conversation = ids(20 + 40 * k)
+    turns = PrefixTree(ids(5), [[*conversation[: 20 + 40 * i], *ids(1 + i % 2)] for i in range(k)], tuple(range(k)))
+    return [*flat, turns.nested()]
 
 
 def build(family: str, implementation: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -149,21 +155,22 @@ def test_kept_probabilities_have_no_more_bytes_than_allowed(dtype, monkeypatch):
 
 @pytest.mark.parametrize("last", [False, True])
 def test_gradcheck(last):
-    tree = TreeLayout((TreeSpan(0, 3, (2, 1)), TreeSpan(6, 1, (2,)))).tensors()
+    tree = TreeLayout((TreeSpan(0, 3, (2, 1)), TreeSpan(6, 1, (2,)), TreeSpan(9, 3, (1, 2, 1), (1, 3, 2)))).tensors()
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
-        torch.randn(1, heads, 9, 4, dtype=torch.float64, generator=generator, requires_grad=True) for heads in (4, 2, 2)
+        torch.randn(1, heads, 16, 4, dtype=torch.float64, generator=generator, requires_grad=True) for heads in (4, 2, 2)
     )
     assert torch.autograd.gradcheck(lambda q, k, v: cpu.tree_cpu(q, k, v, tree, 0.5, last), (query, key, value))
 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_the_kernel_for_inference_gives_the_same(last):
-    spans = (TreeSpan(0, 150, (300, 1, 129)), TreeSpan(580, 1, (128, 2)))
+    spans = (TreeSpan(0, 150, (300, 1, 129)), TreeSpan(580, 1, (128, 2)), TreeSpan(711, 140, (1, 130, 2), (129, 140, 7)))
     tree = TreeLayout(spans).tensors()
+    n_tokens = len(tree.trees)
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, heads, 711, 8, generator=generator) for heads in (6, 2, 2))
-    rows = tree.scores if last else torch.arange(711)
+    query, key, value = (torch.randn(1, heads, n_tokens, 8, generator=generator) for heads in (6, 2, 2))
+    rows = tree.scores if last else torch.arange(n_tokens)
     expected = cpu.tree_cpu(query, key, value, tree, 0.3, last)[:, :, rows]
     with torch.inference_mode():
         torch.testing.assert_close(cpu.tree_cpu(query, key, value, tree, 0.3, last)[:, :, rows], expected, rtol=1e-5, atol=1e-6)
@@ -187,6 +194,12 @@ def test_wrong_branch_mask_is_caught():
 def test_dense_mask_is_the_definition():
     mask = dense_mask(TreeLayout((TreeSpan(0, 2, (1, 2)), TreeSpan(5, 1, (1,)))).tensors())
     expected = ["1......", "11.....", "111....", "11.1...", "11.11..", ".....1.", ".....11"]
+    assert ["".join("1" if seen else "." for seen in row) for row in mask.tolist()] == expected
+
+
+def test_a_branch_sees_only_the_tokens_that_it_continues():
+    mask = dense_mask(TreeLayout((TreeSpan(0, 3, (1, 2), (1, 2)),)).tensors())
+    expected = ["1.....", "11....", "111...", "1..1..", "11..1.", "11..11"]
     assert ["".join("1" if seen else "." for seen in row) for row in mask.tolist()] == expected
 
 

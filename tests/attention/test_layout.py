@@ -75,6 +75,35 @@ def test_a_block_mask_is_built_once_for_all_layers_and_freed_with_its_row():
     assert len(flex._MASKS) == before
 
 
+def test_branches_may_leave_the_prefix_before_its_end():
+    """As the turns of one conversation do. The keys of each are gathered for accelerators; on a CPU they are one range."""
+    layout = TreeLayout((TreeSpan(0, 4, (1, 2, 1), (2, 4, 1)), TreeSpan(8, 1, (1,))))
+    tree = layout.tensors(2)
+    assert tree.segments.tolist() == [
+        [0, 4, 0, 0],
+        [4, 1, 0, 2],
+        [5, 2, 0, 4],
+        [7, 1, 0, 1],
+        [8, 1, 8, 0],
+        [9, 1, 8, 1],
+        [10, 2, 10, 0],
+    ]
+    assert tree.positions.tolist() == [0, 1, 2, 3, 2, 4, 5, 1, 0, 1, 0, 1]
+    assert tree.visible.tolist()[4:8] == [2, 4, 4, 1] and tree.visible[9] == 1
+    assert tree.prefix_indices.tolist() == [0, 1, 0, 1, 2, 3, 0, 8]
+    assert tree.prefix_cu_seqlens_q.tolist() == [0, 4, 5, 7, 8, 9, 10, 12]
+    assert tree.prefix_cu_seqlens_k.tolist() == [0, 0, 2, 6, 7, 7, 8, 8]
+    assert tree.score_keys.tolist() == [0, 1, 4, 0, 1, 2, 3, 5, 6, 0, 7, 8, 9]
+    mask = dense_mask(layout.tensors())
+    assert layout.attention_pairs == int(mask.sum()) and layout.score_pairs == int(mask[tree.scores].sum())
+
+
+@pytest.mark.parametrize("shared", [(1, 2), (0, 1, 1), (1, 1, 5)])
+def test_a_branch_that_continues_no_token_of_its_prefix_is_refused(shared):
+    with pytest.raises(ValueError, match="at least one token of its prefix, and at most all"):
+        TreeSpan(0, 4, (1, 2, 1), shared)
+
+
 def test_gaps_are_refused():
     with pytest.raises(ValueError, match="should start at 6"):
         TreeLayout((TreeSpan(0, 3, (2, 1)), TreeSpan(7, 1, (2,))))

@@ -256,20 +256,22 @@ def _in_inference(
     kv_heads, n_tokens, dim = key.shape
     grouped = query.view(kv_heads, -1, n_tokens, dim)
     output = torch.zeros_like(grouped) if scores_only else torch.empty_like(grouped)
-    # The buffers get each prefix once, and its branches after it one at a time. They are expanded, not repeated, because the
-    # kernel follows strides.
+    # The buffers get each prefix once, and its branches after it one at a time; a branch that leaves the prefix before its end
+    # overwrites the rest. The buffers are expanded, not repeated, because the kernel follows strides.
     longest = int((tree[:, 1] + tree[:, 3]).max())
     keys, values = (tensor.new_empty(kv_heads, 1, longest, dim).expand(-1, grouped.shape[1], -1, -1) for tensor in (key, value))
     width = 1 << longest.bit_length()  # a power of two, so that few masks are built
     mask = _mask(width)
-    current_prefix = -1
+    current_prefix, held = -1, 0  # the first token of the prefix in the buffers, and how many tokens of it they hold
     for segment in _segments(tree, scores_only):
         tokens = slice(segment.start, segment.start + segment.length)
+        held = held if segment.prefix_start == current_prefix else 0
         for buffer, tensor in ((keys, key), (values, value)):
-            if segment.prefix and segment.prefix_start != current_prefix:
-                buffer[:, 0, : segment.prefix] = tensor[:, segment.prefix_start : segment.prefix_start + segment.prefix]
+            if segment.prefix > held:
+                missing = slice(segment.prefix_start + held, segment.prefix_start + segment.prefix)
+                buffer[:, 0, held : segment.prefix] = tensor[:, missing]
             buffer[:, 0, segment.prefix : segment.prefix + segment.length] = tensor[:, tokens]
-        current_prefix = segment.prefix_start
+        current_prefix, held = segment.prefix_start, segment.prefix or segment.length
         for first, end, size, n_keys, _ in segment.blocks():
             block_mask = mask[:size, width + size - n_keys : width + size]
             output[:, :, first:end] = scaled_dot_product_attention(

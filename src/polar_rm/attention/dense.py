@@ -9,10 +9,11 @@ from polar_rm.attention.layout import TreeTensors
 
 def dense_mask(tree: TreeTensors) -> torch.Tensor:
     """bool [T, T]: whether query i may attend to key j."""
-    trees, branches = tree.trees, tree.branches
+    trees, branches, positions = tree.trees, tree.branches, tree.positions
     causal = torch.ones(len(trees), len(trees), dtype=torch.bool, device=trees.device).tril()
     same_tree = trees[:, None] == trees[None, :]
-    visible = (branches[None, :] == 0) | (branches[:, None] == branches[None, :])
+    in_prefix = (branches[None, :] == 0) & (positions[None, :] < tree.visible[:, None])
+    visible = in_prefix | (branches[:, None] == branches[None, :])
     return causal & same_tree & visible
 
 

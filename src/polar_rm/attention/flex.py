@@ -29,11 +29,12 @@ _MASKS: Any = WeakTensorKeyDictionary()
 
 def block_mask(row: TreeTensors) -> BlockMask:
     """The block mask of a row: which query may attend to which key. It is created for the first layer."""
-    tree, branch = row.trees, row.branches
+    tree, branch, seen, position = row.trees, row.branches, row.visible, row.positions
     if tree not in _MASKS:
 
         def visible(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-            return (q >= k) & (copy[q] == copy[k]) & ((branch[k] == 0) | (branch[q] == branch[k]))
+            in_prefix = (branch[k] == 0) & (position[k] < seen[q])
+            return (q >= k) & (copy[q] == copy[k]) & (in_prefix | (branch[q] == branch[k]))
 
         copy = tree.clone()  # the mask must not reference its own weak key, or it would never be freed
         _MASKS[tree] = create_block_mask(visible, None, None, len(tree), len(tree), device=tree.device)

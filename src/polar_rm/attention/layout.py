@@ -13,15 +13,28 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class TreeSpan:
-    """One tree. Tokens ``[start, start + prefix)`` are the shared prefix; the branches follow one after another."""
+    """One tree. Tokens ``[start, start + prefix)`` are the shared prefix; the branches follow one after another.
+
+    shared: for each branch the number of first tokens of the prefix that it continues; () if all branches continue the whole.
+    """
 
     start: int
     prefix: int
     branches: tuple[int, ...]
+    shared: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.prefix < 1 or not self.branches or min(self.branches) < 1:
             raise ValueError(f"a tree needs a prefix and branches of at least one token each, not {self}")
+        if self.shared and (
+            len(self.shared) != len(self.branches) or not 1 <= min(self.shared) <= max(self.shared) <= self.prefix
+        ):
+            raise ValueError(f"every branch continues at least one token of its prefix, and at most all, not {self}")
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """For each branch the number of tokens of the prefix that it continues."""
+        return self.shared or (self.prefix,) * len(self.branches)
 
     @property
     def n_tokens(self) -> int:
@@ -38,8 +51,8 @@ class TreeSpan:
 
 @dataclass(frozen=True)
 class TreeLayout:
-    """All trees of a row of T tokens, one after another. A query attends to itself, to earlier tokens of its branch, and to its
-    prefix."""
+    """All trees of a row of T tokens, one after another. A query attends to itself, to earlier tokens of its branch, and to the
+    tokens of the prefix that its branch continues."""
 
     spans: tuple[TreeSpan, ...]
 
@@ -59,12 +72,15 @@ class TreeLayout:
     def attention_pairs(self) -> int:
         """Number of allowed query-key pairs, which attention has to compute."""
         triangle = [n * (n + 1) // 2 for span in self.spans for n in (span.prefix, *span.branches)]
-        return sum(triangle) + sum(span.prefix * sum(span.branches) for span in self.spans)
+        return sum(triangle) + sum(self._prefix_keys())
 
     @cached_property
     def score_pairs(self) -> int:
         """Number of allowed query-key pairs of the queries at score positions, which is all that a last layer has to compute."""
-        return sum(span.prefix + length for span in self.spans for length in span.branches)
+        return sum(shared + n for span in self.spans for shared, n in zip(span.prefixes, span.branches, strict=True))
+
+    def _prefix_keys(self) -> Iterator[int]:
+        return (shared * n for span in self.spans for shared, n in zip(span.prefixes, span.branches, strict=True))
 
     def tensors(self, padding: int = 0) -> TreeTensors:
         """The tensors of a row of T = ``n_tokens + padding`` tokens; padding tokens attend only to each other."""
@@ -79,15 +95,17 @@ class TreeTensors(NamedTuple):
     queries and the longest of keys, as variable-length flash kernels take them.
 
     segments: int32 [segments, 4], always on the CPU: first token, number of tokens, first token of the prefix that the segment
-        attends to, number of tokens of that prefix (0 for a prefix and the padding).
+        attends to, number of first tokens of that prefix that it attends to (0 for a prefix and the padding).
     positions: int64 [T], position ids; every branch continues from its prefix. scores: int64 [candidates], the index of the last
         token of every branch.
     trees, branches: int32 [T], the tree of every token, and its branch counted from 1 (0 in the prefix). One tree of prefix 2 and
-        branches 1 and 2 is trees [0, 0, 0, 0, 0] and branches [0, 0, 1, 2, 2].
+        branches 1 and 2 is trees [0, 0, 0, 0, 0] and branches [0, 0, 1, 2, 2]. visible: int32 [T], the number of tokens of its
+        prefix that a token of a branch attends to; for other tokens larger than every position.
     cu_seqlens, max_seqlens: the segments; int32 [1 + segments] and int32 [2]. All max_seqlens are always on the CPU.
     prefix_indices: int64 [P], the tokens of all prefixes. prefix_cu_seqlens_q, prefix_cu_seqlens_k and prefix_max_seqlens: int32,
         the queries that attend to prefixes and the prefixes as their keys. For each tree these are first its prefix, without any
-        keys, then its branches together; at the end the padding, without any keys, if there is padding.
+        keys, then its branches, together if they continue the same tokens, else one by one; at the end the padding, without any
+        keys, if there is padding.
     score_keys: int64, the keys of the last token of each branch: its prefix and its branch. score_cu_seqlens_q,
         score_cu_seqlens_k and score_max_seqlens: these single queries and their keys.
     block_pairs, padded_block_pairs: query-key pairs in the blocks of the CPU's kernel, and the same with the blocks padded for
@@ -99,6 +117,7 @@ class TreeTensors(NamedTuple):
     scores: torch.Tensor
     trees: torch.Tensor
     branches: torch.Tensor
+    visible: torch.Tensor
     cu_seqlens: torch.Tensor
     max_seqlens: torch.Tensor
     prefix_indices: torch.Tensor
@@ -119,8 +138,8 @@ class TreeTensors(NamedTuple):
         rows: list[tuple[int, ...]] = []
         for number, span in enumerate(layout.spans):
             rows.append((span.start, span.prefix, span.start, 0, number, 0))
-            branches = enumerate(span.branch_starts(), 1)
-            rows.extend((start, length, span.start, span.prefix, number, i) for i, (start, length) in branches)
+            branches = enumerate(zip(span.branch_starts(), span.prefixes, strict=True), 1)
+            rows.extend((start, length, span.start, shared, number, i) for i, ((start, length), shared) in branches)
         if padding:
             rows.append((layout.n_tokens, padding, layout.n_tokens, 0, len(layout.spans), 0))
         table = np.array(rows, dtype=np.int64)
@@ -131,6 +150,7 @@ class TreeTensors(NamedTuple):
             scores=torch.from_numpy((starts + lengths - 1)[branch > 0]),
             trees=torch.from_numpy(np.repeat(trees.astype(np.int32), lengths)),
             branches=torch.from_numpy(np.repeat(branch.astype(np.int32), lengths)),
+            visible=torch.from_numpy(np.repeat(np.where(branch > 0, prefixes, table[:, 1].max() + 1).astype(np.int32), lengths)),
             cu_seqlens=_cu_seqlens(lengths),
             max_seqlens=_max_seqlens(lengths, lengths),
             **_prefix_tensors(layout, padding),
@@ -175,11 +195,19 @@ def _max_seqlens(queries: np.ndarray, keys: np.ndarray) -> torch.Tensor:
 
 def _prefix_tensors(layout: TreeLayout, padding: int) -> dict[str, torch.Tensor]:
     """The queries that attend to prefixes, and the prefixes as keys."""
-    starts, prefixes = (np.array([getattr(span, name) for span in layout.spans]) for name in ("start", "prefix"))
-    queries = np.array([n for span in layout.spans for n in (span.prefix, sum(span.branches))] + [padding] * bool(padding))
-    keys = np.array([n for span in layout.spans for n in (0, span.prefix)] + [0] * bool(padding))
+    # First token of the prefix, number of queries, number of keys.
+    rows: list[tuple[int, int, int]] = []
+    for span in layout.spans:
+        rows.append((span.start, span.prefix, 0))
+        # Each sequence of keys is gathered, so branches that continue the same tokens are one sequence of queries.
+        together = len(set(span.prefixes)) == 1
+        branches = [(sum(span.branches), span.prefixes[0])] if together else zip(span.branches, span.prefixes, strict=True)
+        rows.extend((span.start, n_queries, n_keys) for n_queries, n_keys in branches)
+    if padding:
+        rows.append((0, padding, 0))
+    starts, queries, keys = np.array(rows).T
     return {
-        "prefix_indices": torch.from_numpy(_ranges(starts, prefixes)),
+        "prefix_indices": torch.from_numpy(_ranges(starts[keys > 0], keys[keys > 0])),
         "prefix_cu_seqlens_q": _cu_seqlens(queries),
         "prefix_cu_seqlens_k": _cu_seqlens(keys),
         "prefix_max_seqlens": _max_seqlens(queries, keys),

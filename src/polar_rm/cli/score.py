@@ -28,6 +28,14 @@ _Transform = Annotated[
 ]
 
 
+_EachTurn = Annotated[
+    bool,
+    typer.Option(
+        "--each-turn", help="Rows also get `turns`: the reward at the end of every message of the assistant in the output."
+    ),
+]
+
+
 @verb("Use")
 def score(
     model: ModelDir,
@@ -35,6 +43,7 @@ def score(
     target: _Target,
     transform: _Transform = "raw",
     combine: Combined = "mean",
+    each_turn: _EachTurn = False,
     precision: Precision = "fp32",
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
@@ -50,23 +59,22 @@ def score(
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl
 
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl --transform probability
+
+        polar score --model runs/rm/model --input talks.jsonl --output turns.jsonl --each-turn
     """
     from polar_rm.common.files import sha256
     from polar_rm.common.locks import owned
     from polar_rm.model.devices import claim_device, dtype_name
     from polar_rm.model.reward_model import RewardModel
     from polar_rm.records import OnBadRow, count_rows, find_file, side_file
-    from polar_rm.rewards.combining import check_combine
     from polar_rm.rewards.scale import Scale
-    from polar_rm.rewards.transforms import check_transform
-    from polar_rm.scoring.files import check_paths, score_file
+    from polar_rm.scoring.files import check_paths, check_rows, score_file
 
     source = source if source.exists() else find_file(source)
     check_paths(source, target)
     scale = Scale() if transform in ("raw", "tanh") and combine == "mean" else Scale.load(model)
-    check_transform(transform, scale.calibration)
-    check_combine(combine, transform)
-    chosen = {"transform": transform, "combine": combine}
+    chosen: dict[str, Any] = {"transform": transform, "combine": combine, "each_turn": each_turn}
+    check_rows(scale, **chosen)
     with owned(target, "score"):
         claimed = claim_device(device)
         dtype = dtype_name(precision, claimed)
@@ -78,7 +86,7 @@ def score(
             "input": sha256(source),
             "dtype": dtype,
             "strip_prompt": strip_prompt,
-            **{name: value for name, value in chosen.items() if value not in ("raw", "mean")},
+            **{name: value for name, value in chosen.items() if value not in ("raw", "mean", False)},
         }
         rows, total = 0, count_rows(source)
         options: dict[str, Any] = {**chosen, "scale": scale, "row_tokens": row_tokens, "on_bad_row": bad}

@@ -28,7 +28,8 @@ class Truncation:
 class PrefixTree:
     """An encoded comparison: ids of the shared prefix and of each candidate's branch, which ends in the reward token.
 
-    notes: the notes of each candidate (see :data:`polar_rm.encoding.texts.Note`).
+    notes: the notes of each candidate (see :data:`polar_rm.encoding.texts.Note`). shared: for each branch the number of first ids
+    of the prefix that it continues; () if all continue the whole prefix, as nearly always.
     """
 
     prefix: list[int]
@@ -36,6 +37,7 @@ class PrefixTree:
     ranks: tuple[int, ...]
     truncation: Truncation = Truncation()
     notes: tuple[tuple[str, ...], ...] = ()
+    shared: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -65,7 +67,25 @@ class PrefixTree:
 
     def sequence(self, candidate: int) -> list[int]:
         """The complete ids of one candidate, as an engine without prefix trees gets them."""
-        return self.prefix + self.branches[candidate]
+        shared = self.shared[candidate] if self.shared else len(self.prefix)
+        return self.prefix[:shared] + self.branches[candidate]
+
+    def length(self, candidate: int) -> int:
+        """The number of ids of one candidate's sequence."""
+        return (self.shared[candidate] if self.shared else len(self.prefix)) + len(self.branches[candidate])
+
+    def nested(self) -> PrefixTree:
+        """The same sequences with fewer tokens, where they begin alike for longer than the prefix: as the turns of one
+        conversation, each of which continues the one before.
+
+        The prefix goes on along the longest branch, to its last id, and every branch leaves it where it differs.
+        """
+        longest = max(self.branches, key=len)[:-1]
+        prefix = [*self.prefix, *longest]
+        lengths = [min(len(commonprefix([branch, longest])), len(branch) - 1) for branch in self.branches]
+        branches = [branch[length:] for branch, length in zip(self.branches, lengths, strict=True)]
+        shared = tuple(len(self.prefix) + length for length in lengths)
+        return PrefixTree(prefix, branches, self.ranks, self.truncation, self.notes, shared)
 
     def distinct(self) -> tuple[PrefixTree, list[list[int]]]:
         """The tree without repeated branches, and for each of its branches the indices of the candidates with these ids.
@@ -74,7 +94,7 @@ class PrefixTree:
         """
         candidates: dict[tuple[int, ...], list[int]] = {}
         for index, branch in enumerate(self.branches):
-            candidates.setdefault(tuple(branch), []).append(index)
+            candidates.setdefault((self.shared[index] if self.shared else 0, *branch), []).append(index)
         groups = list(candidates.values())
         return self if len(groups) == len(self.branches) else self._subtree([first for first, *_ in groups]), groups
 
@@ -96,4 +116,5 @@ class PrefixTree:
         truncation = Truncation(whole.prompt, whole.reference, candidates)
         notes = tuple(self.notes[i] for i in indices) if self.notes else ()
         branches, ranks = [self.branches[i] for i in indices], tuple(self.ranks[i] for i in indices)
-        return PrefixTree(self.prefix, branches, ranks, truncation, notes)
+        shared = tuple(self.shared[i] for i in indices) if self.shared else ()
+        return PrefixTree(self.prefix, branches, ranks, truncation, notes, shared)

@@ -43,7 +43,7 @@ def pack(trees: Sequence[PrefixTree], *, multiple: int = 1) -> PackedRow:
     ids: list[int] = []
     spans = []
     for tree in trees:
-        spans.append(TreeSpan(len(ids), len(tree.prefix), tuple(map(len, tree.branches))))
+        spans.append(TreeSpan(len(ids), len(tree.prefix), tuple(map(len, tree.branches)), tree.shared))
         ids.extend(tree.prefix)
         for branch in tree.branches:
             ids.extend(branch)

@@ -83,7 +83,7 @@ class Reward:
     @classmethod
     def of(cls, reward: float, tree: PrefixTree, branch: int, max_positions: int | None = None) -> Reward:
         """The reward of one candidate of an encoded tree. max_positions: the backbone's number of positions."""
-        n_tokens = len(tree.prefix) + len(tree.branches[branch])
+        n_tokens = tree.length(branch)
         text_notes = tree.notes[branch] if tree.notes else ()
         return cls.noted(reward, n_tokens, Cut.of(tree, branch), text_notes, max_positions)
 

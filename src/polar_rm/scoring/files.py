@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,9 +19,10 @@ from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import OnBadRow, ScoreItem, dump_json, read_numbered_items
 from polar_rm.rewards.anchors import has_anchor
 from polar_rm.rewards.combining import Combine, check_combine
+from polar_rm.rewards.outcomes import Reward
 from polar_rm.rewards.scale import Scale
 from polar_rm.rewards.transforms import ITEM_TRANSFORMS, ItemTransform, check_transform, needs_anchors, transform_one
-from polar_rm.scoring.scorer import Scorer, check_finite
+from polar_rm.scoring.scorer import Scorer, check_finite, turns_of
 
 
 def score_file(
@@ -31,6 +33,7 @@ def score_file(
     identity: dict[str, Any],
     transform: ItemTransform = "raw",
     combine: Combine = "mean",
+    each_turn: bool = False,
     scale: Scale | None = None,
     row_tokens: int = 8192,
     on_bad_row: OnBadRow | None = None,
@@ -41,7 +44,8 @@ def score_file(
 
     Items may have several references; combine: see :data:`Combine`. With a transform, rows also have a ``score``. If it needs the
     references' own scores, rows also have an ``anchor``, and ``probability`` and ``deviation`` as far as ``scale`` supports them
-    (see :class:`Reward`).
+    (see :class:`Reward`). With ``each_turn`` rows also have ``turns``: {message (from 1), reward, n_tokens, truncated, notes} of
+    every message of the assistant in the output; the last one is that of the whole output.
 
     Rows are written to ``target.partial``, which is renamed to ``target`` at the end. After an interruption, the same call
     continues after the last window of items (see :class:`Scorer`) that is complete, so that the result has the same bytes as an
@@ -56,23 +60,18 @@ def score_file(
     """
     target = Path(target)
     check_paths(source, target)
-    check_transform(transform, scale.calibration if scale else None, known=ITEM_TRANSFORMS)
-    check_combine(combine, transform)
+    options = check_rows(scale, transform=transform, combine=combine, each_turn=each_turn)
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
     scorer = Scorer(model, row_tokens=row_tokens, scale=scale)
     with owned(target, "score"):
-        if partial.exists():
-            _check_identity(state, identity)
-        else:
-            write_json(state, identity)
+        _continue_only(partial, state, identity)
         with full_disk_named(partial), partial.open("ab+") as file:
             file.seek(0)
             done, resuming = 0, True
-            for window in windows(read_numbered_items(source, on_bad_row, several_references=True), scorer.window):
+            for window in windows(read_numbered_items(source, on_bad_row, several_references=not each_turn), scorer.window):
                 if not (resuming := resuming and _has_rows(file, [number for number, _ in window])):
-                    for line in _score_window(scorer, window, source, transform, combine):
-                        file.write(line)
+                    file.writelines(_score_window(scorer, window, source, options))
                     file.flush()
                     os.fsync(file.fileno())
                 done += len(window)
@@ -114,29 +113,71 @@ def _is_row(line: bytes, number: int) -> bool:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class RowOptions:
+    """What rows hold, see :func:`score_file`."""
+
+    transform: ItemTransform
+    combine: Combine
+    each_turn: bool
+
+
+def check_rows(scale: Scale | None, *, transform: ItemTransform, combine: Combine, each_turn: bool) -> RowOptions:
+    """Check, before a model is loaded, that rows can hold what is asked for; the options of :func:`score_file`.
+
+    Raises:
+        PolarError: the transform needs a calibration that the scale lacks, or the options exclude each other.
+    """
+    check_transform(transform, scale.calibration if scale else None, known=ITEM_TRANSFORMS)
+    check_combine(combine, transform)
+    if each_turn and (transform, combine) != ("raw", "mean"):
+        raise PolarError("the turns of a conversation have raw rewards only: leave out transform and combine")
+    return RowOptions(transform, combine, each_turn)
+
+
 def _score_window(
-    scorer: Scorer, window: Sequence[tuple[int, ScoreItem]], source: str | Path, transform: ItemTransform, combine: Combine
+    scorer: Scorer, window: Sequence[tuple[int, ScoreItem]], source: str | Path, options: RowOptions
 ) -> Iterator[bytes]:
     """The lines of one window. The lines before an item without a finite score are yielded before the error."""
-    anchored = needs_anchors(transform)
-    for number, item in window if anchored or combine == "best" else ():
-        if not has_anchor(item):
-            reason = f"the transform {transform}" if anchored else "the best of several references"
-            raise BadRow(str(source), number, "reference", f"a text, because {reason} needs its own score; it is empty")
-    rewards = scorer.score_window([item for _, item in window], anchored=anchored, combine=combine)
-    for (number, item), reward in zip(window, rewards, strict=True):
-        check_finite(reward, f"{source}: row {number}")
-        row: dict[str, Any] = {
-            "row": number,
-            "reward": reward.reward,
-            "n_tokens": reward.n_tokens,
-            "truncated": reward.truncated,
-            "notes": list(reward.notes),
-        }
-        if transform != "raw":
-            row["score"] = transform_one(transform, reward, scorer.scale.calibration)
-        row |= reward.anchor_fields()
+    for number, item in window:
+        if lack := _what_lacks(item, options):
+            raise BadRow(str(source), number, *lack)
+    items = [item for _, item in window]
+    if options.each_turn:
+        results = scorer.score_turns_window(items)
+    else:
+        anchored = needs_anchors(options.transform)
+        results = [[reward] for reward in scorer.score_window(items, anchored=anchored, combine=options.combine)]
+    for (number, item), rewards in zip(window, results, strict=True):
+        for turn, reward in enumerate(rewards, 1):
+            check_finite(reward, f"{source}: row {number}{f', turn {turn}' if options.each_turn else ''}")
+        row = {"row": number, **_fields(rewards[-1])}
+        if options.transform != "raw":
+            row["score"] = transform_one(options.transform, rewards[-1], scorer.scale.calibration)
+        row |= rewards[-1].anchor_fields()
+        if options.each_turn:
+            ends = [len(text) if isinstance(text, list) else 1 for text in turns_of(item, "")]
+            row["turns"] = [{"message": end, **_fields(reward)} for end, reward in zip(ends, rewards, strict=True)]
         yield (dump_json(row | {"metadata": item.metadata}) + "\n").encode()
+
+
+def _what_lacks(item: ScoreItem, options: RowOptions) -> tuple[str, str] | None:
+    """The field that is missing for these rows, and what is expected there."""
+    if (needs_anchors(options.transform) or options.combine == "best") and not has_anchor(item):
+        reason = f"the transform {options.transform}" if options.combine == "mean" else "the best of several references"
+        return "reference", f"a text, because {reason} needs its own score; it is empty"
+    if options.each_turn and isinstance(item.output, list) and all(message["role"] != "assistant" for message in item.output):
+        return "output", "a message of the assistant, whose turns are scored"
+    return None
+
+
+def _fields(reward: Reward) -> dict[str, Any]:
+    return {
+        "reward": reward.reward,
+        "n_tokens": reward.n_tokens,
+        "truncated": reward.truncated,
+        "notes": list(reward.notes),
+    }
 
 
 def check_paths(source: str | Path, target: str | Path) -> None:
@@ -153,7 +194,11 @@ def check_paths(source: str | Path, target: str | Path) -> None:
     check_target(target, (".jsonl",))
 
 
-def _check_identity(state: Path, identity: dict[str, Any]) -> None:
+def _continue_only(partial: Path, state: Path, identity: dict[str, Any]) -> None:
+    """Begin a partial file with this identity, or check that an existing one has it."""
+    if not partial.exists():
+        write_json(state, identity)
+        return
     saved = read_json(state) if state.exists() else {}
     changed = [key for key in identity if saved.get(key) != identity[key]]
     if changed:

@@ -127,6 +127,42 @@ class Scorer:
             self.unread.add(reward.n_tokens, reward.cut)
         return rewards
 
+    def score_turns(self, items: Iterable[ScoreItem]) -> Iterator[list[Reward]]:
+        """For each item a reward at the end of every turn of the assistant in its output, in order, all in one pass.
+
+        A turn's reward is that of the output up to and with this turn, scored alone: the last is that of the whole output. An
+        output that is a string is one turn. What comes behind the assistant's last turn is not scored.
+
+        Raises:
+            ScoreError: a score is not finite; the message names item and turn.
+            PolarError: an output has no turn of the assistant, or an item has several references.
+        """
+        number = 1
+        for window in windows(items, self.window):
+            for rewards in self.score_turns_window(window, first=number):
+                for turn, reward in enumerate(rewards, 1):
+                    check_finite(reward, f"item {number}, turn {turn}")
+                yield rewards
+                number += 1
+
+    def score_turns_window(self, window: Sequence[ScoreItem], *, first: int = 1) -> list[list[Reward]]:
+        """The rewards of all turns of one window's items, finite or not. first: number of the first item, for error messages."""
+        turns = [turns_of(item, f"item {number}") for number, item in enumerate(window, first)]
+        trees, owners = [], []
+        for index, (item, outputs) in enumerate(zip(window, turns, strict=True)):
+            for part, tree in self.model.encoder.encode_outputs(item.prompt, one_reference(item), outputs, item.wrapper):
+                trees.append(tree.nested())
+                owners.append([(index, turn) for turn in part])
+        rewards: dict[tuple[int, int], Reward] = {}
+        for tree, owner, scores in zip(trees, owners, self.score_trees(trees), strict=True):
+            for branch, place in enumerate(owner):
+                rewards[place] = Reward.of(scores[branch], tree, branch, self._max_positions)
+        by_item = [[rewards[index, turn] for turn in range(len(outputs))] for index, outputs in enumerate(turns)]
+        for *_, last in by_item:
+            self.noted.update(last.notes)
+            self.unread.add(last.n_tokens, last.cut)
+        return by_item
+
     def measure_window(self, window: Sequence[ScoreItem]) -> tuple[list[Reward], NDArray[np.float32]]:
         """The rewards as in :meth:`score_window`, and the inputs of the head: float32 [n_items, hidden]."""
         measured = self._by_item(window, self.measure_trees)
@@ -230,6 +266,20 @@ class Scorer:
                         for candidate in group:
                             results[index][candidate] = result
         return [[by_branch[branch] for branch in range(len(by_branch))] for by_branch in results]
+
+
+def turns_of(item: ScoreItem, name: str) -> list[Text]:
+    """The outputs up to and with each turn of the assistant. name: the item's name for the message.
+
+    Raises:
+        PolarError: there is none.
+    """
+    if isinstance(item.output, str):
+        return [item.output]
+    ends = [end for end, message in enumerate(item.output, 1) if message["role"] == "assistant"]
+    if not ends:
+        raise PolarError(f"{name}: the output has no message of the assistant, whose turns are scored")
+    return [item.output[:end] for end in ends]
 
 
 @contextmanager
