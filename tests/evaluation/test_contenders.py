@@ -186,6 +186,22 @@ def test_a_native_model_has_the_scores_and_notes_of_its_scorer(checkpoint):
     assert contender.warnings == []
 
 
+def test_scores_come_window_by_window_so_that_progress_shows(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    names = [str(folder), f"hf:{classifier(tmp_path / 'bt')}", f"embedding:{encoder(tmp_path / 'st')}"]
+    for contender in find_contenders(names, CPU):
+        taken = 0
+
+        def stream():
+            nonlocal taken
+            for _ in range(300):
+                taken += 1
+                yield ITEMS[0]
+
+        next(iter(contender.load().score_comparisons(stream())))
+        assert 1 <= taken <= 200, contender.name
+
+
 def test_an_untrained_model_has_a_warning(tmp_path):
     """B4: also after it was saved and loaded."""
     model = RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "lm"))

@@ -25,7 +25,7 @@ from polar_rm.model.weights import check_weights
 from polar_rm.records import Comparison, flatten, one_reference
 from polar_rm.rewards.outcomes import Cut
 
-_WINDOW = 256  # the number of comparisons whose texts are sorted by length together
+_WINDOW = 128  # the number of comparisons whose texts are sorted by length together
 
 # Modules of sentence-transformers that do not change the cosine, or that this file implements.
 _MODULES = ("Transformer", "Pooling", "Normalize")

@@ -17,6 +17,8 @@ from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import Comparison
 from polar_rm.scoring.scorer import Scorer
 
+_WINDOW = 128  # the number of comparisons that are packed together; progress is shown after each window
+
 
 class Native(Contender):
     """A native folder. Its scores have notes, for example about truncation and about candidates of equal ids."""
@@ -42,7 +44,7 @@ class Native(Contender):
         model = RewardModel.from_blueprint(blueprint, dtype=placement["dtype"], device=placement["device"])
         if model.untrained:
             self.warnings.append(untrained_warning(self.name, model.untrained))
-        return NotingScorer(Scorer(model, row_tokens=self._options.row_tokens))
+        return NotingScorer(Scorer(model, row_tokens=self._options.row_tokens, window=_WINDOW))
 
     def release(self) -> None:
         """Free the model's memory."""

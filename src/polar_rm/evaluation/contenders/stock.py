@@ -23,7 +23,7 @@ from polar_rm.model.language_models import load_auto_tokenizer
 from polar_rm.model.weights import check_weights
 from polar_rm.records import Comparison, Message, Text
 
-_WINDOW = 256  # the number of comparisons whose sequences are sorted by length together
+_WINDOW = 128  # the number of comparisons whose sequences are sorted by length together
 
 
 class Stock(Contender):
