@@ -59,7 +59,9 @@ def test_the_report_is_complete_and_does_not_depend_on_the_order_of_calls():
     assert (report["schema"], report["contender"], report["kind"]) == ("polar-rm/audit/1", "oracle", "object")
     assert (report["n_comparisons"], report["n_pairs"], report["n_prompts"]) == (40, 40, 40)
     assert report["references"] == {"gold": 30, "given": 10}
-    assert report["warnings"] == ["1 comparisons have a reference that is equal, or nearly, to one of their candidates"]
+    assert report["warnings"] == [
+        "1 comparisons have a reference that is equal, or nearly, to one of their candidates; the first is comparison 4"
+    ]
     assert report["thresholds"] == Thresholds().model_dump()
     assert [done for _, done, _, _ in seen] == list(range(1, 7 * 40 + 1))
     assert {(task, total) for task, _, total, _ in seen} == {("oracle", 280)}

@@ -25,14 +25,15 @@ class Survey:
     """The results of the first pass.
 
     pairs: all ordered pairs. reference_equals_candidate: the number of comparisons whose reference is equal, or nearly, to a
-    candidate. several_references: the number of comparisons with more than one. protocols: origin of references -> number of
-    comparisons; {} if references are not used. without_pairs: the number of comparisons whose candidates all have one rank.
-    without_group: the number of comparisons that lack the key to group by. fingerprint: hash of prompts, candidates and ranks in
-    order; equal fingerprints mean equal pairs.
+    candidate; first_copy: the number of the first of them, from 1. several_references: the number of comparisons with more than
+    one. protocols: origin of references -> number of comparisons; {} if references are not used. without_pairs: the number of
+    comparisons whose candidates all have one rank. without_group: the number of comparisons that lack the key to group by.
+    fingerprint: hash of prompts, candidates and ranks in order; equal fingerprints mean equal pairs.
     """
 
     pairs: Pairs
     reference_equals_candidate: int
+    first_copy: int | None
     several_references: int
     protocols: dict[str, int]
     without_pairs: int
@@ -41,9 +42,10 @@ class Survey:
 
     def copy_warnings(self) -> list[str]:
         """The warning about references that equal a candidate."""
-        copies = self.reference_equals_candidate
         message = "comparisons have a reference that is equal, or nearly, to one of their candidates"
-        return [f"{copies:,} {message}"] if copies else []
+        if self.first_copy is None:
+            return []
+        return [f"{self.reference_equals_candidate:,} {message}; the first is comparison {self.first_copy:,}"]
 
 
 def survey(
@@ -88,6 +90,7 @@ class _Collector:
         self._protocols: Counter[str] = Counter()
         self.counter = PairCounter()
         self._copies = self._several = self._without_pairs = self._without_group = 0
+        self._first_copy: int | None = None
         self._field_names: dict[str, None] = {}
         self._fingerprint = hashlib.sha256()
 
@@ -97,7 +100,9 @@ class _Collector:
         references = [flatten(reference) for reference in references_of(comparison)]
         self._several += len(references) > 1
         candidates = [flatten(candidate) for candidate in comparison.candidates]
-        self._copies += any(is_copy(*both) for both in product(references, candidates))
+        if any(is_copy(*both) for both in product(references, candidates)):
+            self._copies += 1
+            self._first_copy = self._first_copy or self.counter.n_comparisons
         if self._counts_protocols:
             self._protocols[str(comparison.metadata.get(PROTOCOL_FIELD, "given"))] += 1
         if self._by is not None and group == NO_GROUP:
@@ -114,7 +119,8 @@ class _Collector:
             raise PolarError(f"none of {count:,} comparisons has two candidates of different rank")
         if self._by is not None and self._without_group == count:
             raise PolarError(f"no comparison has the metadata {self._by!r}{suggestion(self._by, list(self._field_names))}")
-        counts = self._copies, self._several, dict(self._protocols), self._without_pairs, self._without_group
+        references = self._copies, self._first_copy, self._several, dict(self._protocols)
+        counts = *references, self._without_pairs, self._without_group
         return Survey(pairs, *counts, self._fingerprint.hexdigest())
 
 
