@@ -107,6 +107,28 @@ def test_the_reference_itself_is_scored_on_request(page):
         assert page.get_attribute("#itself", "aria-pressed") == "false"
 
 
+def test_several_references_are_combined(page):
+    def score_under(reference, candidate):
+        return fakes.fake_score(fakes.ids_of(ScoreItem("over", reference, candidate), ENCODER))
+
+    with fakes.running(fakes.make(encode=ENCODER)) as url:
+        page.goto(url)
+        page.wait_for_selector("#model:has-text('rm · up to 200 tokens')")
+        fill(page, "over", "the dog", ["the fox"])
+        assert page.is_hidden("#combine")
+        page.click("#add-reference")
+        page.fill(".another textarea", "a river")
+        page.click("#go")
+        page.wait_for_selector("#ranking li")
+        mean = (score_under("the dog", "the fox") + score_under("a river", "the fox")) / 2
+        assert page.locator("#ranking .score").all_text_contents() == [f"{mean:.4f}"]
+        page.select_option("#combine", "best")
+        page.click("#go")
+        page.wait_for_selector("#ranking li.itself")
+        best = max(score_under(each, "the fox") - score_under(each, each) for each in ("the dog", "a river"))
+        assert page.locator("#ranking .score").all_text_contents() == [f"{best:.4f}", "0.0000"]
+
+
 def test_a_calibrated_model_shows_its_scale(page):
     card = Calibration.from_rewards([-1.0, 1.0], temperature=100.0)
     with fakes.running(fakes.make(encode=ENCODER, scale=Scale(card))) as url:
