@@ -1,13 +1,16 @@
 """``polar rft`` with held-out prompts: ``make test-trl``."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from support import fakes
 from transformers import AutoModelForCausalLM
 
-from polar_rm.common.config import load_config
+from polar_rm.common.config import load_config, to_yaml
 from polar_rm.errors import ConfigError
 from polar_rm.rft.config import RftConfig
 from polar_rm.rft.run import run
@@ -236,3 +239,28 @@ def test_the_report_shows_the_run(evaluate, policy, url, tmp_path):
         assert "Texts before and after" in page and report["examples"][0]["reference"] in page
     else:
         assert "Nothing but the reward model judged the policy" in page
+
+
+def launched(settings, *overrides):
+    """The command in two processes on this machine's CPU."""
+    file = settings.output.parent / "config.yaml"
+    file.write_text(to_yaml(settings))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "polar_rm"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, "rft", str(file), *overrides], capture_output=True, text=True, check=False, env=environment)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_two_processes_train_one_policy_and_stop_together(policy, url, tmp_path):
+    settings = config(
+        policy, url, tmp_path / "run", "baseline=sft", use_cpu=True, ddp_backend="gloo", per_device_train_batch_size=4
+    )
+    code, shown = launched(settings)
+    assert code == 0, shown
+    sft = json.loads((tmp_path / "run/sft/run.json").read_text())
+    assert (sft["steps"], sft["sequences"]) == (4, 4 * 8)
+    assert [row["step"] for row in metrics(tmp_path / "run") if "reward" in row] == [1, 2, 3, 4]
+    assert list(evaluations(tmp_path / "run")) == ["step-000000.jsonl", "step-000002.jsonl", "step-000004.jsonl"]
+    code, shown = launched(settings, f"output={tmp_path}/stopped", "monitor={window: 2, length: {max: 0.1, action: stop}}")
+    assert code == 1 and "stopped: step 2: length" in shown and (tmp_path / "stopped/checkpoint-2").is_dir(), shown
+    assert not (tmp_path / "stopped/policy").exists() and not (tmp_path / "stopped/sft").exists()

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from polar_rm.rft import run as run_module
 from polar_rm.rft.checkpoints import checkpoints, last_checkpoint, remove_incomplete_checkpoints
 from polar_rm.rft.config import RftConfig
 from polar_rm.rft.data import read_data
+from polar_rm.rft.policy import trainer_arguments
 from polar_rm.rft.run import identity
 
 
@@ -126,3 +128,28 @@ def test_a_seed_that_numpy_does_not_take_is_refused(folder):
     """B14."""
     with pytest.raises(ConfigError, match="seed=-1: seed: input should be greater than or equal to 0, not -1"):
         config(folder, seed=-1)
+
+
+@dataclass
+class FakeArguments:
+    """TRL's settings, of which only these are looked at."""
+
+    output_dir: str
+    bf16: bool
+    report_to: str
+    logging_steps: int
+    disable_tqdm: bool
+    fsdp: str = ""
+    deepspeed: str | None = None
+    world_size = 1
+
+
+def test_processes_that_the_trainer_does_not_see_are_told(monkeypatch):
+    """Each of them would train, and all would write into one folder."""
+    arguments = trainer_arguments(FakeArguments, {"logging_steps": 3}, {"output_dir": "o"})
+    assert (arguments.logging_steps, arguments.report_to, arguments.output_dir) == (3, "none", "o")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="trainer: 2 processes were started, but TRL sees 1; without GPUs set use_cpu"):
+        trainer_arguments(FakeArguments, {}, {"output_dir": "o"})
+    with pytest.raises(ConfigError, match="there.deepspeed: |there: fsdp and deepspeed are not supported"):
+        trainer_arguments(FakeArguments, {"deepspeed": "x"}, {"output_dir": "o"}, "there")

@@ -140,11 +140,12 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
     from polar_rm.rft.run import run
 
     results = run(config, _show_rft)
-    if json:
-        write_json(json, results)
-    for sentence in results.get("sentences", []):
-        print_text(sentence)
-    message(f"report in {config.output / 'report.html'}")
+    if int(os.environ.get("RANK", "0")) == 0:  # under a launcher every process runs this function
+        if json:
+            write_json(json, results)
+        for sentence in results.get("sentences", []):
+            print_text(sentence)
+        message(f"report in {config.output / 'report.html'}")
     if stopped := results.get("stopped"):
         kept = config.output / f"checkpoint-{stopped['step']}"
         message(f"stopped: {stopped['reason']}; {kept} is kept, and another limit in monitor.{stopped['quantity']} lets it go on")

@@ -18,6 +18,13 @@ from polar_rm.rft.policy import load_policy, save_policy, train_to_end, trainer_
 
 # The settings that make the budget: of the run, or, for the number of updates, of what it did.
 _BUDGET = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+# The settings that both have, if the baseline sets none. Where and in how many processes TRL computes is a state of the process:
+# a second set of settings that says something else would change it for the first.
+_SHARED = (
+    *("save_steps", "save_strategy", "save_total_limit", "logging_steps", "gradient_checkpointing", "bf16", "fp16"),
+    *("use_cpu", "ddp_backend", "ddp_timeout"),
+)
 _LEARNING_RATE, _ADAPTER_LEARNING_RATE = 2e-5, 2e-4  # TRL's default, and the one that its guide recommends for adapters
 
 
@@ -90,8 +97,7 @@ def sft_arguments(config: RftConfig, arguments: Any, *, steps: int) -> Any:
     keys = config.baseline.trainer if config.baseline else {}
     if fixed := next((key for key in keys if key in (*_BUDGET, "max_steps", "num_train_epochs")), None):
         raise ConfigError(f"baseline.trainer.{fixed}: the budget is that of the run: its updates and its sequences in each")
-    shared = ("save_steps", "save_strategy", "save_total_limit", "logging_steps", "gradient_checkpointing", "bf16", "fp16")
-    defaults = {name: getattr(arguments, name) for name in shared if hasattr(arguments, name)}
+    defaults = {name: getattr(arguments, name) for name in _SHARED if hasattr(arguments, name)}
     defaults["learning_rate"] = _ADAPTER_LEARNING_RATE if config.lora else _LEARNING_RATE
     defaults["max_length"] = None  # TRL would cut references without a word
     budget = {name: getattr(arguments, name) for name in _BUDGET} | {"max_steps": steps}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -88,4 +89,10 @@ def trainer_arguments(kind: type, keys: Mapping[str, Any], fixed: Mapping[str, A
         raise ConfigError(f"{where}: {error}") from error
     if arguments.fsdp or arguments.deepspeed:
         raise ConfigError(f"{where}: fsdp and deepspeed are not supported; for sharded training use verl or OpenRLHF")
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != arguments.world_size:
+        raise ConfigError(
+            f"{where}: {started} processes were started, but TRL sees {arguments.world_size}; without GPUs set use_cpu: true and "
+            "ddp_backend: gloo"
+        )
     return arguments
