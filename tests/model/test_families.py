@@ -77,7 +77,8 @@ def test_a_head_of_another_name_is_refused(tmp_path):
     config = ModernBertDecoderConfig(**WIDE, pad_token_id=2, bos_token_id=0, eos_token_id=1, cls_token_id=0, sep_token_id=1)
     with torch.device("meta"):
         backbone = AutoModelForSequenceClassification.from_config(config)
-    with pytest.raises(UnsupportedModel, match="it has no linear head 'score' without bias$"):
+    # In transformers 4 it also has no rotary positions where other families have them.
+    with pytest.raises(UnsupportedModel, match="it has no (rotary positions, no )?linear head 'score' without bias$"):
         exactness.check_structure(backbone, "m")
 
 
@@ -90,9 +91,10 @@ def test_a_head_of_another_name_is_refused(tmp_path):
     ids=lambda config: config.model_type,
 )
 def test_layers_that_do_not_take_a_tree_are_refused_by_name(tmp_path, config):
-    """They fail in their own ways: without the tree, or with heads of several sizes."""
+    """They fail in their own ways: without the tree, or with heads of several sizes. Transformers 4 can't even build StableLM."""
     folder = tiny.with_config(tmp_path / "lm", config)
-    expected = rf"^{folder}: backbones of type '{config.model_type}' .*: it does not accept tree attention: "
+    refusal = "it (does not accept|can't be built with) tree attention: "
+    expected = rf"^{folder}: backbones of type '{config.model_type}' .*: {refusal}"
     with pytest.raises(UnsupportedModel, match=expected):
         RewardModel.from_causal_lm(folder)
 

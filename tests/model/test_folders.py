@@ -361,9 +361,7 @@ def test_the_equality_check_detects_frequencies_that_depend_on_the_longest_posit
     """B8."""
     from polar_rm.model import backbones
 
-    folder = tiny.gpt_neox(
-        tmp_path / "lm", rope_scaling={"rope_type": "dynamic", "factor": 8.0, "rope_theta": 1e4, "partial_rotary_factor": 1.0}
-    )
+    folder = tiny.gpt_neox(tmp_path / "lm", rope_scaling={"rope_type": "dynamic", "factor": 8.0}, rotary_pct=1.0)
     with pytest.raises(UnsupportedModel, match="'dynamic', whose frequencies"):
         RewardModel.from_causal_lm(folder)
     monkeypatch.setattr(backbones, "check_config_file", lambda folder: None)

@@ -75,6 +75,7 @@ def test_trained_role_tokens_are_unchanged(tmp_path):
 
 def test_lora_with_untrained_role_tokens_gives_a_warning(tmp_path):
     """H3."""
+    pytest.importorskip("peft")
     model = RewardModel.from_causal_lm(tiny.causal_lm(tmp_path / "lm"))
     with pytest.warns(UserWarning, match=r"lora leaves embeddings.*<\|reward\|> and \[UNUSED_TOKEN_130\]"):
         add_lora(model, LoraConfig(rank=2, alpha=4), seed=0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 from rich import progress as rich_progress
@@ -56,7 +56,10 @@ def show_progress(console: Console, *, lines: bool = False, unit: str = "", enab
     log = progress_lines(console) if lines and enabled else None
     speeds: dict[str, _Speed] = {}
     tasks: dict[str, rich_progress.TaskID] = {}
-    with progress_bar(console, enabled=enabled and (not lines or console.is_terminal)) as bar:
+    drawn = enabled and (not lines or console.is_terminal)
+    bar = progress_bar(console, enabled=drawn)
+    # Older releases of rich end even a disabled bar with an empty line.
+    with bar if drawn else nullcontext():
 
         def show(task: str, done: int, total: int | None, status: str = "") -> None:
             if task not in tasks:
