@@ -11,8 +11,9 @@ from support import fakes
 from transformers import AutoModelForCausalLM
 
 from polar_rm.common.config import load_config, to_yaml
-from polar_rm.errors import ConfigError
+from polar_rm.errors import ConfigError, ScoreError
 from polar_rm.rft.config import RftConfig
+from polar_rm.rft.judges import MathConfig, Task
 from polar_rm.rft.run import run
 
 ENCODER = fakes.encoder(max_length=200, max_response_length=60)
@@ -85,6 +86,23 @@ def test_held_out_prompts_are_judged_before_during_and_after(algorithm, policy, 
     # The last completions are those of the saved policy.
     again = run(config(tmp_path / "run/policy", url, tmp_path / "again", f"algorithm={algorithm}", max_steps=1))
     assert again["held_out"]["rules"]["first"] == pytest.approx(means[2])
+
+
+def test_mathematics_by_math_verify():
+    judge = MathConfig().open()
+    tasks = [Task("p", "r", "sft", {"reference": reference}) for reference in ("\\frac{1}{2}", "$x^2+1$", "12")]
+    verdicts = [
+        [v.value for v in judge.judge(tasks, texts)] for texts in (["It is $0.5$.", "\\boxed{1+x^2}", "12"], ["2", "x", "So 13."])
+    ]
+    assert verdicts == [[1, 1, 1], [0, 0, 0]]
+    with pytest.raises(ScoreError, match="judge math: no mathematical answer can be read"):
+        judge.judge([Task("p", "r", "sft", {"reference": ""})], ["1"])
+
+
+def test_evaluations_in_mixed_precision(policy, url, tmp_path):
+    results = run(config(policy, url, tmp_path / "run", bf16=True, use_cpu=True, max_steps=2))
+    assert [len(text.splitlines()) for text in evaluations(tmp_path / "run").values()] == [10, 10]
+    assert results["held_out"]["rules"]["n_prompts"] == 5
 
 
 def test_evaluations_change_nothing_in_the_training(policy, url, tmp_path):

@@ -52,7 +52,10 @@ def steps_figure(panels: Sequence[StepPanel]) -> Figure:
         if panel.marked:
             axes.plot(*zip(*panel.marked, strict=True), "o", color=COLOURS[4], markersize=9, fillstyle="none", label="limit left")
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
+        if len(panel.curves) + bool(panel.marked) < 2:
+            continue
         for text in axes.legend(fontsize="small", frameon=False).get_texts():
             text.set_parse_math(False)
     return figure
