@@ -50,6 +50,9 @@ BOUNDED_BY_DATA = {
     "Reporting": {"pairs"},
     "ScalingConfig": {"sizes", "eval_limit"},
     "ServeConfig": {"max_items", "max_queue_tokens"},
+    "EvaluateConfig": {"every", "top_k", "max_new_tokens"},  # by the steps, the vocabulary and the context
+    "Rules": {"min_words", "max_words"},
+    "MonitorConfig": {"window"},  # by the logged rows
 }
 
 

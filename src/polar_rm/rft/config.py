@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from polar_rm.common.config import Config, PathText, Seed
 from polar_rm.common.http import key_from_environment
+from polar_rm.common.limits import MAX_BATCH
 from polar_rm.records import Wrapper
 from polar_rm.rewards.transforms import Transform
 from polar_rm.rft.judges import GoldConfig, JudgeConfig
@@ -81,14 +82,14 @@ class EvaluateConfig(Config):
         description="Who judges, each by its kind: answer, math, rules, function or gold. The first one is the headline.",
     )
     every: NonNegativeInt = Field(0, description="Also evaluate after every N steps; 0: only before and after.")
-    samples: PositiveInt = Field(1, description="Completions of each prompt, whose mean is the prompt's value.")
+    samples: PositiveInt = Field(1, le=MAX_BATCH, description="Completions of each prompt, whose mean is the prompt's value.")
     temperature: float = Field(1.0, gt=0, description="Divisor of the logits.")
     top_p: float = Field(0.9, gt=0, le=1, description="Sample from the likeliest tokens of this total probability; 1: from all.")
     top_k: NonNegativeInt = Field(50, description="Sample from this many of the likeliest tokens; 0: from all.")
     max_new_tokens: PositiveInt | None = Field(
         None, description="Maximum number of tokens of a completion; default: trainer.max_completion_length."
     )
-    batch_size: PositiveInt = Field(16, description="Completions that are generated together.")
+    batch_size: PositiveInt = Field(16, le=MAX_BATCH, description="Completions that are generated together.")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

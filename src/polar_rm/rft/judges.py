@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator
 from polar_rm.common.config import Config, PathText
 from polar_rm.common.extras import needs, require
 from polar_rm.common.http import key_from_environment
+from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.common.text import first_line
 from polar_rm.errors import ConfigError, PolarError, ScoreError
 from polar_rm.records import Comparison, InvalidRecord, Text, Wrapper, flatten
@@ -160,7 +161,9 @@ class GoldConfig(_JudgeConfig):
     model: PathText = Field(description="A reward model's folder, hf:FOLDER, a server's address, embedding:FOLDER, or length.")
     precision: str = Field("fp32", description="fp32, bf16 or fp16, for models in this process.")
     device: str = Field("auto", description="auto, cpu or cuda, for models in this process.")
-    row_tokens: int = Field(8192, gt=0, description="Maximum number of tokens of one batch, which determines memory.")
+    row_tokens: int = Field(
+        8192, gt=0, le=MAX_ROW_TOKENS, description="Maximum number of tokens of one batch, which determines memory."
+    )
     api_key_env: str | None = Field(None, description="NAME of the environment variable with the server's key.")
 
     def open(self) -> Judge:
