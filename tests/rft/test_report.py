@@ -109,7 +109,9 @@ def test_worst_regressions_come_first_and_texts_are_escaped(build):
 def test_limits_that_were_left_and_a_stop(build):
     report, page = build(evaluation([1] * COUNT, spread(0)), evaluation([1] * COUNT, spread(0)))
     assert report["events"][0]["reason"].startswith("step 3: length 11 is above its limit 9")
-    assert report["sentences"][-1].startswith("Step 3: length 11 is above its limit 9") and "stopped" not in page
+    assert (
+        report["sentences"][-1].startswith("A limit was left at step 3: length 11 is above its limit 9") and "stopped" not in page
+    )
     stop = {**report["events"][0], "action": "stop"}
     report, page = build(evaluation([1] * COUNT, spread(0)), evaluation([1] * COUNT, spread(0)), events=[stop])
     assert report["sentences"][0].startswith("The run was stopped: step 3: length 11")

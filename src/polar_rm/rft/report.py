@@ -84,8 +84,7 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
         lines.append(baseline["budget"])
     if not report["held_out"]:
         lines.append("Nothing but the reward model judged the policy: set evaluate to know whether it improved.")
-    lines += [f"{event['reason']}." for event in report["events"] if event["action"] == "warn"]
-    return [line[0].upper() + line[1:] for line in lines]
+    return lines + [f"A limit was left at {event['reason']}." for event in report["events"] if event["action"] == "warn"]
 
 
 def _baseline(config: RftConfig, finished: Finished, last: Sequence[Row] | None) -> dict[str, Any]:
