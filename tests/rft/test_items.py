@@ -36,6 +36,17 @@ def test_messages_strings_and_arrays_make_one_item() -> None:
     assert score_item(prompt, completion, "Because.").output == completion
 
 
+def test_a_list_of_texts_is_several_references() -> None:
+    told = [{"role": "assistant", "content": "<think>x</think>Dark red."}]
+    item = score_item("p", "c", np.array(["Blue.", told], dtype=object), strip_thinking=True)
+    assert item.reference == ("Blue.", [{"role": "assistant", "content": "Dark red."}])
+    assert score_item("p", "c", ["Blue."]).reference == "Blue."
+    assert score_item("p", "c", told).reference == told  # messages are one reference
+    for bad, field in ((["a", " "], r"'references\[1\]'"), (["a", 3], r"'references\[1\]'"), (["a", "<think>x"], "'reference'")):
+        with pytest.raises(PolarError, match=f"field {field}: expected"):
+            score_item("p", "c", bad, strip_thinking=True)
+
+
 @pytest.mark.parametrize(
     ("texts", "field"),
     [

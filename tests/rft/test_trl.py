@@ -13,6 +13,7 @@ from support import fakes, tiny
 
 import polar_rm
 from polar_rm.cli import main as cli
+from polar_rm.client import RewardClient
 from polar_rm.common.config import load_config
 from polar_rm.errors import PolarError, ScoreError
 from polar_rm.records import ScoreItem
@@ -63,6 +64,22 @@ def test_a_folder_rewards_in_this_process(tmp_path):
     assert rewards == pytest.approx(alone, abs=1e-4)
     with pytest.raises(PolarError, match="api_key can't be used"):
         PolarReward(tmp_path / "model", api_key="k")
+
+
+@pytest.mark.parametrize("combine", ["mean", "best"])
+def test_several_references_of_a_row_are_combined(url, tmp_path, combine):
+    model = tiny.reward_model(tmp_path / "lm")
+    model.save(tmp_path / "model")
+    columns = {"references": [["the fox", "a lazy dog"], ["over", "the bank"]]}
+    for source, scorer in ((url, RewardClient(url)), (tmp_path / "model", Scorer(model))):
+        reward = PolarReward(source, reference_column="references", combine=combine)
+        items = [
+            ScoreItem("p", tuple(each), output) for each, output in zip(columns["references"], ("a fox", "dog"), strict=True)
+        ]
+        expected = [each.reward for each in scorer.score(items, combine=combine)]
+        assert reward(["p", "p"], ["a fox", "dog"], **columns) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(PolarError, match="percentiles are those of raw rewards"):
+        PolarReward(url, combine="best", transform="percentile")
 
 
 def test_a_rows_wrapper_takes_precedence_over_the_configured_one(url):

@@ -28,7 +28,8 @@ def score_item(
     strip_thinking: bool = False,
     without_reference: bool = False,
 ) -> ScoreItem:
-    """The item of one completion; each text is a string or a list (or array) of messages.
+    """The item of one completion; each text is a string or a list (or array) of messages, and the reference also a list of texts:
+    several references.
 
     strip_thinking: remove thinking from completion and reference. Both, because the thinking in a reference would otherwise have
     no counterpart in the completion. without_reference: an empty reference is allowed.
@@ -39,6 +40,8 @@ def score_item(
     """
     # Prompts and references come from tables, where messages may be JSON text. A completion is never parsed.
     prompt, reference = (from_cell(text) if isinstance(text, str) else _to_list(text) for text in (prompt, reference))
+    if isinstance(reference, list) and reference and not isinstance(reference[0], Mapping):
+        reference = tuple(map(_to_list, reference)) if len(reference) > 1 else _to_list(reference[0])
     try:
         item = check(ScoreItem(prompt, reference, _to_list(completion), wrapper))
     except InvalidRecord as error:

@@ -16,6 +16,7 @@ from polar_rm.client.asynchronous import AsyncRewardClient
 from polar_rm.errors import ScoreError
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.combining import Combine, check_combine
 from polar_rm.rewards.outcomes import Failure, Reward
 from polar_rm.rewards.transforms import (
     ITEM_TRANSFORMS,
@@ -40,10 +41,18 @@ class Merger:
     """
 
     def __init__(
-        self, url: str, *, window: float = WINDOW, max_items: int = MAX_ITEMS, transform: str = "raw", **options: Any
+        self,
+        url: str,
+        *,
+        window: float = WINDOW,
+        max_items: int = MAX_ITEMS,
+        transform: str = "raw",
+        combine: Combine = "mean",
+        **options: Any,
     ) -> None:
         check_name(transform, ITEM_TRANSFORMS)
-        self._transform = transform
+        check_combine(combine, transform)
+        self._transform, self._combine = transform, combine
         self._calibration: Calibration | None = None
         self._client = AsyncRewardClient(url, **options)
         self._window, self._max_items = window, max_items
@@ -102,7 +111,8 @@ class Merger:
                 self._calibration = await self._client.calibration()
                 check_transform(self._transform, self._calibration)
             anchored = needs_anchors(self._transform)
-            outcomes = await self._client.score([item for item, _ in calls], anchored=anchored)
+            items = [item for item, _ in calls]
+            outcomes = await self._client.score(items, anchored=anchored, combine=self._combine)
         except Exception as error:  # the futures raise it in their callers
             for _, future in calls:
                 future.set_exception(error)

@@ -20,6 +20,7 @@ from polar_rm.common.http import is_address
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem, Wrapper, flatten, group_items, references_of
 from polar_rm.rewards.calibration import Calibration
+from polar_rm.rewards.combining import Combine, check_combine
 from polar_rm.rewards.outcomes import Reward, rewards
 from polar_rm.rewards.transforms import Transform, check_name, check_transform, needs_anchors, needs_card
 from polar_rm.rft.items import score_item, transformed
@@ -33,8 +34,9 @@ class PolarReward:
     """Rewards of completions, compared with a reference from a column of the data set.
 
     source: a reward server's URL, which is checked immediately, or a reward model's folder. reference_column: holds strings or
-    lists of messages. wrapper: how the completion follows the prompt, see :class:`ScoreItem`; a row's column ``wrapper`` takes
-    precedence. strip_thinking: remove thinking from completion and reference. transform: a name of
+    lists of messages, or lists of several of them. combine: how the rewards under several references become one, see
+    :data:`polar_rm.rewards.combining.Combine`. wrapper: how the completion follows the prompt, see :class:`ScoreItem`; a row's
+    column ``wrapper`` takes precedence. strip_thinking: remove thinking from completion and reference. transform: a name of
     :mod:`polar_rm.rewards.transforms`. GRPO scales groups itself, and with several ranks each rank sees a part of the batch, so
     use none with it that goes by groups or batches. calibration: in place of the card that the folder, our server or, with other
     servers, ``model`` brings. client: options of :class:`RewardClient`, such as ``api_key``, or ``model`` for servers other than
@@ -56,15 +58,17 @@ class PolarReward:
         wrapper: Wrapper = "sft",
         strip_thinking: bool = False,
         transform: Transform = "raw",
+        combine: Combine = "mean",
         calibration: Calibration | None = None,
         **client: Any,
     ) -> None:
         self.__name__ = "polar"  # TRL names its metrics after it: rewards/polar/mean and so on
         self.source, self.client = str(source), client
         self.reference_column, self.wrapper, self.strip_thinking = reference_column, wrapper, strip_thinking
-        self.transform = transform
+        self.transform, self.combine = transform, combine
         self.calibration = calibration
         check_name(transform)
+        check_combine(combine, transform)
         self._score: _Score | None = self._open(check=True)
         check_transform(transform, self.calibration)  # before the first batch is generated
 
@@ -116,13 +120,13 @@ class PolarReward:
                 except PolarError:
                     client.close()
                     raise
-            return _from_server(client, anchored)
+            return _from_server(client, anchored, self.combine)
         if self.client:
             raise PolarError(f"{self.source} is a folder, not a URL: {', '.join(self.client)} can't be used with it")
         if needs_card(self.transform) and self.calibration is None:
             self.calibration = Calibration.load(self.source)
             check_transform(self.transform, self.calibration)  # before the weights are loaded
-        return _in_process(self.source, anchored)
+        return _in_process(self.source, anchored, self.combine)
 
     def _metrics(self, items: Sequence[ScoreItem], scored: Sequence[Reward], values: Sequence[float]) -> dict[str, float]:
         texts = [flatten(item.output) for item in items]
@@ -160,19 +164,19 @@ class AsyncPolarReward(PolarReward):
         return await asyncio.to_thread(super().__call__, prompts, completions, completion_ids, **columns)
 
 
-def _from_server(client: RewardClient, anchored: bool) -> _Score:
+def _from_server(client: RewardClient, anchored: bool, combine: Combine) -> _Score:
     def score(items: Sequence[ScoreItem]) -> list[Reward]:
-        outcomes = client.score(items, anchored=anchored)
+        outcomes = client.score(items, anchored=anchored, combine=combine)
         rewards(outcomes)  # raises if an item has none
         return [outcome for outcome in outcomes if isinstance(outcome, Reward)]
 
     return score
 
 
-def _in_process(folder: str, anchored: bool) -> _Score:
+def _in_process(folder: str, anchored: bool, combine: Combine) -> _Score:
     from polar_rm.model.devices import pick_device
     from polar_rm.model.reward_model import RewardModel
     from polar_rm.scoring.scorer import Scorer
 
     scorer = Scorer(RewardModel.from_pretrained(folder, device=pick_device("auto")))
-    return lambda items: list(scorer.score(items, anchored=anchored))
+    return lambda items: list(scorer.score(items, anchored=anchored, combine=combine))

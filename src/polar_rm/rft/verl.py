@@ -18,6 +18,7 @@ from typing import Any
 from polar_rm.errors import PolarError
 from polar_rm.protocols import Engine
 from polar_rm.records import Wrapper
+from polar_rm.rewards.combining import Combine
 from polar_rm.rewards.transforms import ItemTransform
 from polar_rm.rft.items import client_options, score_item
 from polar_rm.rft.merging import shared_merger
@@ -38,6 +39,7 @@ async def compute_score(
     wrapper: Wrapper = "sft",
     strip_thinking: bool = False,
     transform: ItemTransform = "raw",
+    combine: Combine = "mean",
     reward_router_address: str | None = None,
     reward_model_tokenizer: Any = None,
 ) -> dict[str, float]:
@@ -47,7 +49,8 @@ async def compute_score(
     verl calls it concurrently for many responses; the calls of a process are merged into few requests. The options after
     ``extra_info`` are set under ``reward_kwargs``. url, model, api_key, engine: options of
     :class:`~polar_rm.client.AsyncRewardClient`; their defaults are POLAR_URL, POLAR_MODEL and POLAR_API_KEY of the worker's
-    environment. prompt_key, reference_key: keys of ``extra_info``; without reference_key the reference is ``ground_truth``.
+    environment. prompt_key, reference_key: keys of ``extra_info``; without reference_key the reference is ``ground_truth``. It
+    may be a list of several references; combine: how the rewards under them become one.
     reward_router_address: set by verl if it serves the reward model itself (``reward_model.enable``). Requests then go to that
     server, and ``model`` must name its folder. reward_model_tokenizer: set by verl too, not used.
 
@@ -65,7 +68,7 @@ async def compute_score(
         url = reward_router_address
     arguments = {"POLAR_URL": url, "POLAR_MODEL": model, "POLAR_API_KEY": api_key}
     options = client_options({**os.environ, **{name: value for name, value in arguments.items() if value}})
-    merger = shared_merger(**options, engine=engine, transform=transform)
+    merger = shared_merger(**options, engine=engine, transform=transform, combine=combine)
     reward = await asyncio.wrap_future(merger.submit(item))
     values = {"score": merger.transformed(reward), "truncated": float(reward.truncated)}
     return values if transform == "raw" else {**values, "raw_reward": reward.reward}
