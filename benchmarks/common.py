@@ -74,10 +74,16 @@ def origin() -> dict[str, Any]:
     """Where a row of results came from: command (without folders of data), date, commit, versions, machine."""
     words = [re.sub(r"(^|(?<=[=:]))/(?!/).*/", "", word) for word in sys.argv[1:]]
     return {
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
+        "command": shlex.join(["python", f"benchmarks/{_script()}", *words]),
         "date": datetime.now(UTC).date().isoformat(),
         **versions(),
     }
+
+
+def _script() -> str:
+    """The path of this program below the folder of the benchmarks."""
+    program, here = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parent
+    return str(program.relative_to(here)) if program.is_relative_to(here) else program.name
 
 
 def report(rows: list[dict[str, Any]], target: Path | None) -> None:

@@ -1,0 +1,96 @@
+"""All steps, in the order of their value."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from proof.claims import PROMPTS, fit_law, run_rft
+from proof.corpora import SAMPLES, make_corpora, make_init, make_pairs, preference_file, trajectory_file
+from proof.discrimination import discriminate
+from proof.preferences import CLASSIFIER, calibrated, overoptimised, prefer, several_references, train_classifier
+from proof.settings import Size
+from proof.steps import Step
+from proof.training import KINDS, REFERENCES, finetune, pretrain
+
+HOURS = ("law", "rft")
+"""Stages that need a GPU or hours: they run only if they are named."""
+_MODEL = "model/config.json"
+
+
+def steps_of(size: Size, seeds: tuple[int, ...]) -> list[Step]:
+    """The steps of a size, each with the settings that decide its numbers."""
+    model, corpus = size.model.model_dump(), size.corpus.model_dump(exclude={"workers", "pairs"})
+    sets = tuple(trajectory_file(name) for name in size.corpus.sets)
+    pairs = tuple(preference_file(name) for name in size.corpus.preferences)
+    steps = [
+        Step("init", "init", "the first layers of the language model", make_init, model, outputs=("lm/config.json",)),
+        Step(
+            "corpus", "corpus", "corpora of policies and of continuations of the same texts", make_corpora, corpus, data=sets,
+            outputs=("corpus/polar/manifest.json", "corpus/rbs/manifest.json"),
+        ),
+        *_pretraining(size, seeds),
+    ]  # fmt: skip
+    models = tuple(f"pretrain-{kind}-{seed}" for kind in ("polar", "rbs") for seed in seeds)
+    tests = {"comparisons": size.test_comparisons, "encoder": size.encoder, "seeds": list(seeds)}
+    fine = tuple(f"finetune-{kind}-{seed}" for kind in KINDS for seed in seeds)
+    several = {"arguments": size.references, "seed": seeds[0]}
+    shared = {"encoder": size.encoder, "seeds": list(seeds)}
+    return [
+        *steps,
+        Step("discrimination", "discrimination", "accuracy on unseen prompts and policies, by set and view", discriminate, tests,
+             ("init", "corpus", *models)),
+        Step("pairs", "pairs", "preference pairs, split by prompt", make_pairs, corpus | {"pairs": size.corpus.pairs},
+             data=(*pairs, SAMPLES), outputs=("pairs/train.jsonl", "pairs/calibrate.jsonl", "pairs/test.jsonl")),
+        *_finetuning(size, seeds),
+        Step(CLASSIFIER, "classifier", "a stock classifier on the same pairs (needs TRL)", train_classifier,
+             {"arguments": size.classifier}, ("init", "pairs"), outputs=(f"{CLASSIFIER}/config.json",)),
+        Step("preferences", "preferences", "accuracy on held-out preferences, paired differences", prefer, shared,
+             ("pairs", *fine), (CLASSIFIER,)),
+        Step("references", "references", "what several references gain", several_references, several,
+             (f"pretrain-polar-{seeds[0]}", f"finetune-polar-{seeds[0]}"), data=(sets[0], SAMPLES)),
+        Step("calibration", "calibration", "are probabilities right on held-out pairs", calibrated, {"seeds": list(seeds)},
+             ("pairs", *fine)),
+        Step("overoptimisation", "overoptimisation", "best of n against gold values", overoptimised, shared, ("pairs", *fine),
+             data=(*pairs, SAMPLES)),
+        Step("law", "law", "scaling law on unseen policies; a GPU or hours", fit_law,
+             {"law": size.law.model_dump(), "training": size.law_training}, ("init", "corpus")),
+        Step("rft", "rft", "a policy by the reward, against SFT on its references; a GPU or hours", run_rft,
+             {"overrides": size.rft, "seed": seeds[0]}, (f"finetune-polar-{seeds[0]}",), data=(PROMPTS,)),
+    ]  # fmt: skip
+
+
+def _pretraining(size: Size, seeds: tuple[int, ...]) -> list[Step]:
+    """A step for each kind and seed. Continuations need the tokens of the model of policies, whose corpus they share."""
+    settings: dict[str, Any] = {"training": size.pretrain, "identical_steps": size.identical_steps}
+    return [
+        Step(
+            f"pretrain-{kind}-{seed}",
+            "pretrain",
+            "pre-training on policies" if kind == "polar" else "on continuations, with the tokens of policies",
+            partial(pretrain, kind=kind, seed=seed),
+            settings | {"kind": kind, "seed": seed},
+            ("init", "corpus", *(["pretrain-polar-" + str(seed)] if kind == "rbs" else [])),
+            outputs=(f"pretrain/{kind}-{seed}/{_MODEL}",),
+        )
+        for seed in seeds
+        for kind in KINDS
+        if kind != "none"
+    ]
+
+
+def _finetuning(size: Size, seeds: tuple[int, ...]) -> list[Step]:
+    """A step for each start and seed, with references and without."""
+    return [
+        Step(
+            f"finetune-{kind}-{seed}",
+            "finetune",
+            "fine-tuning of the language model" if kind == "none" else f"fine-tuning of {kind}, the same",
+            partial(finetune, kind=kind, seed=seed),
+            {"training": size.finetune, "kind": kind, "seed": seed},
+            ("init", "pairs", *([] if kind == "none" else [f"pretrain-{kind}-{seed}"])),
+            outputs=tuple(f"finetune/{kind}-{references}-{seed}/{_MODEL}" for references in REFERENCES),
+        )
+        for seed in seeds
+        for kind in KINDS
+    ]
