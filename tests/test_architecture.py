@@ -28,7 +28,7 @@ FLOORS = [
     ["scoring", "protocols", "sampling", "training", "conversion"],
     ["client"],
     ["evaluation"],
-    ["serving", "rft", "corpus", "calibration", "audit", "references", "scaling"],
+    ["serving", "rft", "corpus", "calibration", "audit", "references", "scaling", "selection"],
     ["parity", "quickstart"],
     ["cli"],
 ]
@@ -44,6 +44,7 @@ MAX_FUNCTION_LINES = 60
 
 # What is used inside trainers and other people's environments, or has to start fast.
 LIGHT = ["records", "encoding", "rewards", "protocols", "client", "corpus", "reporting", "sampling", "rft", "references"]
+LIGHT += ["selection"]
 LIGHT_EXCEPT = ("sampling.backends.generation", "rft.run", "rft.callbacks", "rft.policy", "rft.baseline", "rft.report")
 
 

@@ -21,6 +21,7 @@ REQUIRED = {
     "serve": ["model=m"],
     "audit": [],
     "references": ["output=o", "inputs=[a]", "reference={kind: sibling}"],
+    "select": ["output=o", "inputs=[a]"],
     "scaling": [
         "output=o",
         "corpus=c",

@@ -10,9 +10,8 @@ import torch
 from support import runs, sampling_runs
 
 from polar_rm.cli import main as cli
-from polar_rm.common import memory
+from polar_rm.common import engines, memory
 from polar_rm.common.config import Config, load_config
-from polar_rm.corpus import engines
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.plan import make_plan as make_corpus_plan
 from polar_rm.errors import ConfigError, PolarError

@@ -59,6 +59,7 @@ CONFIGS = {
     "sample": "polar_rm.sampling.config:SamplingConfig",
     "corpus": "polar_rm.corpus.config:CorpusConfig",
     "references": "polar_rm.references.config:ReferencesConfig",
+    "select": "polar_rm.selection.config:SelectConfig",
     "pretrain": "polar_rm.training.config:TrainConfig",
     "finetune": "polar_rm.training.config:TrainConfig",
     "scaling": "polar_rm.scaling.config:ScalingConfig",

@@ -18,6 +18,7 @@ from polar_rm.cli import (  # noqa: F401  (these modules register their verbs)
     exchange,
     scaling,
     score,
+    select,
     serve,
     train,
 )

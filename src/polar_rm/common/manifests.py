@@ -25,6 +25,7 @@ NAME = "manifest.json"
 # exists before the first manifest does.
 _KINDS = {
     "polar-rm/references/": ("references", (), "work/references"),
+    "polar-rm/selection/": ("select", (), "work/select"),
     "polar-rm/trajectories/": ("sample", ("trajectories",), "store.sqlite"),
     "polar-rm/corpus/": ("corpus", ("train", "unseen_prompts", "unseen_policies", "unseen_texts"), "work"),
 }

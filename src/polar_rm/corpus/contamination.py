@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,7 @@ from numpy.typing import NDArray
 
 from polar_rm.corpus.results import Match
 from polar_rm.records import Text, find_files, flatten, prompt_key, read_prompt_texts, words
-
-Hashes = NDArray[np.uint64]
-
-_BASE = 0x9E3779B97F4A7C15  # odd: multiplication by it loses no bits modulo 2^64
+from polar_rm.records.ngrams import Hashes, ngram_hashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +34,7 @@ class EvaluationIndex:
         if origin := self.short.get(_whole(text)):
             return {"words": text, "file": self.files[origin[0]], "row": origin[1]}
         prompt_words = words(text)
-        grams = _hashes(prompt_words, self.n)
+        grams = ngram_hashes(prompt_words, self.n)
         if not len(self.hashes) or not len(grams):
             return None
         positions = np.minimum(np.searchsorted(self.hashes, grams), len(self.hashes) - 1)
@@ -76,7 +71,7 @@ def index_texts(texts: Iterable[tuple[int, int, str]], files: Sequence[Path], n:
     hashes, origins = [np.empty(0, np.uint64)], [np.empty((0, 2), np.int64)]
     short: dict[str, tuple[int, int]] = {}
     for number, row, text in texts:
-        grams = _hashes(words(text), n)
+        grams = ngram_hashes(words(text), n)
         hashes.append(grams)
         origins.append(np.tile(np.array([[number, row]]), (len(grams), 1)))
         if not len(grams):
@@ -88,20 +83,3 @@ def index_texts(texts: Iterable[tuple[int, int, str]], files: Sequence[Path], n:
 def _whole(text: str) -> str:
     """The key of a short prompt: its words, or its normalised text if it has no words."""
     return " ".join(words(text)) or prompt_key(text)
-
-
-def _hashes(prompt_words: Sequence[str], n: int) -> Hashes:
-    """Polynomial hashes of all n-grams: [max(0, len - n + 1)]."""
-    count = len(prompt_words) - n + 1
-    if count < 1:
-        return np.empty(0, np.uint64)
-    each = np.array([_word_hash(word) for word in prompt_words], np.uint64)
-    total = np.zeros(count, np.uint64)
-    for index in range(n):
-        total = total * np.uint64(_BASE) + each[index : index + count]
-    return total
-
-
-@lru_cache(1 << 16)
-def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from polar_rm.common.engines import check_workers
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.text import first_line
 from polar_rm.corpus.config import Continuations, CorpusConfig
-from polar_rm.corpus.engines import check_workers
 from polar_rm.corpus.job import Part
 from polar_rm.corpus.partition import parquet_columns
 from polar_rm.corpus.texts import text_columns

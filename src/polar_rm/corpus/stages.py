@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from polar_rm.common.engines import run_tasks
 from polar_rm.common.files import write_file
 from polar_rm.common.progress import Progress
-from polar_rm.corpus.engines import run_tasks
 from polar_rm.corpus.job import Job, Part
 from polar_rm.corpus.results import BucketResult, PartResult, Refusal, TextsResult, ThinnedResult, load_result
 from polar_rm.errors import MachineFailure

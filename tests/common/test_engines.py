@@ -9,8 +9,8 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 from support import trajectories
 
-from polar_rm.corpus import engines
-from polar_rm.corpus.engines import Result, run_tasks
+from polar_rm.common import engines
+from polar_rm.common.engines import Result, run_tasks
 from polar_rm.errors import BadRow, MachineFailure, PolarError
 
 
@@ -92,7 +92,7 @@ def test_no_worker_outlives_its_parent(tmp_path, number):
     code = f"""
 from pathlib import Path
 from support import trajectories
-from polar_rm.corpus.engines import run_tasks
+from polar_rm.common.engines import run_tasks
 if __name__ == "__main__":
     list(run_tasks(trajectories.sleep, Path({str(tmp_path)!r}), range(50), workers=2))
 """
