@@ -261,6 +261,12 @@ def test_a_model_scores_the_inputs_first_and_no_row_twice(tmp_path, monkeypatch)
         select(settings)
     assert read(select(settings).path) == expected
     assert calls == ["0.jsonl", "1.jsonl", "1.jsonl"]
+    kept = [tmp_path / f"out/_scores/scores-0000{number}.jsonl" for number in range(2)]
+    assert [path.read_bytes() for path in kept] == [(tmp_path / f"scores-{number}.jsonl").read_bytes() for number in range(2)]
+    assert find_files(tmp_path / "out") == [tmp_path / "out/selected.jsonl"]
+    kept[1].write_text("damaged")
+    with pytest.raises(Damaged, match="scores-00001.jsonl: the file has 7 bytes"):
+        select(settings)
 
 
 def test_raw_rewards_across_prompts_are_warned_about(tmp_path):
@@ -389,6 +395,24 @@ def test_processes_read_files_as_one_process_does(tmp_path):
         write(tmp_path / f"{number}.jsonl", rows[number::2])
     common = {"inputs": [str(tmp_path / "0.jsonl"), str(tmp_path / "1.jsonl")], "best_of_n": 1}
     assert run(tmp_path, **common, workers=2) == run(tmp_path, **common, workers=1, output=tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_ray_reads_files_as_one_process_does(tmp_path):
+    ray = pytest.importorskip("ray")
+    rows = many()
+    for number in range(3):
+        write(tmp_path / f"{number}.jsonl", rows[number::3])
+    common = {"inputs": [str(tmp_path / f"{number}.jsonl") for number in range(3)], "best_of_n": 1, "near_duplicates": {}}
+    expected = run(tmp_path, **common, workers=1)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        assert run(tmp_path, **common, engine="ray", workers=2, output=tmp_path / "ray") == expected
+        write(tmp_path / "1.jsonl", [row("p", "a", None)])
+        with pytest.raises(PolarError, match=r"1.jsonl: row 1: field 'score'"):
+            run(tmp_path, **common, engine="ray", workers=2, output=tmp_path / "bad")
+    finally:
+        ray.shutdown()
 
 
 def test_near_duplicates_are_dropped_and_shown(tmp_path):

@@ -137,13 +137,14 @@ def select(config: SelectConfig, progress: Progress = silent) -> SelectReport:
         files = [path, config.output / "report.json", config.output / "report.html"]
         refused = config.output / "refused.jsonl"
         files += [refused] if refused.exists() else []
+        files += sorted((config.output / "_scores").glob("scores-*.jsonl")) if config.model else []
         manifest = {
             "schema": SCHEMA,
             **identity,
             "files_read": {str(file): digest for file, digest in inputs.hashes.items()},
             **versions(),
             "counts": report["counts"],
-            "files": [{"file": file.name, **describe_file(file)} for file in files],
+            "files": [{"file": str(file.relative_to(config.output)), **describe_file(file)} for file in files],
         }
         write_json(config.output / NAME, manifest)
         shutil.rmtree(work)
@@ -154,7 +155,7 @@ def _run(config: SelectConfig, inputs: Inputs, path: Path, progress: Progress) -
     work = config.output / "work"
     scores = inputs.scores
     if config.model:
-        scores = tuple(score_inputs(config, inputs.files, [inputs.hashes[file] for file in inputs.files], work, progress))
+        scores = tuple(score_inputs(config, inputs.files, [inputs.hashes[file] for file in inputs.files], progress))
     job = inputs.job(config, work, scores)
     table, facts = read_parts(job, progress)
     selection = select_rows(table, config)
@@ -219,7 +220,8 @@ def plan(config: SelectConfig, progress: Progress = silent) -> Plan:
         lines = [("files", f"{len(rows):,}"), ("rows to score", f"{known:,}{more}")]
         return Plan(len(rows), known, [], lines, ["the counts of the rules need the scores of the model"])
     with tempfile.TemporaryDirectory(prefix="polar-select-") as folder:
-        job = inputs.job(config, Path(folder), inputs.scores)
+        # Other machines of a cluster don't see the temporary folder.
+        job = inputs.job(config.model_copy(update={"engine": "local"}), Path(folder), inputs.scores)
         table, facts = read_parts(job, progress)
     selection = select_rows(table, config)
     rules = counts_of(table, selection)

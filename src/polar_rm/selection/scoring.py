@@ -1,4 +1,4 @@
-"""Scores of inputs that hold none, by a reward model: files of ``polar score`` in the work folder, which can be continued."""
+"""Scores of inputs that hold none, by a reward model: files as ``polar score`` writes them, which can be continued."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ def check_model_scale(config: SelectConfig) -> Scale:
     return scale
 
 
-def score_inputs(config: SelectConfig, inputs: tuple[Path, ...], hashes: list[str], work: Path, progress: Progress) -> list[Path]:
+def score_inputs(config: SelectConfig, inputs: tuple[Path, ...], hashes: list[str], progress: Progress) -> list[Path]:
     """Score all input files; returns a file of scores for each. Finished files are kept, an unfinished one is continued.
 
-    hashes: SHA-256 of each input. work: the folder for the scores.
+    The files are in ``OUTPUT/_scores``, from where another run can take them; readers of folders pass this name over. hashes:
+    SHA-256 of each input.
 
     Raises:
         PolarError: as in :func:`polar_rm.scoring.files.score_file`.
@@ -40,6 +41,8 @@ def score_inputs(config: SelectConfig, inputs: tuple[Path, ...], hashes: list[st
     scale = check_model_scale(config)
     model: RewardModel | None = None
     targets = []
+    work = config.output / "_scores"
+    work.mkdir(exist_ok=True)
     folder_hash = sha256(str(config.model))
     for number, (source, digest) in enumerate(zip(inputs, hashes, strict=True)):
         target = work / f"scores-{number:05d}.jsonl"
