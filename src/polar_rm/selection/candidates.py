@@ -35,14 +35,14 @@ _ROW_MISSING = "a score, but the file of scores has no row {} (polar score may h
 class Row:
     """The candidates of one row of an input.
 
-    prompt_id: None if the row has none, or if rows are joined by text. reference: None if it has none. outputs: the candidates.
+    prompt_id: None if the row has none, or if rows are joined by text. reference: one, several, or None. outputs: the candidates.
     scores, probabilities: one for each candidate; probabilities are empty if they are not used. score_name: the column of the
     scores, in the singular. group: the name of the row's group, or empty. columns: the row's other columns as they were read.
     """
 
     prompt: Text
     prompt_id: str | None
-    reference: Text | None
+    reference: Text | tuple[Text, ...] | None
     outputs: tuple[Text, ...]
     scores: tuple[float, ...]
     probabilities: tuple[float, ...]

@@ -53,7 +53,8 @@ class PartBuilder:
         column = self._columns
         prompt_text, prompt_key = flatten(row.prompt), row.prompt_key
         prompt_hash = hash64(prompt_text)
-        reference = 0 if row.reference is None else hash64(flatten(row.reference))
+        given = row.reference if isinstance(row.reference, tuple) else (row.reference,)
+        reference = 0 if row.reference is None else hash64([flatten(each or "") for each in given])
         rest = dump_json(dict(sorted(row.columns.items())))
         group = self._groups.setdefault(row.group, len(self._groups))
         for place, (output, score) in enumerate(zip(row.outputs, row.scores, strict=True)):
