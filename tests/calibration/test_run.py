@@ -208,7 +208,10 @@ def test_files_are_scored_with_transforms(calibrated, pairs, tmp_path):
         with pytest.raises(PolarError, match=reason):
             next(score_file(model, tmp_path / "items.jsonl", tmp_path / "x.jsonl", identity={}, transform=name, scale=bare))
     write_records(tmp_path / "empty.jsonl", [*items[:2], ScoreItem("q", "", "a")])
-    with pytest.raises(PolarError, match="empty.jsonl: row 3: field 'reference': expected a text, which the transform anchored"):
+    with pytest.raises(
+        PolarError,
+        match="empty.jsonl: row 3: field 'reference': expected a text, because the transform anchored needs its own score",
+    ):
         list(score_file(model, tmp_path / "empty.jsonl", tmp_path / "y.jsonl", identity={}, transform="anchored"))
 
 
