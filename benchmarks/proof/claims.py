@@ -38,6 +38,7 @@ def fit_law(run: Run) -> list[Row]:
         "output": str(folder),
         "sizes": law.sizes,
         "budgets": {"per_parameter": law.per_parameter},
+        "fit": law.fit,
         "eval_limit": run.size.test_comparisons,
         "training": run.size.law_training | {"model": model, "data": {"identical_steps": run.size.identical_steps}},
     }
@@ -49,8 +50,8 @@ def fit_law(run: Run) -> list[Row]:
     return [
         {"split": split, "law": name, "measure": parameter, **estimate, "ci95": estimate["ci95_prompts"]}
         for split, facts in report["splits"].items()
-        for name, law in facts["laws"].items()
-        for parameter, estimate in law["parameters"].items()
+        for name, fitted in facts["laws"].items()
+        for parameter, estimate in fitted["parameters"].items()
     ]
 
 

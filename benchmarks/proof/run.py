@@ -92,7 +92,7 @@ def main(words: Sequence[str] | None = None) -> int:
         size = load_config(Size, [file])
         results = arguments.results or _RESULTS / file.stem
         seeds = tuple(dict.fromkeys(arguments.seeds))
-        run = Run(size, arguments.data, arguments.output.absolute(), results.absolute(), seeds, console)
+        run = Run(size, arguments.data.absolute(), arguments.output.absolute(), results.absolute(), seeds, console)
         steps = steps_of(run.size, run.seeds)
         picked = chosen(steps, arguments.steps)
     except PolarError as error:

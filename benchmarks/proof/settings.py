@@ -37,6 +37,7 @@ class Law(Config):
 
     sizes: list[str]
     per_parameter: list[PositiveFloat]
+    fit: dict[str, Any] = Field({}, description="`fit` of polar scaling.")
 
 
 class Size(Config):

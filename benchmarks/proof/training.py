@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +66,9 @@ def pretrain(run: Run, kind: Kind, seed: int) -> list[Row]:
         epochs = 1 + steps * epoch.batch_size // epoch.comparisons
         config = config_of(folder, recipe, run.size.pretrain, common, {"data": data, "epochs": epochs, "max_steps": steps})
     train(config, console=run.console)
-    return training_rows(folder, {"model": kind, "seed": seed})
+    rows = training_rows(folder, {"model": kind, "seed": seed})
+    remove_checkpoints(folder)
+    return rows
 
 
 def finetune(run: Run, kind: Kind, seed: int) -> list[Row]:
@@ -81,7 +84,15 @@ def finetune(run: Run, kind: Kind, seed: int) -> list[Row]:
             console=run.console,
         )
         rows += training_rows(folder, {"model": kind, "references": references, "seed": seed})
+    # Not earlier: a step that is interrupted in its second run would train the first one again.
+    for references in REFERENCES:
+        remove_checkpoints(finetuned(run, kind, references, seed))
     return rows
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what a finished run would continue from: all steps together would need a hundred gigabytes at full size."""
+    shutil.rmtree(folder / "checkpoints")
 
 
 def training_rows(folder: Path, about: dict[str, Any]) -> list[Row]:
