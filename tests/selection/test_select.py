@@ -366,6 +366,26 @@ def test_an_unfinished_folder_takes_corrected_inputs_and_reads_damaged_parts_aga
     assert len(run(tmp_path, [*good, row("p", "c", 3)])) == 3
 
 
+def test_an_unfinished_folder_reads_a_changed_input_again(tmp_path):
+    """The part of the first file is whole, but of another file."""
+    first, second = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
+    inputs = [str(write(first, [row("p", "a", 1)])), str(write(second, [row("q", "b", None)]))]
+    with pytest.raises(PolarError, match="row 1"):
+        run(tmp_path, inputs=inputs)
+    assert (tmp_path / "out/work/part-00000.npz").exists()
+    write(first, [row("p", "changed", 1)])
+    write(second, [row("q", "b", 2)])
+    assert sorted(each["messages"][-1]["content"] for each in run(tmp_path, inputs=inputs)) == ["b", "changed"]
+
+
+def test_prompts_in_which_the_tie_rule_decided_are_counted(tmp_path):
+    rows = [row("p", text, score) for text, score in (("a", 2), ("b", 2), ("c", 1))]
+    rows += [row("q", text, score) for text, score in (("d", 3), ("e", 1))] + [row("r", "f", 1)]
+    write(tmp_path / "in.jsonl", rows)
+    [rule] = [each for each in select(config(tmp_path, best_of_n=1)).report["rules"] if each["rule"] == "best_of_n"]
+    assert (rule["dropped"], rule["ties"]) == (3, 1)
+
+
 def test_an_input_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     rows = [row("p", "a", 1), row("p", "b", 2)]
     write(tmp_path / "in.jsonl", rows)
