@@ -371,11 +371,14 @@ def test_an_unfinished_folder_reads_a_changed_input_again(tmp_path):
     first, second = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
     inputs = [str(write(first, [row("p", "a", 1)])), str(write(second, [row("q", "b", None)]))]
     with pytest.raises(PolarError, match="row 1"):
-        run(tmp_path, inputs=inputs)
+        run(tmp_path, inputs=inputs, workers=1)
     assert (tmp_path / "out/work/part-00000.npz").exists()
     write(first, [row("p", "changed", 1)])
     write(second, [row("q", "b", 2)])
-    assert sorted(each["messages"][-1]["content"] for each in run(tmp_path, inputs=inputs)) == ["b", "changed"]
+    assert sorted(each["messages"][-1]["content"] for each in run(tmp_path, inputs=inputs, workers=1)) == [
+        "b",
+        "changed",
+    ]
 
 
 def test_prompts_in_which_the_tie_rule_decided_are_counted(tmp_path):
