@@ -7,6 +7,7 @@ from support import sampling_runs, tiny
 from support.owners import owned_elsewhere
 from support.stub import error, good, served
 
+from polar_rm.common import manifests
 from polar_rm.common.config import load_config
 from polar_rm.common.manifests import check_manifest
 from polar_rm.errors import BadRow, Damaged, PolarError
@@ -192,6 +193,19 @@ def test_a_finished_folder_is_checked_and_belongs_to_its_settings_and_inputs(tmp
     (tmp_path / "mine/notes.txt").touch()
     with pytest.raises(PolarError, match="it is not empty and holds no references"):
         make_references(config(tmp_path, reference=COLUMN, output=tmp_path / "mine"))
+
+
+def test_a_run_that_is_killed_at_its_beginning_or_end_continues(tmp_path, monkeypatch):
+    """Before the settings were written the folder was refused as one of somebody else."""
+    settings = config(tmp_path, pair("p", "a", "b", gold="g"), reference=COLUMN)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(manifests, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        make_references(settings)
+    first = make_references(settings)
+    (settings.output / "work").mkdir()  # a kill between the manifest and the removal
+    (settings.output / "work/references").touch()
+    assert make_references(settings).path == first.path
+    assert not (settings.output / "work").exists()
 
 
 def test_a_second_process_is_refused_and_unfinished_folders_are_not_read(tmp_path):

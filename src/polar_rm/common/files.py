@@ -252,7 +252,7 @@ def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> No
     path = folder / "settings.json"
     if not path.exists():
         if folder.exists() and any(folder.iterdir()):
-            raise PolarError(f"{folder}: it is not empty and holds no {holds}; use another output folder")
+            raise PolarError(f"{folder}: it is not empty and holds no {holds.removeprefix('a ')}; use another output folder")
         write_json(path, identity)
         return
     if changed := differences(read_json(path), json.loads(json.dumps(identity, default=str))):

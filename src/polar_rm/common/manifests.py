@@ -6,7 +6,8 @@ continues with the remains of a kill, a full disk or a careless ``rm``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from glob import glob
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from polar_rm.common.checksums import describe_file
-from polar_rm.common.files import read_json, sha256
+from polar_rm.common.files import differences, read_json, sha256, write_json
 from polar_rm.common.text import first_line
 from polar_rm.errors import Damaged, PolarError
 
@@ -42,6 +43,44 @@ class DataFile(TypedDict):
 def describe_data_file(path: Path, rows: int) -> DataFile:
     """The entry for a file that has just been written."""
     return {"rows": rows, **describe_file(path)}
+
+
+def check_output(
+    folder: Path, schema: str, holds: str, identity: dict[str, Any], compared: Callable[[dict[str, Any]], dict[str, Any]]
+) -> bool:
+    """Check that a run may write into a folder; returns whether it holds a finished run with the same settings and inputs.
+
+    Otherwise the folder is new, or holds an unfinished run. schema: prefix of the manifests of this kind. holds: what a folder of
+    this kind holds, for messages. identity: the settings and inputs of this run, which a manifest holds, too. compared: the part
+    of either that decides the result. What a kill left of the temporary files of a finished run is removed.
+
+    Raises:
+        PolarError: the folder holds something else, or a run of other settings.
+    """
+    _, _, marker = _KINDS[schema]
+    if (folder / NAME).exists():
+        saved = read_json(folder / NAME)
+        if not str(saved.get("schema", "")).startswith(schema):
+            raise PolarError(f"{folder}: it holds no {holds.removeprefix('a ')}; use another output folder")
+        if changed := differences(compared(saved), compared(identity)):
+            raise PolarError(f"{folder}: it holds {holds} of other settings ({changed}); use another output folder")
+        shutil.rmtree((folder / marker).parent, ignore_errors=True)
+        return True
+    if folder.exists() and any(folder.iterdir()) and not (folder / marker).exists():
+        raise PolarError(f"{folder}: it is not empty and holds no {holds.removeprefix('a ')}; use another output folder")
+    return False
+
+
+def begin_work(folder: Path, schema: str, identity: dict[str, Any]) -> Path:
+    """Mark a folder as that of an unfinished run of a kind; returns its folder for temporary files.
+
+    The mark comes first, because :func:`check_output` refuses a folder that has files and no mark.
+    """
+    _, _, marker = _KINDS[schema]
+    (folder / marker).parent.mkdir(parents=True, exist_ok=True)
+    (folder / marker).touch()
+    write_json(folder / "settings.json", identity)  # a folder with settings.json and work is not read as data
+    return (folder / marker).parent
 
 
 def check_manifest(path: str | Path, *, full: bool = False) -> None:

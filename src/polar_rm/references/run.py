@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from polar_rm.common.checksums import describe_file
-from polar_rm.common.files import differences, read_json, sha256, write_json
+from polar_rm.common.files import read_json, sha256, write_json
 from polar_rm.common.locks import owned
-from polar_rm.common.manifests import NAME, check_manifest
+from polar_rm.common.manifests import NAME, begin_work, check_manifest, check_output
 from polar_rm.common.progress import Progress, silent
 from polar_rm.common.provenance import versions
-from polar_rm.errors import PolarError
 from polar_rm.records import OnBadRow, write_records
 from polar_rm.references.config import FromPolicy, ReferencesConfig
 from polar_rm.references.make import Counts, finder, referenced, sampling_config, write_prompts
 from polar_rm.references.rows import Rows
 from polar_rm.sampling.estimate import Estimate, describe, estimate
 
-SCHEMA = "polar-rm/references/1"
+_KIND = "polar-rm/references/"
+SCHEMA = f"{_KIND}1"
 
 _NOT_IN_IDENTITY = {"output", "inputs"}
 
@@ -59,14 +59,10 @@ def make_references(config: ReferencesConfig, progress: Progress = silent) -> Re
     with owned(config.output, "references"):
         rows = Rows(config, OnBadRow(config.on_bad_row, config.output / "refused.jsonl"))
         identity = {"settings": config.model_dump(mode="json", exclude=_NOT_IN_IDENTITY), "inputs": _hashes(rows)}
-        _check_folder(config.output, identity)
-        if (config.output / NAME).exists():
+        if check_output(config.output, _KIND, "references", identity, _compared):
             check_manifest(config.output)
             return _report(config, read_json(config.output / NAME))
-        work, path = config.output / "work", config.output / f"references.{config.format}"
-        write_json(config.output / "settings.json", identity)  # a folder with settings.json and work is not read as data
-        work.mkdir(exist_ok=True)
-        (work / "references").touch()
+        work, path = begin_work(config.output, _KIND, identity), config.output / f"references.{config.format}"
         counts = Counts()
         with finder(rows, config, work, counts, progress) as find:
             write_records(path, _with_progress(referenced(rows, config, find, counts), progress))
@@ -94,23 +90,9 @@ def _hashes(rows: Rows) -> dict[str, str]:
     return {str(file): sha256(file) for file in rows.files}
 
 
-def _check_folder(folder: Path, identity: dict[str, Any]) -> None:
-    """Check the output folder: it may be new, hold finished references of these settings and inputs, or an unfinished run.
-
-    Raises:
-        PolarError: the folder holds anything else.
-    """
-    manifest = folder / NAME
-    if manifest.exists():
-        saved = read_json(manifest)
-        if not str(saved.get("schema", "")).startswith("polar-rm/references/"):
-            raise PolarError(f"{folder}: it holds no references; use another output folder")
-        current = {"settings": identity["settings"], "inputs": sorted(identity["inputs"].values())}
-        former = {"settings": saved.get("settings"), "inputs": sorted(dict(saved.get("inputs", {})).values())}
-        if changed := differences(former, current):
-            raise PolarError(f"{folder}: it holds references of other settings ({changed}); use another output folder")
-    elif folder.exists() and any(folder.iterdir()) and not (folder / "work" / "references").exists():
-        raise PolarError(f"{folder}: it is not empty and holds no references; use another output folder")
+def _compared(identity: dict[str, Any]) -> dict[str, Any]:
+    """What decides the references: settings and contents, without the names of files."""
+    return {"settings": identity.get("settings"), "inputs": sorted(dict(identity.get("inputs", {})).values())}
 
 
 def _report(config: ReferencesConfig, manifest: dict[str, Any]) -> ReferencesReport:

@@ -14,10 +14,10 @@ import numpy as np
 from polar_rm.common.checksums import describe_file
 from polar_rm.common.engines import check_workers
 from polar_rm.common.extras import require
-from polar_rm.common.files import differences, read_json, sha256, write_json
+from polar_rm.common.files import read_json, sha256, write_json
 from polar_rm.common.json import dump_json
 from polar_rm.common.locks import owned
-from polar_rm.common.manifests import NAME, check_content, check_manifest
+from polar_rm.common.manifests import NAME, begin_work, check_content, check_manifest, check_output
 from polar_rm.common.paths import check_data, check_model
 from polar_rm.common.progress import Progress, silent
 from polar_rm.common.provenance import versions
@@ -30,7 +30,8 @@ from polar_rm.selection.rules import select_rows
 from polar_rm.selection.scoring import check_model_scale, score_inputs
 from polar_rm.selection.writing import write_rows
 
-SCHEMA = "polar-rm/selection/1"
+_KIND = "polar-rm/selection/"
+SCHEMA = f"{_KIND}1"
 
 # What does not change the result.
 _NOT_IN_IDENTITY = {"output", "inputs", "scores", "model", "engine", "workers", "device", "row_tokens"}
@@ -123,16 +124,11 @@ def select(config: SelectConfig, progress: Progress = silent) -> SelectReport:
     inputs = Inputs.find(config)
     with owned(config.output, "select"):
         identity = inputs.identity(config)
-        _check_folder(config.output, identity)
         path = config.output / "selected.jsonl"
-        if (config.output / NAME).exists():
+        if check_output(config.output, _KIND, "a selection", identity, lambda run: {name: run.get(name) for name in identity}):
             check_manifest(config.output, full=True)
-            shutil.rmtree(config.output / "work", ignore_errors=True)  # left by a kill after the manifest was written
             return SelectReport(path, read_json(config.output / "report.json"), True)
-        work = config.output / "work"
-        work.mkdir(parents=True, exist_ok=True)
-        (work / "select").touch()  # first, because without it a folder with files is refused
-        write_json(config.output / "settings.json", identity)  # a folder with settings.json and work is not read as data
+        work = begin_work(config.output, _KIND, identity)
         report = _run(config, inputs, path, progress)
         files = [path, config.output / "report.json", config.output / "report.html"]
         refused = config.output / "refused.jsonl"
@@ -173,23 +169,6 @@ def _run(config: SelectConfig, inputs: Inputs, path: Path, progress: Progress) -
     write_json(config.output / "report.json", report)
     write_html(config.output / "report.html", report, table, selection)
     return report
-
-
-def _check_folder(folder: Path, identity: dict[str, Any]) -> None:
-    """Check the output folder: it may be new, hold a finished selection of these settings and inputs, or an unfinished one.
-
-    Raises:
-        PolarError: the folder holds anything else.
-    """
-    manifest = folder / NAME
-    if manifest.exists():
-        saved = read_json(manifest)
-        if not str(saved.get("schema", "")).startswith("polar-rm/selection/"):
-            raise PolarError(f"{folder}: it holds no selection; use another output folder")
-        if changed := differences({key: saved.get(key) for key in identity}, identity):
-            raise PolarError(f"{folder}: it holds a selection of other settings ({changed}); use another output folder")
-    elif folder.exists() and any(folder.iterdir()) and not (folder / "work" / "select").exists():
-        raise PolarError(f"{folder}: it is not empty and holds no selection; use another output folder")
 
 
 @dataclass(frozen=True, slots=True)
