@@ -72,15 +72,13 @@ class TreeLayout:
     def attention_pairs(self) -> int:
         """Number of allowed query-key pairs, which attention has to compute."""
         triangle = [n * (n + 1) // 2 for span in self.spans for n in (span.prefix, *span.branches)]
-        return sum(triangle) + sum(self._prefix_keys())
+        to_prefix = [shared * n for span in self.spans for shared, n in zip(span.prefixes, span.branches, strict=True)]
+        return sum(triangle) + sum(to_prefix)
 
     @cached_property
     def score_pairs(self) -> int:
         """Number of allowed query-key pairs of the queries at score positions, which is all that a last layer has to compute."""
         return sum(shared + n for span in self.spans for shared, n in zip(span.prefixes, span.branches, strict=True))
-
-    def _prefix_keys(self) -> Iterator[int]:
-        return (shared * n for span in self.spans for shared, n in zip(span.prefixes, span.branches, strict=True))
 
     def tensors(self, padding: int = 0) -> TreeTensors:
         """The tensors of a row of T = ``n_tokens + padding`` tokens; padding tokens attend only to each other."""

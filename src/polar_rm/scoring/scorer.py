@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -122,9 +123,7 @@ class Scorer:
             rewards = [reward for reward, _ in self._by_item(plan.to_score, self.score_trees)]
         if not plan.is_plain(combine):
             rewards = [each for each in plan.outcomes(rewards, combine, self.scale) if isinstance(each, Reward)]
-        self.noted.update(note for reward in rewards for note in reward.notes)
-        for reward in rewards:
-            self.unread.add(reward.n_tokens, reward.cut)
+        self._note(rewards)
         return rewards
 
     def score_turns(self, items: Iterable[ScoreItem]) -> Iterator[list[Reward]]:
@@ -148,20 +147,20 @@ class Scorer:
     def score_turns_window(self, window: Sequence[ScoreItem], *, first: int = 1) -> list[list[Reward]]:
         """The rewards of all turns of one window's items, finite or not. first: number of the first item, for error messages."""
         turns = [turns_of(item, f"item {number}") for number, item in enumerate(window, first)]
-        trees, owners = [], []
-        for index, (item, outputs) in enumerate(zip(window, turns, strict=True)):
-            for part, tree in self.model.encoder.encode_outputs(item.prompt, one_reference(item), outputs, item.wrapper):
-                trees.append(tree.nested())
-                owners.append([(index, turn) for turn in part])
-        rewards: dict[tuple[int, int], Reward] = {}
-        for tree, owner, scores in zip(trees, owners, self.score_trees(trees), strict=True):
-            for branch, place in enumerate(owner):
-                rewards[place] = Reward.of(scores[branch], tree, branch, self._max_positions)
-        by_item = [[rewards[index, turn] for turn in range(len(outputs))] for index, outputs in enumerate(turns)]
-        for *_, last in by_item:
-            self.noted.update(last.notes)
-            self.unread.add(last.n_tokens, last.cut)
-        return by_item
+        parts = [replace(item, output=output) for item, outputs in zip(window, turns, strict=True) for output in outputs]
+        ends = list(accumulate(map(len, turns)))
+        # Each conversation is a tree of its own: what several share is less than what their turns share.
+        groups = [list(range(end - len(outputs), end)) for outputs, end in zip(turns, ends, strict=True)]
+        scored = self._by_item(parts, lambda trees: self.score_trees([tree.nested() for tree in trees]), groups)
+        rewards = [[scored[index][0] for index in group] for group in groups]
+        self._note(of_item[-1] for of_item in rewards)
+        return rewards
+
+    def _note(self, rewards: Iterable[Reward]) -> None:
+        """Count the notes of items and what truncation removed from them."""
+        for reward in rewards:
+            self.noted.update(reward.notes)
+            self.unread.add(reward.n_tokens, reward.cut)
 
     def measure_window(self, window: Sequence[ScoreItem]) -> tuple[list[Reward], NDArray[np.float32]]:
         """The rewards as in :meth:`score_window`, and the inputs of the head: float32 [n_items, hidden]."""
@@ -180,11 +179,17 @@ class Scorer:
         return [outcome for outcome in outcomes if isinstance(outcome, Reward)]
 
     def _by_item(
-        self, window: Sequence[ScoreItem], score: Callable[[Sequence[PrefixTree]], list[list[Scored]]]
+        self,
+        window: Sequence[ScoreItem],
+        score: Callable[[Sequence[PrefixTree]], list[list[Scored]]],
+        groups: Sequence[list[int]] | None = None,
     ) -> list[tuple[Reward, Scored]]:
-        """The reward of every item, in order, with the result of ``score`` for it: a number, or a number and features."""
+        """The reward of every item, in order, with the result of ``score`` for it: a number, or a number and features.
+
+        groups: indices of the items of each tree; by default those with one prompt and reference.
+        """
         trees, indices_of_trees = [], []
-        for indices in group_items(window):
+        for indices in group_items(window) if groups is None else groups:
             first = window[indices[0]]
             outputs = [window[i].output for i in indices]
             for part, tree in self.model.encoder.encode_outputs(first.prompt, one_reference(first), outputs, first.wrapper):
