@@ -234,12 +234,13 @@ def reference_report(mode: ReferenceMode, checked: Survey) -> ReferenceReport:
 
 def facts_of(contender: Contender, scores: Scores) -> ContenderFacts:
     """The report's section about a contender and its scores."""
+    unread = scores.unread
     return {
         "kind": contender.kind,
         "source": contender.source,
         "reads_references": contender.reads_references,
         "noted": dict(scores.noted),
-        "unread": asdict(scores.unread),
+        "unread": {"sequences": unread.sequences, "read": unread.read, **asdict(unread.cut)},
         "facts": dict(contender.facts),
     }
 

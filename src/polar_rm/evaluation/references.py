@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from polar_rm.errors import PolarError
-from polar_rm.records import PROTOCOL_FIELD, Comparison, InvalidRecord, Reference, RowRules, flatten, read_rows
+from polar_rm.records import PROTOCOL_FIELD, Comparison, InvalidRecord, Reference, RowRules, as_reference, flatten, read_rows
 from polar_rm.records.fields import Fields
 
 ReferenceMode = Literal["given", "empty", "shuffled", "swapped"]
@@ -146,8 +146,7 @@ class Referenced:
 
     def _add(self, row: Mapping[str, Any], rules: RowRules) -> None:
         take = Fields(row, rules.is_cell)
-        several = take.optional(take.filled_texts, "references")
-        reference = (tuple(several) if len(several) > 1 else several[0]) if several else take.text("reference")
+        reference = as_reference(take.references() or [take.text("reference")])
         prompt = take.optional(take.text, "prompt")
         metadata = take.metadata()
         identity = identity_in(metadata)

@@ -72,11 +72,8 @@ def _combined(parts: Sequence[list[float]], anchored: Sequence[bool], combine: C
     noted = [part for part in parts if isinstance(part, NotedScores)]
     notes = [tuple(dict.fromkeys(note for part in noted for note in part.notes[i])) for i in candidates]
     with_tokens = [part for part in noted if part.tokens]
-    tokens = [_sum([part.tokens[i] for part in with_tokens]) for i in candidates] if with_tokens else ()
+    tokens = [
+        (sum(part.tokens[i][0] for part in with_tokens), sum((part.tokens[i][1] for part in with_tokens), Cut()))
+        for i in (candidates if with_tokens else ())
+    ]
     return NotedScores(scores, notes, tokens)
-
-
-def _sum(tokens: Sequence[tuple[int, Cut]]) -> tuple[int, Cut]:
-    cuts = [cut for _, cut in tokens]
-    total = Cut(sum(cut.prompt for cut in cuts), sum(cut.reference for cut in cuts), sum(cut.output for cut in cuts))
-    return sum(n_tokens for n_tokens, _ in tokens), total

@@ -10,7 +10,7 @@ from pydantic.functional_validators import WrapValidator
 from pydantic_core import PydanticCustomError
 
 from polar_rm.protocols.base import BadReply, FirstError, Protocol, explain, few_keys, finite, number
-from polar_rm.records import Reference, ScoreItem, Text, one_reference
+from polar_rm.records import ScoreItem, Text, as_reference, one_reference
 from polar_rm.rewards.combining import Combine
 from polar_rm.rewards.outcomes import ANCHOR_FIELDS, Cut, Failure, Note, Outcome, Reward
 from polar_rm.rewards.transforms import Transform, needs_anchors
@@ -74,8 +74,7 @@ class ItemBody(BaseModel):
     def items(self) -> list[ScoreItem]:
         """One record per output."""
         prompt, *outputs = [_dumped(text) for text in (self.prompt, *self.outputs)]
-        references = [_dumped(reference) for reference in self._references]
-        reference: Reference = tuple(references) if len(references) > 1 else references[0]
+        reference = as_reference([_dumped(reference) for reference in self._references])
         return [ScoreItem(prompt, reference, output, self.wrapper) for output in outputs]
 
 

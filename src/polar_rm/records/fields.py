@@ -97,13 +97,18 @@ class Fields:
             return [self._text(f"{name}[{i}]", each) for i, each in enumerate(value)]
         return [self._text(name, value)]
 
-    def filled_texts(self, name: str) -> list[Text]:
-        """A list of at least one text, none of which is blank."""
-        values = self.values(name, "a list of at least one text", minimum=1)
-        texts = [self._text(f"{name}[{i}]", value) for i, value in enumerate(values)]
+    def references(self) -> list[Text] | None:
+        """The texts of the column ``references``, which takes the place of ``reference``: at least one, none of them blank. None
+        where the row has no such column."""
+        values = self.optional(lambda name: self.values(name, "a list of at least one text", minimum=1), "references")
+        if values is None:
+            return None
+        if self.optional(self.text, "reference") is not None:
+            raise InvalidRecord("references", "one of reference and references, but the row has both")
+        texts = [self._text(f"references[{i}]", value) for i, value in enumerate(values)]
         for i, text in enumerate(texts):
             if not flatten(text).strip():
-                raise InvalidRecord(f"{name}[{i}]", "a text, but it is empty")
+                raise InvalidRecord(f"references[{i}]", "a text, but it is empty")
         return texts
 
     def strings(self, name: str, minimum: int = 1) -> list[str]:

@@ -25,6 +25,7 @@ from polar_rm.records.types import (
     Text,
     Trajectory,
     Wrapper,
+    as_reference,
     flatten,
 )
 from polar_rm.records.values import InvalidRecord
@@ -281,14 +282,11 @@ def _answer(name: str, text: Text, prompt: Text, take: Fields, rules: RowRules) 
 
 
 def _several_references(take: Fields, prompt: Text, rules: RowRules) -> Reference | None:
-    """The texts of the column ``references``; a list of one is that reference. None where the row has no such column."""
-    values = take.optional(take.filled_texts, "references")
-    if values is None:
+    """The column ``references``, each text checked as an answer; None where the row has no such column."""
+    texts = take.references()
+    if texts is None:
         return None
-    if take.optional(take.text, "reference") is not None:
-        raise InvalidRecord("references", "one of reference and references, but the row has both")
-    texts = [_answer(f"references[{i}]", text, prompt, take, rules) for i, text in enumerate(values)]
-    return tuple(texts) if len(texts) > 1 else texts[0]
+    return as_reference([_answer(f"references[{i}]", text, prompt, take, rules) for i, text in enumerate(texts)])
 
 
 def _pass_notes(take: Fields, rules: RowRules) -> None:

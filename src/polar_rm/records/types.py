@@ -126,6 +126,11 @@ def group_items(items: Sequence[ScoreItem]) -> list[list[int]]:
     return list(groups.values())
 
 
+def as_reference(texts: Sequence[Text]) -> Reference:
+    """One or more texts as a record's reference."""
+    return tuple(texts) if len(texts) > 1 else texts[0]
+
+
 def references_of(record: Comparison | ScoreItem | ReferencedPrompt) -> tuple[Text, ...]:
     """All references of a record; a missing one is the empty string."""
     reference = record.reference

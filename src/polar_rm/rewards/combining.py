@@ -89,8 +89,7 @@ def combined_rewards(rewards: Sequence[Reward], combine: Combine, scale: Scale) 
         if len(anchors) == len(rewards):
             [anchored] = scale.anchor([reward], [Reward(fmean(anchors), 0)])
             reward = anchored if isinstance(anchored, Reward) else reward
-    cuts = [reward.cut for reward in rewards]
-    cut = Cut(*(sum(values) for values in zip(*((c.prompt, c.reference, c.output) for c in cuts), strict=True)))
+    cut = sum((reward.cut for reward in rewards), Cut())
     notes = tuple(dict.fromkeys(note for reward in rewards for note in reward.notes))
     return replace(reward, n_tokens=sum(reward.n_tokens for reward in rewards), cut=cut, notes=notes)
 

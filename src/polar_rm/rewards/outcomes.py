@@ -32,6 +32,9 @@ class Cut:
     def __bool__(self) -> bool:
         return bool(self.prompt or self.reference or self.output)
 
+    def __add__(self, other: Cut) -> Cut:
+        return Cut(self.prompt + other.prompt, self.reference + other.reference, self.output + other.output)
+
     @classmethod
     def of(cls, tree: PrefixTree, branch: int) -> Cut:
         """The truncation of one candidate of an encoded tree."""
@@ -100,27 +103,23 @@ class Reward:
 class Unread:
     """What truncation removed from the sequences that it affected, in tokens, summed over them.
 
-    sequences: their number. read: the tokens that remain of them. prompt, reference, output: the removed tokens of each text.
+    sequences: their number. read: the tokens that remain of them. cut: the removed tokens of each text.
     """
 
     sequences: int = 0
     read: int = 0
-    prompt: int = 0
-    reference: int = 0
-    output: int = 0
+    cut: Cut = Cut()
 
     def add(self, n_tokens: int, cut: Cut) -> None:
         """Count one sequence, if it was truncated. n_tokens: the tokens that remain of it."""
         if cut:
             self.sequences += 1
             self.read += n_tokens
-            self.prompt += cut.prompt
-            self.reference += cut.reference
-            self.output += cut.output
+            self.cut += cut
 
     def __str__(self) -> str:
-        removed = self.prompt + self.reference + self.output
-        parts = {"prompts": self.prompt, "references": self.reference, "outputs": self.output}
+        parts = {"prompts": self.cut.prompt, "references": self.cut.reference, "outputs": self.cut.output}
+        removed = sum(parts.values())
         words = ", ".join(f"{count / removed:.0%} of it in {name}" for name, count in parts.items() if count)
         return f"{removed / (self.read + removed):.0%} of these sequences' {self.read + removed:,} tokens was not read, {words}"
 

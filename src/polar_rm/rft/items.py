@@ -13,7 +13,17 @@ from typing import Any
 from polar_rm.common.http import key_from_environment, server_url
 from polar_rm.encoding.texts import without_thinking
 from polar_rm.errors import PolarError
-from polar_rm.records import InvalidRecord, ScoreItem, Wrapper, check, flatten, from_cell, group_items, references_of
+from polar_rm.records import (
+    InvalidRecord,
+    ScoreItem,
+    Wrapper,
+    as_reference,
+    check,
+    flatten,
+    from_cell,
+    group_items,
+    references_of,
+)
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.outcomes import Reward
 from polar_rm.rewards.transforms import transform_rewards
@@ -41,7 +51,7 @@ def score_item(
     # Prompts and references come from tables, where messages may be JSON text. A completion is never parsed.
     prompt, reference = (from_cell(text) if isinstance(text, str) else _to_list(text) for text in (prompt, reference))
     if isinstance(reference, list) and reference and not isinstance(reference[0], Mapping):
-        reference = tuple(map(_to_list, reference)) if len(reference) > 1 else _to_list(reference[0])
+        reference = as_reference([_to_list(text) for text in reference])
     try:
         item = check(ScoreItem(prompt, reference, _to_list(completion), wrapper))
     except InvalidRecord as error:
@@ -55,7 +65,7 @@ def score_item(
     for given, answer in zip(references_of(item), answers, strict=True):
         if flatten(given).strip() and not flatten(answer).strip():
             raise PolarError("field 'reference': expected an answer to compare completions with, but it holds only thinking")
-    return ScoreItem(item.prompt, tuple(answers) if len(answers) > 1 else answers[0], output, wrapper)
+    return ScoreItem(item.prompt, as_reference(answers), output, wrapper)
 
 
 def client_options(environment: Mapping[str, str] = os.environ) -> dict[str, str | None]:
