@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from polar_rm.errors import PolarError
+from polar_rm.errors import BadRow, PolarError
 from polar_rm.evaluation.references import Referenced, apply_reference_protocol, prompt_key, swapped_candidate, with_others
 from polar_rm.records import Comparison
 
@@ -86,6 +86,20 @@ def test_references_of_a_file_keep_their_origin(tmp_path):
     assert [item.reference for item in comparisons] == ["x", "y", "z"]
     assert [item.metadata.get("reference_protocol") for item in comparisons] == ["own", "sibling", None]
     assert [item.metadata["id"] for item in comparisons] == ["a", "b", "c"]
+
+
+def test_a_row_of_a_file_has_one_reference_or_several_never_both(tmp_path):
+    path = tmp_path / "r.jsonl"
+    items = [Comparison("p", None, ("a", "b"), (0, 1), metadata={"id": 1})]
+    path.write_text('{"id": 1, "references": ["x", "y"]}\n')
+    assert [each.reference for each in Referenced(items, path)] == [("x", "y")]
+    for row, message in (
+        ('{"id": 1, "reference": "x", "references": ["y"]}', "one of reference and references, but the row has both"),
+        ('{"id": 1, "references": ["y", " "]}', r"field 'references\[1\]': expected a text, but it is empty"),
+    ):
+        path.write_text(row + "\n")
+        with pytest.raises(BadRow, match=f"r.jsonl: row 1: .*{message}"):
+            Referenced(items, path)
 
 
 def test_unknown_mode():
