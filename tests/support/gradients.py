@@ -23,6 +23,8 @@ def write_gradients(config: Path, target: Path, *overrides: str) -> None:
         shapes = {name: list(tensor.shape) for name, tensor in trainer.weights.full_state().items()}
         target.with_suffix(f".state-{world.rank}").write_text(json.dumps(shapes))
         if world.is_main:
+            mesh = getattr(trainer.weights.named["score.weight"], "device_mesh", None)
+            target.with_suffix(".shards").write_text(json.dumps(list(mesh.shape) if mesh else []))
             torch.save({"gradients": full, "values": values}, target)
 
 

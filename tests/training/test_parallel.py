@@ -41,6 +41,7 @@ def gradients(folder: Path, ranks: int, *overrides: str, backend: str = "eager")
     ("options", "backend"),
     [
         ([], "eager"),
+        (["row_tokens=40"], "eager"),  # nearly every comparison is split over its candidates
         (["compile=true"], "aot_eager"),
         (["compile=true", "activation_checkpointing=true", "lora.rank=4"], "eager"),
     ],
@@ -50,7 +51,8 @@ def test_two_ranks_and_one_give_the_same_gradients(tmp_path, options, backend):
     if lora:
         pytest.importorskip("peft")
     one, two = gradients(tmp_path, 1, *lora), gradients(tmp_path, 2, "row_tokens=150", *options, backend=backend)
-    assert one["values"]["pairs"] == two["values"]["pairs"]
+    for name in ("pairs", "tokens", "flops"):
+        assert one["values"][name] == two["values"][name], name
     # Adapters that are initialised with zeros make the gradients of others zero.
     nonzero = {name: gradient for name, gradient in one["gradients"].items() if gradient.any()}
     assert len(nonzero) > 5
@@ -59,6 +61,18 @@ def test_two_ranks_and_one_give_the_same_gradients(tmp_path, options, backend):
     states = [json.loads((tmp_path / f"gradients-2.state-{rank}").read_text()) for rank in (0, 1)]
     assert states == [json.loads((tmp_path / "gradients-1.state-0").read_text()), {}]  # B10, F16: rank 1 keeps nothing
     assert len(states[0]) > 20
+
+
+@pytest.mark.slow
+def test_two_copies_on_two_ranks_each_give_the_gradients_of_one_rank(tmp_path):
+    """HSDP: a gradient is summed within a copy and over the copies. A checkpoint of it resumes anywhere."""
+    one, four = gradients(tmp_path, 1), gradients(tmp_path, 4, "row_tokens=60", "shard_ranks=2")
+    assert one["values"]["tokens"] == four["values"]["tokens"]
+    for name, expected in one["gradients"].items():
+        assert (four["gradients"][name] - expected).norm() / expected.norm() < 1e-5, name
+    shapes = [json.loads((tmp_path / f"gradients-4.state-{rank}").read_text()) for rank in range(4)]
+    assert shapes == [json.loads((tmp_path / "gradients-1.state-0").read_text()), {}, {}, {}]
+    assert json.loads((tmp_path / "gradients-4.shards").read_text()) == [2, 2]
 
 
 @pytest.mark.slow

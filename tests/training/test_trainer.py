@@ -125,12 +125,16 @@ def test_training_goes_on_in_training_mode_after_an_evaluation(tmp_path):
     assert all(module.training for module in built.model.modules())
 
 
-@pytest.mark.parametrize("option", ["activation_checkpointing=true", "row_tokens=10000", "attention=tree_dense"])
+@pytest.mark.parametrize(
+    "option",
+    ["activation_checkpointing=true", "activation_checkpointing=1", "row_tokens=10000", "row_tokens=40", "attention=tree_dense"],
+)
 def test_options_that_save_time_or_memory_do_not_change_gradients(tmp_path, option):
     model = runs.with_scores(tmp_path)
     expected, plain = gradients(trainer(tmp_path, **model))
     values, others = gradients(trainer(tmp_path, option, "output=" + str(tmp_path / "other"), **model))
-    assert values["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    for name in ("loss", "margin", "pairs", "tokens", "flops"):
+        assert values[name] == pytest.approx(expected[name], rel=1e-5), name
     for name, gradient in plain.items():
         assert (others[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 

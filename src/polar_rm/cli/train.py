@@ -13,14 +13,29 @@ from polar_rm.cli.options import Arguments, BadRowsOf, DryRun, JsonFile, load, v
 from polar_rm.cli.output import message, messages, print_text, print_values, report_files
 from polar_rm.common.extras import needs, require
 from polar_rm.common.paths import check_data, check_model
+from polar_rm.errors import PolarError
 
 if TYPE_CHECKING:
     from polar_rm.rft.config import RftConfig
     from polar_rm.training.config import TrainConfig
 
 
+Gpus = Annotated[
+    int | None,
+    typer.Option("--gpus", metavar="N", min=1, help="With --dry-run: plan memory, time, network and disk for so many GPUs."),
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="With --gpus: h100, h200, h800 or a100.")]
+
+
 @verb("Training")
-def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRowsOf = None) -> None:
+def pretrain(
+    arguments: Arguments,
+    dry_run: DryRun = False,
+    json: JsonFile = None,
+    on_bad_row: BadRowsOf = None,
+    gpus: Gpus = None,
+    device: Device = "h100",
+) -> None:
     """Pre-train a reward model as a policy discriminator (paper, Eq. 7).
 
     A second run with the same config continues where the first one stopped.
@@ -31,12 +46,21 @@ def pretrain(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = Non
         polar pretrain recipes/pretrain_small.yaml data.train='[runs/corpus/train]' output=runs/rm
 
         polar pretrain recipes/pretrain_small.yaml --dry-run
+
+        polar pretrain recipes/pretrain.yaml --dry-run --gpus 32 --device h100
     """
-    _train("pretrain", arguments, dry_run, json, on_bad_row)
+    _train("pretrain", arguments, dry_run, json, on_bad_row, gpus, device)
 
 
 @verb("Training")
-def finetune(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRowsOf = None) -> None:
+def finetune(
+    arguments: Arguments,
+    dry_run: DryRun = False,
+    json: JsonFile = None,
+    on_bad_row: BadRowsOf = None,
+    gpus: Gpus = None,
+    device: Device = "h100",
+) -> None:
     """Fine-tune a reward model on ranked trajectories (paper, Eq. 8).
 
     Rows are {prompt, reference, chosen, rejected[, wrapper]} or {prompt, reference, candidates, ranks}: JSON, CSV or Parquet.
@@ -45,21 +69,25 @@ def finetune(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = Non
 
         polar finetune recipes/finetune.yaml model.resume_from=runs/rm/model data.train='[pairs.jsonl]' output=runs/ft
     """
-    _train("finetune", arguments, dry_run, json, on_bad_row)
+    _train("finetune", arguments, dry_run, json, on_bad_row, gpus, device)
 
 
-def _train(verb: str, arguments: list[str], dry_run: bool, json: Path | None, on_bad_row: str | None) -> None:
+def _train(
+    verb: str, arguments: list[str], dry_run: bool, json: Path | None, on_bad_row: str | None, gpus: int | None, device: str
+) -> None:
     from polar_rm.common.config import to_yaml
     from polar_rm.common.files import write_json
     from polar_rm.training.config import TrainConfig
 
+    if gpus is not None and not dry_run:
+        raise PolarError("--gpus plans and trains nothing: it needs --dry-run; torchrun starts a run on several GPUs")
     config = load(TrainConfig, arguments, on_bad_row)
     check_inputs(config)
     from polar_rm.training.trainer import plan, train
 
     is_main = _is_main()
     if dry_run:
-        training_plan = plan(config, verb=verb, console=messages)
+        training_plan = plan(config, verb=verb, console=messages, gpus=(gpus, device) if gpus else None)
         if is_main:
             print_text(to_yaml(config))
             print_values(training_plan.describe())

@@ -41,13 +41,15 @@ def compile_layers(backbone: PreTrainedModel, dtype: torch.dtype) -> bool:
     return True
 
 
-def checkpoint_activations(backbone: PreTrainedModel) -> None:
-    """In training keep only the inputs of each layer and recompute the rest. Call it after :func:`compile_layers`.
+def checkpoint_activations(backbone: PreTrainedModel, n_layers: int | None = None) -> None:
+    """In training keep only the inputs of layers and recompute the rest. Call it after :func:`compile_layers`.
+
+    n_layers: of the first layers, whose activations are kept for the longest time; None for all layers.
 
     The checkpointing of transformers lies outside FSDP's hooks in some versions and inside compiled code in others, and it
     skips our last layer.
     """
-    for layer in backbone.base_model.layers:
+    for layer in backbone.base_model.layers[:n_layers]:
         layer.forward = partial(_checkpointed, layer, layer.forward)
 
 

@@ -45,7 +45,9 @@ MEASURED = "grid.json"
 _WAIT_S = 1.0
 
 # Keys of a training config that change no result; another machine may need others.
-_MACHINE = "device log row_tokens compile activation_checkpointing attention checkpoint_every keep_checkpoints on_bad_row".split()
+_MACHINE = (
+    "device log row_tokens shard_ranks compile activation_checkpointing attention checkpoint_every keep_checkpoints on_bad_row"
+).split()
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,14 @@ class TrainConfig(Config):
         32768,
         le=MAX_ROW_TOKENS,
         description="Maximum number of tokens of a packed row; every rank computes one row at a time. It affects memory and "
-        "speed, never results. A longer comparison gets its own row.",
+        "speed, never results. The candidates of a longer comparison are computed in several rows, twice and with the prefix in "
+        "each.",
+    )
+    shard_ranks: PositiveInt | None = Field(
+        None,
+        description="Number of ranks that share one copy of weights, gradients and optimiser (HSDP), usually the GPUs of a node; "
+        "other groups of as many ranks have further copies. It must divide the number of ranks. By default all ranks share one "
+        "copy (FSDP).",
     )
     epochs: PositiveInt = Field(1, description="Passes over the data; one, as published.")
     max_steps: PositiveInt | None = Field(
@@ -260,8 +267,10 @@ class TrainConfig(Config):
         description="Implementation of tree attention: `tree_cpu`, `tree_varlen` (CUDA, half precision), `tree_flex` (CUDA, any "
         "precision) or `tree_dense` (slow, for tests). `auto` is the fastest for the device; results are equal up to rounding.",
     )
-    activation_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: less memory for about a third more time."
+    activation_checkpointing: bool | PositiveInt = Field(
+        False,
+        description="Recompute activations in the backward pass: less memory for about a third more time. A number is "
+        "that of the first layers that do so.",
     )
     compile: bool = Field(False, description="Compile the layers with torch.compile: faster steps after a slow start.")
     eval_every: PositiveInt | None = Field(

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -125,13 +126,14 @@ class Weights:
     model's parameter names, so that a checkpoint of one kind can be loaded by the other.
     """
 
-    def __init__(self, model: RewardModel, world: World, compute: torch.dtype) -> None:
+    def __init__(self, model: RewardModel, world: World, compute: torch.dtype, shard_ranks: int | None = None) -> None:
+        """shard_ranks: the number of ranks that share one copy; None for all. It must divide the number of ranks."""
         self.model = model
         self._is_main = world.is_main
         self._copies: list[tuple[nn.Parameter, torch.Tensor]] = []
         self._frozen: dict[str, torch.Tensor] = {}  # frozen weights that lose precision in the compute type, for full_state
         if world.size > 1:
-            _shard(model, compute)
+            _shard(model, compute, _mesh(world, shard_ranks or world.size))
         trainable = {name: p for name, p in model.backbone.named_parameters() if p.requires_grad}
         if world.size > 1 or compute == torch.float32:
             self.named: dict[str, torch.Tensor] = dict(trainable)
@@ -182,12 +184,20 @@ class Weights:
         return state
 
 
-def _shard(model: RewardModel, compute: torch.dtype) -> None:
+def _mesh(world: World, shard_ranks: int) -> DeviceMesh:
+    """The ranks as groups of ``shard_ranks`` neighbours, which torchrun places on one node as far as it can."""
+    if shard_ranks == world.size:
+        return init_device_mesh(world.device.type, (world.size,))
+    copies = world.size // shard_ranks
+    return init_device_mesh(world.device.type, (copies, shard_ranks), mesh_dim_names=("copies", "shards"))
+
+
+def _shard(model: RewardModel, compute: torch.dtype, mesh: DeviceMesh) -> None:
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     for layer in model.backbone.base_model.layers:
-        fully_shard(layer, mp_policy=policy)
-    fully_shard(model.backbone.score, mp_policy=MixedPrecisionPolicy())  # the head stays float32
-    fully_shard(model, mp_policy=policy)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model.backbone.score, mesh=mesh, mp_policy=MixedPrecisionPolicy())  # the head stays float32
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def fill_shards(model: nn.Module, source: Mapping[str, torch.Tensor] | None, device: torch.device) -> None:

@@ -12,6 +12,7 @@ from polar_rm.common.memory import check_memory, gib
 from polar_rm.errors import ConfigError
 from polar_rm.model.devices import compute_dtype, memory_of
 from polar_rm.model.packing import steps_per_epoch
+from polar_rm.training.cluster import ClusterPlan
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.schedule import paper_batch_size, paper_learning_rate
@@ -26,7 +27,7 @@ class Plan:
     tokens: computed tokens, with shared prefixes counted once; separate_tokens: without sharing. longest: tokens of the longest
     tree. larger_than_row: comparisons that are longer than ``row_tokens``. parameters: of the backbone. trained: parameters that
     are trained: the backbone or LoRA's adapters, and the head. state_bytes: weights, gradients and optimiser state in one
-    process.
+    process. cluster: the plan for the GPUs that the user asks about.
     """
 
     comparisons: int
@@ -45,6 +46,7 @@ class Plan:
     state_bytes: int
     flops: float
     notes: tuple[str, ...]
+    cluster: ClusterPlan | None = None
 
     def describe(self) -> Iterator[tuple[str, str]]:
         """The lines (name, value) of the plan for a user."""
@@ -58,6 +60,8 @@ class Plan:
         yield "compute", f"about {self.flops:.2g} FLOPs"
         for note in self.notes:
             yield "note", note
+        if self.cluster:
+            yield from self.cluster.describe()
 
 
 def make_plan(
@@ -159,7 +163,10 @@ def _notes(config: TrainConfig, backbone: PreTrainedModel, corpus: EncodedCorpus
     if "paper" in (config.batch_size, config.optim.lr) and not 100e6 <= parameters <= 7.5e9:
         yield f"the paper's rules were fitted from 100M to 7B parameters; for {parameters / 1e6:.0f}M they are extrapolation"
     if larger := int((corpus.lengths > config.row_tokens).sum()):
-        yield f"{larger} comparisons are longer than row_tokens and get their own rows (longest: {stats.longest} tokens)"
+        yield (
+            f"{larger} comparisons are longer than row_tokens (longest: {stats.longest} tokens); their candidates are "
+            "computed in several rows, which takes longer"
+        )
     positions = getattr(backbone.config, "max_position_embeddings", None)
     if positions and stats.longest_sequence > positions:
         yield (

@@ -25,8 +25,10 @@ from polar_rm.model.blueprint import (
     warn_beyond_positions,
 )
 from polar_rm.model.language_models import model_folder
+from polar_rm.model.packing import batches
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import OnBadRow, side_file, survey_files
+from polar_rm.training.cluster import Work, mean_tree, plan_cluster
 from polar_rm.training.config import EncoderConfig, TrainConfig
 from polar_rm.training.data import EncodedCorpus, encode_corpus, open_corpus
 from polar_rm.training.parallel import World
@@ -72,6 +74,8 @@ def prepare(config: TrainConfig, world: World, *, console: Console | None = None
     console = console or plain_console(stderr=True)
     blueprint = read_blueprint(config)
     _check_dropout(blueprint)
+    if config.shard_ranks and world.size % config.shard_ranks:
+        raise ConfigError(f"shard_ranks: {config.shard_ranks} does not divide the {world.size} ranks of this run")
     if world.size > 1:
         _check_shared(config.output, world)
         _check_same_model(blueprint, world)
@@ -90,6 +94,16 @@ def prepare(config: TrainConfig, world: World, *, console: Console | None = None
     plan = make_plan(config, blueprint.on_meta, corpora["train"], world.device.type, blueprint.untrained_roles())
     inputs = {path: digest for corpus in corpora.values() for path, digest in corpus.inputs.items()}
     return Prepared(blueprint, corpora["train"], corpora.get("eval"), plan, inputs, base_hash)
+
+
+def plan_for(config: TrainConfig, prepared: Prepared, gpus: int, device: str) -> Plan:
+    """The plan with that of ``gpus`` GPUs of a kind, see :func:`plan_cluster`."""
+    plan, data = prepared.plan, prepared.train_set
+    lengths = data.lengths[next(batches(plan.comparisons, plan.batch_size, seed=config.seed))]
+    tree = mean_tree(plan.comparisons, data.stats.candidates, plan.tokens, plan.separate_tokens)
+    work = Work(plan.parameters, plan.trained, tree, lengths.tolist(), plan.steps, plan.tokens)
+    backbone = prepared.blueprint.on_meta.config
+    return replace(plan, cluster=plan_cluster(config, backbone, work, gpus=gpus, device=device))
 
 
 def read_blueprint(config: TrainConfig) -> Blueprint:

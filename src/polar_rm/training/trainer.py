@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from polar_rm.attention.layout import TreeLayout
 from polar_rm.common import provenance
 from polar_rm.common.files import write_json
 from polar_rm.common.locks import owned
@@ -27,13 +28,16 @@ from polar_rm.training import metrics, state
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.lora import add_lora, merge_lora
-from polar_rm.training.losses import count_items, loss_sum, pair_indices, penalty_sum
+from polar_rm.training.losses import Pairs, count_items, loss_sum, pair_indices, penalty_sum
 from polar_rm.training.parallel import Weights, World, fill_shards, join_world
 from polar_rm.training.plan import Plan, check_room
-from polar_rm.training.prepare import Prepared, prepare, start_model
+from polar_rm.training.prepare import Prepared, plan_for, prepare, start_model
 from polar_rm.training.schedule import learning_rate
 from polar_rm.training.signals import StopRequested, stop_signals
+from polar_rm.training.splitting import backward_in_parts, longer_than, parts_of
 from polar_rm.training.totals import Totals
+
+LossOf = Callable[[torch.Tensor, Pairs], torch.Tensor]
 
 # A rank without a row in a micro-step still takes part in FSDP's collectives. It computes this tree with a loss of zero.
 _DUMMY_TREE = PrefixTree([0], [[0], [0]], (0, 1))
@@ -61,8 +65,9 @@ class Trainer:
                 add_lora(model, config.lora, config.seed)
         self._compiled = config.compile and compile_layers(self.model.backbone, self.compute)
         if config.activation_checkpointing:
-            checkpoint_activations(self.model.backbone)
-        self.weights = Weights(self.model, world, self.compute)
+            every = config.activation_checkpointing is True
+            checkpoint_activations(self.model.backbone, None if every else int(config.activation_checkpointing))
+        self.weights = Weights(self.model, world, self.compute, config.shard_ranks)
         if world.size > 1:
             tensors = [*source.named_parameters(), *source.named_buffers()] if source else []
             fill_shards(self.model, dict(tensors) if source else None, world.device)
@@ -150,17 +155,50 @@ class Trainer:
         items = sum(count_items([tree.ranks], self.config.loss) for tree in trees.values())
         candidates = sum(len(tree.ranks) for tree in trees.values())
         totals = Totals(self.world.device)
-        for in_row in self._rows_of_rank({i: tree.n_tokens for i, tree in trees.items()}):
+
+        def loss_of(scores: torch.Tensor, pairs: Pairs) -> torch.Tensor:
+            """The share of some comparisons in the mean loss of the batch."""
+            return loss_sum(scores, pairs, self.config.loss) / items + penalty_sum(scores, self.config.loss) / candidates
+
+        split = longer_than(self.config.row_tokens, trees)
+        for in_row in self._rows_of_rank({i: tree.n_tokens for i, tree in trees.items() if i not in split}):
             row = self._row([trees[i] for i in in_row])
             pairs = pair_indices(row.ranks, self.world.device)
             scores = self.model(row)
-            loss = loss_sum(scores, pairs, self.config.loss) / items + penalty_sum(scores, self.config.loss) / candidates
+            loss = loss_of(scores, pairs)
             # FSDP averages gradients over ranks, but the division above is global already.
             (loss * (self.world.size if in_row else 0)).backward()
             if in_row:
-                totals.add(in_row, loss, scores, pairs, row.layout.n_tokens)
-                totals.flops += metrics.training_flops(self.model.backbone.config, row.layout, self.config.lora)
+                self._count(totals, in_row, row.layout, loss, scores, pairs)
+        if split:
+            self._backward_split(split, loss_of, totals)
         return totals
+
+    def _backward_split(self, trees: Mapping[int, PrefixTree], loss_of: LossOf, totals: Totals) -> None:
+        """Forward and backward of comparisons that are longer than a row, each of whose candidates any rank may compute."""
+
+        def scores_of(tree: PrefixTree | None, number: int) -> torch.Tensor:
+            torch.manual_seed(dropout_seed(self.config.seed, self.step, self.world.rank, number))  # equal in both passes
+            scores: torch.Tensor = self.model(self._row([tree] if tree else []))
+            return scores
+
+        def backward(all_scores: torch.Tensor) -> None:
+            by_tree = all_scores.split([len(tree.ranks) for tree in trees.values()])
+            for (index, tree), scores in zip(trees.items(), by_tree, strict=True):
+                pairs = pair_indices([tree.ranks], self.world.device)
+                loss = loss_of(scores, pairs)
+                loss.backward()
+                if self.world.is_main:
+                    self._count(totals, [index], pack([tree]).layout, loss, scores, pairs)
+
+        parts = parts_of(list(trees.values()), self.config.row_tokens)
+        backward_in_parts(parts, self.world, scores_of, backward)
+
+    def _count(
+        self, totals: Totals, indices: Sequence[int], layout: TreeLayout, loss: torch.Tensor, scores: torch.Tensor, pairs: Pairs
+    ) -> None:
+        totals.add(indices, loss, scores, pairs, layout.n_tokens)
+        totals.flops += metrics.training_flops(self.model.backbone.config, layout, self.config.lora)
 
     def _row(self, trees: Sequence[PrefixTree]) -> PackedRow:
         """A row of trees, or of the dummy tree if there are none, copied to the device without waiting."""
@@ -318,9 +356,12 @@ def describe(corpus: EncodedCorpus, indices: Sequence[int]) -> str:
     return first + (f" and {len(indices) - 8} more" if len(indices) > 8 else "")
 
 
-def dropout_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of a step's dropout masks. It depends only on the arguments, not on the versions of Python and numpy."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+def dropout_seed(*numbers: int) -> int:
+    """The seed of dropout masks: of (seed, step, rank), and for a part of a comparison (seed, step, rank, number of the part).
+
+    It depends only on the arguments, not on the versions of Python and numpy.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 def train(config: TrainConfig, *, verb: str = "pretrain", console: Console | None = None) -> dict[str, Any]:
@@ -336,10 +377,16 @@ def train(config: TrainConfig, *, verb: str = "pretrain", console: Console | Non
         return Trainer(config, world, prepared, console=console).fit()
 
 
-def plan(config: TrainConfig, *, verb: str = "pretrain", console: Console | None = None) -> Plan:
-    """The plan of :func:`train`. It encodes the data, but loads no weights and trains nothing."""
+def plan(
+    config: TrainConfig, *, verb: str = "pretrain", console: Console | None = None, gpus: tuple[int, str] | None = None
+) -> Plan:
+    """The plan of :func:`train`. It encodes the data, but loads no weights and trains nothing.
+
+    gpus: a number and a kind of GPUs, for which the plan gets ``cluster``.
+    """
     with join_world(config.device) as world, _owner(config, world, verb):
-        return prepare(config, world, console=console).plan
+        prepared = prepare(config, world, console=console)
+    return plan_for(config, prepared, *gpus) if gpus else prepared.plan
 
 
 def _owner(config: TrainConfig, world: World, verb: str) -> AbstractContextManager[None]:
