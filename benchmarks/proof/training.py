@@ -52,7 +52,7 @@ def pretrain(run: Run, kind: Kind, seed: int) -> list[Row]:
     """Pre-train one model. Continuations get as many steps as make the tokens of the model of policies with this seed."""
     folder = pretrained(run, kind, seed)
     corpus = run.output / "corpus" / kind / "train"
-    data: dict[str, Any] = {"train": [str(corpus)]}
+    data: dict[str, Any] = {"train": [str(corpus)], "cache": str(run.output / "encoded" / kind)}  # seeds share the encoding
     common = {"model": language_model(run), "seed": seed}
     if kind == "polar":
         data["identical_steps"] = run.size.identical_steps

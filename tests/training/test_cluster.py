@@ -106,9 +106,8 @@ def test_what_can_not_be_planned_is_one_line(arguments, message):
 
 def test_the_verb_plans_for_gpus_and_trains_only_without(tmp_path):
     path = runs.config(tmp_path)
-    code, output, _ = in_process(
-        "pretrain", path, "--dry-run", "--gpus", "16", "--device", "h800", "--json", tmp_path / "plan.json"
-    )
+    options = ("--dry-run", "--gpus", "16", "--device", "h800", "--json", tmp_path / "plan.json")
+    code, output, _ = in_process("pretrain", path, *options)
     assert code == 0
     assert "16 x h800" in output
     assert "memory a GPU" in output
