@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -125,6 +126,30 @@ def test_ranks_end_with_a_killed_torchrun_and_the_same_command_continues(tmp_pat
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
     assert not [path for path in tmp_path.rglob(".*") if path.name.endswith((".partial", ".old", ".lock"))]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
+def test_torchrun_starts_all_ranks_again_after_one_has_died_and_the_run_ends_as_without(tmp_path):
+    """An elastic restart, as after a lost node: all ranks continue after the last checkpoint."""
+    config = runs.config(tmp_path, epochs=4, checkpoint_every=2)
+    whole = runs.run("pretrain", config, "row_tokens=150", f"output={tmp_path / 'whole'}", ranks=2)
+    assert whole.returncode == 0, whole.stderr
+    command = runs.polar("pretrain", config, "row_tokens=150", ranks=2)
+    command.insert(command.index("--standalone"), "--max-restarts=1")
+    log = tmp_path / "run/metrics.jsonl"
+    with (tmp_path / "stderr").open("w") as stderr:
+        launcher = subprocess.Popen(command, stderr=stderr)
+    while not log.exists() or len(log.read_bytes().splitlines()) < 5:
+        assert launcher.poll() is None, (tmp_path / "stderr").read_text()
+        time.sleep(0.02)
+    os.kill(children(launcher.pid)[1], signal.SIGKILL)
+    assert launcher.wait(timeout=240) == 0, (tmp_path / "stderr").read_text()
+    assert "resuming" in (tmp_path / "stderr").read_text()
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, 21))
+    expected = runs.final_weights(tmp_path / "whole")
+    assert all(tensor.equal(expected[name]) for name, tensor in runs.final_weights(tmp_path / "run").items())
 
 
 @pytest.mark.slow
