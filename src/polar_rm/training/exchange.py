@@ -38,6 +38,14 @@ class OtherRankFailed(PolarError):
     """Another rank failed and ended the run; the message is that rank's."""
 
 
+def attempt_name(number: int) -> str:
+    """The prefix of a world's keys. torchrun keeps its store over restarts, with the addresses of processes that have ended.
+
+    number: how many worlds this process has joined before.
+    """
+    return f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{number}"
+
+
 class Exchange:
     """One rank's access to the store. store: holds keys of this run only. Values must be JSON."""
 
@@ -50,13 +58,11 @@ class Exchange:
         self.stop_requested: Callable[[], bool] = lambda: False
 
     @classmethod
-    def join(cls, rank: int, size: int, number: int) -> Exchange:
-        """Connect to the store at the address in torchrun's environment. number: how many worlds this process joined before."""
+    def join(cls, rank: int, size: int, attempt: str) -> Exchange:
+        """Connect to the store at the address in torchrun's environment. attempt: see :func:`attempt_name`."""
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(host, port, is_master=False, timeout=timedelta(minutes=30))
-        # The store of torchrun's agent outlives processes that the agent restarts.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return cls(PrefixStore(f"polar/{attempt}/{number}", store), rank, size)
+        return cls(PrefixStore(f"polar/{attempt}", store), rank, size)
 
     def from_main(self, work: Callable[[], Any]) -> Any:
         """Run ``work`` on rank 0 and return its result on every rank.

@@ -15,13 +15,15 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from polar_rm.model.devices import claim_device
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.training.exchange import Exchange, OtherRankFailed
+from polar_rm.training.exchange import Exchange, OtherRankFailed, attempt_name
 
 T = TypeVar("T")
 
@@ -94,12 +96,15 @@ def join_world(device: str) -> Iterator[World]:
     local = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    exchange = Exchange.join(dist.get_rank(), size, next(_worlds))
+    attempt = attempt_name(next(_worlds))
+    store, rank, size = next(rendezvous("env://"))
+    store = PrefixStore(f"polar/group/{attempt}", store)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=size)
+    exchange = Exchange.join(rank, size, attempt)
     exchange.watch()
     failed = False
     try:
-        yield World(dist.get_rank(), size, local, exchange)
+        yield World(rank, size, local, exchange)
     except BaseException as error:
         if threading.current_thread() is threading.main_thread():
             # torchrun's signal must not end this process before it has printed the reason.
