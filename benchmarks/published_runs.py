@@ -1,6 +1,6 @@
 """The published pre-trainings as ``--dry-run --gpus`` would plan them here: memory, time, disk and network, from
-``src/polar_rm/training/rates.yaml``. Nothing is run. They were 1.8B parameters on 0.94T tokens and 320 H800, and 7B on 3.6T tokens and
-912 H800 (paper App. D.1.2).
+``src/polar_rm/training/rates.yaml``. Nothing is run. They were 1.8B parameters on 0.94T tokens and 320 H800, and 7B on 3.6T
+tokens and 912 H800 (paper App. D.1.2).
 
     python benchmarks/published_runs.py --output results/published_runs.json
 

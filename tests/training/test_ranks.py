@@ -131,8 +131,8 @@ def test_ranks_end_with_a_killed_torchrun_and_the_same_command_continues(tmp_pat
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
 def test_torchrun_starts_all_ranks_again_after_one_has_died(tmp_path):
-    """An elastic restart, as after a lost node: all ranks continue after the last checkpoint. They must not find each other by the
-    addresses that the ended ones left in torchrun's store."""
+    """An elastic restart, as after a lost node: all ranks continue after the last checkpoint. They must not find the addresses
+    that the ended ones left in torchrun's store."""
     config = runs.config(tmp_path, checkpoint_every=2)
     command = runs.polar("pretrain", config, "row_tokens=150", ranks=2)
     command.insert(command.index("--standalone"), "--max-restarts=1")
