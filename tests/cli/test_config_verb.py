@@ -6,32 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 from pydantic import Field
+from support.configs import REQUIRED
 
 import polar_rm
 from polar_rm.cli.exchange import CONFIGS, config_of
 from polar_rm.common.config import Config, load_config, to_yaml
 from polar_rm.common.recipes import recipe_names
 from polar_rm.common.reference import explain
-
-REQUIRED = {
-    "sample": ["output=o", "prompts=p.jsonl", "source=s", "policies=[{name: a, family: f, kind: chat, model: m}]"],
-    "corpus": ["output=o", "inputs=[i]"],
-    "pretrain": ["output=o", "model.init=m", "data.train=[a]"],
-    "finetune": ["output=o", "model.resume_from=m", "data.train=[a]"],
-    "serve": ["model=m"],
-    "audit": [],
-    "references": ["output=o", "inputs=[a]", "reference={kind: sibling}"],
-    "select": ["output=o", "inputs=[a]"],
-    "scaling": [
-        "output=o",
-        "corpus=c",
-        "sizes=[1m]",
-        "budgets.tokens=[1e6]",
-        "learning_rates.base=1e-3",
-        "training.model.tokenizer=t",
-    ],
-    "rft": ["output=o", "policy.model=m", "reward.source=s", "data=[a]"],
-}
 
 
 @pytest.mark.parametrize("verb", CONFIGS)

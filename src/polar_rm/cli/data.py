@@ -79,7 +79,7 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
 
         polar corpus recipes/corpus.yaml inputs='[runs/samples]' output=runs/corpus
 
-        polar corpus recipes/corpus.yaml inputs='[a.parquet, b.parquet]' output=runs/triples pairing='{kind: triples}'
+        polar corpus recipes/corpus.yaml inputs='[a.parquet]' output=runs/triples pairing='{kind: triples, negatives: 1}'
 
         polar corpus recipes/corpus.yaml inputs='[runs/samples]' output=runs/corpus splits.policies=2 --dry-run
 
