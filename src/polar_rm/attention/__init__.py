@@ -17,6 +17,7 @@ from polar_rm.attention.cpu import tree_cpu
 from polar_rm.attention.dense import tree_dense
 from polar_rm.attention.flex import tree_flex
 from polar_rm.attention.layout import TreeLayout, TreeSpan, TreeTensors
+from polar_rm.attention.prefixes import RowPrefixes
 from polar_rm.attention.varlen import has_flash_kernel, tree_varlen
 from polar_rm.errors import PolarError, UnsupportedModel
 
@@ -66,6 +67,7 @@ def _adapter(implementation: Implementation) -> Callable[..., tuple[torch.Tensor
         dropout: float = 0.0,
         tree: TreeTensors | None = None,
         scores_only: bool = False,
+        prefixes: RowPrefixes | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """query [1, heads, T, dim] -> [1, T, heads, dim], the layout that transformers expects."""
@@ -83,6 +85,13 @@ def _adapter(implementation: Implementation) -> Callable[..., tuple[torch.Tensor
             raise UnsupportedModel("tree attention has no dropout; set attention_dropout to 0 in the model's config")
         query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast RoPE leaves them in float32
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return implementation(query, key, value, tree, scale, scores_only).transpose(1, 2).contiguous(), None
+        if prefixes is None:
+            output = implementation(query, key, value, tree, scale, scores_only)
+        else:
+            layer: int = module.layer_idx  # type: ignore[assignment]
+            output = prefixes.attend(
+                layer, query, key, value, lambda q, k, v, whole: implementation(q, k, v, whole, scale, scores_only)
+            )
+        return output.transpose(1, 2).contiguous(), None
 
     return attend

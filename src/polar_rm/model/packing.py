@@ -7,13 +7,14 @@ batch depends neither on the number of ranks nor on the row budget, and the posi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 import torch
 
 from polar_rm.attention.layout import TreeLayout, TreeSpan, TreeTensors, copy_async
+from polar_rm.attention.prefixes import Prefix, PrefixStore, RowPrefixes
 from polar_rm.encoding.tree import PrefixTree
 
 
@@ -22,17 +23,19 @@ class PackedRow:
     """The input of one micro-step.
 
     ids: int64 [1, T]. tree: all index tensors that the model needs, for the same T tokens. layout: the row without padding, for
-    counting on the host. ranks: one tuple per tree, in the order of the layout's spans.
+    counting on the host. ranks: one tuple per tree, in the order of the layout's spans. prefixes: of a row of
+    :func:`pack_live`, whose ids and tree are those of its live tokens.
     """
 
     ids: torch.Tensor
     tree: TreeTensors
     layout: TreeLayout
     ranks: tuple[tuple[int, ...], ...]
+    prefixes: RowPrefixes | None = None
 
     def to(self, device: torch.device) -> Self:
         """Copy the row to a device without waiting for it."""
-        return type(self)(copy_async(self.ids, device), self.tree.to(device), self.layout, self.ranks)
+        return replace(self, ids=copy_async(self.ids, device), tree=self.tree.to(device))
 
 
 def pack(trees: Sequence[PrefixTree], *, multiple: int = 1) -> PackedRow:
@@ -51,6 +54,26 @@ def pack(trees: Sequence[PrefixTree], *, multiple: int = 1) -> PackedRow:
     padding = -len(ids) % multiple
     ids.extend([0] * padding)
     return PackedRow(torch.tensor([ids]), layout.tensors(padding), layout, tuple(tree.ranks for tree in trees))
+
+
+def pack_live(trees: Sequence[PrefixTree], store: PrefixStore) -> PackedRow:
+    """A row as of :func:`pack`, in which prefixes of ``store`` are not computed again. For CPUs and without padding."""
+    row = pack(trees)
+    kept: list[tuple[int, Prefix]] = []
+    new: list[tuple[int, Prefix]] = []
+    is_live = np.ones(row.layout.n_tokens, dtype=bool)
+    for tree, span in zip(trees, row.layout.spans, strict=True):
+        if prefix := store.get(tree.prefix):
+            kept.append((span.start, prefix))
+            is_live[span.start : span.start + span.prefix] = False
+        else:
+            new.append((span.start, Prefix(tree.prefix)))
+    live = torch.from_numpy(is_live.nonzero()[0])
+    segments = row.tree.segments[torch.from_numpy(is_live)[row.tree.segments[:, 0].long()]]
+    places = torch.from_numpy(is_live.cumsum() - 1)  # of the row's tokens among the live ones
+    of_live = row.tree._replace(positions=row.tree.positions[live], scores=places[row.tree.scores], trees=row.tree.trees[live])
+    whole = row.tree._replace(segments=segments)
+    return replace(row, ids=row.ids[:, live], tree=of_live, prefixes=RowPrefixes(whole, live, kept, new))
 
 
 def first_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:

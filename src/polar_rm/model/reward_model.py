@@ -154,6 +154,7 @@ class RewardModel(nn.Module):
             position_ids=row.tree.positions[None],
             use_cache=False,  # with a cache, transformers takes all trees for one document and leaks between them
             tree=row.tree,
+            **({"prefixes": row.prefixes} if row.prefixes else {}),
         )
         hidden: torch.Tensor = hidden_at_scores(self.backbone, output.last_hidden_state, row.tree)
         return hidden.float()

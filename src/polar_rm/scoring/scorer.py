@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from polar_rm.attention.prefixes import PrefixStore
 from polar_rm.common.iteration import windows
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import PolarError, ScoreError
-from polar_rm.model.packing import PackedRow, first_fit, pack
+from polar_rm.model.packing import PackedRow, first_fit, pack, pack_live
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import Comparison, Reference, ScoreItem, Text, Wrapper, group_items, one_reference
 from polar_rm.rewards.anchors import NO_ANCHOR, AnchoredItems, has_anchor
@@ -47,7 +48,7 @@ class Scorer:
     row_tokens: maximum number of tokens of one row, which bounds memory; longer trees are split. window: number of items that are
     grouped together. It bounds the memory for texts, and two items share a prefix only within a window. scale: the scale of the
     model's rewards from its folder, or a function that loads it when it is needed. It gives anchored rewards a probability and a
-    deviation.
+    deviation. prefixes: keeps computed prefixes between calls, on CPUs only; the model's weights must then not change.
 
     noted: the number of items and comparisons so far with each note (see :data:`polar_rm.rewards.outcomes.Note`); ``tied`` counts
     comparisons with candidates of equal ids. unread: what truncation removed so far.
@@ -60,8 +61,10 @@ class Scorer:
         row_tokens: int = 8192,
         window: int = 1024,
         scale: Scale | Callable[[], Scale] | None = None,
+        prefixes: PrefixStore | None = None,
     ) -> None:
         self.model = model
+        self.prefixes = prefixes if model.device.type == "cpu" else None
         self._scale = scale or Scale()
         self.row_tokens = row_tokens
         self.window = window
@@ -261,9 +264,8 @@ class Scorer:
         row_tokens = min(self.row_tokens, _CPU_ROW_TOKENS) if self.model.device.type == "cpu" else self.row_tokens
         filler = [self._filler] if self.model.device.type == "cpu" else []
         with _in_inference(self.model):
-            for row in first_fit([subtree.n_tokens for _, _, subtree in parts], row_tokens):
-                packed = pack([*(parts[i][2] for i in row), *filler]).to(self.model.device)
-                flat = iter(compute(packed))
+            for row in first_fit([self._to_compute(subtree) for _, _, subtree in parts], row_tokens):
+                flat = iter(self._compute(compute, [*(parts[i][2] for i in row), *filler]))
                 for i in row:
                     index, part, _ = parts[i]
                     for group in part:
@@ -271,6 +273,19 @@ class Scorer:
                         for candidate in group:
                             results[index][candidate] = result
         return [[by_branch[branch] for branch in range(len(by_branch))] for by_branch in results]
+
+    def _to_compute(self, tree: PrefixTree) -> int:
+        return tree.n_tokens - (len(tree.prefix) if self.prefixes is not None and tree.prefix in self.prefixes else 0)
+
+    def _compute(self, compute: Callable[[PackedRow], list[T]], trees: Sequence[PrefixTree]) -> list[T]:
+        """The results of a row, whose new prefixes are kept if there is a store."""
+        if self.prefixes is None:
+            return compute(pack(trees).to(self.model.device))
+        row = pack_live(trees, self.prefixes)
+        results = compute(row)
+        for _, prefix in row.prefixes.new if row.prefixes else ():
+            self.prefixes.add(prefix)
+        return results
 
 
 def turns_of(item: ScoreItem, name: str) -> list[Text]:
