@@ -30,7 +30,8 @@ from polar_rm.training.trainer import Trainer
 
 # Numbers of which nothing is made: they count what is there, or the data bounds them.
 BOUNDED_BY_DATA = {
-    "TrainConfig": {"batch_size", "epochs", "max_steps", "eval_every", "checkpoint_every", "keep_checkpoints"},
+    "TrainConfig": {"batch_size", "epochs", "max_steps", "eval_every", "checkpoint_every", "keep_checkpoints"}
+    | {"shard_ranks", "activation_checkpointing"},  # it divides the ranks; by the layers
     "DataConfig": {"identical_steps"},
     "ModelConfig": {"n_layers"},
     "EncoderConfig": {"max_response_length"},  # by max_length

@@ -136,6 +136,7 @@ def test_every_setting_reaches_the_application(checkpoint, monkeypatch):
     }
     settings |= {"pooling_flavour": "lmdeploy", "precision": "bf16", "log_texts": True}
     settings |= {"row_tokens": 64, "max_items": 5, "max_body_mib": 3, "max_queue_tokens": 99, "max_seconds": 7}
+    settings |= {"prefix_memory_mib": 2}
     launch.serve(ServeConfig(**settings))
     assert told["limits"] == Limits(3 * 2**20, 5, 7.0) and len(told["sockets"]) == 1
     assert (told["flavour"], told["api_key"], told["log_texts"]) == ("lmdeploy", "sesame", True)
@@ -147,7 +148,9 @@ def test_every_setting_reaches_the_application(checkpoint, monkeypatch):
     assert (service.name, service.max_positions) == ("model", checkpoint[1].backbone.config.max_position_embeddings)
     assert (service.batcher.batch_tokens, service.batcher.max_waiting_tokens) == (64, 99)
     assert service.encoder.hash == checkpoint[1].encoder.hash
-    model = service.batcher._score.__self__.model
+    scorer = service.batcher._score.__self__
+    assert scorer.prefixes is service.batcher.prefixes and scorer.prefixes.max_bytes == 2 << 20
+    model = scorer.model
     assert next(model.backbone.model.parameters()).dtype == torch.bfloat16
 
 

@@ -61,6 +61,12 @@ _Queue = Annotated[
     int | None,
     typer.Option(min=1, help="Number of waiting tokens from which on requests get 429, 2,000,000 by default."),
 ]
+_Prefixes = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Memory in MiB for prefixes of recent requests, 512 by default, on CPUs only; affects speed, not results."
+    ),
+]
 _Seconds = Annotated[
     float | None, typer.Option(min=0.1, help="Maximum time to an answer in seconds, 300 by default; then the request gets 503.")
 ]
@@ -90,6 +96,7 @@ def serve(
     max_items: _Items = None,
     max_body_mib: _Body = None,
     max_queue_tokens: _Queue = None,
+    prefix_memory_mib: _Prefixes = None,
     max_seconds: _Seconds = None,
     log_texts: _LogTexts = None,
 ) -> None:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import cast
 
+from polar_rm.attention.prefixes import PrefixStore
 from polar_rm.encoding.sequences import Group, TokenSequence, join, shared_length
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.rewards.outcomes import Failure
@@ -68,7 +69,8 @@ class Batcher:
     for features, too; it gives the same scores. batch_tokens: maximum number of tree tokens of a batch (a single
     sequence may exceed it). window: seconds that an idle model waits for further requests after the first one.
     max_waiting_tokens: number of sequence tokens in the queue from which on requests are refused. Below it a request of any size
-    is accepted, so that small requests can't crowd out large ones; an empty queue accepts any request.
+    is accepted, so that small requests can't crowd out large ones; an empty queue accepts any request. prefixes: those that the
+    model keeps, for counts.
     """
 
     def __init__(
@@ -80,12 +82,14 @@ class Batcher:
         window: float = 0.005,
         max_waiting_tokens: int = 2_000_000,
         on_batch: Callable[[BatchStats], None] | None = None,
+        prefixes: PrefixStore | None = None,
     ) -> None:
         self._score, self._measure = score, measure
         self.batch_tokens = batch_tokens
         self.window = window
         self.max_waiting_tokens = max_waiting_tokens
         self.on_batch = on_batch
+        self.prefixes = prefixes
         self._queue: dict[Group, deque[_Entry]] = {}
         self.waiting_tokens = 0
         self.waiting_sequences = 0
@@ -185,6 +189,7 @@ class Batcher:
         trees = [join([entry.sequence for entry in entries]) for entries in batch]
         measured = any(entry.request.measured for entries in batch for entry in entries)
         score = self._measure if measured and self._measure else self._score
+        reused = self.prefixes.reused if self.prefixes is not None else 0
         started = time.perf_counter()
         scored = await asyncio.get_running_loop().run_in_executor(self._thread, _isolated, score, trees)
         seconds = time.perf_counter() - started
@@ -198,7 +203,9 @@ class Batcher:
                     entry.request.done.set()
         if self.on_batch:
             lengths = [len(entry.sequence) for entries in batch for entry in entries]
-            self.on_batch(BatchStats(len(lengths), len(trees), sum(lengths), sum(tree.n_tokens for tree in trees), seconds))
+            reused = self.prefixes.reused - reused if self.prefixes is not None else 0
+            computed = sum(tree.n_tokens for tree in trees) - reused
+            self.on_batch(BatchStats(len(lengths), len(trees), sum(lengths), computed, seconds))
 
 
 def _take_fitting(entries: deque[_Entry], max_tokens: int, *, at_least_one: bool) -> tuple[list[_Entry], int]:

@@ -14,6 +14,8 @@ from polar_rm.protocols.base import PoolingFlavour
 MAX_BODY_MIB = 1 << 12
 """Eight bodies are held at the same time."""
 
+MAX_PREFIX_MIB = 1 << 20
+
 
 class ServeConfig(Config):
     """One server. Each key is also an option of the command line, which takes precedence over the config."""
@@ -47,5 +49,12 @@ class ServeConfig(Config):
         description="Maximum size of a request body in MiB; its prompts count once for each output.",
     )
     max_queue_tokens: int = Field(2_000_000, ge=1, description="Number of waiting tokens from which on requests get 429.")
+    prefix_memory_mib: int = Field(
+        512,
+        ge=0,
+        le=MAX_PREFIX_MIB,
+        description="Memory in MiB for recent prefixes (prompt and reference), so that candidates that arrive in pieces compute "
+        "theirs once; 0 keeps none. On CPUs only.",
+    )
     max_seconds: float = Field(300.0, ge=0.1, description="Maximum time to an answer in seconds; then the request gets 503.")
     log_texts: bool = Field(False, description="Write request bodies to the log.")

@@ -73,6 +73,9 @@ class Metrics:
         waiting.set_function(lambda: batcher.waiting_sequences)
         tokens = Gauge("polar_waiting_tokens", "Tokens of the sequences in the queue.", registry=self.registry)
         tokens.set_function(lambda: batcher.waiting_tokens)
+        if (prefixes := batcher.prefixes) is not None:
+            kept = Gauge("polar_kept_prefix_bytes", "Memory of the prefixes that are kept.", registry=self.registry)
+            kept.set_function(lambda: prefixes.n_bytes)
 
     def count_batch(self, stats: BatchStats) -> None:
         """Count one call of the model."""

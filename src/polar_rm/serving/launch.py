@@ -16,6 +16,7 @@ from typing import Any
 
 import uvicorn
 
+from polar_rm.attention.prefixes import PrefixStore
 from polar_rm.errors import PolarError
 from polar_rm.model.devices import claim_device, dtype_name
 from polar_rm.model.reward_model import RewardModel
@@ -53,12 +54,14 @@ def serve(config: ServeConfig) -> None:
     with bind(config.host, config.port) as listener:
         scale = Scale.load(config.model)  # refuses the scale of another model before the weights are loaded
         model = RewardModel.from_pretrained(config.model, dtype=dtype_name(config.precision, device), device=device)
-        scorer = Scorer(model, row_tokens=config.row_tokens)
+        prefixes = PrefixStore(config.prefix_memory_mib << 20) if config.prefix_memory_mib and device == "cpu" else None
+        scorer = Scorer(model, row_tokens=config.row_tokens, prefixes=prefixes)
         batcher = Batcher(
             scorer.score_trees,
             scorer.measure_trees,
             batch_tokens=config.row_tokens,
             max_waiting_tokens=config.max_queue_tokens,
+            prefixes=prefixes,
         )
         positions = getattr(model.backbone.config, "max_position_embeddings", None)
         service = Service(config.model.resolve().name, model.encoder, batcher, scale, positions)
