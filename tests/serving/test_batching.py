@@ -6,9 +6,11 @@ import threading
 import pytest
 from support import fakes
 
+from polar_rm.attention.prefixes import PrefixStore
 from polar_rm.encoding.sequences import TokenSequence
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.outcomes import Failure
+from polar_rm.scoring.scorer import Scorer
 from polar_rm.serving.batching import Batcher, Overloaded
 
 ENCODER = fakes.encoder()
@@ -190,3 +192,23 @@ def test_a_cancelled_request_leaves_the_queue():
     assert staying == expected([sequence("p", "fox")])
     assert waiting == (0, 0)
     assert sum(len(tree.branches) for trees in model.calls for tree in trees) == 2
+
+
+def test_tokens_of_kept_prefixes_are_not_counted_as_computed(checkpoint):
+    """A group that arrives in two pieces; the second computes its branch alone."""
+    _, model = checkpoint
+    store = PrefixStore(1 << 24)
+    scorer = Scorer(model, prefixes=store)
+    items = [ScoreItem("the quick brown fox " * 6, "a dog", output) for output in ("lazy", "a turtle")]
+    ids = [model.encoder.encode_outputs(item.prompt, "a dog", [item.output])[0][1] for item in items]
+    pieces = [TokenSequence(tuple(tree.prefix), tree.branches[0], True) for tree in ids]
+    stats = []
+
+    async def work(batcher):
+        return [await batcher.submit([piece]) for piece in pieces]
+
+    scores = serve(work, scorer.score_trees, prefixes=store, on_batch=stats.append)
+    assert [score for [score] in scores] == Scorer(model).score_outputs(
+        prompt=items[0].prompt, reference="a dog", outputs=[item.output for item in items]
+    )
+    assert [each.tree_tokens for each in stats] == [len(pieces[0]), len(pieces[1].tail)]

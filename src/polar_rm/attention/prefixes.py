@@ -98,10 +98,7 @@ class RowPrefixes:
         implementation: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, TreeTensors], torch.Tensor],
     ) -> torch.Tensor:
         """query [1, heads, L, dim], key and value [1, kv_heads, L, dim] of the live tokens -> [1, heads, L, dim]"""
-        n_tokens = len(self.tree.trees)
-        rows = [tensor.new_zeros(1, tensor.shape[1], n_tokens, tensor.shape[3]) for tensor in (query, key, value)]
-        for row, tensor in zip(rows, (query, key, value), strict=True):
-            row.index_copy_(2, self.live, tensor)
+        rows = [query, key, value] if not self.kept else [self._whole(tensor) for tensor in (query, key, value)]
         for start, prefix in self.kept:
             tokens = slice(start, start + len(prefix.ids))
             rows[1][0, :, tokens], rows[2][0, :, tokens] = prefix.keys[layer], prefix.values[layer]
@@ -110,4 +107,10 @@ class RowPrefixes:
             tokens = slice(start, start + len(prefix.ids))
             prefix.keys.append(rows[1][0, :, tokens].clone())
             prefix.values.append(rows[2][0, :, tokens].clone())
-        return implementation(rows[0], rows[1], rows[2], self.tree)[:, :, self.live]
+        output = implementation(rows[0], rows[1], rows[2], self.tree)
+        return output[:, :, self.live] if self.kept else output
+
+    def _whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[1, heads, L, dim] -> [1, heads, T, dim], with zeros for the tokens of kept prefixes."""
+        row = tensor.new_zeros(1, tensor.shape[1], len(self.tree.trees), tensor.shape[3])
+        return row.index_copy_(2, self.live, tensor)
