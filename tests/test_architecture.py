@@ -24,7 +24,7 @@ FLOORS = [
     ["common"],
     ["records", "attention"],
     ["encoding", "reporting"],
-    ["rewards", "model"],
+    ["rewards", "model", "encoded"],
     ["scoring", "protocols", "sampling", "training", "conversion"],
     ["client"],
     ["evaluation"],
@@ -44,7 +44,7 @@ MAX_FUNCTION_LINES = 60
 
 # What is used inside trainers and other people's environments, or has to start fast.
 LIGHT = ["records", "encoding", "rewards", "protocols", "client", "corpus", "reporting", "sampling", "rft", "references"]
-LIGHT += ["selection"]
+LIGHT += ["selection", "encoded"]
 LIGHT_EXCEPT = ("sampling.backends.generation", "rft.run", "rft.callbacks", "rft.policy", "rft.baseline", "rft.report")
 
 

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from polar_rm.encoding.tree import PrefixTree
-from polar_rm.model.packing import batches, deal, first_fit, pack, steps_per_epoch
+from polar_rm.model.packing import deal, first_fit, pack
 
 
 def test_row_lays_out_prefixes_and_branches():
@@ -37,29 +35,6 @@ def test_deal_gives_every_row_once_and_every_rank_a_turn(n_rows, world_size):
     dealt = deal(rows, list(range(n_rows)), world_size)
     assert sorted(i for ranks in dealt for row in ranks for i in row) == list(range(n_rows))
     assert all(len(ranks) == world_size for ranks in dealt)
-
-
-@pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 8, 11])
-def test_batches_resume_anywhere_and_cover_each_epoch(start):
-    per_epoch = steps_per_epoch(14, 4)
-    assert per_epoch == 4
-    stream = batches(14, 4, seed=3)
-    uninterrupted = [next(stream) for _ in range(3 * per_epoch)]
-    resumed = batches(14, 4, seed=3, start_step=start)
-    for step in range(start, len(uninterrupted)):
-        np.testing.assert_array_equal(next(resumed), uninterrupted[step])
-    epochs = [np.concatenate(uninterrupted[e * per_epoch : (e + 1) * per_epoch]) for e in range(3)]
-    assert all(sorted(epoch) == list(range(14)) for epoch in epochs)
-    assert not np.array_equal(epochs[0], epochs[1])
-
-
-def test_two_seeds_have_no_epoch_in_common():
-    """With an order drawn from the sum of seed and epoch, run 4 would have the epochs of run 3, one later."""
-    orders = set()
-    for seed in range(4):
-        stream = batches(14, 14, seed=seed)
-        orders |= {tuple(next(stream).tolist()) for _ in range(4)}
-    assert len(orders) == 16
 
 
 def test_rows_of_similar_cost_are_in_the_same_micro_step():

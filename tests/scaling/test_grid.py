@@ -8,8 +8,9 @@ from support import runs, scaling, tiny
 from support.commands import refused
 
 from polar_rm.common.config import load_config, to_yaml
+from polar_rm.encoded.order import batches
 from polar_rm.errors import ConfigError, PolarError
-from polar_rm.model.packing import batches, pack
+from polar_rm.model.packing import pack
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.scaling.config import ScalingConfig
 from polar_rm.scaling.grid import CorpusSize, Size, make_grid, measure_sizes, steps_of

@@ -22,9 +22,10 @@ init_process_group = dist.init_process_group
 dist.init_process_group = lambda backend: init_process_group(backend, timeout=timedelta(seconds=10))
 
 from polar_rm.cli.main import main  # noqa: E402
+from polar_rm.encoded import corpus  # noqa: E402
 from polar_rm.errors import Damaged, PolarError  # noqa: E402
 from polar_rm.model.blueprint import Blueprint  # noqa: E402
-from polar_rm.training import data, parallel, prepare, state, trainer  # noqa: E402
+from polar_rm.training import parallel, prepare, state, trainer  # noqa: E402
 
 
 def slowed(function):
@@ -35,10 +36,10 @@ def slowed(function):
     return slow
 
 
-def once_stale(folder, digest, **options):
+def once_stale(folder, **options):
     """Imitate the cache of a network file system: the new file is missing at the first attempt to open it."""
-    prepare.open_corpus = data.open_corpus
-    raise Damaged(f"{folder / digest}: the file is missing")
+    prepare.open_corpus = corpus.open_corpus
+    raise Damaged(f"{folder}: the file is missing")
 
 
 def refused_in_step_two(self, indices):

@@ -18,7 +18,7 @@ config = load_config(TrainConfig, [Path(sys.argv[1])], ["row_tokens=150"])
 with join_world("cpu") as world:
     trainer = Trainer(config, world)
     lengths = {i: trainer.train_set[i].n_tokens for i in range(16)}
-    rows = [trainer._describe(in_row) for in_row in trainer._rows_of_rank(lengths)]
+    rows = [trainer._describe(in_row) for in_row in trainer.rows.rows_of_rank(lengths)]
     calls = []
 
     def spoil(module, args, scores):

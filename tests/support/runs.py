@@ -87,3 +87,8 @@ def run(*arguments: object, ranks: int = 1) -> subprocess.CompletedProcess[str]:
 
 def final_weights(output: Path):
     return load_file(output / "model/model.safetensors")
+
+
+def trees_of(trainer, indices):
+    """The trees of the trainer's current step, by index."""
+    return {i: trainer.train_set[i] for i in indices} | trainer.rows.identical(trainer.train_set, trainer.step, indices)

@@ -2,7 +2,7 @@ import errno
 import io
 import json
 import os
-from pathlib import Path
+import re
 
 import pytest
 from rich.console import Console
@@ -11,11 +11,13 @@ from support import runs, tiny
 from polar_rm.common import files
 from polar_rm.common.config import load_config
 from polar_rm.common.files import sha256
+from polar_rm.encoded import build, shards
+from polar_rm.encoded import corpus as corpus_module
+from polar_rm.encoded.corpus import open_corpus
 from polar_rm.errors import PolarError
 from polar_rm.records import OnBadRow, read_comparisons
-from polar_rm.training import data
 from polar_rm.training.config import TrainConfig
-from polar_rm.training.data import encode_corpus, open_corpus
+from polar_rm.training.data import encode_corpus
 from polar_rm.training.trainer import plan
 
 
@@ -40,12 +42,14 @@ def write(path, count, start=0):
 
 
 def test_random_access_equals_encoding_across_batches_and_files(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_ROWS_PER_BATCH", 7)
+    for module in (shards, corpus_module):
+        monkeypatch.setattr(module, "ROWS_PER_BATCH", 7)
+    monkeypatch.setattr(build, "_SMALLEST_PART", 300)
     files = [write(tmp_path / "a.jsonl", 10), write(tmp_path / "b.jsonl", 23, start=10)]
     corpus = encode_corpus(files, encoder, tmp_path / "data")
     expected = encoder.encode_many([c for file in files for c in read_comparisons(file)])
-    assert len(corpus) == 33
-    for index in (0, 6, 7, 9, 10, 32):
+    assert len(corpus) == 33 and len(corpus.shards) > 4
+    for index in range(33):
         tree = corpus[index]
         assert (tree.prefix, tree.branches, tree.ranks) == (
             expected[index].prefix,
@@ -59,22 +63,23 @@ def test_random_access_equals_encoding_across_batches_and_files(encoder, tmp_pat
     assert stats.separate_tokens == sum(len(tree.sequence(i)) for tree in expected for i in range(len(tree.ranks)))
     assert stats.longest_sequence == max(len(tree.sequence(i)) for tree in expected for i in range(len(tree.ranks)))
     assert stats.truncated == sum(bool(tree.truncation) for tree in expected) > 0
+    assert stats.longest == max(tree.n_tokens for tree in expected)
+    for budget in (0, stats.longest - 1, stats.longest, 30):
+        assert corpus.n_longer(budget) == sum(tree.n_tokens > budget for tree in expected)
     assert corpus.describe(12) == f"{files[1]}: comparison 3"
 
 
-def test_encoded_data_is_reused_until_something_changes(encoder, tmp_path):
+def test_encoded_data_is_reused_until_something_changes(encoder, tmp_path, monkeypatch):
     file = write(tmp_path / "a.jsonl", 5)
     encoded = []
-
-    def progress(task, done, total, status=""):
-        encoded.append(done)
-
+    write_shard = shards.write_shard
+    monkeypatch.setattr(shards, "write_shard", lambda *args: encoded.append(write_shard(*args)["comparisons"]))
     for _ in range(2):
-        encode_corpus([file], encoder, tmp_path / "data", progress=progress)
+        encode_corpus([file], encoder, tmp_path / "data")
     assert encoded == [5]
     write(file, 6)
-    assert len(encode_corpus([file], encoder, tmp_path / "data", progress=progress)) == 6
-    encode_corpus([file], encoder, tmp_path / "data", empty_reference=True, progress=progress)
+    assert len(encode_corpus([file], encoder, tmp_path / "data")) == 6
+    encode_corpus([file], encoder, tmp_path / "data", empty_reference=True)
     assert encoded == [5, 6, 6]
 
 
@@ -82,9 +87,9 @@ def test_missing_references_and_bad_rows(encoder, tmp_path):
     file = write(tmp_path / "a.jsonl", 2)
     with file.open("a") as rows:
         rows.write('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
-    with pytest.raises(PolarError, match=r"comparison 3 has no reference; data.reference=empty"):
+    with pytest.raises(PolarError, match=r"a.jsonl: row 3 has no reference; data.reference=empty"):
         encode_corpus([file], encoder, tmp_path / "data")
-    assert not list((tmp_path / "data").glob("*.json"))
+    assert not list((tmp_path / "data").glob("*/manifest.json"))
     assert len(encode_corpus([file], encoder, tmp_path / "data", empty_reference=True)) == 3
     write(file, 2)
     with file.open("a") as rows:
@@ -122,9 +127,9 @@ def test_every_run_reports_the_number_of_skipped_rows(tmp_path):
         plan(load_config(TrainConfig, [file]))
 
 
-@pytest.mark.parametrize("failing", [1, 2, 3])
+@pytest.mark.parametrize("failing", range(1, 12))
 def test_data_truncated_by_a_full_disk_is_not_used(encoder, tmp_path, monkeypatch, failing):
-    """F6, F7: the data file, its folder and the index are synced in this order; a failed attempt leaves nothing."""
+    """F6, F7: every file and its folder are synced, settings first and the index last; nothing partial is left."""
     file = write(tmp_path / "a.jsonl", 2)
     calls = []
 
@@ -137,10 +142,10 @@ def test_data_truncated_by_a_full_disk_is_not_used(encoder, tmp_path, monkeypatc
         broken.setattr(files.os, "fsync", full)
         with pytest.raises(PolarError, match=r"could not be written: .*No space left on device"):
             encode_corpus([file], encoder, tmp_path / "data")
-    assert [".arrow." in calls[0], *[Path(c).name == "data" for c in calls[1:2]], *["index" in c for c in calls[2:]]] == [
-        True
-    ] * failing
-    assert not list((tmp_path / "data").glob(".*"))
+    synced = [name for call in calls for name in re.findall(r"settings|arrow|\.bin|0\.json|numbers|manifest", call)]
+    assert synced == ["settings", "arrow", ".bin", "0.json", "numbers", ".bin", "manifest"][: len(synced)]
+    assert not list((tmp_path / "data").rglob("*/manifest.json"))
+    assert not list((tmp_path / "data").rglob(".*.partial"))
     assert len(encode_corpus([file], encoder, tmp_path / "data")) == 2
 
 
@@ -159,21 +164,23 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize("how", ["removed", "emptied", "truncated", "flipped"])
-@pytest.mark.parametrize("kind", ["arrow", "index.json"])
+@pytest.mark.parametrize("kind", ["shards/000000.arrow", "numbers.bin", "manifest.json"])
 def test_damaged_data_is_reported_and_encoded_again(encoder, tmp_path, kind, how):
     """F6, H11."""
     file = write(tmp_path / "a.jsonl", 20)
-    expected = [encode_corpus([file], encoder, tmp_path / "data")[i] for i in range(20)]
-    [damaged] = (tmp_path / "data").glob(f"*.{kind}")
+    intact = encode_corpus([file], encoder, tmp_path / "data")
+    expected = [intact[i] for i in range(20)]
+    [damaged] = (tmp_path / "data").glob(f"*/{kind}")
     damage(damaged, how)
     reported = []
     corpus = encode_corpus([file], encoder, tmp_path / "data", report=reported.append)
     assert [corpus[i] for i in range(20)] == expected
-    if (kind, how) == ("index.json", "removed"):  # as after a kill before the index is written
+    if (kind, how) == ("manifest.json", "removed"):  # as after a kill before the index is written
         assert reported == []
     else:
         [message] = reported
-        assert message.startswith(str(damaged)) and message.endswith("the data is encoded again")
+        what = "shard" if kind.endswith("arrow") else "data"
+        assert message.startswith(str(damaged)) and message.endswith(f"the {what} is encoded again")
 
 
 def test_files_are_hashed_once_before_they_are_read_and_must_not_change(encoder, tmp_path):
@@ -193,7 +200,7 @@ def test_files_are_hashed_once_before_they_are_read_and_must_not_change(encoder,
 
     with pytest.raises(PolarError, match=r"a\.jsonl: it changed while it was read"):
         encode_corpus([tmp_path / "in"], encoder, tmp_path / "other", progress=change)
-    assert not list((tmp_path / "other").glob("*.json"))
+    assert not list((tmp_path / "other").glob("*/manifest.json"))
 
 
 def test_inputs_have_the_names_of_this_runs_files(encoder, tmp_path):
@@ -202,7 +209,7 @@ def test_inputs_have_the_names_of_this_runs_files(encoder, tmp_path):
     first.rename(second)
     reused = encode_corpus([second], encoder, tmp_path / "data", progress=lambda *_: pytest.fail("it is encoded already"))
     assert (reused.digest, reused.inputs) == (digest, {str(second): sha256(second)})
-    for corpus in (reused, open_corpus(tmp_path / "data", digest)):  # the other ranks open the data of rank 0
+    for corpus in (reused, open_corpus(reused.folder)):  # the other ranks open the data of rank 0
         assert corpus.describe(2) == f"{second}: comparison 3"
 
 
@@ -242,9 +249,9 @@ def test_stripped_prompts_are_another_corpus_and_are_reported_again(encoder, tmp
 
 def test_runs_share_encoded_data(tmp_path, monkeypatch):
     encoded = []
-    encode = data._encode
-    monkeypatch.setattr(data, "_encode", lambda *args: encoded.append(args) or encode(*args))
+    write_shard = shards.write_shard
+    monkeypatch.setattr(shards, "write_shard", lambda *args: encoded.append(args) or write_shard(*args))
     shared = f"data.cache={tmp_path / 'shared'}"
     plans = [plan(load_config(TrainConfig, [runs.config(tmp_path)], [shared, f"output={tmp_path / name}"])) for name in "ab"]
     assert plans[0] == plans[1] and len(encoded) == 1
-    assert len(list((tmp_path / "shared").glob("*.arrow"))) == 1 and not (tmp_path / "a/data").exists()
+    assert len(list((tmp_path / "shared").glob("*/shards/*.arrow"))) == 1 and not (tmp_path / "a/data").exists()

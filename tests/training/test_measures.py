@@ -14,11 +14,12 @@ from support import runs
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from polar_rm.common.config import load_config
+from polar_rm.encoded.corpus import EncodedCorpus
 from polar_rm.errors import NonFinite
+from polar_rm.model.packing import pack
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.training import metrics, parallel, trainer
 from polar_rm.training.config import LoraConfig, TrainConfig
-from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.lora import adapter_settings
 from polar_rm.training.losses import pair_indices
 from polar_rm.training.parallel import World
@@ -75,7 +76,7 @@ def test_every_logged_value_is_what_its_name_says(tmp_path, monkeypatch):
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in backbone.parameters()))
     all_scores = torch.cat(scores).detach()
     tokens = sum(len(tree.prefix) + sum(map(len, tree.branches)) for tree in trees)
-    rows = len(list(built._rows_of_rank({i: tree.n_tokens for i, tree in enumerate(trees)})))
+    rows = len(list(built.rows.rows_of_rank({i: tree.n_tokens for i, tree in enumerate(trees)})))
     correct = float((differences > 0).sum() + 0.5 * (differences == 0).sum())
     expected = {
         "step": 1,
@@ -89,6 +90,7 @@ def test_every_logged_value_is_what_its_name_says(tmp_path, monkeypatch):
         "pairs": len(differences),
         "tokens": tokens,
         "seconds": 2.0,
+        "data_seconds": 0.0,
         "tokens_per_second": tokens / 2,
         "pairs_per_second": len(differences) / 2,
         "memory_gib": 1.5,
@@ -255,15 +257,15 @@ def test_gradients_of_many_rows_are_summed_in_float32(tmp_path, precision):
     indices = list(range(32))
     built.accumulate(indices)
     gradients = {name: tensor.grad.clone() for name, tensor in built.weights.named.items()}
-    trees = built._trees(indices)
+    trees = runs.trees_of(built, indices)
     n_pairs = sum(len(pairs(tree.ranks)) for tree in trees.values())
     expected = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in gradients.items()}
-    rows = list(built._rows_of_rank({i: tree.n_tokens for i, tree in trees.items()}))
+    rows = list(built.rows.rows_of_rank({i: tree.n_tokens for i, tree in trees.items()}))
     assert len(rows) >= 16
     for in_row in rows:
         for tensor in built.weights.named.values():
             tensor.grad = None
-        row = trainer.pack([trees[i] for i in in_row])
+        row = pack([trees[i] for i in in_row])
         scores = built.model(row).split(list(map(len, row.ranks)))
         differences = [s[i] - s[j] for s, ranks in zip(scores, row.ranks, strict=True) for i, j in pairs(ranks)]
         loss = torch.nn.functional.softplus(-torch.stack(differences)).sum()

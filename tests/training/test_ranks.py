@@ -44,14 +44,14 @@ def test_ranks_wait_for_long_work_on_one_rank(tmp_path, fault):
     result = launch(fault, "pretrain", runs.config(tmp_path, max_steps=1, checkpoint_every=1), "row_tokens=150")
     assert result.returncode == 0, result.stderr
     assert runs.final_weights(tmp_path / "run")
-    assert len(list((tmp_path / "run/data").glob("*.arrow"))) == 1
+    assert len(list((tmp_path / "run/data").glob("*/shards/*.arrow"))) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("not-shared", r"(rank 1) does not see what rank 0 wrote"),
+        ("not-shared", r"(rank 1) does not see what rank 0 sees"),
         ("refused", "this rank can't go on"),
     ],
 )

@@ -13,6 +13,8 @@ import torch
 from support import runs
 
 from polar_rm.common.config import load_config
+from polar_rm.errors import ConfigError
+from polar_rm.training import trainer
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.signals import StopRequested
 from polar_rm.training.trainer import Trainer, train
@@ -83,3 +85,13 @@ def test_other_settings_are_refused_and_partial_checkpoints_ignored(tmp_path):
     again = runs.run("pretrain", config)
     assert again.returncode == 0, again.stderr
     assert "after step 4" in again.stderr
+
+
+def test_a_run_with_the_order_of_an_earlier_version_is_refused(tmp_path, monkeypatch):
+    """It would see some comparisons twice in an epoch and others never."""
+    config = load_config(TrainConfig, [runs.config(tmp_path, max_steps=1)])
+    train(config)
+    shutil.rmtree(tmp_path / "run/model")
+    monkeypatch.setattr(trainer, "ORDER", "another")
+    with pytest.raises(ConfigError, match="step-00000001: this run was started with another data_order; use"):
+        train(config)

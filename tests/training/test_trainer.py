@@ -80,8 +80,8 @@ def test_references_replace_the_best_candidate_in_fewer_and_fewer_comparisons(tm
     indices = list(range(40))
     replaced = {}
     for built.step in (0, 10, 19, 20):
-        trees = built._trees(indices)
-        assert trees == built._trees(indices)
+        trees = runs.trees_of(built, indices)
+        assert trees == runs.trees_of(built, indices)
         replaced[built.step] = [trees[i] != built.train_set[i] for i in indices]
         for i, is_replaced in zip(indices, replaced[built.step], strict=True):
             expected = built.model.encoder.with_identical(built.train_set[i]) if is_replaced else built.train_set[i]
@@ -99,7 +99,7 @@ def test_which_references_replace_candidates_depends_on_the_seed(tmp_path):
     def replaced(seed):
         built = trainer(tmp_path, "data.identical_steps=20", f"seed={seed}")
         built.step = 10
-        return [tree != built.train_set[i] for i, tree in built._trees(list(range(40))).items()]
+        return [tree != built.train_set[i] for i, tree in runs.trees_of(built, list(range(40))).items()]
 
     assert replaced(0) == replaced(0) != replaced(1)
 

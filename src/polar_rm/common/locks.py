@@ -8,9 +8,10 @@ import re
 import shutil
 import socket
 import threading
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ except ModuleNotFoundError:  # Windows
 
 # Only our unfinished writes have such names: those of `common.files` and of checkpoints.
 _LEFTOVER = re.compile(r"^\.(?P<name>.+?)(\.[0-9a-f]{8})?\.(?P<kind>partial|old)$")
+
+_WAIT_S = 1.0
 
 # The outputs that this thread owns: a verb owns its output before it loads a model, and the function that writes the output owns
 # it again.
@@ -61,6 +64,28 @@ def owned(output: str | Path, verb: str) -> Iterator[None]:
             # the next one.
             lock.unlink(missing_ok=True)
             os.close(descriptor)
+
+
+@contextmanager
+def owned_soon(output: str | Path, verb: str, report: Callable[[str], None] = lambda message: None) -> Iterator[None]:
+    """Own an output as soon as no other process does; see :func:`owned`. report: is told once whom we wait for."""
+    with ExitStack() as stack:
+        told = False
+        while True:
+            try:
+                stack.enter_context(owned(output, verb))
+                break
+            except InUse as error:
+                if not told:
+                    report(f"waiting: {error}")
+                told = True
+                time.sleep(_WAIT_S)
+        yield
+
+
+def is_owned(output: str | Path) -> bool:
+    """Whether a process, this one included, owns an output now."""
+    return _is_held(_lock_path(Path(output).absolute()))
 
 
 def remove_leftovers(output: Path) -> None:

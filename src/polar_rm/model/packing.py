@@ -1,12 +1,8 @@
-"""Packing of trees into rows: many trees of different lengths in one sequence.
-
-An optimiser step takes the next ``batch_size`` comparisons of a seeded permutation and packs *them* into rows. So the global
-batch depends neither on the number of ranks nor on the row budget, and the position in the data is one integer: the step.
-"""
+"""Packing of trees into rows: many trees of different lengths in one sequence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -106,22 +102,3 @@ def deal(rows: Sequence[list[int]], costs: Sequence[int], world_size: int) -> li
     for ranks in dealt:
         ranks.extend([] for _ in range(world_size - len(ranks)))
     return dealt
-
-
-def steps_per_epoch(n_comparisons: int, batch_size: int) -> int:
-    """Steps of an epoch. The last step takes the rest, so that no comparison is dropped."""
-    return -(-n_comparisons // batch_size)
-
-
-def batches(n_comparisons: int, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[np.ndarray]:
-    """Index arrays of endless epochs, one for each step. Step ``s`` is the same from whatever step a run resumes.
-
-    Each epoch has its own permutation, drawn from ``(seed, epoch)`` only.
-    """
-    per_epoch = steps_per_epoch(n_comparisons, batch_size)
-    epoch, offset = divmod(start_step, per_epoch)
-    while True:
-        order = np.random.default_rng([seed, epoch]).permutation(n_comparisons)
-        for step in range(offset, per_epoch):
-            yield order[step * batch_size : (step + 1) * batch_size]
-        epoch, offset = epoch + 1, 0

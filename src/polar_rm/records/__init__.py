@@ -8,6 +8,7 @@ from polar_rm.records.bad_rows import SIDE_SUFFIX, OnBadRow, side_file
 from polar_rm.records.cells import from_cell, parsed, to_cell
 from polar_rm.records.copies import is_copy, near_copies
 from polar_rm.records.finding import PLAIN_SUFFIXES, SUFFIXES, DataFiles, check_not_output, find_file, find_files, survey_files
+from polar_rm.records.parts import FilePart, divide_file
 from polar_rm.records.prompts import is_held_out, prompt_key
 from polar_rm.records.reading import (
     Source,
@@ -54,6 +55,7 @@ __all__ = [
     "SUFFIXES",
     "Comparison",
     "DataFiles",
+    "FilePart",
     "InvalidRecord",
     "Message",
     "OnBadRow",
@@ -71,6 +73,7 @@ __all__ = [
     "check",
     "check_not_output",
     "count_rows",
+    "divide_file",
     "dump_json",
     "find_file",
     "find_files",

@@ -36,15 +36,17 @@ class Unreadable:
     content: str
 
 
-def json_line_rows(path: Path) -> Rows:
+def json_line_rows(path: Path, start: int = 0, stop: int | None = None, first: int = 1) -> Rows:
     """Read JSON lines; a row's number is its line number, and blank lines are skipped.
+
+    start, stop: the bytes of a plain file to read, where lines begin; by default all. first: the number of the line at ``start``.
 
     Raises:
         PolarError: the file can't be read, or its compression is damaged.
     """
-    number = 0
-    with _opened(path, lambda: f"line {number}") as file:
-        for number, line in enumerate(iter(partial(file.readline, MAX_ROW_BYTES + 1), b""), 1):
+    number = first - 1
+    with _opened(path, lambda: f"line {number}", start, stop) as file:
+        for number, line in enumerate(iter(partial(file.readline, MAX_ROW_BYTES + 1), b""), first):
             if len(line) > MAX_ROW_BYTES:
                 _skip_line(file, line)
                 yield number, Unreadable(_TOO_LONG, line[:_KEPT_CHARACTERS].decode("utf-8", "backslashreplace") + "...")
@@ -237,11 +239,11 @@ class _Stream(io.RawIOBase):
 
 
 @contextmanager
-def _opened(path: Path, position: Callable[[], str]) -> Iterator[IO[bytes]]:
+def _opened(path: Path, position: Callable[[], str], start: int = 0, stop: int | None = None) -> Iterator[IO[bytes]]:
     """Open a file for reading, decompressed by its suffix.
 
     It is read up to its current size: a run that appends to the file which it reads would never end. position: describes how far
-    reading has come, for the message.
+    reading has come, for the message. start, stop: the bytes of a plain file to read.
 
     Raises:
         PolarError: the file can't be read, or its compression is damaged.
@@ -249,6 +251,9 @@ def _opened(path: Path, position: Callable[[], str]) -> Iterator[IO[bytes]]:
     try:
         with path.open("rb", buffering=0) as raw:
             size = os.fstat(raw.fileno()).st_size
+            if start or stop is not None:
+                raw.seek(start)
+                size = (size if stop is None else min(size, stop)) - start
             plain = io.BufferedReader(_Stream(raw.read, size if path.is_file() else None), _BUFFER)
             match path.suffix.lower():
                 case ".gz":

@@ -15,6 +15,7 @@ from polar_rm.errors import BadRow, PolarError
 from polar_rm.records.bad_rows import OnBadRow
 from polar_rm.records.finding import find_files, suffix_of
 from polar_rm.records.lines import Rows, Unreadable, csv_rows, json_line_rows, json_rows
+from polar_rm.records.parts import FilePart
 from polar_rm.records.rows import (
     RowRules,
     to_comparison,
@@ -32,8 +33,8 @@ T = TypeVar("T")
 _Convert = Callable[[Mapping[str, Any], RowRules], T]
 _log = logging.getLogger("polar_rm.records")
 
-Source = str | Path | Iterable[str | Path] | Iterable[Mapping[str, Any]]
-"""A file, a folder, a glob pattern, several of them, a ``datasets`` object or any iterable of rows."""
+Source = str | Path | FilePart | Iterable[str | Path] | Iterable[Mapping[str, Any]]
+"""A file, a folder, a glob pattern, several of them, a part of a file, a ``datasets`` object or any iterable of rows."""
 
 
 def read_comparisons(
@@ -160,7 +161,7 @@ def read_rows(source: Source, convert: _Convert[T], on_bad_row: OnBadRow | None 
                     bad.note(name, number, notes)
                 yield number, record
             notes.clear()
-        if number == 0:
+        if number == 0 and not (isinstance(source, FilePart) and source.is_slice):
             raise PolarError(f"{name}: it is empty: there are no rows")
     if on_bad_row is None:  # otherwise the caller reports the warnings
         for warning in bad.warnings():
@@ -174,6 +175,10 @@ def _tables(source: Source) -> Iterator[tuple[str, bool, Rows]]:
             suffix = suffix_of(file)
             yield str(file), suffix not in _JSON, _rows_of(file, suffix)
         return
+    if isinstance(source, FilePart):
+        suffix = suffix_of(source.path)
+        yield str(source.path), suffix not in _JSON, _rows_of_part(source, suffix)
+        return
     name = type(source).__name__
     if isinstance(source, Mapping):
         raise PolarError(f"rows were expected, but this {name} maps names to {', '.join(map(str, source))}; pass one of them")
@@ -186,6 +191,16 @@ def _tables(source: Source) -> Iterator[tuple[str, bool, Rows]]:
 
 
 _JSON = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".json")
+
+
+def _rows_of_part(part: FilePart, suffix: str) -> Rows:
+    if not part.is_slice:
+        return _rows_of(part.path, suffix)
+    if suffix == ".parquet":
+        from polar_rm.records.tables import parquet_rows
+
+        return parquet_rows(part.path, part.start, part.stop)
+    return json_line_rows(part.path, part.start, part.stop, part.first_row)
 
 
 def _rows_of(file: Path, suffix: str) -> Rows:

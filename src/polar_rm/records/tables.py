@@ -61,8 +61,8 @@ _SCHEMAS: dict[type, pa.Schema] = {
 }
 
 
-def parquet_rows(path: Path) -> Rows:
-    """Read a Parquet file.
+def parquet_rows(path: Path, start: int = 0, stop: int | None = None) -> Rows:
+    """Read a Parquet file. start, stop: the rows to read, counted from 0; by default all.
 
     Raises:
         PolarError: the file is not complete, two columns have the same name, Python can't represent a value, or the rows need
@@ -73,11 +73,27 @@ def parquet_rows(path: Path) -> Rows:
         with pq.ParquetFile(path) as file:
             check_names(path, file.schema_arrow.names)
             n_rows, dictionaries = _batch_size(path, file.metadata)
+            groups, number = _row_groups(file.metadata, start, stop)
         with pq.ParquetFile(path, read_dictionary=dictionaries) as file:
-            for batch in file.iter_batches(n_rows):
+            for batch in file.iter_batches(n_rows, row_groups=groups):
+                skipped = min(max(0, start - number), batch.num_rows)
+                number += skipped
+                batch = batch.slice(skipped, None if stop is None else max(0, stop - number))
                 for row in _batch_rows(path, number, batch):
                     number += 1
                     yield number, row
+                if number == stop:
+                    return
+
+
+def _row_groups(metadata: pq.FileMetaData, start: int, stop: int | None) -> tuple[list[int], int]:
+    """The row groups with some of the rows from ``start`` to ``stop``, and the number of rows before the first of them."""
+    ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], dtype=np.int64).tolist()
+    begins = [0, *ends[:-1]]
+    groups = [
+        i for i, (begin, end) in enumerate(zip(begins, ends, strict=False)) if end > start and (stop is None or begin < stop)
+    ]
+    return groups, begins[groups[0]] if groups else 0
 
 
 def arrow_rows(path: Path) -> Rows:

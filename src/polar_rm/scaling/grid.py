@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from polar_rm.attention.layout import TreeLayout, TreeSpan
-from polar_rm.model.packing import steps_per_epoch
+from polar_rm.encoded.corpus import EncodedCorpus
+from polar_rm.encoded.order import steps_per_epoch
 from polar_rm.scaling.config import ScalingConfig
 from polar_rm.scaling.learning_rate import Picked, base_rate, rates_to_try
 from polar_rm.scaling.settings import size_name, training_config
-from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.metrics import training_flops
 from polar_rm.training.prepare import read_blueprint
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,10 +14,10 @@ from rich.console import Console
 from polar_rm.common.checksums import read_sealed, write_sealed
 from polar_rm.common.config import to_yaml
 from polar_rm.common.files import claim_folder, sha256, write_file
-from polar_rm.common.locks import owned
+from polar_rm.common.locks import owned_soon
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import say, show_progress
-from polar_rm.errors import InUse, PolarError
+from polar_rm.errors import PolarError
 from polar_rm.scaling.config import ScalingConfig
 from polar_rm.scaling.evaluate import bad_rows
 from polar_rm.scaling.grid import (
@@ -41,8 +40,6 @@ SETTINGS = "scaling.yaml"
 
 MEASURED = "grid.json"
 """Corpus and sizes as they were measured, beside the encoded data."""
-
-_WAIT_S = 1.0
 
 # Keys of a training config that change no result; another machine may need others.
 _MACHINE = (
@@ -115,7 +112,7 @@ def open_grid(config: ScalingConfig, console: Console) -> Grid:
     """
     check_splits(config)
     data = config.output / "data"
-    with _owned_soon(data, console):
+    with owned_soon(data, "scaling run", lambda message: say(console, message)):
         claim_folder(data, _identity(config), "the data of a scaling grid")
         grid = _measured(config, data, console)
         known = {size.name: size for size in _read_measured(data)[1]} if (data / MEASURED).exists() else {}
@@ -182,20 +179,3 @@ def _identity(config: ScalingConfig) -> dict[str, Any]:
     splits = {split: sha256(split_path(config, split)) for split in (config.train_split, *config.eval_splits)}
     chosen = config.model_dump(mode="json", include={"train_split", "eval_splits", "eval_limit", "diverged_above"})
     return {"training": training, "encoder": encoder, "splits": splits, **chosen}
-
-
-@contextmanager
-def _owned_soon(output: Path, console: Console) -> Iterator[None]:
-    """Own an output as soon as no other process does."""
-    with ExitStack() as stack:
-        told = False
-        while True:
-            try:
-                stack.enter_context(owned(output, "scaling run"))
-                break
-            except InUse as error:
-                if not told:
-                    say(console, f"waiting: {error}")
-                told = True
-                time.sleep(_WAIT_S)
-        yield

@@ -45,6 +45,11 @@ def count_items(ranks: Ranks, config: LossConfig) -> int:
     return sum(rank < other for tree in ranks for rank in tree for other in tree)
 
 
+def item_name(config: LossConfig) -> str:
+    """The name of :func:`count_items` among the numbers of a comparison, see :data:`polar_rm.encoded.format.NUMBERS`."""
+    return "winners" if config.objective == "listwise" else "pairs"
+
+
 def loss_sum(scores: torch.Tensor, pairs: Pairs, config: LossConfig) -> torch.Tensor:
     """The objective summed over a row's items, without penalties (see :func:`penalty_sum`). scores: float32 [n_candidates]."""
     if config.objective == "listwise":

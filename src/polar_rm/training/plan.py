@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from polar_rm.common.memory import check_memory, gib
+from polar_rm.encoded.corpus import EncodedCorpus
+from polar_rm.encoded.order import steps_per_epoch
 from polar_rm.errors import ConfigError
 from polar_rm.model.devices import compute_dtype, memory_of
-from polar_rm.model.packing import steps_per_epoch
 from polar_rm.training.cluster import ClusterPlan
 from polar_rm.training.config import TrainConfig
-from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.schedule import paper_batch_size, paper_learning_rate
 
 _STATE = "weights, gradients and optimiser"
@@ -101,7 +101,7 @@ def make_plan(
         separate_tokens=stats.separate_tokens,
         truncated=stats.truncated,
         longest=stats.longest,
-        larger_than_row=int((corpus.lengths > config.row_tokens).sum()),
+        larger_than_row=corpus.n_longer(config.row_tokens),
         batch_size=batch_size,
         epochs=epochs,
         steps=steps,
@@ -162,7 +162,7 @@ def _notes(config: TrainConfig, backbone: PreTrainedModel, corpus: EncodedCorpus
     stats = corpus.stats
     if "paper" in (config.batch_size, config.optim.lr) and not 100e6 <= parameters <= 7.5e9:
         yield f"the paper's rules were fitted from 100M to 7B parameters; for {parameters / 1e6:.0f}M they are extrapolation"
-    if larger := int((corpus.lengths > config.row_tokens).sum()):
+    if larger := corpus.n_longer(config.row_tokens):
         yield (
             f"{larger} comparisons are longer than row_tokens (longest: {stats.longest} tokens); their candidates are "
             "computed in several rows, which takes longer"

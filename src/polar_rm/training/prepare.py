@@ -15,6 +15,8 @@ from rich.console import Console
 from polar_rm.common.files import sha256, temporary_path
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import plain_console, say, show_progress
+from polar_rm.encoded.corpus import EncodedCorpus, open_corpus
+from polar_rm.encoded.order import batches
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import ConfigError, Damaged, PolarError, UnsupportedModel
 from polar_rm.model.blueprint import (
@@ -25,12 +27,11 @@ from polar_rm.model.blueprint import (
     warn_beyond_positions,
 )
 from polar_rm.model.language_models import model_folder
-from polar_rm.model.packing import batches
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import OnBadRow, side_file, survey_files
 from polar_rm.training.cluster import Work, mean_tree, plan_cluster
 from polar_rm.training.config import EncoderConfig, TrainConfig
-from polar_rm.training.data import EncodedCorpus, encode_corpus, open_corpus
+from polar_rm.training.data import encode_corpus, given_corpus
 from polar_rm.training.parallel import World
 from polar_rm.training.plan import Plan, make_plan
 
@@ -82,12 +83,12 @@ def prepare(config: TrainConfig, world: World, *, console: Console | None = None
     names = {"train": config.data.train, "eval": config.data.eval}
     encoded: dict[str, EncodedCorpus] = {}
 
-    def encode_all() -> dict[str, str]:
+    def encode_all() -> dict[str, list[str]]:
         encoded.update({name: _encode(config, blueprint.encoder, name, paths, console) for name, paths in names.items() if paths})
-        return {name: corpus.digest for name, corpus in encoded.items()}
+        return {name: [str(corpus.folder), corpus.digest] for name, corpus in encoded.items()}
 
-    digests = world.from_main(encode_all)
-    corpora = encoded or {name: _open(_cache(config), digest, world) for name, digest in digests.items()}
+    found = world.from_main(encode_all)
+    corpora = encoded or {name: _open(Path(folder), digest, world) for name, (folder, digest) in found.items()}
     base = config.model.resume_from or config.model.init
     # A checkpoint of adapters depends on base weights that it does not contain.
     base_hash = world.from_main(lambda: sha256(model_folder(base)) if config.lora and base else None)
@@ -154,12 +155,16 @@ def with_lengths(encoder: Encoder, config: EncoderConfig, source: Path) -> Encod
 
 
 def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path], console: Console) -> EncodedCorpus:
+    if corpus := given_corpus(paths, encoder, f"data.{name}", config.data.reference):
+        if corpus.rejected:
+            say(console, f"{corpus.rejected} bad rows were skipped when the {name} data was encoded, see {corpus.side_file}")
+        return corpus
     for path in paths:
         check_manifest(path)
     if note := survey_files(paths, [config.output]).note():
         say(console, f"{name} data: {note}")
     bad = OnBadRow(config.on_bad_row, side_file(config.output / name), strip_prompt=config.data.strip_prompt)
-    with show_progress(console, lines=True, unit="comparisons") as progress:
+    with show_progress(console, lines=True, unit="MiB") as progress:
         corpus = encode_corpus(
             paths,
             encoder,
@@ -182,8 +187,15 @@ def _cache(config: TrainConfig) -> Path:
 
 
 def _open(folder: Path, digest: str, world: World) -> EncodedCorpus:
-    """Open the data that rank 0 has just written, which may take a while to become visible on this node."""
-    return _retry_until_visible(lambda: open_corpus(folder, digest), world)
+    """Open the data that rank 0 has opened. What it has just written may take a while to become visible on this node."""
+
+    def read() -> EncodedCorpus:
+        corpus = open_corpus(folder)
+        if corpus.digest != digest:  # of an earlier run, or a folder of this node's own
+            raise Damaged(f"{folder}: another corpus than rank 0's")
+        return corpus
+
+    return _retry_until_visible(read, world)
 
 
 def _check_shared(output: Path, world: World) -> None:
@@ -217,8 +229,8 @@ def _retry_until_visible(read: Callable[[], T], world: World) -> T:
         except (Damaged, FileNotFoundError) as error:
             if time.monotonic() > until:
                 raise PolarError(
-                    f"{socket.gethostname()} (rank {world.rank}) does not see what rank 0 wrote ({error}): all nodes need one "
-                    "shared output folder"
+                    f"{socket.gethostname()} (rank {world.rank}) does not see what rank 0 sees ({error}): all nodes need one "
+                    "shared folder for output and encoded data"
                 ) from error
         time.sleep(min(1.0, _VISIBLE_S / 10))
 

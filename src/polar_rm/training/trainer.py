@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,31 +20,28 @@ from polar_rm.common import provenance
 from polar_rm.common.files import write_json
 from polar_rm.common.locks import owned
 from polar_rm.common.progress import plain_console, say, show_progress
+from polar_rm.encoded.corpus import EncodedCorpus
+from polar_rm.encoded.order import VERSION as ORDER
+from polar_rm.encoded.order import batches
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import ConfigError, NonFinite
 from polar_rm.model.devices import compute_dtype
 from polar_rm.model.layers import checkpoint_activations, compile_layers
-from polar_rm.model.packing import PackedRow, batches, deal, first_fit, pack
+from polar_rm.model.packing import pack
 from polar_rm.training import metrics, state
 from polar_rm.training.config import TrainConfig
-from polar_rm.training.data import EncodedCorpus
 from polar_rm.training.lora import add_lora, merge_lora
 from polar_rm.training.losses import Pairs, count_items, loss_sum, pair_indices, penalty_sum
 from polar_rm.training.parallel import Weights, World, fill_shards, join_world
 from polar_rm.training.plan import Plan, check_room
 from polar_rm.training.prepare import Prepared, plan_for, prepare, start_model
+from polar_rm.training.rows import Row, RowMaker, Step, ahead
 from polar_rm.training.schedule import learning_rate
 from polar_rm.training.signals import StopRequested, stop_signals
-from polar_rm.training.splitting import backward_in_parts, longer_than, parts_of
+from polar_rm.training.splitting import backward_in_parts, parts_of
 from polar_rm.training.totals import Totals
 
 LossOf = Callable[[torch.Tensor, Pairs], torch.Tensor]
-
-# A rank without a row in a micro-step still takes part in FSDP's collectives. It computes this tree with a loss of zero.
-_DUMMY_TREE = PrefixTree([0], [[0], [0]], (0, 1))
-
-# Rows for compiled layers are padded to a multiple of this many tokens.
-_PAD_MULTIPLE = 64
 
 
 class Trainer:
@@ -63,7 +61,8 @@ class Trainer:
         if config.lora:
             for model in filter(None, (self.model, source)):
                 add_lora(model, config.lora, config.seed)
-        self._compiled = config.compile and compile_layers(self.model.backbone, self.compute)
+        compiled = config.compile and compile_layers(self.model.backbone, self.compute)
+        self.rows = RowMaker(config, world, self.model.encoder, compiled)
         if config.activation_checkpointing:
             every = config.activation_checkpointing is True
             checkpoint_activations(self.model.backbone, None if every else int(config.activation_checkpointing))
@@ -81,6 +80,8 @@ class Trainer:
             fused=world.size == 1,
         )
         self.step = 0
+        self._upcoming: Iterator[Step | Row] | None = None  # made by a thread within ``fit``
+        self._waited = 0.0  # seconds that this step has waited for rows
         self.results: dict[str, Any] = {}  # of the last step and evaluation; saved in checkpoints
         self.last_line: dict[str, Any] = {}  # the last step's line in metrics.jsonl; saved, too, to repair a truncated file
 
@@ -89,15 +90,16 @@ class Trainer:
         config, plan = self.config, self.plan
         self._resume()
         sinks = metrics.open_sinks(config, self.step, self.last_line, self._report) if self.world.is_main else []
-        steps = batches(len(self.train_set), plan.batch_size, seed=config.seed, start_step=self.step)
+        steps, again = (self._batches() for _ in range(2))
+        made = self.rows.steps(self.train_set, islice(((step, each.tolist()) for step, each in again), plan.steps - self.step))
         peak = metrics.peak_flops(self.world.device, self.compute)
         showing = show_progress(self.console, lines=True, unit="steps", enabled=self.world.is_main)
-        with showing as progress, stop_signals() as stop:
+        with showing as progress, stop_signals() as stop, ahead(made) as self._upcoming:
             self.world.set_stop(lambda: stop.requested)
             progress(config.output.name, self.step, plan.steps)
             while self.step < plan.steps:
                 start = time.perf_counter()
-                values = self.optimize(next(steps).tolist())
+                values = self.optimize(next(steps)[1].tolist())
                 values["mfu"] = values["flops"] / (time.perf_counter() - start) / peak / self.world.size
                 self.step += 1
                 self.results |= {"steps": self.step, "train": dict(values)}
@@ -117,12 +119,19 @@ class Trainer:
                     self.save()
                 if stopping and not last:
                     raise StopRequested(f"stopped at step {self.step} of {plan.steps}; the same command continues")
+        self._upcoming = None
         for sink in sinks:
             sink.close()
         self._finish()
         if any(self.world.gather(stop.requested)):  # in the last step: the caller must not continue with other work
             raise StopRequested(f"stopped; {config.output} is finished")
         return self.results
+
+    def _batches(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(step, indices) of this step and all that follow."""
+        return enumerate(
+            batches(len(self.train_set), self.plan.batch_size, seed=self.config.seed, start_step=self.step), self.step
+        )
 
     def optimize(self, indices: list[int]) -> dict[str, float]:
         """One optimiser step on one global batch of comparisons."""
@@ -139,7 +148,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.weights.update_copies()
         seconds = time.perf_counter() - start
-        values |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds}
+        values |= {"lr": self.optimizer.param_groups[0]["lr"], "seconds": seconds, "data_seconds": self._waited}
         values |= {"tokens_per_second": values["tokens"] / seconds, "pairs_per_second": values["pairs"] / seconds}
         values["memory_gib"] = metrics.peak_memory(self.world.device)
         return values
@@ -150,19 +159,21 @@ class Trainer:
 
     def _backward(self, indices: list[int]) -> Totals:
         """Forward and backward, row by row; nothing here waits for the device."""
-        trees = self._trees(indices)
-        # The loss is divided by the items of the *whole* batch, so that rows with many pairs have more weight, as they should.
-        items = sum(count_items([tree.ranks], self.config.loss) for tree in trees.values())
-        candidates = sum(len(tree.ranks) for tree in trees.values())
+        rows = self._upcoming or self.rows.steps(self.train_set, [(self.step, indices)])
+        self._waited = 0.0
+        step = self._next(rows)
+        assert isinstance(step, Step)
+        assert step.indices == indices
         totals = Totals(self.world.device)
 
         def loss_of(scores: torch.Tensor, pairs: Pairs) -> torch.Tensor:
             """The share of some comparisons in the mean loss of the batch."""
-            return loss_sum(scores, pairs, self.config.loss) / items + penalty_sum(scores, self.config.loss) / candidates
+            loss = loss_sum(scores, pairs, self.config.loss) / step.items
+            return loss + penalty_sum(scores, self.config.loss) / step.candidates
 
-        split = longer_than(self.config.row_tokens, trees)
-        for in_row in self._rows_of_rank({i: tree.n_tokens for i, tree in trees.items() if i not in split}):
-            row = self._row([trees[i] for i in in_row])
+        for _ in range(step.n_rows):
+            in_row, row = self._next(rows)  # type: ignore[misc]
+            row = row.to(self.world.device)
             pairs = pair_indices(row.ranks, self.world.device)
             scores = self.model(row)
             loss = loss_of(scores, pairs)
@@ -170,8 +181,8 @@ class Trainer:
             (loss * (self.world.size if in_row else 0)).backward()
             if in_row:
                 self._count(totals, in_row, row.layout, loss, scores, pairs)
-        if split:
-            self._backward_split(split, loss_of, totals)
+        if step.split:
+            self._backward_split(step.split, loss_of, totals)
         return totals
 
     def _backward_split(self, trees: Mapping[int, PrefixTree], loss_of: LossOf, totals: Totals) -> None:
@@ -179,7 +190,7 @@ class Trainer:
 
         def scores_of(tree: PrefixTree | None, number: int) -> torch.Tensor:
             torch.manual_seed(dropout_seed(self.config.seed, self.step, self.world.rank, number))  # equal in both passes
-            scores: torch.Tensor = self.model(self._row([tree] if tree else []))
+            scores: torch.Tensor = self.model(self.rows.row([tree] if tree else []).to(self.world.device))
             return scores
 
         def backward(all_scores: torch.Tensor) -> None:
@@ -200,9 +211,11 @@ class Trainer:
         totals.add(indices, loss, scores, pairs, layout.n_tokens)
         totals.flops += metrics.training_flops(self.model.backbone.config, layout, self.config.lora)
 
-    def _row(self, trees: Sequence[PrefixTree]) -> PackedRow:
-        """A row of trees, or of the dummy tree if there are none, copied to the device without waiting."""
-        return pack(trees or [_DUMMY_TREE], multiple=_PAD_MULTIPLE if self._compiled else 1).to(self.world.device)
+    def _next(self, rows: Iterator[Step | Row]) -> Step | Row:
+        start = time.perf_counter()
+        following = next(rows)
+        self._waited += time.perf_counter() - start
+        return following
 
     def _read(self, totals: Totals, norm: torch.Tensor | None = None) -> dict[str, float]:
         """The values of a batch over all ranks.
@@ -225,9 +238,9 @@ class Trainer:
         self.model.eval()
         totals = Totals(self.world.device)
         chunk = 64 * max(1, self.config.row_tokens // corpus.stats.longest)
-        for start in range(0, len(corpus), chunk):
-            for in_row in self._rows_of_rank({i: int(corpus.lengths[i]) for i in range(start, min(start + chunk, len(corpus)))}):
-                row = self._row([corpus[i] for i in in_row])
+        with ahead(self.rows.rows(corpus, chunk)) as rows:
+            for in_row, row in rows:
+                row = row.to(self.world.device)
                 pairs = pair_indices(row.ranks, self.world.device)
                 scores = self.model(row)
                 if in_row:
@@ -254,8 +267,8 @@ class Trainer:
         """The comparisons in this rank's rows that have a score that is not finite. Every rank must call this."""
         self.model.eval()
         indices = []
-        for in_row in self._rows_of_rank(dict(enumerate(corpus.lengths.tolist()))):
-            scores = self.model(self._row([corpus[i] for i in in_row]))
+        for in_row, row in self.rows.rows(corpus, len(corpus)):
+            scores = self.model(row.to(self.world.device))
             sizes = [len(corpus[i].ranks) for i in in_row]
             by_tree = scores[: sum(sizes)].split(sizes)
             indices += [i for i, part in zip(in_row, by_tree, strict=True) if not part.isfinite().all()]
@@ -300,26 +313,10 @@ class Trainer:
             "base": self.prepared.base,
             "batch_size": self.plan.batch_size,
             "data": self.train_set.digest,
+            "data_order": ORDER,
             "identical_steps": self.config.data.identical_steps,
             "encoder": self.model.encoder.hash,
         }
-
-    def _trees(self, indices: Sequence[int]) -> dict[int, PrefixTree]:
-        """The step's trees by index. Which of them get an identical candidate is a function of (seed, step)."""
-        trees = {i: self.train_set[i] for i in indices}
-        fraction = 1 - self.step / self.config.data.identical_steps if self.config.data.identical_steps else 0.0
-        chosen = np.random.default_rng([self.config.seed, self.step]).random(len(trees)) < fraction
-        return {
-            i: self.model.encoder.with_identical(tree) if is_chosen else tree
-            for (i, tree), is_chosen in zip(trees.items(), chosen, strict=True)
-        }
-
-    def _rows_of_rank(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
-        """This rank's row of every micro-step, as keys of ``lengths`` (tokens); empty if only other ranks have a row."""
-        indices, sizes = list(lengths), list(lengths.values())
-        rows = first_fit(sizes, self.config.row_tokens)
-        for ranks in deal(rows, sizes, self.world.size):
-            yield [indices[i] for i in ranks[self.world.rank]]
 
     def _describe(self, indices: Sequence[int]) -> str:
         return describe(self.train_set, indices)
