@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -65,27 +66,37 @@ def make_corpora(run: Run) -> list[Row]:
     Continuations leave out the texts of unseen policies, too, so that none of the two kinds has read these.
     """
     settings, unseen = run.size.corpus, unseen_policies(run)
-    common = {
+    rows: list[Row] = []
+    with show_progress(run.console, lines=True) as progress:
+        report = build(corpus_config(policies_config(run) | {"output": str(run.output / "corpus/polar")}), progress=progress)
+        rows += [{"corpus": "polar", "split": name, "measure": "size", **counts} for name, counts in report["splits"].items()]
+        seen = sorted(name for name, facts in report["policies"].items() if not facts["held_out"])
+        if patterns := [name for name in seen if set("*?[") & set(name)]:
+            raise PolarError(f"the name of the policy {patterns[0]!r} would be read as a pattern")
+        texts = {"pairing": settings.continuations, "policies": seen, "output": str(run.output / "corpus/rbs")}
+        report = build(corpus_config(_common(run) | texts), progress=progress)
+    rows += [{"corpus": "rbs", "split": name, "measure": "size", **counts} for name, counts in report["splits"].items()]
+    return [*rows, {"corpus": "polar", "measure": "unseen policies", "value": len(unseen), "names": unseen}]
+
+
+def policies_config(run: Run) -> dict[str, Any]:
+    """The config of the corpus of policies, without its output."""
+    splits = {"prompts": run.size.corpus.held_out_prompts, "policies": unseen_policies(run)}
+    return _common(run) | {"pairing": run.size.corpus.pairing, "splits": splits}
+
+
+def _common(run: Run) -> dict[str, Any]:
+    settings = run.size.corpus
+    return {
         "inputs": [str(run.data / trajectory_file(name)) for name in settings.sets],
         "splits": {"prompts": settings.held_out_prompts},
         "workers": settings.workers,
         "report": {"pairs": 500},
     }
-    policies = common | {"pairing": settings.pairing, "splits": {"prompts": settings.held_out_prompts, "policies": unseen}}
-    rows: list[Row] = []
-    with show_progress(run.console, lines=True) as progress:
-        report = build(_config(policies | {"output": str(run.output / "corpus/polar")}), progress=progress)
-        rows += [{"corpus": "polar", "split": name, "measure": "size", **counts} for name, counts in report["splits"].items()]
-        seen = sorted(name for name, facts in report["policies"].items() if not facts["held_out"])
-        if patterns := [name for name in seen if set("*?[") & set(name)]:
-            raise PolarError(f"the name of the policy {patterns[0]!r} would be read as a pattern")
-        texts = common | {"pairing": settings.continuations, "policies": seen, "output": str(run.output / "corpus/rbs")}
-        report = build(_config(texts), progress=progress)
-    rows += [{"corpus": "rbs", "split": name, "measure": "size", **counts} for name, counts in report["splits"].items()]
-    return [*rows, {"corpus": "polar", "measure": "unseen policies", "value": len(unseen), "names": unseen}]
 
 
-def _config(values: dict[str, object]) -> CorpusConfig:
+def corpus_config(values: dict[str, Any]) -> CorpusConfig:
+    """The config of a corpus from its values."""
     return to_config(CorpusConfig, values, "proof")
 
 

@@ -8,12 +8,13 @@ from typing import Any
 from proof.claims import PROMPTS, fit_law, run_rft
 from proof.corpora import SAMPLES, make_corpora, make_init, make_pairs, preference_file, trajectory_file
 from proof.discrimination import discriminate
+from proof.levers import pull
 from proof.preferences import CLASSIFIER, calibrated, overoptimised, prefer, several_references, train_classifier
 from proof.settings import Size
 from proof.steps import Step
 from proof.training import KINDS, REFERENCES, finetune, pretrain
 
-HOURS = ("law", "rft")
+HOURS = ("levers", "law", "rft")
 """Stages that need a GPU or hours: they run only if they are named."""
 _MODEL = "model/config.json"
 
@@ -54,6 +55,12 @@ def steps_of(size: Size, seeds: tuple[int, ...]) -> list[Step]:
         Step("overoptimisation", "overoptimisation", "best of n against gold values", overoptimised,
              shared | {"prompts": size.gold_prompts}, ("pairs", *fine),
              data=(*pairs, SAMPLES)),
+        *(
+            Step(f"lever-{name}", "levers", lever.about, partial(pull, name=name, lever=lever),
+                 {"lever": lever.model_dump(), "seed": seeds[0], "pretrain": size.pretrain, "finetune": size.finetune},
+                 ("init", "corpus", "pairs", f"finetune-polar-{seeds[0]}"), outputs=(f"levers/{name}/finetune/{_MODEL}",))
+            for name, lever in size.levers.items()
+        ),
         Step("law", "law", "scaling law on unseen policies; a GPU or hours", fit_law,
              {"law": size.law.model_dump(), "training": size.law_training}, ("init", "corpus")),
         Step("rft", "rft", "a policy by the reward, against SFT on its references; a GPU or hours", run_rft,

@@ -40,6 +40,16 @@ class Law(Config):
     fit: dict[str, Any] = Field({}, description="`fit` of polar scaling.")
 
 
+class Lever(Config):
+    """One change of the models for preferences."""
+
+    about: str
+    model: dict[str, Any] = Field({}, description="Keys of `model`.")
+    pairing: dict[str, Any] = Field({}, description="Keys of `corpus.pairing`.")
+    pretrain: dict[str, Any] = Field({}, description="Keys of the training config.")
+    finetune: dict[str, Any] = Field({}, description="Keys of the training config.")
+
+
 class Size(Config):
     """Everything that decides a number of the evidence."""
 
@@ -55,6 +65,7 @@ class Size(Config):
     references: list[str] = Field(description="Arguments of benchmarks/references.py.")
     law: Law
     law_training: dict[str, Any] = Field(description="`training` of polar scaling.")
+    levers: dict[str, Lever] = Field({}, description="Changes, each tried alone against the unchanged model.")
     rft: list[str] = Field(description="Overrides of recipe:rft.")
     minutes: dict[str, float] = Field(description="Expected minutes of one step of each stage.")
 

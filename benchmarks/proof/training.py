@@ -12,6 +12,7 @@ from polar_rm.common.yaml import dump_yaml
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.trainer import plan, train
 from proof.corpora import plan_of, tokens_of
+from proof.settings import Start
 from proof.steps import Row, Run
 
 Kind = Literal["polar", "rbs", "none"]
@@ -41,9 +42,9 @@ def config_of(folder: Path, recipe: list[str], *layers: dict[str, Any]) -> Train
     return load_config(TrainConfig, [*recipe, file])
 
 
-def language_model(run: Run) -> dict[str, Any]:
-    """``model`` of a config that starts from the language model."""
-    start = run.size.model
+def language_model(run: Run, start: Start | None = None) -> dict[str, Any]:
+    """``model`` of a config that starts from the language model. start: with limits other than the size's."""
+    start = start or run.size.model
     limits = {"max_length": start.max_length, "max_response_length": start.max_response_length}
     return {"init": str(run.output / "lm"), "encoder": limits}
 

@@ -66,12 +66,15 @@ def folder(tmp_path_factory):
         "encoder": f"embedding:{folder / 'tiny-lm'}",
         "classifier": [],
         "references": [],
+        "levers": {
+            "deeper": {"about": "two layers", "model": {"layers": 2}, "pairing": {"near_length": 3}, "finetune": {"epochs": 2}}
+        },
         "law": {"sizes": ["1m"], "per_parameter": [1]},
         "law_training": {},
         "rft": [],
         "minutes": dict.fromkeys(
             "init corpus pretrain discrimination pairs finetune classifier preferences references calibration overoptimisation "
-            "law rft".split(),
+            "levers law rft".split(),
             1,
         ),
     }
@@ -191,6 +194,17 @@ def test_the_first_steps_resume_and_skip(program, folder, capsys, monkeypatch):
     values = {row["contender"]: row["value"] for row in accuracies}
     assert gain["value"] == pytest.approx(values["polar/given"] - values["none/given"])
     assert {row["n_prompts"] for row in rows_of(folder, "overoptimisation")} == {5}
+
+    code, told = call(program, folder, capsys, "levers")
+    assert code == 0, told
+    rows = rows_of(folder, "lever-deeper")
+    both = {row["contender"]: row["value"] for row in rows if row["measure"] == "accuracy" and row["group"] == "overall"}
+    assert both["unchanged"] == next(row["value"] for row in accuracies if (row["contender"], row["seed"]) == ("polar/given", 0))
+    [difference] = [row["value"] for row in rows if row["measure"] == "difference"]
+    assert difference == pytest.approx(both["deeper"] - both["unchanged"])
+    assert {row["stage"]: row["value"] for row in rows if row["measure"] == "steps"} == {"pretrain": 3, "finetune": 4}
+    deeper = json.loads((folder / "out/levers/deeper/finetune/model/config.json").read_text())
+    assert deeper["num_hidden_layers"] == 2
     temperatures = [row for row in rows_of(folder, "calibration") if row["measure"] == "temperature"]
     assert {row["model"] for row in temperatures} == {"polar", "rbs", "none"}
     assert all(row["value"] is not None or "reward" in row["reason"] for row in temperatures)
