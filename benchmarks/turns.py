@@ -20,7 +20,8 @@ from polar_rm.common.files import write_json
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.model.devices import claim_device
 from polar_rm.records import ScoreItem
-from polar_rm.scoring.scorer import Scorer, turns_of
+from polar_rm.rewards.turns import turns_of
+from polar_rm.scoring.scorer import Scorer
 
 
 def conversation(tokens: int, turns: int) -> ScoreItem:
@@ -44,7 +45,7 @@ def main() -> None:
     limits = {"max_length": 5 * arguments.tokens, "max_response_length": 2 * arguments.tokens}
     model.encoder = Encoder(model.encoder.source, replace(model.encoder.settings, **limits))
     item = conversation(arguments.tokens, arguments.turns)
-    alone = [ScoreItem(item.prompt, item.reference, output) for output in turns_of(item, "item")]
+    alone = [ScoreItem(item.prompt, item.reference, output) for output in turns_of(item.output)]
 
     def separate() -> list[Any]:
         return [next(Scorer(model, window=1).score([each])) for each in alone]

@@ -269,7 +269,7 @@ def test_a_server_that_restarts_later_is_waited_for(named, caplog, monkeypatch):
     assert "rewards:1: connection refused; trying for 600 s more" in caplog.messages[0]
     assert "answers again" in caplog.messages[1]
     caplog.clear()
-    monkeypatch.setattr("polar_rm.client.asynchronous._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("polar_rm.client.outages._REPORT_SECONDS", 0.0)
     scored(reward_servers.Engine("sglang", replies=[gone()] * 5), ITEMS[:1])
     assert len(caplog.messages) == 6
 

@@ -73,7 +73,7 @@ def test_truncated_conversations_too(tmp_path, max_length, max_response_length):
 def test_a_string_is_one_turn_and_what_has_none_is_refused(model):
     [[reward]] = Scorer(model).score_turns([ScoreItem("p", "r", "the fox")])
     assert reward.reward == pytest.approx(next(Scorer(model).score([ScoreItem("p", "r", "the fox")])).reward, rel=1e-5, abs=1e-5)
-    with pytest.raises(PolarError, match="item 2: the output has no message of the assistant"):
+    with pytest.raises(PolarError, match="item 2: field 'output': expected a message of the assistant"):
         list(Scorer(model).score_turns([ScoreItem("p", "r", "a"), ScoreItem("p", "r", [{"role": "user", "content": "x"}])]))
 
 

@@ -24,6 +24,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from polar_rm.client.batches import Batch, EncodedItem, Entry, by_group, encode
+from polar_rm.client.outages import Outage
 from polar_rm.common.http import Reply, Transport, checked_key, server_url
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import EncoderMismatch, PolarError
@@ -34,6 +35,7 @@ from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.combining import Combine, ReferencedItems
 from polar_rm.rewards.outcomes import Cut, Failure, FailureCode, Outcome, Reward
 from polar_rm.rewards.scale import Scale
+from polar_rm.rewards.turns import TurnItems, TurnOutcome
 
 T = TypeVar("T")
 # Worth another attempt: the server is busy, starting or stopping, or a proxy lost it.
@@ -41,8 +43,6 @@ _TRANSIENT = {408, 425, 429, 502, 503, 504}
 # These refuse every item: splitting the request can't help.
 _GENERAL = {401, 403, 404, 405}
 
-# Seconds between two messages about a server that does not answer.
-_REPORT_SECONDS = 30.0
 # Timeout of one attempt of the first request, which every server answers immediately.
 _PROBE_SECONDS = 10.0
 
@@ -70,29 +70,6 @@ class _Server:
     engine: Engine
     model: str | None  # the name under which the server offers the model
     calibration: Calibration | None = None
-
-
-class _Outage:
-    """Logs that a server does not answer: at the first failed attempt, and then twice a minute."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._started = self._reported = 0.0
-
-    def failed(self, reason: str, until: float) -> None:
-        """Record a failed attempt."""
-        now = time.monotonic()
-        self._started = self._started or now
-        if not self._reported or now - self._reported >= _REPORT_SECONDS:
-            self._reported = now
-            since = f" for {now - self._started:.0f} s" if now - self._started >= 1 else ""
-            _log.warning("reward server %s: %s%s; trying for %.0f s more", self._url, reason, since, max(0.0, until - now))
-
-    def answered(self) -> None:
-        """Record an answer, which ends the outage."""
-        if self._reported:
-            _log.warning("reward server %s: answers again after %.0f s", self._url, time.monotonic() - self._started)
-        self._started = self._reported = 0.0
 
 
 class AsyncRewardClient:
@@ -129,7 +106,7 @@ class AsyncRewardClient:
         self._engine = engine
         self._server: _Server | None = None
         self._has_answered = False  # whether a server has ever answered at this URL
-        self._outage = _Outage(self.url)
+        self._outage = Outage(self.url)
         self._probing = asyncio.Lock()
         self._slots = asyncio.Semaphore(max_concurrency)
         # No proxies: the server is named explicitly, and the official client does not use them either.
@@ -206,6 +183,26 @@ class AsyncRewardClient:
             return outcomes
         return plan.outcomes(outcomes, combine, Scale(server.calibration if server.engine == "polar" else self._folder_card))
 
+    async def score_turns(self, items: Sequence[ScoreItem]) -> list[TurnOutcome]:
+        """For each item the rewards of all turns of the assistant in its output, as :meth:`Scorer.score_turns`, or a failure.
+
+        Our server computes a conversation once. To other engines each turn goes as an item of its own, with the same result. An
+        item with several references, or whose output has no turn, fails.
+
+        Raises:
+            PolarError, EncoderMismatch: as for :meth:`score`.
+        """
+        until = time.monotonic() + self._deadline
+        server = await self._probe(until)
+        if isinstance(server, Failure):
+            return [server] * len(items)
+        plan = TurnItems.of(items)
+        if server.engine == "polar":
+            whole = [item for item, ends in zip(items, plan.ends, strict=True) if not isinstance(ends, Failure)]
+            found = iter(await self._post(by_group(whole), lambda part: self._post_turns(part, until)))
+            return [ends if isinstance(ends, Failure) else next(found) for ends in plan.ends]
+        return plan.outcomes(await self._score_on(server, plan.to_score, until, anchored=False))
+
     async def _score_on(self, server: _Server, items: Sequence[ScoreItem], until: float, anchored: bool) -> list[Outcome]:
         """The outcomes of items with one reference each."""
         if server.engine == "polar":
@@ -270,12 +267,14 @@ class AsyncRewardClient:
         except (PolarError, ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:
             raise PolarError(f"{self.url}: the server's calibration card can't be read: {error!r}") from None
 
-    async def _post(self, batch: Batch[Entry], post: Callable[[Sequence[Entry]], Awaitable[list[Outcome]]]) -> list[Outcome]:
+    async def _post(
+        self, batch: Batch[Entry], post: Callable[[Sequence[Entry]], Awaitable[list[T | Failure]]]
+    ) -> list[T | Failure]:
         """Send a batch in several requests; returns the outcomes of all items in their original order."""
         size = self._items_per_request
         parts = [batch.entries[start : start + size] for start in range(0, len(batch.entries), size)]
         answers = await asyncio.gather(*(_split_on_refusal(part, post) for part in parts))
-        outcomes: dict[int, Outcome] = dict(batch.failed)
+        outcomes: dict[int, T | Failure] = dict(batch.failed)
         outcomes.update(zip(batch.indices, (outcome for answer in answers for outcome in answer), strict=True))
         return [outcomes[index] for index in range(len(outcomes))]
 
@@ -288,6 +287,10 @@ class AsyncRewardClient:
     async def _post_items(self, items: Sequence[ScoreItem], until: float, anchored: bool) -> list[Outcome]:
         body = polar.request_for_items(items, anchored=anchored)
         return polar.read_outcomes(body, await self._send("POST", polar.SCORE.path, body, until))
+
+    async def _post_turns(self, items: Sequence[ScoreItem], until: float) -> list[TurnOutcome]:
+        body = polar.request_for_items(items, each_turn=True)
+        return polar.read_turns(body, await self._send("POST", polar.SCORE.path, body, until))
 
     async def _post_ids(self, server: _Server, items: Sequence[EncodedItem], until: float) -> list[Outcome]:
         sequences = [item.ids for item in items]
@@ -356,7 +359,9 @@ def _content(reply: Reply, transport: Transport) -> Any:
         raise BadReply("the reply is not JSON") from None
 
 
-async def _split_on_refusal(part: Sequence[Entry], post: Callable[[Sequence[Entry]], Awaitable[list[Outcome]]]) -> list[Outcome]:
+async def _split_on_refusal(
+    part: Sequence[Entry], post: Callable[[Sequence[Entry]], Awaitable[list[T | Failure]]]
+) -> list[T | Failure]:
     """Foreign engines refuse a whole request for one bad item. A refused request is halved until only the bad items fail."""
     try:
         return await post(part)

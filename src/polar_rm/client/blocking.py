@@ -14,6 +14,7 @@ from polar_rm.records import ScoreItem
 from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.combining import Combine
 from polar_rm.rewards.outcomes import Outcome
+from polar_rm.rewards.turns import TurnOutcome
 
 
 class RewardClient:
@@ -60,6 +61,10 @@ class RewardClient:
     def score(self, items: Sequence[ScoreItem], *, anchored: bool = False, combine: Combine = "mean") -> list[Outcome]:
         """See :meth:`AsyncRewardClient.score`."""
         return self._run(lambda client: client.score(items, anchored=anchored, combine=combine))
+
+    def score_turns(self, items: Sequence[ScoreItem]) -> list[TurnOutcome]:
+        """See :meth:`AsyncRewardClient.score_turns`."""
+        return self._run(lambda client: client.score_turns(items))
 
     def score_ids(self, sequences: Sequence[list[int]]) -> list[Outcome]:
         """See :meth:`AsyncRewardClient.score_ids`."""

@@ -16,7 +16,7 @@ from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import PolarError
 
-Group = tuple[tuple[int, ...], bool]
+Group = tuple[tuple[int, ...], bool, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +25,19 @@ class TokenSequence:
 
     ends_with_prompt: whether the head ends with the ids of the prompt after the separator. If so, the tree shares only the head
     (see :meth:`Encoder.encode_outputs`). Otherwise the end of the prompt is unknown: the head ends in the separator, and the tree
-    also shares the common prefix of the tails.
+    also shares the common prefix of the tails. conversation: a number that only the turns of one conversation have: they share a
+    tree of their own, in which each turn continues the one before.
     """
 
     head: tuple[int, ...]
     tail: list[int]
     ends_with_prompt: bool = False
+    conversation: int | None = None
 
     @property
     def group(self) -> Group:
         """The key of the tree that this sequence can be a branch of."""
-        return self.head, self.ends_with_prompt
+        return self.head, self.ends_with_prompt, self.conversation
 
     @classmethod
     def from_ids(cls, ids: Sequence[int], encoder: Encoder, *, shared: int | None = None) -> Self:
@@ -98,4 +100,5 @@ def join(sequences: Sequence[TokenSequence]) -> PrefixTree:
     """The tree of sequences of one group."""
     first = sequences[0]
     shared = 0 if first.ends_with_prompt else None
-    return PrefixTree.of(first.head, [sequence.tail for sequence in sequences], (0,) * len(sequences), shared=shared)
+    tree = PrefixTree.of(first.head, [sequence.tail for sequence in sequences], (0,) * len(sequences), shared=shared)
+    return tree if first.conversation is None else tree.nested()

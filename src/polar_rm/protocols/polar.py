@@ -1,9 +1,9 @@
-"""Our own ``/v1/score``, which takes unrendered texts and replies with a result for each output, and ``/v1/models``."""
+"""Our own ``/v1/score``, which takes unrendered texts and replies with a result for each output."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.functional_validators import WrapValidator
@@ -14,6 +14,9 @@ from polar_rm.records import ScoreItem, Text, as_reference, one_reference
 from polar_rm.rewards.combining import Combine
 from polar_rm.rewards.outcomes import ANCHOR_FIELDS, Cut, Failure, Note, Outcome, Reward
 from polar_rm.rewards.transforms import Transform, needs_anchors
+from polar_rm.rewards.turns import Turn, TurnOutcome, turns_or_whole
+
+Result = TypeVar("Result")
 
 # The keys of a message that a score can depend on.
 _SCORED_KEYS = ("role", "content", "tool_calls")
@@ -57,19 +60,24 @@ class ItemBody(BaseModel):
     def _references(self) -> list[TextBody]:
         return self.references or [self.reference]
 
-    def sequences(self, *, anchored: bool = False) -> int:
-        """Number of sequences to score. anchored: whether each reference is one more output."""
-        return (len(self.outputs) + anchored) * len(self._references)
+    def sequences(self, *, anchored: bool = False, each_turn: bool = False) -> int:
+        """Number of sequences to score. anchored: whether each reference is one more output. each_turn: each turn is one."""
+        return (len(self._scored(each_turn)) + anchored) * len(self._references)
 
-    def characters(self, *, anchored: bool = False) -> int:
+    def characters(self, *, anchored: bool = False, each_turn: bool = False) -> int:
         """Number of characters to encode; the prompt counts once per sequence, because each output is tokenised with it.
 
-        anchored: whether each reference is one more output.
+        anchored: whether each reference is one more output. each_turn: whether a turn is tokenised with all turns before it.
         """
-        prompt, *outputs = [text_length(_dumped(text)) for text in (self.prompt, *self.outputs)]
+        prompt, *outputs = [text_length(text) for text in (_dumped(self.prompt), *self._scored(each_turn))]
         lengths = [text_length(_dumped(reference)) for reference in self._references]
         of_outputs = sum(prompt + output for output in outputs)
         return sum(length + of_outputs + (prompt + length if anchored else 0) for length in lengths)
+
+    def _scored(self, each_turn: bool) -> list[Any]:
+        """The texts that are scored. An output without a turn, which will fail, counts as one."""
+        outputs = [_dumped(text) for text in self.outputs]
+        return [turn for output in outputs for turn in turns_or_whole(output)] if each_turn else outputs
 
     def items(self) -> list[ScoreItem]:
         """One record per output."""
@@ -106,6 +114,19 @@ class ScoreRequest(BaseModel):
         "and `deviation`. The transforms `anchored` and `probability` do so anyway.",
     )
 
+    each_turn: bool = Field(
+        False,
+        description="Outputs also get `turns`: the reward at the end of every message of the assistant. `reward` is the last. "
+        "Takes one reference, and neither a transform nor `anchor` nor `combine: best`.",
+    )
+
+    @model_validator(mode="after")
+    def _turns_are_raw(self) -> Self:
+        if self.each_turn and (self.transform != "raw" or self.combine != "mean" or self.anchor):
+            reason = "the turns of a conversation have raw rewards only: leave out transform, combine and anchor"
+            raise PydanticCustomError("turns_are_raw", reason)
+        return self
+
     @property
     def anchored(self) -> bool:
         """Whether the references themselves have to be scored."""
@@ -122,8 +143,19 @@ class CutReply(BaseModel):
     output: int
 
 
+class ScoredTurn(BaseModel):
+    """The reward at the end of a turn. message: the number of the message that ends it, from 1."""
+
+    message: int
+    reward: float
+    n_tokens: int
+    cut: CutReply
+    notes: list[Note]
+
+
 class ScoredOutput(BaseModel):
-    """reward: the raw score. score: after the transform. n_tokens: number of tokens of the whole sequence. notes: caveats.
+    """reward: the raw score. score: after the transform. n_tokens: number of tokens of the whole sequence. notes: caveats. turns:
+    with `each_turn`.
 
     The others are there only where the reference itself was scored. anchor: its raw score. probability: of the output over the
     reference, if the model has a calibration card. deviation: standard deviation of reward - anchor, if its uncertainty is known.
@@ -142,6 +174,7 @@ class ScoredOutput(BaseModel):
     anchor: float | None = None
     probability: float | None = None
     deviation: float | None = None
+    turns: list[ScoredTurn] | None = None
 
 
 class ItemError(BaseModel):
@@ -180,48 +213,6 @@ class ScoreReply(BaseModel):
     results: list[ScoredItem | FailedItem]
 
 
-class DistributionReply(BaseModel):
-    """Rewards on a representative set; quantiles: the 0th to the 100th percentile."""
-
-    n: int
-    mean: float
-    std: float
-    quantiles: list[float]
-
-
-class CalibrationReply(DistributionReply):
-    """The model's calibration card: of raw rewards, of anchored ones, and the temperature of probabilities."""
-
-    anchored: DistributionReply | None
-    temperature: float | None
-    n_pairs: int
-    n_prompts: int
-    ece_before: float | None
-    ece_after: float | None
-    encoder: str
-    weights: str
-
-
-class ModelCard(BaseModel):
-    """owned_by: identifies the server to clients. encoder_hash: lets clients check that they encode as the server does.
-    calibration: only of a model that has a card."""
-
-    id: str
-    object: Literal["model"]
-    owned_by: Literal["polar-rm"]
-    max_model_len: int
-    encoder_hash: str
-    transforms: list[str]
-    calibration: CalibrationReply | None = None
-
-
-class ModelsReply(BaseModel):
-    """A list with the one model."""
-
-    object: Literal["list"]
-    data: list[ModelCard]
-
-
 def text_length(text: Any) -> int:
     """Number of characters to encode of a text or messages; approximate for content that is not text."""
     if isinstance(text, str):
@@ -235,10 +226,10 @@ def text_length(text: Any) -> int:
     return sum(map(text_length, text)) if isinstance(text, (list, tuple)) else 0
 
 
-def request_for_items(items: Sequence[ScoreItem], *, anchored: bool = False) -> dict[str, Any]:
+def request_for_items(items: Sequence[ScoreItem], *, anchored: bool = False, each_turn: bool = False) -> dict[str, Any]:
     """The body for these items. Adjacent items with the same prompt, reference and wrapper form one group.
 
-    anchored: score the references themselves, too.
+    anchored: score the references themselves, too. each_turn: score every turn of the outputs.
     """
     groups: list[dict[str, Any]] = []
     for item in items:
@@ -250,7 +241,7 @@ def request_for_items(items: Sequence[ScoreItem], *, anchored: bool = False) -> 
         if not groups or any(groups[-1][key] != value for key, value in shared.items()):
             groups.append({**shared, "outputs": []})
         groups[-1]["outputs"].append(_scored_keys(item.output))
-    return {"items": groups, **({"anchor": True} if anchored else {})}
+    return {"items": groups, **({"anchor": True} if anchored else {}), **({"each_turn": True} if each_turn else {})}
 
 
 def read_outcomes(body: dict[str, Any], reply: Any) -> list[Outcome]:
@@ -259,7 +250,16 @@ def read_outcomes(body: dict[str, Any], reply: Any) -> list[Outcome]:
     Raises:
         BadReply: another shape or another number of results.
     """
-    outcomes: list[Outcome] = []
+    return _read_outputs(body, reply, _outcome)
+
+
+def read_turns(body: dict[str, Any], reply: Any) -> list[TurnOutcome]:
+    """As :func:`read_outcomes`, with the rewards of all turns of each item."""
+    return _read_outputs(body, reply, _turns)
+
+
+def _read_outputs(body: dict[str, Any], reply: Any, read: Callable[[dict[str, Any]], Result | Failure]) -> list[Result | Failure]:
+    outcomes: list[Result | Failure] = []
     try:
         for group, result in zip(body["items"], reply["results"], strict=True):
             if "error" in result:
@@ -267,14 +267,19 @@ def read_outcomes(body: dict[str, Any], reply: Any) -> list[Outcome]:
                 continue
             if len(result["outputs"]) != len(group["outputs"]):
                 raise ValueError
-            outcomes += [_outcome(row) for row in result["outputs"]]
+            outcomes += [read(row) for row in result["outputs"]]
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise BadReply(f"results can't be read from the reply: {type(error).__name__}") from None
     return outcomes
 
 
-def group_reply(index: int, group: list[Outcome] | Failure, scores: Sequence[float]) -> dict[str, Any]:
-    """The result of one item. scores: after the transform, of the outputs that have a reward."""
+def group_reply(
+    index: int,
+    group: list[Outcome] | Failure,
+    scores: Sequence[float],
+    turns: Sequence[TurnOutcome] | Failure = (),
+) -> dict[str, Any]:
+    """The result of one item. scores: after the transform, of the outputs that have a reward. turns: of each output."""
     if isinstance(group, Failure):
         return {"index": index, "error": {"code": group.code, "message": group.message}}
     remaining = iter(scores)
@@ -283,10 +288,26 @@ def group_reply(index: int, group: list[Outcome] | Failure, scores: Sequence[flo
         if isinstance(outcome, Failure):
             rows.append({"index": output_index, "error": {"code": outcome.code, "message": outcome.message}})
             continue
-        cut = {"prompt": outcome.cut.prompt, "reference": outcome.cut.reference, "output": outcome.cut.output}
-        score = {"reward": outcome.reward, "score": next(remaining), "n_tokens": outcome.n_tokens, "cut": cut}
-        rows.append({"index": output_index, **score, "notes": list(outcome.notes), **outcome.anchor_fields()})
+        row: dict[str, Any] = {"index": output_index, **_measured(outcome), "score": next(remaining), **outcome.anchor_fields()}
+        if turns and not isinstance(turns, Failure) and not isinstance(of_output := turns[output_index], Failure):
+            row["turns"] = [{"message": message, **_measured(turn)} for message, turn in of_output]
+        rows.append(row)
     return {"index": index, "outputs": rows}
+
+
+def _measured(outcome: Reward) -> dict[str, Any]:
+    cut = {"prompt": outcome.cut.prompt, "reference": outcome.cut.reference, "output": outcome.cut.output}
+    return {"reward": outcome.reward, "n_tokens": outcome.n_tokens, "cut": cut, "notes": list(outcome.notes)}
+
+
+def _turns(row: dict[str, Any]) -> TurnOutcome:
+    if "error" in row:
+        return _failure(row["error"])
+    turns = [(int(turn["message"]), _outcome(turn)) for turn in row["turns"]]
+    if not turns:
+        raise ValueError
+    failed = next((outcome for _, outcome in turns if isinstance(outcome, Failure)), None)
+    return failed or [Turn(message, outcome) for message, outcome in turns if isinstance(outcome, Reward)]
 
 
 def _outcome(row: dict[str, Any]) -> Outcome:

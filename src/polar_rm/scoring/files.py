@@ -16,13 +16,14 @@ from polar_rm.common.iteration import windows
 from polar_rm.common.locks import owned
 from polar_rm.errors import BadRow, PolarError
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.records import OnBadRow, ScoreItem, dump_json, read_numbered_items
+from polar_rm.records import InvalidRecord, OnBadRow, ScoreItem, dump_json, read_numbered_items
 from polar_rm.rewards.anchors import has_anchor
 from polar_rm.rewards.combining import Combine, check_combine
 from polar_rm.rewards.outcomes import Reward
 from polar_rm.rewards.scale import Scale
 from polar_rm.rewards.transforms import ITEM_TRANSFORMS, ItemTransform, check_transform, needs_anchors, transform_one
-from polar_rm.scoring.scorer import Scorer, check_finite, turns_of
+from polar_rm.rewards.turns import turn_ends, turns_of
+from polar_rm.scoring.scorer import Scorer, check_finite
 
 
 def score_file(
@@ -156,7 +157,7 @@ def _score_window(
             row["score"] = transform_one(options.transform, rewards[-1], scorer.scale.calibration)
         row |= rewards[-1].anchor_fields()
         if options.each_turn:
-            ends = [len(text) if isinstance(text, list) else 1 for text in turns_of(item, "")]
+            ends = turn_ends(item.output)
             row["turns"] = [{"message": end, **_fields(reward)} for end, reward in zip(ends, rewards, strict=True)]
         yield (dump_json(row | {"metadata": item.metadata}) + "\n").encode()
 
@@ -166,8 +167,11 @@ def _what_lacks(item: ScoreItem, options: RowOptions) -> tuple[str, str] | None:
     if (needs_anchors(options.transform) or options.combine == "best") and not has_anchor(item):
         reason = f"the transform {options.transform}" if options.combine == "mean" else "the best of several references"
         return "reference", f"a text, because {reason} needs its own score; it is empty"
-    if options.each_turn and isinstance(item.output, list) and all(message["role"] != "assistant" for message in item.output):
-        return "output", "a message of the assistant, whose turns are scored"
+    if options.each_turn:
+        try:
+            turns_of(item.output)
+        except InvalidRecord as error:
+            return error.field, error.expected
     return None
 
 

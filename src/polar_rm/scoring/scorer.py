@@ -24,11 +24,12 @@ from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import PolarError, ScoreError
 from polar_rm.model.packing import PackedRow, first_fit, pack, pack_live
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.records import Comparison, Reference, ScoreItem, Text, Wrapper, group_items, one_reference
+from polar_rm.records import Comparison, InvalidRecord, Reference, ScoreItem, Text, Wrapper, group_items, one_reference
 from polar_rm.rewards.anchors import NO_ANCHOR, AnchoredItems, has_anchor
 from polar_rm.rewards.combining import Combine, ReferencedItems
 from polar_rm.rewards.outcomes import Reward, Unread
 from polar_rm.rewards.scale import Scale
+from polar_rm.rewards.turns import turns_of
 from polar_rm.rewards.uncertainty import Measured
 
 T = TypeVar("T")
@@ -149,7 +150,7 @@ class Scorer:
 
     def score_turns_window(self, window: Sequence[ScoreItem], *, first: int = 1) -> list[list[Reward]]:
         """The rewards of all turns of one window's items, finite or not. first: number of the first item, for error messages."""
-        turns = [turns_of(item, f"item {number}") for number, item in enumerate(window, first)]
+        turns = [_turns_of(item, number) for number, item in enumerate(window, first)]
         parts = [replace(item, output=output) for item, outputs in zip(window, turns, strict=True) for output in outputs]
         ends = list(accumulate(map(len, turns)))
         # Each conversation is a tree of its own: what several share is less than what their turns share.
@@ -288,18 +289,11 @@ class Scorer:
         return results
 
 
-def turns_of(item: ScoreItem, name: str) -> list[Text]:
-    """The outputs up to and with each turn of the assistant. name: the item's name for the message.
-
-    Raises:
-        PolarError: there is none.
-    """
-    if isinstance(item.output, str):
-        return [item.output]
-    ends = [end for end, message in enumerate(item.output, 1) if message["role"] == "assistant"]
-    if not ends:
-        raise PolarError(f"{name}: the output has no message of the assistant, whose turns are scored")
-    return [item.output[:end] for end in ends]
+def _turns_of(item: ScoreItem, number: int) -> list[Text]:
+    try:
+        return turns_of(item.output)
+    except InvalidRecord as error:
+        raise PolarError(f"item {number}: {error}") from None
 
 
 @contextmanager

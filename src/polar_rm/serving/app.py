@@ -19,12 +19,13 @@ from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException
 
 from polar_rm.errors import PolarError
-from polar_rm.protocols import PROTOCOLS, ClassifyRequest, InputProtocol, openrlhf, polar
+from polar_rm.protocols import PROTOCOLS, ClassifyRequest, InputProtocol, models, openrlhf, polar
 from polar_rm.protocols.base import PoolingFlavour, ReplyContext, explain, inputs_of
 from polar_rm.rewards.calibration import sigmoid
 from polar_rm.rewards.combining import check_combine
 from polar_rm.rewards.outcomes import Failure, Outcome, Reward
 from polar_rm.rewards.transforms import available, check_transform, transform_rewards
+from polar_rm.rewards.turns import TurnOutcome
 from polar_rm.serving import examples, schema
 from polar_rm.serving.batching import Overloaded
 from polar_rm.serving.guard import Guard, Limits, Metrics, error_reply
@@ -146,24 +147,36 @@ def _add_item_routes(app: FastAPI, service: Service, guard: Guard) -> None:
         """A result or a typed error for each output, in order. The server renders, tokenises and truncates the texts."""
         good = [group for group in body.items if not isinstance(group, Failure)]
         failed = [group for group in body.items if isinstance(group, Failure)]
-        _check_size(sum(group.sequences(anchored=body.anchored) for group in good) + len(failed), guard.limits)
-        _check_size(0, guard.limits, characters=sum(group.characters(anchored=body.anchored) for group in good))
+        asked = {"anchored": body.anchored, "each_turn": body.each_turn}
+        _check_size(sum(group.sequences(**asked) for group in good) + len(failed), guard.limits)
+        _check_size(0, guard.limits, characters=sum(group.characters(**asked) for group in good))
         items = [item for group in good for item in group.items()]
         check_transform(body.transform, service.calibration)  # before the work
         check_combine(body.combine, body.transform)
-        work = service.score_items(items, anchored=body.anchored, combine=body.combine)
-        outcomes = await _until_disconnect(request, work)
+        turns: list[TurnOutcome] = []
+        if body.each_turn:
+            turns = await _until_disconnect(request, service.score_turns(items))
+            outcomes: list[Outcome] = [each if isinstance(each, Failure) else each[-1].reward for each in turns]
+        else:
+            work = service.score_items(items, anchored=body.anchored, combine=body.combine)
+            outcomes = await _until_disconnect(request, work)
         _record(request, guard.metrics, [*outcomes, *failed])
-        remaining = iter(outcomes)
-        groups = [group if isinstance(group, Failure) else [next(remaining) for _ in group.outputs] for group in body.items]
+        groups, of_turns = _by_item(body, outcomes), _by_item(body, turns) if turns else [()] * len(body.items)
         scores = transform_rewards(body.transform, [_rewards_in(group) for group in groups], service.calibration)
-        results = [polar.group_reply(index, group, scores[index]) for index, group in enumerate(groups)]
+        rows = enumerate(zip(groups, scores, of_turns, strict=True))
+        results = [polar.group_reply(index, group, of_group, turned) for index, (group, of_group, turned) in rows]
         return {"model": service.name, "transform": body.transform, "results": results}
 
     score.__annotations__["body"] = Annotated[
         _score_request(guard.limits), Body(openapi_examples=examples.BODIES[polar.SCORE.path])
     ]
     app.post(polar.SCORE.path, summary=polar.SCORE.summary, responses=schema.reply(polar.SCORE.reply))(score)
+
+
+def _by_item(body: polar.ScoreRequest, outcomes: Sequence[T]) -> list[list[T] | Failure]:
+    """The outcomes of each item of a body, or why the item is none."""
+    remaining = iter(outcomes)
+    return [group if isinstance(group, Failure) else [next(remaining) for _ in group.outputs] for group in body.items]
 
 
 def _score_request(limits: Limits) -> type[polar.ScoreRequest]:
@@ -205,8 +218,8 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     async def prometheus() -> Response:
         return Response(generate_latest(guard.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/v1/models", summary="The model", responses=schema.reply(polar.ModelsReply))
-    async def models() -> Any:
+    @app.get("/v1/models", summary="The model", responses=schema.reply(models.ModelsReply))
+    async def model_list() -> Any:
         """`owned_by` identifies the server to clients. `encoder_hash` lets them check that they encode as the server does."""
         encoder = service.encoder
         calibration = service.calibration.to_json() if service.calibration else {}

@@ -70,6 +70,25 @@ BODIES: dict[str, Any] = {
                 "combine": "best",
             },
         ),
+        "turns": _example(
+            "A reward after every turn",
+            {
+                "items": [
+                    {
+                        "prompt": "What is the capital of China?",
+                        "reference": "Beijing.",
+                        "outputs": [
+                            [
+                                {"role": "assistant", "content": "Shanghai."},
+                                {"role": "user", "content": "Are you sure?"},
+                                {"role": "assistant", "content": "No, it is Beijing."},
+                            ]
+                        ],
+                    }
+                ],
+                "each_turn": True,
+            },
+        ),
         "messages": _example(
             "Messages",
             {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from polar_rm.rewards.calibration import Calibration
 from polar_rm.rewards.combining import Combine, ReferencedItems
 from polar_rm.rewards.outcomes import Cut, Failure, Outcome, Reward
 from polar_rm.rewards.scale import Scale
+from polar_rm.rewards.turns import TurnItems, TurnOutcome
 from polar_rm.serving.batching import Batcher
 
 T = TypeVar("T")
@@ -59,6 +61,7 @@ class Service:
     max_positions: int | None = None
 
     def __post_init__(self) -> None:
+        self._conversations = count()
         self._short, self._long = _EncoderThread("encoder"), _EncoderThread("encoder of long texts")
 
     async def score_inputs(self, inputs: Sequence[str | list[int]], *, add_bos: bool = True) -> list[Outcome]:
@@ -93,6 +96,21 @@ class Service:
         outcomes, features = await self._measure(encoded, len(self.scale.uncertainty.factor))
         # A product with a matrix of the width of the model would hold up the event loop.
         return await asyncio.to_thread(plan.outcomes, outcomes, self.scale, features)
+
+    async def score_turns(self, items: Sequence[ScoreItem]) -> list[TurnOutcome]:
+        """For each item, in order, the raw rewards of all turns of the assistant in its output, or the reason that it has none.
+
+        The turns of a conversation share a tree, so that what they have in common is computed once.
+        """
+        plan = TurnItems.of(items)
+        encoded = await self._encoded_items(plan.to_score)
+        lengths = [len(ends) for ends in plan.ends if not isinstance(ends, Failure)]
+        conversation = [name for length in lengths for name in [next(self._conversations)] * length]
+        rows = [
+            row if isinstance(row, Failure) else replace(row, sequence=replace(row.sequence, conversation=name))
+            for row, name in zip(encoded, conversation, strict=True)
+        ]
+        return plan.outcomes(await self._score(rows))
 
     async def score_rows(
         self, rows: Sequence[T], characters: Callable[[T], int], item_of: Callable[[T], ScoreItem]
