@@ -47,6 +47,11 @@ class _Command(TyperCommand):
     """A verb that refuses an option given twice, of which the last would win silently, and that suggests the current name of an
     option which had another name in earlier versions."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        # Typer from 0.29 on puts brackets and dots around a metavar, which has its own: [[CONFIG.yaml... KEY=VALUE...]]...
+        arguments = [parameter for parameter in self.get_params(ctx) if parameter.param_type_name == "argument"]
+        return [*([self.options_metavar] if self.options_metavar else []), *map(_in_usage, arguments)]
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
             _, _, given = self.make_parser(ctx).parse_args(list(args))
@@ -63,6 +68,13 @@ class _Command(TyperCommand):
             if type(error).__name__ == "NoSuchOption" and RENAMED.get(old_name) in options:
                 ctx.fail(f"No such option: {old_name}. Did you mean {RENAMED[old_name]}?")
             raise
+
+
+def _in_usage(argument: Any) -> str:
+    if argument.metavar:
+        return str(argument.metavar)
+    name = argument.name.upper()
+    return f"{name if argument.required else f'[{name}]'}{'...' if argument.nargs != 1 else ''}"
 
 
 def verb(panel: Panel, name: str | None = None, *, group: typer.Typer | None = None) -> Callable[[Verb], Verb]:
