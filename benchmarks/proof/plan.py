@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from proof.claims import PROMPTS, fit_law, run_rft
+from proof.claims import fit_law
 from proof.corpora import SAMPLES, make_corpora, make_init, make_pairs, preference_file, trajectory_file
 from proof.discrimination import discriminate
 from proof.levers import pull
+from proof.policies import BOTH, GRPO, PROMPTS, WITHOUT_KL, best_of_n, compare_arms, make_tasks, reinforce
 from proof.preferences import CLASSIFIER, calibrated, overoptimised, prefer, several_references, train_classifier
 from proof.settings import Size
 from proof.steps import Step
@@ -63,8 +64,7 @@ def steps_of(size: Size, seeds: tuple[int, ...]) -> list[Step]:
         ),
         Step("law", "law", "scaling law on unseen policies; a GPU or hours", fit_law,
              {"law": size.law.model_dump(), "training": size.law_training}, ("init", "corpus")),
-        Step("rft", "rft", "a policy by the reward, against SFT on its references; a GPU or hours", run_rft,
-             {"overrides": size.rft, "seed": seeds[0]}, (f"finetune-polar-{seeds[0]}",), data=(PROMPTS,)),
+        *_policies(size, seeds),
     ]  # fmt: skip
 
 
@@ -102,3 +102,30 @@ def _finetuning(size: Size, seeds: tuple[int, ...]) -> list[Step]:
         for seed in seeds
         for kind in KINDS
     ]
+
+
+def _policies(size: Size, seeds: tuple[int, ...]) -> list[Step]:
+    """The tasks, the policies of each seed, and their comparison."""
+    settings = {"overrides": size.rft.overrides, "encoder": size.encoder}
+    tasks = size.rft.model_dump(include={"train_prompts", "held_out_prompts"}) | {"share": size.corpus.held_out_prompts}
+    steps = [
+        Step("rft-tasks", "rft", "training and held-out prompts of the policies", make_tasks, tasks, data=(PROMPTS,),
+             outputs=("rft/train.jsonl", "rft/held_out.jsonl")),
+    ]  # fmt: skip
+    for seed in seeds:
+        needs = ("init", "rft-tasks", f"finetune-polar-{seed}")
+        own = settings | {"seed": seed}
+        steps += [
+            Step(f"rft-grpo-{seed}", "rft", "GRPO, and SFT on the same references (needs TRL)",
+                 partial(reinforce, arm=GRPO, seed=seed), own, needs,
+                 outputs=(f"rft/grpo-{seed}/policy", f"rft/grpo-{seed}/sft/policy")),
+            Step(f"rft-both-{seed}", "rft", "GRPO from the policy of SFT", partial(reinforce, arm=BOTH, seed=seed), own,
+                 (*needs, f"rft-grpo-{seed}"), outputs=(f"rft/sft-then-grpo-{seed}/policy",)),
+            Step(f"rft-best-{seed}", "rft", "SFT on the best of n answers by the reward", partial(best_of_n, seed=seed),
+                 own | {"samples": size.rft.samples}, needs, outputs=(f"rft/best-of-n-{seed}/sft/policy",)),
+            Step(f"rft-without-kl-{seed}", "rft", "GRPO without KL, which must be warned about",
+                 partial(reinforce, arm=WITHOUT_KL, seed=seed), own | {"without_kl": size.rft.without_kl}, needs,
+                 outputs=(f"rft/without-kl-{seed}/policy",)),
+        ]  # fmt: skip
+    trained = tuple(step.name for step in steps)
+    return [*steps, Step("rft", "rft", "all policies on held-out prompts, paired", compare_arms, {"seeds": list(seeds)}, trained)]

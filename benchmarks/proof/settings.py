@@ -50,6 +50,16 @@ class Lever(Config):
     finetune: dict[str, Any] = Field({}, description="Keys of the training config.")
 
 
+class Rft(Config):
+    """The policies that are improved by the reward; all start from the language model."""
+
+    train_prompts: PositiveInt = Field(description="Training prompts, the same for all policies.")
+    held_out_prompts: PositiveInt = Field(description="Held-out prompts, the same for all policies and seeds.")
+    samples: PositiveInt = Field(description="Samples of each training prompt, of which the best is selected.")
+    overrides: list[str] = Field(description="Overrides of recipe:rft for all policies.")
+    without_kl: list[str] = Field(description="More overrides for the run without KL.")
+
+
 class Size(Config):
     """Everything that decides a number of the evidence."""
 
@@ -66,7 +76,7 @@ class Size(Config):
     law: Law
     law_training: dict[str, Any] = Field(description="`training` of polar scaling.")
     levers: dict[str, Lever] = Field({}, description="Changes, each tried alone against the unchanged model.")
-    rft: list[str] = Field(description="Overrides of recipe:rft.")
+    rft: Rft
     minutes: dict[str, float] = Field(description="Expected minutes of one step of each stage.")
 
 

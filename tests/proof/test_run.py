@@ -1,33 +1,25 @@
 """The steps of ``benchmarks/proof`` at micro size on made data: results, resume, and what is told about missing files."""
 
 import json
-import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from support import tiny, trajectories
+from support import proof, tiny, trajectories
 
 from polar_rm.corpus import is_held_out
 from polar_rm.records import Comparison, read_comparisons, write_records
 from polar_rm.training import trainer
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def program():
-    before = list(sys.path)
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
+    with proof.importable():
         from proof import run
 
         yield run
-    finally:
-        sys.path[:] = before
 
 
 @pytest.fixture(scope="module")
@@ -39,46 +31,7 @@ def folder(tmp_path_factory):
     data.mkdir()
     write_trajectories(data / "traj_zoo.parquet", trajectories.zoo(prompts=24, policies="abcdefgh", samples=3))
     write_trajectories(data / "traj_tulu_bon16.parquet", trajectories.zoo(prompts=8, policies="a", samples=12))
-    training = {"batch_size": 8, "row_tokens": 600, "optim": {"lr": 1e-3}, "precision": "fp32", "checkpoint_every": 1}
-    size = {
-        "model": {"init": str(folder / "tiny-lm"), "layers": 1, "max_length": 256, "max_response_length": 64},
-        "corpus": {
-            "sets": ["zoo"],
-            "preferences": ["made"],
-            "held_out_prompts": 0.3,
-            "held_out_policies": 0.25,
-            "pairing": {"kind": "k_way", "negatives": 2},
-            "continuations": {
-                "kind": "continuations",
-                "rows": "trajectories",
-                "negatives": 2,
-                "min_beginning": 10,
-                "min_continuation": 10,
-            },
-            "pairs": {"train": 16, "calibrate": 24, "test": 24},
-            "workers": 1,
-        },
-        "pretrain": training | {"max_steps": 3},
-        "finetune": training,
-        "identical_steps": 1,
-        "test_comparisons": 12,
-        "gold_prompts": 5,
-        "encoder": f"embedding:{folder / 'tiny-lm'}",
-        "classifier": [],
-        "references": [],
-        "levers": {
-            "deeper": {"about": "two layers", "model": {"layers": 2}, "pairing": {"near_length": 3}, "finetune": {"epochs": 2}}
-        },
-        "law": {"sizes": ["1m"], "per_parameter": [1]},
-        "law_training": {},
-        "rft": [],
-        "minutes": dict.fromkeys(
-            "init corpus pretrain discrimination pairs finetune classifier preferences references calibration overoptimisation "
-            "levers law rft".split(),
-            1,
-        ),
-    }
-    (folder / "micro.yaml").write_text(yaml.safe_dump(size))
+    proof.write_size(folder)
     return folder
 
 
