@@ -4,6 +4,7 @@ import os
 import pytest
 import torch
 from hypothesis import settings
+from support import hub as stand_in
 from support import tiny
 
 from polar_rm.reporting import plots
@@ -45,3 +46,11 @@ def checkpoint(tmp_path_factory):
     model = tiny.reward_model(folder / "lm", settings=settings)
     model.save(folder / "model")
     return folder / "model", model
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The stand-in for the Hugging Face Hub, with empty caches and without a token; the test runs in ``tmp_path``."""
+    with stand_in.served() as served:
+        stand_in.use(served, tmp_path, monkeypatch)
+        yield served

@@ -28,7 +28,7 @@ FLOORS = [
     ["scoring", "protocols", "sampling", "training", "conversion"],
     ["client"],
     ["evaluation"],
-    ["serving", "rft", "corpus", "calibration", "audit", "references", "scaling", "selection"],
+    ["serving", "rft", "corpus", "calibration", "audit", "references", "scaling", "selection", "publishing"],
     ["parity", "quickstart"],
     ["cli"],
 ]

@@ -36,17 +36,20 @@ _MODULES = {
 def load(directory: str | Path, *, dtype: str = "float32", device: str = "auto") -> Scorer:
     """Load a saved reward model for scoring.
 
+    directory: a folder, or an id of the Hub such as ``owner/name@revision``; an official POLAR checkpoint is converted first.
     dtype: of the backbone: float32, bfloat16 or float16; scores are float32. device: cpu, cuda, or auto, which takes CUDA where
     there is one.
 
     Raises:
         PolarError: the folder does not exist, holds no reward model, or was changed since it was saved.
     """
+    from polar_rm.conversion.official import native_folder
     from polar_rm.model.devices import pick_device
     from polar_rm.model.reward_model import RewardModel
     from polar_rm.rewards.scale import Scale
     from polar_rm.scoring.scorer import Scorer
 
+    directory = native_folder(directory)
     model = RewardModel.from_pretrained(directory, dtype=dtype, device=pick_device(device))
     return Scorer(model, scale=lambda: Scale.load(directory))
 

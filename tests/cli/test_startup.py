@@ -59,7 +59,7 @@ def test_help_and_version_load_nothing_heavy(tmp_path, arguments):
         (("bestofn", "none.jsonl", "--model", "length"), "none.jsonl: no such file or folder"),
         (("inspect", "here.jsonl", "--model", "nowhere"), "nowhere: no such folder of a model"),
         (("calibrate", "nowhere", "here.jsonl"), "nowhere: no such folder of a model"),
-        (("calibrate", "hf:model", "here.jsonl"), "hf:model: only a folder that polar saved is taken here, no hf:FOLDER"),
+        (("calibrate", "hf:model", "here.jsonl"), "hf:model: a folder is named without hf: here"),
         (("calibrate", "model", "none.jsonl"), "none.jsonl: no such file or folder"),
         (("parity", "nowhere"), "nowhere: no such folder of a model"),
         (("convert", "nowhere", "new"), "nowhere: no such folder of a model"),
@@ -93,7 +93,10 @@ def test_a_typing_error_or_a_wrong_path_is_reported_before_anything_heavy_is_loa
         (("pretrain", "data.train=[here.jsonl]", "output=o", "model.init=nowhere"), "nowhere: no such folder of a model"),
         (("finetune", "data.train=[here.jsonl]", "output=o", "model.resume_from=nowhere"), "nowhere: no such folder"),
         (("rft", "data=[here.jsonl]", "output=o", "policy.model=nowhere", "reward.source=x"), "nowhere: no such folder"),
-        (("serve", "--model", "some/hub-id"), "hf download some/hub-id --local-dir hub-id"),
+        (
+            ("serve", "--model", "some/hub-id"),
+            "some/hub-id: no such folder of a model, and from the Hub: some/hub-id: the cache holds no",
+        ),
         (("pretrain", "lr=1", "output=o"), "unknown key 'lr'; did you mean 'optim.lr'?"),
     ],
 )

@@ -8,8 +8,9 @@ import pytest
 import torch
 from support import tiny
 
+from polar_rm.common.sources import model_folder
 from polar_rm.errors import PolarError
-from polar_rm.model.language_models import load_causal_lm, model_folder, parse_gguf_once
+from polar_rm.model.language_models import load_causal_lm, parse_gguf_once
 
 gguf = pytest.importorskip("gguf")
 

@@ -7,6 +7,7 @@ import torch
 from support import tiny
 from transformers import AutoModelForSequenceClassification
 
+from polar_rm.common import sources
 from polar_rm.encoding.settings import EncoderSettings
 from polar_rm.errors import PolarError
 from polar_rm.model import language_models, native, weights
@@ -53,10 +54,10 @@ def test_folders_are_readable_by_other_users_and_by_transformers_4(tmp_path):
 
 
 def test_locating_a_language_model(tmp_path):
-    assert language_models.model_folder(tmp_path) == tmp_path
-    assert language_models.model_folder("package:polar_rm").name == "polar_rm"
+    assert sources.model_folder(tmp_path) == tmp_path
+    assert sources.model_folder("package:polar_rm").name == "polar_rm"
     with pytest.raises(PolarError, match="no such folder"):
-        language_models.model_folder(tmp_path / "missing")
+        sources.model_folder(tmp_path / "missing")
     assert language_models.find_gguf(tmp_path) is None
     (tmp_path / "a.gguf").touch()
     assert language_models.find_gguf(tmp_path) == "a.gguf"

@@ -11,7 +11,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from polar_rm.common.limits import MAX_ROW_TOKENS
-from polar_rm.common.paths import check_data, check_model
+from polar_rm.common.paths import check_data
+from polar_rm.common.sources import model_folder
+from polar_rm.conversion.official import native_folder
 
 if TYPE_CHECKING:
     from polar_rm.common.config import Config
@@ -22,7 +24,7 @@ Panel = Literal["Data", "Training", "Use", "Evaluation", "Exchange"]
 
 VERBS = (
     "sample corpus references select inspect pretrain finetune scaling rft quickstart score serve "
-    "evaluate bestofn audit calibrate parity convert config"
+    "evaluate bestofn audit calibrate parity convert download publish config"
 ).split()
 """The verbs in the order of ``polar --help``, which is the order in which a user needs them."""
 
@@ -95,14 +97,11 @@ def verb_group(name: str, panel: Panel, help_text: str) -> typer.Typer:
 
 
 def _model_exists(path: Path) -> Path:
-    check_model(path)
-    return path
+    return native_folder(path)
 
 
 def _data_exists(path: Path | list[Path] | None) -> Path | list[Path] | None:
-    for each in path if isinstance(path, list) else [path] if path else []:
-        check_data(each)
-    return path
+    return [check_data(each) for each in path] if isinstance(path, list) else check_data(path) if path else path
 
 
 def writable(path: Path | None) -> Path | None:
@@ -115,10 +114,10 @@ def writable(path: Path | None) -> Path | None:
 
 
 DATA: dict[str, Any] = {"callback": _data_exists}
-"""Settings of a parameter for existing files, folders or patterns."""
+"""Settings of a parameter for existing data; the function gets its local path."""
 
 MODEL: dict[str, Any] = {"callback": _model_exists}
-"""Settings of a parameter for the folder of a model."""
+"""Settings of a parameter for a reward model; the function gets its local folder."""
 
 Arguments = Annotated[
     list[str],
@@ -130,7 +129,12 @@ Arguments = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and the plan, then exit.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.", callback=writable)]
-ModelDir = Annotated[Path, typer.Option("--model", help="Folder of a reward model saved by polar.", **MODEL)]
+ModelDir = Annotated[
+    Path,
+    typer.Option(
+        "--model", help="A reward model: a folder saved by polar, an official one, or an id of the Hub (docs/models.md).", **MODEL
+    ),
+]
 Precision = Annotated[
     Literal["auto", "bf16", "fp32", "fp16"],
     typer.Option(help="Precision of the backbone; `auto` takes bf16 where the hardware has it, which is faster."),
@@ -178,10 +182,30 @@ KeyEnv = Annotated[
 ]
 
 
+def _local(name: str | Path) -> str | Path:
+    # The name of a package stays: the folder of an environment says less in the records of a run.
+    return name if str(name).startswith("package:") else model_folder(name)
+
+
+def _tokenizer(name: str | Path) -> str | Path:
+    return name if str(name).startswith("package:") else model_folder(name, weights=False)
+
+
+def _reward(name: str | Path) -> str | Path:
+    from polar_rm.common.http import is_address
+
+    return name if is_address(str(name)) and not Path(name).is_dir() else native_folder(name)
+
+
 def load(kind: type[C], arguments: list[str], on_bad_row: str | None = None) -> C:
-    """The config for a verb's arguments. on_bad_row: of the option, which takes precedence over files and overrides."""
-    from polar_rm.common.config import load_config
+    """The config for a verb's arguments, with local paths for the models and data that it names.
+
+    on_bad_row: of the option, which takes precedence over files and overrides.
+    """
+    from polar_rm.common.config import load_config, with_local_sources
 
     overrides = [argument for argument in arguments if "=" in argument and not Path(argument).is_file()]
     files = [argument for argument in arguments if argument not in overrides]
-    return load_config(kind, files, [*overrides, *([f"on_bad_row={on_bad_row}"] if on_bad_row else [])])
+    config = load_config(kind, files, [*overrides, *([f"on_bad_row={on_bad_row}"] if on_bad_row else [])])
+    config = with_local_sources(config, {"data": check_data})  # before a model is downloaded
+    return with_local_sources(config, {"model": _local, "tokenizer": _tokenizer, "reward": _reward})

@@ -12,7 +12,6 @@ from polar_rm.cli.options import load, verb
 from polar_rm.cli.output import message
 from polar_rm.common.extras import needs
 from polar_rm.common.limits import MAX_ROW_TOKENS
-from polar_rm.common.paths import check_model
 from polar_rm.errors import PolarError
 
 if TYPE_CHECKING:
@@ -82,7 +81,9 @@ def serve(
             metavar="[CONFIG.yaml... KEY=VALUE...] [-- VLLM_OPTION...]",
         ),
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="Folder of a reward model saved by polar.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A reward model: a folder saved by polar, an official one, or an id of the Hub.")
+    ] = None,
     host: _Host = None,
     port: _Port = None,
     engine: _Engine = None,
@@ -120,7 +121,6 @@ def serve(
     """
     flags = {name: value for name, value in locals().items() if name != "arguments" and value not in (None, [])}
     config, vllm_options = _config(arguments or [], flags)
-    check_model(config.model)
     if config.engine == "vllm":
         _serve_with_vllm(config, vllm_options)
     if vllm_options:

@@ -107,7 +107,7 @@ def _is_main() -> bool:
 
 def check_inputs(config: TrainConfig) -> None:
     """Check that paths exist and that optional packages are installed, before torch is loaded."""
-    from polar_rm.model.language_models import model_folder
+    from polar_rm.common.sources import model_folder
 
     for file in (*config.data.train, *config.data.eval):
         check_data(file)
@@ -144,7 +144,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
     from polar_rm.common.config import to_yaml
     from polar_rm.common.files import write_json
     from polar_rm.common.http import is_address
-    from polar_rm.model.language_models import model_folder
+    from polar_rm.common.sources import model_folder
     from polar_rm.records import survey_files
     from polar_rm.rft.config import RftConfig
 
@@ -224,7 +224,7 @@ def quickstart(
 
         polar quickstart max_steps=20 --output runs/glance
     """
-    from polar_rm.model.language_models import model_folder
+    from polar_rm.common.sources import model_folder
 
     model_folder(base)
     with needs("quickstart", "polar quickstart"):

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from polar_rm.client.blocking import RewardClient
 from polar_rm.common.http import server_url
+from polar_rm.common.paths import check_model
+from polar_rm.conversion.layouts import is_official
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.sequences import TokenSequence, render, tokenize
 from polar_rm.encoding.settings import EncoderSettings
-from polar_rm.encoding.tokenizers import load_tokenizer
 from polar_rm.errors import PolarError
 from polar_rm.protocols import Engine
 from polar_rm.rewards.outcomes import rewards
@@ -21,9 +22,10 @@ class RewardModelClient:
     """Drop-in replacement of POLAR's and XTuner's client: the same constructor and calls, so that a script changes one import.
 
     It differs where the official client is wrong: a failure raises an error instead of returning None, token ids are sent instead
-    of text (fast tokenizers split the scoring token in a text), and tokenizers need no remote code. path: a native checkpoint
-    folder, whose saved limits are the default. server_address: ``HOST:PORT``, with or without a scheme. timeout: seconds of one
-    attempt. deadline: seconds of one call with all its attempts.
+    of text (fast tokenizers split the scoring token in a text), and tokenizers need no remote code. path: a native or official
+    checkpoint, a folder or an id of the Hub, of which only the tokenizer is read; its limits are the default.
+    server_address: ``HOST:PORT``, with or without a scheme. timeout: seconds of one attempt.
+    deadline: seconds of one call with all its attempts.
 
     Raises:
         PolarError: the address or the type of server is invalid, or ``path`` is no checkpoint.
@@ -45,11 +47,11 @@ class RewardModelClient:
             raise PolarError(f"unknown server_type {server_type!r}; known: sglang, vllm, lmdeploy")
         self._url = server_url(server_address)
         self._options = {"timeout": timeout, "deadline": deadline}
-        saved = Encoder.from_pretrained(path)
+        saved = _encoder(path)
         options = {"max_length": max_length, "max_response_length": max_response_length, "response_cut_side": response_cut_side}
         changes: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
         settings: EncoderSettings = replace(saved.settings, **changes)
-        self.encoder = Encoder(load_tokenizer(path), settings)
+        self.encoder = Encoder(saved.source, settings)
         self.server_type: Engine = server_type
         self._clients: dict[Engine, RewardClient] = {}
 
@@ -99,3 +101,12 @@ class RewardModelClient:
         except (TypeError, KeyError) as error:
             raise PolarError(f"expected an item with prompt, reference and output, or a rendered text: {error!r}") from None
         return tree.sequence(0)
+
+
+def _encoder(path: str | Path) -> Encoder:
+    folder = check_model(path, weights=False)
+    if not is_official(folder):
+        return Encoder.from_pretrained(folder)
+    from polar_rm.conversion.internlm2 import official_encoder  # it needs torch
+
+    return official_encoder(folder)

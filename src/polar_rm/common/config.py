@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -35,6 +36,18 @@ def expand_home(path: str | Path) -> str:
 
 PathText = Annotated[str, AfterValidator(expand_home)]
 """A string that may name a file or folder (a model, a pattern): ``~`` is the home folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Marks a field, in its annotation, that names a model or data. what: the kind, a key of :func:`with_local_sources`.
+
+    ``data``; ``model``, a language model; ``tokenizer``, a model of which only the tokenizer is read; ``reward``, a reward model
+    or the address of a server.
+    """
+
+    what: Literal["data", "model", "tokenizer", "reward"]
+
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed of random number generators. The range is numpy's, because the libraries that we use seed numpy too."""
@@ -103,6 +116,39 @@ def suggestion(key: str, known: Iterable[str]) -> str:
     known = list(known)
     near = [RENAMED[key]] if RENAMED.get(key) in known else get_close_matches(key, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def with_local_sources(config: C, local: Mapping[str, Callable[[str | Path], str | Path]]) -> C:
+    """The config in which every field that is marked by :class:`Names` holds local paths.
+
+    local: kind of the field -> the function from a name to its local path, which raises the errors; other kinds stay.
+    """
+    changes: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        kind = next(iter(_marks(field.annotation, field.metadata)), None)
+        found = _localised(value, local, local.get(kind or ""))
+        if found != value:
+            changes[name] = found
+    return config.model_copy(update=changes) if changes else config
+
+
+def _marks(annotation: Any, metadata: Sequence[Any]) -> Iterator[str]:
+    yield from (each.what for each in metadata if isinstance(each, Names))
+    for inner in get_args(annotation):
+        yield from _marks(inner, getattr(inner, "__metadata__", ()))
+
+
+def _localised(
+    value: Any, local: Mapping[str, Callable[[str | Path], str | Path]], find: Callable[[str | Path], str | Path] | None
+) -> Any:
+    if isinstance(value, Config):
+        return with_local_sources(value, local)
+    if isinstance(value, list | tuple):
+        return type(value)(_localised(each, local, find) for each in value)
+    if find is None or not isinstance(value, str | Path):
+        return value
+    return type(value)(find(value))
 
 
 def to_yaml(config: Config) -> str:

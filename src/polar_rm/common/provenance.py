@@ -9,11 +9,14 @@ import sys
 from importlib import metadata
 from typing import Any
 
+from polar_rm.common.sources import fetched
+
 _PACKAGES = ("polar-rm", "torch", "transformers", "tokenizers", "numpy", "pyarrow", "peft")
 
 
 def versions() -> dict[str, Any]:
-    """Library versions, the git commit of the working directory (None outside a checkout) and the kind of machine.
+    """Library versions, the git commit of the working directory (None outside a checkout), what models and data were
+    fetched from where, and the kind of machine.
 
     torch is queried only if it is loaded already, so that commands without torch need not load it.
     """
@@ -21,6 +24,7 @@ def versions() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "git": _git(),
+        **({"sources": sources} if (sources := fetched()) else {}),
         "machine": {
             "system": platform.platform(),
             "threads": torch.get_num_threads() if torch else os.cpu_count(),

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from polar_rm.common.locks import owned
-from polar_rm.common.paths import no_model
+from polar_rm.common.paths import check_model
+from polar_rm.conversion.layouts import is_official
 from polar_rm.conversion.plan import Conversion, Layout
 from polar_rm.errors import PolarError
 from polar_rm.model.folders import check_sizes
@@ -25,12 +26,10 @@ def plan(source: str | Path, *, to: Layout = "native", dtype: str | None = None)
         UnsupportedModel: the folder can't be converted exactly; the message has the reason.
         PolarError: there is no such folder, or it has the layout ``to`` already.
     """
-    from polar_rm.conversion.internlm2 import ARCHITECTURE, from_internlm2, to_internlm2
+    from polar_rm.conversion.internlm2 import from_internlm2, to_internlm2
     from polar_rm.conversion.stock import from_stock
 
-    folder = Path(source)
-    if not folder.is_dir():
-        raise PolarError(no_model(folder))
+    folder = check_model(source)
     config = check_sizes(folder / "config.json")
     native = isinstance(config.get("polar"), dict)
     if to == "internlm2":
@@ -39,7 +38,7 @@ def plan(source: str | Path, *, to: Layout = "native", dtype: str | None = None)
         conversion = to_internlm2(folder)
     elif native:
         raise PolarError(f"{folder}: it is a native folder already")
-    elif config.get("architectures") == [ARCHITECTURE]:
+    elif is_official(folder):
         conversion = from_internlm2(folder)
     else:
         conversion = from_stock(folder)

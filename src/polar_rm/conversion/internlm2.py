@@ -18,6 +18,7 @@ from tokenizers import AddedToken
 
 from polar_rm.common.files import read_json
 from polar_rm.common.text import first_line
+from polar_rm.conversion.layouts import ARCHITECTURE
 from polar_rm.conversion.plan import Conversion
 from polar_rm.conversion.sentencepiece import fast_tokenizer
 from polar_rm.encoding.encoder import Encoder
@@ -26,7 +27,6 @@ from polar_rm.errors import PolarError, UnsupportedModel
 from polar_rm.model.native import native_config, read_specials, tokenizer_config, tokenizer_files
 from polar_rm.model.weights import LazyTensor, check_tensors, read_weights
 
-ARCHITECTURE = "InternLM2ForRewardModel"
 HEAD = "v_head.weight"
 
 # A native folder keeps these official files in a subfolder, so that the conversion back is complete.
@@ -280,6 +280,17 @@ def _llama_config(config: Mapping[str, Any], shape: Shape) -> dict[str, Any]:
         "problem_type": "regression",  # otherwise vLLM applies a sigmoid
         "use_cache": True,
     }
+
+
+def official_encoder(folder: Path) -> Encoder:
+    """The encoder of an official folder, of which only config and tokenizer are read.
+
+    Raises:
+        UnsupportedModel: its tokenizer can't be converted exactly, or it is not POLAR's.
+    """
+    config = read_json(folder / "config.json")
+    _check_official(folder, config)
+    return _official_encoder(folder, config)
 
 
 def _official_encoder(folder: Path, config: Mapping[str, Any]) -> Encoder:

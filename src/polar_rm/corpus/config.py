@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
-from polar_rm.common.config import Config, PathText, Seed
+from polar_rm.common.config import Config, Names, PathText, Seed
 from polar_rm.common.limits import MAX_ACTORS, MAX_FILES
 from polar_rm.records import Wrapper
 
@@ -71,7 +71,9 @@ class Beginning(Config):
     )
     low: float = Field(0.2, gt=0, description="Shortest beginning, in this unit.")
     high: float = Field(0.8, gt=0, description="Longest beginning, in this unit.")
-    tokenizer: Path | None = Field(None, description="Folder with the tokenizer.json that counts tokens.")
+    tokenizer: Annotated[Path, Names("tokenizer")] | None = Field(
+        None, description="Folder with the tokenizer.json that counts tokens."
+    )
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Beginning:
@@ -164,7 +166,9 @@ class Splits(Config):
 class Decontamination(Config):
     """Evaluation data whose prompts are dropped from the corpus."""
 
-    files: tuple[PathText, ...] = Field((), description="Evaluation data with a column prompt: files, folders or patterns.")
+    files: tuple[Annotated[PathText, Names("data")], ...] = Field(
+        (), description="Evaluation data with a column prompt: files, folders or patterns."
+    )
     n: PositiveInt = Field(
         13,
         description="Number of consecutive words that a dropped prompt shares with an evaluation prompt. A text is dropped by "
@@ -176,7 +180,7 @@ class Reporting(Config):
     """The measurements of the report."""
 
     pairs: PositiveInt = Field(2000, description="Number of pairs for the baselines.")
-    tokenizer: Path | None = Field(
+    tokenizer: Annotated[Path, Names("tokenizer")] | None = Field(
         None, description="Folder with tokenizer.json, to count tokens; by default only characters and words are counted."
     )
 
@@ -185,7 +189,7 @@ class CorpusConfig(Config):
     """The configuration of one run of ``polar corpus``."""
 
     output: Path = Field(description="Folder of the corpus.")
-    inputs: tuple[PathText, ...] = Field(
+    inputs: tuple[Annotated[PathText, Names("data")], ...] = Field(
         min_length=1, description="Files, folders or patterns of trajectories, or of texts (pairing.kind: continuations)."
     )
     verify: bool = Field(

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from tokenizers import Encoding, Tokenizer
 
+from polar_rm.common.sources import model_folder
 from polar_rm.encoding.edges import Edge, EdgeRequest, Side, edges
 from polar_rm.encoding.fingerprint import VERSION, digest, fingerprint, fingerprint_1
 from polar_rm.encoding.settings import RESERVED_TOKENS, EncoderSettings, saved_encoder
@@ -89,7 +90,7 @@ class Encoder:
         Raises:
             EncoderMismatch: the saved hash differs from the hash of the folder's files (the tokenizer or the settings changed).
         """
-        directory = Path(directory)
+        directory = model_folder(directory, weights=False)
         settings, version, saved_fingerprint, saved_hash = saved_encoder(directory)
         encoder = cls(load_tokenizer(directory), settings)
         actual_fingerprint = encoder.fingerprint if version == VERSION else encoder._fingerprint_1()

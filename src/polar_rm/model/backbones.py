@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from polar_rm import attention
-from polar_rm.common.paths import no_model
+from polar_rm.common.sources import model_folder
 from polar_rm.common.text import first_line
 from polar_rm.encoding.tokenizers import load_tokenizer
 from polar_rm.errors import PolarError, UnsupportedModel
@@ -34,8 +34,7 @@ def read_config(directory: str | Path, gguf_file: str | None = None) -> Pretrain
         UnsupportedModel: transformers doesn't know the model, it is no single decoder, or prefix trees are not exact with it.
         PolarError: there is no such folder.
     """
-    if not Path(directory).is_dir():
-        raise PolarError(no_model(directory))
+    directory = model_folder(directory)
     if gguf_file is None:
         check_config_file(directory)
     else:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from polar_rm.common.memory import check_memory
+from polar_rm.common.sources import model_folder
 from polar_rm.common.text import first_line
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import EncoderSettings, settings_within
@@ -38,7 +39,7 @@ from polar_rm.model.devices import memory_of
 from polar_rm.model.exactness import check_structure
 from polar_rm.model.folders import check_layers, check_parameters
 from polar_rm.model.gguf_files import gguf_elements
-from polar_rm.model.language_models import find_gguf, model_folder, parse_gguf_once
+from polar_rm.model.language_models import find_gguf, parse_gguf_once
 from polar_rm.model.native import HEAD, add_role_tokens, padding_token, read_specials, read_untrained
 from polar_rm.model.presets import preset_config, preset_shape
 from polar_rm.model.weights import read_weights, tensor_shapes
@@ -152,6 +153,7 @@ def checkpoint_blueprint(directory: str | Path) -> Blueprint:
         UnsupportedModel: the checkpoint is not a one-label reward model.
         EncoderMismatch: the folder's tokenizer or encoder settings are not those that the model was trained with.
     """
+    directory = model_folder(directory)
     config = read_config(directory)
     if not (config.architectures or [""])[0].endswith("ForSequenceClassification") or config.num_labels != 1:
         raise UnsupportedModel(
@@ -211,7 +213,7 @@ def preset_blueprint(
 ) -> Blueprint:
     """The blueprint of a randomly initialised Llama of a preset size; arguments and errors as in ``RewardModel.from_preset``."""
     preset_shape(preset)  # a wrong name is told before the tokenizer is read
-    directory = model_folder(tokenizer_directory)
+    directory = model_folder(tokenizer_directory, weights=False)
     tokenizer, specials = read_tokenizer(directory, find_gguf(directory, gguf_file))
     settings = settings if isinstance(settings, EncoderSettings) else settings_within(None, **(settings or {}))
     positions = settings.max_length

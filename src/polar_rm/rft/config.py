@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from polar_rm.common.config import Config, PathText, Seed
+from polar_rm.common.config import Config, Names, PathText, Seed
 from polar_rm.common.http import key_from_environment
 from polar_rm.common.limits import MAX_BATCH
 from polar_rm.records import Wrapper
@@ -21,7 +21,7 @@ from polar_rm.training.config import LoraConfig
 class PolicyConfig(Config):
     """The policy that is trained."""
 
-    model: PathText = Field(description="Folder of a causal language model, or package:NAME.")
+    model: Annotated[PathText, Names("model")] = Field(description="Folder of a causal language model, or package:NAME.")
     gguf_file: str | None = Field(None, description="Name of the GGUF file with the weights, in the model's folder.")
     kind: Literal["chat", "base"] = Field(
         "chat",
@@ -33,8 +33,10 @@ class PolicyConfig(Config):
 class RewardConfig(Config):
     """The source of the rewards; see :class:`PolarReward`."""
 
-    source: PathText = Field(description="The reward server's URL, or a reward model's folder.")
-    encoder: Path | None = Field(None, description="The reward model's folder, for servers other than ours.")
+    source: Annotated[PathText, Names("reward")] = Field(description="The reward server's URL, or a reward model's folder.")
+    encoder: Annotated[Path, Names("reward")] | None = Field(
+        None, description="The reward model's folder, for servers other than ours."
+    )
     api_key_env: str | None = Field(None, description="NAME of the environment variable with the server's key.")
     wrapper: Wrapper = Field(
         "sft", description="For rows without a wrapper. sft: completions answer prompts. pretrain: they continue prompts."
@@ -71,7 +73,7 @@ class EvaluateConfig(Config):
     Judges are no reward model of the run: its own reward is shown beside them, but it decides nothing.
     """
 
-    data: list[Path] = Field(
+    data: list[Annotated[Path, Names("data")]] = Field(
         [], description="Files of held-out rows {prompt, reference[, wrapper]}; training rows with their prompts are left out."
     )
     share: float | None = Field(
@@ -123,7 +125,7 @@ class RftConfig(Config):
     )
     policy: PolicyConfig = Field(description="The policy that is trained.")
     reward: RewardConfig = Field(description="The source of the rewards.")
-    data: list[Path] = Field(
+    data: list[Annotated[Path, Names("data")]] = Field(
         min_length=1, description="Files of rows {prompt, reference[, wrapper]}; comparisons and items are such rows, too."
     )
     algorithm: Literal["grpo", "rloo"] = Field("grpo", description="TRL's trainer.")

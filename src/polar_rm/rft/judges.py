@@ -18,6 +18,7 @@ from polar_rm.common.config import Config, PathText
 from polar_rm.common.extras import needs, require
 from polar_rm.common.http import key_from_environment
 from polar_rm.common.limits import MAX_ROW_TOKENS
+from polar_rm.common.sources import HUB, is_model_id, model_folder
 from polar_rm.common.text import first_line
 from polar_rm.errors import ConfigError, PolarError, ScoreError
 from polar_rm.records import Comparison, InvalidRecord, Text, Wrapper, flatten
@@ -186,7 +187,8 @@ class GoldConfig(_JudgeConfig):
         """The hash of the model's folder; a server is known by its address alone."""
         from polar_rm.common.files import sha256
 
-        folder = Path(self.model.removeprefix("hf:").removeprefix("embedding:"))
+        name = self.model.removeprefix(HUB).removeprefix("embedding:")
+        folder = model_folder(name) if name.startswith(HUB) or is_model_id(name) else Path(name)
         return sha256(folder) if folder.is_dir() else None
 
 

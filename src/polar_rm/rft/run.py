@@ -17,8 +17,8 @@ from polar_rm.common.files import claim_folder, sha256, write_json
 from polar_rm.common.locks import owned
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.provenance import versions
+from polar_rm.common.sources import model_folder
 from polar_rm.errors import ConfigError
-from polar_rm.model.language_models import model_folder
 from polar_rm.records import find_files, side_file
 from polar_rm.rft.baseline import SftRun, sft_arguments, train_sft
 from polar_rm.rft.callbacks import EvaluateCallback, MetricsCallback, MonitorCallback, OnLog

@@ -17,6 +17,7 @@ from typing import Any
 
 from polar_rm.client.blocking import RewardClient
 from polar_rm.common.http import is_address
+from polar_rm.conversion.official import native_folder
 from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem, Wrapper, flatten, group_items, references_of
 from polar_rm.rewards.calibration import Calibration
@@ -123,10 +124,11 @@ class PolarReward:
             return _from_server(client, anchored, self.combine)
         if self.client:
             raise PolarError(f"{self.source} is a folder, not a URL: {', '.join(self.client)} can't be used with it")
+        folder = native_folder(self.source)
         if needs_card(self.transform) and self.calibration is None:
-            self.calibration = Calibration.load(self.source)
+            self.calibration = Calibration.load(folder)
             check_transform(self.transform, self.calibration)  # before the weights are loaded
-        return _in_process(self.source, anchored, self.combine)
+        return _in_process(folder, anchored, self.combine)
 
     def _metrics(self, items: Sequence[ScoreItem], scored: Sequence[Reward], values: Sequence[float]) -> dict[str, float]:
         texts = [flatten(item.output) for item in items]
@@ -173,7 +175,7 @@ def _from_server(client: RewardClient, anchored: bool, combine: Combine) -> _Sco
     return score
 
 
-def _in_process(folder: str, anchored: bool, combine: Combine) -> _Score:
+def _in_process(folder: Path, anchored: bool, combine: Combine) -> _Score:
     from polar_rm.model.devices import pick_device
     from polar_rm.model.reward_model import RewardModel
     from polar_rm.scoring.scorer import Scorer

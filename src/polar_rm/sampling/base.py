@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import Event
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from polar_rm.common.config import Config, PathText
+from polar_rm.common.config import Config, Names, PathText
 from polar_rm.common.limits import MAX_ACTORS
 from polar_rm.errors import PolarError
 from polar_rm.records import Message, Text, flatten
@@ -43,7 +43,9 @@ class Policy(Config):
         description="chat: renders the model's chat template, with system in front. base: continues template as plain text."
     )
     backend: str = Field(description="What runs the model: transformers, openai (a server) or vllm.")
-    model: PathText = Field(description="A folder or package:NAME; with backend openai the server's name of the model.")
+    model: Annotated[PathText, Names("model")] = Field(
+        description="A folder, package:NAME or an id of the Hub; with backend openai the server's name of the model."
+    )
     revision: str | None = Field(None, description="Revision of the weights, where the backend can choose one.")
     checkpoint_of: str | None = Field(None, description="The policy or training run that this policy is a checkpoint of.")
     step: NonNegativeInt | None = Field(None, description="The training step of a checkpoint.")

@@ -7,8 +7,8 @@ from typing import Any
 
 from polar_rm.common.checksums import FileFacts, describe_file
 from polar_rm.common.files import read_json, write_json
+from polar_rm.common.sources import model_folder
 from polar_rm.errors import PolarError
-from polar_rm.model.language_models import model_folder
 from polar_rm.sampling.base import Policy
 from polar_rm.sampling.config import SamplingConfig
 

@@ -9,11 +9,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from polar_rm.common.config import Config, PathText
+from polar_rm.common.config import Config, Names, PathText
 from polar_rm.common.files import sha256, write_file
 from polar_rm.errors import BadRow, PolarError
 from polar_rm.records import PLAIN_SUFFIXES, DataFiles, OnBadRow, Text, read_prompts, read_texts, survey_files
@@ -27,18 +27,20 @@ _PASSAGE_CHARACTERS_PER_TOKEN = 5  # length of a plain file's passages, per toke
 class PromptRows(Config):
     """Rows {prompt_id, prompt} as JSONL or Parquet."""
 
-    rows: Path = Field(description="A file, a folder or a pattern.")
+    rows: Annotated[Path, Names("data")] = Field(description="A file, a folder or a pattern.")
     pool: Pool = Field("any", description="The kind of policies that answer: base, chat or any.")
 
 
 class Prefixes(Config):
     """The first tokens of ordinary texts; their number is uniform from min_tokens to max_tokens (paper, App. D.1.1)."""
 
-    texts: tuple[Path, ...] = Field(
+    texts: tuple[Annotated[Path, Names("data")], ...] = Field(
         description=".txt and .md files, JSONL or Parquet, a folder of these or one saved by datasets, or a pattern. Plain files "
         "are split at blank lines into passages that are long enough; beside data files they are not read."
     )
-    tokenizer: PathText = Field(description="The tokenizer that counts tokens: a model's folder or package:NAME.")
+    tokenizer: Annotated[PathText, Names("tokenizer")] = Field(
+        description="The tokenizer that counts tokens: a model's folder or package:NAME."
+    )
     column: str = Field("text", description="The column with the text, in JSONL and Parquet.")
     count: PositiveInt | None = Field(
         None, description="Number of random prefixes; a larger count keeps those of a smaller one. Default: one of every text."

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from polar_rm.common.config import Config, PathText, Seed
+from polar_rm.common.config import Config, Names, PathText, Seed
 from polar_rm.common.limits import MAX_ACTORS, MAX_ROW_TOKENS
 
 Within = Literal["all", "prompt", "group"]
@@ -96,15 +96,17 @@ class SelectConfig(Config):
     output: Path = Field(
         description="Folder for selected.jsonl, report.json, report.html, manifest.json and refused.jsonl.",
     )
-    inputs: tuple[PathText, ...] = Field(
+    inputs: tuple[Annotated[PathText, Names("data")], ...] = Field(
         min_length=1,
         description="Files, folders or patterns of rows {prompt, output, score}, lists {prompt, outputs, scores}, or "
         "trajectories with a score; of items {prompt, reference, output} where scores or model is set.",
     )
-    scores: tuple[PathText, ...] = Field(
+    scores: tuple[Annotated[PathText, Names("data")], ...] = Field(
         (), description="Output of polar score, one file for each input file; row n is the score of row n."
     )
-    model: PathText | None = Field(None, description="Folder of a reward model saved by polar, which scores the inputs first.")
+    model: Annotated[PathText, Names("reward")] | None = Field(
+        None, description="Folder of a reward model saved by polar, which scores the inputs first."
+    )
     transform: Literal["raw", "anchored", "probability"] = Field(
         "raw",
         description="Scores of model. anchored: 0 is the reference. probability: over the reference; needs polar calibrate.",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from polar_rm.common.config import Config
+from polar_rm.common.config import Config, Names
 from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.protocols.base import PoolingFlavour
 
@@ -20,7 +20,9 @@ MAX_PREFIX_MIB = 1 << 20
 class ServeConfig(Config):
     """One server. Each key is also an option of the command line, which takes precedence over the config."""
 
-    model: Path = Field(description="Folder of a reward model saved by polar.")
+    model: Annotated[Path, Names("reward")] = Field(
+        description="A reward model: a folder saved by polar, an official one, or an id of the Hub."
+    )
     host: str = Field("127.0.0.1", description="Address to bind. Addresses other than loopback need a key.")
     port: int = Field(30000, ge=0, le=65535, description="Port to listen on; 0 takes any free port, which the log names.")
     engine: Literal["polar", "vllm"] = Field("polar", description="polar: our server. vllm: starts the vLLM of this environment.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from polar_rm.common.config import Config
+from polar_rm.common.config import Config, Names
 from polar_rm.common.limits import MAX_RANK, MAX_ROW_TOKENS
 from polar_rm.encoding.settings import settings_within
 from polar_rm.errors import PolarError
@@ -60,21 +60,22 @@ class EncoderConfig(Config):
 class ModelConfig(Config):
     """The source of the weights: exactly one of ``init``, ``resume_from`` and ``preset``."""
 
-    init: Path | None = Field(
+    init: Annotated[Path, Names("model")] | None = Field(
         None,
-        description="Folder of a causal language model, or `package:NAME` of an installed package with one. Its backbone gets a "
-        "new head with zeros.",
+        description="A causal language model: a folder, `package:NAME` of an installed package, or an id of the Hub. Its "
+        "backbone gets a new head with zeros.",
     )
-    resume_from: Path | None = Field(
-        None, description="Folder of a reward model saved by polar, such as the pre-trained model from which fine-tuning starts."
+    resume_from: Annotated[Path, Names("reward")] | None = Field(
+        None,
+        description="A reward model: a folder, or an id of the Hub, such as the pre-trained model from which fine-tuning starts.",
     )
     preset: str | None = Field(
         None,
         description="Size of a randomly initialised Llama: 1m, 5m, 15m, 50m, 100m, 200m, 400m or 1b parameters without the "
         "embedding, or layers and width such as `8x384`. Needs `tokenizer`.",
     )
-    tokenizer: Path | None = Field(
-        None, description="Folder (or `package:NAME`) of the language model whose tokenizer the `preset` uses."
+    tokenizer: Annotated[Path, Names("tokenizer")] | None = Field(
+        None, description="The language model (folder, `package:NAME` or id of the Hub) whose tokenizer the `preset` uses."
     )
     n_layers: PositiveInt | None = Field(
         None, description="Number of layers of `init` to keep, from the first on. By default all are kept."
@@ -105,10 +106,10 @@ class ModelConfig(Config):
 class DataConfig(Config):
     """Files of comparisons."""
 
-    train: list[Path] = Field(
+    train: list[Annotated[Path, Names("data")]] = Field(
         min_length=1, description="Files of comparisons to train on (JSONL, Parquet), folders of them, or patterns."
     )
-    eval: list[Path] = Field(
+    eval: list[Annotated[Path, Names("data")]] = Field(
         default_factory=list,
         description="Files of comparisons to evaluate on, at the end and every `eval_every` steps. By default none.",
     )

@@ -15,6 +15,7 @@ from rich.console import Console
 from polar_rm.common.files import sha256, temporary_path
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import plain_console, say, show_progress
+from polar_rm.common.sources import model_folder
 from polar_rm.encoded.corpus import EncodedCorpus, open_corpus
 from polar_rm.encoded.order import batches
 from polar_rm.encoding.encoder import Encoder
@@ -26,7 +27,6 @@ from polar_rm.model.blueprint import (
     preset_blueprint,
     warn_beyond_positions,
 )
-from polar_rm.model.language_models import model_folder
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import OnBadRow, side_file, survey_files
 from polar_rm.training.cluster import Work, mean_tree, plan_cluster

@@ -7,15 +7,20 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from polar_rm.common.files import read_json
 from polar_rm.common.paths import check_data, check_model
+from polar_rm.common.sources import HUB, is_model_id
+from polar_rm.conversion.layouts import is_official
+from polar_rm.conversion.official import native_folder
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.base import Contender, Given, ModelOptions
 
 __all__ = ["KINDS", "Contender", "Given", "ModelOptions", "find_contenders", "resolve_contenders"]
 
 KINDS = {
-    "FOLDER": "a reward model saved by polar",
-    "hf:FOLDER": "any one-label *ForSequenceClassification of transformers, in its own chat template and without references",
+    "FOLDER": "a reward model saved by polar or an official one; also owner/name[@revision] of the Hugging Face Hub",
+    "hf:FOLDER": "any one-label *ForSequenceClassification of transformers, in its own chat template and without references; "
+    "also hf:owner/name[@revision], where the files say what the model is",
     "http://HOST:PORT": "a reward server; for vLLM, SGLang and LMDeploy add #FOLDER, the folder of the model to encode with",
     "scores:FILE": "scores that were computed before, joined by id",
     "length": "closeness in length to the reference; without references: longer is better",
@@ -80,11 +85,23 @@ def _parse(spec: str) -> tuple[str, str, str]:
         if ("/" not in spec or ":" in spec) and (close := difflib.get_close_matches(kind, kinds, 1)):
             raise PolarError(f"{spec}: no such contender; did you mean {close[0]}? There are: {', '.join(KINDS)}")
         kind, source = "native", spec
-    if kind in ("native", "hf"):
-        check_model(source)
-    elif kind == "scores":
-        check_data(source)
+    match kind:
+        case "native":
+            source = str(native_folder(source))
+        case "hf":
+            kind, source = _of_hub(source)
+        case "scores":
+            source = str(check_data(source))
     return name, kind, source
+
+
+def _of_hub(source: str) -> tuple[str, str]:
+    """Kind and folder of ``hf:SOURCE``. A folder is an ordinary classifier; an id means what its files are."""
+    if Path(source).is_dir() or not (source.startswith(HUB) or is_model_id(source)):
+        return "hf", str(check_model(source))
+    folder = check_model(source)
+    polar = is_official(folder) or isinstance(read_json(folder / "config.json").get("polar"), dict)
+    return ("native", str(native_folder(folder))) if polar else ("hf", str(folder))
 
 
 def _make(name: str, kind: str, source: str, options: ModelOptions) -> Contender:

@@ -11,6 +11,7 @@ import torch
 
 from polar_rm.common.files import read_json
 from polar_rm.common.iteration import windows
+from polar_rm.common.sources import model_folder
 from polar_rm.common.text import first_line
 from polar_rm.encoding.tokenizers import whole_tokenizer
 from polar_rm.errors import PolarError, ScoreError, UnsupportedModel
@@ -20,7 +21,6 @@ from polar_rm.evaluation.pairs import NotedScores
 from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.model.backbones import dtype_of
 from polar_rm.model.folders import check_config_file
-from polar_rm.model.language_models import model_folder
 from polar_rm.model.weights import check_weights
 from polar_rm.records import Comparison, flatten, one_reference
 from polar_rm.rewards.outcomes import Cut

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polar_rm.client.blocking import RewardClient
 from polar_rm.common.iteration import windows
-from polar_rm.common.paths import check_model
+from polar_rm.conversion.official import native_folder
 from polar_rm.errors import ScoreError
 from polar_rm.evaluation.contenders.base import Contender, ModelOptions
 from polar_rm.evaluation.pairs import NotedScores
@@ -39,7 +39,7 @@ class Server(Contender):
             PolarError: the check fails, or there is no such folder.
         """
         if self._model:
-            check_model(self._model)
+            self._model = native_folder(self._model)
         with self._client() as client:
             client.check()
             if client.encoder:

@@ -63,6 +63,7 @@ class OpenAIPolicy(Policy):
     """
 
     backend: Literal["openai"] = "openai"
+    model: str = Field(description="The server's name of the model.")  # no folder, and no id of the Hub
     base_url: str = Field(description="Base URL of the server's API with its version, such as http://localhost:8000/v1.")
     api_key_env: str | None = Field(None, description="NAME of the environment variable with the key, never the key itself.")
     concurrency: PositiveInt = Field(16, le=MAX_BATCH, description="Maximum number of requests in progress.")

@@ -10,9 +10,10 @@ from pydantic import Field, model_validator
 
 from polar_rm.common.extras import needs
 from polar_rm.common.iteration import windows
+from polar_rm.common.sources import model_folder
 from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError
-from polar_rm.model.language_models import check_language_model, model_folder
+from polar_rm.model.language_models import check_language_model
 from polar_rm.sampling.backends.rendering import check_chat_template, encode
 from polar_rm.sampling.base import Emit, Machine, NoSample, Policy, Request
 

@@ -1,0 +1,85 @@
+"""Official POLAR checkpoints where a reward model is named: each is converted once, exactly, into polar's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from polar_rm.common.files import read_json, sha256, write_json
+from polar_rm.common.locks import owned
+from polar_rm.common.paths import check_model
+from polar_rm.common.sources import cache_folder, is_snapshot, model_name, note
+from polar_rm.conversion.layouts import is_official
+from polar_rm.errors import InUse, PolarError
+
+_VERSION = 1  # counts the changes of the conversion: a folder that an earlier one wrote is not taken
+_WAIT_S = 0.5
+
+
+def native_folder(source: str | Path) -> Path:
+    """The folder of a reward model by any of its names; an official checkpoint means its conversion in polar's cache.
+
+    The conversion is exact, and keyed by the commit of the Hub or by the contents of the folder. A second process waits for the
+    first.
+
+    Raises:
+        UnsupportedModel: the official checkpoint can't be converted exactly.
+        PolarError: there is no such model, or the disk is full.
+    """
+    folder = check_model(source)
+    if not is_official(folder):
+        return folder
+    target = cache_folder() / "converted" / f"{model_name(folder)}-{_content_key(folder)}"
+    if (target / "config.json").is_file():
+        note(f"{source}: an official checkpoint; its conversion in {target} is taken")
+        return target
+    with _owned_in_turn(target, str(source)):
+        if not (target / "config.json").is_file():
+            from polar_rm.conversion.convert import convert
+
+            note(f"{source}: an official checkpoint, which is converted once, exactly, into {target}")
+            convert(folder, target)
+    return target
+
+
+@contextmanager
+def _owned_in_turn(target: Path, source: str) -> Iterator[None]:
+    """Own the target as :func:`owned` does, but wait for another owner."""
+    with ExitStack() as stack:
+        waits = False
+        while True:
+            try:
+                stack.enter_context(owned(target, "convert"))
+                break
+            except InUse as error:
+                if not waits:
+                    note(f"{source}: waiting for its conversion: {error}")
+                waits = True
+                time.sleep(_WAIT_S)
+        yield
+
+
+def _content_key(folder: Path) -> str:
+    """A hash of what is converted. A commit of the Hub says it; other folders are read, once for each state of their files."""
+    if is_snapshot(folder):
+        return f"v{_VERSION}"
+    names = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    # The time of the last change of a file's entry can't be set by a program, unlike the time of its content.
+    states = [[path.name, *_state(path.stat())] for path in names]
+    memo = cache_folder() / "checksums" / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]}.json"
+    known = read_json(memo) if memo.is_file() else {}
+    if known.get("states") != states:
+        known = {"states": states, "sha256": sha256(folder)}
+        try:
+            write_json(memo, known)
+        except PolarError as error:
+            raise PolarError(f"{folder}: an official checkpoint, whose conversion is cached: {error}") from None
+    return f"{str(known['sha256'])[:16]}-v{_VERSION}"
+
+
+def _state(stat: os.stat_result) -> list[int]:
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
