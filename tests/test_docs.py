@@ -6,6 +6,8 @@ import ast
 import inspect
 import json
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -217,3 +219,25 @@ def test_examples_in_recipes_are_right():
     for path in sorted(Path(ROOT / "recipes").glob("*.yaml")):
         script = "\n".join(line[4:] for line in path.read_text().splitlines() if line.startswith("#   "))
         assert shell_faults(script) == [], path.name
+
+
+def test_every_footgun_names_a_test_that_exists():
+    text = (ROOT / "docs/footguns.md").read_text(encoding="utf-8")
+    paragraphs = [paragraph for paragraph in text.split("\n\n") if paragraph.startswith("**")]
+    assert len(paragraphs) > 20
+    for paragraph in paragraphs:
+        named = re.findall(r"`(tests\w*/[\w/]+\.py)::(test_\w+)`", paragraph)
+        assert named, paragraph
+        assert [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text()] == []
+
+
+def test_the_page_of_results_is_what_its_script_makes():
+    """After a change of benchmarks/results: python benchmarks/tables.py."""
+    done = subprocess.run([sys.executable, ROOT / "benchmarks/tables.py", "--check"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_number_of_two_layers_is_a_headline():
+    for name in ("README.md", "docs/results/index.md"):
+        rows = [line for line in text_of(name).splitlines() if line.startswith("|")]
+        assert [row for row in rows if re.search(r"\b(two|2) layers", row)] == []

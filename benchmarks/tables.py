@@ -1,0 +1,217 @@
+"""The page of headline results, made from the JSON files beside the benchmarks.
+
+    python benchmarks/tables.py            # writes docs/results/index.md
+    python benchmarks/tables.py --check    # exit code 1 if the committed page is another one
+
+A number that has no row in a JSON file is not here but in the log. Results of models of one or two layers are no headlines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/results/index.md"
+HEAD = """# Results
+
+<!-- Made by `python benchmarks/tables.py` from benchmarks/results/*.json; edit those, not this page. -->
+
+Every row is a row of a JSON file in `benchmarks/results/`. **The models measured here are small**, from four layers to a billion
+random parameters: the numbers say what the code does, not what a large POLAR model can do. The [log](log.md) has all other
+measurements, with what was tried and did not work; [decisions](../decisions.md) has the reasons.
+"""
+
+
+LIMITS = """## Limits
+
+* On real preferences our small models lose to TF-IDF and to a stock classifier (first table).
+* The claims of the paper over three seeds are prepared ([proof](../proof.md)); rows appear here when their steps have run.
+* No run here had more than one GPU. Times of several GPUs in the documents are arithmetic.
+* Speed against TRL, transformers and vLLM was measured before results were written to JSON, so it stands in the log
+  ([training](log.md#training-speed), [scoring](log.md#scoring-speed), [serving](log.md#serving-under-load)).
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim with its value and where it was measured."""
+
+    claim: str
+    value: str
+    interval: str
+    origin: dict[str, Any]
+
+
+@dataclass
+class Tables:
+    """Makes tables; commands are numbered in the order in which they first occur."""
+
+    commands: list[str] = field(default_factory=list)
+
+    def table(self, title: str, rows: list[Row]) -> str:
+        """A section with one row for each claim."""
+        lines = [f"## {title}", "", "| claim | value | 95% interval | machine | date | command |", "|---|---|---|---|---|---|"]
+        for row in rows:
+            command = row.origin["command"]
+            if command not in self.commands:
+                self.commands.append(command)
+            number = self.commands.index(command) + 1
+            lines.append(
+                f"| {row.claim} | {row.value} | {row.interval} | {machine(row.origin)} | {row.origin['date']} | {number} |"
+            )
+        return "\n".join(lines) + "\n"
+
+    def list_commands(self) -> str:
+        """The section of commands."""
+        lines = [f"{number}. `{command}`" for number, command in enumerate(self.commands, 1)]
+        return "## Commands\n\n" + "\n".join(lines) + "\n"
+
+
+def machine(origin: dict[str, Any]) -> str:
+    """The machine of a row in few words."""
+    if "card" in origin:
+        return str(origin["card"])
+    told = origin["machine"]
+    if isinstance(told, str):
+        return told
+    threads = f"{told['threads']} thread" + ("s" if told["threads"] != 1 else "")
+    return f"{told['system'].split('-')[0]} {'x86_64' if 'x86_64' in told['system'] else ''}, {told['accelerator'] or threads}"
+
+
+def load(name: str) -> Any:
+    """The content of a results file."""
+    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def between(interval: list[float], *, digits: int = 3, signed: bool = False) -> str:
+    """An interval as text."""
+    low, high = (f"{end:{'+' if signed else ''}.{digits}f}" for end in interval)
+    return f"{low} to {high}"
+
+
+def quality() -> Iterator[Row]:
+    """How good: contenders, references, calibration, best of n, the audit."""
+    yield from _contenders(load("contenders"))
+    data = load("references")
+    for count, combine in ((2, "mean"), (4, "mean")):
+        [row] = [
+            each
+            for each in data["rows"]
+            if (each["task"], each["contender"], each["references"], each["combine"]) == ("policy", "pretrained", count, combine)
+        ]
+        claim = f"{count} references in place of one, pre-trained model of six layers, {row['n']} pairs: accuracy gained"
+        yield Row(claim, f"{row['gain']:+.3f}", between(row["gain_ci95"], signed=True), data)
+    yield from _calibration()
+    for row in load("bestofn"):
+        if row["reference"] == "empty":
+            claim = f"best of {row['max_n']} by {row['contender']}, {row['n_prompts']} prompts: gold above a random pick's"
+            yield Row(claim, f"{row['gain']['value']:+.3f}", between(row["gain"]["ci95"], signed=True), row)
+    yield from _audit()
+
+
+def _contenders(data: dict[str, Any]) -> Iterator[Row]:
+    names = {
+        "finetuned": "four layers fine-tuned on 3,006 pairs, without pre-training",
+        "classifier": "the same layers as TRL's classifier",
+        "minilm": "MiniLM's cosine with the reference",
+        "tfidf": "TF-IDF's cosine with the reference",
+        "length": "likeness in length to the reference",
+    }
+    for key, name in names.items():
+        for row in data["rows"]:
+            if (row["data"], row.get("contender"), row["figure"]) == ("test-1000.jsonl", key, "overall"):
+                yield Row(f"accuracy on 1,000 held-out real pairs: {name}", f"{row['accuracy']:.3f}", between(row["ci95"]), data)
+
+
+def _calibration() -> Iterator[Row]:
+    for row in load("calibration"):
+        layers = re.search(r"model\.n_layers=(\d+)", row["command"])
+        if layers is None or int(layers[1]) <= 2:
+            continue
+        test, name = row["test"], f"{layers[1]} layers, {row['test']['n_pairs']:,} test pairs"
+        chance = f"of exact probabilities by chance {test['ece_of_exact_probabilities']:.4f}"
+        yield Row(f"calibration error before `polar calibrate`, {name}", f"{test['ece_before']:.4f} ({chance})", "", row)
+        yield Row("the same after it", f"{test['ece_after']:.4f}", "", row)
+        [kept] = [each for each in test["abstention"] if each["coverage"] == 0.8]
+        yield Row(
+            "accuracy gained by abstaining on the least certain fifth", f"{kept['gain']:+.3f}", between(kept["gain_ci95"]), row
+        )
+
+
+def _audit() -> Iterator[Row]:
+    rows = [row for row in load("audit") if row["prompts"] == 200]
+    for row in rows:
+        if row["kind"] == "planted":
+            found, probe = row["found"], row["probe"]
+            claim = (
+                f"`polar audit` finds a planted shortcut ({row['scorer']}), by its probe `{probe}`: share of {found['n']} seeds"
+            )
+            yield Row(claim, f"{found['value']:.2f}", between(found["ci95"], digits=2), row)
+    [honest] = [row for row in rows if row["scorer"] == "all honest"]
+    yield Row(
+        "its false alarms among all findings, five honest scorers", f"{honest['false_alarms']} of {honest['asked']:,}", "", honest
+    )
+
+
+def _share(row: dict[str, Any]) -> str:
+    return f"{row['false_alarms']} of {row['asked']:,}"
+
+
+def speed() -> Iterator[Row]:
+    """How fast: training steps on a GPU by card, selection, evaluation."""
+    rows = [row for row in load("gpu_step") if row["what"] in ("two passes, compiled merge", "two passes, as merged")]
+    newest = {(row["card"], row["k"]): row for row in rows}
+    for (_, k), row in sorted(newest.items()):
+        claim = f"training, 1B random parameters, K = {k}, compiled: tokens/s (utilisation)"
+        yield Row(claim, f"{row['tokens_per_second']:,.0f} ({row['mfu']:.2f})", "", row)
+    data = load("select")
+    for row in data["rows"]:
+        claim = f"`polar select`, {row['rows']:,} rows, {row['case']}: rows/s (peak memory)"
+        yield Row(claim, f"{row['rows_per_s']:,.0f} ({row['peak_mib']:,.0f} MiB)", "", data)
+    for row in load("evaluate"):
+        name = f"`polar evaluate`{row['what'].removeprefix('evaluate')}"
+        claim = f"time of {name} over that of scoring the same {row['pairs']} pairs alone (range)"
+        yield Row(claim, f"{row['cost']:.2f} ({row['cost_low']:.2f} to {row['cost_high']:.2f})", "", row)
+
+
+def reliability() -> Iterator[Row]:
+    """What was broken on purpose."""
+    for row in load("kills"):
+        differ, kills = row["runs that differ from the uninterrupted one"], row["kills"]
+        yield Row(
+            f"runs with other weights than the uninterrupted one, after {kills} kills", f"{differ} of {row['runs']}", "", row
+        )
+        yield Row("files left behind, damaged checkpoints met", f"{row['leftovers']}, {row['told of damage']}", "", row)
+
+
+def page() -> str:
+    """The text of the page."""
+    tables = Tables()
+    sections = [
+        tables.table("Quality", list(quality())),
+        tables.table("Speed", list(speed())),
+        tables.table("Reliability", list(reliability())),
+    ]
+    return "\n".join([HEAD, LIMITS, *sections, tables.list_commands()])
+
+
+def main() -> None:
+    """Write the page, or compare it with the committed one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    arguments = parser.parse_args()
+    if not arguments.check:
+        PAGE.write_text(page(), encoding="utf-8")
+    elif PAGE.read_text(encoding="utf-8") != page():
+        sys.exit(f"{PAGE.relative_to(ROOT)} is not what benchmarks/results give: run python benchmarks/tables.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The site: its navigation has every document, links are right where pages are moved, and the forms for people are valid."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def site():
+    specification = importlib.util.spec_from_file_location("tools_site", ROOT / "tools/site.py")
+    module = importlib.util.module_from_spec(specification)
+    before = list(sys.path)
+    specification.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+def test_the_navigation_has_every_document_once(site):
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    pages = [name for entry in settings["nav"] for name in site.page_names(entry)]
+    documents = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    generated = {f"reference/{name}.md" for name in ("commands", "configs", "http", "python")}
+    project = {f"project/{name}.md" for name in ("readme", "changelog", "contributing")}
+    assert sorted(pages) == sorted(documents | generated | project)
+
+
+def test_links_follow_pages_that_move(site):
+    text = "[a](docs/rft.md#judges) [b](https://x.y/z.md) `[c](docs/rft.md)` [d](CONTRIBUTING.md) [e](#here)"
+    expected = "[a](../rft.md#judges) [b](https://x.y/z.md) `[c](docs/rft.md)` [d](contributing.md) [e](#here)"
+    fenced = "\n```\n[f](docs/rft.md)\n```\n"
+    assert site.with_links(text + fenced, ROOT / "README.md") == expected + fenced
+    assert site.with_links("[a](../README.md#start)", ROOT / "docs/rewards.md") == "[a](project/readme.md#start)"
+    with pytest.raises(ValueError, match=r"src/polar_rm/errors\.py is not on the site"):
+        site.with_links("[a](src/polar_rm/errors.py)", ROOT / "README.md")
+
+
+def test_every_link_of_a_document_leads_to_a_page_of_the_site(site):
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        site.with_links(path.read_text(encoding="utf-8"), path)
+
+
+def test_the_reference_has_every_verb_key_route_and_name(site):
+    text = site.reference.configs()
+    assert "## pretrain" in text
+    assert "row_tokens: " in text
+    assert "## recipe:pretrain" in text
+    text = site.reference.python()
+    for expected in ("### polar_rm.load", "(directory: 'str | Path'", "RewardClient.score(", "### polar_rm.rft.trl.PolarReward"):
+        assert expected in text
+
+
+def test_routes_are_in_the_reference(site):
+    pytest.importorskip("fastapi", reason="fastapi is not installed")
+    text = site.reference.http()
+    assert "## POST /v1/score" in text
+    assert '"prompt"' in text
+
+
+def test_forms_and_hooks_are_what_they_should_be():
+    for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text())
+        if path.name != "config.yml":
+            assert {"name", "description", "body"} <= set(form)
+            assert all(field["attributes"]["label"] for field in form["body"])
+    [repository] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = {hook["entry"].removeprefix(".venv/bin/") for hook in repository["hooks"]}
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert hooks == {line.strip().removeprefix("$(BIN)/").removesuffix(" .") for line in lint[1].splitlines()}
+
+
+def test_the_citation_has_the_version_of_the_package():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert str(yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]) == version
