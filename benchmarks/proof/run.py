@@ -6,7 +6,7 @@
 
 Each step writes benchmarks/results/proof/SIZE/STEP.json. A step whose result has the same settings and inputs is skipped, and the
 same command continues an interrupted one. A step that fails is told, and the steps that do not need it go on. docs/proof.md says
-what is measured. Without STEP all steps run but those that take hours: law and rft.
+what is measured. Without STEP all steps run but those that take hours: levers, law and rft.
 """
 
 from __future__ import annotations
