@@ -106,14 +106,18 @@ def test_what_can_not_be_planned_is_one_line(arguments, message):
 
 def test_the_verb_plans_for_gpus_and_trains_only_without(tmp_path):
     path = runs.config(tmp_path)
-    options = ("--dry-run", "--gpus", "16", "--device", "h800", "--json", tmp_path / "plan.json")
+    options = ("shard_ranks=8", "--dry-run", "--gpus", "16", "--device", "h800", "--json", tmp_path / "plan.json")
     code, output, _ = in_process("pretrain", path, *options)
     assert code == 0
-    assert "16 x h800" in output
+    assert "16 x h800, 2 copies of the weights" in output
     assert "memory a GPU" in output
     written = json.loads((tmp_path / "plan.json").read_text())["cluster"]
     assert written["gpus"] == 16
     assert sum(written["memory"].values()) > GIB
-    code, _, errors = in_process("pretrain", path, "--gpus", "16")
-    assert code == 2
-    assert "--gpus plans and trains nothing" in errors
+    for arguments, message in (
+        (["--gpus", "16"], "--gpus plans and trains nothing"),
+        (["shard_ranks=8"], "shard_ranks: 8 does not divide the 1 ranks of this run"),
+    ):
+        code, _, errors = in_process("pretrain", path, *arguments)
+        assert code == 2
+        assert message in errors

@@ -88,7 +88,8 @@ class ClusterPlan:
     def describe(self) -> Iterator[tuple[str, str]]:
         """The lines (name, value) of the plan for a user."""
         copies = self.gpus // self.shard_ranks
-        yield "cluster", f"{self.gpus} x {self.device}, {copies} copies of the weights, each shared by {self.shard_ranks} ranks"
+        copy = "one copy of the weights" if copies == 1 else f"{copies} copies of the weights, each"
+        yield "cluster", f"{self.gpus} x {self.device}, {copy} shared by {self.shard_ranks} ranks"
         kinds = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in self.memory.items())
         total = sum(self.memory.values()) / _GIB
         yield "memory a GPU", f"{total:.1f} of {self.memory_limit / _GIB:.1f} GiB: {kinds}"
@@ -98,7 +99,7 @@ class ClusterPlan:
             "step",
             f"{self.step_seconds:.3g} s for {self.rows:,} rows: computing {self.compute:.3g}, network {self.network:.3g}",
         )
-        yield "time", f"{self.hours:,.1f} hours, {self.hours * self.gpus:,.0f} GPU hours, besides evaluations and checkpoints"
+        yield "time", f"{self.hours:,.3g} hours, {self.hours * self.gpus:,.3g} GPU hours, besides evaluations and checkpoints"
         kept = self.checkpoint * self.checkpoints
         yield "disk", f"{self.encoded / 1e9:,.3g} GB of encoded data, {kept / 1e9:,.3g} GB for {self.checkpoints} checkpoints"
         yield "encoding", f"{self.encode_core_hours:,.3g} hours of one core"

@@ -75,8 +75,6 @@ def prepare(config: TrainConfig, world: World, *, console: Console | None = None
     console = console or plain_console(stderr=True)
     blueprint = read_blueprint(config)
     _check_dropout(blueprint)
-    if config.shard_ranks and world.size % config.shard_ranks:
-        raise ConfigError(f"shard_ranks: {config.shard_ranks} does not divide the {world.size} ranks of this run")
     if world.size > 1:
         _check_shared(config.output, world)
         _check_same_model(blueprint, world)

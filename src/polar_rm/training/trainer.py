@@ -370,6 +370,8 @@ def train(config: TrainConfig, *, verb: str = "pretrain", console: Console | Non
         PolarError: another process works on this output, settings or data are bad, or the disk is full.
     """
     with join_world(config.device) as world, _owner(config, world, verb):
+        if config.shard_ranks and world.size % config.shard_ranks:
+            raise ConfigError(f"shard_ranks: {config.shard_ranks} does not divide the {world.size} ranks of this run")
         prepared = prepare(config, world, console=console)
         return Trainer(config, world, prepared, console=console).fit()
 
