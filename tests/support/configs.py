@@ -5,6 +5,7 @@ from __future__ import annotations
 REQUIRED = {
     "sample": ["output=o", "prompts=p.jsonl", "source=s", "policies=[{name: a, family: f, kind: chat, model: m}]"],
     "corpus": ["output=o", "inputs=[i]"],
+    "encode": ["output=o", "inputs=[i]", "model.init=m"],
     "pretrain": ["output=o", "model.init=m", "data.train=[a]"],
     "finetune": ["output=o", "model.resume_from=m", "data.train=[a]"],
     "serve": ["model=m"],

@@ -147,6 +147,7 @@ def publish(
 CONFIGS = {
     "sample": "polar_rm.sampling.config:SamplingConfig",
     "corpus": "polar_rm.corpus.config:CorpusConfig",
+    "encode": "polar_rm.training.encode_config:EncodeConfig",
     "references": "polar_rm.references.config:ReferencesConfig",
     "select": "polar_rm.selection.config:SelectConfig",
     "pretrain": "polar_rm.training.config:TrainConfig",

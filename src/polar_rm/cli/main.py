@@ -14,6 +14,7 @@ from polar_rm.cli import (  # noqa: F401  (these modules register their verbs)
     bestofn,
     calibrate,
     data,
+    encode,
     evaluation,
     exchange,
     scaling,

@@ -23,7 +23,7 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 Panel = Literal["Data", "Training", "Use", "Evaluation", "Exchange"]
 
 VERBS = (
-    "sample corpus references select inspect pretrain finetune scaling rft quickstart score serve "
+    "sample corpus encode references select inspect pretrain finetune scaling rft quickstart score serve "
     "evaluate bestofn audit calibrate parity convert download publish config"
 ).split()
 """The verbs in the order of ``polar --help``, which is the order in which a user needs them."""

@@ -17,7 +17,7 @@ from polar_rm.errors import PolarError
 
 if TYPE_CHECKING:
     from polar_rm.rft.config import RftConfig
-    from polar_rm.training.config import TrainConfig
+    from polar_rm.training.config import ModelConfig, TrainConfig
 
 
 Gpus = Annotated[
@@ -105,17 +105,22 @@ def _is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0  # under torchrun and accelerate every rank runs the verb
 
 
-def check_inputs(config: TrainConfig) -> None:
-    """Check that paths exist and that optional packages are installed, before torch is loaded."""
+def check_model_config(config: ModelConfig) -> None:
+    """Check that the folders of a model or a tokenizer exist."""
     from polar_rm.common.sources import model_folder
 
-    for file in (*config.data.train, *config.data.eval):
-        check_data(file)
-    if config.model.resume_from:
-        check_model(config.model.resume_from)
-    for source in (config.model.init, config.model.tokenizer):
+    if config.resume_from:
+        check_model(config.resume_from)
+    for source in (config.init, config.tokenizer):
         if source:
             model_folder(source)
+
+
+def check_inputs(config: TrainConfig) -> None:
+    """Check that paths exist and that optional packages are installed, before torch is loaded."""
+    for file in (*config.data.train, *config.data.eval):
+        check_data(file)
+    check_model_config(config.model)
     if config.log.tensorboard:
         require("train", "log.tensorboard", "tensorboard")
     if config.log.wandb_project:

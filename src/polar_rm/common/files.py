@@ -252,10 +252,13 @@ def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> No
     folder = Path(folder)
     path = folder / "settings.json"
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise PolarError(f"{folder}: it is not empty and holds no {holds.removeprefix('a ')}; use another output folder")
-        write_json(path, identity)
-        return
+        is_empty = not folder.exists() or all(each.name.startswith(".") for each in folder.iterdir())  # hidden: being written
+        if not is_empty and not path.exists():  # a process that shares the folder may just have claimed it
+            kind = holds.removeprefix("an ").removeprefix("a ")
+            raise PolarError(f"{folder}: it is not empty and holds no {kind}; use another output folder")
+        if is_empty:
+            write_json(path, identity)
+            return
     if changed := differences(read_json(path), json.loads(json.dumps(identity, default=str))):
         raise PolarError(f"{folder}: it holds {holds} of other settings ({changed}); use another output folder")
 

@@ -22,6 +22,7 @@ PLAIN_SUFFIXES = (".txt", ".md")
 """Suffixes of plain files, whose passages are texts, in any case."""
 
 _SPLIT_MANIFEST = "manifest.json"
+_ENCODED = "polar-rm/encoded/"  # the schema of a folder of ``polar encode``
 _DATASET = "state.json"  # in a folder written by ``datasets.Dataset.save_to_disk``
 _DATASETS = "dataset_dict.json"  # in a folder written by ``DatasetDict.save_to_disk``
 # Files that polar writes beside its outputs and that have a suffix of data files. Their rows are not records.
@@ -157,6 +158,9 @@ def suffix_of(path: Path) -> str:
 def _walk(folder: Path, left_out: Counter[str], plain: tuple[str, ...]) -> Iterator[Path]:
     """The folder's data files and plain ones; symbolic links to folders are not followed."""
     names = set(os.listdir(folder))
+    ours = [_read(folder / name) for name in (_SPLIT_MANIFEST, "settings.json") if name in names]
+    if any(str(values.get("schema", "")).startswith(_ENCODED) for values in ours):
+        raise PolarError(f"{folder}: it is an encoded corpus, which only data.train and data.eval of a training take")
     if _SPLIT_MANIFEST in names and (splits := _splits(folder / _SPLIT_MANIFEST)):
         raise PolarError(f"{folder}: it is a corpus of several splits; name {folder / splits[0]}")
     if _DATASETS in names:

@@ -107,11 +107,14 @@ class DataConfig(Config):
     """Files of comparisons."""
 
     train: list[Annotated[Path, Names("data")]] = Field(
-        min_length=1, description="Files of comparisons to train on (JSONL, Parquet), folders of them, or patterns."
+        min_length=1,
+        description="Files of comparisons to train on (JSONL, Parquet), folders of them, or patterns; or one folder of "
+        "`polar encode`.",
     )
     eval: list[Annotated[Path, Names("data")]] = Field(
         default_factory=list,
-        description="Files of comparisons to evaluate on, at the end and every `eval_every` steps. By default none.",
+        description="Files of comparisons, or one folder of `polar encode`, to evaluate on, at the end and every `eval_every` "
+        "steps. By default none.",
     )
     cache: Path | None = Field(
         None,

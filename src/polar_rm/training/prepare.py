@@ -32,6 +32,7 @@ from polar_rm.records import OnBadRow, side_file, survey_files
 from polar_rm.training.cluster import Work, mean_tree, plan_cluster
 from polar_rm.training.config import EncoderConfig, TrainConfig
 from polar_rm.training.data import encode_corpus, given_corpus
+from polar_rm.training.encode_config import EncodeConfig
 from polar_rm.training.parallel import World
 from polar_rm.training.plan import Plan, make_plan
 
@@ -105,7 +106,7 @@ def plan_for(config: TrainConfig, prepared: Prepared, gpus: int, device: str) ->
     return replace(plan, cluster=plan_cluster(config, backbone, work, gpus=gpus, device=device))
 
 
-def read_blueprint(config: TrainConfig) -> Blueprint:
+def read_blueprint(config: TrainConfig | EncodeConfig) -> Blueprint:
     """The architecture and the encoder that a run starts with."""
     source = config.model
     settings = source.encoder.settings() if source.encoder else None
