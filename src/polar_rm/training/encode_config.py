@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from polar_rm.common.config import Config, PathText
+from polar_rm.common.config import Config, Names, PathText
 from polar_rm.common.limits import MAX_ACTORS
 from polar_rm.training.config import ModelConfig
 
@@ -19,7 +19,7 @@ class EncodeConfig(Config):
         description="Folder of the encoded corpus, which `data.train` or `data.eval` of a training takes. The same command "
         "continues an interrupted one, and several commands on machines that share the folder work together."
     )
-    inputs: tuple[PathText, ...] = Field(
+    inputs: tuple[Annotated[PathText, Names("data")], ...] = Field(
         min_length=1, description="Files of comparisons (JSONL, Parquet and others), folders of them, or patterns; in this order."
     )
     model: ModelConfig = Field(
