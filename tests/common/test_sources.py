@@ -78,6 +78,16 @@ def test_offline_takes_the_cache_and_says_so(hub, monkeypatch, capsys):
         sources.model_folder("org/other")
 
 
+def test_a_copy_without_weights_is_not_taken_offline(hub, monkeypatch):
+    hub.repository("org/model").commit(MODEL)
+    folder = sources.model_folder("org/model", weights=False)
+    stand_in.forget(monkeypatch)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert sources.model_folder("org/model", weights=False) == folder
+    with pytest.raises(PolarError, match="the cache holds (no complete copy of it|it without its weights), and HF_HUB_OFFLINE"):
+        sources.model_folder("org/model")
+
+
 def test_an_unreachable_hub_is_named_or_the_cache_is_taken(hub, monkeypatch, capsys):
     commit = hub.repository("org/model").commit(MODEL)
     sources.model_folder("org/model")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from support import trajectories
 from support.trajectories import FAMILIES, zoo
 from support.trajectories import corpus_config as config
@@ -19,7 +20,7 @@ from polar_rm.corpus.measures import Sample
 from polar_rm.corpus.plan import make_plan
 from polar_rm.corpus.report import summary
 from polar_rm.errors import PolarError
-from polar_rm.records import Trajectory, read_comparisons, write_records
+from polar_rm.records import Trajectory, find_files, read_comparisons, write_records
 
 
 def shards(settings):
@@ -68,8 +69,21 @@ def test_every_file_of_a_finished_folder(tmp_path):
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("<svg") == 3
     assert {path.name for path in settings.output.iterdir() if path.is_file()} == {
-        "contaminated.jsonl", "manifest.json", "refused.jsonl", "report.html", "report.json", "settings.json",
+        "README.md", "contaminated.jsonl", "manifest.json", "refused.jsonl", "report.html", "report.json", "settings.json",
     }  # fmt: skip
+
+
+def test_the_card_names_splits_inputs_and_licences_and_no_local_folder(tmp_path):
+    settings = config(tmp_path, zoo(), licences={"test": "CC0"})
+    report = build(settings)
+    card = (settings.output / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert front["configs"][0]["data_files"] == [{"split": name, "path": f"{name}/*.parquet"} for name in report["splits"]]
+    manifest = json.loads((settings.output / "manifest.json").read_text())
+    assert f"* `rows.parquet`, SHA-256 `{manifest['inputs'][0]['sha256']}`" in card
+    assert "* test: CC0" in card and f"| train | {report['splits']['train']['comparisons']} |" in card
+    assert str(tmp_path) not in card
+    assert find_files(settings.output / "train") == sorted((settings.output / "train").glob("*.parquet"))
 
 
 def test_sizes_and_pairs_in_the_report_equal_those_of_the_shards(tmp_path):

@@ -71,6 +71,9 @@ def download(
         if commit is None:
             raise PolarError(f"{name}: the cache holds no complete copy of it, and {reason}") from None
         raise _explained(error, name, repo, revision, kind) from None
+    if commit is None and WEIGHTS[0] in patterns and not any(Path(folder).glob(WEIGHTS[0])):
+        # Older releases take what is there for a complete copy; here only the tokenizer was downloaded before.
+        raise PolarError(f"{name}: the cache holds it without its weights, and {reason}")
     found = Path(folder).name
     note = f"{reason}: taken from the cache, commit {found[:12]}" if commit is None else ""
     return Snapshot(repo, revision or "main", found, Path(folder), host(), note)

@@ -14,12 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_rm.common.files import claim_folder, read_json, sha256, write_json
+from polar_rm.common.files import claim_folder, read_json, sha256, write_file, write_json
 from polar_rm.common.locks import owned
 from polar_rm.common.manifests import DataFile, check_content, check_manifest
 from polar_rm.common.progress import Progress, silent
 from polar_rm.common.provenance import versions
 from polar_rm.corpus.buckets import build_bucket
+from polar_rm.corpus.card import CARD, data_card
 from polar_rm.corpus.config import Continuations, CorpusConfig
 from polar_rm.corpus.contamination import index_evaluations
 from polar_rm.corpus.counts import TextCounter, merge_examples, sum_counts
@@ -96,7 +97,9 @@ def _run(job: Job, plan: CorpusPlan, inputs: list[dict[str, Any]], progress: Pro
     report = {"schema": SCHEMA, **built.report()}
     write_json(output / "report.json", report)
     write_html(output / "report.html", report)
-    write_json(output / "manifest.json", _manifest(built.job, inputs, report, built.shards))
+    manifest = _manifest(built.job, inputs, report, built.shards)
+    write_file(output / CARD, data_card(manifest, report))
+    write_json(output / "manifest.json", manifest)
     shutil.rmtree(job.work)
     progress("report", 1, 1)
     return report
