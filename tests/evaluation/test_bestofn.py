@@ -388,3 +388,25 @@ def test_memory_does_not_grow_with_the_texts(tmp_path):
         assert report["n_samples"] == 400
     assert path.stat().st_size > 40_000_000
     assert peaks[1] - peaks[0] < 8_000_000, peaks
+
+
+def test_several_references_of_a_prompt_are_combined(tmp_path):
+    """The score of a sample is the mean of those under each reference; a row may have either column."""
+    rows = [
+        {"prompt": "p", "references": ["aa bb", "cc dd"], "outputs": ["aa bb", "zz", "aa cc"], "golds": [1, 0, 0.5]},
+        {"prompt": "q", "reference": "aa bb", "outputs": ["zz", "aa bb"], "golds": [0, 1]},
+    ]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = best_of_n_files(["tfidf"], [tmp_path / "s.jsonl"], baselines=())
+    assert found.report["reference"]["several"] == 1 and found.report["reference"]["combine"] == "mean"
+    values = found.scores["tfidf"].values
+    single = []
+    for reference in rows[0]["references"]:
+        one = {**rows[0], "reference": reference, "references": None}
+        (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (one, rows[1])))
+        single.append(best_of_n_files(["length", "tfidf"], [tmp_path / "one.jsonl"], baselines=()).scores["tfidf"].values)
+    assert values[:3].argmax() in (0, 2) and values[1] == pytest.approx(0, abs=1e-6)
+    assert values[3:] == pytest.approx(single[0][3:], abs=0.3)
+    (tmp_path / "bad.jsonl").write_text(json.dumps({**rows[0], "references": ["aa", ""]}) + "\n")
+    with pytest.raises(BadRow, match=r"bad.jsonl: row 1: field 'references\[1\]'"):
+        best_of_n_files(["tfidf"], [tmp_path / "bad.jsonl"], baselines=())

@@ -10,6 +10,7 @@ import typer
 from polar_rm.cli.options import (
     DATA,
     BadRows,
+    Combined,
     Device,
     JsonFile,
     KeyEnv,
@@ -26,7 +27,8 @@ from polar_rm.common.progress import show_progress
 _Samples = Annotated[
     list[Path],
     typer.Argument(
-        help="Samples with gold values: rows {prompt, reference, output, gold}, lists {outputs, golds}, or trajectories.",
+        help="Samples with gold values: rows {prompt, reference or references, output, gold}, lists {outputs, golds}, or "
+        "trajectories.",
         metavar="FILE...",
         **DATA,
     ),
@@ -72,6 +74,7 @@ def bestofn(
     limit: _Limit = None,
     reference: _Reference = None,
     references: References = None,
+    combine: Combined = "mean",
     precision: Precision = "fp32",
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
@@ -112,6 +115,7 @@ def bestofn(
             max_n=max_n,
             reference=reference,
             references=references,
+            combine=combine,
             limit=limit,
             seed=seed,
             on_bad_row=data.bad_rows(targets.files()),

@@ -145,14 +145,18 @@ def to_samples(row: Mapping[str, Any], gold: str | None = None, rules: RowRules 
     trajectory {prompt, policy, text, gold}.
 
     gold: name of the column with numbers or booleans; by default ``gold``, or ``golds`` beside ``outputs``. A missing or null
-    reference is None. ``dup_count`` is how many equal samples a row with a single output stands for.
+    reference is None; a list ``references`` may take its place.
+
+    ``dup_count`` is how many equal samples a row with a single output stands for.
 
     Raises:
         InvalidRecord: the row has none of these forms, or a gold value is missing or not finite.
     """
     rules = rules or _DEFAULT
     take = Fields(row, rules.is_cell)
-    prompt, reference = take.text("prompt"), take.optional(take.text, "reference")
+    prompt = take.text("prompt")
+    several = _several_references(take, prompt, rules)
+    reference = several or take.optional(take.text, "reference")
     if take.has("outputs"):
         outputs, name = list(take.texts("outputs")), gold or "golds"
         golds, copies = take.measures(name, len(outputs)), 1
@@ -166,7 +170,7 @@ def to_samples(row: Mapping[str, Any], gold: str | None = None, rules: RowRules 
         copies = 1 if given is None else given
         if copies < 1:
             raise InvalidRecord("dup_count", f"an integer >= 1, not {copies}")
-    if reference is not None:
+    if reference is not None and not isinstance(reference, tuple) and not several:
         reference = _answer("reference", reference, prompt, take, rules)
     outputs = [_answer(each, text, prompt, take, rules) for each, text in zip(names, outputs, strict=True)]
     _pass_notes(take, rules)
@@ -195,12 +199,27 @@ def to_referenced_prompt(
     Raises:
         InvalidRecord: the row has another form, or the prompt or the reference is empty.
     """
-    rules = _rules(is_cell, rules)
+    prompt, [reference, *_], wrapper = _referenced(row, _rules(is_cell, rules), several=False)
+    return prompt, reference, wrapper
+
+
+def to_prompt_and_references(
+    row: Mapping[str, Any], rules: RowRules | None = None
+) -> tuple[Text, tuple[Text, ...], Wrapper | None]:
+    """As :func:`to_referenced_prompt`, with all references of a row that has a list ``references`` in place of ``reference``."""
+    return _referenced(row, _rules(False, rules), several=True)
+
+
+def _referenced(row: Mapping[str, Any], rules: RowRules, *, several: bool) -> tuple[Text, tuple[Text, ...], Wrapper | None]:
     take = Fields(row, rules.is_cell)
     prompt = take.filled("prompt")
-    reference = _answer("reference", take.filled("reference"), prompt, take, rules)
+    found = _several_references(take, prompt, rules) if several else None
+    if found is None:
+        references: tuple[Text, ...] = (_answer("reference", take.filled("reference"), prompt, take, rules),)
+    else:
+        references = found if isinstance(found, tuple) else (found,)
     _pass_notes(take, rules)
-    return prompt, reference, take.wrapper() if take.has("wrapper") else None
+    return prompt, references, take.wrapper() if take.has("wrapper") else None
 
 
 def _to_referenced(row: Mapping[str, Any], rules: RowRules | None = None) -> ReferencedPrompt:

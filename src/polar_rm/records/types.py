@@ -101,7 +101,7 @@ class Samples:
     """
 
     prompt: Text
-    reference: Text | None
+    reference: Reference | None
     outputs: tuple[Text, ...]
     golds: tuple[float, ...]
     copies: int = 1

@@ -9,10 +9,11 @@ from typing import Any
 from polar_rm.common.files import claim_folder, read_json, write_json
 from polar_rm.errors import ConfigError
 from polar_rm.evaluation.contenders.native import free_memory
-from polar_rm.records import flatten
+from polar_rm.records import Text, flatten
 from polar_rm.rft.callbacks import EvaluateCallback, MetricsCallback, OnLog
 from polar_rm.rft.checkpoints import remove_incomplete_checkpoints
 from polar_rm.rft.config import RftConfig
+from polar_rm.rft.data import texts_of
 from polar_rm.rft.evaluations import Evaluator, Row
 from polar_rm.rft.policy import load_policy, save_policy, train_to_end, trainer_arguments
 
@@ -68,18 +69,19 @@ def train_sft(
     free_memory()
     tokenizer, model, lora = load_policy(config)
     settings = sft_arguments(config, arguments, steps=steps)
+    examples = [_example(row["prompt"], text, config.policy.kind) for row in rows for text in texts_of(row["reference"])]
     evaluating = EvaluateCallback(own, tokenizer, _named(on_log), starts=False) if own else None
     trainer = trl.SFTTrainer(
         model=model,
         processing_class=tokenizer,
         args=settings,
-        train_dataset=Dataset.from_list([_example(row, config.policy.kind) for row in rows]),
+        train_dataset=Dataset.from_list(examples),
         peft_config=lora,
         callbacks=[MetricsCallback(output / "metrics.jsonl", _named(on_log)), *([evaluating] if evaluating else [])],
     )
     results = train_to_end(trainer, evaluating)
     sequences = steps * settings.per_device_train_batch_size * settings.gradient_accumulation_steps * settings.world_size
-    results |= {"sequences": sequences, "passes": sequences / len(rows)}
+    results |= {"sequences": sequences, "passes": sequences / len(examples)}
     if trainer.is_world_process_zero():
         save_policy(trainer, tokenizer, output / "policy")
         write_json(output / "run.json", results)
@@ -105,13 +107,12 @@ def sft_arguments(config: RftConfig, arguments: Any, *, steps: int) -> Any:
     return trainer_arguments(trl.SFTConfig, {**defaults, **keys}, fixed_values, "baseline.trainer")
 
 
-def _example(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """A row in TRL's prompt-completion format, whose loss is that of the completion alone."""
-    reference = row["reference"]
+def _example(prompt: Any, reference: Text, kind: str) -> dict[str, Any]:
+    """A reference in TRL's prompt-completion format, whose loss is that of the completion alone."""
     if kind == "base":
-        return {"prompt": row["prompt"], "completion": flatten(reference)}
+        return {"prompt": prompt, "completion": flatten(reference)}
     answer = [{"role": "assistant", "content": reference}] if isinstance(reference, str) else reference
-    return {"prompt": row["prompt"], "completion": answer}
+    return {"prompt": prompt, "completion": answer}
 
 
 def _named(on_log: OnLog) -> OnLog:

@@ -11,6 +11,7 @@ from polar_rm.common.config import Config, Names, PathText, Seed
 from polar_rm.common.http import key_from_environment
 from polar_rm.common.limits import MAX_BATCH
 from polar_rm.records import Wrapper
+from polar_rm.rewards.combining import Combine
 from polar_rm.rewards.transforms import Transform
 from polar_rm.rft.judges import GoldConfig, JudgeConfig
 from polar_rm.rft.monitor import MonitorConfig
@@ -42,6 +43,11 @@ class RewardConfig(Config):
         "sft", description="For rows without a wrapper. sft: completions answer prompts. pretrain: they continue prompts."
     )
     strip_thinking: bool = Field(False, description="Remove thinking from completions and references.")
+    combine: Combine = Field(
+        "mean",
+        description="For rows with several references. mean: of the raw rewards. best: the highest anchored reward, whose 0 is "
+        "the reference itself.",
+    )
     transform: Transform = Field(
         "raw",
         description="Transform of the raw rewards; GRPO scales groups itself. anchored: 0 is the reference itself. probability, "
@@ -63,7 +69,12 @@ class RewardConfig(Config):
         if self.api_key_env:
             client["api_key"] = key_from_environment(self.api_key_env, "reward.api_key_env")
         return PolarReward(
-            self.source, wrapper=self.wrapper, strip_thinking=self.strip_thinking, transform=self.transform, **client
+            self.source,
+            wrapper=self.wrapper,
+            strip_thinking=self.strip_thinking,
+            transform=self.transform,
+            combine=self.combine,
+            **client,
         )
 
 
@@ -126,7 +137,8 @@ class RftConfig(Config):
     policy: PolicyConfig = Field(description="The policy that is trained.")
     reward: RewardConfig = Field(description="The source of the rewards.")
     data: list[Annotated[Path, Names("data")]] = Field(
-        min_length=1, description="Files of rows {prompt, reference[, wrapper]}; comparisons and items are such rows, too."
+        min_length=1,
+        description="Files of rows {prompt, reference or references[, wrapper]}; comparisons and items are such rows, too.",
     )
     algorithm: Literal["grpo", "rloo"] = Field("grpo", description="TRL's trainer.")
     lora: LoraConfig | None = Field(None, description="Train an adapter instead of all weights.")

@@ -14,6 +14,7 @@ from polar_rm.records import (
     RowRules,
     Text,
     Wrapper,
+    as_reference,
     find_files,
     flatten,
     is_held_out,
@@ -21,9 +22,9 @@ from polar_rm.records import (
     prompt_key,
     read_rows,
 )
-from polar_rm.records.rows import to_referenced_prompt
+from polar_rm.records.rows import to_prompt_and_references
 from polar_rm.rft.config import RftConfig
-from polar_rm.rft.judges import Judge, Task
+from polar_rm.rft.judges import Judge, Task, listed
 
 # With fewer prompts the bootstrap's interval is noticeably too narrow.
 FEW_PROMPTS = 30
@@ -33,7 +34,8 @@ FEW_PROMPTS = 30
 class RftData:
     """The two sides of the data, which share no prompt.
 
-    train: rows {prompt, reference, wrapper} in TRL's format; prompts of a chat policy are lists of messages. held_out: prompts
+    train: rows {prompt, reference, wrapper} in TRL's format; prompts of a chat policy are lists of messages, and references are
+    lists of texts if a row has several. held_out: prompts
     for the judges. notes: one line for each thing that a user should know about the split.
     """
 
@@ -81,14 +83,19 @@ def read_data(config: RftConfig, judges: Mapping[str, Judge] | None = None, reje
             f"no {side} prompt is left of {len(kept) + len(held_out) + left_out:,} rows; see evaluate.data and .share"
         )
     skipped = [f"{bad.count:,} bad rows were skipped{f', see {rejected}' if rejected else ''}"] if bad.count else []
+    several = sum(isinstance(task.reference, tuple) for task in (*kept, *held_out))
+    if several:
+        how = f"rewards under them are combined ({config.reward.combine}), and a baseline trains on each"
+        skipped.append(f"{several:,} rows have several references: {how}")
     notes = [*skipped, *bad.warnings(), *_notes(kept, held_out, left_out)]
     return RftData(_rows(kept, config.policy.kind), held_out, notes)
 
 
 def _tasks(source: Any, bad: OnBadRow, wrapper: Wrapper, check: Callable[[Task], None]) -> Iterator[Task]:
     def convert(row: Mapping[str, Any], rules: RowRules) -> Task:
-        prompt, reference, own = to_referenced_prompt(row, rules=rules)
-        task = Task(prompt, reference, own or wrapper, {**row, "prompt": prompt, "reference": reference})
+        prompt, references, own = to_prompt_and_references(row, rules)
+        reference = as_reference(references)
+        task = Task(prompt, reference, own or wrapper, {**row, "prompt": prompt, "reference": listed(reference)})
         check(task)
         return task
 
@@ -112,20 +119,24 @@ def _notes(kept: Sequence[Task], held_out: Sequence[Task], left_out: int) -> lis
 
 
 def _rows(tasks: Sequence[Task], kind: str) -> list[dict[str, Any]]:
-    rows = [
-        {
-            "prompt": messages(task.prompt) if kind == "chat" else task.prompt,
-            "reference": task.reference,
-            "wrapper": task.wrapper,
-        }
-        for task in tasks
-    ]
-    for column in ("prompt", "reference"):
-        if len({isinstance(row[column], str) for row in rows}) > 1:
+    prompts = [messages(task.prompt) if kind == "chat" else task.prompt for task in tasks]
+    references = [texts_of(task.reference) for task in tasks]
+    for column, texts in (("prompt", prompts), ("reference", [text for each in references for text in each])):
+        if len({isinstance(text, str) for text in texts}) > 1:
             raise PolarError(
                 f"data: field {column!r} is a string in some rows and a list of messages in others; a table needs one"
             )
-    return rows
+    several = any(len(each) > 1 for each in references)
+    return [
+        {"prompt": prompt, "reference": each if several else each[0], "wrapper": task.wrapper}
+        for task, prompt, each in zip(tasks, prompts, references, strict=True)
+    ]
+
+
+def texts_of(reference: Any) -> list[Text]:
+    """The references of a row: a text, or a list (or tuple) of several texts."""
+    is_text = isinstance(reference, str) or (isinstance(reference, list) and isinstance(reference[0], Mapping))
+    return [reference] if is_text else list(reference)
 
 
 def messages(prompt: Text) -> Text:

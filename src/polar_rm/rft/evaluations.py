@@ -18,8 +18,8 @@ from polar_rm.errors import Damaged, PolarError
 from polar_rm.records import flatten
 from polar_rm.rewards.transforms import ITEM_TRANSFORMS
 from polar_rm.rft.config import RftConfig
-from polar_rm.rft.data import messages
-from polar_rm.rft.judges import Judge, Task
+from polar_rm.rft.data import messages, texts_of
+from polar_rm.rft.judges import Judge, Task, listed
 from polar_rm.rft.measures import likeness, repetition
 from polar_rm.rft.trl import PolarReward
 from polar_rm.sampling.backends.transformers import TransformersPolicy
@@ -82,8 +82,8 @@ class Evaluator:
             row["scores"] = {name: each[index].value for name, each in verdicts.items()}
             row["notes"] = {name: each[index].note for name, each in verdicts.items() if each[index].note}
             row |= {"reward": rewards[index], "repetition": repetition(row["completion"])}
-            row |= {"likeness": likeness(row["completion"], flatten(task.reference))}
-            row |= {"prompt": task.prompt, "reference": task.reference}
+            row |= {"likeness": max(likeness(row["completion"], flatten(text)) for text in texts_of(task.reference))}
+            row |= {"prompt": task.prompt, "reference": listed(task.reference)}
         write_file(self.path(step), "".join(f"{dump_json(row)}\n" for row in rows))
         self._texts(step).unlink(missing_ok=True)
         return rows
@@ -153,7 +153,7 @@ class Evaluator:
             part, answers = tasks[start : start + _REWARDED_TOGETHER], texts[start : start + _REWARDED_TOGETHER]
             prompts = [messages(task.prompt) if is_chat else task.prompt for task in part]
             completions = [[{"role": "assistant", "content": text}] if is_chat else text for text in answers]
-            references, wrappers = [task.reference for task in part], [task.wrapper for task in part]
+            references, wrappers = [listed(task.reference) for task in part], [task.wrapper for task in part]
             rewards += self.reward(prompts, completions, reference=references, wrapper=wrappers)
         return rewards
 

@@ -21,7 +21,7 @@ from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.common.sources import HUB, is_model_id, model_folder
 from polar_rm.common.text import first_line
 from polar_rm.errors import ConfigError, PolarError, ScoreError
-from polar_rm.records import Comparison, InvalidRecord, Text, Wrapper, flatten
+from polar_rm.records import Comparison, InvalidRecord, Reference, Text, Wrapper, flatten
 from polar_rm.rft.checkers import Rules, final_answer, same_answer
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A held-out prompt with its reference. row: all columns of its row, for judges."""
+    """A prompt with its reference or references. row: all columns of its row, for judges."""
 
     prompt: Text
-    reference: Text
+    reference: Reference
     wrapper: Wrapper
     row: Mapping[str, Any] = field(default_factory=dict)
 
@@ -44,6 +44,11 @@ class Verdict:
 
     value: float
     note: str = ""
+
+
+def listed(reference: Reference) -> Any:
+    """The reference as rows and files have it: a text, or a list of several texts."""
+    return list(reference) if isinstance(reference, tuple) else reference
 
 
 class Judge(Protocol):
@@ -204,8 +209,9 @@ class _Answer:
         self._column, self._same, self._is_extracted = column, same, is_extracted
 
     def check_row(self, row: Mapping[str, Any]) -> None:
-        if not self._expected(row).strip():
-            raise InvalidRecord(self._column, "the right answer, a string or a number")
+        expected = self._expected(row)
+        if not expected or not all(text.strip() for text in expected):
+            raise InvalidRecord(self._column, "the right answer, a string or a number, or a list of several")
 
     def judge(self, tasks: Sequence[Task], completions: Sequence[str]) -> list[Verdict]:
         return [self._verdict(task, text) for task, text in zip(tasks, completions, strict=True)]
@@ -213,15 +219,15 @@ class _Answer:
     def _verdict(self, task: Task, completion: str) -> Verdict:
         expected = self._expected(task.row)
         if self._is_extracted:
-            expected, completion = final_answer(expected), final_answer(completion)
-        is_same = self._same(expected, completion)
-        return Verdict(float(is_same), "" if is_same else f"expected {_short(expected)}")
+            expected, completion = [final_answer(text) for text in expected], final_answer(completion)
+        is_same = any(self._same(text, completion) for text in expected)
+        return Verdict(float(is_same), "" if is_same else f"expected {' or '.join(map(_short, expected))}")
 
-    def _expected(self, row: Mapping[str, Any]) -> str:
+    def _expected(self, row: Mapping[str, Any]) -> list[str]:
+        """The right answers: one, or those of several references, any of which is right."""
         value = row.get(self._column)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return repr(value)
-        return flatten(value) if isinstance(value, (str, list)) else ""
+        several = isinstance(value, list) and value and not isinstance(value[0], Mapping)
+        return [_text_of(each) for each in (value if several else [value])]  # type: ignore[union-attr]
 
 
 class _Rules:
@@ -268,7 +274,7 @@ class _Function:
     def _verdict(self, task: Task, completion: str) -> Verdict:
         where = f"judge {self._title}: prompt {_short(flatten(task.prompt))}"
         try:
-            value = self._function(task.prompt, completion, task.reference, dict(task.row))
+            value = self._function(task.prompt, completion, listed(task.reference), dict(task.row))
         except Exception as error:  # the user's own code may raise anything
             raise ScoreError(f"{where}: {type(error).__name__}: {first_line(error)}") from error
         if not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -285,14 +291,22 @@ class _Gold:
 
     def judge(self, tasks: Sequence[Task], completions: Sequence[str]) -> list[Verdict]:
         from polar_rm.evaluation.pairs import collect_scores
+        from polar_rm.evaluation.several import CombinedScorer
 
         pairs = zip(tasks, completions, strict=True)
         comparisons = [Comparison(task.prompt, task.reference, (text,), (0,), task.wrapper) for task, text in pairs]
         try:
-            values = collect_scores({self._title: self._contender.load()}, comparisons)[self._title].values
+            scorer = CombinedScorer(self._contender.load(), reads_references=self._contender.reads_references)
+            values = collect_scores({self._title: scorer}, comparisons)[self._title].values
         finally:
             self._contender.release()
         return [Verdict(float(value)) for value in values]
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return repr(value)
+    return flatten(value) if isinstance(value, (str, list)) else ""
 
 
 def _imported(path: str) -> Callable[..., Any]:

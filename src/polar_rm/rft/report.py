@@ -13,7 +13,7 @@ from polar_rm.records import flatten, prompt_key
 from polar_rm.rft.baseline import SftRun
 from polar_rm.rft.comparison import column, compare, judged_by
 from polar_rm.rft.config import RftConfig
-from polar_rm.rft.data import RftData
+from polar_rm.rft.data import RftData, texts_of
 from polar_rm.rft.evaluations import REWARD, Row, read_rows
 from polar_rm.rft.monitor import COLUMNS, Event
 
@@ -158,7 +158,7 @@ def _examples(first: Sequence[Row] | None, last: Sequence[Row] | None, sft: Sequ
             "number": number,
             "difference": difference,
             "prompt": flatten(sides["before"]["prompt"]),
-            "reference": flatten(sides["before"]["reference"]),
+            "reference": "\n\n".join(map(flatten, texts_of(sides["before"]["reference"]))),
             "sides": {
                 name: {"text": row["completion"], "scores": row["scores"], "notes": row["notes"], "reward": row["reward"]}
                 for name, row in sides.items()

@@ -32,6 +32,7 @@ from polar_rm.evaluation.scoring import score_contenders
 from polar_rm.evaluation.statistics import RESAMPLES, Ints
 from polar_rm.evaluation.survey import Survey, survey
 from polar_rm.records import Comparison, OnBadRow
+from polar_rm.rewards.combining import Combine
 
 MAX_N = 64
 """The largest n by default."""
@@ -53,6 +54,7 @@ def best_of_n(
     max_n: int | None = None,
     reference: Literal["given", "empty"] | None = None,
     baselines: Sequence[str] = tuple(BASELINES),
+    combine: Combine = "mean",
     seed: int = 0,
     resamples: int = RESAMPLES,
     progress: Progress = silent,
@@ -65,7 +67,7 @@ def best_of_n(
         bytes a sample and 16 bytes for each prompt and n; not with the texts.
     max_n: the largest n. By default it is the largest n up to 64 for which at least half of the prompts have enough samples.
     reference: ``empty`` scores without references. The default is ``given``, or ``empty`` if no contender needs references and a
-        prompt has none. baselines, seed, progress: see :func:`polar_rm.evaluation.evaluate`.
+        prompt has none. baselines, combine, seed, progress: see :func:`polar_rm.evaluation.evaluate`.
 
     Raises:
         PolarError: there are no two samples of a prompt, gold never differs between samples of a prompt, no prompt has ``max_n``
@@ -90,10 +92,11 @@ def best_of_n(
         return apply_reference_protocol(comparisons, mode, seed=seed)
 
     sizes = seen.pairs.n_comparisons, seen.pairs.n_candidates
-    scores = score_contenders(named, read, sizes=sizes, progress=progress)
+    scores = score_contenders(named, read, sizes=sizes, combine=combine, progress=progress)
     values = {name: each.values for name, each in scores.items()}
     measured = measure(table, values, largest, resamples=resamples, seed=seed)
     report = _report(named, table, scores, seen, mode, measured, largest)
+    report["reference"]["combine"] = combine
     report["warnings"] = [
         *_warnings(counts, largest, measured, report["n_prompts"], is_default=max_n is None),
         *report["warnings"],
@@ -110,6 +113,7 @@ def best_of_n_files(
     reference: Literal["given", "empty"] | None = None,
     references: str | Path | None = None,
     baselines: Sequence[str] = tuple(BASELINES),
+    combine: Combine = "mean",
     limit: int | None = None,
     seed: int = 0,
     options: ModelOptions | None = None,
@@ -132,7 +136,16 @@ def best_of_n_files(
     mode = pick_mode(found, reference, comparisons)
     data.needs_references = mode == "given" and not references
     chosen: Literal["given", "empty"] = "given" if mode == "given" else "empty"
-    result = best_of_n(found, comparisons, max_n=max_n, reference=chosen, baselines=baselines, seed=seed, progress=progress)
+    result = best_of_n(
+        found,
+        comparisons,
+        max_n=max_n,
+        reference=chosen,
+        baselines=baselines,
+        combine=combine,
+        seed=seed,
+        progress=progress,
+    )
     report = result.report
     report["gold"], report["limit"], report["data"] = gold, limit, data.describe()
     report["reference"]["file"] = str(references) if references else None
