@@ -86,8 +86,8 @@ def bestofn(
     """Pick the top-scored of n samples: what is gained by a gold measure, and where picking harder does harm.
 
     Each prompt has several samples of one policy, each with a gold value. For n = 1, 2, 4, ... the table has the gold of the
-    picked sample, exact over all subsets of n samples, beside a random pick and an oracle; and the contender's own score, which
-    always rises. Where gold falls, the contender is over-optimised. The baselines length and TF-IDF are measured too.
+    picked sample, exact over all subsets of n, beside a random pick and an oracle; and the contender's own score, which always
+    rises. Where gold falls, the contender is over-optimised.
 
     Examples:
 
@@ -105,11 +105,9 @@ def bestofn(
         from polar_rm.evaluation.bestofn.tables import summarise, write_plot
     targets = ResultFiles(json, plot, table=table)
     targets.check()
-    data = Data(files, references, limit, seed, on_bad_row, strip_prompt)
-    contenders = Models(model, precision, device, row_tokens, api_key_env).contenders()
     with show_progress(messages) as progress:
         result = best_of_n_files(
-            contenders,
+            Models(model, precision, device, row_tokens, api_key_env).contenders(),
             files,
             gold=gold,
             max_n=max_n,
@@ -118,7 +116,7 @@ def bestofn(
             combine=combine,
             limit=limit,
             seed=seed,
-            on_bad_row=data.bad_rows(targets.files()),
+            on_bad_row=Data(files, references, limit, seed, on_bad_row, strip_prompt).bad_rows(targets.files()),
             outputs=targets.files(),
             progress=progress,
         )
