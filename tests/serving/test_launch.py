@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -102,7 +103,7 @@ def test_mistakes_are_one_line(checkpoint, arguments, reason):
 def test_a_config_serves_as_flags_do_and_flags_take_precedence(tmp_path, monkeypatch):
     served = []
     monkeypatch.setattr("polar_rm.serving.launch.serve", served.append)
-    monkeypatch.setattr("polar_rm.cli.serve.check_model", lambda folder: None)
+    monkeypatch.setattr("polar_rm.cli.options.native_folder", Path)
     (tmp_path / "serve.yaml").write_text("model: m\nport: 1\nhost: 127.0.0.2\nallowed_hosts: [a, b]\nprecision: bf16\n")
     for arguments in (
         [str(tmp_path / "serve.yaml"), "max_items=5", "--port", "7", "--log-texts"],

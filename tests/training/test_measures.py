@@ -160,14 +160,15 @@ def test_the_optimiser_gets_all_its_settings(tmp_path):
 
 def test_shards_compute_in_one_type_and_are_summed_in_float32(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(parallel, "fully_shard", lambda module, mp_policy: calls.append((module, mp_policy)))
+    monkeypatch.setattr(parallel, "fully_shard", lambda module, mesh, mp_policy: calls.append((module, mp_policy, mesh)))
     built = start(tmp_path)
-    parallel._shard(built.model, torch.bfloat16)
+    parallel._shard(built.model, torch.bfloat16, "mesh")
     *layers, head, root = calls
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    assert [module for module, _ in layers] == list(built.model.backbone.base_model.layers)
-    assert all(each == policy for _, each in [*layers, root])
-    assert head == (built.model.backbone.score, MixedPrecisionPolicy())
+    assert {mesh for _, _, mesh in calls} == {"mesh"}
+    assert [module for module, _, _ in layers] == list(built.model.backbone.base_model.layers)
+    assert all(each == policy for _, each, _ in [*layers, root])
+    assert head[:2] == (built.model.backbone.score, MixedPrecisionPolicy())
     assert root[0] is built.model
 
 
@@ -253,7 +254,7 @@ def test_memory_is_reported_in_gib_on_every_system(monkeypatch, platform, unit):
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_gradients_of_many_rows_are_summed_in_float32(tmp_path, precision):
     """The oracle sums each row's gradients in float64. A sum in bfloat16 would be off by more than 1e-3."""
-    built = start(tmp_path, f"precision={precision}", "row_tokens=40", **runs.with_scores(tmp_path))
+    built = start(tmp_path, f"precision={precision}", "row_tokens=177", **runs.with_scores(tmp_path))
     indices = list(range(32))
     built.accumulate(indices)
     gradients = {name: tensor.grad.clone() for name, tensor in built.weights.named.items()}

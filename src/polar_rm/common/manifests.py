@@ -25,7 +25,7 @@ NAME = "manifest.json"
 # Schema prefix of a manifest -> the verb that writes the folder, the subfolders with its Parquet files, and a file or folder that
 # exists before the first manifest does.
 _KINDS = {
-    "polar-rm/encoded/": ("encode", ("shards",), "work"),
+    "polar-rm/encoded/": ("encode", ("shards",), "shards"),
     "polar-rm/references/": ("references", (), "work/references"),
     "polar-rm/selection/": ("select", (), "work/select"),
     "polar-rm/trajectories/": ("sample", ("trajectories",), "store.sqlite"),
