@@ -179,7 +179,7 @@ def test_recipes_are_files_by_name(tmp_path):
 
     assert load_config(Small, ["recipe:pretrain_small"], ["batch_size=4"]).batch_size == 4
     assert refusal(["recipe:pretrain_smal"]) == "recipe:pretrain_smal: no such recipe; did you mean recipe:pretrain_small?"
-    assert "the recipes are corpus, corpus_continuations, finetune, " in refusal(["recipe:zzz"])
+    assert "the recipes are corpus, corpus_continuations, encode, finetune, " in refusal(["recipe:zzz"])
     assert refusal([tmp_path / "rft.yaml"]).endswith("No such file or directory; did you mean recipe:rft?")
 
 

@@ -161,7 +161,6 @@ def test_rows_that_are_refused_have_their_numbers_and_nothing_is_lost(encoder, f
 
 
 def _encode(encoder, file, folder, barrier=None):
-    build._SMALLEST_PART = 500
     if barrier:
         barrier.wait()
     encode_folder(run([file], encoder, folder, workers=1))
@@ -173,7 +172,7 @@ def start(target, *arguments):
     return process
 
 
-def test_several_commands_share_one_output(encoder, file, tmp_path):
+def test_several_commands_share_one_output(encoder, file, tmp_path, small_parts):
     _encode(encoder, file, tmp_path / "alone")
     barrier = multiprocessing.get_context("fork").Barrier(3)
     processes = [start(_encode, encoder, file, tmp_path / "shared", barrier) for _ in range(3)]
@@ -184,7 +183,7 @@ def test_several_commands_share_one_output(encoder, file, tmp_path):
     assert not [path for path in tmp_path.rglob(".*") if path.name.endswith((".lock", ".partial"))]
 
 
-def test_a_dead_command_keeps_no_claim(encoder, file, tmp_path):
+def test_a_dead_command_keeps_no_claim(encoder, file, tmp_path, small_parts):
     """A node that dies: the kernel releases its lock, and another command encodes its shard."""
     _encode(encoder, file, tmp_path / "alone")
 

@@ -19,7 +19,7 @@ FAULT = sys.argv.pop(1)
 SLOW_S = 14
 
 init_process_group = dist.init_process_group
-dist.init_process_group = lambda backend: init_process_group(backend, timeout=timedelta(seconds=10))
+dist.init_process_group = lambda *a, **options: init_process_group(*a, **options, timeout=timedelta(seconds=10))
 
 from polar_rm.cli.main import main  # noqa: E402
 from polar_rm.encoded import corpus  # noqa: E402

@@ -14,7 +14,7 @@ from polar_rm.training.config import TrainConfig
 from polar_rm.training.parallel import join_world
 from polar_rm.training.trainer import Trainer
 
-config = load_config(TrainConfig, [Path(sys.argv[1])], ["row_tokens=150"])
+config = load_config(TrainConfig, [Path(sys.argv[1])], ["row_tokens=200"])
 with join_world("cpu") as world:
     trainer = Trainer(config, world)
     lengths = {i: trainer.train_set[i].n_tokens for i in range(16)}
