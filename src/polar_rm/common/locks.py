@@ -67,8 +67,13 @@ def owned(output: str | Path, verb: str) -> Iterator[None]:
 
 
 @contextmanager
-def owned_soon(output: str | Path, verb: str, report: Callable[[str], None] = lambda message: None) -> Iterator[None]:
-    """Own an output as soon as no other process does; see :func:`owned`. report: is told once whom we wait for."""
+def owned_soon(
+    output: str | Path, verb: str, report: Callable[[str], None] = lambda message: None, *, waiting: str = "waiting"
+) -> Iterator[None]:
+    """Own an output as soon as no other process does; see :func:`owned`.
+
+    report: is told once whom we wait for, in a line that begins with ``waiting``.
+    """
     with ExitStack() as stack:
         told = False
         while True:
@@ -77,7 +82,7 @@ def owned_soon(output: str | Path, verb: str, report: Callable[[str], None] = la
                 break
             except InUse as error:
                 if not told:
-                    report(f"waiting: {error}")
+                    report(f"{waiting}: {error}")
                 told = True
                 time.sleep(_WAIT_S)
         yield

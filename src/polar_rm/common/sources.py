@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from polar_rm.common.hub import TOKENIZER_FILES, WEIGHTS, download, is_cached, record
+from polar_rm.common.hub import TOKENIZER_FILES, WEIGHTS, RepoKind, download, is_cached, record
 from polar_rm.common.progress import plain_console, say
 from polar_rm.errors import PolarError
 
@@ -108,6 +108,15 @@ def model_name(folder: Path) -> str:
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a commit in the cache of the Hub, in which nothing may be written."""
     return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(("models--", "datasets--"))
+
+
+def snapshot_source(path: str | Path, kind: RepoKind) -> tuple[str, str] | None:
+    """Repository and commit of a file or folder in the cache of the Hub; None for a path elsewhere, or of another kind."""
+    parts = Path(path).parts
+    for place, part in enumerate(parts[:-2]):
+        if part.startswith(f"{kind}s--") and parts[place + 1] == "snapshots":
+            return part.removeprefix(f"{kind}s--").replace("--", "/", 1), parts[place + 2]
+    return None
 
 
 def is_remote(source: str | Path) -> bool:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from polar_rm.common.files import read_json, sha256, write_json
-from polar_rm.common.locks import owned
+from polar_rm.common.locks import owned_soon
 from polar_rm.common.paths import check_model
 from polar_rm.common.sources import cache_folder, is_snapshot, model_name, note
 from polar_rm.conversion.layouts import is_official
-from polar_rm.errors import InUse, PolarError
+from polar_rm.errors import PolarError
 
 _VERSION = 1  # counts the changes of the conversion: a folder that an earlier one wrote is not taken
-_WAIT_S = 0.5
 
 
 def native_folder(source: str | Path) -> Path:
@@ -37,30 +33,13 @@ def native_folder(source: str | Path) -> Path:
     if (target / "config.json").is_file():
         note(f"{source}: an official checkpoint; its conversion in {target} is taken")
         return target
-    with _owned_in_turn(target, str(source)):
+    with owned_soon(target, "convert", note, waiting=f"{source}: waiting for its conversion"):
         if not (target / "config.json").is_file():
             from polar_rm.conversion.convert import convert
 
             note(f"{source}: an official checkpoint, which is converted once, exactly, into {target}")
             convert(folder, target)
     return target
-
-
-@contextmanager
-def _owned_in_turn(target: Path, source: str) -> Iterator[None]:
-    """Own the target as :func:`owned` does, but wait for another owner."""
-    with ExitStack() as stack:
-        waits = False
-        while True:
-            try:
-                stack.enter_context(owned(target, "convert"))
-                break
-            except InUse as error:
-                if not waits:
-                    note(f"{source}: waiting for its conversion: {error}")
-                waits = True
-                time.sleep(_WAIT_S)
-        yield
 
 
 def _content_key(folder: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from polar_rm.common.files import read_json, write_file
+from polar_rm.common.sources import snapshot_source
 from polar_rm.common.yaml import dump_yaml
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import PolarError
@@ -88,22 +89,16 @@ def find_origin(folder: Path, encoder_hash: str) -> Origin:
     config = run.get("config", {})
     model = config.get("model", {}) if isinstance(config, dict) else {}
     source = next((str(model[key]) for key in ("resume_from", "init") if model.get(key)), None)
-    base = _hub_id(source, "models") if source else None
+    base = snapshot_source(source, "model") if source else None
     data = run.get("data", {})
     files = tuple((_short_name(str(file)), str(digest)) for file, digest in data.items()) if isinstance(data, dict) else ()
-    ids = dict.fromkeys(filter(None, (_hub_id(str(file), "datasets") for file in data)))
+    ids = dict.fromkeys(found[0] for file in data if (found := snapshot_source(file, "dataset")))
     shown = (
-        base
+        (base[0] if base else None)
         or (_short_name(source) if source else None)
         or (f"random weights ({model['preset']})" if model.get("preset") else None)
     )
     return Origin(shown, base is not None, files, tuple(ids), run)
-
-
-def _hub_id(path: str, kind: str) -> str | None:
-    """The id of the Hub in the path of a file or folder of its cache."""
-    part = next((part for part in Path(path).parts if part.startswith(f"{kind}--")), None)
-    return part.removeprefix(f"{kind}--").replace("--", "/", 1) if part and "snapshots" in Path(path).parts else None
 
 
 def _short_name(path: str) -> str:

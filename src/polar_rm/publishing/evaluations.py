@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polar_rm.common.files import read_json
+from polar_rm.common.sources import snapshot_source
 from polar_rm.errors import PolarError
 
 _SCHEMAS = ("polar-rm/evaluation/", "polar-rm/suite/")
@@ -48,7 +49,8 @@ def read_evaluation(path: Path, model: Path, encoder_hash: str) -> Evaluation:
             raise PolarError(f"{path}: it was made with another encoder ({facts[own[0]][1]}, now {encoder_hash}): evaluate again")
         measure, files = report["contenders"][own[0]], report["data"]
         interval = measure["ci95"]
-        dataset, revision = _hub_data(files[0]["path"]) if len(files) == 1 else (None, None)
+        found = snapshot_source(files[0]["path"], "dataset") if len(files) == 1 else None
+        dataset, revision = found or (None, None)
         data = dataset or ", ".join("/".join(Path(file["path"]).parts[-2:]) for file in files)
         if limit := report.get("limit"):  # a part is no result of the benchmark
             data, dataset = f"{data}, the first {int(limit):,}", None
@@ -63,15 +65,6 @@ def read_evaluation(path: Path, model: Path, encoder_hash: str) -> Evaluation:
         )
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise PolarError(f"{path}: not a complete report of polar evaluate: {error!r}") from error
-
-
-def _hub_data(path: str) -> tuple[str | None, str | None]:
-    """Id and commit of a data set of the Hub, by the path of a file in its cache."""
-    parts = Path(path).parts
-    for place, part in enumerate(parts[:-2]):
-        if part.startswith("datasets--") and parts[place + 1] == "snapshots":
-            return part.removeprefix("datasets--").replace("--", "/", 1), parts[place + 2]
-    return None, None
 
 
 def eval_results(evaluations: list[Evaluation]) -> str | None:
