@@ -114,6 +114,10 @@ def test_the_verb_plans_for_gpus_and_trains_only_without(tmp_path):
     written = json.loads((tmp_path / "plan.json").read_text())["cluster"]
     assert written["gpus"] == 16
     assert sum(written["memory"].values()) > GIB
+    refused = tmp_path / "refused"
+    code, _, errors = in_process("pretrain", path, f"output={refused}", "--dry-run", "--gpus", "16", "--device", "tpu")
+    assert (code, refused.exists()) == (2, False), "before data are encoded"
+    assert "no rates for 'tpu'" in errors
     for arguments, message in (
         (["--gpus", "16"], "--gpus plans and trains nothing"),
         (["shard_ranks=8"], "shard_ranks: 8 does not divide the 1 ranks of this run"),

@@ -116,22 +116,31 @@ def mean_tree(comparisons: int, candidates: int, tokens: int, separate_tokens: i
     return TreeSpan(0, prefix, (branch,) * k)
 
 
+def check_cluster(config: TrainConfig, gpus: int, device: str) -> None:
+    """Check what the user asks about, before data are encoded.
+
+    Raises:
+        ConfigError: the device is unknown, there is no GPU, or ``shard_ranks`` does not divide their number.
+    """
+    known = rates()["devices"]
+    if device not in known:
+        raise ConfigError(f"--device: no rates for {device!r}; known: {', '.join(known)}")
+    if gpus < 1:
+        raise ConfigError(f"--gpus: at least 1, not {gpus}")
+    if gpus % (config.shard_ranks or gpus):
+        raise ConfigError(f"shard_ranks: {config.shard_ranks} does not divide {gpus} GPUs")
+
+
 def plan_cluster(config: TrainConfig, backbone: PretrainedConfig, work: Work, *, gpus: int, device: str) -> ClusterPlan:
     """Plan a run.
 
     backbone: the model's config. device: a name of ``rates.yaml``.
 
     Raises:
-        ConfigError: the device is unknown, there is no GPU, or ``shard_ranks`` does not divide their number.
+        ConfigError: see :func:`check_cluster`.
     """
-    table = rates()
-    if device not in table["devices"]:
-        raise ConfigError(f"--device: no rates for {device!r}; known: {', '.join(table['devices'])}")
-    if gpus < 1:
-        raise ConfigError(f"--gpus: at least 1, not {gpus}")
-    shard_ranks = config.shard_ranks or gpus
-    if gpus % shard_ranks:
-        raise ConfigError(f"shard_ranks: {shard_ranks} does not divide {gpus} GPUs")
+    check_cluster(config, gpus, device)
+    table, shard_ranks = rates(), config.shard_ranks or gpus
     rate = table["devices"][device]
     rows = len(first_fit(work.lengths, config.row_tokens))
     micro_steps = math.ceil(rows / gpus)

@@ -29,6 +29,7 @@ from polar_rm.model.devices import compute_dtype
 from polar_rm.model.layers import checkpoint_activations, compile_layers
 from polar_rm.model.packing import pack
 from polar_rm.training import metrics, state
+from polar_rm.training.cluster import check_cluster
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.lora import add_lora, merge_lora
 from polar_rm.training.losses import Pairs, count_items, loss_sum, pair_indices, penalty_sum
@@ -383,6 +384,8 @@ def plan(
 
     gpus: a number and a kind of GPUs, for which the plan gets ``cluster``.
     """
+    if gpus:
+        check_cluster(config, *gpus)
     with join_world(config.device) as world, _owner(config, world, verb):
         prepared = prepare(config, world, console=console)
     return plan_for(config, prepared, *gpus) if gpus else prepared.plan
