@@ -49,7 +49,7 @@ def test_the_oldest_environment_holds_the_lower_bound_of_everything_that_its_tes
     """What the tests skip without (a trainer, Ray, an account, an engine) is not in it, and torch has no build that old."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert extras.keys() - {"rft", "wandb", "ray", "vllm", "all", "bench", "docs", "dev"} == {*USED_BY_TESTS}
+    assert extras.keys() - {"rft", "wandb", "trackio", "mlflow", "ray", "vllm", "all", "bench", "docs", "dev"} == {*USED_BY_TESTS}
     needed = [Requirement(line) for line in project["dependencies"] + [line for extra in USED_BY_TESTS for line in extras[extra]]]
     lines = (ROOT / "tests/oldest.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))

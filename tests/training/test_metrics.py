@@ -1,5 +1,4 @@
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from polar_rm.attention.layout import TreeLayout, TreeSpan
 from polar_rm.common.config import load_config
 from polar_rm.encoding.tree import PrefixTree
-from polar_rm.errors import PolarError
 from polar_rm.model.packing import pack
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.training import metrics
@@ -30,31 +28,6 @@ def test_resumed_logs_drop_the_steps_that_run_again(tmp_path):
     sink.write(3, {"loss": 0.5})
     sink.close()
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
-
-
-def test_wandb_runs_are_resumed_by_their_folder(tmp_path, monkeypatch):
-    calls = []
-    run = SimpleNamespace(log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finish"))
-    fake = SimpleNamespace(init=lambda **options: calls.append(options) or run)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-
-    def start(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        calls.clear()
-        return metrics.open_sinks(config(folder, "log.wandb_project=p", "log.tensorboard=false"), 0)[-1], calls[0]
-
-    sink, first = start(tmp_path / "a/rm")
-    sink.write(1, {"loss": 0.5})
-    sink.close()
-    assert (first["project"], first["name"], first["resume"]) == ("p", "rm", "allow")
-    assert calls[1:] == [(1, {"loss": 0.5}), "finish"]
-    assert start(tmp_path / "a/rm")[1]["id"] == first["id"] != start(tmp_path / "b/rm")[1]["id"]
-
-
-def test_a_missing_wandb_is_reported_with_the_command_that_installs_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(PolarError, match="pip install"):
-        metrics.open_sinks(config(tmp_path, "log.wandb_project=p", "log.tensorboard=false"), 0)
 
 
 def test_flops_count_the_tree():

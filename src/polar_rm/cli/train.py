@@ -118,13 +118,14 @@ def check_model_config(config: ModelConfig) -> None:
 
 def check_inputs(config: TrainConfig) -> None:
     """Check that paths exist and that optional packages are installed, before torch is loaded."""
+    from polar_rm.training.trackers import require_trackers
+
     for file in (*config.data.train, *config.data.eval):
         check_data(file)
     check_model_config(config.model)
     if config.log.tensorboard:
         require("train", "log.tensorboard", "tensorboard")
-    if config.log.wandb_project:
-        require("wandb", "log.wandb_project", "wandb")
+    require_trackers(config.log)
     if config.lora:
         require("peft", "lora", "peft")
 

@@ -218,7 +218,15 @@ class LogConfig(Config):
     """Destinations of metrics besides ``metrics.jsonl``, which is always written."""
 
     tensorboard: bool = Field(True, description="Write TensorBoard events into the run folder.")
-    wandb_project: str | None = Field(None, description="Project of Weights & Biases to log to. By default none.")
+    wandb: str | None = Field(None, min_length=1, description="Project of Weights & Biases to log to. By default none.")
+    trackio: str | None = Field(
+        None,
+        min_length=1,
+        description="Project of Trackio to log to, on this machine or in the Space of TRACKIO_SPACE_ID. By default none.",
+    )
+    mlflow: str | None = Field(
+        None, min_length=1, description="Experiment of MLflow to log to, at MLFLOW_TRACKING_URI. By default none."
+    )
 
 
 class TrainConfig(Config):

@@ -1,8 +1,7 @@
-"""Logging of metrics, once a step, to ``metrics.jsonl``, TensorBoard and W&B; FLOPs and memory of a run."""
+"""Logging of metrics, once a step, to ``metrics.jsonl``, TensorBoard and trackers; FLOPs and memory of a run."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sys
@@ -19,6 +18,7 @@ from polar_rm.common.extras import needs
 from polar_rm.common.files import full_disk_named, sync, write_file
 from polar_rm.common.json import dump_json
 from polar_rm.training.config import LoraConfig, TrainConfig
+from polar_rm.training.trackers import open_trackers
 
 # Dense bf16 and fp16 peaks of common accelerators in FLOP/s (vendors' data sheets, without sparsity). The first matching name is
 # used, so longer names come first.
@@ -150,28 +150,6 @@ class TensorBoardSink:
             self._writer.close()
 
 
-class WandbSink:
-    """A W&B run named after the run folder. Its id, by which it is resumed, is derived from the full path."""
-
-    def __init__(self, project: str, config: TrainConfig) -> None:
-        with needs("wandb", "log.wandb_project"):
-            import wandb
-        name = config.output.name
-        run_id = f"{name}-{hashlib.sha256(str(config.output.resolve()).encode()).hexdigest()[:8]}"
-        self._run: Any = wandb.init(project=project, name=name, id=run_id, resume="allow", config=config.model_dump(mode="json"))
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Log one step of the run."""
-        self._run.log(values, step=step)
-
-    def sync(self) -> None:
-        """Do nothing: W&B logs from its own process."""
-
-    def close(self) -> None:
-        """Finish the W&B run."""
-        self._run.finish()
-
-
 def open_sinks(
     config: TrainConfig,
     first_step: int,
@@ -185,9 +163,7 @@ def open_sinks(
     sinks: list[Sink] = [JsonlSink(config.output / "metrics.jsonl", first_step, last, report)]
     if config.log.tensorboard:
         sinks.append(TensorBoardSink(config.output / "tensorboard", first_step))
-    if config.log.wandb_project:
-        sinks.append(WandbSink(config.log.wandb_project, config))
-    return sinks
+    return [*sinks, *open_trackers(config)]
 
 
 def training_flops(config: PretrainedConfig, layout: TreeLayout, lora: LoraConfig | None = None) -> float:
