@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 
 from polar_rm.errors import PolarError
@@ -42,4 +44,18 @@ def require(extra: str, what: str, package: str) -> None:
 
 
 def _install_message(extra: str, what: str, package: str) -> str:
-    return f"{what} needs the package {package}: pip install 'polar-rm[{extra}]'"
+    return f"{what} needs the package {package}: pip install {shlex.join(_packages_of(extra) or [package])}"
+
+
+def _packages_of(extra: str) -> list[str]:
+    """The requirements of an extra. They are named one by one, because a name of ours in a registry may be somebody else's."""
+    from packaging.requirements import Requirement
+
+    try:
+        lines = [Requirement(line) for line in requires("polar-rm") or []]
+    except PackageNotFoundError:  # run from a folder, without installation
+        return []
+    found = [line for line in lines if line.marker and line.marker.evaluate({"extra": extra})]
+    for line in found:
+        line.marker = None
+    return [str(line) for line in found]

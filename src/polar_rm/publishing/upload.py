@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from polar_rm.common.hub import endpoint, host, masked
 from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What a saved model consists of. Logs, optimiser states and notes that lie in the folder stay here.
 _PATTERNS = (
     "README.md",
@@ -43,7 +41,14 @@ def check_name(repo: str) -> None:
     Raises:
         PolarError: it is not ``owner/name``.
     """
-    if not _NAME.fullmatch(repo):
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is public, but not in __all__
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise PolarError(f"{repo}: {first_line(error)}") from None
+    if "/" not in repo:
         raise PolarError(f"{repo}: expected the name of a repository, owner/name")
 
 
