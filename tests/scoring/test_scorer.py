@@ -12,6 +12,7 @@ from support.full_disks import full_after
 from polar_rm.errors import MachineFailure, PolarError, ScoreError
 from polar_rm.model.packing import pack
 from polar_rm.records import Comparison, OnBadRow, ScoreItem, write_records
+from polar_rm.scoring import files
 from polar_rm.scoring import scorer as scorer_module
 from polar_rm.scoring.files import score_file
 from polar_rm.scoring.scorer import Scorer
@@ -209,7 +210,7 @@ def test_files_are_scored_row_by_row(model, tmp_path):
 def test_a_row_without_a_score_is_named_and_the_rows_before_it_are_kept(model, tmp_path, monkeypatch):
     rows = [{"prompt": "p", "reference": "r", "output": f"fox {i}"} for i in range(30)]
     (tmp_path / "items.jsonl").write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})
+    monkeypatch.setattr(files, "WINDOW", 8)
     score_trees, seen = Scorer.score_trees, []
 
     def broken(self, trees):
@@ -258,7 +259,7 @@ def test_metadata_is_written_as_standard_json(model, tmp_path):
 
 def test_an_interrupted_file_continues_after_its_last_complete_row(model, tmp_path, monkeypatch):
     write_records(tmp_path / "items.jsonl", items())
-    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})
+    monkeypatch.setattr(files, "WINDOW", 8)
     run(model, tmp_path / "items.jsonl", tmp_path / "whole.jsonl")
     steps = score_file(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl", identity={"model": "m"})
     while next(steps) < 16:
@@ -286,7 +287,7 @@ def test_an_interrupted_file_continues_after_its_last_complete_row(model, tmp_pa
 def test_rows_are_on_the_disk_before_they_count_and_so_is_the_name(model, tmp_path, monkeypatch):
     """A power cut must not take back what was reported as written."""
     write_records(tmp_path / "items.jsonl", items())
-    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})
+    monkeypatch.setattr(files, "WINDOW", 8)
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
     for done in score_file(model, tmp_path / "items.jsonl", tmp_path / "scores.jsonl", identity={"model": "m"}):
@@ -318,7 +319,7 @@ def watch(monkeypatch) -> list[int]:
 def test_a_damaged_partial_result_is_continued_after_its_last_complete_row(model, tmp_path, monkeypatch, damage, kept):
     """F1, F15: not by a count of lines; and with the bytes of an uninterrupted run."""
     write_records(tmp_path / "items.jsonl", items())
-    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})
+    monkeypatch.setattr(files, "WINDOW", 8)
     run(model, tmp_path / "items.jsonl", tmp_path / "whole.jsonl")
     whole = (tmp_path / "whole.jsonl").read_text()
     (tmp_path / "scores.jsonl.partial").write_text("".join(damage(whole.splitlines(keepends=True))))
@@ -332,7 +333,7 @@ def test_a_damaged_partial_result_is_continued_after_its_last_complete_row(model
 def test_a_full_disk_is_reported_with_the_file_and_the_same_call_continues(model, tmp_path, monkeypatch):
     """F13."""
     write_records(tmp_path / "items.jsonl", items())
-    monkeypatch.setattr(Scorer.__init__, "__kwdefaults__", {**Scorer.__init__.__kwdefaults__, "window": 8})
+    monkeypatch.setattr(files, "WINDOW", 8)
     run(model, tmp_path / "items.jsonl", tmp_path / "whole.jsonl")
     whole = (tmp_path / "whole.jsonl").read_bytes()
     lines = whole.splitlines(keepends=True)

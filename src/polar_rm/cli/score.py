@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from polar_rm.cli.options import DATA, BadRows, Combined, Device, ModelDir, Precision, RowTokens, StripPrompt, verb
 from polar_rm.cli.output import message, messages, report_bad
+from polar_rm.common.limits import MAX_ACTORS
 from polar_rm.common.progress import show_progress
+from polar_rm.errors import PolarError
 from polar_rm.rewards.transforms import ItemTransform
+
+if TYPE_CHECKING:
+    from polar_rm.common.actors import RayActors
+    from polar_rm.model.reward_model import RewardModel
+    from polar_rm.scoring.remote import RemoteModel
 
 _Source = Annotated[
     Path,
@@ -36,6 +43,14 @@ _EachTurn = Annotated[
 ]
 
 
+_Engine = Annotated[
+    Literal["local", "ray"], typer.Option(help="`local`: this machine. `ray`: actors of a Ray cluster (`docs/scale.md`).")
+]
+_Actors = Annotated[int, typer.Option(help="With `--engine ray`: number of actors; each loads the model.", min=1, max=MAX_ACTORS)]
+_Cpus = Annotated[float, typer.Option(help="CPU cores of an actor.", min=0.001)]
+_Gpus = Annotated[float, typer.Option(help="GPUs of an actor; `--device auto` is CUDA if there are any.", min=0)]
+
+
 @verb("Use")
 def score(
     model: ModelDir,
@@ -49,6 +64,10 @@ def score(
     row_tokens: RowTokens = 8192,
     on_bad_row: BadRows = "error",
     strip_prompt: StripPrompt = False,
+    engine: _Engine = "local",
+    actors: _Actors = 1,
+    actor_cpus: _Cpus = 1.0,
+    actor_gpus: _Gpus = 0.0,
 ) -> None:
     """Score a file of items: one raw reward per item, in the order of the input.
 
@@ -61,24 +80,24 @@ def score(
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl --transform probability
 
         polar score --model runs/rm/model --input talks.jsonl --output turns.jsonl --each-turn
+
+        polar score --model runs/rm/model --input items.jsonl --output scores.jsonl --engine ray --actors 8 --actor-gpus 1
     """
     from polar_rm.common.files import sha256
     from polar_rm.common.locks import owned
-    from polar_rm.model.devices import claim_device, dtype_name
-    from polar_rm.model.reward_model import RewardModel
-    from polar_rm.records import OnBadRow, count_rows, find_file, side_file
+    from polar_rm.records import OnBadRow, find_file, side_file
     from polar_rm.rewards.scale import Scale
-    from polar_rm.scoring.files import check_paths, check_rows, score_file
+    from polar_rm.scoring.files import check_paths
+    from polar_rm.scoring.lines import check_rows
 
+    resources = _resources(engine, actors, actor_cpus, actor_gpus)
     source = source if source.exists() else find_file(source)
     check_paths(source, target)
     scale = Scale() if transform in ("raw", "tanh") and combine == "mean" else Scale.load(model)
     chosen: dict[str, Any] = {"transform": transform, "combine": combine, "each_turn": each_turn}
     check_rows(scale, **chosen)
     with owned(target, "score"):
-        claimed = claim_device(device)
-        dtype = dtype_name(precision, claimed)
-        reward_model = RewardModel.from_pretrained(model, dtype=dtype, device=claimed)
+        reward_model, dtype = _load(model, precision, device, resources)
         bad = OnBadRow(on_bad_row, side_file(target), strip_prompt=strip_prompt)
         identity = {
             "model": sha256(model),
@@ -88,10 +107,43 @@ def score(
             "strip_prompt": strip_prompt,
             **{name: value for name, value in chosen.items() if value not in ("raw", "mean", False)},
         }
-        rows, total = 0, count_rows(source)
         options: dict[str, Any] = {**chosen, "scale": scale, "row_tokens": row_tokens, "on_bad_row": bad}
-        with show_progress(messages, lines=True, unit="items") as progress:
-            for rows in score_file(reward_model, source, target, identity=identity, **options):
-                progress("scoring", rows, max(total, rows) if total else None)
+        rows = _score(reward_model, source, target, identity=identity, **options)
     message(f"{rows:,} items scored into {target}")
     report_bad(bad)
+
+
+def _score(model: RewardModel | RemoteModel, source: Path, target: Path, **options: Any) -> int:
+    """Score the file and show how far it is; returns the number of rows."""
+    from polar_rm.records import count_rows
+    from polar_rm.scoring.files import score_file
+
+    rows, total = 0, count_rows(source)
+    with show_progress(messages, lines=True, unit="items") as progress:
+        for rows in score_file(model, source, target, **options):
+            progress("scoring", rows, max(total, rows) if total else None)
+    return rows
+
+
+def _resources(engine: str, actors: int, cpus: float, gpus: float) -> RayActors | None:
+    """The actors of a Ray cluster; None for this machine."""
+    from polar_rm.common.actors import RayActors
+
+    resources = RayActors(actors=actors, cpus=cpus, gpus=gpus)
+    if engine == "local" and resources != RayActors():
+        raise PolarError("--actors, --actor-cpus and --actor-gpus need --engine ray")
+    return resources if engine == "ray" else None
+
+
+def _load(folder: Path, precision: str, device: str, actors: RayActors | None) -> tuple[RewardModel | RemoteModel, str]:
+    """The model, and the type that it computes in."""
+    from polar_rm.model.devices import claim_device, dtype_name
+    from polar_rm.model.reward_model import RewardModel
+    from polar_rm.scoring.remote import RemoteModel
+
+    if actors:
+        remote = RemoteModel.of(folder, precision=precision, device=device, actors=actors)
+        return remote, remote.dtype
+    claimed = claim_device(device)
+    dtype = dtype_name(precision, claimed)
+    return RewardModel.from_pretrained(folder, dtype=dtype, device=claimed), dtype

@@ -117,6 +117,12 @@ class Unread:
             self.read += n_tokens
             self.cut += cut
 
+    def merge(self, other: Unread) -> None:
+        """Count the sequences of another count, too."""
+        self.sequences += other.sequences
+        self.read += other.read
+        self.cut += other.cut
+
     def __str__(self) -> str:
         parts = {"prompts": self.cut.prompt, "references": self.cut.reference, "outputs": self.cut.output}
         removed = sum(parts.values())

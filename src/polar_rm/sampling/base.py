@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from polar_rm.common.actors import RayActors
 from polar_rm.common.config import Config, Names, PathText
-from polar_rm.common.limits import MAX_ACTORS
 from polar_rm.errors import PolarError
 from polar_rm.records import Message, Text, flatten
 
@@ -24,14 +24,6 @@ class Decoding(Config):
     top_p: float = Field(0.9, gt=0, le=1, description="Sample from the likeliest tokens of this total probability; 1: from all.")
     top_k: NonNegativeInt = Field(50, description="Sample from this many of the likeliest tokens; 0: from all.")
     max_new_tokens: PositiveInt = Field(4096, description="Maximum number of tokens of a sample, finished or not.")
-
-
-class RayActors(Config):
-    """Number and resources of the actors that load a policy with ``engine: ray``."""
-
-    actors: PositiveInt = Field(1, le=MAX_ACTORS, description="Number of actors; each loads the model.")
-    cpus: float = Field(1.0, gt=0, description="CPU cores that Ray reserves for each actor.")
-    gpus: float = Field(0.0, ge=0, description="GPUs that Ray reserves for each actor.")
 
 
 class Policy(Config):

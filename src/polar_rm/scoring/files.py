@@ -6,28 +6,29 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from polar_rm.common.files import check_target, full_disk_named, read_json, sync, write_json
 from polar_rm.common.iteration import windows
 from polar_rm.common.locks import owned
-from polar_rm.errors import BadRow, PolarError
+from polar_rm.errors import PolarError
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.records import InvalidRecord, OnBadRow, ScoreItem, dump_json, read_numbered_items
-from polar_rm.rewards.anchors import has_anchor
-from polar_rm.rewards.combining import Combine, check_combine
-from polar_rm.rewards.outcomes import Reward
+from polar_rm.records import OnBadRow, ScoreItem, read_numbered_items
+from polar_rm.rewards.combining import Combine
+from polar_rm.rewards.outcomes import Unread
 from polar_rm.rewards.scale import Scale
-from polar_rm.rewards.transforms import ITEM_TRANSFORMS, ItemTransform, check_transform, needs_anchors, transform_one
-from polar_rm.rewards.turns import turn_ends, turns_of
-from polar_rm.scoring.scorer import Scorer, check_finite
+from polar_rm.rewards.transforms import ItemTransform
+from polar_rm.scoring.lines import RowOptions, WindowLines, check_items, check_rows, score_lines
+from polar_rm.scoring.remote import RemoteModel
+from polar_rm.scoring.scorer import WINDOW, Scorer
 
 
 def score_file(
-    model: RewardModel,
+    model: RewardModel | RemoteModel,
     source: str | Path,
     target: str | Path,
     *,
@@ -41,7 +42,8 @@ def score_file(
 ) -> Iterator[int]:
     """Score a file of items into JSONL rows {row, reward, n_tokens, truncated, notes, metadata}.
 
-    The generator yields the number of rows written so far.
+    The generator yields the number of rows written so far. A :class:`RemoteModel` computes windows on a Ray cluster; reading and
+    writing stay here, and rows and errors come in the same order.
 
     Items may have several references; combine: see :data:`Combine`. With a transform, rows also have a ``score``. If it needs the
     references' own scores, rows also have an ``anchor``, and ``probability`` and ``deviation`` as far as ``scale`` supports them
@@ -64,32 +66,69 @@ def score_file(
     options = check_rows(scale, transform=transform, combine=combine, each_turn=each_turn)
     partial = target.with_name(target.name + ".partial")
     state = target.with_name(target.name + ".partial.json")
-    scorer = Scorer(model, row_tokens=row_tokens, scale=scale)
+    noted, unread = Counter[str](), Unread()
     with owned(target, "score"):
         _continue_only(partial, state, identity)
         with full_disk_named(partial), partial.open("ab+") as file:
             file.seek(0)
-            done, resuming = 0, True
-            for window in windows(read_numbered_items(source, on_bad_row, several_references=not each_turn), scorer.window):
-                if not (resuming := resuming and _has_rows(file, [number for number, _ in window])):
-                    file.writelines(_score_window(scorer, window, source, options))
-                    file.flush()
-                    os.fsync(file.fileno())
-                done += len(window)
+            done = 0
+            items = read_numbered_items(source, on_bad_row, several_references=not each_turn)
+            for n_rows, scored in _results(model, items, str(source), file, row_tokens, scale, options):
+                if scored is not None:
+                    _append(file, scored)
+                    noted += scored.noted
+                    unread.merge(scored.unread)
+                done += n_rows
                 yield done
             file.truncate()
         partial.rename(target)
         sync(target.parent)
         state.unlink()
-    for caveat in _caveats(scorer):
+    for caveat in _caveats(noted, unread):
         warnings.warn(caveat, stacklevel=2)
 
 
-def _caveats(scorer: Scorer) -> Iterator[str]:
-    """A line about each limitation of the rewards that this process computed."""
-    if scorer.unread.sequences:
-        yield f"{scorer.unread.sequences:,} items were truncated to the encoder's limits: {scorer.unread} (noted as truncated)"
-    if count := scorer.noted["beyond_positions"]:
+def _results(
+    model: RewardModel | RemoteModel,
+    items: Iterable[tuple[int, ScoreItem]],
+    source: str,
+    file: BinaryIO,
+    row_tokens: int,
+    scale: Scale | None,
+    options: RowOptions,
+) -> Iterator[tuple[int, WindowLines | None]]:
+    """The number of rows and the lines of each window, in order. Lines are None if the file holds them already."""
+    remaining = windows(items, WINDOW)
+    for window in remaining:
+        if not _has_rows(file, [number for number, _ in window]):
+            break
+        yield len(window), None
+    else:
+        return
+    todo = check_items(chain([window], remaining), source, options)
+    scored: Iterable[WindowLines]
+    if isinstance(model, RemoteModel):
+        scored = model.lines(todo, source=source, row_tokens=row_tokens, scale=scale, options=options)
+    else:
+        scorer = Scorer(model, row_tokens=row_tokens, scale=scale)
+        scored = (score_lines(scorer, each, source, options) for each in todo)
+    for lines in scored:
+        yield len(lines.lines), lines
+
+
+def _append(file: BinaryIO, scored: WindowLines) -> None:
+    file.writelines(scored.lines)
+    file.flush()
+    os.fsync(file.fileno())
+    if scored.error is not None:
+        raise scored.error
+
+
+def _caveats(noted: Mapping[str, int], unread: Unread) -> Iterator[str]:
+    """A line about each limitation of the rewards that this call computed."""
+    if unread.sequences:
+        yield f"{unread.sequences:,} items were truncated to the encoder's limits: {unread} (noted as truncated)"
+    if count := noted.get("beyond_positions"):
         yield f"{count:,} items are longer than the backbone's positions: their scores are unreliable (noted as beyond_positions)"
 
 
@@ -112,76 +151,6 @@ def _is_row(line: bytes, number: int) -> bool:
         return line.endswith(b"\n") and row["row"] == number and math.isfinite(row["reward"])
     except (ValueError, KeyError, TypeError):
         return False
-
-
-@dataclass(frozen=True, slots=True)
-class RowOptions:
-    """What rows hold, see :func:`score_file`."""
-
-    transform: ItemTransform
-    combine: Combine
-    each_turn: bool
-
-
-def check_rows(scale: Scale | None, *, transform: ItemTransform, combine: Combine, each_turn: bool) -> RowOptions:
-    """Check, before a model is loaded, that rows can hold what is asked for; the options of :func:`score_file`.
-
-    Raises:
-        PolarError: the transform needs a calibration that the scale lacks, or the options exclude each other.
-    """
-    check_transform(transform, scale.calibration if scale else None, known=ITEM_TRANSFORMS)
-    check_combine(combine, transform)
-    if each_turn and (transform, combine) != ("raw", "mean"):
-        raise PolarError("the turns of a conversation have raw rewards only: leave out transform and combine")
-    return RowOptions(transform, combine, each_turn)
-
-
-def _score_window(
-    scorer: Scorer, window: Sequence[tuple[int, ScoreItem]], source: str | Path, options: RowOptions
-) -> Iterator[bytes]:
-    """The lines of one window. The lines before an item without a finite score are yielded before the error."""
-    for number, item in window:
-        if lack := _what_lacks(item, options):
-            raise BadRow(str(source), number, *lack)
-    items = [item for _, item in window]
-    if options.each_turn:
-        results = scorer.score_turns_window(items)
-    else:
-        anchored = needs_anchors(options.transform)
-        results = [[reward] for reward in scorer.score_window(items, anchored=anchored, combine=options.combine)]
-    for (number, item), rewards in zip(window, results, strict=True):
-        for turn, reward in enumerate(rewards, 1):
-            check_finite(reward, f"{source}: row {number}{f', turn {turn}' if options.each_turn else ''}")
-        row = {"row": number, **_fields(rewards[-1])}
-        if options.transform != "raw":
-            row["score"] = transform_one(options.transform, rewards[-1], scorer.scale.calibration)
-        row |= rewards[-1].anchor_fields()
-        if options.each_turn:
-            ends = turn_ends(item.output)
-            row["turns"] = [{"message": end, **_fields(reward)} for end, reward in zip(ends, rewards, strict=True)]
-        yield (dump_json(row | {"metadata": item.metadata}) + "\n").encode()
-
-
-def _what_lacks(item: ScoreItem, options: RowOptions) -> tuple[str, str] | None:
-    """The field that is missing for these rows, and what is expected there."""
-    if (needs_anchors(options.transform) or options.combine == "best") and not has_anchor(item):
-        reason = f"the transform {options.transform}" if options.combine == "mean" else "the best of several references"
-        return "reference", f"a text, because {reason} needs its own score; it is empty"
-    if options.each_turn:
-        try:
-            turns_of(item.output)
-        except InvalidRecord as error:
-            return error.field, error.expected
-    return None
-
-
-def _fields(reward: Reward) -> dict[str, Any]:
-    return {
-        "reward": reward.reward,
-        "n_tokens": reward.n_tokens,
-        "truncated": reward.truncated,
-        "notes": list(reward.notes),
-    }
 
 
 def check_paths(source: str | Path, target: str | Path) -> None:

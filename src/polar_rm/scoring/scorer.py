@@ -35,6 +35,9 @@ from polar_rm.rewards.uncertainty import Measured
 T = TypeVar("T")
 Scored = TypeVar("Scored", float, Measured)
 
+WINDOW = 1024
+"""Items that are grouped together by default; see :class:`Scorer`."""
+
 # The largest row on a CPU, unless one tree is longer. Larger rows are not faster there, because values fall out of the cache.
 _CPU_ROW_TOKENS = 2048
 # On a CPU each row ends with a tree of this many scores. Matrix products of fewer than eight rows round differently from larger
@@ -60,7 +63,7 @@ class Scorer:
         model: RewardModel,
         *,
         row_tokens: int = 8192,
-        window: int = 1024,
+        window: int = WINDOW,
         scale: Scale | Callable[[], Scale] | None = None,
         prefixes: PrefixStore | None = None,
     ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from polar_rm.common.actors import RayActors
 from polar_rm.common.config import Config, Names, PathText, Seed
 from polar_rm.common.limits import MAX_ACTORS, MAX_ROW_TOKENS
 
@@ -140,8 +141,11 @@ class SelectConfig(Config):
     strip_prompt: bool = Field(False, description="Remove the prompt's messages from answers that begin with them.")
     engine: Literal["local", "ray"] = Field("local", description="local: processes of this machine. ray: a Ray cluster.")
     workers: PositiveInt | None = Field(
-        None, le=MAX_ACTORS, description="Number of processes, which read a file each; default: one per core."
+        None,
+        le=MAX_ACTORS,
+        description="Number of processes, which read a file each; default: one per core. Those that load model: ray.",
     )
+    ray: RayActors = Field(RayActors(), description="With engine: ray, the actors that load model.")
     precision: Literal["auto", "bf16", "fp32"] = Field("fp32", description="Precision of model.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of model; auto: CUDA if available.")
     row_tokens: int = Field(8192, ge=1, le=MAX_ROW_TOKENS, description="Tokens of a packed row of model; not results, memory.")

@@ -16,6 +16,7 @@ from polar_rm.selection.config import SelectConfig
 
 if TYPE_CHECKING:
     from polar_rm.model.reward_model import RewardModel
+    from polar_rm.scoring.remote import RemoteModel
 
 
 def check_model_scale(config: SelectConfig) -> Scale:
@@ -39,7 +40,7 @@ def score_inputs(config: SelectConfig, inputs: tuple[Path, ...], hashes: list[st
         PolarError: as in :func:`polar_rm.scoring.files.score_file`.
     """
     scale = check_model_scale(config)
-    model: RewardModel | None = None
+    model: RewardModel | RemoteModel | None = None
     targets = []
     work = config.output / "_scores"
     work.mkdir(exist_ok=True)
@@ -67,17 +68,20 @@ def _is_done(target: Path, facts: Path, identity: dict[str, Any]) -> bool:
     return bool(saved["identity"] == identity)
 
 
-def _load(config: SelectConfig) -> RewardModel:
+def _load(config: SelectConfig) -> RewardModel | RemoteModel:
     from polar_rm.model.devices import claim_device, dtype_name  # torch takes long to load
     from polar_rm.model.reward_model import RewardModel
+    from polar_rm.scoring.remote import RemoteModel
 
+    if config.engine == "ray":
+        return RemoteModel.of(str(config.model), precision=config.precision, device=config.device, actors=config.ray)
     claimed = claim_device(config.device)
     return RewardModel.from_pretrained(str(config.model), dtype=dtype_name(config.precision, claimed), device=claimed)
 
 
 def _score(
     config: SelectConfig,
-    model: RewardModel,
+    model: RewardModel | RemoteModel,
     scale: Scale,
     files: tuple[Path, Path],
     identity: dict[str, Any],
