@@ -25,10 +25,11 @@ FLOORS = [
     ["records", "attention"],
     ["encoding", "reporting"],
     ["rewards", "model", "encoded"],
+    ["publishing"],
     ["scoring", "protocols", "sampling", "training", "conversion"],
     ["client"],
     ["evaluation"],
-    ["serving", "rft", "corpus", "calibration", "audit", "references", "scaling", "selection", "publishing"],
+    ["serving", "rft", "corpus", "calibration", "audit", "references", "scaling", "selection"],
     ["parity", "quickstart"],
     ["cli"],
 ]

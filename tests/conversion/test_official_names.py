@@ -37,6 +37,8 @@ def test_an_id_scores_as_the_official_code_does(hub, folder, capsys):
     target = native_folder("internlm/POLAR-7B")
     assert target.name.startswith(f"internlm--POLAR-7B-{commit}")
     assert "its conversion" in capsys.readouterr().err
+    card = (target / "README.md").read_text()
+    assert "base_model: internlm/POLAR-7B\n" in card and "* base: internlm/POLAR-7B\n" in card
     assert not any(name.endswith(".py") for name in hub.downloads())
 
 

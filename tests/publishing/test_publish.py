@@ -15,6 +15,7 @@ import polar_rm
 from polar_rm.cli.main import app
 from polar_rm.errors import PolarError
 from polar_rm.publishing import files_of, model_card
+from polar_rm.publishing.card import MARK
 from polar_rm.publishing.evaluations import eval_results, read_evaluation
 from polar_rm.rewards.calibration import Calibration
 
@@ -176,8 +177,11 @@ def test_refusals_name_the_way_out_and_never_the_token(hub, model, monkeypatch, 
 
 def test_a_card_of_somebody_else_is_not_overwritten(model):
     (model / "README.md").write_text("# mine")
-    with pytest.raises(PolarError, match="not written by polar publish"):
+    with pytest.raises(PolarError, match="not written by polar, and is not overwritten"):
         invoke(model)
     (model / "README.md").unlink()
     assert invoke(model).exit_code == invoke(model).exit_code == 0
-    assert "polar publish" in (model / "README.md").read_text()
+    card = (model / "README.md").read_text()
+    (model / "README.md").write_text(card.replace(MARK, "<!-- written by polar publish -->"))  # an earlier version's mark
+    assert invoke(model, "--licence", "mit").exit_code == 0
+    assert "license: mit" in (model / "README.md").read_text()

@@ -148,6 +148,16 @@ def test_compiled_layers_give_the_same_gradients(tmp_path):
         assert (compiled[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
+def check_card(card, run):
+    """The card says what the run says."""
+    assert "# run/model" in card and 'polar_rm.load("run/model")' in card
+    [digest] = [digest for file, digest in run["data"].items() if file.endswith("train.jsonl")]
+    assert f"train.jsonl`, SHA-256 `{digest}`" in card and f"hash `{run['encoder_hash']}`" in card
+    measured = run["results"]["eval"]
+    assert f"at the end: accuracy {measured['accuracy']:.3f}, loss {measured['loss']:.3f}\n" in card
+    assert f"60 steps of {run['config']['batch_size']} comparisons, seed {run['seed']}" in card
+
+
 def test_a_run_learns_and_writes_all_outputs(tmp_path):
     config = load_config(
         TrainConfig,
@@ -166,6 +176,7 @@ def test_a_run_learns_and_writes_all_outputs(tmp_path):
     assert list((output / "tensorboard").iterdir())
     run = json.loads((output / "run.json").read_text())
     assert {"config", "plan", "data", "encoder_hash", "seed", "versions", "git", "results"} <= run.keys()
+    check_card((output / "model/README.md").read_text(), run)
     comparisons = list(read_comparisons(tmp_path / "eval.jsonl"))
     trained = RewardModel.from_pretrained(output / "model")
     assert trained.untrained == ()

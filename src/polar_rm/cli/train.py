@@ -38,7 +38,7 @@ def pretrain(
 ) -> None:
     """Pre-train a reward model as a policy discriminator (paper, Eq. 7).
 
-    A second run with the same config continues where the first one stopped.
+    `OUTPUT/model` is the model with its card (README.md). A second run with the same config continues where the first one stopped.
     Several processes: `torchrun --nproc-per-node 2 -m polar_rm pretrain ...`
 
     Examples:
@@ -64,6 +64,7 @@ def finetune(
     """Fine-tune a reward model on ranked trajectories (paper, Eq. 8).
 
     Rows are {prompt, reference, chosen, rejected[, wrapper]} or {prompt, reference, candidates, ranks}: JSON, CSV or Parquet.
+    `OUTPUT/model` is the model with its card (README.md).
 
     Examples:
 

@@ -15,6 +15,7 @@ from polar_rm.conversion.plan import Conversion, Layout
 from polar_rm.errors import PolarError
 from polar_rm.model.folders import check_sizes
 from polar_rm.model.native import write_checkpoint
+from polar_rm.publishing.card import model_card, write_card
 
 
 def plan(source: str | Path, *, to: Layout = "native", dtype: str | None = None) -> Conversion:
@@ -48,7 +49,8 @@ def plan(source: str | Path, *, to: Layout = "native", dtype: str | None = None)
 def convert(source: str | Path, target: str | Path, *, to: Layout = "native", dtype: str | None = None) -> Conversion:
     """Write ``source`` in another layout to the new folder ``target``; returns the conversion.
 
-    It needs the memory of about two shards of 1 GiB, whatever the size of the model. A failure leaves no ``target``.
+    A native folder gets a card, ``README.md``. It needs the memory of about two shards of 1 GiB, whatever the size of the
+    model. A failure leaves no ``target``.
 
     Raises:
         UnsupportedModel: as in :func:`plan`, or a tensor holds NaN.
@@ -64,6 +66,8 @@ def convert(source: str | Path, target: str | Path, *, to: Layout = "native", dt
         if conversion.nbytes > free:
             raise PolarError(f"{target}: it needs {conversion.nbytes / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free")
         write_checkpoint(target, conversion.config, conversion.tensors, conversion.files)
+        if to == "native":
+            write_card(target, model_card(target, target.name, converted_from=source))
     return conversion
 
 

@@ -1,5 +1,6 @@
 """The card (README.md) of a saved reward model: what it is, what it was made of, how good it is, and how it is loaded.
 
+Trainings and conversions write one into every model's folder, and ``polar publish`` writes it again with what is known then.
 Every number comes from a file of the model or its run, never from memory: ``config.json``, ``run.json`` beside the folder,
 ``calibration.json``, and reports of ``polar evaluate --json``. A card has names and hashes of data, and no local paths.
 """
@@ -7,7 +8,7 @@ Every number comes from a file of the model or its run, never from memory: ``con
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from polar_rm.publishing.evaluations import Evaluation
 from polar_rm.publishing.usage import usage
 from polar_rm.rewards.calibration import Calibration
 
-MARK = "<!-- written by polar publish -->"
+MARK = "<!-- written by polar -->"
 """In every card that we write; other cards are not overwritten."""
+_OWN = MARK.removesuffix(" -->")  # also in cards of earlier versions
 _CARD = "README.md"
 _TAGS = ("reward-model", "rlhf", "polar", "polar-rm")
 
@@ -37,15 +39,23 @@ class Origin:
     run: dict[str, Any] | None = None
 
 
-def model_card(folder: Path, name: str, *, evaluations: Sequence[Evaluation] = (), licence: str | None = None) -> str:
+def model_card(
+    folder: Path,
+    name: str,
+    *,
+    evaluations: Sequence[Evaluation] = (),
+    licence: str | None = None,
+    converted_from: str | Path | None = None,
+) -> str:
     """The card's text. name: the model's name in the examples. licence: of the weights, an id of the Hub such as ``apache-2.0``.
+    converted_from: the checkpoint that the folder is a conversion of, if it is one.
 
     Raises:
         PolarError: the folder holds no reward model saved by polar, or one of its files belongs to another model.
     """
     config = read_json(folder / "config.json")
     encoder = Encoder.from_pretrained(folder)
-    origin = find_origin(folder, encoder.hash)
+    origin = _based_on(converted_from) if converted_from else find_origin(folder, encoder.hash)
     front = {
         **({"license": licence} if licence else {}),
         "library_name": "transformers",
@@ -74,8 +84,8 @@ def write_card(folder: Path, text: str) -> Path:
         PolarError: there is a README.md that polar did not write.
     """
     path = folder / _CARD
-    if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
-        raise PolarError(f"{path}: it was not written by polar publish, and is not overwritten; move it away")
+    if path.is_file() and _OWN not in path.read_text(encoding="utf-8", errors="replace"):
+        raise PolarError(f"{path}: it was not written by polar, and is not overwritten; move it away")
     write_file(path, text)
     return path
 
@@ -89,16 +99,17 @@ def find_origin(folder: Path, encoder_hash: str) -> Origin:
     config = run.get("config", {})
     model = config.get("model", {}) if isinstance(config, dict) else {}
     source = next((str(model[key]) for key in ("resume_from", "init") if model.get(key)), None)
-    base = snapshot_source(source, "model") if source else None
+    based = _based_on(source) if source else Origin(f"random weights ({model['preset']})" if model.get("preset") else None)
     data = run.get("data", {})
     files = tuple((_short_name(str(file)), str(digest)) for file, digest in data.items()) if isinstance(data, dict) else ()
     ids = dict.fromkeys(found[0] for file in data if (found := snapshot_source(file, "dataset")))
-    shown = (
-        (base[0] if base else None)
-        or (_short_name(source) if source else None)
-        or (f"random weights ({model['preset']})" if model.get("preset") else None)
-    )
-    return Origin(shown, base is not None, files, tuple(ids), run)
+    return replace(based, data=files, datasets=tuple(ids), run=run)
+
+
+def _based_on(source: str | Path) -> Origin:
+    """A model by its id on the Hub where it was downloaded, else by the end of its path."""
+    found = snapshot_source(source, "model")
+    return Origin(found[0], base_is_id=True) if found else Origin(_short_name(str(source)))
 
 
 def _short_name(path: str) -> str:
@@ -127,6 +138,9 @@ def _made_of(origin: Origin, licence: str | None) -> str:
     if objective := run.get("config", {}).get("loss", {}).get("objective"):
         steps, batch = run.get("results", {}).get("steps", "?"), run["config"].get("batch_size", "?")
         lines.append(f"* objective: {objective}, {steps} steps of {batch} comparisons, seed {run.get('seed')}")
+    if measured := run.get("results", {}).get("eval"):
+        values = ", ".join(f"{name} {measured[name]:.3f}" for name in ("accuracy", "loss"))
+        lines.append(f"* on the run's evaluation data, at the end: {values}")
     if versions := run.get("versions"):
         names = ("polar-rm", "torch", "transformers")
         lines.append(f"* made with {', '.join(f'{name} {versions[name]}' for name in names if versions.get(name))}")

@@ -28,6 +28,7 @@ from polar_rm.errors import ConfigError, NonFinite
 from polar_rm.model.devices import compute_dtype
 from polar_rm.model.layers import checkpoint_activations, compile_layers
 from polar_rm.model.packing import pack
+from polar_rm.publishing.card import model_card, write_card
 from polar_rm.training import metrics, state
 from polar_rm.training.cluster import check_cluster
 from polar_rm.training.config import TrainConfig
@@ -323,14 +324,15 @@ class Trainer:
         return describe(self.train_set, indices)
 
     def _finish(self) -> None:
-        """Export the native checkpoint and write ``run.json``, on rank 0 and without a time limit."""
+        """Export the native checkpoint with its card, and write ``run.json``, on rank 0 and without a time limit."""
         full = self.weights.full_state()
         self.world.from_main(lambda: self._export(full))
 
     def _export(self, full: dict[str, torch.Tensor]) -> None:
         merged = merge_lora(self.model, full) if self.config.lora else full
         self.model.mark_trained(embeddings=not self.config.lora)
-        self.model.save(self.config.output / "model", merged)
+        folder = self.config.output / "model"
+        self.model.save(folder, merged)
         write_json(
             self.config.output / "run.json",
             {
@@ -346,6 +348,7 @@ class Trainer:
                 "results": self.results,
             },
         )
+        write_card(folder, model_card(folder, f"{self.config.output.name}/model"))
 
 
 def describe(corpus: EncodedCorpus, indices: Sequence[int]) -> str:
