@@ -38,7 +38,7 @@ def pretrain(
 ) -> None:
     """Pre-train a reward model as a policy discriminator (paper, Eq. 7).
 
-    `OUTPUT/model` is the model with its card (README.md). A second run with the same config continues where the first one stopped.
+    `OUTPUT/model` is the model with its card (README.md). A second run with the same config continues an interrupted one.
     Several processes: `torchrun --nproc-per-node 2 -m polar_rm pretrain ...`
 
     Examples:
