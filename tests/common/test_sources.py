@@ -256,6 +256,26 @@ def test_addresses_are_fetched_once_for_each_state(hub, monkeypatch, capsys):
     assert changed != folder and (changed / "one.jsonl").read_bytes() == ROWS * 3
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/rows", "s3://bucket/rows.jsonl", "s3://bucket/*.jsonl"])
+def test_a_bucket_without_permission_is_one_line_without_a_signature(hub, monkeypatch, capsys, address):
+    """fsspec leaves out what it may not list, so that a bucket without permission looked like an empty one."""
+    from fsspec.registry import _registry
+    from fsspec.spec import AbstractFileSystem
+
+    class Denied(AbstractFileSystem):
+        protocol = "s3"
+        cachable = False
+
+        def ls(self, path, detail=True, **options):
+            raise PermissionError("Access Denied", "https://bucket.test/rows?X-Amz-Signature=secret")
+
+    monkeypatch.setitem(_registry, "s3", Denied)
+    with pytest.raises(PolarError) as caught:
+        check_data(address)
+    assert str(caught.value) == f"{address}: it can't be read: PermissionError"
+    assert "secret" not in capsys.readouterr().err
+
+
 def test_paths_and_configs_keep_an_address(hub):
     from pathlib import Path
 

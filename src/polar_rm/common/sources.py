@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -261,6 +262,9 @@ def _list_address(address: str) -> _Remote:
         paths, root = system.find(path), path
     paths = sorted(each for each in paths if each.lower().endswith(DATA_SUFFIXES))
     if not paths:
+        # A listing leaves out what may not be read. The folder itself says so.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            system.ls(root, detail=False)
         raise PolarError(f"{address}: no such file or folder, or it holds no {', '.join(DATA_SUFFIXES)} file")
     state = "\n".join(f"{each} {system.ukey(each)}" for each in paths)
     files = {each: os.path.relpath(each, root or "/") for each in paths}
