@@ -6,6 +6,11 @@ from __future__ import annotations
 class PolarError(Exception):
     """Bad input, a bad option, or a machine that refuses (a full disk)."""
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line for each problem, where several were found before the work began; usually the message alone."""
+        return (str(self),)
+
 
 class BadRow(PolarError):
     """A row of a data file is not what it should be.
@@ -22,6 +27,28 @@ class BadRow(PolarError):
 
 class ConfigError(PolarError):
     """A configuration has an unknown key, a wrong type or settings that contradict each other."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self._problems = problems
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line for each."""
+        return self._problems
+
+
+class SeveralProblems(PolarError):
+    """What is wrong with the inputs of a command, all of it, one line for each."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("; ".join(problems))
+        self._problems = problems
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line for each."""
+        return self._problems
 
 
 class InUse(PolarError):

@@ -287,3 +287,22 @@ def test_paths_and_configs_keep_an_address(hub):
 
 def test_the_installed_library_is_new_enough():
     assert int(huggingface_hub.__version__.split(".")[0]) >= 1 or huggingface_hub.__version__ >= "0.34"
+
+
+def test_data_in_a_package_is_found_wherever_data_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "some_package"
+    (folder / "data").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise SystemExit('a package is located, but not imported')")
+    (folder / "data/a.jsonl").write_text("{}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert check_data("package:some_package/data/a.jsonl") == folder / "data/a.jsonl"
+    assert check_data("package:some_package/data/*.jsonl") == folder / "data/*.jsonl"
+    for name, reason in {
+        "package:some_package/data/b.jsonl": "no such file",
+        "package:some_package": "expected package:NAME/path",
+        "package:some_package/../a.jsonl": "without ..",
+        "package:no_such_package/a.jsonl": "no_such_package is not installed",
+    }.items():
+        with pytest.raises(PolarError, match=reason):
+            check_data(name)
+    assert check_data("package:polar_rm/quickstart/data/prompts.jsonl").is_file()

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import math
+import re
 import xml.etree.ElementTree as ET
 from itertools import combinations
 
@@ -160,6 +161,18 @@ def test_loss_curves_mark_chance():
     svg = plot_loss_curves(histories, title="loss")
     assert svg.startswith("<svg")
     assert {"with", "one step", "none", "ln 2 (chance)", "loss"} <= set(texts(svg))
+
+
+@pytest.mark.parametrize(("n_steps", "n_faint"), [(10, 0), (11, 1), (60, 1), (900, 1)])
+def test_the_raw_losses_are_faint_behind_their_mean(n_steps, n_faint):
+    svg = plot_loss_curves({"run": [(i, 0.7 if i % 2 else 0.1) for i in range(n_steps)]})
+    assert svg.count("opacity: 0.25") == n_faint
+    # The lines in the order in which they are drawn, without the legend's.
+    paths = [path for path, _ in re.findall(r'd="(M [^"]+)"([^>]*#0072b2)', svg)]
+    heights = [[float(y) for _, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)] for path in paths]
+    spans = [max(path) - min(path) for path in heights if max(path) > min(path)]
+    assert len(spans) == 1 + n_faint
+    assert not n_faint or spans[1] < spans[0] / 2  # the second one, which is above, is the smooth one
 
 
 def test_score_distributions_name_size_and_median():

@@ -17,6 +17,7 @@ from polar_rm.quickstart.report import summary
 from polar_rm.records import Comparison, read_comparisons, write_records
 from polar_rm.reporting.words import interval
 from polar_rm.rewards.calibration import Calibration
+from polar_rm.scoring.examples import read_examples
 from polar_rm.scoring.scorer import Scorer
 
 
@@ -114,13 +115,34 @@ def test_each_example_is_the_text_that_its_name_says(tmp_path):
     ]
     write_json(tmp_path / "stages/sample.json", {"result": {"trajectories": rows}})
     scorer = Scorer(RewardModel.from_pretrained(tmp_path / "pretrain/model"))
-    for example, prompt in zip(_examples(tmp_path)["examples"], ("fox", "dog"), strict=True):
+    found = _examples(tmp_path)
+    oracle = [
+        scorer.score_outputs(prompt=each.prompt, reference=each.reference, outputs=[each.better, each.worse])
+        for each in read_examples()
+    ]
+    assert found["judged"]["n_right"] == sum(better > worse for better, worse in oracle)
+    assert found["judged"]["right"]["rewards"] == pytest.approx(next(pair for pair in oracle if pair[0] > pair[1]))
+    for example, prompt in zip(found["examples"], ("fox", "dog"), strict=True):
         reference, same, other = f"{prompt} chat 1", f"{prompt} chat 2", f"{prompt} base-casual 1"
         assert (example["prompt"], example["reference"]) == (prompt, reference)
         expected = {"identical": reference, "same policy": same, "other policy": other}
         assert {row["candidate"]: row["text"] for row in example["candidates"]} == expected
         rewards = scorer.score_outputs(prompt=prompt, reference=reference, outputs=list(expected.values()))
         assert [row["reward"] for row in example["candidates"]] == rewards and len(set(rewards)) == 3
+
+
+@pytest.mark.parametrize("missing", [None, "right", "wrong"])
+def test_the_page_begins_with_an_example_of_each_kind_that_occurs(missing):
+    source = (files("polar_rm.quickstart") / "report.html.j2").read_text()
+    section = source[source.index("<h2>One that it") : source.index("<h2>Who wrote it")]
+    texts = {"reference": "ref", "better": "good", "worse": "bad", "about": "why", "rewards": [1.5, -0.5]}
+    shown = {"right": texts | {"prompt": "p right", "right": True}, "wrong": texts | {"prompt": "p wrong", "right": False}}
+    judged = {"n": 9, "n_right": {None: 5, "right": 0, "wrong": 9}[missing], **shown} | ({missing: None} if missing else {})
+    page = Environment(undefined=StrictUndefined).from_string(section).render(report={"examples": {"judged": judged}})
+    assert f"right in {judged['n_right']} of 9" in page
+    assert ("<h3>Right: p right" in page, "<h3>Wrong: p wrong" in page) == (missing != "right", missing != "wrong")
+    assert ("right in all of them" in page, "right in none of them" in page) == (missing == "wrong", missing == "right")
+    assert "+1.50" in page and "-0.50" in page
 
 
 @pytest.mark.slow
@@ -142,7 +164,7 @@ def test_the_complete_pipeline_on_a_tiny_model_and_a_second_run_that_reuses_it(t
         assert [row["candidate"] for row in example["candidates"]] == ["identical", "same policy", "other policy"]
     page = (tmp_path / "run/report.html").read_text()
     assert page.count("<svg") == 4 + ("refused" not in report["calibrate"])
-    assert all(word in page for word in ("Who wrote it?", "cannot do", "without pre-training", "base-tale"))
+    assert all(word in page for word in ("Who wrote it?", "cannot do", "What next", "without pre-training", "base-tale"))
     assert len(summary(report)) == 4 + 4
     scorer = Scorer(RewardModel.from_pretrained(tmp_path / "run/pretrain/model"))
     assert scorer.score_outputs(prompt="p", reference="r", outputs=["o"])

@@ -52,8 +52,8 @@ def sample(
         from polar_rm.common.config import to_yaml
         from polar_rm.sampling.estimate import describe, estimate
 
-        print_text(to_yaml(config))
         estimates = estimate(config, tokens_per_second)
+        print_text(to_yaml(config))
         print_text(describe(estimates))
         if json:
             write_json(json, [asdict(each) for each in estimates])
@@ -102,8 +102,8 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
     if config.decontamination.files:
         report_files("decontamination", survey_files(config.decontamination.files))
     if dry_run:
-        print_text(to_yaml(config))
         lines = dict(describe(config, make_plan(config)))
+        print_text(to_yaml(config))
         print_values(lines.items())
         if json:
             write_json(json, lines)
@@ -154,8 +154,8 @@ def references(
     if not config.suite:  # a benchmark selects its own files
         report_files("inputs", survey_files(config.inputs, [config.output]))
     if dry_run:
-        print_text(to_yaml(config))
         planned = plan(config, tokens_per_second)
+        print_text(to_yaml(config))
         print_values(planned.describe())
         if json:
             write_json(json, asdict(planned))

@@ -10,7 +10,7 @@ import typer
 from polar_rm.cli.options import Arguments, BadRowsOf, DryRun, JsonFile, load, verb
 from polar_rm.cli.output import message, messages, print_text, print_values, report_files
 from polar_rm.cli.train import check_model_config
-from polar_rm.common.paths import check_data
+from polar_rm.common.problems import Problems
 from polar_rm.common.progress import show_progress
 
 
@@ -42,17 +42,17 @@ def encode(
     from polar_rm.records import survey_files
     from polar_rm.training.encode_config import EncodeConfig
 
-    config = load(EncodeConfig, arguments, on_bad_row)
-    for source in config.inputs:
-        check_data(source)
-    check_model_config(config.model)
+    problems = Problems()
+    config = load(EncodeConfig, arguments, on_bad_row, problems)
+    check_model_config(config.model, problems)
+    problems.check()
     report_files("inputs", survey_files(config.inputs, [config.output]))
     from polar_rm.training.encode import encode as run
     from polar_rm.training.encode import plan_encoding
 
     if dry_run:
-        print_text(to_yaml(config))
         planned = plan_encoding(config)
+        print_text(to_yaml(config))
         print_values(planned.describe())
         if json:
             write_json(json, asdict(planned))

@@ -68,7 +68,7 @@ def main() -> None:
     try:
         app()
     except PolarError as error:
-        _fail(str(error))
+        _fail(*error.problems)
     except OSError as error:  # a full disk, a folder that is not writable
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except (MemoryError, RuntimeError) as error:
@@ -83,6 +83,7 @@ def _one_line(message: Warning | str, category: type[Warning], *_: object, **__:
     return f"warning: {kind}{' '.join(str(message).split())}\n"
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"polar: error: {' '.join(message.split())}", file=sys.stderr)
+def _fail(*messages: str) -> NoReturn:
+    for message in messages:
+        print(f"polar: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

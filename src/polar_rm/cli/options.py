@@ -12,7 +12,8 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.common.paths import check_data
-from polar_rm.common.sources import model_folder
+from polar_rm.common.problems import Problems
+from polar_rm.common.sources import HUB, is_model_id, model_folder
 from polar_rm.conversion.official import native_folder
 
 if TYPE_CHECKING:
@@ -197,15 +198,35 @@ def _reward(name: str | Path) -> str | Path:
     return name if is_address(str(name)) and not Path(name).is_dir() else native_folder(name)
 
 
-def load(kind: type[C], arguments: list[str], on_bad_row: str | None = None) -> C:
+def load(kind: type[C], arguments: list[str], on_bad_row: str | None = None, problems: Problems | None = None) -> C:
     """The config for a verb's arguments, with local paths for the models and data that it names.
 
-    on_bad_row: of the option, which takes precedence over files and overrides.
+    on_bad_row: of the option, which takes precedence over files and overrides. problems: of the caller, who looks for more and
+    raises all; without it they are raised here.
+
+    Raises:
+        PolarError: all that is wrong with the keys; and then all names of models and data that mean nothing.
     """
     from polar_rm.common.config import load_config, with_local_sources
 
+    found = Problems() if problems is None else problems
     overrides = [argument for argument in arguments if "=" in argument and not Path(argument).is_file()]
     files = [argument for argument in arguments if argument not in overrides]
     config = load_config(kind, files, [*overrides, *([f"on_bad_row={on_bad_row}"] if on_bad_row else [])])
-    config = with_local_sources(config, {"data": check_data})  # before a model is downloaded
-    return with_local_sources(config, {"model": _local, "tokenizer": _tokenizer, "reward": _reward})
+
+    def noting(find: Callable[[str | Path], str | Path], downloads: bool = True) -> Callable[[str | Path], str | Path]:
+        def local(name: str | Path) -> str | Path:
+            if found and downloads and is_model_id(str(name).removeprefix(HUB)):
+                return name  # nothing is downloaded for a command that can't run
+            with found.noted():
+                return find(name)
+            return name
+
+        return local
+
+    config = with_local_sources(config, {"data": noting(check_data, downloads=False)})  # before a model is downloaded
+    kinds = {"model": _local, "tokenizer": _tokenizer, "reward": _reward}
+    config = with_local_sources(config, {name: noting(find) for name, find in kinds.items()})
+    if problems is None:
+        found.check()
+    return config

@@ -11,6 +11,7 @@ from polar_rm.cli.options import Arguments, JsonFile, load, verb, verb_group
 from polar_rm.cli.output import message, messages, print_table
 from polar_rm.cli.train import check_inputs
 from polar_rm.common.files import check_target, write_json
+from polar_rm.common.problems import Problems
 from polar_rm.common.progress import show_progress
 from polar_rm.errors import PolarError
 
@@ -147,11 +148,13 @@ def _load(arguments: list[str], *, folder: bool = False) -> ScalingConfig:
             if each.endswith("scaling.yaml") and Path(each).parent.is_dir() and not Path(each).exists():
                 raise PolarError(f"{Path(each).parent}: no grid has run here (no scaling.yaml)")
         return load(ScalingConfig, arguments)
-    config = load(ScalingConfig, arguments)
+    problems = Problems()
+    config = load(ScalingConfig, arguments, problems=problems)
     from polar_rm.scaling.settings import training_config
 
     for size in config.sizes:
-        check_inputs(training_config(config, size, output=config.output))
+        check_inputs(training_config(config, size, output=config.output), problems)
+    problems.check()
     return config
 
 

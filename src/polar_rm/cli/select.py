@@ -40,9 +40,9 @@ def select(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
         from polar_rm.selection.run import select as run_selection
 
     if dry_run:
-        print_text(to_yaml(config))
         with show_progress(messages) as progress:
             planned = plan(config, progress)
+        print_text(to_yaml(config))
         print_values(planned.lines)
         for line in planned.warnings:
             message(f"warning: {line}")

@@ -13,6 +13,7 @@ from polar_rm.cli.options import Arguments, BadRowsOf, DryRun, JsonFile, load, v
 from polar_rm.cli.output import message, messages, print_text, print_values, report_files
 from polar_rm.common.extras import needs, require
 from polar_rm.common.paths import check_data, check_model
+from polar_rm.common.problems import Problems
 from polar_rm.errors import PolarError
 
 if TYPE_CHECKING:
@@ -82,8 +83,10 @@ def _train(
 
     if gpus is not None and not dry_run:
         raise PolarError("--gpus plans and trains nothing: it needs --dry-run; torchrun starts a run on several GPUs")
-    config = load(TrainConfig, arguments, on_bad_row)
-    check_inputs(config)
+    problems = Problems()
+    config = load(TrainConfig, arguments, on_bad_row, problems)
+    check_inputs(config, problems)
+    problems.check()
     from polar_rm.training.trainer import plan, train
 
     is_main = _is_main()
@@ -106,29 +109,35 @@ def _is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0  # under torchrun and accelerate every rank runs the verb
 
 
-def check_model_config(config: ModelConfig) -> None:
+def check_model_config(config: ModelConfig, problems: Problems) -> None:
     """Check that the folders of a model or a tokenizer exist."""
     from polar_rm.common.sources import model_folder
 
     if config.resume_from:
-        check_model(config.resume_from)
+        with problems.noted():
+            check_model(config.resume_from)
     for source in (config.init, config.tokenizer):
-        if source:
-            model_folder(source)
+        if source and not problems:
+            with problems.noted():
+                model_folder(source)
 
 
-def check_inputs(config: TrainConfig) -> None:
+def check_inputs(config: TrainConfig, problems: Problems) -> None:
     """Check that paths exist and that optional packages are installed, before torch is loaded."""
     from polar_rm.training.trackers import require_trackers
 
     for file in (*config.data.train, *config.data.eval):
-        check_data(file)
-    check_model_config(config.model)
+        with problems.noted():
+            check_data(file)
+    check_model_config(config.model, problems)
     if config.log.tensorboard:
-        require("train", "log.tensorboard", "tensorboard")
-    require_trackers(config.log)
+        with problems.noted():
+            require("train", "log.tensorboard", "tensorboard")
+    with problems.noted():
+        require_trackers(config.log)
     if config.lora:
-        require("peft", "lora", "peft")
+        with problems.noted():
+            require("peft", "lora", "peft")
 
 
 @verb("Training")
@@ -155,19 +164,25 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
     from polar_rm.records import survey_files
     from polar_rm.rft.config import RftConfig
 
-    config = load(RftConfig, arguments, on_bad_row)
+    problems = Problems()
+    config = load(RftConfig, arguments, on_bad_row, problems)
     for file in (*config.data, *(config.evaluate.data if config.evaluate else ())):
-        check_data(file)
+        with problems.noted():
+            check_data(file)
+    if not is_address(config.reward.source):
+        with problems.noted():
+            check_model(config.reward.source)
+    if not problems:
+        with problems.noted():
+            model_folder(config.policy.model)
+    problems.check()
     if _is_main():
         report_files("data", survey_files(config.data, [config.output]))
         if config.evaluate and config.evaluate.data:
             report_files("held-out data", survey_files(config.evaluate.data, [config.output]))
-    model_folder(config.policy.model)
-    if not is_address(config.reward.source):
-        check_model(config.reward.source)
     if dry_run:
-        print_text(to_yaml(config))
         plan = _rft_plan(config)
+        print_text(to_yaml(config))
         print_values([(name.replace("_", " "), f"{value:,}") for name, value in plan.items() if isinstance(value, int)])
         if json:
             write_json(json, plan)

@@ -104,7 +104,7 @@ def _validated(kind: type[C], values: dict[str, Any], origins: dict[str, str]) -
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(kind, error, origins)) from None
+        raise ConfigError(*_explain(kind, error, origins)) from None
 
 
 RENAMED = {"dtype": "precision", "token_budget": "row_tokens"}
@@ -228,22 +228,33 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _explain(kind: type[Config], error: ValidationError, origins: dict[str, str]) -> str:
-    """One line about the first error: its origin, the key and what is wrong."""
+def _explain(kind: type[Config], error: ValidationError, origins: dict[str, str]) -> list[str]:
+    """One line for each wrong key: its origin, the key and what is wrong."""
     errors = error.errors(include_url=False)
-    # Pydantic often reports a mistyped key twice, first as a missing one.
-    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    keys = [str(part) for part in first["loc"] if not _is_union_member(part)]
+    by_key: dict[tuple[str, ...], Any] = {}
+    for each in errors:  # a key with a union is reported once for each of its members
+        by_key.setdefault(_keys_of(each), each)
+    unknown = {keys for keys, each in by_key.items() if each["type"] == "extra_forbidden"}
+    # Pydantic reports a mistyped key twice, also as a missing one.
+    meant = {(*keys[:-1], near) for keys in unknown for near in _known_keys(kind, keys[:-1]) if suggestion(keys[-1], [near])}
+    return [_line(kind, keys, each, origins) for keys, each in by_key.items() if each["type"] != "missing" or keys not in meant]
+
+
+def _keys_of(error: Any) -> tuple[str, ...]:
+    return tuple(str(part) for part in error["loc"] if not _is_union_member(part))
+
+
+def _line(kind: type[Config], keys: Sequence[str], error: Any, origins: dict[str, str]) -> str:
     key = ".".join(keys)
     origin = next((origins[".".join(keys[:n])] for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in origins), None)
     start = f"{origin}: " if origin else ""
-    if first["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden":
         hint = _other_kind(kind, keys) or _right_group(kind, keys) or suggestion(keys[-1], _known_keys(kind, keys[:-1]))
         return f"{start}unknown key {key!r}{hint}"
-    if first["type"] == "missing":
+    if error["type"] == "missing":
         return f"{start}the key {key!r} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
+    message = error["msg"].removeprefix("Value error, ")
+    value = "" if isinstance(error["input"], dict | list) else f", not {error['input']!r}"
     return f"{start}{key or kind.__name__}: {message[0].lower()}{message[1:]}{value}"
 
 

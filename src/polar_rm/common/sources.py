@@ -1,10 +1,10 @@
 """Names of models and data, and the local folders and files that they mean.
 
-A model is a folder, ``package:NAME`` (an installed package with weights), or a model of the Hugging Face Hub:
-``hf:owner/name``, or ``owner/name`` where no such folder is, each with ``@revision`` at the end if needed. Data is a path, a
-pattern, ``hf:datasets/owner/name[@revision][/path]``, or an address that fsspec opens (``s3://...``). Remote ones are
-fetched once, and everything behind this file sees local paths. What was fetched is recorded by :func:`fetched` for the results
-of a run.
+A model is a folder, ``package:demo`` (the demonstration model inside polar), ``package:NAME`` (an installed package with
+weights), or a model of the Hugging Face Hub: ``hf:owner/name``, or ``owner/name`` where no such folder is, each with
+``@revision`` at the end if needed. Data is a path, a pattern, ``package:NAME/path`` (files in an installed package),
+``hf:datasets/owner/name[@revision][/path]``, or an address that fsspec opens (``s3://...``). Remote ones are fetched once, and
+everything behind this file sees local paths. What was fetched is recorded by :func:`fetched` for the results of a run.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from polar_rm.errors import PolarError
 HUB = "hf:"
 """The prefix of names on the Hugging Face Hub."""
 _PACKAGE = "package:"
+DEMO = "package:demo"
+"""The demonstration model, which is part of polar: a small one, for a first look."""
 _REVISION = r"(?:@(?P<revision>refs/(?:pr|convert)/[\w.-]+|[^@/\s]+))?"
 _MODEL_ID = re.compile(rf"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+){_REVISION}")
 _DATA_ID = re.compile(rf"datasets/(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+){_REVISION}(?:/(?P<path>.+))?")
@@ -121,9 +123,9 @@ def snapshot_source(path: str | Path, kind: RepoKind) -> tuple[str, str] | None:
 
 
 def is_remote(source: str | Path) -> bool:
-    """Whether a name of data means something that has to be fetched."""
+    """Whether a name of data means something that has to be fetched, or found in a package."""
     name = str(source)
-    return not Path(name).exists() and (name.startswith(HUB) or bool(_ADDRESS.fullmatch(name)))
+    return not Path(name).exists() and (name.startswith((HUB, _PACKAGE)) or bool(_ADDRESS.fullmatch(name)))
 
 
 def data_path(source: str | Path) -> Path:
@@ -135,6 +137,8 @@ def data_path(source: str | Path) -> Path:
     name = str(source)
     if not is_remote(source):
         return Path(source)
+    if name.startswith(_PACKAGE):
+        return _package_data(name)
     if name not in _DATA:
         _DATA[name] = _hub_data(name) if name.startswith(HUB) else _address_data(name)
     return _DATA[name]
@@ -146,7 +150,17 @@ def note(text: str) -> None:
         say(plain_console(stderr=True), text)
 
 
+def _package_data(name: str) -> Path:
+    """The files of ``package:NAME/path``; the path may be a pattern."""
+    package, _, path = name.removeprefix(_PACKAGE).partition("/")
+    if not path or ".." in path.split("/"):
+        raise PolarError(f"{name}: expected {_PACKAGE}NAME/path of data in an installed package, without ..")
+    return _package_folder(f"{_PACKAGE}{package}") / path
+
+
 def _package_folder(name: str) -> Path:
+    if name == DEMO:  # also where a package of this name is installed
+        return Path(__file__).parents[1] / "demo"
     package = name.removeprefix(_PACKAGE)
     # The package is located, but not imported: such packages import tools that we don't need.
     try:

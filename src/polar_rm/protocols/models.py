@@ -31,7 +31,7 @@ class CalibrationReply(DistributionReply):
 
 class ModelCard(BaseModel):
     """owned_by: identifies the server to clients. encoder_hash: lets clients check that they encode as the server does.
-    calibration: only of a model that has a card."""
+    dtype, device: of the backbone. calibration: only of a model that has a card."""
 
     id: str
     object: Literal["model"]
@@ -39,6 +39,8 @@ class ModelCard(BaseModel):
     max_model_len: int
     encoder_hash: str
     transforms: list[str]
+    dtype: str | None = None
+    device: str | None = None
     calibration: CalibrationReply | None = None
 
 

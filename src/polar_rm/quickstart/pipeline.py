@@ -35,6 +35,7 @@ from polar_rm.quickstart.report import TESTS, write_html
 from polar_rm.records import Comparison, Trajectory, is_held_out, read_trajectories, write_records
 from polar_rm.sampling.config import SamplingConfig
 from polar_rm.sampling.runner import sample
+from polar_rm.scoring.examples import example_items, judge, read_examples
 from polar_rm.scoring.scorer import Scorer
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.trainer import train
@@ -250,7 +251,8 @@ def _calibrate(output: Path) -> dict[str, Any]:
 
 
 def _examples(output: Path) -> dict[str, Any]:
-    """Score three candidates for every live prompt: an identical, a same-policy and an other-policy one."""
+    """Score three candidates for every live prompt (an identical, a same-policy and an other-policy one), and the packaged
+    examples, whose prompts were held out."""
     rows = json.loads((output / "stages/sample.json").read_text())["result"]["trajectories"]
     scorer = Scorer(RewardModel.from_pretrained(output / "pretrain/model"))
     examples = []
@@ -260,4 +262,6 @@ def _examples(output: Path) -> dict[str, Any]:
         rewards = scorer.score_outputs(prompt=prompt, reference=same[0], outputs=list(candidates.values()))
         scored = [{"candidate": c, "text": t, "reward": r} for (c, t), r in zip(candidates.items(), rewards, strict=True)]
         examples.append({"prompt": prompt, "reference": same[0], "candidates": scored})
-    return {"policies": list(LIVE_POLICIES), "examples": examples}
+    given = read_examples()
+    judged = judge(given, list(scorer.score(example_items(given))))
+    return {"policies": list(LIVE_POLICIES), "examples": examples, "judged": judged}

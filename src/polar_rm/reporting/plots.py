@@ -32,14 +32,14 @@ _MAX_ROWS = 40  # of an accuracy plot; more rows are not readable
 def plot_loss_curves(histories: Mapping[str, Sequence[tuple[int, float]]], *, title: str = "") -> str:
     """Bradley-Terry loss by step, as SVG. histories: label -> [(step, loss in nats)].
 
-    A line marks ln 2, the loss of chance. Long curves are drawn twice: every step faintly, and a running mean over a fortieth of
-    the steps.
+    A line marks ln 2, the loss of chance. Curves of more than ten steps are drawn twice: every step faintly, and over them the
+    mean of the last five steps, or of the last twentieth of all where that is more.
     """
     figure, axes = _figure(7.0, 3.6, title)
     for (label, history), colour in zip(histories.items(), _repeat(COLOURS, len(histories)), strict=True):
         steps = np.array([step for step, _ in history])
         losses = np.array([loss for _, loss in history], np.float64)
-        width = max(1, len(losses) // 40)
+        width = max(5, len(losses) // 20) if len(losses) > 10 else 1
         if width > 1:
             axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
         smooth = np.convolve(losses, np.ones(width) / width, "valid") if len(losses) else losses

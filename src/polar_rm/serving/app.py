@@ -26,6 +26,7 @@ from polar_rm.rewards.combining import check_combine
 from polar_rm.rewards.outcomes import Failure, Outcome, Reward
 from polar_rm.rewards.transforms import available, check_transform, transform_rewards
 from polar_rm.rewards.turns import TurnOutcome
+from polar_rm.scoring.examples import example_items, judge, read_examples
 from polar_rm.serving import examples, schema
 from polar_rm.serving.batching import Overloaded
 from polar_rm.serving.guard import Guard, Limits, Metrics, error_reply
@@ -202,6 +203,19 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
     async def index() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": _PAGE_POLICY})
 
+    known: list[dict[str, Any]] = []
+
+    @app.get("/examples", include_in_schema=False)
+    async def page_examples() -> Any:
+        """What this model makes of the packaged examples, for the page; scored once, when it is first opened."""
+        if known:
+            return known[0]
+        given = read_examples()
+        judged = judge(given, await service.score_items(example_items(given)))
+        if not judged["failed"]:
+            known.append(judged)
+        return judged
+
     @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="The process is running", responses=schema.reply(schema.StatusReply))
     async def health() -> Any:
@@ -231,6 +245,8 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
             "max_model_len": encoder.settings.max_length,
             "encoder_hash": encoder.hash,
             "transforms": available(service.calibration),
+            "dtype": service.dtype,
+            "device": service.device,
             **({"calibration": calibration} if calibration else {}),
         }
         return {"object": "list", "data": [card]}

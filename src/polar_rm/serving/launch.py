@@ -53,7 +53,8 @@ def serve(config: ServeConfig) -> None:
     raise_descriptor_limit()
     with bind(config.host, config.port) as listener:
         scale = Scale.load(config.model)  # refuses the scale of another model before the weights are loaded
-        model = RewardModel.from_pretrained(config.model, dtype=dtype_name(config.precision, device), device=device)
+        dtype = dtype_name(config.precision, device)
+        model = RewardModel.from_pretrained(config.model, dtype=dtype, device=device)
         prefixes = PrefixStore(config.prefix_memory_mib << 20) if config.prefix_memory_mib and device == "cpu" else None
         scorer = Scorer(model, row_tokens=config.row_tokens, prefixes=prefixes)
         batcher = Batcher(
@@ -64,7 +65,7 @@ def serve(config: ServeConfig) -> None:
             prefixes=prefixes,
         )
         positions = getattr(model.backbone.config, "max_position_embeddings", None)
-        service = Service(config.model.resolve().name, model.encoder, batcher, scale, positions)
+        service = Service(config.model.resolve().name, model.encoder, batcher, scale, positions, dtype, device)
         guard = create_app(
             service,
             limits=Limits(config.max_body_mib << 20, config.max_items, config.max_seconds),

@@ -51,7 +51,7 @@ class Service:
     """Everything that the routes use: the encoder, the queue of the model, and what its folder knows of the scale of rewards.
 
     With the uncertainty of the head, the queue must be able to measure features. max_positions: the backbone's number of
-    positions, if it has one; longer sequences get a note.
+    positions, if it has one; longer sequences get a note. dtype, device: of the backbone, for people.
     """
 
     name: str
@@ -59,6 +59,8 @@ class Service:
     batcher: Batcher
     scale: Scale = field(default_factory=Scale)
     max_positions: int | None = None
+    dtype: str | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         self._conversations = count()
