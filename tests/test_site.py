@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 import tomllib
@@ -30,7 +31,17 @@ def test_the_navigation_has_every_document_once(site):
     documents = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     generated = {f"reference/{name}.md" for name in ("commands", "configs", "http", "python")}
     project = {f"project/{name}.md" for name in ("readme", "changelog", "contributing")}
-    assert sorted(pages) == sorted(documents | generated | project)
+    notebooks = {site.site_path(path).as_posix() for path in (ROOT / "docs").rglob("*.ipynb")}
+    assert len(notebooks) == 3
+    assert sorted(pages) == sorted(documents | generated | project | notebooks)
+
+
+def test_a_notebook_is_a_page_with_its_code(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(site, "ROOT", tmp_path)
+    cells = [{"cell_type": "markdown", "source": ["# A\n", "text"]}, {"cell_type": "code", "source": ["x = 1\n", "x"]}]
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells}))
+    expected = "# A\ntext\n\nThe notebook is `a.ipynb` of the repository.\n\n```python\nx = 1\nx\n```\n"
+    assert site.notebook_page(tmp_path / "a.ipynb") == expected
 
 
 def test_links_follow_pages_that_move(site):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from support import fakes
+from support import fakes, notebooks, tiny
 from transformers import AutoModelForCausalLM
 
 from polar_rm.common.config import load_config, to_yaml
@@ -282,3 +282,15 @@ def test_two_processes_train_one_policy_and_stop_together(policy, url, tmp_path)
     code, shown = launched(settings, f"output={tmp_path}/stopped", "monitor={window: 2, length: {max: 0.1, action: stop}}")
     assert code == 1 and "stopped: step 2: length" in shown and (tmp_path / "stopped/checkpoint-2").is_dir(), shown
     assert not (tmp_path / "stopped/policy").exists() and not (tmp_path / "stopped/sft").exists()
+
+
+def test_the_notebook_runs_to_its_end(tmp_path):
+    """All cells of docs/notebooks/3_tune_a_policy.ipynb, with tiny models; `make test` runs those before the training."""
+    tiny.reward_model(tmp_path / "lm", settings=tiny.EncoderSettings(max_length=300, max_response_length=80)).save(
+        tmp_path / "model"
+    )
+    write(tmp_path / "rows.jsonl", [f"{first} {second}" for first in WORDS for second in WORDS])
+    values = {"MODEL": "model", "POLICY": "lm", "DATA": "rows.jsonl", "OUTPUT": "run", "TRAINER": SHORT}
+    printed = notebooks.run(next(path for path in notebooks.NOTEBOOKS if "policy" in path.name), tmp_path, values)
+    assert "report.html" in printed and "* " in printed
+    assert (tmp_path / "run/report.html").is_file()

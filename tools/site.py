@@ -5,6 +5,7 @@ python tools/site.py && mkdocs build --strict
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,8 @@ def site_path(source: Path) -> Path:
         ValueError: it is on no page.
     """
     if source.is_relative_to(ROOT / "docs"):
-        return source.relative_to(ROOT / "docs")
+        page = source.relative_to(ROOT / "docs")
+        return page.with_suffix(".md") if page.suffix == ".ipynb" else page
     if source.parent == ROOT and source.suffix == ".md":
         return Path("project", source.name.lower())
     raise ValueError(f"{source.relative_to(ROOT)} is not on the site: name it without a link")
@@ -46,19 +48,30 @@ def with_links(text: str, source: Path) -> str:
     return "".join(part if index % 2 else LINK.sub(moved, part) for index, part in enumerate(parts))
 
 
+def notebook_page(source: Path) -> str:
+    """A notebook as Markdown: its texts, its code in blocks, and where the file is."""
+    parts = []
+    for cell in json.loads(source.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
+    parts.insert(1, f"The notebook is `{source.relative_to(ROOT).as_posix()}` of the repository.")
+    return "\n\n".join(parts) + "\n"
+
+
 def assemble() -> None:
     """Write all sources anew."""
     shutil.rmtree(TARGET, ignore_errors=True)
     pages = set(page_names(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
     for source in sorted([*ROOT.glob("*.md"), *(path for path in (ROOT / "docs").rglob("*") if path.is_file())]):
         path = site_path(source)
-        if source.suffix == ".md" and path.as_posix() not in pages:
+        if path.suffix == ".md" and path.as_posix() not in pages:
             if source.parent == ROOT:
                 continue  # such as SECURITY.md, which GitHub shows
             raise SystemExit(f"{source.relative_to(ROOT)}: the navigation of mkdocs.yml lacks {path}")
         (TARGET / path).parent.mkdir(parents=True, exist_ok=True)
-        if source.suffix == ".md":
-            (TARGET / path).write_text(with_links(source.read_text(encoding="utf-8"), source), encoding="utf-8")
+        if path.suffix == ".md":
+            text = notebook_page(source) if source.suffix == ".ipynb" else source.read_text(encoding="utf-8")
+            (TARGET / path).write_text(with_links(text, source), encoding="utf-8")
         else:
             shutil.copyfile(source, TARGET / path)
     (TARGET / "reference").mkdir()
