@@ -2,7 +2,8 @@
 
 The first layers of a language model with a one-label head (``AutoModelForSequenceClassification``), trained for one epoch on the
 pairs of a file of comparisons: the first candidate of the best rank against the first of the worst. `polar evaluate` takes the
-folder as ``hf:FOLDER``. TRL leaves out pairs with an answer beyond ``--max-length``; evaluation cuts nothing.
+folder as ``hf:FOLDER``. Answers are cut to their first ``--max-answer`` tokens, as those of the models beside it. TRL leaves out
+pairs that are longer than ``--max-length`` with their prompt; evaluation cuts nothing.
 
     python benchmarks/classifier.py runs/calibration/train.jsonl --output runs/classifier
 """
@@ -24,12 +25,17 @@ from polar_rm.model.language_models import unpack_gguf
 from polar_rm.records import read_comparisons
 
 
-def conversations(file: Path) -> list[dict[str, Any]]:
-    """TRL's conversational form of the pairs."""
+def conversations(file: Path, tokenizer: Any, max_answer: int | None) -> list[dict[str, Any]]:
+    """TRL's conversational form of the pairs, the answers cut to their first ``max_answer`` tokens."""
     rows = []
+
+    def cut(text: str) -> str:
+        ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return text if max_answer is None or len(ends) <= max_answer else text[: ends[max_answer - 1][1]]
+
     for row in read_comparisons(file):
         prompt = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else row.prompt
-        best, worst = (row.candidates[row.ranks.index(rank)] for rank in (min(row.ranks), max(row.ranks)))
+        best, worst = (cut(row.candidates[row.ranks.index(rank)]) for rank in (min(row.ranks), max(row.ranks)))
         if best != worst:
             answers = ([{"role": "assistant", "content": text}] for text in (best, worst))
             rows.append({"prompt": prompt} | dict(zip(("chosen", "rejected"), answers, strict=True)))
@@ -42,6 +48,7 @@ def main() -> None:
     parser.add_argument("--init", default=LANGUAGE_MODEL, help="a causal language model: a folder, or package:NAME")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--max-answer", type=int, help="tokens of an answer; default: all")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--accumulate", type=int, default=4)
     parser.add_argument("--lr", type=float, default=1e-4)
@@ -53,7 +60,7 @@ def main() -> None:
     model = AutoModelForSequenceClassification.from_pretrained(
         folder, num_labels=1, num_hidden_layers=arguments.layers, pad_token_id=tokenizer.pad_token_id, dtype="float32"
     )
-    rows = conversations(arguments.pairs)
+    rows = conversations(arguments.pairs, tokenizer, arguments.max_answer)
     began = time.perf_counter()
     trainer = RewardTrainer(
         model=model,

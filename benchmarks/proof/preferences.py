@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from calibration import on_test_pairs
 
 from polar_rm.calibration import calibrate_files
+from polar_rm.common.extras import require
 from polar_rm.common.files import read_json, write_file
 from polar_rm.common.progress import show_progress
 from polar_rm.errors import NoTemperature, PolarError
@@ -44,19 +45,12 @@ def script(run: Run, name: str, *arguments: str) -> None:
 
 def train_classifier(run: Run) -> list[Row]:
     """A stock classifier on the same pairs and from the same language model, by TRL, without references."""
-    if not _has_trl():
-        raise PolarError("the stock classifier needs TRL: pip install 'polar-rm[bench]'")
+    require("bench", "the stock classifier", "trl")
     folder = run.output / CLASSIFIER
     init = ["--init", str(run.output / "lm")]
     script(run, "classifier.py", str(run.output / "pairs/train.jsonl"), *init, *run.size.classifier, "--output", str(folder))
     facts = read_json(folder / "origin.json")
     return [{"model": CLASSIFIER, "measure": name, "value": facts[name]} for name in ("pairs", "pairs_used", "loss")]
-
-
-def _has_trl() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("trl") is not None
 
 
 def prefer(run: Run) -> list[Row]:

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from support import runs
-from support.gradients import write_gradients
-
-SCRIPT = Path(__file__).parents[1] / "support/gradients.py"
+from support.gradients import write_error, write_gradients
+from support.ranks import on_ranks
 
 
 def gradients(folder: Path, ranks: int, *overrides: str, backend: str = "eager") -> dict:
-    """backend: of a compiled run; aot_eager traces the backward pass as well, which takes twice as long."""
     config, target = runs.config(folder, **runs.with_scores(folder)), folder / f"gradients-{ranks}.pt"
     if ranks == 1:
-        write_gradients(config, target, *overrides)
+        write_gradients(config, target, list(overrides))
     else:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        environment = os.environ | {"COMPILE_BACKEND": backend}
-        result = subprocess.run(
-            [*command, str(SCRIPT), str(config), str(target), *overrides],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=environment,
-        )
-        assert result.returncode == 0, result.stderr
+        on_ranks(ranks, write_gradients, config, target, list(overrides), backend)
     return torch.load(target, weights_only=True)
 
 
@@ -87,11 +73,7 @@ def test_two_ranks_sum_bfloat16_gradients_in_float32(tmp_path):
 @pytest.mark.slow
 def test_a_loss_of_one_rank_that_is_not_finite_ends_both_and_names_its_rows(tmp_path):
     """If one rank raised alone, the other would wait in a collective until its timeout of many minutes."""
-    script = SCRIPT.with_name("not_finite.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    config = runs.config(tmp_path, **runs.with_scores(tmp_path))
-    result = subprocess.run([*command, str(config), str(tmp_path / "error")], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
+    on_ranks(2, write_error, runs.config(tmp_path, **runs.with_scores(tmp_path)), tmp_path / "error")
     errors = [(tmp_path / f"error-{rank}").read_text().split("\n") for rank in (0, 1)]
     assert errors[0] == errors[1]
     message, rows = errors[0]
