@@ -19,19 +19,23 @@ from polar_rm.model.reward_model import RewardModel
 attention.register()
 
 
-def build(family: str, implementation: str = "tree_cpu") -> RewardModel:
+def build(family: str, implementation: str = "tree_cpu", **changes: int) -> RewardModel:
     torch.manual_seed(0)
-    config = tiny.config(family, num_labels=1, attn_implementation=implementation, num_hidden_layers=3)
+    config = tiny.config(family, num_labels=1, attn_implementation=implementation, **{"num_hidden_layers": 3} | changes)
     return RewardModel(AutoModelForSequenceClassification.from_config(config), None, {}).train()
 
 
-def compile_layers(model: RewardModel, monkeypatch) -> None:
-    """Compile with tracing but without code generation: the number of graphs does not depend on the backend."""
+@pytest.fixture(autouse=True)
+def no_graphs():
     torch._dynamo.reset()
     counters.clear()
+
+
+def compile_layers(model: RewardModel, monkeypatch, backend: str = "aot_eager") -> None:
+    """Compile with tracing but without code generation: the number of graphs does not depend on the backend."""
     real = torch.compile
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "compile", lambda function, **options: real(function, backend="aot_eager", **options))
+        patch.setattr(torch, "compile", lambda function, **options: real(function, backend=backend, **options))
         assert layers.compile_layers(model.backbone, torch.float32)
 
 
@@ -97,3 +101,14 @@ def test_every_family_compiles_to_the_same_numbers(family, monkeypatch):
     for forest in forests(3):
         assert_equal(scores_and_gradients(model, pack(forest, multiple=32)), scores_and_gradients(plain, pack(forest)))
     assert counters["stats"]["unique_graphs"] <= 3
+
+
+@pytest.mark.slow
+def test_models_of_many_shapes_compile_in_one_process(monkeypatch):
+    """torch's limit of 8 graphs of a function would end the ninth, and with it a training."""
+    row = pack(forests(1)[0], multiple=32)
+    for width in range(9):
+        model = build("llama", num_hidden_layers=1, intermediate_size=8 * (width + 1))
+        compile_layers(model, monkeypatch, "eager")
+        assert torch.isfinite(model(row)).all()
+    assert counters["stats"]["unique_graphs"] == 9

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import _dynamo as dynamo
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -20,6 +21,9 @@ from polar_rm.model.skipping import LastLayer
 
 # Parts of a layer that compute every token separately, so that they compile whatever the attention is.
 _PARTS = ("mlp", "input_layernorm", "post_attention_layernorm")
+# torch allows 8 of a function, and with a whole graph the ninth ends the run. Training, evaluation and comparisons that are split
+# over their candidates need up to 7 of the last layer (torch 2.13), and a second model of another shape as many again.
+_GRAPHS = 64
 
 
 def compile_layers(backbone: PreTrainedModel, dtype: torch.dtype) -> bool:
@@ -34,6 +38,7 @@ def compile_layers(backbone: PreTrainedModel, dtype: torch.dtype) -> bool:
         for part in [getattr(layer, name) for layer in layers for name in _PARTS if hasattr(layer, name)]:
             part.compile(dynamic=True)
         return False
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _GRAPHS)
     for layer in layers:
         vars(layer.mlp).pop("forward", None)  # the `Chunked` object differs by layer, so that each layer would get its own graph
         forward = layer.forward.__call__ if isinstance(layer.forward, LastLayer) else layer.forward
