@@ -83,7 +83,7 @@ proof-small: $(READY)  ## the paper's claims at a small size; DATA=FOLDER is you
 docs: $(READY)  ## the documentation site, in build/site/html; a dead link or anchor fails
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/python tools/site.py
-	$(BIN)/zensical build --clean --strict
+	$(BIN)/zensical build --config-file zensical.yml --clean --strict
 
 release-check: $(READY)  ## the wheel in an empty environment: it installs, and what README and docs import is in it
 	rm -rf dist .venv-release && $(PYTHON) -m venv .venv-release

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -42,6 +43,26 @@ def test_a_notebook_is_a_page_with_its_code(site, tmp_path, monkeypatch):
     (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells}))
     expected = "# A\ntext\n\nThe notebook is `a.ipynb` of the repository.\n\n```python\nx = 1\nx\n```\n"
     assert site.notebook_page(tmp_path / "a.ipynb") == expected
+
+
+def test_the_site_has_colours_for_the_dark():
+    settings = yaml.safe_load((ROOT / "zensical.yml").read_text())
+    assert settings["INHERIT"] == "mkdocs.yml"
+    assert [each["media"] for each in settings["theme"]["palette"]] == [
+        f"(prefers-color-scheme: {scheme})" for scheme in ("light", "dark")
+    ]
+    assert "--config-file zensical.yml" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.slow
+def test_the_site_is_built_strictly():
+    """Where Zensical is installed (`make docs` does); its build ends with an error at a dead link or anchor."""
+    pytest.importorskip("zensical", reason="zensical is not installed")
+    for command in (["tools/site.py"], ["-m", "zensical", "build", "--config-file", "zensical.yml", "--clean", "--strict"]):
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    page = (ROOT / "build/site/html/notebooks/1_score_and_look.html").read_text()
+    assert "Score and look" in page and "prefers-color-scheme: dark" in page
 
 
 def test_links_follow_pages_that_move(site):
