@@ -75,7 +75,8 @@ def cluster() -> Iterator[None]:
     paths = os.pathsep.join(str(ROOT / path) for path in ("src", "tests"))
     variables = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     quiet: dict[str, Any] = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
-    ray.init(num_cpus=2, runtime_env={"env_vars": variables}, **quiet)
+    settings = {"worker_niceness": 0}  # by default workers give way to whatever else runs, and time out on a busy machine
+    ray.init(num_cpus=2, runtime_env={"env_vars": variables}, _system_config=settings, **quiet)
     try:
         yield
     finally:
