@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -21,6 +23,17 @@ HEADS, KV_HEADS, DIM = 9, 3, 64  # a group size that is not a power of two
 SCALE = 0.2
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def other_kernel():
+    """``FLASH_ATTENTION=FA4 pytest tests/attention/test_cuda.py`` tests our operators over another kernel of torch."""
+    if name := os.environ.get("FLASH_ATTENTION"):
+        torch.nn.attention.activate_flash_attention_impl(name)
+        yield
+        torch.nn.attention.restore_flash_attention_impl()
+    else:
+        yield
 
 
 def tensors(dtype: torch.dtype, device: str) -> list[torch.Tensor]:

@@ -89,6 +89,7 @@ def test_checkpoint_of_two_ranks_resumes_on_one(tmp_path):
     # max_steps would change the learning rate schedule, so the run is interrupted by deleting its later checkpoints.
     two_ranks = runs.run("pretrain", config, "checkpoint_every=4", "keep_checkpoints=10", ranks=2)
     assert two_ranks.returncode == 0, two_ranks.stderr
+    assert json.loads((tmp_path / "run/run.json").read_text())["optimizer"] == {"name": "AdamW", "fused": True}
     for folder in (tmp_path / "run/checkpoints").glob("step-*"):
         if folder.name != "step-00000004":
             shutil.rmtree(folder)
