@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,33 @@ def call_faults(value: Any, attribute: str, call: ast.Call) -> list[str]:
     except TypeError as error:
         return [f"{ast.unparse(call.func)}: {error}"]
     return []
+
+
+def shown_runs() -> list[tuple[Block, str]]:
+    """Blocks of Python that need only the package, each with the block after it: what it prints."""
+    blocks = [block for name in DOCUMENTS for block in read_blocks(text_of(name), name)]
+    return [
+        (block, after.text)
+        for block, after in pairwise(blocks)
+        if block.language == "python" and "package:demo" in block.text and (block.file, after.language) == (after.file, "text")
+    ]
+
+
+def test_what_needs_only_the_package_prints_what_is_shown(capsys):
+    """Numbers may differ in their last digit on another machine."""
+    runs = shown_runs()
+    assert {block.file for block, _ in runs} >= {"README.md", "docs/index.md"}
+    printed = {}
+    for block, expected in runs:
+        if block.text not in printed:
+            exec(block.text, {})
+            printed[block.text] = capsys.readouterr().out
+        found, shown = (
+            [re.findall(r"[+-][0-9.]+", line) for line in text.splitlines()] for text in (printed[block.text], expected)
+        )
+        assert [len(line) for line in found] == [len(line) for line in shown] and any(shown), block
+        for mine, theirs in zip(found, shown, strict=True):
+            assert [float(each) for each in mine] == pytest.approx([float(each) for each in theirs], abs=0.011), block
 
 
 def test_verbs_in_the_text_exist(document):

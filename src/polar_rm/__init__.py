@@ -2,7 +2,7 @@
 
     import polar_rm
 
-    scorer = polar_rm.load("runs/quickstart/pretrain/model")
+    scorer = polar_rm.load("package:demo")
     scorer.score_outputs(prompt="2 + 2?", reference="4", outputs=["4", "5"])
 
 Names are imported on first use, so that ``polar_rm.records``, ``polar_rm.encoding`` and the clients work without torch.
@@ -36,7 +36,8 @@ _MODULES = {
 def load(directory: str | Path, *, dtype: str = "float32", device: str = "auto") -> Scorer:
     """Load a saved reward model for scoring.
 
-    directory: a folder, or an id of the Hub such as ``owner/name@revision``; an official POLAR checkpoint is converted first.
+    directory: a folder, ``package:demo``, or an id of the Hub such as ``owner/name@revision``; an official POLAR checkpoint is
+    converted first.
     dtype: of the backbone: float32, bfloat16 or float16; scores are float32. device: cpu, cuda, or auto, which takes CUDA where
     there is one.
 

@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.common.paths import check_data
 from polar_rm.common.problems import Problems
-from polar_rm.common.sources import HUB, is_model_id, model_folder
+from polar_rm.common.sources import HUB, PACKAGE, is_model_id, model_folder
 from polar_rm.conversion.official import native_folder
 
 if TYPE_CHECKING:
@@ -185,11 +185,11 @@ KeyEnv = Annotated[
 
 def _local(name: str | Path) -> str | Path:
     # The name of a package stays: the folder of an environment says less in the records of a run.
-    return name if str(name).startswith("package:") else model_folder(name)
+    return name if str(name).startswith(PACKAGE) else model_folder(name)
 
 
 def _tokenizer(name: str | Path) -> str | Path:
-    return name if str(name).startswith("package:") else model_folder(name, weights=False)
+    return name if str(name).startswith(PACKAGE) else model_folder(name, weights=False)
 
 
 def _reward(name: str | Path) -> str | Path:

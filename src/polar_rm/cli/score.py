@@ -75,6 +75,8 @@ def score(
 
     Examples:
 
+        polar score --model package:demo --input items.jsonl --output scores.jsonl
+
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl
 
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl --transform probability

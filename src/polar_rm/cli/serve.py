@@ -109,6 +109,8 @@ def serve(
 
     Examples:
 
+        polar serve --model package:demo
+
         polar serve --model runs/rm/model
 
         curl http://127.0.0.1:30000/v1/score --json '{"items": [{"prompt": "2 + 2?", "reference": "4", "outputs": ["4", "5"]}]}'

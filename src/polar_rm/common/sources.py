@@ -24,7 +24,8 @@ from polar_rm.errors import PolarError
 
 HUB = "hf:"
 """The prefix of names on the Hugging Face Hub."""
-_PACKAGE = "package:"
+PACKAGE = "package:"
+"""The prefix of names of what is in an installed package."""
 DEMO = "package:demo"
 """The demonstration model, which is part of polar: a small one, for a first look."""
 _REVISION = r"(?:@(?P<revision>refs/(?:pr|convert)/[\w.-]+|[^@/\s]+))?"
@@ -63,7 +64,7 @@ def model_folder(source: str | Path, *, weights: bool = True) -> Path:
         PolarError: there is no such folder, package or repository, or the Hub refuses it.
     """
     name = str(source)
-    if name.startswith(_PACKAGE):
+    if name.startswith(PACKAGE):
         return _package_folder(name)
     if not name.startswith(HUB) and Path(name).is_dir():
         _note_both(name)
@@ -125,7 +126,7 @@ def snapshot_source(path: str | Path, kind: RepoKind) -> tuple[str, str] | None:
 def is_remote(source: str | Path) -> bool:
     """Whether a name of data means something that has to be fetched, or found in a package."""
     name = str(source)
-    return not Path(name).exists() and (name.startswith((HUB, _PACKAGE)) or bool(_ADDRESS.fullmatch(name)))
+    return not Path(name).exists() and (name.startswith((HUB, PACKAGE)) or bool(_ADDRESS.fullmatch(name)))
 
 
 def data_path(source: str | Path) -> Path:
@@ -137,7 +138,7 @@ def data_path(source: str | Path) -> Path:
     name = str(source)
     if not is_remote(source):
         return Path(source)
-    if name.startswith(_PACKAGE):
+    if name.startswith(PACKAGE):
         return _package_data(name)
     if name not in _DATA:
         _DATA[name] = _hub_data(name) if name.startswith(HUB) else _address_data(name)
@@ -152,16 +153,16 @@ def note(text: str) -> None:
 
 def _package_data(name: str) -> Path:
     """The files of ``package:NAME/path``; the path may be a pattern."""
-    package, _, path = name.removeprefix(_PACKAGE).partition("/")
+    package, _, path = name.removeprefix(PACKAGE).partition("/")
     if not path or ".." in path.split("/"):
-        raise PolarError(f"{name}: expected {_PACKAGE}NAME/path of data in an installed package, without ..")
-    return _package_folder(f"{_PACKAGE}{package}") / path
+        raise PolarError(f"{name}: expected {PACKAGE}NAME/path of data in an installed package, without ..")
+    return _package_folder(f"{PACKAGE}{package}") / path
 
 
 def _package_folder(name: str) -> Path:
     if name == DEMO:  # also where a package of this name is installed
         return Path(__file__).parents[1] / "demo"
-    package = name.removeprefix(_PACKAGE)
+    package = name.removeprefix(PACKAGE)
     # The package is located, but not imported: such packages import tools that we don't need.
     try:
         spec = find_spec(package)

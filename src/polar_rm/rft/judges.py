@@ -18,7 +18,7 @@ from polar_rm.common.config import Config, PathText
 from polar_rm.common.extras import needs, require
 from polar_rm.common.http import key_from_environment
 from polar_rm.common.limits import MAX_ROW_TOKENS
-from polar_rm.common.sources import HUB, is_model_id, model_folder
+from polar_rm.common.sources import HUB, PACKAGE, is_model_id, model_folder
 from polar_rm.common.text import first_line
 from polar_rm.errors import ConfigError, PolarError, ScoreError
 from polar_rm.records import Comparison, InvalidRecord, Reference, Text, Wrapper, flatten
@@ -193,7 +193,7 @@ class GoldConfig(_JudgeConfig):
         from polar_rm.common.files import sha256
 
         name = self.model.removeprefix(HUB).removeprefix("embedding:")
-        folder = model_folder(name) if name.startswith(HUB) or is_model_id(name) else Path(name)
+        folder = model_folder(name) if name.startswith((HUB, PACKAGE)) or is_model_id(name) else Path(name)
         return sha256(folder) if folder.is_dir() else None
 
 
