@@ -77,8 +77,6 @@ def score(
 
         polar score --model package:demo --input items.jsonl --output scores.jsonl
 
-        polar score --model runs/rm/model --input items.jsonl --output scores.jsonl
-
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl --transform probability
 
         polar score --model runs/rm/model --input talks.jsonl --output turns.jsonl --each-turn
