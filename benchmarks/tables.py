@@ -35,8 +35,8 @@ LIMITS = """## Limits
 * Three claims of the paper were tried over three seeds with models of two layers only, which are all at chance, below length and
   TF-IDF ([proof](../proof.md#results-at-the-small-size)). It says nothing for or against the claims. The full size was not run.
 * No run here had more than one GPU. Times of several GPUs in the documents are arithmetic.
-* Speed against TRL, transformers and vLLM was measured before results were written to JSON, so it stands in the log
-  ([training](log.md#training-speed), [scoring](log.md#scoring-speed), [serving](log.md#serving-under-load)).
+* What was measured before results were written to JSON is copied from the log into `headlines.json`, with the commit that logged
+  it. Speed against vLLM stands in the log alone ([serving](log.md#serving-under-load)).
 """
 
 
@@ -100,6 +100,7 @@ def between(interval: list[float], *, digits: int = 3, signed: bool = False) -> 
 def quality() -> Iterator[Row]:
     """How good: contenders, references, calibration, best of n, the audit."""
     yield from _contenders(load("contenders"))
+    yield from _headlines(speed=False)
     data = load("references")
     for count, combine in ((2, "mean"), (4, "mean")):
         [row] = [
@@ -115,6 +116,20 @@ def quality() -> Iterator[Row]:
             claim = f"best of {row['max_n']} by {row['contender']}, {row['n_prompts']} prompts: gold above a random pick's"
             yield Row(claim, f"{row['gain']['value']:+.3f}", between(row["gain"]["ci95"], signed=True), row)
     yield from _audit()
+
+
+def _headlines(*, speed: bool) -> Iterator[Row]:
+    """The rows that were copied from the log: ratios of speed, or accuracies."""
+    for row in load("headlines"):
+        interval = between(row["ci95"]) if "ci95" in row else ""
+        if not speed and "accurac" in row["figure"]:
+            yield Row(f"{row['what']}: {row['figure']}", f"{row['value']:.3f}", interval, row)
+        elif speed and " over " in row["figure"]:
+            value = f"{row['value']:g}"
+            if "high" in row:
+                spread = f"{row['low']:g} to {row['high']:g}"
+                value = spread if row["value"] == row["low"] else f"{value} ({spread})"
+            yield Row(f"{row['what']}, {row['precision']}: {row['figure']}", value, "", row)
 
 
 def _contenders(data: dict[str, Any]) -> Iterator[Row]:
@@ -172,6 +187,7 @@ def speed() -> Iterator[Row]:
     for (_, k), row in sorted(newest.items()):
         claim = f"training, 1B random parameters, K = {k}, compiled: tokens/s (utilisation)"
         yield Row(claim, f"{row['tokens_per_second']:,.0f} ({row['mfu']:.2f})", "", row)
+    yield from _headlines(speed=True)
     data = load("select")
     for row in data["rows"]:
         claim = f"`polar select`, {row['rows']:,} rows, {row['case']}: rows/s (peak memory)"
