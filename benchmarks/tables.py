@@ -198,6 +198,31 @@ def speed() -> Iterator[Row]:
         yield Row(claim, f"{row['cost']:.2f} ({row['cost_low']:.2f} to {row['cost_high']:.2f})", "", row)
 
 
+DEPTH = """CPU seconds of the peer over ours, the median of the rounds: float32, one thread, SmolLM2-135M's first layers, sides
+in turn on a shared machine. *Packed*: the same sequences in rows without padding and without sharing, in our own loop. *Plain*:
+transformers, one sequence at a time. The share is that of the rate which the core reaches in the model's matrix products alone
+(GFLOP/s), with the FLOPs that a side has to do. Two layers flatter us, because the last layer is computed at score positions
+only; thirty are the complete model.
+"""
+
+
+def by_depth() -> str:
+    """The table of training and scoring by depth."""
+    lines = ["| | layers | K | fewer tokens | over packed | over plain | share: ours, packed | GFLOP/s | rounds |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    rows = sorted(load("depth"), key=lambda row: (row["work"], -row["layers"], row["candidates"]))
+    for row in rows:
+        ratios = row["cpu_ratio"]
+        plain = f"{ratios['plain']:.2f}" if "plain" in ratios else ""
+        shares = ", ".join(f"{row['share'][name]:.2f}" for name in ("ours", "packed"))
+        lines.append(
+            f"| {row['work']} | {row['layers']} | {row['candidates']} | {row['counted']:.2f} | {ratios['packed']:.2f} | {plain} "
+            f"| {shares} | {row['product_gflops']:.0f} | {row['rounds']} |"
+        )
+    commands = dict.fromkeys(row["command"] for row in rows)
+    return "\n".join(["## Training and scoring by depth", "", DEPTH, *lines, "", *(f"    {command}" for command in commands), ""])
+
+
 def reliability() -> Iterator[Row]:
     """What was broken on purpose."""
     for row in load("kills"):
@@ -214,6 +239,7 @@ def page() -> str:
     sections = [
         tables.table("Quality", list(quality())),
         tables.table("Speed", list(speed())),
+        by_depth(),
         tables.table("Reliability", list(reliability())),
     ]
     return "\n".join([HEAD, LIMITS, *sections, tables.list_commands()])
