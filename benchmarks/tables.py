@@ -220,7 +220,7 @@ def by_depth() -> str:
             f"| {shares} | {row['product_gflops']:.0f} | {row['rounds']} |"
         )
     commands = dict.fromkeys(row["command"] for row in rows)
-    return "\n".join(["## Training and scoring by depth", "", DEPTH, *lines, "", *(f"    {command}" for command in commands), ""])
+    return "\n".join(["## Training and scoring by depth", "", DEPTH, *lines, "", *(f"* `{command}`" for command in commands), ""])
 
 
 def reliability() -> Iterator[Row]:

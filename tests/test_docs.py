@@ -266,13 +266,17 @@ def test_the_page_of_results_is_what_its_script_makes():
 
 
 def headline_rows() -> dict[str, set[str]]:
-    """Section of the log -> all numbers of its rows in headlines.json, as a table may round them."""
+    """Section -> all numbers of its rows in headlines.json or depth.json, as a table may round them."""
     found: dict[str, set[str]] = {}
     for row in json.loads((ROOT / "benchmarks/results/headlines.json").read_text()):
         values = [row[name] for name in ("value", "low", "high") if name in row] + row.get("ci95", [])
         found.setdefault(row["source"], set()).update(f"{value:.{digits}f}" for value in values for digits in (1, 2, 3))
         assert {"what", "figure", "machine", "precision", "date", "logged_in", "command"} <= row.keys()
         assert row["source"].partition("#")[2] in anchors(text_of("docs/results/log.md"))
+    by_depth = found["docs/results/index.md#training-and-scoring-by-depth"] = set()
+    for row in json.loads((ROOT / "benchmarks/results/depth.json").read_text()):
+        if row["layers"] == 30:  # the complete model
+            by_depth.update(f"{ratio:.2f}" for ratio in row["cpu_ratio"].values())
     return found
 
 
@@ -284,7 +288,7 @@ def test_every_number_of_the_readmes_table_is_in_a_row_of_json():
         if link := re.search(r"\]\((\S+)\)", name):
             section = link[1]
         for number in re.findall(r"\d+\.\d+", f"{measured} {against}"):
-            assert number in known[section], f"{name}: {number} is in no row of benchmarks/results/headlines.json"
+            assert number in known[section], f"{name}: {number} is in no row of benchmarks/results"
             checked += 1
         assert len(re.findall(r"\b(?:H100|H200|CPU)\b", machine)) == 1, f"{name}: one machine a row, not {machine}"
         assert not re.search(r"\d layers? (and|or|to) ", name), f"{name}: one depth a row"
