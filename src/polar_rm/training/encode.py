@@ -14,7 +14,7 @@ from polar_rm.common.progress import Progress, silent
 from polar_rm.encoded.build import MIB, Encoding, Survey, check_bad_rows, encode_folder, survey_input
 from polar_rm.encoded.corpus import EncodedCorpus
 from polar_rm.encoding.encoder import Encoder
-from polar_rm.records import FilePart, OnBadRow, read_comparisons, side_file, survey_files
+from polar_rm.records import FilePart, OnBadRow, count_rows, read_comparisons, side_file, survey_files
 from polar_rm.training.encode_config import EncodeConfig
 from polar_rm.training.prepare import read_blueprint
 
@@ -60,12 +60,15 @@ def plan_encoding(config: EncodeConfig) -> EncodePlan:
     survey = _survey(config)
     encoder = read_blueprint(config).encoder
     parts = [part for part in survey.parts if part.n_bytes] or list(survey.parts)
-    n_bytes = tokens = disk = 0
+    rows = n_bytes = tokens = disk = 0
     start = time.process_time()
     for part in parts[:: max(1, len(parts) // _SAMPLED_PARTS)][:_SAMPLED_PARTS]:
-        read, encoded, stored = _sample(part, encoder, config)
-        n_bytes, tokens, disk = n_bytes + read, tokens + encoded, disk + stored
-    factor = survey.n_bytes / max(1, n_bytes)
+        sampled, read, encoded, stored = _sample(part, encoder, config)
+        rows, n_bytes, tokens, disk = rows + sampled, n_bytes + read, tokens + encoded, disk + stored
+    counts = [count_rows(path) for path in dict.fromkeys(part.path for part in parts)]
+    known = [count for count in counts if count is not None]
+    # Bytes of a file also hold names of fields and what is not encoded: they are too many, but all that some formats tell.
+    factor = sum(known) / max(1, rows) if len(known) == len(counts) else survey.n_bytes / max(1, n_bytes)
     seconds = time.process_time() - start
     undivided = tuple(str(part.path) for part in survey.parts if not part.is_slice and part.n_bytes > 2 * survey.part_bytes)
     return EncodePlan(
@@ -80,8 +83,8 @@ def plan_encoding(config: EncodeConfig) -> EncodePlan:
     )
 
 
-def _sample(part: FilePart, encoder: Encoder, config: EncodeConfig) -> tuple[int, int, int]:
-    """Bytes of text, tokens and bytes on the disk of the first rows of a part."""
+def _sample(part: FilePart, encoder: Encoder, config: EncodeConfig) -> tuple[int, int, int, int]:
+    """Number, bytes of text, tokens and bytes on the disk of the first rows of a part."""
     bad = OnBadRow("error", strip_prompt=config.strip_prompt)
     rows = list(islice(read_comparisons(part, bad), _SAMPLED_ROWS))
     trees = encoder.encode_many(rows if config.reference == "given" else [replace(row, reference="") for row in rows])
@@ -89,7 +92,7 @@ def _sample(part: FilePart, encoder: Encoder, config: EncodeConfig) -> tuple[int
         len(str(each).encode(errors="replace")) for row in rows for each in (row.prompt, row.reference, *row.candidates)
     )
     tokens = sum(tree.n_tokens for tree in trees)
-    return n_bytes, tokens, 4 * tokens + 40 * len(trees) + 12 * sum(len(tree.ranks) for tree in trees)
+    return len(rows), n_bytes, tokens, 4 * tokens + 40 * len(trees) + 12 * sum(len(tree.ranks) for tree in trees)
 
 
 @dataclass(frozen=True, slots=True)
