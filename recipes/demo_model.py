@@ -38,6 +38,7 @@ from polar_rm.training.trainer import train
 DATA = Path("src/polar_rm/quickstart/data")
 DEMO = Path("src/polar_rm/demo")
 HELD_OUT = DATA / "held_out.jsonl"
+SCORED = DATA / "scored.jsonl"
 N_HELD_OUT = 96
 LANGUAGE_MODEL = SmallLanguageModel(
     size="4x128",
@@ -95,6 +96,7 @@ def package(output: Path) -> None:
     rows = list(read_comparisons(output / "corpus" / UNSEEN_PROMPTS))
     write_records(HELD_OUT, random.Random(0).sample(rows, N_HELD_OUT))
     scorer = Scorer(RewardModel.from_pretrained(DEMO))
+    write_scored(scorer)
     report = evaluate({"package:demo": scorer}, held_out, by="policy").report
     packaged = evaluate({"package:demo": scorer}, ComparisonFiles([HELD_OUT])).report
     calibrated = calibrate(scorer, held_out, model="package:demo")
@@ -122,6 +124,18 @@ def package(output: Path) -> None:
     }
     write_json(DEMO / "provenance.json", facts)
     write_file(DEMO / "README.md", card(facts))
+
+
+def write_scored(scorer: Scorer) -> None:
+    """Answers with rewards for ``recipe:select``: of each prompt of the held-out comparisons the first one, whose reference they
+    share."""
+    first = list({row.prompt: row for row in reversed(list(read_comparisons(HELD_OUT)))}.values())
+    lines = [
+        json.dumps({"prompt": row.prompt, "output": output, "score": round(score, 4)})
+        for row, scores in zip(first, scorer.score_comparisons(first), strict=True)
+        for output, score in zip(row.candidates, scores, strict=True)
+    ]
+    write_file(SCORED, "".join(f"{line}\n" for line in lines))
 
 
 def _count(folder: Path) -> int:

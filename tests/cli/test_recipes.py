@@ -9,6 +9,8 @@ from polar_rm.common.problems import Problems
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.references.config import ReferencesConfig
 from polar_rm.rft.config import RftConfig
+from polar_rm.sampling.config import SamplingConfig
+from polar_rm.selection.config import SelectConfig
 from polar_rm.training.config import TrainConfig
 
 RECIPES = {
@@ -17,6 +19,8 @@ RECIPES = {
     "references": ReferencesConfig,
     "rft": RftConfig,
     "pretrain_small": TrainConfig,
+    "sampling_small": SamplingConfig,
+    "select": SelectConfig,
 }
 MADE_BEFORE = "runs/corpus/train: no such file or folder"
 """What recipe:corpus writes."""
