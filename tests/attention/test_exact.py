@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import tiny
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForSequenceClassification
 
 from polar_rm import attention
@@ -174,6 +175,22 @@ def test_the_kernel_for_inference_gives_the_same(last):
     expected = cpu.tree_cpu(query, key, value, tree, 0.3, last)[:, :, rows]
     with torch.inference_mode():
         torch.testing.assert_close(cpu.tree_cpu(query, key, value, tree, 0.3, last)[:, :, rows], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_products_stay_on_the_device_of_the_queries(monkeypatch):
+    """A Mac's GPU has the CPU's attention. Fake tensors of another device refuse any tensor that is left on the CPU."""
+    tree = TreeLayout((TreeSpan(0, 150, (300, 1)),)).tensors()
+    segments = list(cpu._segments(tree.segments, False))
+    monkeypatch.setattr(cpu, "_segments", lambda *_: iter(segments))
+    with FakeTensorMode():
+        query, key, value = (torch.empty(heads, 451, 8, device="meta") for heads in (4, 2, 2))
+        with torch.inference_mode():
+            output, kept = cpu._forward._init_fn(query, key, value, None, 0.3, False, 500)
+        gradients = cpu._backward._init_fn(output, query, key, value, kept, None, 0.3, False)
+    assert [(each.device.type, each.shape) for each in (output, *gradients)] == [
+        ("meta", each.shape) for each in (query, query, key, value)
+    ]
+    assert cpu._causal(2, 1, torch.float32, torch.device("meta")).device.type == "meta"
 
 
 def test_wrong_branch_mask_is_caught():

@@ -1,4 +1,5 @@
-"""Tree attention on a CPU: plain matrix products over blocks of query rows, each against only the keys that it may attend to.
+"""Tree attention on a CPU and on the GPU of a Mac: plain matrix products over blocks of query rows, each against only the keys
+that it may attend to.
 
 A tree is a list of segments: the prefix, which attends to itself, and each branch, which attends to the prefix and itself. The
 rows of a segment are processed in blocks. The keys of a block are one contiguous range, its softmax is complete (there are no
@@ -102,9 +103,9 @@ def _multiple(tensor: torch.Tensor) -> int:
 
 
 @lru_cache(512)
-def _causal(rows: int, groups: int, dtype: torch.dtype) -> torch.Tensor:
+def _causal(rows: int, groups: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """[groups * rows, rows + PAD_MULTIPLE]: minus infinity above the diagonal, repeated for every head of the group."""
-    return torch.full((rows, rows + PAD_MULTIPLE), -torch.inf, dtype=dtype).triu_(1).repeat(groups, 1)
+    return torch.full((rows, rows + PAD_MULTIPLE), -torch.inf, dtype=dtype, device=device).triu_(1).repeat(groups, 1)
 
 
 class _KeptProbabilities:
@@ -132,7 +133,7 @@ def _probabilities(
 ) -> torch.Tensor:
     """Softmax of a block's queries, which are scaled already, over its keys; written to ``out`` if it is given."""
     scores = torch.bmm(query, keys.transpose(1, 2))
-    scores[:, :, -block.n_diagonal :] += _causal(block.size, groups, scores.dtype)[:, : block.n_diagonal]
+    scores[:, :, -block.n_diagonal :] += _causal(block.size, groups, scores.dtype, scores.device)[:, : block.n_diagonal]
     return torch.softmax(scores, -1) if out is None else torch._softmax(scores, -1, False, out=out)
 
 
@@ -147,7 +148,7 @@ def _forward(
     """query [heads, T, dim], key and value [kv_heads, T, dim] -> [heads, T, dim], and the kept probabilities [n_kept]"""
     kept = query.new_empty(n_kept)
     # In bfloat16 the products below round as transformers' own attention does, and the inference kernel differently.
-    if torch.is_inference_mode_enabled() and query.dtype == torch.float32:
+    if torch.is_inference_mode_enabled() and query.dtype == torch.float32 and query.device.type == "cpu":
         return _in_inference(query, key, value, tree, scale, scores_only), kept
     heads, n_tokens, dim = query.shape
     kv_heads = key.shape[0]
@@ -189,13 +190,13 @@ def _backward(
     # A prefix collects the gradients of all branches, so the sums have at least float32 whatever the compute type.
     sum_dtype = torch.promote_types(key.dtype, torch.float32)
     d_query = torch.zeros_like(query) if scores_only else torch.empty_like(query)
-    d_key = torch.zeros(key.shape, dtype=sum_dtype)
-    d_value = torch.zeros(value.shape, dtype=sum_dtype)
+    d_key = key.new_zeros(key.shape, dtype=sum_dtype)
+    d_value = value.new_zeros(value.shape, dtype=sum_dtype)
     target, views = d_query.view(shape), _KeptProbabilities(kept)
     for segment in _segments(tree, scores_only, _multiple(scaled)):
         keys, values = segment.keys(key), segment.keys(value)
-        d_keys = torch.zeros(keys.shape, dtype=sum_dtype)
-        d_values = torch.zeros(values.shape, dtype=sum_dtype)
+        d_keys = key.new_zeros(keys.shape, dtype=sum_dtype)
+        d_values = value.new_zeros(values.shape, dtype=sum_dtype)
         for block in segment.blocks():
             rows, d_block, n_keys = block.rows(scaled), block.rows(gradient), block.n_keys
             probabilities = views.next(kv_heads, groups * block.size, n_keys)
@@ -246,7 +247,8 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 @lru_cache(4)
 def _mask(width: int) -> torch.Tensor:
     """float32 [BLOCK, width + BLOCK]: zeros, then a square with minus infinity above the diagonal. Masks are slices of it."""
-    return torch.cat([torch.zeros(BLOCK, width, dtype=torch.float32), _causal(BLOCK, 1, torch.float32)[:, :BLOCK]], 1)
+    causal = _causal(BLOCK, 1, torch.float32, torch.device("cpu"))[:, :BLOCK]
+    return torch.cat([torch.zeros(BLOCK, width, dtype=torch.float32), causal], 1)
 
 
 def _in_inference(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from polar_rm.common.devices import DEVICE_HELP, DeviceName
 from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.common.paths import check_data
 from polar_rm.common.problems import Problems
@@ -140,7 +141,7 @@ Precision = Annotated[
     Literal["auto", "bf16", "fp32", "fp16"],
     typer.Option(help="Precision of the backbone; `auto` takes bf16 where the hardware has it, which is faster."),
 ]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="`auto` takes CUDA where there is one.")]
+Device = Annotated[DeviceName, typer.Option(help=DEVICE_HELP)]
 _BAD_ROWS = "`error`: stop at a bad row. `skip`: count it, write it to a side file and continue."
 BadRows = Annotated[Literal["error", "skip"], typer.Option("--on-bad-row", help=_BAD_ROWS)]
 BadRowsOf = Annotated[

@@ -10,6 +10,7 @@ import typer
 
 from polar_rm.cli.options import load, verb
 from polar_rm.cli.output import message
+from polar_rm.common.devices import DEVICE_HELP, DeviceName
 from polar_rm.common.extras import needs
 from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.errors import PolarError
@@ -44,9 +45,7 @@ _Precision = Annotated[
     Literal["auto", "bf16", "fp32", "fp16"] | None,
     typer.Option(help="Precision of the backbone, fp32 by default; `auto` takes bf16 where the hardware has it."),
 ]
-_Device = Annotated[
-    Literal["auto", "cpu", "cuda"] | None, typer.Option(help="`auto`, the default, takes CUDA where there is one.")
-]
+_Device = Annotated[DeviceName | None, typer.Option(help=f"The default is auto. {DEVICE_HELP}")]
 _Rows = Annotated[
     int | None,
     typer.Option(min=1, max=MAX_ROW_TOKENS, help="Maximum number of tokens of a packed row, 8192 by default; affects memory."),

@@ -28,9 +28,15 @@ def versions() -> dict[str, Any]:
         "machine": {
             "system": platform.platform(),
             "threads": torch.get_num_threads() if torch else os.cpu_count(),
-            "accelerator": torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None,
+            "accelerator": _accelerator(torch) if torch else None,
         },
     }
+
+
+def _accelerator(torch: Any) -> str | None:
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return "GPU of a Mac (mps)" if torch.backends.mps.is_available() else None
 
 
 def _version(package: str) -> str | None:

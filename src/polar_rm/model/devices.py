@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from polar_rm.common.devices import DeviceName
 from polar_rm.common.memory import machine_memory
 from polar_rm.errors import PolarError
 
@@ -20,22 +21,30 @@ _M_MMAP_MAX = -4
 _PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
+_KINDS = {"cuda": "CUDA device", "mps": "GPU of a Mac"}
 DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 """The precisions' names in our options -> their names in PyTorch and transformers."""
 
 
 def pick_device(name: str) -> str:
-    """``cpu`` or ``cuda``; ``auto`` takes CUDA if there is a CUDA device.
+    """``cpu``, ``cuda`` or ``mps``; ``auto`` takes CUDA if there is a CUDA device, else the GPU of a Mac, else the CPU.
+
+    Under ``torchrun`` ``auto`` takes no ``mps``: a Mac has one GPU, and torch has no collectives on it.
 
     Raises:
-        PolarError: the name is unknown, or torch sees no CUDA device.
+        PolarError: the name is unknown, torch sees no such device, or several ranks ask for ``mps``.
     """
+    known = get_args(DeviceName)
+    if name not in known:
+        raise PolarError(f"unknown device {name!r}; known: {', '.join(known)}")
+    one_rank = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise PolarError(f"unknown device {name!r}; known: auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise PolarError("device cuda was requested, but torch sees no CUDA device")
+        return "cuda" if present["cuda"] else "mps" if present["mps"] and one_rank else "cpu"
+    if not present[name]:
+        raise PolarError(f"device {name} was requested, but torch sees no {_KINDS[name]}")
+    if name == "mps" and not one_rank:
+        raise PolarError("device mps was requested by several ranks, but a Mac has one GPU: start one process")
     return name
 
 
@@ -66,6 +75,8 @@ def memory_of(device: str) -> tuple[int | None, str]:
 
     For a GPU they are mapped from their files, so that the machine's own memory need not hold them.
     """
+    if device == "mps":
+        return torch.mps.recommended_max_memory(), "this GPU"
     if device.startswith("cuda"):
         return torch.cuda.get_device_properties(device).total_memory, "this GPU"
     return machine_memory(), "this machine"
@@ -74,12 +85,17 @@ def memory_of(device: str) -> tuple[int | None, str]:
 def compute_dtype(precision: str, device: str) -> torch.dtype:
     """The type of matrix products: ``bf16``, ``fp32``, ``fp16``; ``auto`` is bf16 where the hardware has it, else fp32.
 
+    On a Mac's GPU ``auto`` is fp32, because the first chips only emulate bfloat16; bf16 needs macOS 14.
+
     Raises:
-        PolarError: the name is another.
+        PolarError: the name is another, or the device has no bfloat16.
     """
+    if device == "mps" and precision == "bf16" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise PolarError("precision bf16 on device mps needs macOS 14 or newer; use fp32 or fp16")
     if precision == "auto":
         # On GPUs before Ampere torch emulates bfloat16, and by default counts that as support.
-        native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_has_bf16()
+        on_gpu = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        native = on_gpu or (device == "cpu" and _cpu_has_bf16())
         precision = "bf16" if native else "fp32"
     if precision not in DTYPES:
         raise PolarError(f"unknown precision {precision!r}; known: auto, {', '.join(DTYPES)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from polar_rm.common.config import Config, Names, PathText, Seed
+from polar_rm.common.devices import DEVICE_HELP, DeviceName
 from polar_rm.common.extras import needs
 from polar_rm.sampling.backends import DEFAULT, AnyPolicy, check_keys
 from polar_rm.sampling.base import Precision
@@ -49,7 +50,7 @@ class FromPolicy(Config):
     engine: Literal["local", "ray"] = Field("local", description="local: this process and servers. ray: a Ray cluster.")
     batch_size: PositiveInt = Field(64, description="Number of sequences that a local policy generates together.")
     precision: Precision = Field("auto", description="Precision of a local policy: bf16, fp32, or auto (by hardware).")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of a local policy; auto: CUDA if available.")
+    device: DeviceName = Field("auto", description=f"Device of a local policy. {DEVICE_HELP}")
 
     @field_validator("policy", mode="before")
     @classmethod

@@ -166,7 +166,7 @@ class GoldConfig(_JudgeConfig):
     kind: Literal["gold"] = Field("gold", description="Another reward model.")
     model: PathText = Field(description="A reward model's folder, hf:FOLDER, a server's address, embedding:FOLDER, or length.")
     precision: str = Field("fp32", description="fp32, bf16 or fp16, for models in this process.")
-    device: str = Field("auto", description="auto, cpu or cuda, for models in this process.")
+    device: str = Field("auto", description="auto, cpu, cuda or mps, for models in this process.")
     row_tokens: int = Field(
         8192, gt=0, le=MAX_ROW_TOKENS, description="Maximum number of tokens of one batch, which determines memory."
     )

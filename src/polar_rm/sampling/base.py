@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from polar_rm.common.actors import RayActors
 from polar_rm.common.config import Config, Names, PathText
+from polar_rm.common.devices import DeviceName
 from polar_rm.errors import PolarError
 from polar_rm.records import Message, Text, flatten
 
@@ -118,7 +119,7 @@ class Machine:
     """How local policies compute. batch_size: number of sequences generated together."""
 
     precision: Precision = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     batch_size: int = 64
 
 

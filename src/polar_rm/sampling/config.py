@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from polar_rm.common.config import Config, Seed
+from polar_rm.common.devices import DEVICE_HELP, DeviceName
 from polar_rm.common.limits import MAX_BATCH, MAX_FILES
 from polar_rm.sampling.backends import DEFAULT, AnyPolicy, check_keys
 from polar_rm.sampling.base import Machine, Policy, Precision
@@ -49,7 +50,7 @@ class SamplingConfig(Config):
     engine: Literal["local", "ray"] = Field("local", description="local: this process and servers. ray: a Ray cluster.")
     batch_size: PositiveInt = Field(64, le=MAX_BATCH, description="Number of sequences that local policies generate together.")
     precision: Precision = Field("auto", description="Precision of local policies: bf16, fp32, or auto (by hardware).")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of local policies; auto: CUDA where there is one.")
+    device: DeviceName = Field("auto", description=f"Device of local policies. {DEVICE_HELP}")
 
     @field_validator("prompts", mode="before")
     @classmethod

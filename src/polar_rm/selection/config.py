@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from polar_rm.common.actors import RayActors
 from polar_rm.common.config import Config, Names, PathText, Seed
+from polar_rm.common.devices import DEVICE_HELP, DeviceName
 from polar_rm.common.limits import MAX_ACTORS, MAX_ROW_TOKENS
 
 Within = Literal["all", "prompt", "group"]
@@ -147,7 +148,7 @@ class SelectConfig(Config):
     )
     ray: RayActors = Field(RayActors(), description="With engine: ray, the actors that load model.")
     precision: Literal["auto", "bf16", "fp32"] = Field("fp32", description="Precision of model.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of model; auto: CUDA if available.")
+    device: DeviceName = Field("auto", description=f"Device of model. {DEVICE_HELP}")
     row_tokens: int = Field(8192, ge=1, le=MAX_ROW_TOKENS, description="Tokens of a packed row of model; not results, memory.")
 
     @field_validator("top_share", mode="before")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from polar_rm.common.config import Config, Names
+from polar_rm.common.devices import DEVICE_HELP, DeviceName
 from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.protocols.base import PoolingFlavour
 
@@ -39,7 +40,7 @@ class ServeConfig(Config):
     precision: Literal["auto", "bf16", "fp32", "fp16"] = Field(
         "fp32", description="Precision of the backbone; auto takes bf16 where the hardware has it, which is faster."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one.")
+    device: DeviceName = Field("auto", description=DEVICE_HELP)
     row_tokens: int = Field(
         8192, ge=1, le=MAX_ROW_TOKENS, description="Maximum number of tokens of a packed row; affects memory, not results."
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from polar_rm.common.config import Config, Names
+from polar_rm.common.devices import DEVICE_HELP, DeviceName
 from polar_rm.common.limits import MAX_RANK, MAX_ROW_TOKENS
 from polar_rm.encoding.settings import settings_within
 from polar_rm.errors import PolarError
@@ -273,7 +274,7 @@ class TrainConfig(Config):
         description="Type of the matrix products. Master weights, head and loss are always float32. `auto` is bfloat16 where the "
         "hardware has it.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` is CUDA if there is a CUDA device.")
+    device: DeviceName = Field("auto", description=DEVICE_HELP)
     attention: Literal["auto", "tree_cpu", "tree_varlen", "tree_flex", "tree_dense"] = Field(
         "auto",
         description="Implementation of tree attention: `tree_cpu`, `tree_varlen` (CUDA, half precision), `tree_flex` (CUDA, any "

@@ -214,6 +214,8 @@ def peak_memory(device: torch.device) -> float:
     """Peak memory so far in GiB: allocated on the accelerator, or resident in the process; NaN where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if device.type == "mps":  # what the driver holds, which hardly ever shrinks: torch keeps no peak there
+        return torch.mps.driver_allocated_memory() / 2**30
     try:
         import resource
     except ModuleNotFoundError:  # Windows

@@ -58,10 +58,11 @@ class Totals:
         norm: the gradient's norm, equal on all ranks, which is read together with the sums.
         """
         sums = self._measured()
+        device = sums.device
         counted = torch.tensor([getattr(self, name) for name in _COUNTED], dtype=torch.float64)
-        sums = world.all_reduce(torch.cat([sums, counted.to(self.device, non_blocking=True)]))
+        sums = world.all_reduce(torch.cat([sums, counted.to(device, non_blocking=True)]))
         if norm is not None:
-            sums = torch.cat([sums, norm.detach().double()[None]])
+            sums = torch.cat([sums, _double(norm.detach())[None]])
         numbers = sums.tolist()
         total = dict(zip((*_MEASURED, *_COUNTED), numbers, strict=False))
         mean = total["scores"] / total["candidates"]
@@ -84,12 +85,17 @@ class Totals:
         return next(((loss, row) for loss, row in zip(losses, self._rows, strict=True) if not math.isfinite(loss)), None)
 
     def _measured(self) -> torch.Tensor:
-        """The sums named in ``_MEASURED``, float64 on the device."""
+        """The sums named in ``_MEASURED``, float64 on the device, or on the CPU for a device without float64."""
         if not self._losses:
-            return torch.zeros(len(_MEASURED), dtype=torch.float64, device=self.device)
-        losses, scores = torch.stack(self._losses).double(), torch.cat(self._scores).double()
-        differences = torch.cat(self._differences)
+            return _double(torch.zeros(len(_MEASURED), device=self.device))
+        losses, scores = _double(torch.stack(self._losses)), _double(torch.cat(self._scores))
+        differences = _double(torch.cat(self._differences))
         correct = (differences > 0).sum() + 0.5 * (differences == 0).sum()
         not_finite = (~torch.isfinite(losses)).sum()
-        sums = (not_finite, losses.sum(), correct, differences.double().sum(), scores.sum(), scores.square().sum())
+        sums = (not_finite, losses.sum(), correct, differences.sum(), scores.sum(), scores.square().sum())
         return torch.stack([each.double() for each in sums])
+
+
+def _double(values: torch.Tensor) -> torch.Tensor:
+    """In float64, which a Mac's GPU does not have."""
+    return (values.cpu() if values.device.type == "mps" else values).double()

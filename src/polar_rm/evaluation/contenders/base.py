@@ -35,7 +35,7 @@ class ModelOptions:
         """dtype and device, as ``RewardModel.from_pretrained`` takes them.
 
         Raises:
-            PolarError: a name is unknown, or CUDA is not available.
+            PolarError: a name is unknown, or the device is not there.
         """
         from polar_rm.model.devices import dtype_name, pick_device
 
@@ -44,7 +44,7 @@ class ModelOptions:
 
 
 class Placement(TypedDict):
-    """dtype: float32, bfloat16 or float16. device: cpu or cuda."""
+    """dtype: float32, bfloat16 or float16. device: cpu, cuda or mps."""
 
     dtype: str
     device: str
