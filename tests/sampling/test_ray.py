@@ -66,5 +66,5 @@ def test_a_policy_that_is_down_is_reported_by_ray_too(tmp_path, cluster):
 
 def test_ray_is_asked_for_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with stub.served() as server, pytest.raises(PolarError, match=r"pip install 'polar-rm\[ray\]'"):
+    with stub.served() as server, pytest.raises(PolarError, match=r"engine: ray needs the package ray: pip install '?ray"):
         sample(local.served(tmp_path, server.url, engine="ray"))
