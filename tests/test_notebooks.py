@@ -44,7 +44,7 @@ def test_only_the_cells_of_the_training_need_trl():
 @pytest.mark.slow
 def test_score_and_look(tmp_path, parameters):
     printed = notebooks.run(SCORE, tmp_path, {"MODEL": "model", "PAIRS": parameters["test"], "LIMIT": 10})
-    assert printed.count("lol idk, its just blue") == 2 and "prefix" in printed
+    assert printed.count("'lol no idea, my mum does it haha'") == 2 and "prefix" in printed
     assert "| model |" in printed and "| tfidf |" in printed
 
 
