@@ -14,6 +14,7 @@ import pytest
 
 from polar_rm.cli.train import check_inputs
 from polar_rm.common.config import load_config
+from polar_rm.common.problems import Problems
 from polar_rm.errors import ConfigError, MachineFailure, PolarError
 from polar_rm.training import trackers
 from polar_rm.training.config import TrainConfig
@@ -131,8 +132,10 @@ def test_a_missing_package_is_named_before_any_work(tmp_path, monkeypatch, key):
     (tmp_path / "x.jsonl").write_text("{}")
     (tmp_path / "x").mkdir()
     found = config(tmp_path, f"log.{key}=p", f"data.train=[{tmp_path / 'x.jsonl'}]", f"model.init={tmp_path / 'x'}")
+    problems = Problems()
+    check_inputs(found, problems)
     with pytest.raises(PolarError, match=expected):
-        check_inputs(found)
+        problems.check()
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -133,8 +133,7 @@ def check_inputs(config: TrainConfig, problems: Problems) -> None:
     if config.log.tensorboard:
         with problems.noted():
             require("train", "log.tensorboard", "tensorboard")
-    with problems.noted():
-        require_trackers(config.log)
+    require_trackers(config.log, problems)
     if config.lora:
         with problems.noted():
             require("peft", "lora", "peft")

@@ -18,6 +18,7 @@ from typing import Any
 
 from polar_rm.common.extras import needs, require
 from polar_rm.common.hub import masked
+from polar_rm.common.problems import Problems
 from polar_rm.common.text import first_line
 from polar_rm.errors import MachineFailure, PolarError
 from polar_rm.training.config import LogConfig, TrainConfig
@@ -129,15 +130,15 @@ def open_trackers(config: TrainConfig) -> list[Tracker]:
     return [sink(project, config) for key, sink in _SINKS.items() if (project := getattr(config.log, key))]
 
 
-def require_trackers(log: LogConfig) -> None:
+def require_trackers(log: LogConfig, problems: Problems) -> None:
     """Check, without an import, that the packages of all named trackers are installed.
 
-    Raises:
-        PolarError: one is missing; the message has the command that installs it.
+    problems: gets one for each package that is missing, with the command that installs it.
     """
     for key in _SINKS:
         if getattr(log, key):
-            require(key, f"log.{key}", key)
+            with problems.noted():
+                require(key, f"log.{key}", key)
 
 
 def run_id(output: Path) -> str:
