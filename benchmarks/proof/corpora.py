@@ -7,22 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from small_language_model import train_language_model
 
 from polar_rm.common.config import to_config
-from polar_rm.common.files import atomic_directory, read_json, write_file
+from polar_rm.common.files import atomic_directory, read_json
 from polar_rm.common.progress import show_progress
 from polar_rm.corpus import is_held_out
 from polar_rm.corpus.build import build
 from polar_rm.corpus.config import CorpusConfig
 from polar_rm.errors import PolarError
-from polar_rm.records import Comparison, Trajectory, flatten, read_comparisons, read_trajectories, write_records
+from polar_rm.records import Comparison, flatten, read_comparisons, read_trajectories, write_records
 from proof.steps import Row, Run
 
 SAMPLES = "traj_tulu_bon16.parquet"
 """The samples with gold values, on which over-optimisation is measured."""
-# What a small language model has read: a prompt, a line's end, the answer.
-_CHAT = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 MANY = 6  # of a set with fewer policies none is held out
 
 
@@ -37,44 +34,18 @@ def preference_file(name: str) -> str:
 
 
 def make_init(run: Run) -> list[Row]:
-    """The language model from which every training starts, as a folder: the first layers of one, or a small one of the corpora's
-    training texts, which reads neither held-out prompts nor held-out policies."""
+    """The first layers of the language model as a folder, from which every training starts."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from polar_rm.model.language_models import unpack_gguf
 
     start = run.size.model
-    if start.trained:
-        texts = training_texts(run, start.texts)
-        with atomic_directory(run.output / "lm") as folder:
-            train_language_model(texts, start.trained, folder)
-            write_file(folder / "chat_template.jinja", _CHAT)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", trust_remote_code=False)
-        facts = {"texts": len(texts), "policies": len({row.policy for row in texts})}
-        return [{"measure": "parameters", "value": model.num_parameters(), "layers": model.config.num_hidden_layers, **facts}]
     source = unpack_gguf(start.init, run.output / "whole-lm")
     model = AutoModelForCausalLM.from_pretrained(source, num_hidden_layers=start.layers, dtype="float32", trust_remote_code=False)
     with atomic_directory(run.output / "lm") as folder:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
     return [{"measure": "parameters", "value": model.num_parameters(), "layers": start.layers}]
-
-
-def training_texts(run: Run, count: int) -> list[Trajectory]:
-    """About ``count`` trajectories for a language model, in equal shares of every set: two of a policy and prompt where there are
-    two, and none of held-out prompts and policies."""
-    settings, unseen = run.size.corpus, set(unseen_policies(run))
-    texts: list[Trajectory] = []
-    for name in settings.sets:
-        groups: dict[tuple[str, str], list[Trajectory]] = {}
-        for row in read_trajectories(run.data / trajectory_file(name)):
-            if row.policy not in unseen and not is_held_out(row.prompt, settings.held_out_prompts):
-                groups.setdefault((row.policy, flatten(row.prompt)), []).append(row)
-        order = sorted(groups)
-        random.Random(0).shuffle(order)
-        for key in order[: count // (2 * len(settings.sets))]:
-            texts += groups[key][:2]
-    return texts
 
 
 def unseen_policies(run: Run) -> list[str]:

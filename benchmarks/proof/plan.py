@@ -22,15 +22,11 @@ _MODEL = "model/config.json"
 
 def steps_of(size: Size, seeds: tuple[int, ...]) -> list[Step]:
     """The steps of a size, each with the settings that decide its numbers."""
-    corpus = size.corpus.model_dump(exclude={"workers", "pairs"})
-    texts = size.corpus.model_dump(include={"sets", "held_out_prompts", "held_out_policies"})
-    model: dict[str, Any] = size.model.model_dump(exclude_none=True)
+    model, corpus = size.model.model_dump(), size.corpus.model_dump(exclude={"workers", "pairs"})
     sets = tuple(trajectory_file(name) for name in size.corpus.sets)
     pairs = tuple(preference_file(name) for name in size.corpus.preferences)
     steps = [
-        Step("init", "init", "the language model: the first layers of one, or a small one", make_init,
-             model | (texts if size.model.trained else {}), data=sets if size.model.trained else (),
-             outputs=("lm/config.json",)),
+        Step("init", "init", "the first layers of the language model", make_init, model, outputs=("lm/config.json",)),
         Step(
             "corpus", "corpus", "corpora of policies and of continuations of the same texts", make_corpora, corpus, data=sets,
             outputs=("corpus/polar/manifest.json", "corpus/rbs/manifest.json"),

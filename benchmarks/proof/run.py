@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(1, str(Path(__file__).parents[2] / "recipes"))
 from rich.console import Console
 from rich.table import Table
 

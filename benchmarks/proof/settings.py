@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-from small_language_model import SmallLanguageModel
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from polar_rm.common.config import Config
 
@@ -14,18 +13,10 @@ from polar_rm.common.config import Config
 class Start(Config):
     """The language model that every reward model starts from."""
 
-    init: str | None = Field(None, description="Folder of a causal language model, or package:NAME.")
-    layers: PositiveInt | None = Field(None, description="Number of first layers of `init` to keep.")
-    trained: SmallLanguageModel | None = Field(None, description="Instead of `init`: one of the corpora's training texts.")
-    texts: PositiveInt = Field(17500, description="Number of these texts for `trained`.")
+    init: str = Field(description="Folder of a causal language model, or package:NAME.")
+    layers: PositiveInt = Field(description="Number of first layers to keep.")
     max_length: PositiveInt = Field(description="Limit of a whole sequence, in tokens.")
     max_response_length: PositiveInt = Field(description="Limit of a reference and of a candidate, in tokens.")
-
-    @model_validator(mode="after")
-    def _is_one(self) -> Start:
-        if (self.init is None) == (self.trained is None) or (self.init is None) != (self.layers is None):
-            raise ValueError("expected init and layers, or trained")
-        return self
 
 
 class Corpora(Config):

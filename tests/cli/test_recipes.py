@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from support.commands import in_process
 
 from polar_rm.cli.options import load
 from polar_rm.common.problems import Problems
@@ -41,3 +42,11 @@ def test_a_recipe_names_what_exists_from_any_folder(name, tmp_path, monkeypatch)
         load(RECIPES[name], [f"recipe:{name}"])
     else:
         problems.check()
+
+
+def test_a_training_with_the_demonstration_says_so(tmp_path, monkeypatch):
+    """A recipe runs as it stands, so that a forgotten key is no error."""
+    monkeypatch.chdir(tmp_path)
+    code, _, told = in_process("finetune", "recipe:finetune", "--dry-run")
+    assert code == 0, told
+    assert "warning: model.resume_from is package:demo, a demonstration that judges style and nothing else" in told

@@ -5,9 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from support import proof, tiny, trajectories
-from transformers import AutoTokenizer
 
 from polar_rm.corpus import is_held_out
 from polar_rm.records import Comparison, read_comparisons, write_records
@@ -178,25 +176,3 @@ def test_steps_are_listed_and_unknown_ones_refused(program, folder, capsys):
     assert program.main([*map(str, paths), "--list"]) == 0
     listed = capsys.readouterr().out
     assert "finetune-none-2" in listed and "not by default" in listed.replace("\n", " ")
-
-
-def test_a_small_language_model_reads_no_held_out_text(program, folder, capsys, monkeypatch, tmp_path):
-    from proof import corpora
-
-    read, real = [], corpora.train_language_model
-    monkeypatch.setattr(corpora, "train_language_model", lambda rows, *rest: (read.extend(rows), real(rows, *rest)))
-    size = yaml.safe_load((folder / "micro.yaml").read_text())
-    trained = {"size": "2x32", "vocabulary": 300, "positions": 64, "steps": 2, "rows": 2, "row_tokens": 40, "lr": 1e-3}
-    limits = {"max_length": 64, "max_response_length": 16}
-    size["model"] = limits | {"trained": trained | {"prompt_tokens": 16, "answer_tokens": 16}, "texts": 200}
-    (tmp_path / "micro.yaml").write_text(yaml.safe_dump(size))
-    (tmp_path / "data").symlink_to(folder / "data")
-    code, told = call(program, tmp_path, capsys, "init")
-    assert code == 0, told
-    assert len({row.policy for row in read}) == 6 and 100 <= len(read) <= 200  # of eight, two are held out
-    assert not any(is_held_out(row.prompt, 0.3) for row in read)
-    [row] = rows_of(tmp_path, "init")
-    assert (row["layers"], row["texts"], row["policies"]) == (2, len(read), 6)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out/lm")
-    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
-    assert tokenizer.apply_chat_template(chat, tokenize=False) == "hi\nyes\n"

@@ -115,11 +115,20 @@ def check_model_config(config: ModelConfig, problems: Problems) -> None:
 
     if config.resume_from:
         with problems.noted():
-            check_model(config.resume_from)
+            _check_reward_model("model.resume_from", config.resume_from)
     for source in (config.init, config.tokenizer):
         if source and not problems:
             with problems.noted():
                 model_folder(source)
+
+
+def _check_reward_model(key: str, source: str | Path) -> None:
+    """Check that a reward model exists, and say where it is the demonstration that recipes name to run as they stand."""
+    from polar_rm.common.sources import DEMO, model_folder
+
+    check_model(source)
+    if model_folder(source) == model_folder(DEMO) and _is_main():
+        message(f"warning: {key} is {DEMO}, a demonstration that judges style and nothing else; name a model of yours")
 
 
 def check_inputs(config: TrainConfig, problems: Problems) -> None:
@@ -170,7 +179,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
             check_data(file)
     if not is_address(config.reward.source):
         with problems.noted():
-            check_model(config.reward.source)
+            _check_reward_model("reward.source", config.reward.source)
     if not problems:
         with problems.noted():
             model_folder(config.policy.model)
