@@ -85,12 +85,13 @@ docs: $(READY)  ## the documentation site, in build/site/html; a dead link or an
 	$(BIN)/python tools/site.py
 	$(BIN)/zensical build --config-file zensical.yml --clean --strict
 
-release-check: $(READY)  ## the wheel in an empty environment: it installs, and what README and docs import is in it
+release-check: $(READY)  ## the wheel in an empty environment: it installs, README's first lines run, and what the docs import is in it
 	rm -rf dist .venv-release && $(PYTHON) -m venv .venv-release
 	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps -w dist .
 	$(call pip,release) -c constraints.txt torch
 	$(call pip,release) dist/*.whl
 	.venv-release/bin/python tools/imports.py README.md docs/index.md docs/calibration.md
+	cd dist && ../.venv-release/bin/python ../tools/first_lines.py ../README.md
 	cd dist && ../.venv-release/bin/polar --version && ../.venv-release/bin/polar config --list
 
 clean:  ## remove environments and caches; runs/ stays

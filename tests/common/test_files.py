@@ -244,4 +244,7 @@ def test_a_folders_hash_changes_with_names_and_contents(tmp_path):
     (tmp_path / "d/a").rename(tmp_path / "d/b")
     second = sha256(tmp_path / "d")
     write_file(tmp_path / "d/b", "2")
-    assert len({first, second, sha256(tmp_path / "d")}) == 3
+    third = sha256(tmp_path / "d")
+    assert len({first, second, third}) == 3
+    write_file(tmp_path / "d/README.md", "a card")
+    assert sha256(tmp_path / "d") == third

@@ -25,11 +25,12 @@ def sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, or of the names and bytes of all files in a folder.
 
     Files whose path has a hidden part are left out: notebooks, desktops and locks leave such files in a folder
-    (``.ipynb_checkpoints``, ``._x``, ``__MACOSX``), and they are not its content.
+    (``.ipynb_checkpoints``, ``._x``, ``__MACOSX``), and they are not its content. So is a README.md: a new card makes no other model.
     """
     path = Path(path)
     if path.is_dir():
-        names = sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
+        paths = (p for p in path.rglob("*") if p.is_file() and p.name != "README.md")
+        names = sorted(p for p in paths if not _is_hidden(p.relative_to(path)))
         return hashlib.sha256("".join(f"{p.relative_to(path)} {sha256(p)}\n" for p in names).encode()).hexdigest()
     try:
         with path.open("rb") as file:
