@@ -1,4 +1,4 @@
-"""Run the first Python block of a document, and compare what it prints with the next block: python tools/first_lines.py README.md"""
+"""Run the first Python block of a document, and compare what it prints with the next block: python tools/first_lines.py FILE"""
 
 from __future__ import annotations
 

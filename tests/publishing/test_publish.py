@@ -185,3 +185,16 @@ def test_a_card_of_somebody_else_is_not_overwritten(model):
     (model / "README.md").write_text(card.replace(MARK, "<!-- written by polar publish -->"))  # an earlier version's mark
     assert invoke(model, "--licence", "mit").exit_code == 0
     assert "license: mit" in (model / "README.md").read_text()
+
+
+@pytest.mark.parametrize("base", ["org/base", "models/polar-7b"])
+def test_a_model_without_a_run_keeps_the_base_of_its_card(model, base, monkeypatch):
+    """A converted model: the conversion wrote a card, and no run tells what it was made of."""
+    (model.parent / "run.json").unlink()
+    found = ("org/base", "a" * 40) if base == "org/base" else None
+    monkeypatch.setattr("polar_rm.publishing.card.snapshot_source", lambda source, kind: found)
+    (model / "README.md").write_text(model_card(model, "rm", converted_from=f"/home/me/{base}"))
+    card = model_card(model, "me/rm")
+    assert f"* base: {base}\n" in card and front_matter(card).get("base_model") == ("org/base" if found else None)
+    (model / "README.md").unlink()
+    assert "* base: not recorded\n" in model_card(model, "me/rm")

@@ -25,7 +25,8 @@ def sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, or of the names and bytes of all files in a folder.
 
     Files whose path has a hidden part are left out: notebooks, desktops and locks leave such files in a folder
-    (``.ipynb_checkpoints``, ``._x``, ``__MACOSX``), and they are not its content. So is a README.md: a new card makes no other model.
+    (``.ipynb_checkpoints``, ``._x``, ``__MACOSX``), and they are not its content. So is a README.md: a new card makes no other
+    model.
     """
     path = Path(path)
     if path.is_dir():

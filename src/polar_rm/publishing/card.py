@@ -7,6 +7,7 @@ Every number comes from a file of the model or its run, never from memory: ``con
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ MARK = "<!-- written by polar -->"
 """In every card that we write; other cards are not overwritten."""
 _OWN = MARK.removesuffix(" -->")  # also in cards of earlier versions
 _CARD = "README.md"
+_NO_BASE = "not recorded"
 _TAGS = ("reward-model", "rlhf", "polar", "polar-rm")
 
 
@@ -91,11 +93,11 @@ def write_card(folder: Path, text: str) -> Path:
 
 
 def find_origin(folder: Path, encoder_hash: str) -> Origin:
-    """What ``run.json`` beside the folder says, if it is the run that saved this model."""
+    """What ``run.json`` beside the folder says, if it is the run that saved this model, else what a card in the folder says."""
     path = folder.resolve().parent / "run.json"
     run = read_json(path) if path.is_file() else {}
     if run.get("encoder_hash") != encoder_hash:
-        return Origin()
+        return _noted_origin(folder)
     config = run.get("config", {})
     model = config.get("model", {}) if isinstance(config, dict) else {}
     source = next((str(model[key]) for key in ("resume_from", "init") if model.get(key)), None)
@@ -104,6 +106,16 @@ def find_origin(folder: Path, encoder_hash: str) -> Origin:
     files = tuple((_short_name(str(file)), str(digest)) for file, digest in data.items()) if isinstance(data, dict) else ()
     ids = dict.fromkeys(found[0] for file in data if (found := snapshot_source(file, "dataset")))
     return replace(based, data=files, datasets=tuple(ids), run=run)
+
+
+def _noted_origin(folder: Path) -> Origin:
+    """The base that the folder's own card names: a converted model has no run, and only its conversion knew the checkpoint."""
+    path = folder / _CARD
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    base = re.search(r"^\* base: (.+)$", text, re.MULTILINE) if _OWN in text else None
+    if base is None or base[1] == _NO_BASE:
+        return Origin()
+    return Origin(base[1], base_is_id=f"\nbase_model: {base[1]}\n" in text)
 
 
 def _based_on(source: str | Path) -> Origin:
@@ -129,7 +141,7 @@ def _introduction(config: dict[str, Any]) -> str:
 
 
 def _made_of(origin: Origin, licence: str | None) -> str:
-    lines = [f"* base: {origin.base or 'not recorded'}"]
+    lines = [f"* base: {origin.base or _NO_BASE}"]
     for name, digest in origin.data:
         lines.append(f"* data: `{name}`, SHA-256 `{digest}`")
     if not origin.data:
