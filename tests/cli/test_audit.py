@@ -105,3 +105,10 @@ def test_references_are_made_and_the_reports_name_them(polar, tmp_path):
     assert json.loads((tmp_path / "e.json").read_text())["reference"]["protocols"] == {"gold": 60}
     assert polar("audit", "tfidf", "refs", "--limit", "20", "--json", "a.json")[0] in (0, 1)
     assert json.loads((tmp_path / "a.json").read_text())["references"] == {"gold": 20}
+
+
+def test_an_audit_in_which_no_probe_is_applicable_has_not_passed(polar, tmp_path):
+    code, shown, error = polar("audit", "tfidf", "pairs.jsonl", "--limit", "4", "--json", "audit.json")
+    assert (code, "tfidf: undecided (4 pairs of 4 prompts" in shown) == (2, True), shown
+    assert "polar: error: no probe is applicable to these pairs, so nothing was audited" in error
+    assert json.loads((tmp_path / "audit.json").read_text())["verdict"] == "undecided"

@@ -216,6 +216,17 @@ def test_targets_are_checked_before_the_work(tmp_path):
             check_target(target, (".jsonl",))
 
 
+def test_settings_with_nothing_beside_them_are_replaced_where_no_other_process_works(tmp_path):
+    """A command failed before it made anything: other settings may have the folder."""
+    claim_folder(tmp_path / "o", {"a": 1}, "policies", alone=True)
+    claim_folder(tmp_path / "o", {"a": 2}, "policies", alone=True)
+    with pytest.raises(PolarError, match="it holds policies of other settings"):
+        claim_folder(tmp_path / "o", {"a": 1}, "policies")
+    write_file(tmp_path / "o/metrics.jsonl", "{}")
+    with pytest.raises(PolarError, match="it holds policies of other settings"):
+        claim_folder(tmp_path / "o", {"a": 1}, "policies", alone=True)
+
+
 def test_a_folder_is_claimed_by_one_set_of_settings(tmp_path):
     claim_folder(tmp_path / "o", {"a": 1, "b": {"c": 2}}, "shards")
     claim_folder(tmp_path / "o", {"a": 1, "b": {"c": 2}}, "shards")

@@ -306,3 +306,16 @@ def test_data_in_a_package_is_found_wherever_data_is_named(tmp_path, monkeypatch
         with pytest.raises(PolarError, match=reason):
             check_data(name)
     assert check_data("package:polar_rm/quickstart/data/prompts.jsonl").is_file()
+
+
+def test_nothing_is_written_into_a_package(tmp_path):
+    sources.check_own(tmp_path)
+    for name in ("package:demo", "package:yaml"):
+        with pytest.raises(PolarError, match="nothing is written into an installed package; copy the folder and name the copy"):
+            sources.check_own(sources.model_folder(name))
+
+
+def test_the_short_name_of_a_runs_model_is_the_runs(tmp_path):
+    assert sources.model_name(tmp_path / "rm/model") == "rm"
+    assert sources.model_name(tmp_path / "rm") == "rm"
+    assert sources.model_name(tmp_path / "models--org--rm/snapshots/abc") == "org--rm-abc"

@@ -146,7 +146,10 @@ def test_every_setting_reaches_the_application(checkpoint, monkeypatch):
     ]
     assert [refusal is None for refusal in refusals] == [True, True, False]
     service = told["service"]
-    assert (service.name, service.max_positions) == ("model", checkpoint[1].backbone.config.max_position_embeddings)
+    assert (service.name, service.max_positions) == (
+        checkpoint[0].parent.name,
+        checkpoint[1].backbone.config.max_position_embeddings,
+    )
     assert (service.batcher.batch_tokens, service.batcher.max_waiting_tokens) == (64, 99)
     assert service.encoder.hash == checkpoint[1].encoder.hash
     scorer = service.batcher._score.__self__

@@ -49,7 +49,7 @@ class AuditReport(TypedDict):
     facts: dict[str, Any]  # such as encoder_hash
     verdict: Literal[
         "passed", "failed", "undecided"
-    ]  # failed: at least one probe failed. undecided: none failed, one is undecided
+    ]  # failed: at least one probe failed. undecided: none failed, and one is undecided or none passed
     findings: list[Finding]
     thresholds: dict[str, float]
     n_comparisons: int

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from polar_rm.audit.probes import PROBES, Answers
-from polar_rm.audit.report import SCHEMA, AuditReport, Finding
+from polar_rm.audit.report import SCHEMA, AuditReport, Finding, Verdict
 from polar_rm.audit.streams import ALTERED, Bools, FirstPass, Streams
 from polar_rm.audit.thresholds import Thresholds
 from polar_rm.common.progress import Progress, silent
@@ -99,6 +100,13 @@ def _score_all_streams(contender: Contender, streams: Streams, first_pass: First
     return score_streams([contender], sized, progress=progress)[contender.name]
 
 
+def _overall(verdicts: set[Verdict]) -> Literal["passed", "failed", "undecided"]:
+    """An audit passes if probes passed, and none failed or is open: probes that could not be asked say nothing."""
+    if "failed" in verdicts:
+        return "failed"
+    return "passed" if "passed" in verdicts and "undecided" not in verdicts else "undecided"
+
+
 def _report(
     contender: Contender,
     streams: Streams,
@@ -108,7 +116,6 @@ def _report(
     given: Scores,
     seed: int,
 ) -> AuditReport:
-    verdicts = {finding["verdict"] for finding in findings}
     pairs = first_pass.survey.pairs
     return {
         "schema": SCHEMA,
@@ -117,7 +124,7 @@ def _report(
         "source": contender.source,
         "takes_reference": streams.takes_reference,
         "facts": dict(contender.facts),
-        "verdict": "failed" if "failed" in verdicts else "undecided" if "undecided" in verdicts else "passed",
+        "verdict": _overall({finding["verdict"] for finding in findings}),
         "findings": findings,
         "thresholds": thresholds.model_dump(),
         "n_comparisons": pairs.n_comparisons,

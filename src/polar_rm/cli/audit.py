@@ -24,6 +24,7 @@ from polar_rm.cli.options import (
 from polar_rm.cli.output import messages, print_table
 from polar_rm.common.files import check_target, write_json
 from polar_rm.common.progress import show_progress
+from polar_rm.errors import PolarError
 
 if TYPE_CHECKING:
     from polar_rm.audit.run import AuditResult
@@ -80,7 +81,7 @@ def audit(
     """Find a reward model's shortcuts: does it read its reference and its prompt, or length and markdown?
 
     Pairs are scored as they are, with other references and prompts, and with answers that should lose: halved, looped, empty,
-    scrambled, to another prompt. Exit code 1: a probe failed. Two hundred prompts are a good number.
+    scrambled, to another prompt. Exit code 1: a probe failed. 2: no probe was applicable. Two hundred prompts are a good number.
 
     Examples:
 
@@ -110,6 +111,8 @@ def audit(
         write_plot(plot, result.report)
     if result.report["verdict"] == "failed":
         raise typer.Exit(1)
+    if all(finding["verdict"] == "not applicable" for finding in result.report["findings"]):
+        raise PolarError("no probe is applicable to these pairs, so nothing was audited; two hundred prompts are a good number")
 
 
 def _run(models: Models, data: Data, outputs: list[Path], thresholds: list[str], *, use_references: bool) -> AuditResult:

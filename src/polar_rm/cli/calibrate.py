@@ -50,18 +50,14 @@ def calibrate(
     """
     from polar_rm.common.extras import needs
     from polar_rm.common.files import check_target
-    from polar_rm.common.sources import is_snapshot
-    from polar_rm.errors import PolarError
+    from polar_rm.common.sources import check_own
 
     with needs("evaluate", "polar calibrate"):
         from polar_rm.calibration import calibrate_files, report
         from polar_rm.reporting.plots import PLOT_SUFFIXES
     if plot:
         check_target(plot, PLOT_SUFFIXES)
-    if is_snapshot(model):
-        raise PolarError(
-            f"{model}: nothing is written into the cache of the Hub; copy the model with polar download NAME --to DIR"
-        )
+    check_own(model)
     from polar_rm.model.devices import claim_device, dtype_name
     from polar_rm.records import OnBadRow, side_file
 

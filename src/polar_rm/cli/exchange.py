@@ -116,15 +116,14 @@ def publish(
         polar publish runs/ft/model me/polar-small --evaluation accuracy.json --licence apache-2.0 --private
     """
     from polar_rm.common.files import write_file
-    from polar_rm.common.sources import is_snapshot
+    from polar_rm.common.sources import check_own
     from polar_rm.encoding.encoder import Encoder
     from polar_rm.publishing import files_of, model_card, upload, write_card
     from polar_rm.publishing.evaluations import eval_results, read_evaluation
     from polar_rm.publishing.upload import check_name
 
     folder = check_model(model)
-    if is_snapshot(folder):
-        raise PolarError(f"{model}: it is a model of the Hub; name a folder of yours (polar download NAME --to DIR)")
+    check_own(folder)
     if repo is not None:
         check_name(repo)
     encoder_hash = Encoder.from_pretrained(folder).hash

@@ -85,7 +85,7 @@ def _train(
         raise PolarError("--gpus plans and trains nothing: it needs --dry-run; torchrun starts a run on several GPUs")
     problems = Problems()
     config = load(TrainConfig, arguments, on_bad_row, problems)
-    check_inputs(config, problems)
+    check_inputs(config, problems, trackers=not dry_run)
     problems.check()
     from polar_rm.training.trainer import plan, train
 
@@ -131,14 +131,16 @@ def _check_reward_model(key: str, source: str | Path) -> None:
         message(f"warning: {key} is {DEMO}, a demonstration that judges style and nothing else; name a model of yours")
 
 
-def check_inputs(config: TrainConfig, problems: Problems) -> None:
-    """Check that paths exist and that optional packages are installed, before torch is loaded."""
+def check_inputs(config: TrainConfig, problems: Problems, *, trackers: bool = True) -> None:
+    """Check that paths exist and optional packages are installed, before torch is loaded. trackers: whether logs are written."""
     from polar_rm.training.trackers import require_trackers
 
     for file in (*config.data.train, *config.data.eval):
         with problems.noted():
             check_data(file)
     check_model_config(config.model, problems)
+    if not trackers:
+        return
     if config.log.tensorboard:
         with problems.noted():
             require("train", "log.tensorboard", "tensorboard")

@@ -242,10 +242,11 @@ def full_disk_named(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> None:
+def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str, *, alone: bool = False) -> None:
     """Bind a folder to one set of settings, in its ``settings.json``, so that results of other settings are never mixed in.
 
-    holds: what the folder holds, for the message.
+    holds: what the folder holds, for the message. alone: no other process can be at work in the folder, so that settings with
+    nothing beside them are those of a command that failed before it made anything, and are replaced.
 
     Raises:
         PolarError: the folder belongs to other settings (the message names what differs), it holds files that no settings
@@ -253,8 +254,14 @@ def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str) -> No
     """
     folder = Path(folder)
     path = folder / "settings.json"
+    made = (
+        [each.name for each in folder.iterdir() if not each.name.startswith(".")] if folder.exists() else []
+    )  # hidden: being written
+    if alone and made == [path.name]:
+        write_json(path, identity)
+        return
     if not path.exists():
-        is_empty = not folder.exists() or all(each.name.startswith(".") for each in folder.iterdir())  # hidden: being written
+        is_empty = not made
         if not is_empty and not path.exists():  # a process that shares the folder may just have claimed it
             kind = holds.removeprefix("an ").removeprefix("a ")
             raise PolarError(f"{folder}: it is not empty and holds no {kind}; use another output folder")

@@ -40,6 +40,7 @@ _SPLIT = re.compile(r"(?:^|[/_.-])(train|test|valid|dev|val|eval)(?:ing|ation|ua
 _MODELS: dict[tuple[str, bool], Path] = {}
 _DATA: dict[str, Path] = {}
 _FETCHED: dict[str, dict[str, Any]] = {}
+_PACKAGES: set[Path] = set()
 
 
 def fetched() -> dict[str, dict[str, Any]]:
@@ -103,15 +104,29 @@ def no_model(name: str | Path) -> str:
 
 
 def model_name(folder: Path) -> str:
-    """A short name of a model's folder: ``owner--name-COMMIT`` for one of the Hub's cache, else the folder's own name."""
+    """A short name of a model's folder: ``owner--name-COMMIT`` for one of the Hub's cache, else the folder's own name, or that of
+    its run, because runs call their models ``model``."""
     if is_snapshot(folder):
         return f"{folder.parent.parent.name.removeprefix('models--')}-{folder.name}"
-    return folder.resolve().name
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
 
 
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a commit in the cache of the Hub, in which nothing may be written."""
     return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(("models--", "datasets--"))
+
+
+def check_own(folder: Path) -> None:
+    """Check that a model's folder is the user's, before something is written into it.
+
+    Raises:
+        PolarError: it is in the cache of the Hub, or in an installed package, whose next update would replace it.
+    """
+    if is_snapshot(folder):
+        raise PolarError(f"{folder}: nothing is written into the cache of the Hub; copy it first: polar download NAME --to DIR")
+    if folder.resolve() in _PACKAGES:
+        raise PolarError(f"{folder}: nothing is written into an installed package; copy the folder and name the copy")
 
 
 def snapshot_source(path: str | Path, kind: RepoKind) -> tuple[str, str] | None:
@@ -160,6 +175,12 @@ def _package_data(name: str) -> Path:
 
 
 def _package_folder(name: str) -> Path:
+    folder = _found_package(name)
+    _PACKAGES.add(folder.resolve())
+    return folder
+
+
+def _found_package(name: str) -> Path:
     if name == DEMO:  # also where a package of this name is installed
         return Path(__file__).parents[1] / "demo"
     package = name.removeprefix(PACKAGE)

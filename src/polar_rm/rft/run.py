@@ -80,7 +80,7 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
             _log.warning("%s", note)
         reward = config.reward.open()
         if is_first:
-            claim_folder(config.output, identity(config), "a fine-tuned policy")
+            claim_folder(config.output, identity(config), "a fine-tuned policy", alone=True)
             remove_incomplete_checkpoints(config.output)
         evaluator = None
         if config.evaluate:

@@ -17,6 +17,7 @@ from typing import Any
 import uvicorn
 
 from polar_rm.attention.prefixes import PrefixStore
+from polar_rm.common.sources import model_name
 from polar_rm.errors import PolarError
 from polar_rm.model.devices import claim_device, dtype_name
 from polar_rm.model.reward_model import RewardModel
@@ -54,6 +55,7 @@ def serve(config: ServeConfig) -> None:
     with bind(config.host, config.port) as listener:
         scale = Scale.load(config.model)  # refuses the scale of another model before the weights are loaded
         dtype = dtype_name(config.precision, device)
+        _log.info("loading", extra={"fields": {"model": model_name(config.model), "dtype": dtype, "device": device}})
         model = RewardModel.from_pretrained(config.model, dtype=dtype, device=device)
         prefixes = PrefixStore(config.prefix_memory_mib << 20) if config.prefix_memory_mib and device == "cpu" else None
         scorer = Scorer(model, row_tokens=config.row_tokens, prefixes=prefixes)
@@ -65,7 +67,7 @@ def serve(config: ServeConfig) -> None:
             prefixes=prefixes,
         )
         positions = getattr(model.backbone.config, "max_position_embeddings", None)
-        service = Service(config.model.resolve().name, model.encoder, batcher, scale, positions, dtype, device)
+        service = Service(model_name(config.model), model.encoder, batcher, scale, positions, dtype, device)
         guard = create_app(
             service,
             limits=Limits(config.max_body_mib << 20, config.max_items, config.max_seconds),

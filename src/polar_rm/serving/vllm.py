@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from polar_rm.common.sources import model_name
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import PolarError
 from polar_rm.protocols.base import PoolingFlavour
@@ -80,7 +81,7 @@ def command(
         raise PolarError("vLLM can't reply as LMDeploy does; use --engine polar for --pooling-flavour lmdeploy")
     return [
         python,
-        *("-m", _MODULE, "--model", str(model), "--served-model-name", model.resolve().name),
+        *("-m", _MODULE, "--model", str(model), "--served-model-name", model_name(model)),
         *("--host", host, "--port", str(port), "--dtype", dtype),
         *_task_options(installed),
         *("--max-model-len", str(min(max_length, config.get("max_position_embeddings", max_length)))),
