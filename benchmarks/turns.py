@@ -51,7 +51,7 @@ def main() -> None:
         return [next(Scorer(model, window=1).score([each])) for each in alone]
 
     def together() -> list[Any]:
-        return next(Scorer(model).score_turns([item]))
+        return next(Scorer(model, row_tokens=limits["max_length"]).score_turns([item]))  # longer rows would be split
 
     one, other = together(), separate()
     difference = max(abs(a.reward - b.reward) for a, b in zip(one, other, strict=True)) / max(abs(b.reward) for b in other)

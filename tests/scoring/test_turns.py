@@ -92,6 +92,9 @@ def test_nested_trees_hold_the_same_sequences_in_fewer_tokens():
     assert nested.distinct() == (nested, [[0], [1], [2], [3]])  # the same branch at another token is another sequence
     [(first, part), (second, rest)] = nested.split(9)
     assert (first, part.shared, second, rest.shared) == ([0, 1, 2], (4, 6, 2), [3], (3,))
+    parts = nested.split(6)  # no part repeats more of the prefix than its branches need
+    assert [(indices, part.prefix) for indices, part in parts] == [([0], [1, 2, 5, 6]), ([1], nested.prefix), ([2, 3], [1, 2, 5])]
+    assert [part.sequence(n) for _, part in parts for n in range(len(part.branches))] == [flat.sequence(i) for i in range(4)]
 
 
 def test_a_file_of_conversations_gets_a_reward_for_each_turn(model, tmp_path):

@@ -101,20 +101,22 @@ class PrefixTree:
     def split(self, max_tokens: int) -> list[tuple[list[int], PrefixTree]]:
         """Parts of at most ``max_tokens`` each (a part of one branch may exceed it), with the indices of their candidates."""
         parts: list[list[int]] = [[]]
-        used = len(self.prefix)
+        prefix = used = 0  # tokens of the last part: of its prefix, and of its branches
         for index, branch in enumerate(self.branches):
-            if parts[-1] and used + len(branch) > max_tokens:
+            shared = self.length(index) - len(branch)
+            if parts[-1] and max(prefix, shared) + used + len(branch) > max_tokens:
                 parts.append([])
-                used = len(self.prefix)
+                prefix = used = 0
             parts[-1].append(index)
-            used += len(branch)
+            prefix, used = max(prefix, shared), used + len(branch)
         return [(part, self._subtree(part)) for part in parts]
 
     def _subtree(self, indices: Sequence[int]) -> PrefixTree:
+        """The tree of some branches, with as much of the prefix as they need."""
         whole = self.truncation
         candidates = tuple(whole.candidates[i] for i in indices) if whole.candidates else ()
         truncation = Truncation(whole.prompt, whole.reference, candidates)
         notes = tuple(self.notes[i] for i in indices) if self.notes else ()
         branches, ranks = [self.branches[i] for i in indices], tuple(self.ranks[i] for i in indices)
         shared = tuple(self.shared[i] for i in indices) if self.shared else ()
-        return PrefixTree(self.prefix, branches, ranks, truncation, notes, shared)
+        return PrefixTree(self.prefix[: max(shared, default=None)], branches, ranks, truncation, notes, shared)
