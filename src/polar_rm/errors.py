@@ -4,12 +4,14 @@ from __future__ import annotations
 
 
 class PolarError(Exception):
-    """Bad input, a bad option, or a machine that refuses (a full disk)."""
+    """Bad input, a bad option, or a machine that refuses (a full disk).
 
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """One line for each problem, where several were found before the work began; usually the message alone."""
-        return (str(self),)
+    problems: one line for each problem, where several were found before the work began; usually the message alone.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
 
 
 class BadRow(PolarError):
@@ -28,27 +30,9 @@ class BadRow(PolarError):
 class ConfigError(PolarError):
     """A configuration has an unknown key, a wrong type or settings that contradict each other."""
 
-    def __init__(self, *problems: str) -> None:
-        super().__init__("; ".join(problems))
-        self._problems = problems
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """One line for each."""
-        return self._problems
-
 
 class SeveralProblems(PolarError):
-    """What is wrong with the inputs of a command, all of it, one line for each."""
-
-    def __init__(self, problems: tuple[str, ...]) -> None:
-        super().__init__("; ".join(problems))
-        self._problems = problems
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """One line for each."""
-        return self._problems
+    """What is wrong with the inputs of a command, all of it."""
 
 
 class InUse(PolarError):

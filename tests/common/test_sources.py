@@ -2,6 +2,7 @@
 
 import json
 import socket
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -313,6 +314,8 @@ def test_nothing_is_written_into_a_package(tmp_path):
     for name in ("package:demo", "package:yaml"):
         with pytest.raises(PolarError, match="nothing is written into an installed package; copy the folder and name the copy"):
             sources.check_own(sources.model_folder(name))
+    with pytest.raises(PolarError, match="nothing is written into an installed package"):  # by its path, too
+        sources.check_own(Path(huggingface_hub.__file__).parent)
 
 
 def test_the_short_name_of_a_runs_model_is_the_runs(tmp_path):

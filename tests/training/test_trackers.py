@@ -138,6 +138,20 @@ def test_a_missing_package_is_named_before_any_work(tmp_path, monkeypatch, key):
         problems.check()
 
 
+def test_a_plan_needs_no_tracker_but_what_it_builds_with(tmp_path, monkeypatch):
+    """A plan writes no log, and it knows the adapters."""
+    for package in ("tensorboard", "wandb", "peft"):
+        monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "x.jsonl").write_text("{}")
+    (tmp_path / "x").mkdir()
+    options = ("log.wandb=p", "log.tensorboard=true", "lora.rank=4")
+    found = config(tmp_path, *options, f"data.train=[{tmp_path / 'x.jsonl'}]", f"model.init={tmp_path / 'x'}")
+    problems = Problems()
+    check_inputs(found, problems, trackers=False)
+    with pytest.raises(PolarError, match="^lora needs the package peft"):
+        problems.check()
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_a_refusal_is_one_line_without_credentials(tmp_path, monkeypatch, mlflow, key):
     def refuse(**options):

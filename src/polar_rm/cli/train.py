@@ -126,8 +126,7 @@ def _check_reward_model(key: str, source: str | Path) -> None:
     """Check that a reward model exists, and say where it is the demonstration that recipes name to run as they stand."""
     from polar_rm.common.sources import DEMO, model_folder
 
-    check_model(source)
-    if model_folder(source) == model_folder(DEMO) and _is_main():
+    if check_model(source) == model_folder(DEMO) and _is_main():
         message(f"warning: {key} is {DEMO}, a demonstration that judges style and nothing else; name a model of yours")
 
 
@@ -139,15 +138,14 @@ def check_inputs(config: TrainConfig, problems: Problems, *, trackers: bool = Tr
         with problems.noted():
             check_data(file)
     check_model_config(config.model, problems)
-    if not trackers:
-        return
-    if config.log.tensorboard:
-        with problems.noted():
-            require("train", "log.tensorboard", "tensorboard")
-    require_trackers(config.log, problems)
     if config.lora:
         with problems.noted():
             require("peft", "lora", "peft")
+    if trackers and config.log.tensorboard:
+        with problems.noted():
+            require("train", "log.tensorboard", "tensorboard")
+    if trackers:
+        require_trackers(config.log, problems)
 
 
 @verb("Training")

@@ -254,18 +254,16 @@ def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str, *, al
     """
     folder = Path(folder)
     path = folder / "settings.json"
-    made = (
-        [each.name for each in folder.iterdir() if not each.name.startswith(".")] if folder.exists() else []
-    )  # hidden: being written
-    if alone and made == [path.name]:
+    # Hidden names are being written.
+    made = {each.name for each in folder.iterdir() if not each.name.startswith(".")} if folder.exists() else set()
+    if alone and made <= {path.name}:
         write_json(path, identity)
         return
     if not path.exists():
-        is_empty = not made
-        if not is_empty and not path.exists():  # a process that shares the folder may just have claimed it
+        if made and not path.exists():  # a process that shares the folder may just have claimed it
             kind = holds.removeprefix("an ").removeprefix("a ")
             raise PolarError(f"{folder}: it is not empty and holds no {kind}; use another output folder")
-        if is_empty:
+        if not made:
             write_json(path, identity)
             return
     if changed := differences(read_json(path), json.loads(json.dumps(identity, default=str))):
@@ -274,16 +272,17 @@ def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str, *, al
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
     """The first five differences, by name, between two nested settings of JSON values; empty where there are none."""
-    saved, now = _flat(saved), _flat(now)
+    saved, now = flat(saved), flat(now)
     changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
     shown = "; ".join(f"{key}: {_short(saved.get(key))} there, {_short(now.get(key))} now" for key in changed[:5])
     return f"{shown} and {len(changed) - 5} more" if len(changed) > 5 else shown
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``. name: that of ``value``."""
     if not isinstance(value, dict) or (not value and name):
         return {name: value}
-    return {key: each for inner, item in value.items() for key, each in _flat(item, f"{name}.{inner}" if name else inner).items()}
+    return {key: each for inner, item in value.items() for key, each in flat(item, f"{name}.{inner}" if name else inner).items()}
 
 
 def _short(value: Any) -> str:

@@ -35,4 +35,4 @@ class Problems:
         if len(errors) == 1:
             raise errors[0]
         if errors:
-            raise SeveralProblems(tuple(line for error in errors for line in error.problems))
+            raise SeveralProblems(*(line for error in errors for line in error.problems))

@@ -36,11 +36,11 @@ _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?P<rest>[^/].
 DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 """Suffixes of data files that can be read, in any case."""
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|test|valid|dev|val|eval)(?:ing|ation|uation)?(?=[/_.-]|$)", re.IGNORECASE)
+_OURS = Path(__file__).resolve().parents[1]
 # One name means one commit during a process, also if the branch moves meanwhile.
 _MODELS: dict[tuple[str, bool], Path] = {}
 _DATA: dict[str, Path] = {}
 _FETCHED: dict[str, dict[str, Any]] = {}
-_PACKAGES: set[Path] = set()
 
 
 def fetched() -> dict[str, dict[str, Any]]:
@@ -117,6 +117,12 @@ def is_snapshot(folder: Path) -> bool:
     return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(("models--", "datasets--"))
 
 
+def is_packaged(folder: Path) -> bool:
+    """Whether a folder is in an installed package, or in this one where it runs from a checkout."""
+    folder = folder.resolve()
+    return folder.is_relative_to(_OURS) or not {"site-packages", "dist-packages"}.isdisjoint(folder.parts)
+
+
 def check_own(folder: Path) -> None:
     """Check that a model's folder is the user's, before something is written into it.
 
@@ -125,7 +131,7 @@ def check_own(folder: Path) -> None:
     """
     if is_snapshot(folder):
         raise PolarError(f"{folder}: nothing is written into the cache of the Hub; copy it first: polar download NAME --to DIR")
-    if folder.resolve() in _PACKAGES:
+    if is_packaged(folder):
         raise PolarError(f"{folder}: nothing is written into an installed package; copy the folder and name the copy")
 
 
@@ -175,14 +181,8 @@ def _package_data(name: str) -> Path:
 
 
 def _package_folder(name: str) -> Path:
-    folder = _found_package(name)
-    _PACKAGES.add(folder.resolve())
-    return folder
-
-
-def _found_package(name: str) -> Path:
     if name == DEMO:  # also where a package of this name is installed
-        return Path(__file__).parents[1] / "demo"
+        return _OURS / "demo"
     package = name.removeprefix(PACKAGE)
     # The package is located, but not imported: such packages import tools that we don't need.
     try:

@@ -62,7 +62,8 @@ def train_sft(
     output = config.output / "sft"
     own = replace(evaluator, folder=output / "evaluation") if evaluator else None
     if owner is not None and config.baseline:
-        claim_folder(output, owner | {"baseline": config.baseline.model_dump(mode="json"), "steps": steps}, "a baseline")
+        identity = owner | {"baseline": config.baseline.model_dump(mode="json"), "steps": steps}
+        claim_folder(output, identity, "a baseline", alone=True)
         remove_incomplete_checkpoints(output)
     if (output / "run.json").exists():
         return SftRun(read_json(output / "run.json"), own.finished() if own else {})

@@ -113,7 +113,7 @@ def open_grid(config: ScalingConfig, console: Console) -> Grid:
     check_splits(config)
     data = config.output / "data"
     with owned_soon(data, "scaling run", lambda message: say(console, message)):
-        claim_folder(data, _identity(config), "the data of a scaling grid")
+        claim_folder(data, _identity(config), "the data of a scaling grid", alone=True)
         grid = _measured(config, data, console)
         known = {size.name: size for size in _read_measured(data)[1]} if (data / MEASURED).exists() else {}
         known |= {size.name: size for size in grid.sizes}

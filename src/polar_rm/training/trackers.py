@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from polar_rm.common.extras import needs, require
+from polar_rm.common.files import flat
 from polar_rm.common.hub import masked
 from polar_rm.common.problems import Problems
 from polar_rm.common.text import first_line
@@ -93,7 +94,7 @@ class MlflowSink:
             self._run: str = run.info.run_id
             if runs:  # parameters of a run can't change, and some settings may
                 self._client.update_run(self._run, status="RUNNING")
-            settings = [] if runs else [Param(name, str(value)) for name, value in _flat(config.model_dump(mode="json")).items()]
+            settings = [] if runs else [Param(name, str(value)) for name, value in flat(config.model_dump(mode="json")).items()]
             for start in range(0, len(settings), _MOST_PARAMETERS):
                 self._client.log_batch(self._run, params=settings[start : start + _MOST_PARAMETERS])
 
@@ -144,14 +145,6 @@ def require_trackers(log: LogConfig, problems: Problems) -> None:
 def run_id(output: Path) -> str:
     """The id of a run folder: its name and eight digits of the hash of its full path."""
     return f"{output.name}-{hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:8]}"
-
-
-def _flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested settings as ``a.b`` -> value."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
-    return flat
 
 
 @contextmanager
