@@ -2,7 +2,9 @@
 
 *Packed* is what trainers with packed rows of variable length compute (OpenRLHF, xtuner, ms-swift): whole sequences one behind the
 other, each attending to itself only, without padding and without sharing. It runs in our own loop with our own attention, so that
-the ratio is that of sharing alone. *Plain* is transformers with one sequence at a time, which needs no padding either.
+the ratio is that of sharing alone. *Plain* is transformers with one sequence at a time, which needs no padding either. *TRL*,
+where it is installed, is its ``RewardTrainer`` on the pairs of the best candidate with each other one, in batches of one, which
+need no padding, with the gradients accumulated to one step.
 
 Sides take turns on the same work; ratios are of CPU seconds, the median over rounds. ``counted`` is the ratio of the tokens.
 ``product_gflops`` is the rate of the model's own matrix products alone, measured in every round; ``share`` is what part of it a
@@ -20,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,9 @@ from polar_rm.training.metrics import training_flops
 from polar_rm.training.parallel import World
 from polar_rm.training.trainer import Trainer
 
-Sides = dict[str, Callable[[], Any]]
+Seconds = tuple[float, float]  # wall, CPU
+# A side may return its own seconds; of the others the whole call counts.
+Sides = dict[str, Callable[[], Seconds | None]]
 _PRODUCT_TOKENS = 512
 
 
@@ -85,9 +90,10 @@ def compare(sides: Sides, flops: dict[str, float], model: nn.Module, rounds: int
         names = list(sides)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             start, start_cpu = time.perf_counter(), time.process_time()
-            sides[name]()
-            cpu[name].append(time.process_time() - start_cpu)
-            wall[name].append(time.perf_counter() - start)
+            own = sides[name]()
+            wall_s, cpu_s = own or (time.perf_counter() - start, time.process_time() - start_cpu)
+            cpu[name].append(cpu_s)
+            wall[name].append(wall_s)
     rate = statistics.median(rates)
     ratios = {name: [peer / ours for peer, ours in zip(cpu[name], cpu["ours"], strict=True)] for name in sides if name != "ours"}
     return {
@@ -154,6 +160,8 @@ def training(folder: Path, n_candidates: int, arguments: argparse.Namespace) -> 
     step("ours", lambda trees: pack([begun(each) for each in trees]))
     if n_candidates == 2:
         sides["plain"] = _plain_step(folder, tree, losses)
+    if find_spec("trl"):
+        sides["trl"] = _trl_step(work, tree)
     row = compare(sides, flops, trainer.model.backbone, arguments.rounds)
     difference = max(losses.values()) - min(losses.values())
     return {"work": "training", "candidates": n_candidates, "counted": counted([tree]), **row, "largest_difference": difference}
@@ -174,6 +182,21 @@ def _plain_step(folder: Path, tree: PrefixTree, losses: dict[str, float]) -> Cal
         losses["plain"] = loss.item()
 
     step(8)
+    return step
+
+
+def _trl_step(work: Path, tree: PrefixTree) -> Callable[[], Seconds]:
+    """A step of TRL on all pairs of a comparison; it returns its seconds, without those of preparing the data."""
+    from training import Peer, Setting
+
+    peer = Peer(work, "cpu")
+    pairs = [PrefixTree(tree.prefix, [tree.branches[0], worse], (0, 1)) for worse in tree.branches[1:]]
+
+    def step(pairs: list[PrefixTree] = pairs) -> Seconds:
+        wall, cpu = peer.block(Setting(1, "fp32"), pairs)
+        return wall * len(pairs), cpu * len(pairs)
+
+    step([begun(pairs[0])])
     return step
 
 

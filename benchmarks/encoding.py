@@ -1,6 +1,6 @@
 """Encoded corpora: encoding against the tokenizer alone on the same texts, opening of 10^9 comparisons, an epoch's order.
 
-Encoding takes turns with ``tokenizer.encode_batch``, which uses all cores. CPU seconds are those of this process and its workers.
+Encoding takes turns with ``tokenizer.encode_batch`` on as many cores. CPU seconds are those of this process and its workers.
 Opening reads a made index of 15,625 shards; its file of numbers is sparse.
 
     python benchmarks/encoding.py --json benchmarks/results/encoding.json
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from polar_rm.encoded.build import Encoding, encode_folder, survey_input
 from polar_rm.encoded.corpus import CorpusStats, EncodedCorpus
 from polar_rm.encoded.format import NUMBERS, NUMBERS_FILE, SCHEMA_NAME, shard_name
 from polar_rm.encoded.order import EpochOrder
-from polar_rm.model.blueprint import language_model_blueprint
 from polar_rm.records import write_records
+
+_TEXTS = 1024  # that the tokenizer alone gets at once
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
@@ -38,35 +40,61 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - start, sum(after[:4]) - sum(before[:4])
 
 
-def encoding_row(folder: Path, n: int, rounds: int, workers: int | None) -> dict[str, Any]:
-    """The median of the ratios. workers: None is a process for every core, whose start is included; 1 is this process alone."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if workers is None else "false"
+def encoding_rows(folder: Path, n: int, rounds: int) -> list[dict[str, Any]]:
+    """Encoding by this process alone and by a process for every core, whose start is included, and the tokenizer alone on one
+    core and on all. The four take turns; ratios are medians over rounds."""
+    # Not above: the workers import this file, as they import the command, which imports no torch either.
+    from polar_rm.model.blueprint import language_model_blueprint
+
     encoder = language_model_blueprint(LANGUAGE_MODEL).encoder
     rows = comparisons(n, 2, 300)
     write_records(folder / "rows.jsonl", rows)
     texts = [f"{row.prompt}\n{text}" for row in rows for text in (row.reference, *row.candidates)]
-    tokens = sum(len(each.ids) for each in encoder.tokenizer.encode_batch(texts, add_special_tokens=False))
-    numbers = iter(range(10**6))
+    survey, numbers = survey_input([folder / "rows.jsonl"], 1), iter(range(10**6))
 
-    def ours() -> None:
+    def encode(workers: int | None) -> None:
         target = folder / f"encoded{next(numbers)}"
-        encode_folder(Encoding(survey_input([folder / "rows.jsonl"], 1), encoder, target, folder / "rejected", workers=workers))
+        encode_folder(Encoding(survey, encoder, target, folder / "rejected", workers=workers))
 
-    def alone() -> None:
-        encoder.tokenizer.encode_batch(texts, add_special_tokens=False)
+    def tokenise(on_all_cores: bool) -> int:
+        """The number of tokens. In batches: the results of all texts at once take gigabytes."""
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if on_all_cores else "false"
+        batches = (texts[start : start + _TEXTS] for start in range(0, len(texts), _TEXTS))
+        return sum(len(each.ids) for batch in batches for each in encoder.tokenizer.encode_batch(batch, add_special_tokens=False))
 
-    measured = [(timed(ours), timed(alone)) if number % 2 else (timed(alone), timed(ours))[::-1] for number in range(rounds)]
-    return {
-        "what": "encoding, with the start of a process for every core" if workers is None else "encoding, in one process",
-        "comparisons": n,
-        "tokenised": tokens,
-        "speed_of_tokenizer_alone": statistics.median(theirs[0] / us[0] for us, theirs in measured),
-        "cpu_of_tokenizer_alone": statistics.median(theirs[1] / us[1] for us, theirs in measured),
-        "tokens_per_cpu_second": statistics.median(tokens / us[1] for us, _ in measured),
-        "seconds": statistics.median(us[0] for us, _ in measured),
-        "tokenizer_seconds": statistics.median(theirs[0] for _, theirs in measured),
-        "load": os.getloadavg()[0],
-    }
+    cores = len(os.sched_getaffinity(0))
+    sides: list[Callable[[], Any]] = [
+        partial(encode, 1),
+        partial(encode, cores),
+        partial(tokenise, False),
+        partial(tokenise, True),
+    ]
+    measured: list[list[tuple[float, float]]] = [[] for _ in sides]
+    for number in range(rounds):
+        for side in range(len(sides)):
+            turn = (side + number) % len(sides)
+            measured[turn].append(timed(sides[turn]))
+    n_tokens = tokenise(True)
+
+    def ratio(above: int, below: int, kind: int) -> float:
+        return statistics.median(a[kind] / b[kind] for a, b in zip(measured[above], measured[below], strict=True))
+
+    return [
+        {
+            "what": "encoding",
+            "workers": workers,
+            "comparisons": n,
+            "tokenised": n_tokens,
+            "speed_of_tokenizer_alone": ratio(2 + side, side, 0),
+            "cpu_of_tokenizer_alone": ratio(2 + side, side, 1),
+            "speed_of_one_worker": ratio(0, side, 0),
+            "tokens_per_second": n_tokens / statistics.median(wall for wall, _ in measured[side]),
+            "seconds": statistics.median(wall for wall, _ in measured[side]),
+            "rounds": rounds,
+            "load": os.getloadavg()[0],
+        }
+        for side, workers in enumerate((1, cores))
+    ]
 
 
 def opening_row(folder: Path, n: int, n_shards: int) -> dict[str, Any]:
@@ -120,15 +148,13 @@ def order_row(n: int, batch: int) -> dict[str, Any]:
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--comparisons", type=int, default=1000)
+    parser.add_argument("--comparisons", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         rows = [opening_row(Path(name), 10**9, 15_625), order_row(10**9, 4343)]
-    for workers in (1, None):
-        with tempfile.TemporaryDirectory() as name:
-            rows.append(encoding_row(Path(name), arguments.comparisons, arguments.rounds, workers))
+        rows += encoding_rows(Path(name), arguments.comparisons, arguments.rounds)
     report([{**row, **origin()} for row in rows], arguments.json)
 
 

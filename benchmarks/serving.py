@@ -2,7 +2,7 @@
 
 ``compare`` sends groups of candidates per reference, as the same token ids, to ``polar serve`` and to vLLM, started by ``polar
 serve --engine vllm`` with its prefix cache and on all cores. The servers take turns, with new texts in every round, so that no
-cache has entries for them. A request holds one group, or with ``--items-per-request 1`` one candidate. The other server is
+cache has entries for them. A request holds one group, or with ``--items-per-request`` a piece of one. The other server is
 stopped (SIGSTOP) meanwhile, so that it uses no CPU. cpu_ratio compares the CPU time of each server's processes, which is more
 reliable than the clock if other work shares the cores. The package must also be importable in the peer's environment.
 
@@ -38,7 +38,7 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from common import LANGUAGE_MODEL, comparisons, report
+from common import LANGUAGE_MODEL, comparisons, origin, report
 
 from polar_rm.client.asynchronous import AsyncRewardClient
 from polar_rm.encoding.encoder import Encoder
@@ -56,6 +56,7 @@ class Server:
     def __init__(self, python: str, model: Path, port: int, arguments: list[str], environment: dict[str, str]) -> None:
         command = [python, "-m", "polar_rm", "serve", "--model", str(model), "--port", str(port), *arguments]
         self.url = f"http://127.0.0.1:{port}"
+        self.start_cpu_s = 0.0  # CPU seconds until it was ready
         self.log = model.parent / f"{port}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -69,6 +70,7 @@ class Server:
                 raise SystemExit(f"{self.url} did not start:\n{self.log.read_text()[-2000:]}")
             try:
                 if httpx.get(f"{self.url}/health", trust_env=False).status_code == 200:
+                    self.start_cpu_s = self.stats()[0]
                     return
             except httpx.TransportError:
                 time.sleep(0.5)
@@ -196,9 +198,13 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 }
             )
             report(rows[-1:], None)
+        memory = {f"{name}_mib": server.stats()[1] for name, server in zip(("ours", "peer"), both, strict=True)}
+        start = {f"{name}_start_cpu_s": server.start_cpu_s for name, server in zip(("ours", "peer"), both, strict=True)}
     median = {key: statistics.median(row[key] for row in rows) for key in rows[0] if key != "round"}
-    shape = {key: getattr(arguments, key) for key in ("layers", "candidates", "length", "connections", "items_per_request")}
-    return [*rows, {"round": "median", **median, **shape}]
+    shape = {
+        key: getattr(arguments, key) for key in ("layers", "candidates", "length", "connections", "items_per_request", "groups")
+    }
+    return [*rows, {"round": "median", **median, **shape, **memory, **start, "rounds": arguments.rounds, **origin()}]
 
 
 def flood(arguments: argparse.Namespace) -> list[dict[str, Any]]:

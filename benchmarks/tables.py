@@ -200,7 +200,8 @@ def speed() -> Iterator[Row]:
 
 DEPTH = """CPU seconds of the peer over ours, the median of the rounds: float32, one thread, SmolLM2-135M's first layers, sides
 in turn on a shared machine. *Packed*: the same sequences in rows without padding and without sharing, in our own loop. *Plain*:
-transformers, one sequence at a time. The share is that of the rate which the core reaches in the model's matrix products alone
+transformers, one sequence at a time. *TRL*: its `RewardTrainer` on the pairs of the best candidate with each other one, in
+batches of one. The share is that of the rate which the core reaches in the model's matrix products alone
 (GFLOP/s), with the FLOPs that a side has to do. Two layers flatter us, because the last layer is computed at score positions
 only; thirty are the complete model.
 """
@@ -208,16 +209,16 @@ only; thirty are the complete model.
 
 def by_depth() -> str:
     """The table of training and scoring by depth."""
-    lines = ["| | layers | K | fewer tokens | over packed | over plain | share: ours, packed | GFLOP/s | rounds |"]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
+    lines = ["| | layers | K | fewer tokens | over packed | over plain | over TRL | share: ours, packed | GFLOP/s | rounds |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|---|")
     rows = sorted(load("depth"), key=lambda row: (row["work"], -row["layers"], row["candidates"]))
     for row in rows:
         ratios = row["cpu_ratio"]
-        plain = f"{ratios['plain']:.2f}" if "plain" in ratios else ""
+        plain, trl = (f"{ratios[peer]:.2f}" if peer in ratios else "" for peer in ("plain", "trl"))
         shares = ", ".join(f"{row['share'][name]:.2f}" for name in ("ours", "packed"))
         lines.append(
             f"| {row['work']} | {row['layers']} | {row['candidates']} | {row['counted']:.2f} | {ratios['packed']:.2f} | {plain} "
-            f"| {shares} | {row['product_gflops']:.0f} | {row['rounds']} |"
+            f"| {trl} | {shares} | {row['product_gflops']:.0f} | {row['rounds']} |"
         )
     commands = dict.fromkeys(row["command"] for row in rows)
     return "\n".join(["## Training and scoring by depth", "", DEPTH, *lines, "", *(f"* `{command}`" for command in commands), ""])
