@@ -15,6 +15,7 @@ from polar_rm.training.config import TrainConfig
 from polar_rm.training.lora import merge_lora
 from polar_rm.training.parallel import World
 from polar_rm.training.plan import make_plan
+from polar_rm.training.resume import identity as identity_of
 from polar_rm.training.trainer import Trainer, train
 
 
@@ -225,7 +226,8 @@ def test_adapters_depend_on_the_seed_and_the_exported_base_is_exact(tmp_path):
 
 def test_what_decides_the_weights_is_the_identity_of_a_run_and_nothing_else(tmp_path):
     def identity(*overrides):
-        return trainer(tmp_path, *overrides)._identity()
+        run = trainer(tmp_path, *overrides)
+        return identity_of(run.config, run.prepared)
 
     first = identity()
     for changed, key in (

@@ -50,11 +50,14 @@ def sample(
         report_files("prompts", input_files(source))
     if dry_run:
         from polar_rm.common.config import to_yaml
+        from polar_rm.common.outputs import FOUND, output_line
         from polar_rm.sampling.estimate import describe, estimate
 
         estimates = estimate(config, tokens_per_second)
         print_text(to_yaml(config))
         print_text(describe(estimates))
+        begun = any(each.requests < each.planned for each in estimates)
+        print_values([("output", output_line(config.output, FOUND["unfinished" if begun else "new"]))])
         if json:
             write_json(json, [asdict(each) for each in estimates])
         return
@@ -94,7 +97,7 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
     for source in config.inputs:
         check_data(source)
     with needs("evaluate", "polar corpus"):
-        from polar_rm.corpus.build import build
+        from polar_rm.corpus.build import build, describe_output
         from polar_rm.corpus.plan import describe, input_files, make_plan
         from polar_rm.corpus.report import summary
 
@@ -102,7 +105,8 @@ def corpus(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
     if config.decontamination.files:
         report_files("decontamination", survey_files(config.decontamination.files))
     if dry_run:
-        lines = dict(describe(config, make_plan(config)))
+        planned = make_plan(config)
+        lines = dict(describe(config, planned)) | {"output": describe_output(config, planned)}
         print_text(to_yaml(config))
         print_values(lines.items())
         if json:

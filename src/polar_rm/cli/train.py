@@ -91,7 +91,7 @@ def _train(
 
     is_main = _is_main()
     if dry_run:
-        training_plan = plan(config, verb=verb, console=messages, gpus=(gpus, device) if gpus else None)
+        training_plan = plan(config, console=messages, gpus=(gpus, device) if gpus else None)
         if is_main:
             print_text(to_yaml(config))
             print_values(training_plan.describe())
@@ -191,7 +191,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
     if dry_run:
         plan = _rft_plan(config)
         print_text(to_yaml(config))
-        print_values([(name.replace("_", " "), f"{value:,}") for name, value in plan.items() if isinstance(value, int)])
+        print_values((name.replace("_", " "), str(value)) for name, value in plan.items() if name != "notes")
         if json:
             write_json(json, plan)
         return
@@ -212,14 +212,20 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
 
 
 def _rft_plan(config: RftConfig) -> dict[str, Any]:
-    """Numbers of prompts, after a check of the judges and of all rows."""
+    """Numbers of prompts and the state of the output folder, after a check of the judges and of all rows."""
     from polar_rm.rft.data import read_data
     from polar_rm.rft.evaluations import open_judges
+    from polar_rm.rft.run import describe_output
 
     data = read_data(config, open_judges(config))
     for note in data.notes:
         message(f"note: {note}")
-    return {"prompts": len(data.train), "held_out_prompts": len(data.held_out), "notes": data.notes}
+    return {
+        "prompts": len(data.train),
+        "held_out_prompts": len(data.held_out),
+        "notes": data.notes,
+        "output": describe_output(config),
+    }
 
 
 def _show_rft(row: dict[str, Any]) -> None:

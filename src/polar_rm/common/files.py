@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -252,22 +252,33 @@ def claim_folder(folder: str | Path, identity: dict[str, Any], holds: str, *, al
         PolarError: the folder belongs to other settings (the message names what differs), it holds files that no settings
             claimed, or ``settings.json`` is damaged.
     """
+    if not is_claimed(folder, lambda: identity, holds, alone=alone):
+        write_json(Path(folder) / "settings.json", identity)
+
+
+def is_claimed(folder: str | Path, identity: Callable[[], dict[str, Any]], holds: str, *, alone: bool = False) -> bool:
+    """Whether a folder holds results of these settings; False: it is free for them. Nothing is written, so that a plan may ask.
+
+    identity: is called only where there is something to compare with. The others: see :func:`claim_folder`.
+
+    Raises:
+        PolarError: the errors of :func:`claim_folder`.
+    """
     folder = Path(folder)
     path = folder / "settings.json"
     # Hidden names are being written.
     made = {each.name for each in folder.iterdir() if not each.name.startswith(".")} if folder.exists() else set()
     if alone and made <= {path.name}:
-        write_json(path, identity)
-        return
+        return False
     if not path.exists():
         if made and not path.exists():  # a process that shares the folder may just have claimed it
             kind = holds.removeprefix("an ").removeprefix("a ")
             raise PolarError(f"{folder}: it is not empty and holds no {kind}; use another output folder")
         if not made:
-            write_json(path, identity)
-            return
-    if changed := differences(read_json(path), json.loads(json.dumps(identity, default=str))):
+            return False
+    if changed := differences(read_json(path), json.loads(json.dumps(identity(), default=str))):
         raise PolarError(f"{folder}: it holds {holds} of other settings ({changed}); use another output folder")
+    return True
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> str:

@@ -93,6 +93,12 @@ def is_owned(output: str | Path) -> bool:
     return _is_held(_lock_path(Path(output).absolute()))
 
 
+def owner_of(output: str | Path) -> str | None:
+    """The process that owns an output now, as the message of :class:`InUse` names it; None if there is none."""
+    lock = _lock_path(Path(output).absolute())
+    return _owner(lock) if _is_held(lock) else None
+
+
 def remove_leftovers(output: Path) -> None:
     """Remove what killed writers left beside an output and in it.
 

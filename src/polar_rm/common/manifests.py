@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
@@ -51,9 +51,29 @@ def check_output(
 ) -> bool:
     """Check that a run may write into a folder; returns whether it holds a finished run with the same settings and inputs.
 
-    Otherwise the folder is new, or holds an unfinished run. schema: prefix of the manifests of this kind. holds: what a folder of
-    this kind holds, for messages. identity: the settings and inputs of this run, which a manifest holds, too. compared: the part
-    of either that decides the result. What a kill left of the temporary files of a finished run is removed.
+    What a kill left of the temporary files of a finished run is removed. The arguments: see :func:`found_output`.
+
+    Raises:
+        PolarError: the folder holds something else, or a run of other settings.
+    """
+    if found_output(folder, schema, holds, lambda: identity, compared) != "finished":
+        return False
+    shutil.rmtree((folder / _KINDS[schema][2]).parent, ignore_errors=True)
+    return True
+
+
+def found_output(
+    folder: Path,
+    schema: str,
+    holds: str,
+    identity: Callable[[], dict[str, Any]],
+    compared: Callable[[dict[str, Any]], dict[str, Any]],
+) -> Literal["new", "unfinished", "finished"]:
+    """What a run finds in its output folder. Nothing is changed, so that a plan may ask.
+
+    schema: prefix of the manifests of this kind. holds: what a folder of this kind holds, for messages. identity: the settings
+    and inputs of this run, which a manifest holds, too; it is called only where there is one. compared: the part of either that
+    decides the result.
 
     Raises:
         PolarError: the folder holds something else, or a run of other settings.
@@ -63,13 +83,12 @@ def check_output(
         saved = read_json(folder / NAME)
         if not str(saved.get("schema", "")).startswith(schema):
             raise PolarError(f"{folder}: it holds no {holds.removeprefix('a ')}; use another output folder")
-        if changed := differences(compared(saved), compared(identity)):
+        if changed := differences(compared(saved), compared(identity())):
             raise PolarError(f"{folder}: it holds {holds} of other settings ({changed}); use another output folder")
-        shutil.rmtree((folder / marker).parent, ignore_errors=True)
-        return True
+        return "finished"
     if folder.exists() and any(folder.iterdir()) and not (folder / marker).exists():
         raise PolarError(f"{folder}: it is not empty and holds no {holds.removeprefix('a ')}; use another output folder")
-    return False
+    return "unfinished" if (folder / marker).exists() else "new"
 
 
 def begin_work(folder: Path, schema: str, identity: dict[str, Any]) -> Path:

@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polar_rm.common.files import claim_folder, read_json, sha256, write_file, write_json
+from polar_rm.common.files import claim_folder, is_claimed, read_json, sha256, write_file, write_json
 from polar_rm.common.locks import owned
 from polar_rm.common.manifests import DataFile, check_content, check_manifest
+from polar_rm.common.outputs import FOUND, output_line
 from polar_rm.common.progress import Progress, silent
 from polar_rm.common.provenance import versions
 from polar_rm.corpus.buckets import build_bucket
@@ -38,6 +39,7 @@ from polar_rm.corpus.thinning import kept_rows, thin_bucket
 from polar_rm.errors import MachineFailure, PolarError
 from polar_rm.records import find_files
 
+_HOLDS = "a corpus"
 _NOT_IN_IDENTITY = {"output", "inputs", "verify", "engine", "workers", "report", "decontamination"}
 
 
@@ -52,10 +54,10 @@ def build(config: CorpusConfig, *, progress: Progress = silent) -> dict[str, Any
     plan = make_plan(config)
     job = Job(config, config.on_bad_row == "skip", plan.parts, plan.n_buckets)
     with owned(config.output, "corpus"):
-        inputs = [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} for file in plan.files]
+        inputs = _facts(plan)
         for file, facts in zip(plan.files, inputs, strict=True):
             check_content(file, str(facts["sha256"]))
-        claim_folder(config.output, _identity(job, inputs), "a corpus")
+        claim_folder(config.output, _identity(job, inputs), _HOLDS)
         if (config.output / "manifest.json").exists():
             check_manifest(config.output, full=config.verify)
             shutil.rmtree(job.work, ignore_errors=True)  # left by a kill after the manifest was written
@@ -69,6 +71,22 @@ def build(config: CorpusConfig, *, progress: Progress = silent) -> dict[str, Any
             shutil.rmtree(job.work, ignore_errors=True)
             (config.output / "settings.json").unlink()
             raise
+
+
+def describe_output(config: CorpusConfig, plan: CorpusPlan) -> str:
+    """A plan's line about the output folder. The inputs are hashed only where the folder holds a corpus to compare them with.
+
+    Raises:
+        PolarError: the folder holds something else, or a corpus of other settings.
+    """
+    job = Job(config, config.on_bad_row == "skip", plan.parts, plan.n_buckets)
+    if not is_claimed(config.output, lambda: _identity(job, _facts(plan)), _HOLDS):
+        return output_line(config.output, FOUND["new"])
+    return output_line(config.output, FOUND["finished" if (config.output / "manifest.json").exists() else "unfinished"])
+
+
+def _facts(plan: CorpusPlan) -> list[dict[str, Any]]:
+    return [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)} for file in plan.files]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,10 @@ import numpy as np
 
 from polar_rm.common.checksums import check_files, describe_file, read_sealed, write_sealed
 from polar_rm.common.engines import Engine, run_tasks
-from polar_rm.common.files import atomic_file, claim_folder, differences
+from polar_rm.common.files import atomic_file, claim_folder, differences, is_claimed
 from polar_rm.common.locks import is_owned, owned_soon
 from polar_rm.common.manifests import NAME
+from polar_rm.common.outputs import FOUND, output_line
 from polar_rm.common.progress import Progress, silent
 from polar_rm.common.provenance import versions
 from polar_rm.encoded.corpus import EncodedCorpus, open_corpus
@@ -37,6 +38,7 @@ MIB = 1 << 20
 _SMALLEST_PART, _LARGEST_PART, _USUAL_PARTS = 4 * MIB, 256 * MIB, 256
 _READERS = 8  # files that are hashed at once
 _POLL_S = 0.5
+_HOLDS = "an encoded corpus"
 _SUMS = ("comparisons", "pairs", "candidates", "tokens", "separate_tokens", "truncated")
 
 
@@ -131,7 +133,7 @@ def encode_folder(run: Encoding) -> EncodedCorpus:
             holds no comparisons.
         MachineFailure: the disk is full, or workers died several times in a row; the same call continues.
     """
-    claim_folder(run.folder, {"schema": SCHEMA_NAME, **run.settings}, "an encoded corpus")
+    claim_folder(run.folder, _claim(run), _HOLDS)
     job = run.job
     if (run.folder / NAME).exists() and not _index_is_good(run):
         (run.folder / NAME).unlink()
@@ -142,6 +144,25 @@ def encode_folder(run: Encoding) -> EncodedCorpus:
                 _write_index(run, job)
     shutil.rmtree(run.folder / "work", ignore_errors=True)
     return open_corpus(run.folder)
+
+
+def describe_output(run: Encoding) -> str:
+    """A plan's line about the output folder: how many shards are missing. Only sizes are compared, and nothing is changed.
+
+    Raises:
+        PolarError: the folder holds another corpus, or something else.
+    """
+    if not is_claimed(run.folder, lambda: _claim(run), _HOLDS):
+        return output_line(run.folder, FOUND["new"])
+    if (run.folder / NAME).exists():
+        return output_line(run.folder, FOUND["finished"])
+    job = run.job
+    missing = sum(not finished(job, number) for number in range(len(job.parts)))
+    return output_line(run.folder, f"the run continues with the {missing:,} of {len(job.parts):,} shards that are missing")
+
+
+def _claim(run: Encoding) -> dict[str, Any]:
+    return {"schema": SCHEMA_NAME, **run.settings}
 
 
 def check_bad_rows(corpus: EncodedCorpus, bad: OnBadRow | None, names: str) -> None:

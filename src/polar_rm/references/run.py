@@ -11,7 +11,8 @@ from typing import Any
 from polar_rm.common.checksums import describe_file
 from polar_rm.common.files import read_json, sha256, write_json
 from polar_rm.common.locks import owned
-from polar_rm.common.manifests import NAME, begin_work, check_manifest, check_output
+from polar_rm.common.manifests import NAME, begin_work, check_manifest, check_output, found_output
+from polar_rm.common.outputs import FOUND, output_line
 from polar_rm.common.progress import Progress, silent
 from polar_rm.common.provenance import versions
 from polar_rm.records import OnBadRow, write_records
@@ -20,7 +21,7 @@ from polar_rm.references.make import Counts, finder, referenced, sampling_config
 from polar_rm.references.rows import Rows
 from polar_rm.sampling.estimate import Estimate, describe, estimate
 
-_KIND = "polar-rm/references/"
+_KIND, _HOLDS = "polar-rm/references/", "references"
 SCHEMA = f"{_KIND}1"
 
 _NOT_IN_IDENTITY = {"output", "inputs"}
@@ -58,8 +59,8 @@ def make_references(config: ReferencesConfig, progress: Progress = silent) -> Re
     """
     with owned(config.output, "references"):
         rows = Rows(config, OnBadRow(config.on_bad_row, config.output / "refused.jsonl"))
-        identity = {"settings": config.model_dump(mode="json", exclude=_NOT_IN_IDENTITY), "inputs": _hashes(rows)}
-        if check_output(config.output, _KIND, "references", identity, _compared):
+        identity = _identity(config, rows)
+        if check_output(config.output, _KIND, _HOLDS, identity, _compared):
             check_manifest(config.output)
             return _report(config, read_json(config.output / NAME))
         work, path = begin_work(config.output, _KIND, identity), config.output / f"references.{config.format}"
@@ -84,6 +85,10 @@ def _with_progress(records: Any, progress: Progress) -> Any:
     for number, record in enumerate(records, 1):
         progress("references", number, None)
         yield record
+
+
+def _identity(config: ReferencesConfig, rows: Rows) -> dict[str, Any]:
+    return {"settings": config.model_dump(mode="json", exclude=_NOT_IN_IDENTITY), "inputs": _hashes(rows)}
 
 
 def _hashes(rows: Rows) -> dict[str, str]:
@@ -112,16 +117,18 @@ def _report(config: ReferencesConfig, manifest: dict[str, Any]) -> ReferencesRep
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The plan of a run. counts: the counts that the run would have; for a policy, only those of its prompts. estimates: the cost
-    of a policy's samples."""
+    of a policy's samples. output: what the run finds in its output folder."""
 
     rows: int
     counts: dict[str, int]
     estimates: list[Estimate]
+    output: str
 
     def describe(self) -> list[tuple[str, str]]:
         """(name, value) of each line for the terminal."""
         lines = [("rows", f"{self.rows:,}"), *((name.replace("_", " "), f"{value:,}") for name, value in self.counts.items())]
-        return [*lines, ("samples", describe(self.estimates).strip())] if self.estimates else lines
+        samples = [("samples", describe(self.estimates).strip())] if self.estimates else []
+        return [*lines, *samples, ("output", self.output)]
 
 
 def plan(config: ReferencesConfig, tokens_per_s: float | None = None) -> Plan:
@@ -130,21 +137,23 @@ def plan(config: ReferencesConfig, tokens_per_s: float | None = None) -> Plan:
     tokens_per_s: the assumed speed of a policy without a measured one.
 
     Raises:
-        PolarError: the errors of :func:`make_references`, except those about samples.
+        PolarError: the errors of :func:`make_references`, except those about samples, and that the folder is in use.
     """
     with tempfile.TemporaryDirectory(prefix="polar-references-") as folder:
         work = Path(folder)
         rows = Rows(config, OnBadRow(config.on_bad_row, work / "refused.jsonl"))
+        found = found_output(config.output, _KIND, _HOLDS, lambda: _identity(config, rows), _compared)
+        output = output_line(config.output, FOUND[found])
         if isinstance(config.reference, FromPolicy):
             source = config.reference
             prompts = write_prompts(rows, work / "prompts.jsonl", source)
             done = [row.is_done for row in rows]
             planned = {"kept": sum(done), "prompts": len(prompts)}
             sampling = sampling_config(config, source, config.output / "work", work / "prompts.jsonl")
-            return Plan(len(done), planned, estimate(sampling, tokens_per_s) if prompts else [])
+            return Plan(len(done), planned, estimate(sampling, tokens_per_s) if prompts else [], output)
         counts = Counts()
         with finder(rows, config, work, counts, silent) as find:
             for _ in referenced(rows, config, find, counts):
                 pass
         names = ("made", "kept", "refused", "copies", "from_row")
-        return Plan(counts.rows, {name: getattr(counts, name) for name in names}, [])
+        return Plan(counts.rows, {name: getattr(counts, name) for name in names}, [], output)

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from polar_rm.common.extras import needs, require
-from polar_rm.common.files import claim_folder, sha256, write_json
+from polar_rm.common.files import claim_folder, is_claimed, sha256, write_json
 from polar_rm.common.locks import owned
 from polar_rm.common.manifests import check_manifest
+from polar_rm.common.outputs import FOUND, output_line
 from polar_rm.common.provenance import versions
 from polar_rm.common.sources import model_folder
 from polar_rm.errors import ConfigError
 from polar_rm.records import find_files, side_file
 from polar_rm.rft.baseline import SftRun, sft_arguments, train_sft
 from polar_rm.rft.callbacks import EvaluateCallback, MetricsCallback, MonitorCallback, OnLog
-from polar_rm.rft.checkpoints import remove_incomplete_checkpoints
+from polar_rm.rft.checkpoints import last_checkpoint, remove_incomplete_checkpoints, step_of
 from polar_rm.rft.config import RftConfig
 from polar_rm.rft.data import RftData, read_data
 from polar_rm.rft.evaluations import Evaluator, open_judges
@@ -32,6 +33,7 @@ from polar_rm.rft.policy import load_policy, save_policy, train_to_end, trainer_
 from polar_rm.rft.report import Finished, build_report
 from polar_rm.rft.trl import PolarReward
 
+_HOLDS = "a fine-tuned policy"
 _log = logging.getLogger("polar_rm.rft")
 
 
@@ -80,7 +82,7 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
             _log.warning("%s", note)
         reward = config.reward.open()
         if is_first:
-            claim_folder(config.output, identity(config), "a fine-tuned policy", alone=True)
+            claim_folder(config.output, identity(config), _HOLDS, alone=True)
             remove_incomplete_checkpoints(config.output)
         evaluator = None
         if config.evaluate:
@@ -150,6 +152,18 @@ def _write(job: _Run, monitor: Monitor, results: dict[str, Any], sft: SftRun | N
     settings = config.model_dump(mode="json")
     described = {"config": settings, "results": results, "notes": job.data.notes, "prompts": len(job.data.train)}
     write_json(config.output / "run.json", {**described, "trl": trl.__version__, **versions()})
+
+
+def describe_output(config: RftConfig) -> str:
+    """A plan's line about the output folder: whether the run would start or continue, and after which step. Nothing is changed.
+
+    Raises:
+        PolarError: the folder holds something else, or a policy of other settings.
+    """
+    state, checkpoint = FOUND["new"], last_checkpoint(config.output)
+    if is_claimed(config.output, lambda: identity(config), _HOLDS, alone=True) and checkpoint:
+        state = f"the run continues after step {step_of(checkpoint):,}"
+    return output_line(config.output, state)
 
 
 def identity(config: RftConfig) -> dict[str, Any]:

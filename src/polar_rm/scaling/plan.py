@@ -15,7 +15,7 @@ from polar_rm.scaling.config import ScalingConfig
 from polar_rm.scaling.grid import Run
 from polar_rm.scaling.results import Result
 from polar_rm.scaling.runner import Part, Status, is_in, statuses_of
-from polar_rm.scaling.state import temporary_grid
+from polar_rm.scaling.state import check_free, temporary_grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,9 @@ def plan_grid(
     flops_per_second: speed of sizes of which no run has finished.
 
     Raises:
-        PolarError: a setting or a split is bad.
+        PolarError: a setting or a split is bad, or the output belongs to other settings.
     """
+    check_free(config)
     with temporary_grid(config, console or plain_console(stderr=True)) as grid:
         results = grid.results()
         runs = grid.runs(results)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from polar_rm.common.checksums import read_sealed, write_sealed
 from polar_rm.common.config import to_yaml
-from polar_rm.common.files import claim_folder, sha256, write_file
+from polar_rm.common.files import claim_folder, is_claimed, sha256, write_file
 from polar_rm.common.locks import owned_soon
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import say, show_progress
@@ -38,6 +38,7 @@ from polar_rm.training.prepare import read_blueprint
 SETTINGS = "scaling.yaml"
 """The settings of the last ``polar scaling run`` in its output, for ``polar scaling fit FOLDER``."""
 
+_HOLDS = "the data of a scaling grid"
 MEASURED = "grid.json"
 """Corpus and sizes as they were measured, beside the encoded data."""
 
@@ -113,13 +114,23 @@ def open_grid(config: ScalingConfig, console: Console) -> Grid:
     check_splits(config)
     data = config.output / "data"
     with owned_soon(data, "scaling run", lambda message: say(console, message)):
-        claim_folder(data, _identity(config), "the data of a scaling grid", alone=True)
+        claim_folder(data, _identity(config), _HOLDS, alone=True)
         grid = _measured(config, data, console)
         known = {size.name: size for size in _read_measured(data)[1]} if (data / MEASURED).exists() else {}
         known |= {size.name: size for size in grid.sizes}
         write_sealed(data / MEASURED, {"corpus": asdict(grid.corpus), "sizes": [asdict(size) for size in known.values()]})
         write_file(config.output / SETTINGS, to_yaml(config))
         return grid
+
+
+def check_free(config: ScalingConfig) -> None:
+    """Check, for a plan, that the output belongs to no other settings. Nothing is written.
+
+    Raises:
+        PolarError: it does, or a split is bad.
+    """
+    check_splits(config)
+    is_claimed(config.output / "data", lambda: _identity(config), _HOLDS, alone=True)
 
 
 def stored_grid(config: ScalingConfig) -> Grid:

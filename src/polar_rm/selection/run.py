@@ -17,7 +17,8 @@ from polar_rm.common.extras import require
 from polar_rm.common.files import read_json, sha256, write_json
 from polar_rm.common.json import dump_json
 from polar_rm.common.locks import owned
-from polar_rm.common.manifests import NAME, begin_work, check_content, check_manifest, check_output
+from polar_rm.common.manifests import NAME, begin_work, check_content, check_manifest, check_output, found_output
+from polar_rm.common.outputs import FOUND, output_line
 from polar_rm.common.paths import check_data, check_model
 from polar_rm.common.progress import Progress, silent
 from polar_rm.common.provenance import versions
@@ -30,7 +31,7 @@ from polar_rm.selection.rules import select_rows
 from polar_rm.selection.scoring import check_model_scale, score_inputs
 from polar_rm.selection.writing import write_rows
 
-_KIND = "polar-rm/selection/"
+_KIND, _HOLDS = "polar-rm/selection/", "a selection"
 SCHEMA = f"{_KIND}1"
 
 # What does not change the result.
@@ -125,7 +126,7 @@ def select(config: SelectConfig, progress: Progress = silent) -> SelectReport:
     with owned(config.output, "select"):
         identity = inputs.identity(config)
         path = config.output / "selected.jsonl"
-        if check_output(config.output, _KIND, "a selection", identity, lambda run: {name: run.get(name) for name in identity}):
+        if check_output(config.output, _KIND, _HOLDS, identity, _compared):
             check_manifest(config.output, full=True)
             return SelectReport(path, read_json(config.output / "report.json"), True)
         work = begin_work(config.output, _KIND, identity)
@@ -145,6 +146,10 @@ def select(config: SelectConfig, progress: Progress = silent) -> SelectReport:
         write_json(config.output / NAME, manifest)
         shutil.rmtree(work)
         return SelectReport(path, report, False)
+
+
+def _compared(run: dict[str, Any]) -> dict[str, Any]:
+    return {name: run[name] for name in ("settings", "inputs", "model") if name in run}
 
 
 def _run(config: SelectConfig, inputs: Inputs, path: Path, progress: Progress) -> dict[str, Any]:
@@ -189,14 +194,16 @@ def plan(config: SelectConfig, progress: Progress = silent) -> Plan:
     With ``model`` the rules can't be applied, because there are no scores: only files and rows are counted.
 
     Raises:
-        PolarError: the errors of :func:`select`, except those about the output folder.
+        PolarError: the errors of :func:`select`, except that the output folder is in use.
     """
     inputs = Inputs.find(config)
+    found = found_output(config.output, _KIND, _HOLDS, lambda: inputs.identity(config), _compared)
+    output = ("output", output_line(config.output, FOUND[found]))
     if config.model:
         rows = [count_rows(file) for file in inputs.files]
         known = sum(count for count in rows if count is not None)
         more = " and those of files whose rows are not counted" if None in rows else ""
-        lines = [("files", f"{len(rows):,}"), ("rows to score", f"{known:,}{more}")]
+        lines = [("files", f"{len(rows):,}"), ("rows to score", f"{known:,}{more}"), output]
         return Plan(len(rows), known, [], lines, ["the counts of the rules need the scores of the model"])
     with tempfile.TemporaryDirectory(prefix="polar-select-") as folder:
         # Other machines of a cluster don't see the temporary folder.
@@ -211,5 +218,5 @@ def plan(config: SelectConfig, progress: Progress = silent) -> Plan:
         "selected": len(selected),
         "prompts_selected": len(np.unique(table.prompts[selected])),
     }
-    lines = summary({"counts": counts, "rules": rules, "settings": {"kind": config.kind}})
+    lines = [*summary({"counts": counts, "rules": rules, "settings": {"kind": config.kind}}), output]
     return Plan(len(inputs.files), None, rules, lines, warnings_of(config, table, selection, facts))

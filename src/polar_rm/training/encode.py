@@ -11,7 +11,7 @@ from typing import Any
 from polar_rm.common.engines import check_workers
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.progress import Progress, silent
-from polar_rm.encoded.build import MIB, Encoding, Survey, check_bad_rows, encode_folder, survey_input
+from polar_rm.encoded.build import MIB, Encoding, Survey, check_bad_rows, describe_output, encode_folder, survey_input
 from polar_rm.encoded.corpus import EncodedCorpus
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.records import FilePart, OnBadRow, count_rows, read_comparisons, side_file, survey_files
@@ -26,7 +26,7 @@ class EncodePlan:
     """The plan of an encoding.
 
     bytes: of the input. undivided: files of more than a shard that can't be divided. tokens, disk_bytes, core_seconds: estimates
-    from a sample of the rows.
+    from a sample of the rows. output: what the command finds in its output folder.
     """
 
     files: int
@@ -37,6 +37,7 @@ class EncodePlan:
     tokens: int
     disk_bytes: int
     core_seconds: float
+    output: str
 
     def describe(self) -> list[tuple[str, str]]:
         """The lines (name, value) for a user."""
@@ -48,17 +49,18 @@ class EncodePlan:
             ("time", f"about {self.core_seconds / 3600:.2f} hours of one core"),
         ]
         notes = [("note", f"{name} can't be divided: one process encodes it") for name in self.undivided[:3]]
-        return lines + notes
+        return [*lines, *notes, ("output", self.output)]
 
 
 def plan_encoding(config: EncodeConfig) -> EncodePlan:
     """Count files and shards, and encode a sample of the rows for an estimate. Nothing is written.
 
     Raises:
-        PolarError: the input or the model can't be read, or a sampled row is bad.
+        PolarError: the input or the model can't be read, a sampled row is bad, or the output folder holds something else.
     """
     survey = _survey(config)
     encoder = read_blueprint(config).encoder
+    output = describe_output(_encoding(config, survey, encoder))
     parts = [part for part in survey.parts if part.n_bytes] or list(survey.parts)
     rows = n_bytes = tokens = disk = 0
     start = time.process_time()
@@ -80,6 +82,7 @@ def plan_encoding(config: EncodeConfig) -> EncodePlan:
         int(tokens * factor),
         int(disk * factor),
         seconds * factor,
+        output,
     )
 
 
@@ -135,26 +138,25 @@ def encode(
         PolarError: see :func:`polar_rm.encoded.build.encode_folder`; an earlier command skipped bad rows, which this must not.
     """
     start = time.monotonic()
-    survey = _survey(config)
-    corpus = encode_folder(
-        Encoding(
-            survey,
-            read_blueprint(config).encoder,
-            config.output,
-            side_file=side_file(config.output),
-            reference=config.reference,
-            strip_prompt=config.strip_prompt,
-            skip_bad_rows=config.on_bad_row == "skip",
-            engine=config.engine,
-            workers=config.workers,
-            verify=verify,
-            progress=progress,
-            report=report,
-        )
-    )
+    run = _encoding(config, _survey(config), read_blueprint(config).encoder)
+    corpus = encode_folder(replace(run, verify=verify, progress=progress, report=report))
     bad = OnBadRow(config.on_bad_row, side_file(config.output))
     check_bad_rows(corpus, bad, ", ".join(config.inputs))
     return _report(corpus, bad, time.monotonic() - start)
+
+
+def _encoding(config: EncodeConfig, survey: Survey, encoder: Encoder) -> Encoding:
+    return Encoding(
+        survey,
+        encoder,
+        config.output,
+        side_file=side_file(config.output),
+        reference=config.reference,
+        strip_prompt=config.strip_prompt,
+        skip_bad_rows=config.on_bad_row == "skip",
+        engine=config.engine,
+        workers=config.workers,
+    )
 
 
 def _report(corpus: EncodedCorpus, bad: OnBadRow, seconds: float) -> EncodeReport:

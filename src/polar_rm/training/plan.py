@@ -27,7 +27,8 @@ class Plan:
     tokens: computed tokens, with shared prefixes counted once; separate_tokens: without sharing. longest: tokens of the longest
     tree. larger_than_row: comparisons that are longer than ``row_tokens``. parameters: of the backbone. trained: parameters that
     are trained: the backbone or LoRA's adapters, and the head. state_bytes: weights, gradients and optimiser state in one
-    process. cluster: the plan for the GPUs that the user asks about.
+    process. cluster: the plan for the GPUs that the user asks about. output: what the run finds in its output folder; None where
+    nobody has looked.
     """
 
     comparisons: int
@@ -47,6 +48,7 @@ class Plan:
     flops: float
     notes: tuple[str, ...]
     cluster: ClusterPlan | None = None
+    output: str | None = None
 
     def describe(self) -> Iterator[tuple[str, str]]:
         """The lines (name, value) of the plan for a user."""
@@ -62,6 +64,8 @@ class Plan:
             yield "note", note
         if self.cluster:
             yield from self.cluster.describe()
+        if self.output:
+            yield "output", self.output
 
 
 def make_plan(

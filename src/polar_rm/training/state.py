@@ -11,7 +11,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,16 @@ def find_newest(folder: Path, report: Callable[[str], None]) -> tuple[Path, dict
             path.rename(renamed)
             report(f"{error}; this checkpoint is damaged and was renamed to {renamed.name}; the one before it is tried")
         else:
+            return path, meta
+    return None
+
+
+def find_readable(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """As :func:`find_newest`, for a plan: no contents are read, only sizes, and nothing is renamed or told."""
+    for path in reversed(_checkpoints(folder)):
+        with suppress(Damaged):
+            meta = read_sealed(path / _META)
+            check_files(path, meta["files"])
             return path, meta
     return None
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
@@ -21,7 +21,6 @@ from polar_rm.common.files import write_json
 from polar_rm.common.locks import owned
 from polar_rm.common.progress import plain_console, say, show_progress
 from polar_rm.encoded.corpus import EncodedCorpus
-from polar_rm.encoded.order import VERSION as ORDER
 from polar_rm.encoded.order import batches
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import ConfigError, NonFinite
@@ -37,6 +36,7 @@ from polar_rm.training.losses import Pairs, count_items, loss_sum, pair_indices,
 from polar_rm.training.parallel import Weights, World, fill_shards, join_world
 from polar_rm.training.plan import Plan, check_room
 from polar_rm.training.prepare import Prepared, plan_for, prepare, start_model
+from polar_rm.training.resume import check_identity, describe_output, identity
 from polar_rm.training.rows import Row, RowMaker, Step, ahead
 from polar_rm.training.schedule import learning_rate
 from polar_rm.training.signals import StopRequested, stop_signals
@@ -279,7 +279,7 @@ class Trainer:
 
     def save(self) -> None:
         """Save a checkpoint, from which the run continues exactly."""
-        meta = {"identity": self._identity(), "results": self.results, "line": self.last_line}
+        meta = {"identity": identity(self.config, self.prepared), "results": self.results, "line": self.last_line}
         folder = self.config.output / "checkpoints"
         state.save(folder, self.step, self.weights, self.optimizer, meta, self.world, self.config.keep_checkpoints)
 
@@ -295,11 +295,7 @@ class Trainer:
         if meta is None:
             return
         path = folder / meta["name"]
-        changed = [key for key, value in self._identity().items() if meta["identity"].get(key) != value]
-        if changed:
-            raise ConfigError(
-                f"{path}: this run was started with another {', '.join(changed)}; use the old settings or another output folder"
-            )
+        check_identity(path, meta["identity"], identity(self.config, self.prepared))
         state.load(path, meta["step"], self.weights, self.optimizer, self.world)
         self.step, self.results, self.last_line = int(meta["step"]), meta["results"], meta["line"]
         if self.world.is_main:
@@ -307,18 +303,6 @@ class Trainer:
 
     def _report(self, message: str) -> None:
         say(self.console, message)
-
-    def _identity(self) -> dict[str, Any]:
-        """The settings that must not change within a run. World size, row budget, precision and logging may change."""
-        config = self.config.model_dump(mode="json", include={"model", "optim", "loss", "lora", "epochs", "max_steps", "seed"})
-        return config | {
-            "base": self.prepared.base,
-            "batch_size": self.plan.batch_size,
-            "data": self.train_set.digest,
-            "data_order": ORDER,
-            "identical_steps": self.config.data.identical_steps,
-            "encoder": self.model.encoder.hash,
-        }
 
     def _describe(self, indices: Sequence[int]) -> str:
         return describe(self.train_set, indices)
@@ -381,18 +365,22 @@ def train(config: TrainConfig, *, verb: str = "pretrain", console: Console | Non
         return Trainer(config, world, prepared, console=console).fit()
 
 
-def plan(
-    config: TrainConfig, *, verb: str = "pretrain", console: Console | None = None, gpus: tuple[int, str] | None = None
-) -> Plan:
-    """The plan of :func:`train`. It encodes the data, but loads no weights and trains nothing.
+def plan(config: TrainConfig, *, console: Console | None = None, gpus: tuple[int, str] | None = None) -> Plan:
+    """The plan of :func:`train`. It encodes the data, but loads no weights and trains nothing. Another process may be at work in
+    the output folder.
 
     gpus: a number and a kind of GPUs, for which the plan gets ``cluster``.
+
+    Raises:
+        PolarError: settings or data are bad, or the output folder belongs to a run of other settings.
     """
     if gpus:
         check_cluster(config, *gpus)
-    with join_world(config.device) as world, _owner(config, world, verb):
+    with join_world(config.device) as world:
         prepared = prepare(config, world, console=console)
-    return plan_for(config, prepared, *gpus) if gpus else prepared.plan
+        output = world.from_main(lambda: describe_output(config, prepared))
+    planned = plan_for(config, prepared, *gpus) if gpus else prepared.plan
+    return replace(planned, output=output)
 
 
 def _owner(config: TrainConfig, world: World, verb: str) -> AbstractContextManager[None]:
