@@ -5,6 +5,7 @@ import sys
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 from support import trajectories
@@ -75,6 +76,20 @@ def test_deaths_are_counted_from_the_last_task_that_was_finished(monkeypatch):
     with pytest.raises(MachineFailure, match="died 3 times in a row"):
         list(run_tasks(refuse, None, range(8), workers=2))
     assert len(pools) == 3
+
+
+def test_workers_do_not_wait_for_one_another_to_start(monkeypatch):
+    """A start blocks until the worker reads what does not fit into a pipe, which it does after its imports."""
+    sizes = []
+
+    def pool(_, context, function, arguments):
+        sizes.append(len(ForkingPickler.dumps((function, arguments))))
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(engines, "ProcessPoolExecutor", pool)
+    with pytest.raises(BrokenProcessPool):
+        list(run_tasks(trajectories.note_job, "x" * 10_000_000, range(2), workers=2))
+    assert sizes[0] < 4096  # pipes hold 16 KiB or more
 
 
 @pytest.mark.slow

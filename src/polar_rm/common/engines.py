@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,6 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -88,12 +91,12 @@ def _run_and_catch(work: Callable[[J, int], None], job: J, task: int) -> Result:
 _run: Callable[[int], Result]  # set in each worker: runs a task of its job
 
 
-def _start(parent: int, work: Callable[[J, int], None], job: J) -> None:
+def _start(parent: int, work: Callable[[J, int], None], job_file: Path) -> None:
     global _run
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group, but the parent ends its workers
     pa.set_cpu_count(1)  # because there is a process for every core
-    _run = partial(_run_and_catch, work, job)
+    _run = partial(_run_and_catch, work, ForkingPickler.loads(job_file.read_bytes()))
 
 
 def _run_task(task: int) -> Result:
@@ -101,15 +104,25 @@ def _run_task(task: int) -> Result:
 
 
 def _on_processes(work: Callable[[J, int], None], job: J, tasks: Sequence[int], workers: int | None) -> Iterator[Result]:
-    remaining, deaths = dict.fromkeys(tasks), 0
     workers = min(workers or _cores(), len(tasks))
     if workers <= 1:
         yield from (_run_and_catch(work, job, task) for task in tasks)
         return
+    # Workers read the job from a private file. What a start takes along goes through a pipe of 64 KiB: with a tokenizer in it,
+    # each worker would start only when the one before has imported everything.
+    with tempfile.TemporaryDirectory(prefix="polar-") as folder:
+        file = Path(folder) / "job"
+        file.write_bytes(ForkingPickler.dumps(job))
+        yield from _on_pools((os.getpid(), work, file), tasks, workers)
+
+
+def _on_pools(start: tuple[Any, ...], tasks: Sequence[int], workers: int) -> Iterator[Result]:
+    """Run tasks on pools of workers, one after another. start: arguments of :func:`_start`."""
+    remaining, deaths = dict.fromkeys(tasks), 0
     # Spawned, not forked: a forked child inherits the locks of the parent's threads.
     context = multiprocessing.get_context("spawn")
     while remaining:
-        pool = ProcessPoolExecutor(workers, context, _start, (os.getpid(), work, job))
+        pool = ProcessPoolExecutor(workers, context, _start, start)
         with _closing(pool):
             futures = [pool.submit(_run_task, task) for task in remaining]
             try:
