@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from polar_rm.common.config import load_config
 from polar_rm.errors import ConfigError, PolarError, ScoreError
 from polar_rm.rft.config import RftConfig
+from polar_rm.rft.plan import make_plan
 from polar_rm.rft.run import run
 from polar_rm.rft.trl import AsyncPolarReward, PolarReward
 
@@ -142,6 +143,8 @@ def test_an_interrupted_run_continues(policy, url, tmp_path):
 def test_a_mistyped_key_gets_a_suggestion(policy, url, tmp_path):
     with pytest.raises(ConfigError, match="trainer.num_generation: .*did you mean 'num_generations'"):
         run(config(policy, url, tmp_path / "run", num_generation=4))
+    with pytest.raises(ConfigError, match="trainer.num_generation: .*did you mean 'num_generations'"):
+        make_plan(config(policy, url, tmp_path / "run", num_generation=4))
     with pytest.raises(ConfigError, match="trainer: .*num_generations"):
         run(config(policy, url, tmp_path / "run", num_generations=3))
     with pytest.raises(PolarError, match="no chat template"):

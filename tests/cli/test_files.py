@@ -43,7 +43,7 @@ VERBS = {
         "inputs",
         ["references", "inputs=[{}]", "reference={{kind: sibling}}", "existing=keep", "output=o", "--dry-run"],
     ),
-    "rft": ("data", ["rft", "policy.model=lm", "reward.source=rm", "data=[{}]", "output=o", "--dry-run"]),
+    "rft": ("data", ["rft", "policy.model=lm", "policy.kind=base", "reward.source=rm", "data=[{}]", "output=o", "--dry-run"]),
     "pretrain": ("train data", ["pretrain", "model.init=lm", "data.train=[{}]", "output=o", "optim.lr=1e-3", "--dry-run"]),
     "eval data": (
         "eval data",

@@ -253,10 +253,10 @@ def test_without_trl_the_error_says_what_to_install(tmp_path, monkeypatch):
 
 def test_a_dry_run_prints_the_plan(tmp_path, monkeypatch, capsys):
     config(tmp_path, [{"prompt": "p", "reference": "r"}])
-    for name in ("lm", "rm"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+    tiny.causal_lm(tmp_path / "lm")
+    tiny.reward_model(tmp_path / "rmlm").save(tmp_path / "rm")
     base = [
+        "policy.kind=base",
         f"policy.model={tmp_path}/lm",
         f"reward.source={tmp_path}/rm",
         f"data=[{tmp_path}/rows.jsonl]",

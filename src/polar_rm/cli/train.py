@@ -1,23 +1,22 @@
-"""Verbs for training: pretrain, finetune, rft, quickstart."""
+"""Verbs for training: pretrain, finetune, quickstart."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from polar_rm.cli.options import Arguments, BadRowsOf, DryRun, JsonFile, load, verb
-from polar_rm.cli.output import message, messages, print_text, print_values, report_files
+from polar_rm.cli.output import message, messages, print_text, print_values
 from polar_rm.common.extras import needs, require
 from polar_rm.common.paths import check_data, check_model
 from polar_rm.common.problems import Problems
 from polar_rm.errors import PolarError
 
 if TYPE_CHECKING:
-    from polar_rm.rft.config import RftConfig
     from polar_rm.training.config import ModelConfig, TrainConfig
 
 
@@ -89,24 +88,25 @@ def _train(
     problems.check()
     from polar_rm.training.trainer import plan, train
 
-    is_main = _is_main()
+    first = is_main()
     if dry_run:
         training_plan = plan(config, console=messages, gpus=(gpus, device) if gpus else None)
-        if is_main:
+        if first:
             print_text(to_yaml(config))
             print_values(training_plan.describe())
             if json:
                 write_json(json, asdict(training_plan))
         return
     results = train(config, verb=verb, console=messages)
-    if is_main:
+    if first:
         if json:
             write_json(json, results)
         message(f"model saved in {config.output / 'model'}")
 
 
-def _is_main() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0  # under torchrun and accelerate every rank runs the verb
+def is_main() -> bool:
+    """Whether this process prints and writes: under torchrun and accelerate every rank runs the verb."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def check_model_config(config: ModelConfig, problems: Problems) -> None:
@@ -115,18 +115,18 @@ def check_model_config(config: ModelConfig, problems: Problems) -> None:
 
     if config.resume_from:
         with problems.noted():
-            _check_reward_model("model.resume_from", config.resume_from)
+            check_reward_model("model.resume_from", config.resume_from)
     for source in (config.init, config.tokenizer):
         if source and not problems:
             with problems.noted():
                 model_folder(source)
 
 
-def _check_reward_model(key: str, source: str | Path) -> None:
+def check_reward_model(key: str, source: str | Path) -> None:
     """Check that a reward model exists, and say where it is the demonstration that recipes name to run as they stand."""
     from polar_rm.common.sources import DEMO, model_folder
 
-    if check_model(source) == model_folder(DEMO) and _is_main():
+    if check_model(source) == model_folder(DEMO) and is_main():
         message(f"warning: {key} is {DEMO}, a demonstration that judges style and nothing else; name a model of yours")
 
 
@@ -146,99 +146,6 @@ def check_inputs(config: TrainConfig, problems: Problems, *, trackers: bool = Tr
             require("train", "log.tensorboard", "tensorboard")
     if trackers:
         require_trackers(config.log, problems)
-
-
-@verb("Training")
-def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on_bad_row: BadRowsOf = None) -> None:
-    """Fine-tune a policy on one machine, by TRL's GRPO or RLOO, with a reward model that compares completions with references.
-
-    Rows are {prompt, reference}: JSON, CSV, Parquet or Arrow. The output folder gets `policy/` and `report.html`.
-    With `evaluate`, something that is not the reward model judges held-out prompts before, during and after (docs/rft.md).
-    After an interruption the same command continues from the last checkpoint. Exit code 1: a limit of `monitor` stopped the run.
-    Several processes: `accelerate launch -m polar_rm rft ...`
-
-    Examples:
-
-        polar rft recipes/rft.yaml data='[prompts.jsonl]' reward.source=http://127.0.0.1:30000 output=runs/rft
-
-        polar rft recipes/rft.yaml data='[prompts.jsonl]' reward.source=runs/rm/model algorithm=rloo output=runs/rloo --dry-run
-
-        polar rft rft.yaml baseline=sft evaluate='{share: 0.1, every: 16, judges: [{kind: answer, column: answer}]}'
-    """
-    from polar_rm.common.config import to_yaml
-    from polar_rm.common.files import write_json
-    from polar_rm.common.http import is_address
-    from polar_rm.common.sources import model_folder
-    from polar_rm.records import survey_files
-    from polar_rm.rft.config import RftConfig
-
-    problems = Problems()
-    config = load(RftConfig, arguments, on_bad_row, problems)
-    for file in (*config.data, *(config.evaluate.data if config.evaluate else ())):
-        with problems.noted():
-            check_data(file)
-    if not is_address(config.reward.source):
-        with problems.noted():
-            _check_reward_model("reward.source", config.reward.source)
-    if not problems:
-        with problems.noted():
-            model_folder(config.policy.model)
-    problems.check()
-    if _is_main():
-        report_files("data", survey_files(config.data, [config.output]))
-        if config.evaluate and config.evaluate.data:
-            report_files("held-out data", survey_files(config.evaluate.data, [config.output]))
-    if dry_run:
-        plan = _rft_plan(config)
-        print_text(to_yaml(config))
-        print_values((name.replace("_", " "), str(value)) for name, value in plan.items() if name != "notes")
-        if json:
-            write_json(json, plan)
-        return
-    from polar_rm.rft.run import run
-
-    results = run(config, _show_rft)
-    if int(os.environ.get("RANK", "0")) == 0:  # under a launcher every process runs this function
-        if json:
-            write_json(json, results)
-        for sentence in results.get("sentences", []):
-            print_text(sentence)
-        message(f"report in {config.output / 'report.html'}")
-    if stopped := results.get("stopped"):
-        kept = config.output / f"checkpoint-{stopped['step']}"
-        message(f"stopped: {stopped['reason']}; {kept} is kept, and another limit in monitor.{stopped['quantity']} lets it go on")
-        raise typer.Exit(1)
-    message(f"policy saved in {config.output / 'policy'}")
-
-
-def _rft_plan(config: RftConfig) -> dict[str, Any]:
-    """Numbers of prompts and the state of the output folder, after a check of the judges and of all rows."""
-    from polar_rm.rft.data import read_data
-    from polar_rm.rft.evaluations import open_judges
-    from polar_rm.rft.run import describe_output
-
-    data = read_data(config, open_judges(config))
-    for note in data.notes:
-        message(f"note: {note}")
-    return {
-        "prompts": len(data.train),
-        "held_out_prompts": len(data.held_out),
-        "notes": data.notes,
-        "output": describe_output(config),
-    }
-
-
-def _show_rft(row: dict[str, Any]) -> None:
-    name = f"{row['policy']} " if "policy" in row else ""
-    held_out = {name.removeprefix("held_out/"): value for name, value in row.items() if name.startswith("held_out/")}
-    if held_out:
-        values = ", ".join(f"{name} {value:.3f}" for name, value in held_out.items())
-        message(f"{name}step {row['step']}: held-out prompts: {values}")
-    elif "reward" in row:  # the last row is a summary
-        length = row["completions/mean_length"]
-        message(f"step {row['step']}: reward {row['reward']:+.3f}, {length:.0f} tokens per completion")
-    elif name and "loss" in row:
-        message(f"{name}step {row['step']}: loss {row['loss']:.3f}")
 
 
 @verb("Training")

@@ -10,6 +10,7 @@ from typing import Any
 
 from polar_rm.errors import PolarError
 from polar_rm.records import (
+    InvalidRecord,
     OnBadRow,
     RowRules,
     Text,
@@ -94,6 +95,10 @@ def read_data(config: RftConfig, judges: Mapping[str, Judge] | None = None, reje
 def _tasks(source: Any, bad: OnBadRow, wrapper: Wrapper, check: Callable[[Task], None]) -> Iterator[Task]:
     def convert(row: Mapping[str, Any], rules: RowRules) -> Task:
         prompt, references, own = to_prompt_and_references(row, rules)
+        if not isinstance(prompt, str) and any(message.get("tool_calls") for message in prompt):
+            raise InvalidRecord(
+                "prompt", "messages of a role and a content: tool_calls would be lost; write them into the content"
+            )
         reference = as_reference(references)
         task = Task(prompt, reference, own or wrapper, {**row, "prompt": prompt, "reference": listed(reference)})
         check(task)

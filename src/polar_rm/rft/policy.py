@@ -13,12 +13,15 @@ from transformers import PrinterCallback, set_seed
 
 from polar_rm.common.config import suggestion
 from polar_rm.common.files import atomic_directory, read_json
+from polar_rm.common.text import first_line
 from polar_rm.errors import ConfigError, PolarError
 from polar_rm.model.devices import compute_dtype, pick_device
 from polar_rm.model.language_models import load_causal_lm
+from polar_rm.records import flatten
 from polar_rm.rft.callbacks import EvaluateCallback
 from polar_rm.rft.checkpoints import last_checkpoint, step_of
 from polar_rm.rft.config import RftConfig
+from polar_rm.rft.data import RftData, messages
 from polar_rm.rft.monitor import Monitor
 from polar_rm.training.lora import adapter_settings
 
@@ -27,15 +30,36 @@ def load_policy(config: RftConfig) -> tuple[Any, Any, Any]:
     """The tokenizer and the model of the starting policy in float32, and the adapter's settings (None: all weights are trained).
 
     Raises:
-        PolarError: the model can't be loaded, or a chat policy has no chat template.
+        PolarError: the model can't be loaded.
     """
     # With bf16, TRL computes in copies of these weights.
     tokenizer, model = load_causal_lm(config.policy.model, config.policy.gguf_file, torch.float32)
-    if config.policy.kind == "chat" and not tokenizer.chat_template:
-        raise PolarError(f"{config.policy.model}: the model has no chat template; policy.kind=base needs none")
     lora = config.lora and adapter_settings(config.lora, target_modules="all-linear", task_type="CAUSAL_LM")
     set_seed(config.seed)  # for PEFT's random adapter; TRL sets this seed itself from version 1.15 on
     return tokenizer, model, lora
+
+
+def check_prompts(config: RftConfig, tokenizer: Any, data: RftData) -> None:
+    """Check that the policy's chat template renders every prompt that is a conversation: TRL would stop in the midst of training.
+
+    Raises:
+        PolarError: there is no chat template, or it refuses a prompt.
+    """
+    is_chat = config.policy.kind == "chat"
+    prompts = [row["prompt"] for row in data.train]
+    prompts += [messages(task.prompt) if is_chat else task.prompt for task in data.held_out]
+    conversations = [prompt for prompt in prompts if not isinstance(prompt, str)]
+    if not tokenizer.chat_template and (is_chat or conversations):
+        way = "policy.kind=base needs none" if is_chat else "policy.kind=base needs none where prompts are strings"
+        raise PolarError(f"{config.policy.model}: the model has no chat template; {way}")
+    for prompt in conversations:
+        try:
+            tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program and may raise any exception
+            text = " ".join(flatten(prompt).split())
+            raise PolarError(
+                f"{config.policy.model}: its chat template refuses the prompt {text:.60}: {first_line(error)}"
+            ) from error
 
 
 def train_to_end(trainer: Any, evaluating: EvaluateCallback | None, monitor: Monitor | None = None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from polar_rm.rft.data import RftData, read_data
 from polar_rm.rft.evaluations import Evaluator, open_judges
 from polar_rm.rft.monitor import Monitor
 from polar_rm.rft.page import write_page
-from polar_rm.rft.policy import load_policy, save_policy, train_to_end, trainer_arguments
+from polar_rm.rft.policy import check_prompts, load_policy, save_policy, train_to_end, trainer_arguments
 from polar_rm.rft.report import Finished, build_report
 from polar_rm.rft.trl import PolarReward
 
@@ -63,17 +63,12 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
     """
     with needs("rft", "polar rft"):
         import datasets  # noqa: F401
-        import trl
+        import trl  # noqa: F401
     for package in ("matplotlib", "jinja2", "sklearn"):
         require("rft", "the report of polar rft", package)
     for source in (*config.data, *(config.evaluate.data if config.evaluate else ())):
         check_manifest(source)
-    fixed = {"output_dir": str(config.output), "seed": config.seed}
-    arguments = trainer_arguments(getattr(trl, f"{config.algorithm.upper()}Config"), config.trainer, fixed)
-    if config.monitor.kl and not arguments.beta:
-        raise ConfigError("monitor.kl: TRL measures no KL divergence with trainer.beta 0; set trainer.beta, or remove the limit")
-    if config.baseline:
-        sft_arguments(config, arguments, steps=1)  # a mistyped key is told before the training
+    arguments = trl_arguments(config)
     is_first = int(os.environ.get("RANK", "0")) == 0
     with owned(config.output, "rft") if is_first else nullcontext():
         judges = open_judges(config)
@@ -89,6 +84,23 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
             folder = config.output / "evaluation"
             evaluator = Evaluator(folder, config, data.held_out, judges, arguments.max_completion_length, reward)
         return _run(_Run(config, arguments, data, reward, evaluator, on_log), is_first=is_first)
+
+
+def trl_arguments(config: RftConfig) -> Any:
+    """TRL's settings of the reinforcement fine-tuning; those of the baseline are checked, too.
+
+    Raises:
+        ConfigError: a key is unknown or has a wrong value.
+    """
+    import trl
+
+    fixed = {"output_dir": str(config.output), "seed": config.seed}
+    arguments = trainer_arguments(getattr(trl, f"{config.algorithm.upper()}Config"), config.trainer, fixed)
+    if config.monitor.kl and not arguments.beta:
+        raise ConfigError("monitor.kl: TRL measures no KL divergence with trainer.beta 0; set trainer.beta, or remove the limit")
+    if config.baseline:
+        sft_arguments(config, arguments, steps=1)  # a mistyped key is told before the training
+    return arguments
 
 
 def _run(job: _Run, *, is_first: bool) -> dict[str, Any]:
@@ -118,6 +130,7 @@ def _train(job: _Run, monitor: Monitor) -> dict[str, Any]:
 
     config = job.config
     tokenizer, model, lora = load_policy(config)
+    check_prompts(config, tokenizer, job.data)
     evaluating = EvaluateCallback(job.evaluator, tokenizer, job.on_log) if job.evaluator else None
     trainer = getattr(trl, f"{config.algorithm.upper()}Trainer")(
         model=model,
