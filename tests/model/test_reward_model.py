@@ -9,12 +9,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from support import tiny
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BloomConfig, BloomForCausalLM
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BloomConfig, BloomForCausalLM, LlamaForCausalLM
 
 from polar_rm.encoding.settings import EncoderSettings
 from polar_rm.errors import EncoderMismatch, PolarError, UnsupportedModel
 from polar_rm.model import exactness, skipping
 from polar_rm.model.packing import pack
+from polar_rm.model.presets import preset_config
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import Comparison
 from polar_rm.scoring.scorer import Scorer
@@ -127,6 +128,15 @@ def test_presets_need_only_a_tokenizer(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     with pytest.raises(PolarError, match="unknown preset 'huge'; known: 1m"):
         RewardModel.from_preset("huge", folder)
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("7B", 7738), ("1.8b", 1889)])
+def test_the_published_sizes_are_those_of_internlm2_5(preset, millions):
+    """Parameters of the language models as published, with both embeddings of 92,544 tokens."""
+    config = preset_config(preset, vocab_size=92544)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    assert round(sum(each.numel() for each in model.parameters()) / 1e6) == millions
 
 
 @pytest.mark.parametrize(("preset", "heads", "shared"), [("3x96", 3, 3), ("2x128", 4, 2), ("1x384", 6, 3)])

@@ -10,7 +10,8 @@ from transformers import LlamaConfig, PretrainedConfig
 from polar_rm.errors import PolarError
 
 # Hidden size, layers, heads, key/value heads, feed-forward size. The name is the number of backbone parameters without the
-# embedding; 50m to 1b cover the range of the paper's scaling law (section 4.4, which gives no shapes).
+# embedding; 50m to 1b cover the range of the paper's scaling law (section 4.4, which gives no shapes). 1.8b and 7b have the
+# shapes of InternLM2.5, on which the published models were built, and its names, which count the embedding.
 PRESETS: dict[str, tuple[int, int, int, int, int]] = {
     "1m": (128, 4, 4, 2, 384),
     "5m": (256, 6, 4, 2, 768),
@@ -20,13 +21,16 @@ PRESETS: dict[str, tuple[int, int, int, int, int]] = {
     "200m": (1024, 16, 16, 8, 3072),
     "400m": (1280, 20, 20, 10, 3840),
     "1b": (2048, 22, 16, 8, 5632),
+    "1.8b": (2048, 24, 16, 8, 8192),
+    "7b": (4096, 32, 32, 8, 14336),
 }
 
 _LAYERS_AND_WIDTH = re.compile(r"([1-9]\d{0,2})x([1-9]\d{0,4})")
 
 
 def preset_shape(preset: str) -> tuple[int, int, int, int, int]:
-    """Hidden size, layers, heads, key/value heads and feed-forward size of a name of ``PRESETS`` or of ``LAYERSxWIDTH``.
+    """Hidden size, layers, heads, key/value heads and feed-forward size of a name of ``PRESETS`` or of ``LAYERSxWIDTH``, in
+    capitals or not.
 
     ``8x384`` has 8 layers and a hidden size of 384. Heads are 64 wide, or 32 where the width is below 256 or no multiple of 64.
     Two heads share keys and values if their number is even, and the feed-forward size is three times the width.
@@ -34,9 +38,9 @@ def preset_shape(preset: str) -> tuple[int, int, int, int, int]:
     Raises:
         PolarError: the name is neither, or the width is no multiple of 32.
     """
-    if preset in PRESETS:
-        return PRESETS[preset]
-    match = _LAYERS_AND_WIDTH.fullmatch(preset)
+    if (name := preset.lower()) in PRESETS:
+        return PRESETS[name]
+    match = _LAYERS_AND_WIDTH.fullmatch(name)
     if match is None:
         raise PolarError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}, or LAYERSxWIDTH such as 8x384")
     layers, width = int(match[1]), int(match[2])

