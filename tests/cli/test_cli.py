@@ -246,6 +246,8 @@ def test_convert_there_and_back(polar, tmp_path):
 def test_parity_passes_and_fails_by_its_exit_code(polar, model, tmp_path, monkeypatch):
     items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "the fox", "output": "a dog"})
     code, shown, error = polar("parity", model, items, "--json", tmp_path / "parity.json")
+    for line in ("loading: 0/1", "trainer, packed trees: 0/", "scorer: 0/", "v1/score: 0/", "transformers: 0/"):
+        assert line in error, error
     assert code == 0, error
     for expected in ("transformers", "trainer, packed trees", "scorer", "1 of 1 texts"):
         assert expected in shown

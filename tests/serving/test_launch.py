@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import torch
+import uvicorn
 from support import fakes
 from support.commands import in_process, refused
 from support.processes import Process, serve
@@ -297,3 +299,17 @@ def test_the_served_model_scores_as_the_scorer(checkpoint, tmp_path):
     finally:
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(120) == 0
+
+
+@pytest.mark.parametrize(("host", "url", "here"), [("0.0.0.0", "0.0.0.0", "127.0.0.1"), ("::1", "[::1]", "[::1]")])
+def test_the_ready_line_has_addresses_that_a_browser_opens(monkeypatch, caplog, host, url, here):
+    async def started(*_):
+        return None
+
+    monkeypatch.setattr(uvicorn.Server, "startup", started)
+    listener = SimpleNamespace(listen=lambda queue: None, getsockname=lambda: (host, 30000, 0, 0))
+    with caplog.at_level(logging.INFO, "polar_rm.serving"):
+        asyncio.run(DrainingServer.startup(DrainingServer.__new__(DrainingServer), [listener]))
+    fields = caplog.records[-1].fields
+    assert fields["url"] == f"http://{url}:30000" and fields["page"] == f"http://{here}:30000/"
+    assert fields["scores"] == f"http://{here}:30000/v1/score" and fields["routes"] == f"http://{here}:30000/openapi.json"

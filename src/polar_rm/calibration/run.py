@@ -148,6 +148,7 @@ def calibrate_files(
     with owned(model_dir, "calibrate"):
         comparisons = ComparisonFiles(files, on_bad_row, outputs)
         counts = survey(comparisons)
+        progress("calibrate", 0, counts.n_comparisons, "loading")
         identity = model_identity(model_dir)
         scorer = Scorer(RewardModel.from_pretrained(model_dir, dtype=dtype, device=device), row_tokens=row_tokens)
         pairs = score_pairs(scorer, comparisons, total=counts.n_comparisons, progress=progress)

@@ -61,7 +61,7 @@ def sample(
         if json:
             write_json(json, [asdict(each) for each in estimates])
         return
-    with show_progress(messages, lines=True) as progress:
+    with show_progress(messages) as progress:
         report = run_sampling(config, progress, retry_failed=retry_failed)
     if json:
         write_json(json, report.to_json())
@@ -164,7 +164,7 @@ def references(
         if json:
             write_json(json, asdict(planned))
         return
-    with show_progress(messages, lines=True) as progress:
+    with show_progress(messages) as progress:
         report = make_references(config, progress)
     if json:
         write_json(json, asdict(report))

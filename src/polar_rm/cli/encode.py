@@ -57,7 +57,7 @@ def encode(
         if json:
             write_json(json, asdict(planned))
         return
-    with show_progress(messages, lines=True, unit="MiB") as progress:
+    with show_progress(messages, unit="MiB") as progress:
         report = run(config, progress, verify=verify, report=message)
     if json:
         write_json(json, report.to_json())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +23,8 @@ from polar_rm.cli.options import (
     verb,
     writable,
 )
-from polar_rm.cli.output import print_table
+from polar_rm.cli.output import messages, print_table
+from polar_rm.common.progress import show_progress
 
 _Contenders = Annotated[
     list[str] | None,
@@ -162,7 +163,9 @@ def parity(
     api_key = key_from_environment(api_key_env, "--api-key-env") if api_key_env else None
     claimed = pick_device(device)
     dtype = dtype_name(precision, claimed)
-    result = routes.check(model, items, against=against, api_key=api_key, dtype=dtype, device=claimed, tolerance=tolerance)
+    options: dict[str, Any] = {"against": against, "api_key": api_key, "tolerance": tolerance}
+    with show_progress(messages) as progress:
+        result = routes.check(model, items, dtype=dtype, device=claimed, progress=progress, **options)
     print_table(routes.render(result))
     if json:
         write_json(json, result.to_json())

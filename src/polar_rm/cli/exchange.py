@@ -78,7 +78,8 @@ def download(
     from polar_rm.common.sources import is_remote, model_folder
 
     is_data = "://" in name or name.startswith(("hf:datasets/", "hf:/datasets/"))
-    path = check_data(name) if is_data and is_remote(name) else model_folder(name)
+    with status_line(messages, f"looking for {name}"):
+        path = check_data(name) if is_data and is_remote(name) else model_folder(name)
     if to is not None:
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise PolarError(f"{to}: it exists already; name a new folder")

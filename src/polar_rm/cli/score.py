@@ -10,7 +10,7 @@ import typer
 from polar_rm.cli.options import DATA, BadRows, Combined, Device, ModelDir, Precision, RowTokens, StripPrompt, verb
 from polar_rm.cli.output import message, messages, report_bad
 from polar_rm.common.limits import MAX_ACTORS
-from polar_rm.common.progress import show_progress
+from polar_rm.common.progress import show_progress, status_line
 from polar_rm.errors import PolarError
 from polar_rm.rewards.transforms import ItemTransform
 
@@ -97,7 +97,8 @@ def score(
     chosen: dict[str, Any] = {"transform": transform, "combine": combine, "each_turn": each_turn}
     check_rows(scale, **chosen)
     with owned(target, "score"):
-        reward_model, dtype = _load(model, precision, device, resources)
+        with status_line(messages, f"loading {model}"):
+            reward_model, dtype = _load(model, precision, device, resources)
         bad = OnBadRow(on_bad_row, side_file(target), strip_prompt=strip_prompt)
         identity = {
             "model": sha256(model),
@@ -119,7 +120,7 @@ def _score(model: RewardModel | RemoteModel, source: Path, target: Path, **optio
     from polar_rm.scoring.files import score_file
 
     rows, total = 0, count_rows(source)
-    with show_progress(messages, lines=True, unit="items") as progress:
+    with show_progress(messages, unit="items") as progress:
         for rows in score_file(model, source, target, **options):
             progress("scoring", rows, max(total, rows) if total else None)
     return rows

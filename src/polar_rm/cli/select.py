@@ -49,7 +49,7 @@ def select(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None,
         if json:
             write_json(json, asdict(planned))
         return
-    with show_progress(messages, lines=True) as progress:
+    with show_progress(messages) as progress:
         result = run_selection(config, progress)
     print_values(summary(result.report))
     if json:

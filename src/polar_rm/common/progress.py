@@ -5,6 +5,7 @@ Strings are shown unchanged: a path or a prompt is never interpreted as rich's m
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +15,8 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+_FIRST_PAUSE_S, _LINE_S = 5.0, 30.0
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -28,9 +31,31 @@ def say(console: Console, text: str, *, style: str = "") -> None:
 
 @contextmanager
 def status_line(console: Console, text: str) -> Iterator[Callable[[str], None]]:
-    """Show a status line until the block ends; yields the function that changes its text."""
-    with console.status(Text(text)) as status:
-        yield lambda changed: status.update(Text(changed))
+    """Show a status line until the block ends; yields the function that changes its text.
+
+    In logs, where it doesn't show, the text is printed once and then with the seconds, twice a minute.
+    """
+    if console.is_terminal:
+        with console.status(Text(text)) as status:
+            yield lambda changed: status.update(Text(changed))
+        return
+    current, since, ended = [text], time.monotonic(), threading.Event()
+    say(console, text)
+
+    def repeat() -> None:
+        while not ended.wait(_LINE_S):
+            say(console, f"{current[0]}: {time.monotonic() - since:,.0f} s")
+
+    def change(changed: str) -> None:
+        current[0] = changed
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield change
+    finally:
+        ended.set()
+        thread.join()
 
 
 class Progress(Protocol):
@@ -47,16 +72,16 @@ def silent(task: str, done: int, total: int | None, status: str = "") -> None:
 
 
 @contextmanager
-def show_progress(console: Console, *, lines: bool = False, unit: str = "", enabled: bool = True) -> Iterator[Progress]:
-    """A :class:`Progress` that draws a bar for each task.
+def show_progress(console: Console, *, unit: str = "", enabled: bool = True) -> Iterator[Progress]:
+    """A :class:`Progress` that draws a bar for each task. In logs, where bars don't show, it prints a line now and then.
 
-    lines: in logs, where bars don't show, print a line now and then. unit: what tasks count; their speed is shown then, such as
+    unit: what tasks count; their speed is shown then, such as
     ``12.3 items/s``. enabled: show nothing if False, such as on other ranks.
     """
-    log = progress_lines(console) if lines and enabled else None
+    log = progress_lines(console) if enabled else None
     speeds: dict[str, _Speed] = {}
     tasks: dict[str, rich_progress.TaskID] = {}
-    drawn = enabled and (not lines or console.is_terminal)
+    drawn = enabled and console.is_terminal
     bar = progress_bar(console, enabled=drawn)
     # Older releases of rich end even a disabled bar with an empty line.
     with bar if drawn else nullcontext():
@@ -103,17 +128,20 @@ def progress_bar(console: Console, *, enabled: bool = True) -> rich_progress.Pro
     )
 
 
-def progress_lines(console: Console, *, every_s: float = 5.0) -> Callable[[str, str], None]:
+def progress_lines(console: Console) -> Callable[[str, str], None]:
     """A function for logs, where bars don't show: it takes a task's name and state.
 
-    It prints a line, at most one in ``every_s`` seconds for each task.
+    It prints a line; for each task the next one comes at the earliest after 5 s, then after 10, 20, and from then on 30 s, so
+    that a run of days has no log of megabytes.
     """
     due: dict[str, float] = {}  # task -> earliest time of its next line
+    pause: dict[str, float] = {}
 
     def show(name: str, state: str) -> None:
         now = time.monotonic()
         if not console.is_terminal and now >= due.get(name, 0):
-            due[name] = now + every_s
+            due[name] = now + pause.setdefault(name, _FIRST_PAUSE_S)
+            pause[name] = min(2 * pause[name], _LINE_S)
             say(console, f"{name}: {state}")
 
     return show

@@ -67,11 +67,15 @@ def _score_group(
     group: Sequence[Contender], streams: Mapping[str, tuple[Read, tuple[int, int]]], combine: Combine, progress: Progress
 ) -> dict[str, dict[str, Scores]]:
     """The scores of contenders that are loaded together. When this function returns, nothing refers to the models."""
+    n_comparisons = sum(sizes[0] for _, sizes in streams.values())
+    for contender in group:
+        if contender.has_weights:
+            progress(contender.name, 0, n_comparisons, "loading")
     scorers = {each.name: CombinedScorer(each.load(), combine, reads_references=each.reads_references) for each in group}
     results: dict[str, dict[str, Scores]] = {name: {} for name in scorers}
-    done, total = 0, sum(sizes[0] for _, sizes in streams.values())
+    done = 0
     for stream, (read, sizes) in streams.items():
-        for name, scores in _score_stream(scorers, stream, read, _part_of(progress, done, total, stream)).items():
+        for name, scores in _score_stream(scorers, stream, read, _part_of(progress, done, n_comparisons, stream)).items():
             if len(scores.values) != sizes[1]:
                 changed = f"{len(scores.values):,} candidates, but there were {sizes[1]:,} before"
                 raise PolarError(f"{name} scored {changed}: the data changed while they were read")

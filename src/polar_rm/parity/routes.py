@@ -18,6 +18,7 @@ import torch
 
 from polar_rm.common.extras import needs
 from polar_rm.common.http import is_address, server_url
+from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.model.packing import first_fit, pack
 from polar_rm.model.reward_model import RewardModel
@@ -42,11 +43,12 @@ def check(
     dtype: str = "float32",
     device: str = "cpu",
     tolerance: float = 1e-3,
+    progress: Progress = silent,
 ) -> Parity:
     """Score ``items`` (default: :func:`awkward_items`) by every route.
 
     against: further routes besides trainer and scorer: ``serve``, our server in this process; a server's URL; ``vllm``, in this
-    process; ``transformers``, none. api_key: of the server at the URL.
+    process; ``transformers``, none. api_key: of the server at the URL. progress: a task for each route, in items.
 
     Raises:
         PolarError: the server does not answer, wants another key or supports no known protocol, or the packages for ``against``
@@ -56,22 +58,27 @@ def check(
         if not is_address(against):
             raise PolarError(f"{against}: expected serve, vllm, transformers or a server's URL such as http://127.0.0.1:8000")
         against = server_url(against)
+    progress("loading", 0, 1)
     model = RewardModel.from_pretrained(directory, dtype=dtype, device=device)
+    progress("loading", 1, 1)
     items = items or awkward_items(model.encoder.settings)
     encoded = [encode(model.encoder, item) for item in items]
-    scorer = Scorer(model)
-    answers = [
-        Answer("trainer, packed trees", _all(_trainer(model, items))),
-        Answer("scorer", _all([scored.reward for scored in scorer.score(items)])),
-    ]
+    scorer, n_items = Scorer(model), len(items)
+    progress("trainer, packed trees", 0, n_items)
+    answers = [Answer("trainer, packed trees", _all(_trainer(model, items)))]
+    progress("trainer, packed trees", n_items, n_items)
+    progress("scorer", 0, n_items)
+    answers.append(Answer("scorer", _all([scored.reward for scored in scorer.score(items)])))
+    progress("scorer", n_items, n_items)
     if against == SERVE:
-        answers += _server_in_process(scorer, encoded)
+        answers += _server_in_process(scorer, encoded, progress)
     del model, scorer  # the other routes load the weights again
     if against == "vllm":
+        progress("vllm", 0, n_items)
         answers.append(Answer("vllm", _all(_vllm(directory, encoded, dtype))))
     elif is_address(against):
-        answers += ask_server(against, encoded, api_key=api_key)
-    baseline = _transformers(directory, encoded, dtype, device)
+        answers += ask_server(against, encoded, api_key=api_key, progress=progress)
+    baseline = _transformers(directory, encoded, dtype, device, progress)
     routes = [Route(BASELINE, baseline, 0.0)] + [_route(answer, baseline) for answer in answers]
     return Parity(
         str(directory),
@@ -102,12 +109,17 @@ def _trainer(model: RewardModel, items: Sequence[ScoreItem]) -> list[float]:
 
 
 @torch.inference_mode()
-def _transformers(directory: str | Path, encoded: Sequence[Encoded], dtype: str, device: str) -> list[float]:
+def _transformers(directory: str | Path, encoded: Sequence[Encoded], dtype: str, device: str, progress: Progress) -> list[float]:
     from transformers import AutoModelForSequenceClassification
 
+    progress(BASELINE, 0, len(encoded))
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=getattr(torch, dtype), trust_remote_code=False)
     model = model.to(device).eval()
-    return [float(model(torch.tensor([item.ids], device=device), use_cache=False).logits) for item in encoded]
+    scores = []
+    for item in encoded:
+        scores.append(float(model(torch.tensor([item.ids], device=device), use_cache=False).logits))
+        progress(BASELINE, len(scores), len(encoded))
+    return scores
 
 
 def _vllm(directory: str | Path, encoded: Sequence[Encoded], dtype: str) -> list[float]:
@@ -126,7 +138,7 @@ def _all(scores: Sequence[float]) -> dict[int, float]:
     return dict(enumerate(scores))
 
 
-def _server_in_process(scorer: Scorer, encoded: Sequence[Encoded]) -> list[Answer]:
+def _server_in_process(scorer: Scorer, encoded: Sequence[Encoded], progress: Progress) -> list[Answer]:
     """Answers of `polar serve`'s application on a free port; `/pooling` is tested once for every shape of its replies."""
     with needs("serve", f"the server (to leave it out: --against {BASELINE})"):
         from polar_rm.serving.app import create_app
@@ -139,7 +151,7 @@ def _server_in_process(scorer: Scorer, encoded: Sequence[Encoded]) -> list[Answe
         others = [] if answers else [protocol for protocol in PROTOCOLS if protocol.path != pooling.path]
         service = Service("rm", scorer.model.encoder, Batcher(scorer.score_trees, batch_tokens=scorer.row_tokens))
         with in_thread(create_app(service, flavour=flavour)) as url:
-            for answer in ask_server(url, encoded, protocols=[*others, pooling]):
+            for answer in ask_server(url, encoded, protocols=[*others, pooling], progress=progress):
                 is_pooling = answer.name.startswith(pooling.name)
                 answers.append(replace(answer, name=f"{answer.name} ({flavour})") if is_pooling else answer)
     return answers

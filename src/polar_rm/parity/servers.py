@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polar_rm.common.http import NoReply, Transport, checked_key, server_url
+from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.parity.items import Encoded
 from polar_rm.protocols import PROTOCOLS, BadReply, InputProtocol, Protocol
@@ -45,9 +46,16 @@ class _Refused(Exception):
 
 
 def ask_server(
-    url: str, encoded: Sequence[Encoded], *, api_key: str | None = None, protocols: Sequence[Protocol] = PROTOCOLS
+    url: str,
+    encoded: Sequence[Encoded],
+    *,
+    api_key: str | None = None,
+    protocols: Sequence[Protocol] = PROTOCOLS,
+    progress: Progress = silent,
 ) -> list[Answer]:
     """One answer for each supported protocol: one by which the server scores the shortest item that the protocol can carry.
+
+    progress: a task for each route, in items; it is called in another thread.
 
     Raises:
         PolarError: the address is invalid, or the server does not answer, wants another key, or supports none of the protocols.
@@ -57,14 +65,16 @@ def ask_server(
 
     async def ask() -> list[Answer]:
         async with Transport(root, api_key=key, timeout=_TIMEOUT_S) as transport:
-            return await _answers(transport, encoded, protocols)
+            return await _answers(transport, encoded, protocols, progress)
 
     # In another thread, because a notebook already has a running event loop.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, ask()).result()
 
 
-async def _answers(transport: Transport, encoded: Sequence[Encoded], protocols: Sequence[Protocol]) -> list[Answer]:
+async def _answers(
+    transport: Transport, encoded: Sequence[Encoded], protocols: Sequence[Protocol], progress: Progress
+) -> list[Answer]:
     by_length = sorted(encoded, key=lambda item: len(item.ids))
     try:
         model = (await _send(transport, "GET", "/v1/models", None))["data"][0]["id"]
@@ -80,7 +90,7 @@ async def _answers(transport: Transport, encoded: Sequence[Encoded], protocols: 
         except _Refused as refusal:
             refusals.append(f"{route.name}: {refusal}")
             continue
-        answers.append(await _answer(transport, route, encoded, model))
+        answers.append(await _answer(transport, route, encoded, model, progress))
     if not answers:
         raise PolarError(f"{transport.url}: the server supports none of the known protocols ({'; '.join(refusals)})")
     return answers
@@ -95,9 +105,12 @@ def _routes(protocols: Sequence[Protocol]) -> Iterator[_Route]:
             yield _Route(protocol.name, protocol, lambda item: item.item)
 
 
-async def _answer(transport: Transport, route: _Route, encoded: Sequence[Encoded], model: str | None) -> Answer:
+async def _answer(
+    transport: Transport, route: _Route, encoded: Sequence[Encoded], model: str | None, progress: Progress
+) -> Answer:
     scores, refused = {}, ""
     for index, item in enumerate(encoded):
+        progress(route.name, index, len(encoded))
         if route.body(item, model) is None:
             continue
         try:
@@ -105,6 +118,7 @@ async def _answer(transport: Transport, route: _Route, encoded: Sequence[Encoded
         except _Refused as refusal:
             scores[index] = math.nan
             refused = refused or f"item {index + 1}: {refusal}"
+    progress(route.name, len(encoded), len(encoded))
     return Answer(route.name, scores, refused)
 
 

@@ -140,7 +140,7 @@ def perform(grid: Grid, run: Run, console: Console) -> Result:
         try:
             train(config, verb="scaling run", console=console)
             free_memory()
-            with show_progress(console, lines=True, unit="comparisons") as progress:
+            with show_progress(console, unit="comparisons") as progress:
                 losses = evaluate_splits(grid.config, config, progress)
             reason = None
         except (NonFinite, ScoreError) as error:

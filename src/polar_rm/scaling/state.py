@@ -169,7 +169,7 @@ def check_splits(config: ScalingConfig) -> None:
 def _measured(config: ScalingConfig, data: Path, console: Console) -> Grid:
     training = training_config(config, config.sizes[0], output=config.output)
     bad = bad_rows(training.model_copy(update={"output": data}), config.train_split)
-    with show_progress(console, lines=True, unit="comparisons") as progress:
+    with show_progress(console, unit="comparisons") as progress:
         corpus = encode_corpus(
             training.data.train,
             read_blueprint(training).encoder,

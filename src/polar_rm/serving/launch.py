@@ -95,12 +95,16 @@ class DrainingServer(uvicorn.Server):
         self._quiet_ticks = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and log the URL."""
+        """Listen, and log the URL, and those of the page, of our own route and of the description of all routes."""
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(_QUEUED_CONNECTIONS)  # asyncio has only one setting for the listen queue and for its bursts
             host, port = listener.getsockname()[:2]
-            _log.info("ready", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
+            url = _url(host, port)
+            # A browser can't open the address that means all of this machine's.
+            here = _url({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+            fields = {"url": url, "page": f"{here}/", "scores": f"{here}/v1/score", "routes": f"{here}/openapi.json"}
+            _log.info("ready", extra={"fields": fields})
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port and all connections, and refuse clients that have not sent a request yet."""
@@ -126,6 +130,10 @@ class DrainingServer(uvicorn.Server):
         if self._quiet_ticks >= 5:  # tenths of a second
             self.should_exit = True
         return await super().on_tick(counter)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 @contextmanager

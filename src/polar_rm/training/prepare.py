@@ -163,7 +163,7 @@ def _encode(config: TrainConfig, encoder: Encoder, name: str, paths: list[Path],
     if note := survey_files(paths, [config.output]).note():
         say(console, f"{name} data: {note}")
     bad = OnBadRow(config.on_bad_row, side_file(config.output / name), strip_prompt=config.data.strip_prompt)
-    with show_progress(console, lines=True, unit="MiB") as progress:
+    with show_progress(console, unit="MiB") as progress:
         corpus = encode_corpus(
             paths,
             encoder,

@@ -95,7 +95,7 @@ class Trainer:
         steps, again = (self._batches() for _ in range(2))
         made = self.rows.steps(self.train_set, islice(((step, each.tolist()) for step, each in again), plan.steps - self.step))
         peak = metrics.peak_flops(self.world.device, self.compute)
-        showing = show_progress(self.console, lines=True, unit="steps", enabled=self.world.is_main)
+        showing = show_progress(self.console, unit="steps", enabled=self.world.is_main)
         with showing as progress, stop_signals() as stop, ahead(made) as self._upcoming:
             self.world.set_stop(lambda: stop.requested)
             progress(config.output.name, self.step, plan.steps)
