@@ -80,7 +80,7 @@ def on_test_pairs(model: Path, file: Path, *, dtype: str = "float32", device: st
     temperature = scale.calibration.temperature
     comparisons = list(read_comparisons(file))
     scorer = Scorer(RewardModel.from_pretrained(model, dtype=dtype, device=device))
-    with show_progress(Console(stderr=True), lines=True) as progress:
+    with show_progress(Console(stderr=True)) as progress:
         pairs = score_pairs(scorer, comparisons, total=len(comparisons), progress=progress)
     differences = pairs.differences
     features, better, worse = pairs.features.values, pairs.features.better, pairs.features.worse
@@ -118,7 +118,7 @@ def main() -> None:
     sizes = dict(zip(PARTS, (arguments.train_pairs, arguments.calibrate_pairs, arguments.test_pairs), strict=True))
     build(arguments.data, arguments.output, sizes)
     model = arguments.model or fine_tune(arguments.output, arguments.overrides)
-    with show_progress(Console(stderr=True), lines=True) as progress:
+    with show_progress(Console(stderr=True)) as progress:
         card = calibrate_files(model, [arguments.output / "calibrate.jsonl"], progress=progress)
     row = {
         "what": "calibration on held-out pairs",

@@ -65,7 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
     options = ModelOptions(arguments.precision, claim_device(arguments.device))
     rows: list[dict[str, Any]] = []
-    with show_progress(Console(stderr=True), lines=True) as progress:
+    with show_progress(Console(stderr=True)) as progress:
         for name, path in named(arguments.suite).items():
             references = arguments.references / name / "references.jsonl"
             found = evaluate_suite(name, path, arguments.model, references=references, options=options, progress=progress)

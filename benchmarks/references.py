@@ -101,7 +101,7 @@ def main() -> None:
     options = ModelOptions("auto", claim_device("auto"))
     correct: dict[tuple[str, str], Any] = {}
     rows: list[dict[str, Any]] = []
-    with show_progress(Console(stderr=True), lines=True) as progress:
+    with show_progress(Console(stderr=True)) as progress:
         for count, combine in [(1, "mean"), *((k, way) for k in COUNTS[1:] for way in ("mean", "best"))]:
             started = time.process_time()
             result = evaluate(

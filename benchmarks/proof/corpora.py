@@ -67,7 +67,7 @@ def make_corpora(run: Run) -> list[Row]:
     """
     settings, unseen = run.size.corpus, unseen_policies(run)
     rows: list[Row] = []
-    with show_progress(run.console, lines=True) as progress:
+    with show_progress(run.console) as progress:
         report = build(corpus_config(policies_config(run) | {"output": str(run.output / "corpus/polar")}), progress=progress)
         rows += [{"corpus": "polar", "split": name, "measure": "size", **counts} for name, counts in report["splits"].items()]
         seen = sorted(name for name, facts in report["policies"].items() if not facts["held_out"])

@@ -63,7 +63,7 @@ def correct_by(run: Run, comparisons: list[Comparison]) -> tuple[dict[Key, Float
     specs = [f"{kind}-{seed}={pretrained(run, kind, seed) / 'model'}" for kind, seed in models]
     specs += ["length", "tfidf", f"encoder={run.size.encoder}", f"untrained=embedding:{run.output / 'lm'}"]
     contenders = find_contenders(specs, ModelOptions("auto", claim_device("auto")))
-    with show_progress(run.console, lines=True) as progress:
+    with show_progress(run.console) as progress:
         result = evaluate(contenders, comparisons, by="source", reference="given", baselines=(), progress=progress)
     keys: dict[Key, str] = {(kind, seed): f"{kind}-{seed}" for kind, seed in models}
     keys |= {(name, None): name for name in OTHERS}

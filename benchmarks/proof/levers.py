@@ -27,7 +27,7 @@ def pull(run: Run, name: str, lever: Lever) -> list[Row]:
     if lever.pairing:
         corpus = folder / "corpus"
         settings = policies_config(run) | {"pairing": run.size.corpus.pairing | lever.pairing, "output": str(corpus)}
-        with show_progress(run.console, lines=True) as progress:
+        with show_progress(run.console) as progress:
             build(corpus_config(settings), progress=progress)
     start = run.size.model.model_copy(update=lever.model)
     model = language_model(run, start) | ({"init": start.init, "n_layers": start.layers} if "layers" in lever.model else {})
@@ -53,7 +53,7 @@ def _compared(run: Run, name: str, seed: int) -> list[Row]:
         name: run.output / "levers" / name / "finetune/model",
         UNCHANGED: finetuned(run, "polar", "given", seed) / "model",
     }
-    with show_progress(run.console, lines=True) as progress:
+    with show_progress(run.console) as progress:
         result = evaluate_files(
             [f"{contender}={folder}" for contender, folder in models.items()],
             [run.output / "pairs/test.jsonl"],

@@ -63,7 +63,7 @@ def prefer(run: Run) -> list[Row]:
         others = ["tfidf", "length", f"encoder={run.size.encoder}"] if references == "given" else []
         if references == "empty" and run.result(CLASSIFIER).is_file():
             others = [f"{CLASSIFIER}=hf:{run.output / CLASSIFIER}"]
-        with show_progress(run.console, lines=True) as progress:
+        with show_progress(run.console) as progress:
             result = evaluate_files(
                 [*specs, *others],
                 [run.output / "pairs/test.jsonl"],
@@ -120,7 +120,7 @@ def calibrated(run: Run) -> list[Row]:
         for seed in run.seeds:
             model = finetuned(run, kind, "given", seed) / "model"
             try:
-                with show_progress(run.console, lines=True) as progress:
+                with show_progress(run.console) as progress:
                     card = calibrate_files(model, [run.output / "pairs/calibrate.jsonl"], progress=progress, **placement)
             except NoTemperature as error:  # a finding about this model, which must not hide the others
                 about = {"model": kind, "references": "given", "seed": seed}
@@ -150,7 +150,7 @@ def overoptimised(run: Run) -> list[Row]:
     for references in REFERENCES:
         specs = [f"{kind}-{seed}={finetuned(run, kind, references, seed) / 'model'}" for kind in KINDS for seed in run.seeds]
         specs += [f"encoder={run.size.encoder}"] if references == "given" else []
-        with show_progress(run.console, lines=True) as progress:
+        with show_progress(run.console) as progress:
             found = best_of_n_files(
                 specs,
                 [samples],

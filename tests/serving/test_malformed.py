@@ -160,3 +160,32 @@ def test_texts_of_megabytes_are_answered(served, text):
     }
     statuses = {path: post(address, path, json.dumps(body).encode(), {})[0] for path, body in bodies.items()}
     assert statuses == {"/classify": 400, "/pooling": 400, "/v1/score": 200, "/get_reward": 200}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("body", [{"messages": [{"role": "user", "content": "x"}]}, {"prompt": "p", "responses": ["a"]}, [1], {}])
+def test_a_body_of_another_shape_gets_an_example_that_is_accepted(served, path, body):
+    status, reply = post(served[0], path, json.dumps(body).encode(), {})
+    message = json.loads(reply)["error"]["message"]
+    assert status == 400 and "\n" not in message
+    _, _, example = message.partition(f"; a body of {path} is, for example, ")
+    status, reply = post(served[0], path, example.removesuffix("; /openapi.json describes all").encode(), {})
+    assert status == 200, reply
+
+
+@pytest.mark.parametrize("body", [{"text": 3}, {"items": 3}, {"items": [], "transform": "x"}])
+def test_a_wrong_value_gets_no_example(served, body):
+    status, reply = post(served[0], "/classify" if "text" in body else "/v1/score", json.dumps(body).encode(), {})
+    assert status == 400 and b"for example" not in reply
+
+
+def test_an_unknown_path_and_a_wrong_method_are_told_what_there_is(served):
+    status, reply = post(served[0], "/v1/chat/completions", b"{}", {})
+    message = json.loads(reply)["error"]["message"]
+    assert status == 404
+    for path in (*(f"POST {route}" for route in ROUTES), "GET / (a page for a browser)", "GET /health", "GET /openapi.json"):
+        assert path in message
+    with socket.create_connection(served[0].split(":"), timeout=60) as connection:
+        connection.sendall(b"GET /v1/score HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        reply = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert b" 405 " in reply and b"use POST; a body of /v1/score is, for example, {" in reply

@@ -243,6 +243,16 @@ def explain(errors: Sequence[Any]) -> str:
     return f"{path or 'body'}: {message}{f' (and {more} more)' if more else ''}"
 
 
+def is_of_shape(errors: Sequence[Any]) -> bool:
+    """Whether a validation error is of a body as a whole, which has other keys than it should, rather than of a value in it."""
+
+    def is_one(error: Any) -> bool:
+        depth = sum(not _is_union_type(part) and part not in _ADDED_PARTS for part in error["loc"])
+        return depth <= 1 if error["type"] in ("missing", "extra_forbidden") else not depth and error["type"] in _WRONG_TYPE
+
+    return any(map(is_one, errors))
+
+
 def _most_specific(errors: Sequence[Any], start: int) -> list[Any]:
     """The most specific error, or one for each type of a union of which no type fits the value."""
     at = _union_at(errors[0], start)

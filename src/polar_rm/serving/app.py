@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from polar_rm.errors import PolarError
 from polar_rm.protocols import PROTOCOLS, ClassifyRequest, InputProtocol, models, openrlhf, polar
-from polar_rm.protocols.base import PoolingFlavour, ReplyContext, explain, inputs_of
+from polar_rm.protocols.base import PoolingFlavour, ReplyContext, explain, inputs_of, is_of_shape
 from polar_rm.rewards.calibration import sigmoid
 from polar_rm.rewards.combining import check_combine
 from polar_rm.rewards.outcomes import Failure, Outcome, Reward
@@ -254,8 +254,10 @@ def _add_status_routes(app: FastAPI, service: Service, guard: Guard) -> None:
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return error_reply(400, "invalid_request", explain(error.errors()))
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        errors = error.errors()
+        example = examples.hint(request.url.path) if is_of_shape(errors) else ""
+        return error_reply(400, "invalid_request", f"{explain(errors)}{example}")
 
     @app.exception_handler(PolarError)
     async def mistake(_: Request, error: PolarError) -> JSONResponse:
@@ -270,8 +272,14 @@ def _add_error_handlers(app: FastAPI) -> None:
         return error_reply(429, "overloaded", str(error), {"Retry-After": "1"})
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return error_reply(error.status_code, "invalid_request", str(error.detail), dict(error.headers or {}))
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        headers, message = dict(error.headers or {}), str(error.detail)
+        if error.status_code == 404:
+            message = f"there is no such path here: {schema.paths_of(app)}"
+        elif error.status_code == 405:
+            message = f"{request.method} is not for this path: use {headers.get('Allow', headers.get('allow', 'another method'))}"
+            message += examples.hint(request.url.path)
+        return error_reply(error.status_code, "invalid_request", message, headers)
 
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> JSONResponse:

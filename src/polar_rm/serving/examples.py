@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 DESCRIPTION = """\
@@ -103,6 +104,17 @@ BODIES: dict[str, Any] = {
         ),
     },
 }
+
+
+def hint(path: str) -> str:
+    """The end of a message about a body of the wrong shape: the first example of the path's bodies; empty for other paths."""
+    bodies = BODIES.get(path)
+    if not bodies:
+        return ""
+    example = json.dumps(next(iter(bodies.values()))["value"], ensure_ascii=False)
+    return f"; a body of {path} is, for example, {example}; /openapi.json describes all"
+
+
 DESCRIPTIONS = {
     "/classify": "SGLang's body (`text` or `input_ids`) gets SGLang's reply; vLLM's body (`input`) gets vLLM's reply.",
     "/pooling": "vLLM and LMDeploy have the same body; the server's `--pooling-flavour` sets the shape of the reply.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 
@@ -28,10 +29,20 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+_MEANT = {"/": " (a page for a browser)", "/openapi.json": " (describes all bodies and replies)"}
+
+
 class StatusReply(BaseModel):
     """The status, for load balancers."""
 
     status: str
+
+
+def paths_of(app: FastAPI) -> str:
+    """The paths of a server with their methods, for a message."""
+    described = {path: sorted(row)[-1].upper() for path, row in app.openapi()["paths"].items()}
+    methods = {"/": "GET", **described, "/openapi.json": "GET"}
+    return ", ".join(f"{method} {path}{_MEANT.get(path, '')}" for path, method in methods.items())
 
 
 def reply(kind: Any) -> dict[int | str, dict[str, Any]]:
