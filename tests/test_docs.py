@@ -19,7 +19,7 @@ from support.command_lines import wrong_with
 from support.configs import REQUIRED
 from support.documents import ROOT, Block, anchors, commands, dead_link, documents, links, read_blocks, without_blocks
 
-from polar_rm.cli.exchange import CONFIGS, config_of
+from polar_rm.cli.configs import CONFIGS, config_of
 from polar_rm.common.config import load_config
 from polar_rm.errors import ConfigError
 

@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 import typer.main
 from typer.testing import CliRunner
 
-from polar_rm.cli.exchange import CONFIGS, config_of
+from polar_rm.cli.configs import CONFIGS, config_of
 from polar_rm.cli.main import app
 from polar_rm.cli.options import VERBS
 from polar_rm.common.recipes import read_recipe, recipe_names

@@ -9,7 +9,7 @@ from pydantic import Field
 from support.configs import REQUIRED
 
 import polar_rm
-from polar_rm.cli.exchange import CONFIGS, config_of
+from polar_rm.cli.configs import CONFIGS, config_of
 from polar_rm.common.config import Config, load_config, to_yaml
 from polar_rm.common.recipes import recipe_names
 from polar_rm.common.reference import explain

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer.main
 
-from polar_rm.cli.exchange import CONFIGS, config_of
+from polar_rm.cli.configs import CONFIGS, config_of
 from polar_rm.cli.main import app
 from polar_rm.common.config import load_config
 from polar_rm.common.recipes import PREFIX, read_recipe

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from polar_rm.cli.configs import CONFIGS, config_of
 from polar_rm.cli.options import verb
 from polar_rm.cli.output import message, messages, print_text, print_values
 from polar_rm.common.paths import check_model
 from polar_rm.common.progress import status_line
 from polar_rm.errors import PolarError
-
-if TYPE_CHECKING:
-    from polar_rm.common.config import Config
 
 
 @verb("Exchange")
@@ -144,22 +141,6 @@ def publish(
         print_text(address)
 
 
-CONFIGS = {
-    "sample": "polar_rm.sampling.config:SamplingConfig",
-    "corpus": "polar_rm.corpus.config:CorpusConfig",
-    "encode": "polar_rm.training.encode_config:EncodeConfig",
-    "references": "polar_rm.references.config:ReferencesConfig",
-    "select": "polar_rm.selection.config:SelectConfig",
-    "pretrain": "polar_rm.training.config:TrainConfig",
-    "finetune": "polar_rm.training.config:TrainConfig",
-    "scaling": "polar_rm.scaling.config:ScalingConfig",
-    "rft": "polar_rm.rft.config:RftConfig",
-    "serve": "polar_rm.serving.config:ServeConfig",
-    "audit": "polar_rm.audit.thresholds:Thresholds",
-}
-"""Verbs with a config, and the class of the config, which is imported only when needed."""
-
-
 @verb("Exchange")
 def config(
     of: Annotated[str | None, typer.Argument(help=f"One of {', '.join(CONFIGS)}.", metavar="[VERB]")] = None,
@@ -194,10 +175,3 @@ def config(
         if of not in CONFIGS:
             raise PolarError(f"polar {of} takes no config; verbs with one: {', '.join(CONFIGS)}{suggestion(str(of), CONFIGS)}")
         print_text(explain(config_of(of), f"Every key of `polar {of}`, with its default.").rstrip("\n"))
-
-
-def config_of(name: str) -> type[Config]:
-    """The class of a verb's config."""
-    module, _, name_of_class = CONFIGS[name].partition(":")
-    config_class: type[Config] = getattr(import_module(module), name_of_class)
-    return config_class

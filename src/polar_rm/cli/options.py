@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from polar_rm.cli.unknown import advice
 from polar_rm.common.devices import DEVICE_HELP, DeviceName
 from polar_rm.common.limits import MAX_ROW_TOKENS
 from polar_rm.common.paths import check_data
@@ -44,12 +45,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RENAMED = {"--dtype": "--precision", "--token-budget": "--row-tokens"}
-
 
 class _Command(TyperCommand):
-    """A verb that refuses an option given twice, of which the last would win silently, and that suggests the current name of an
-    option which had another name in earlier versions."""
+    """A verb that refuses an option given twice, of which the last would win silently, and that advises about unknown ones."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         # Typer from 0.29 on puts brackets and dots around a metavar, which has its own: [[CONFIG.yaml... KEY=VALUE...]]...
@@ -67,11 +65,17 @@ class _Command(TyperCommand):
                     ctx.fail(f"{max(parameter.opts, key=len)} is given {count} times; it takes one value.")
             return super().parse_args(ctx, args)
         except Exception as error:  # its class is click's or, in recent versions, typer's
-            old_name = getattr(error, "option_name", "")
+            option = str(getattr(error, "option_name", ""))
             options = {name for parameter in self.params for name in parameter.opts}
-            if type(error).__name__ == "NoSuchOption" and RENAMED.get(old_name) in options:
-                ctx.fail(f"No such option: {old_name}. Did you mean {RENAMED[old_name]}?")
+            if type(error).__name__ == "NoSuchOption" and (text := advice(_verb_of(ctx), option, options)):
+                ctx.fail(f"No such option: {option}. {text}")
             raise
+
+
+def _verb_of(ctx: Any) -> str:
+    """The verb's name; for a step such as ``polar scaling run`` that of the whole."""
+    parent = ctx.parent.info_name if ctx.parent else None
+    return str(parent if parent in VERBS else ctx.info_name)
 
 
 def _in_usage(argument: Any) -> str:
