@@ -22,7 +22,7 @@ from polar_rm.cli.options import (
     writable,
 )
 from polar_rm.cli.output import messages, print_table
-from polar_rm.common.files import check_target, write_json
+from polar_rm.common.files import write_json
 from polar_rm.common.progress import show_progress
 from polar_rm.errors import PolarError
 
@@ -95,9 +95,11 @@ def audit(
         from polar_rm.audit.page import write_page, write_plot
         from polar_rm.audit.report import render
         from polar_rm.cli.results import Data, Models
-        from polar_rm.reporting.plots import PLOT_SUFFIXES
+        from polar_rm.reporting.plots import check_plot, require_plots
     if plot:
-        check_target(plot, PLOT_SUFFIXES)
+        check_plot(plot)
+    if html:
+        require_plots(f"the page {html}")
     models = Models([model], precision, device, row_tokens, api_key_env)
     data = Data(files, references, limit, seed, on_bad_row, strip_prompt)
     outputs = [path for path in (json, html, plot) if path]

@@ -49,14 +49,13 @@ def calibrate(
         polar calibrate runs/rm/model held_out.parquet --json calibration.json --plot calibration.png
     """
     from polar_rm.common.extras import needs
-    from polar_rm.common.files import check_target
     from polar_rm.common.sources import check_own
 
     with needs("evaluate", "polar calibrate"):
         from polar_rm.calibration import calibrate_files, report
-        from polar_rm.reporting.plots import PLOT_SUFFIXES
+        from polar_rm.reporting.plots import check_plot
     if plot:
-        check_target(plot, PLOT_SUFFIXES)
+        check_plot(plot)
     check_own(model)
     from polar_rm.model.devices import claim_device, dtype_name
     from polar_rm.records import OnBadRow, side_file

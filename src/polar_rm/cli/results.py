@@ -20,7 +20,7 @@ from polar_rm.evaluation.rows import PAIR_SUFFIXES, Scored, write_pairs
 from polar_rm.evaluation.suite_report import figure_rows, list_suites, summarise_suite
 from polar_rm.evaluation.tables import Summary, summarise
 from polar_rm.records import OnBadRow, side_file
-from polar_rm.reporting.plots import PLOT_SUFFIXES, accuracy_figure, save_figure
+from polar_rm.reporting.plots import accuracy_figure, check_plot, save_figure
 from polar_rm.reporting.tables import FORMATS, SUFFIXES
 from polar_rm.rewards.combining import Combine
 
@@ -43,7 +43,7 @@ class ResultFiles:
             PolarError: a suffix or format is unknown, or a file can't be written.
         """
         if self.plot:
-            check_target(self.plot, PLOT_SUFFIXES)
+            check_plot(self.plot)
         if self.pairs:
             check_target(self.pairs, PAIR_SUFFIXES)
         if self.table and self.table not in FORMATS:

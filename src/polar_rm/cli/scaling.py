@@ -10,7 +10,7 @@ import typer
 from polar_rm.cli.options import Arguments, JsonFile, load, verb, verb_group
 from polar_rm.cli.output import message, messages, print_table
 from polar_rm.cli.train import check_inputs
-from polar_rm.common.files import check_target, write_json
+from polar_rm.common.files import write_json
 from polar_rm.common.problems import Problems
 from polar_rm.common.progress import show_progress
 from polar_rm.errors import PolarError
@@ -118,17 +118,17 @@ def fit(
 
         polar scaling fit runs/scaling fit.points=all fit.predict='[{parameters: 1.8e9, tokens: 9.4e11}]'
     """
-    config = _load(arguments, folder=True)
     from polar_rm.common.extras import needs
 
     with needs("evaluate", "polar scaling fit"):
         import scipy  # noqa: F401
 
-        from polar_rm.reporting.plots import PLOT_SUFFIXES
+        from polar_rm.reporting.plots import check_plot
         from polar_rm.scaling.fit import fit_grid
         from polar_rm.scaling.report import render, write_plot
     if plot:
-        check_target(plot, PLOT_SUFFIXES)
+        check_plot(plot)
+    config = _load(arguments, folder=True)
     with show_progress(messages) as progress:
         result = fit_grid(config, progress=progress)
     print_table(render(result))

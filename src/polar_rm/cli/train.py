@@ -173,6 +173,8 @@ def quickstart(
     with needs("quickstart", "polar quickstart"):
         from polar_rm.quickstart.pipeline import Quickstart, run
         from polar_rm.quickstart.report import summary
+        from polar_rm.reporting.plots import require_plots
+    require_plots("the report of polar quickstart")
 
     report = run(Quickstart(output, base, tuple(overrides or ()), messages))
     for line in summary(report):

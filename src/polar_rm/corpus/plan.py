@@ -19,6 +19,7 @@ from polar_rm.corpus.partition import parquet_columns
 from polar_rm.corpus.texts import text_columns
 from polar_rm.errors import PolarError
 from polar_rm.records import PLAIN_SUFFIXES, DataFiles, survey_files
+from polar_rm.reporting.plots import require_plots
 
 SCHEMA = "polar-rm/corpus/1"
 _PART_BYTES = 64 << 20
@@ -47,8 +48,10 @@ def make_plan(config: CorpusConfig) -> CorpusPlan:
 
     Raises:
         Damaged: an input that polar wrote differs from its manifest.
-        PolarError: a file is missing or unreadable, or lacks the columns of trajectories or texts; far more workers than cores.
+        PolarError: a file is missing or unreadable, or lacks the columns of trajectories or texts; far more workers than cores;
+            the report could not be drawn at the end.
     """
+    require_plots("the report of polar corpus")
     if config.engine == "local":
         check_workers(config.workers)
     for source in config.inputs:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polar_rm.common.extras import require
 from polar_rm.common.files import check_target, write_file
 
 if TYPE_CHECKING:
@@ -27,6 +28,27 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#0
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 
 _MAX_ROWS = 40  # of an accuracy plot; more rows are not readable
+
+
+def require_plots(what: str) -> None:
+    """Check that plots can be drawn, before the work that ends with one: matplotlib is imported only where something is drawn.
+
+    what: what draws, for the message.
+
+    Raises:
+        PolarError: matplotlib is not installed.
+    """
+    require("evaluate", what, "matplotlib")
+
+
+def check_plot(path: str | Path) -> None:
+    """Check that a plot can be drawn into a file, before the work.
+
+    Raises:
+        PolarError: matplotlib is not installed, the suffix is none of ``PLOT_SUFFIXES``, or the file can't be written.
+    """
+    require_plots(f"the plot {path}")
+    check_target(path, PLOT_SUFFIXES)
 
 
 def plot_loss_curves(histories: Mapping[str, Sequence[tuple[int, float]]], *, title: str = "") -> str:

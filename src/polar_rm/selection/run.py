@@ -72,6 +72,8 @@ class Inputs:
         Raises:
             PolarError: a file is missing or damaged, or the numbers of inputs and scores differ.
         """
+        for package in ("matplotlib", "jinja2"):
+            require("evaluate", "the report of polar select", package)
         for source in (*config.inputs, *config.scores):
             check_data(source)
             check_manifest(source)
@@ -120,8 +122,6 @@ def select(config: SelectConfig, progress: Progress = silent) -> SelectReport:
         Damaged: a file of the finished output, or an input that polar wrote, differs from its manifest.
         PolarError: the input is bad, the output folder is in use or holds something else, or nothing is selected.
     """
-    for package in ("matplotlib", "jinja2"):
-        require("evaluate", "the report of polar select", package)
     inputs = Inputs.find(config)
     with owned(config.output, "select"):
         identity = inputs.identity(config)
