@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support import runs
+from support.commands import in_process
 from support.owners import owned_elsewhere
 
 import polar_rm
@@ -321,6 +322,22 @@ def test_files_of_a_folder_that_are_left_out_are_a_warning(calibrated, tmp_path)
         shutil.copy(calibrated[1], tmp_path / folder)
     report = calibrate_files(tmp_path / "model", [tmp_path / "data"])
     assert any("left out: 1 hidden folders" in warning for warning in report["warnings"])
+
+
+def test_a_limit_is_as_a_shorter_file_and_is_told(calibrated, tmp_path):
+    shutil.copytree(calibrated[0], tmp_path / "model")
+    (tmp_path / "short.jsonl").write_text("".join(calibrated[1].read_text().splitlines(keepends=True)[:25]))
+    shorter = calibrate_files(tmp_path / "model", [tmp_path / "short.jsonl"])
+    code, _, error = in_process(
+        "calibrate", tmp_path / "model", calibrated[1], "--limit", 25, "--json", tmp_path / "limited.json"
+    )
+    assert code == 0, error
+    limited = json.loads((tmp_path / "limited.json").read_text())
+    told = "a trial: at most the first 25 comparisons were used"
+    assert (shorter["limit"], limited["limit"]) == (None, 25) and told in limited["warnings"]
+    for key in ("n_pairs", "n_prompts", "temperature", "accuracy", "abstention", "rewards"):
+        assert limited[key] == shorter[key]
+    assert limited["n_pairs"] < calibrated[2]["n_pairs"] and told not in " ".join(shorter["warnings"])
 
 
 @pytest.mark.plots

@@ -54,6 +54,7 @@ class CalibrationReport(TypedDict):
     model: str
     encoder_hash: str
     data: list[dict[str, object]]  # path, sha256 and rows of every file
+    limit: int | None  # the number of first comparisons that were used; None: all
     n_pairs: int
     n_prompts: int
     accuracy: float

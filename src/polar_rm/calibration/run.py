@@ -31,6 +31,7 @@ from polar_rm.common.locks import owned
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.evaluation import ComparisonFiles
+from polar_rm.evaluation.data import First
 from polar_rm.evaluation.pairs import bradley_terry_loss
 from polar_rm.records import Comparison, OnBadRow
 from polar_rm.rewards.calibration import CARD, Calibration, Distribution
@@ -96,6 +97,7 @@ def fit(pairs: ScoredPairs, *, model: str = "", encoder_hash: str = "", seed: in
         "model": model,
         "encoder_hash": encoder_hash,
         "data": [],
+        "limit": None,
         "n_pairs": card.n_pairs,
         "n_prompts": card.n_prompts,
         "accuracy": curve[0]["accuracy"],
@@ -128,11 +130,13 @@ def calibrate_files(
     row_tokens: int = 8192,
     on_bad_row: OnBadRow | None = None,
     outputs: Sequence[str | Path] = (),
+    limit: int | None = None,
     progress: Progress = silent,
 ) -> CalibrationReport:
     """Load a native checkpoint, :func:`calibrate` it on files, and write card and uncertainty into its folder.
 
-    The call locks the folder and writes both files at the end, so an interrupted run changes nothing.
+    The call locks the folder and writes both files at the end, so an interrupted run changes nothing. limit: use only this many
+    first comparisons; the report says so.
 
     Raises:
         PolarError: the folder, a file or an option is invalid, another process writes the folder, or the model changed during the
@@ -146,7 +150,8 @@ def calibrate_files(
     check_target(model_dir / CARD)
     check_target(model_dir / UNCERTAINTY)
     with owned(model_dir, "calibrate"):
-        comparisons = ComparisonFiles(files, on_bad_row, outputs)
+        read = ComparisonFiles(files, on_bad_row, outputs)
+        comparisons = First(read, limit)
         counts = survey(comparisons)
         progress("calibrate", 0, counts.n_comparisons, "loading")
         identity = model_identity(model_dir)
@@ -159,8 +164,10 @@ def calibrate_files(
     report = result.report
     if scorer.model.untrained:
         report["warnings"].append(untrained_warning(model_dir, scorer.model.untrained))
-    report["data"] = [dict(file) for file in comparisons.describe()]
-    report["warnings"] += comparisons.warnings()
+    report["data"], report["limit"] = [dict(file) for file in read.describe()], limit
+    if limit and counts.n_comparisons == limit:
+        report["warnings"].append(f"a trial: at most the first {limit:,} comparisons were used")
+    report["warnings"] += read.warnings()
     return report
 
 

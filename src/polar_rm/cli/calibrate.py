@@ -30,6 +30,7 @@ def calibrate(
     files: _HeldOut,
     json: JsonFile = None,
     plot: _Reliability = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first N comparisons, for a trial.", min=1, metavar="N")] = None,
     precision: Precision = "fp32",
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
@@ -72,6 +73,7 @@ def calibrate(
             row_tokens=row_tokens,
             on_bad_row=bad,
             outputs=[path for path in (json, plot) if path],
+            limit=limit,
             progress=progress,
         )
     print_table(report.render(result))
