@@ -177,6 +177,20 @@ def test_the_kernel_for_inference_gives_the_same(last):
         torch.testing.assert_close(cpu.tree_cpu(query, key, value, tree, 0.3, last)[:, :, rows], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_lone_query_is_as_exact_over_many_keys_as_many_queries(last):
+    """A turn's end in one pass, and each score in the last layer: with one row the library adds up the keys one after another."""
+    tree = TreeLayout((TreeSpan(0, 6000, (1, 64)),)).tensors()
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 6065, 16, generator=generator) for heads in (4, 2, 2))
+    value += 0.5  # else the sums stay near zero, and rounding is small
+    ends = [6000, 6064]  # of the branches of one and of 64 tokens
+    exact = cpu.tree_cpu(query.double(), key.double(), value.double(), tree, 0.25, last)[:, :, ends]
+    with torch.inference_mode():
+        found = cpu.tree_cpu(query, key, value, tree, 0.25, last)[:, :, ends]
+    assert ((found - exact)[0].norm(dim=(0, 2)) / exact[0].norm(dim=(0, 2))).max() < 5e-7
+
+
 def test_the_products_stay_on_the_device_of_the_queries(monkeypatch):
     """A Mac's GPU has the CPU's attention. Fake tensors of another device refuse any tensor that is left on the CPU."""
     tree = TreeLayout((TreeSpan(0, 150, (300, 1)),)).tensors()

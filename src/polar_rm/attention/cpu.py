@@ -27,6 +27,9 @@ from polar_rm.attention.layout import BLOCK, PAD_MULTIPLE, TreeTensors
 # keep all of theirs. A prefix of 16k tokens, whose probabilities would be gigabytes a layer, keeps few.
 KEEP_BYTES = 64 << 20
 
+# Products of fewer rows sum over the keys one after another: over 18,000 keys the error is twenty times as large.
+_FEWEST_ROWS = 4
+
 
 class _Block(NamedTuple):
     """Query rows ``[first, end)`` of the packed row, and the keys that they attend to.
@@ -275,10 +278,12 @@ def _in_inference(
             buffer[:, 0, segment.prefix : segment.prefix + segment.length] = tensor[:, tokens]
         current_prefix, held = segment.prefix_start, segment.prefix or segment.length
         for first, end, size, n_keys, _ in segment.blocks():
-            block_mask = mask[:size, width + size - n_keys : width + size]
+            rows = max(size, _FEWEST_ROWS)
+            block_query = pad(grouped[:, :, first:end], (0, 0, 0, rows - size)) if rows > size else grouped[:, :, first:end]
+            block_mask = mask[:rows, width + size - n_keys : width + size]
             output[:, :, first:end] = scaled_dot_product_attention(
-                grouped[:, :, first:end], keys[:, :, :n_keys], values[:, :, :n_keys], attn_mask=block_mask, scale=scale
-            )
+                block_query, keys[:, :, :n_keys], values[:, :, :n_keys], attn_mask=block_mask, scale=scale
+            )[:, :, :size]
     return output.view(query.shape)
 
 
