@@ -15,6 +15,7 @@ from polar_rm.common.sources import model_folder
 from polar_rm.common.text import first_line
 from polar_rm.encoding.tokenizers import load_tokenizer
 from polar_rm.errors import PolarError, UnsupportedModel
+from polar_rm.model.bars import without_bars
 from polar_rm.model.folders import check_config_file, check_gguf_sizes, rope_refusals
 from polar_rm.model.language_models import gguf_options, load_auto_tokenizer
 from polar_rm.model.native import new_embeddings, read_specials, with_named_bos
@@ -60,6 +61,7 @@ def not_supported(config: PretrainedConfig, reason: str) -> str:
     return f"backbones of type {config.model_type!r} are not supported (known: {', '.join(SUPPORTED)}): {reason}"
 
 
+@without_bars()
 def load_backbone(
     directory: str | Path,
     config: PretrainedConfig,

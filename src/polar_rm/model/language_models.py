@@ -18,6 +18,7 @@ from polar_rm.common.files import atomic_directory, read_json, sha256, write_jso
 from polar_rm.common.sources import model_folder
 from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError
+from polar_rm.model.bars import without_bars
 
 if TYPE_CHECKING:
     import torch
@@ -137,6 +138,7 @@ def parse_gguf_once() -> Iterator[None]:
 
 
 @parse_gguf_once()
+@without_bars()
 def load_causal_lm(source: str | Path, gguf_file: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
     """Load the transformers tokenizer and language model. source: as in :func:`model_folder`. gguf_file: one of its GGUF files.
 
@@ -160,6 +162,7 @@ def load_causal_lm(source: str | Path, gguf_file: str | None, dtype: torch.dtype
     return tokenizer, model
 
 
+@without_bars()
 def unpack_gguf(source: str | Path, target: Path) -> str:
     """The folder to load a language model from that is loaded several times: ``source``, or ``target`` with an unpacked GGUF.
 

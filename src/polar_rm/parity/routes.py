@@ -20,6 +20,7 @@ from polar_rm.common.extras import needs
 from polar_rm.common.http import is_address, server_url
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
+from polar_rm.model.bars import without_bars
 from polar_rm.model.packing import first_fit, pack
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.parity.items import Encoded, awkward_items, encode, ids_differ
@@ -109,6 +110,7 @@ def _trainer(model: RewardModel, items: Sequence[ScoreItem]) -> list[float]:
 
 
 @torch.inference_mode()
+@without_bars()
 def _transformers(directory: str | Path, encoded: Sequence[Encoded], dtype: str, device: str, progress: Progress) -> list[float]:
     from transformers import AutoModelForSequenceClassification
 

@@ -15,6 +15,7 @@ from polar_rm.common.config import suggestion
 from polar_rm.common.files import atomic_directory, read_json
 from polar_rm.common.text import first_line
 from polar_rm.errors import ConfigError, PolarError
+from polar_rm.model.bars import without_bars
 from polar_rm.model.devices import compute_dtype, pick_device
 from polar_rm.model.language_models import load_causal_lm
 from polar_rm.records import flatten
@@ -87,6 +88,7 @@ def train_to_end(trainer: Any, evaluating: EvaluateCallback | None, monitor: Mon
     return {**results, "steps": step}
 
 
+@without_bars()
 def save_policy(trainer: Any, tokenizer: Any, target: Path) -> None:
     """Save the trained policy, with its adapter merged."""
     policy = trainer.accelerator.unwrap_model(trainer.model)

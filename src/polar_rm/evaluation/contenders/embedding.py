@@ -20,6 +20,7 @@ from polar_rm.evaluation.contenders.native import free_memory
 from polar_rm.evaluation.pairs import NotedScores
 from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.model.backbones import dtype_of
+from polar_rm.model.bars import without_bars
 from polar_rm.model.folders import check_config_file
 from polar_rm.model.weights import check_weights
 from polar_rm.records import Comparison, flatten, one_reference
@@ -123,7 +124,8 @@ class EmbeddingScorer:
         placement = options.placement()
         check_weights(folder)
         try:
-            self._model: Any = AutoModel.from_pretrained(folder, dtype=dtype_of(placement["dtype"]), trust_remote_code=False)
+            with without_bars():
+                self._model: Any = AutoModel.from_pretrained(folder, dtype=dtype_of(placement["dtype"]), trust_remote_code=False)
         except Exception as error:  # transformers may raise any exception for an invalid value
             raise UnsupportedModel(f"{folder}: {first_line(error)}") from error
         self._model = self._model.to(placement["device"]).eval()

@@ -18,6 +18,7 @@ from polar_rm.evaluation.contenders.native import free_memory
 from polar_rm.evaluation.pairs import NotedScores
 from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.model.backbones import dtype_of
+from polar_rm.model.bars import without_bars
 from polar_rm.model.folders import check_config_file
 from polar_rm.model.language_models import load_auto_tokenizer
 from polar_rm.model.weights import check_weights
@@ -83,6 +84,7 @@ def check_classifier(folder: Path) -> None:
         raise PolarError(f"{folder}: it is a model saved by polar, which has no chat template: name it without hf:")
 
 
+@without_bars()
 def load_classifier(folder: Path, options: ModelOptions) -> Any:
     """The model in evaluation mode.
 
