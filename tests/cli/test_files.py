@@ -4,7 +4,7 @@ import json
 
 import pytest
 from support import runs, tiny
-from support.commands import in_process
+from support.commands import in_process, refused
 from support.trajectories import zoo
 
 from polar_rm.records import write_records
@@ -77,3 +77,22 @@ def test_other_ranks_say_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     code, _, error = in_process(*(argument.format("items") for argument in VERBS["rft"][1]))
     assert code == 0 and "folders and patterns" not in error, error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["score", "--model", "package:demo", "--input", "-", "--output", "s.jsonl"],
+        ["score", "--model", "package:demo", "--input", "train.jsonl", "--output", "-"],
+        ["evaluate", "-", "--model", "length"],
+        ["evaluate", "train.jsonl", "--model", "length", "--json", "-"],
+        ["evaluate", "train.jsonl", "--model", "length", "--plot", "-"],
+        ["encode", "inputs=[-]", "model.init=lm", "output=o"],
+    ],
+)
+def test_a_dash_is_no_file(folder, tmp_path, monkeypatch, arguments):
+    for each in folder.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    monkeypatch.chdir(tmp_path)
+    refused(in_process(*arguments), "-: ", "standard", "name a file")
+    assert not (tmp_path / "-").exists()

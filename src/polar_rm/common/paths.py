@@ -15,6 +15,8 @@ def check_data(source: str | Path) -> Path:
     Raises:
         PolarError: there is no such file or folder.
     """
+    if str(source) == "-":
+        raise PolarError("-: data is not read from the standard input, because it is hashed, and read again; name a file")
     path = data_path(source)
     if not path.exists() and next(iglob(str(path), recursive=True), None) is None:
         raise PolarError(f"{source}: no such file or folder")
