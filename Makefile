@@ -81,7 +81,6 @@ proof-small: $(READY)  ## the paper's claims at a small size; DATA=FOLDER is you
 	$(BIN)/python benchmarks/proof/run.py --data "$(DATA)" --size small --output runs/proof
 
 docs: $(READY)  ## the documentation site, in build/site/html; a dead link or anchor fails
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/python tools/site.py
 	$(BIN)/zensical build --config-file zensical.yml --clean --strict
 
