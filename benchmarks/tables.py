@@ -188,6 +188,17 @@ def speed() -> Iterator[Row]:
         claim = f"training, 1B random parameters, K = {k}, compiled: tokens/s (utilisation)"
         yield Row(claim, f"{row['tokens_per_second']:,.0f} ({row['mfu']:.2f})", "", row)
     yield from _headlines(speed=True)
+    yield from _serving()
+    yield from _encoding()
+    data = load("turns")
+    for row in data["rows"]:
+        claim = (
+            f"a reward after each of {row['turns']} turns, {row['tokens']:,} tokens, six layers: one pass over every turn alone"
+        )
+        yield Row(claim, f"{row['cpu_ratio']:.2f}", "", data)
+    for row in load("first_minute"):
+        claim = f"seconds (CPU seconds) from an empty environment to the first rewards, by {row['installer']}, torch for CPUs"
+        yield Row(claim, f"{row['seconds']:.0f} ({row['cpu_s']:.0f})", "", row)
     data = load("select")
     for row in data["rows"]:
         claim = f"`polar select`, {row['rows']:,} rows, {row['case']}: rows/s (peak memory)"
@@ -196,6 +207,27 @@ def speed() -> Iterator[Row]:
         name = f"`polar evaluate`{row['what'].removeprefix('evaluate')}"
         claim = f"time of {name} over that of scoring the same {row['pairs']} pairs alone (range)"
         yield Row(claim, f"{row['cost']:.2f} ({row['cost_low']:.2f} to {row['cost_high']:.2f})", "", row)
+
+
+def _serving() -> Iterator[Row]:
+    for row in load("serving"):
+        size, whole = row["items_per_request"], row["candidates"]
+        pieces = "whole" if size == whole else f"in pieces of {size}"
+        claim = (
+            f"`polar serve` over vLLM and its prefix cache, {row['layers']} layers, groups of {whole} {pieces}: items by CPU time"
+        )
+        yield Row(claim, f"{row['cpu_ratio']:.2f}", "", row)
+
+
+def _encoding() -> Iterator[Row]:
+    for row in load("encoding"):
+        if row["what"] == "opening":
+            yield Row(
+                f"seconds to open an encoded corpus of {row['comparisons']:,} comparisons", f"{row['seconds']:.2f}", "", row
+            )
+        elif row["what"] == "encoding":
+            claim = f"`polar encode`, {row['workers']} worker{'s' * (row['workers'] > 1)}: tokens/s (over the tokenizer alone)"
+            yield Row(claim, f"{row['tokens_per_second']:,.0f} ({row['speed_of_tokenizer_alone']:.2f})", "", row)
 
 
 DEPTH = """CPU seconds of the peer over ours, the median of the rounds: float32, one thread, SmolLM2-135M's first layers, sides
