@@ -1,6 +1,8 @@
 """Measured numbers in README and on the site are those of rows of results.
 
 A comment in front of a paragraph or table names the files in which its numbers stand: ``<!-- results: FOLDER/FILE.json -->``.
+``FILE.json#KEY`` takes what is under one key. In a large file a wrong number may be another row's by chance: name the key where
+there is one.
 What was not measured by this project is listed below with its reason.
 """
 
@@ -74,8 +76,9 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
 
 @cache
 def numbers_of(file: str) -> frozenset[str]:
-    """All numbers of a file of results, or of a folder of them, as text may round them."""
-    path = ROOT / file
+    """All numbers of a file of results, of what is under a key of it, or of a folder of files, as text may round them."""
+    name, _, key = file.partition("#")
+    path = ROOT / name
     if path.is_dir():
         return frozenset().union(*(numbers_of(each.relative_to(ROOT).as_posix()) for each in sorted(path.glob("*.json"))))
     found: set[str] = set()
@@ -91,7 +94,8 @@ def numbers_of(file: str) -> frozenset[str]:
 
     text = path.read_text(encoding="utf-8")
     try:
-        collect(json.loads(text))
+        content = json.loads(text)
+        collect(content[key] if key else content)
     except json.JSONDecodeError:
         collect([json.loads(line) for line in text.splitlines()])
     return frozenset(found)
@@ -120,4 +124,8 @@ def test_a_number_without_a_row_is_found():
     assert unknown_numbers(f"{mark}It is right in 0.893 [0.877, 0.907] of 3,475 pairs.", set()) == []
     assert [found[:5] for found in unknown_numbers(f"{mark}It is right in 0.894.", set())] == ["0.894"]
     assert [found[:5] for found in unknown_numbers(f"{mark}A line.\n\nIt is right in 0.893.", set())] == ["0.893"]
+    # Right for one of the policies, wrong for all.
+    assert unknown_numbers(f"{mark}It is right in 0.895.", set()) == []
+    with_key = mark.replace(".json", ".json#unseen_prompts")
+    assert [found[:5] for found in unknown_numbers(f"{with_key}It is right in 0.895, not in 0.893.", set())] == ["0.895"]
     assert [found[:3] for found in unknown_numbers("It takes 3 minutes, or 12 GiB, for 95% with TRL 1.16.", {"3"})] == ["12 "]
