@@ -14,7 +14,7 @@ from support import runs
 
 from polar_rm.common.config import load_config
 from polar_rm.errors import ConfigError
-from polar_rm.training import trainer
+from polar_rm.training import resume
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.signals import StopRequested
 from polar_rm.training.trainer import Trainer, train
@@ -92,6 +92,6 @@ def test_a_run_with_the_order_of_an_earlier_version_is_refused(tmp_path, monkeyp
     config = load_config(TrainConfig, [runs.config(tmp_path, max_steps=1)])
     train(config)
     shutil.rmtree(tmp_path / "run/model")
-    monkeypatch.setattr(trainer, "ORDER", "another")
+    monkeypatch.setattr(resume, "ORDER", "another")
     with pytest.raises(ConfigError, match="step-00000001: this run was started with another data_order; use"):
         train(config)
