@@ -328,12 +328,14 @@ def test_a_limit_is_as_a_shorter_file_and_is_told(calibrated, tmp_path):
     shutil.copytree(calibrated[0], tmp_path / "model")
     (tmp_path / "short.jsonl").write_text("".join(calibrated[1].read_text().splitlines(keepends=True)[:25]))
     shorter = calibrate_files(tmp_path / "model", [tmp_path / "short.jsonl"])
+    (tmp_path / "model/calibration.json").unlink()
     code, _, error = in_process(
         "calibrate", tmp_path / "model", calibrated[1], "--limit", 25, "--json", tmp_path / "limited.json"
     )
     assert code == 0, error
+    assert not (tmp_path / "model/calibration.json").exists()  # a trial must not replace what serve and score use
     limited = json.loads((tmp_path / "limited.json").read_text())
-    told = "a trial: at most the first 25 comparisons were used"
+    told = "a trial with at most the first 25 comparisons: the model keeps the scale that it had"
     assert (shorter["limit"], limited["limit"]) == (None, 25) and told in limited["warnings"]
     for key in ("n_pairs", "n_prompts", "temperature", "accuracy", "abstention", "rewards"):
         assert limited[key] == shorter[key]

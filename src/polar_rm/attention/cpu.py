@@ -27,7 +27,7 @@ from polar_rm.attention.layout import BLOCK, PAD_MULTIPLE, TreeTensors
 # keep all of theirs. A prefix of 16k tokens, whose probabilities would be gigabytes a layer, keeps few.
 KEEP_BYTES = 64 << 20
 
-# Products of fewer rows sum over the keys one after another: over 18,000 keys the error is twenty times as large.
+# Products of fewer rows sum over the keys one after another: over 16,000 keys the error is ten times as large.
 _FEWEST_ROWS = 4
 
 

@@ -136,7 +136,7 @@ def calibrate_files(
     """Load a native checkpoint, :func:`calibrate` it on files, and write card and uncertainty into its folder.
 
     The call locks the folder and writes both files at the end, so an interrupted run changes nothing. limit: use only this many
-    first comparisons; the report says so.
+    first comparisons, for a trial: the report says so, and the model keeps what it has.
 
     Raises:
         PolarError: the folder, a file or an option is invalid, another process writes the folder, or the model changed during the
@@ -160,13 +160,14 @@ def calibrate_files(
         result = fit(pairs, model=str(model_dir), encoder_hash=scorer.model.encoder.hash, seed=seed)
         if model_identity(model_dir) != identity:
             raise PolarError(f"{model_dir}: the model was changed while it was calibrated; run the command again")
-        save(result.scale, model_dir)
+        if limit is None:
+            save(result.scale, model_dir)
     report = result.report
     if scorer.model.untrained:
         report["warnings"].append(untrained_warning(model_dir, scorer.model.untrained))
     report["data"], report["limit"] = [dict(file) for file in read.describe()], limit
-    if limit and counts.n_comparisons == limit:
-        report["warnings"].append(f"a trial: at most the first {limit:,} comparisons were used")
+    if limit is not None:
+        report["warnings"].append(f"a trial with at most the first {limit:,} comparisons: the model keeps the scale that it had")
     report["warnings"] += read.warnings()
     return report
 

@@ -30,7 +30,9 @@ def calibrate(
     files: _HeldOut,
     json: JsonFile = None,
     plot: _Reliability = None,
-    limit: Annotated[int | None, typer.Option(help="Use only the first N comparisons, for a trial.", min=1, metavar="N")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="A trial with the first N comparisons, which writes no scale.", min=1, metavar="N")
+    ] = None,
     precision: Precision = "fp32",
     device: Device = "auto",
     row_tokens: RowTokens = 8192,
@@ -81,4 +83,5 @@ def calibrate(
         report.write_report(json, result)
     if plot:
         report.write_plot(plot, result)
-    message(f"the scale is in {model / 'calibration.json'}")
+    if limit is None:
+        message(f"the scale is in {model / 'calibration.json'}")

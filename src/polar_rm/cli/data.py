@@ -56,8 +56,9 @@ def sample(
         estimates = estimate(config, tokens_per_second)
         print_text(to_yaml(config))
         print_text(describe(estimates))
-        begun = any(each.requests < each.planned for each in estimates)
-        print_values([("output", output_line(config.output, FOUND["unfinished" if begun else "new"]))])
+        left, planned = (sum(getattr(each, name) for each in estimates) for name in ("requests", "planned"))
+        state = "new" if left == planned else "unfinished" if left else "finished"
+        print_values([("output", output_line(config.output, FOUND[state]))])
         if json:
             write_json(json, [asdict(each) for each in estimates])
         return

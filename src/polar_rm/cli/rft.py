@@ -84,7 +84,8 @@ def _show_plan(config: RftConfig, json: Path | None) -> None:
     for note in plan["notes"]:
         message(f"note: {note}")
     print_text(to_yaml(config))
-    print_values((name.replace("_", " "), str(value)) for name, value in plan.items() if name != "notes")
+    shown = {name.replace("_", " "): value for name, value in plan.items() if name != "notes"}
+    print_values((name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in shown.items())
     if json:
         write_json(json, plan)
 

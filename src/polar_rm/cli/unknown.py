@@ -20,17 +20,18 @@ RENAMED = {
 """Options of earlier versions and of other tools -> our name."""
 
 KEYS = {
-    "dataset_name": ("data.train", "data", "inputs"),
+    "data": ("data.train", "inputs"),
+    "dataset_name": ("data.train", "inputs"),
     "gradient_checkpointing": ("activation_checkpointing",),
     "learning_rate": ("optim.lr",),
     "lora_r": ("lora.rank",),
     "max_response_length": ("model.encoder.max_response_length",),
     "max_grad_norm": ("optim.clip",),
+    "model": ("model.init", "policy.model", "model"),
     "model_name_or_path": ("model.init", "policy.model", "model"),
     "num_train_epochs": ("epochs",),
     "output_dir": ("output",),
     "per_device_train_batch_size": ("batch_size",),
-    "resume_from_checkpoint": ("output",),
     "warmup_ratio": ("optim.warmup",),
 }
 """Settings of transformers and TRL -> our keys, of which a verb's config has one."""
@@ -50,9 +51,13 @@ def advice(verb: str, option: str, options: Iterable[str]) -> str:
             return f"Did you mean {name}?"
     if dashed == "--trust-remote-code":
         return "No code of a checkpoint is ever run; polar convert takes the official and other trainers' checkpoints."
-    if key := _key(verb, dashed.removeprefix("--").replace("-", "_")):
+    is_near = bool(get_close_matches(dashed, known, n=1))
+    key = _key(verb, dashed.removeprefix("--").replace("-", "_"))
+    if key is None and verb == "rft" and "_" in option and not is_near:
+        key = f"trainer.{option.lstrip('-')}"  # as TRL's settings are spelt
+    if key:
         return f"Settings are KEY=VALUE, without dashes: {key}=VALUE. `polar config {verb}` explains all."
-    if verb == "serve" and not get_close_matches(dashed, known, n=1):
+    if verb == "serve" and not is_near:
         return f"Options of vLLM go behind `--`: polar serve --model DIR --engine vllm -- {option} ..."
     return ""
 
@@ -64,10 +69,9 @@ def _key(verb: str, name: str) -> str | None:
 
     if verb not in CONFIGS or verb in _WITHOUT_CONFIG_OPTIONS:
         return None
-    keys = all_keys(config_of(verb))
+    every = all_keys(config_of(verb))
+    keys = [key for key in every if not any(other.startswith(f"{key}.") for other in every)]  # a group takes no value
     if ours := next((key for key in KEYS.get(name, ()) if key in keys), None):
         return ours
     same = [key for key in keys if key == name or key.rpartition(".")[2] == name]
-    if same:
-        return min(same, key=len)
-    return f"trainer.{name}" if verb == "rft" else None
+    return min(same, key=len, default=None)
