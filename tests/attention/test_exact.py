@@ -177,8 +177,9 @@ def test_the_kernel_for_inference_gives_the_same(last):
         torch.testing.assert_close(cpu.tree_cpu(query, key, value, tree, 0.3, last)[:, :, rows], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("last", [False, True])
-def test_a_lone_query_is_as_exact_over_many_keys_as_many_queries(last):
+def test_a_lone_query_is_as_exact_over_many_keys_as_many_queries(last, inference):
     """A turn's end in one pass, and each score in the last layer: with one row the library adds up the keys one after another."""
     tree = TreeLayout((TreeSpan(0, 6000, (1, 64)),)).tensors()
     generator = torch.Generator().manual_seed(0)
@@ -186,7 +187,7 @@ def test_a_lone_query_is_as_exact_over_many_keys_as_many_queries(last):
     value += 0.5  # else the sums stay near zero, and rounding is small
     ends = [6000, 6064]  # of the branches of one and of 64 tokens
     exact = cpu.tree_cpu(query.double(), key.double(), value.double(), tree, 0.25, last)[:, :, ends]
-    with torch.inference_mode():
+    with torch.inference_mode(inference):
         found = cpu.tree_cpu(query, key, value, tree, 0.25, last)[:, :, ends]
     assert ((found - exact)[0].norm(dim=(0, 2)) / exact[0].norm(dim=(0, 2))).max() < 5e-7
 

@@ -121,6 +121,11 @@ def test_a_plan_of_rft_knows_the_checkpoint_and_other_settings(command, tmp_path
     write_json(tmp_path / "out/settings.json", identity(config))
     write_json(tmp_path / "out/checkpoint-7/trainer_state.json", {})
     assert line_of(command("rft", "--dry-run")) == "output: out: the run continues after step 7"
+    (tmp_path / "out/run.json").write_text(json.dumps({"results": {"steps": 7, "stopped": {"step": 7}}}))
+    assert line_of(command("rft", "--dry-run")) == "output: out: the run continues after step 7"
+    (tmp_path / "out/run.json").write_text(json.dumps({"results": {"steps": 7}}))
+    assert line_of(command("rft", "--dry-run")) == "output: out: step 7 was the last; the run writes its report again"
+    assert line_of(command("rft", "baseline=sft", "--dry-run")) == "output: out: the run continues after step 7"
     refused(command("rft", "seed=1", "--dry-run"), "out: it holds a fine-tuned policy of other settings (seed: 0 there, 1 now)")
 
 

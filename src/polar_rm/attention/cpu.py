@@ -21,14 +21,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from polar_rm.attention.layout import BLOCK, PAD_MULTIPLE, TreeTensors
+from polar_rm.attention.layout import BLOCK, FEWEST_ROWS, PAD_MULTIPLE, TreeTensors
 
 # Bytes of probabilities that one call (one layer) keeps for the backward; those of further blocks are recomputed. Short trees
 # keep all of theirs. A prefix of 16k tokens, whose probabilities would be gigabytes a layer, keeps few.
 KEEP_BYTES = 64 << 20
-
-# Products of fewer rows sum over the keys one after another: over 16,000 keys the error is ten times as large.
-_FEWEST_ROWS = 4
 
 
 class _Block(NamedTuple):
@@ -44,11 +41,15 @@ class _Block(NamedTuple):
     n_keys: int
     n_diagonal: int
 
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[kv_heads, groups, T, dim] -> [kv_heads, groups, size, dim], padded with zeros"""
+        taken = tensor[:, :, self.first : self.end]
+        padding = self.size - (self.end - self.first)
+        return pad(taken, (0, 0, 0, padding)) if padding else taken
+
     def rows(self, tensor: torch.Tensor) -> torch.Tensor:
         """[kv_heads, groups, T, dim] -> [kv_heads, groups * size, dim], padded with zeros"""
-        rows = tensor[:, :, self.first : self.end]
-        padding = self.size - (self.end - self.first)
-        return (pad(rows, (0, 0, 0, padding)) if padding else rows).flatten(1, 2)
+        return self.take(tensor).flatten(1, 2)
 
     def put(self, rows: torch.Tensor, target: torch.Tensor) -> None:
         """The inverse of :meth:`rows`: write a block's rows into ``target``, without the padding."""
@@ -87,7 +88,7 @@ class _Segment:
         for first in range(self.first, self.length, BLOCK):
             end = min(first + BLOCK, self.length)
             n_keys = self._padded(self.prefix + end)
-            size = self._padded(end - first)
+            size = max(self._padded(end - first), FEWEST_ROWS)
             yield _Block(self.start + first, self.start + end, size, n_keys, n_keys - self.prefix - first)
 
     def _padded(self, size: int) -> int:
@@ -277,13 +278,16 @@ def _in_inference(
                 buffer[:, 0, held : segment.prefix] = tensor[:, missing]
             buffer[:, 0, segment.prefix : segment.prefix + segment.length] = tensor[:, tokens]
         current_prefix, held = segment.prefix_start, segment.prefix or segment.length
-        for first, end, size, n_keys, _ in segment.blocks():
-            rows = max(size, _FEWEST_ROWS)
-            block_query = pad(grouped[:, :, first:end], (0, 0, 0, rows - size)) if rows > size else grouped[:, :, first:end]
-            block_mask = mask[:rows, width + size - n_keys : width + size]
-            output[:, :, first:end] = scaled_dot_product_attention(
-                block_query, keys[:, :, :n_keys], values[:, :, :n_keys], attn_mask=block_mask, scale=scale
-            )[:, :, :size]
+        for block in segment.blocks():
+            n_rows, n_keys = block.end - block.first, block.n_keys
+            attended = scaled_dot_product_attention(
+                block.take(grouped),
+                keys[:, :, :n_keys],
+                values[:, :, :n_keys],
+                attn_mask=mask[: block.size, width + n_rows - n_keys : width + n_rows],
+                scale=scale,
+            )
+            output[:, :, block.first : block.end] = attended[:, :, :n_rows]
     return output.view(query.shape)
 
 

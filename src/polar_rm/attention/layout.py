@@ -168,6 +168,8 @@ class TreeTensors(NamedTuple):
 # keeps code for every new shape of a product, and hardly two trees have the same shape.
 BLOCK = 128
 PAD_MULTIPLE = 32
+# Products of fewer rows sum over the keys one after another: over 16,000 keys the error is ten times as large.
+FEWEST_ROWS = 4
 
 
 def copy_async(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -226,9 +228,11 @@ def _score_tensors(branches: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 def _pairs_in_blocks(lengths: np.ndarray, prefixes: np.ndarray, multiple: int) -> int:
-    """Query-key pairs in the blocks of :mod:`polar_rm.attention.cpu`, with sizes padded to a multiple."""
+    """Query-key pairs in the blocks of :mod:`polar_rm.attention.cpu`, with sizes padded to a multiple and lone queries to the
+    fewest rows."""
     n_full, rest = np.divmod(lengths, BLOCK)
     prefixes = prefixes + -prefixes % multiple if multiple > 1 else prefixes  # full blocks are a multiple of it already
     rest = rest + -rest % multiple
-    pairs = BLOCK * (n_full * prefixes + BLOCK * n_full * (n_full + 1) // 2) + rest * (prefixes + n_full * BLOCK + rest)
+    rows = np.where(rest, np.maximum(rest, FEWEST_ROWS), 0)
+    pairs = BLOCK * (n_full * prefixes + BLOCK * n_full * (n_full + 1) // 2) + rows * (prefixes + n_full * BLOCK + rest)
     return int(pairs.sum())

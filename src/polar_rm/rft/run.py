@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polar_rm.common.extras import needs, require
-from polar_rm.common.files import claim_folder, is_claimed, sha256, write_json
+from polar_rm.common.files import claim_folder, is_claimed, read_json, sha256, write_json
 from polar_rm.common.locks import owned
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.outputs import FOUND, output_line
@@ -168,15 +168,25 @@ def _write(job: _Run, monitor: Monitor, results: dict[str, Any], sft: SftRun | N
 
 
 def describe_output(config: RftConfig) -> str:
-    """A plan's line about the output folder: whether the run would start or continue, and after which step. Nothing is changed.
+    """A plan's line about the output folder: whether the run would start, continue after which step, or is finished. Nothing is
+    changed.
 
     Raises:
         PolarError: the folder holds something else, or a policy of other settings.
     """
     state, checkpoint = FOUND["new"], last_checkpoint(config.output)
     if is_claimed(config.output, lambda: identity(config), _HOLDS, alone=True) and checkpoint:
-        state = f"the run continues after step {step_of(checkpoint):,}"
+        step = f"step {step_of(checkpoint):,}"
+        state = (
+            f"{step} was the last; the run writes its report again" if _is_finished(config) else f"the run continues after {step}"
+        )
     return output_line(config.output, state)
+
+
+def _is_finished(config: RftConfig) -> bool:
+    """Whether neither the policy nor its baseline has steps left; a run that the monitor stopped has."""
+    files = [config.output / "run.json", *([config.output / "sft/run.json"] if config.baseline else [])]
+    return all(file.exists() for file in files) and "stopped" not in read_json(files[0])["results"]
 
 
 def identity(config: RftConfig) -> dict[str, Any]:
