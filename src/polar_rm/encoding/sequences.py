@@ -97,8 +97,18 @@ def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def join(sequences: Sequence[TokenSequence]) -> PrefixTree:
-    """The tree of sequences of one group."""
+    """The tree of sequences of one group.
+
+    The prefix of a lone sequence ends where its tail stops repeating the head, which begins with the prompt: there other
+    candidates of the group leave it, which may come later.
+    """
     first = sequences[0]
-    shared = 0 if first.ends_with_prompt else None
+    if first.ends_with_prompt:
+        shared = 0
+    elif len(sequences) == 1:
+        repeated = max(shared_length(first.head[skipped:], first.tail) for skipped in (0, 1))  # 1: without [bos]
+        shared = min(repeated, len(first.tail) - 1)
+    else:
+        shared = None
     tree = PrefixTree.of(first.head, [sequence.tail for sequence in sequences], (0,) * len(sequences), shared=shared)
     return tree if first.conversation is None else tree.nested()

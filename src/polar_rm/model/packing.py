@@ -53,22 +53,26 @@ def pack(trees: Sequence[PrefixTree], *, multiple: int = 1) -> PackedRow:
 
 
 def pack_live(trees: Sequence[PrefixTree], store: PrefixStore) -> PackedRow:
-    """A row as of :func:`pack`, in which prefixes of ``store`` are not computed again. For CPUs and without padding."""
+    """A row as of :func:`pack`, in which tokens of ``store`` are not computed again. For CPUs and without padding."""
     row = pack(trees)
-    kept: list[tuple[int, Prefix]] = []
+    kept: list[tuple[int, Prefix, int]] = []
     new: list[tuple[int, Prefix]] = []
     is_live = np.ones(row.layout.n_tokens, dtype=bool)
+    segments = row.tree.segments.numpy().copy()
     for tree, span in zip(trees, row.layout.spans, strict=True):
-        if prefix := store.get(tree.prefix):
-            kept.append((span.start, prefix))
-            is_live[span.start : span.start + span.prefix] = False
-        else:
+        found = store.use(tree.prefix)
+        if found:
+            prefix, length = found
+            kept.append((span.start, prefix, length))
+            is_live[span.start : span.start + length] = False
+            # What is left of the prefix continues the kept tokens, as a branch does.
+            segments[segments[:, 0] == span.start] = (span.start + length, span.prefix - length, span.start, length)
+        if found is None or found[1] < span.prefix:
             new.append((span.start, Prefix(tree.prefix)))
     live = torch.from_numpy(is_live.nonzero()[0])
-    segments = row.tree.segments[torch.from_numpy(is_live)[row.tree.segments[:, 0].long()]]
     places = torch.from_numpy(is_live.cumsum() - 1)  # of the row's tokens among the live ones
     of_live = row.tree._replace(positions=row.tree.positions[live], scores=places[row.tree.scores], trees=row.tree.trees[live])
-    whole = row.tree._replace(segments=segments)
+    whole = row.tree._replace(segments=torch.from_numpy(segments[segments[:, 1] > 0]))
     return replace(row, ids=row.ids[:, live], tree=of_live, prefixes=RowPrefixes(whole, live, kept, new))
 
 

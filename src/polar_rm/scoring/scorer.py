@@ -279,7 +279,7 @@ class Scorer:
         return [[by_branch[branch] for branch in range(len(by_branch))] for by_branch in results]
 
     def _to_compute(self, tree: PrefixTree) -> int:
-        return tree.n_tokens - (len(tree.prefix) if self.prefixes is not None and tree.prefix in self.prefixes else 0)
+        return tree.n_tokens - (self.prefixes.n_kept(tree.prefix) if self.prefixes is not None else 0)
 
     def _compute(self, compute: Callable[[PackedRow], list[T]], trees: Sequence[PrefixTree]) -> list[T]:
         """The results of a row, whose new prefixes are kept if there is a store."""
