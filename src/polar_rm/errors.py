@@ -26,6 +26,9 @@ class BadRow(PolarError):
         super().__init__(f"{where}: expected {expected}")
         self.path, self.row, self.field, self.expected = path, row, field, expected
 
+    def __reduce__(self) -> tuple[type[BadRow], tuple[str, int, str, str]]:
+        return type(self), (self.path, self.row, self.field, self.expected)  # by default pickle passes the message alone
+
 
 class ConfigError(PolarError):
     """A configuration has an unknown key, a wrong type or settings that contradict each other."""

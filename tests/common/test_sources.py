@@ -1,7 +1,9 @@
 """Names of models and data, against a stand-in of the Hugging Face Hub (A2, A3)."""
 
 import json
+import re
 import socket
+import threading
 from pathlib import Path
 
 import huggingface_hub
@@ -44,6 +46,26 @@ def test_a_model_of_the_hub_is_a_folder_of_safe_files(hub, name, capsys):
         f"downloading {name.removeprefix('hf:')} from {hub.url[7:]}: 4 files, 0.0 MiB, commit {commit[:12]}"
         in capsys.readouterr().err
     )
+
+
+def test_a_download_says_how_much_has_arrived(hub, monkeypatch, capsys):
+    weights = bytes(64 << 20)
+    hub.repository("org/model").commit(MODEL | {"model.safetensors": weights})
+    hub.hold, lines = threading.Event(), []
+    monkeypatch.setattr("polar_rm.common.hub._PAUSES_S", (0.05,))
+    monkeypatch.setattr("huggingface_hub.utils.are_progress_bars_disabled", lambda: True)
+    hold = hub.hold
+
+    def announce(text):
+        lines.append(text)
+        if len(lines) > 1 and text != "downloading org/model: 0% of 64.0 MiB":
+            hold.set()
+
+    monkeypatch.setattr(sources, "note", announce)
+    folder = sources.model_folder("org/model")
+    assert (folder / "model.safetensors").read_bytes() == weights
+    shares = [int(found[1]) for line in lines if (found := re.fullmatch(r"downloading org/model: (\d+)% of 64.0 MiB", line))]
+    assert len(shares) == len(lines) - 1 and shares == sorted(shares) and 0 < next(filter(None, shares)) <= 50
 
 
 def test_a_name_means_one_commit_during_a_process(hub, monkeypatch):

@@ -1,4 +1,4 @@
-"""Calls of the library draw no progress bars of transformers, and leave its switches as they were."""
+"""Calls of the library draw no progress bars or load reports of transformers, and leave its switches as they were."""
 
 import threading
 
@@ -11,6 +11,7 @@ from transformers.utils import logging
 import polar_rm
 from polar_rm.model.bars import without_bars
 from polar_rm.model.language_models import load_causal_lm
+from polar_rm.model.reward_model import RewardModel
 
 
 @pytest.fixture
@@ -37,6 +38,16 @@ def test_a_model_is_loaded_without_bars_unless_the_user_asks(drawing, tmp_path, 
     calls[0]()
     assert ("%|" in capfd.readouterr().err) == ("%|" in plain)  # older releases draw none
     assert verbosity > logging.INFO
+
+
+def test_a_new_head_is_not_reported_as_missing(tmp_path, caplog):
+    tiny.causal_lm(tmp_path / "lm")
+    with caplog.at_level("WARNING", "transformers"):
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "lm", num_labels=1)
+        assert "score.weight" in caplog.text
+        caplog.clear()
+        RewardModel.from_causal_lm(tmp_path / "lm")
+    assert "score.weight" not in caplog.text
 
 
 def test_several_threads_may_load_at_once(drawing):

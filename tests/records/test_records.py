@@ -1,6 +1,7 @@
 import gzip
 import json
 import math
+import pickle
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -369,3 +370,9 @@ def test_a_boolean_is_no_number(tmp_path, field, value):
     row = {"source": "s", "prompt_id": "p0", "prompt": "p", "policy": "a", "sample_id": 0, "text": "t"}
     with pytest.raises(BadRow, match=f"row 1: field '{field}': expected an? .*(integer|number), not a boolean"):
         list(read_trajectories(lines(tmp_path / "data.jsonl", row | {field: value})))
+
+
+def test_a_bad_row_survives_its_way_between_processes():
+    error = BadRow("rows.jsonl", 3, "prompt", "text")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), vars(copy)) == (str(error), vars(error))

@@ -44,12 +44,13 @@ class Repository:
 @dataclass
 class Hub:
     """url: the endpoint. requests: (method, path, headers). cut_after: bytes after which the next download breaks off, once.
-    status: of every answer, where it is not None. uploads: (repo, operations) of every commit that was sent."""
+    hold: the next large download waits for it in the middle, once. status: of every answer, where it is not None. uploads: (repo, operations) of every commit that was sent."""
 
     url: str = ""
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     cut_after: int | None = None
+    hold: threading.Event | None = None
     status: int | None = None
     uploads: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
 
@@ -228,6 +229,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return None
+        if (hold := self.state.hold) and is_large(file):
+            self.state.hold = None
+            self.wfile.write(content[start : len(content) // 2])
+            self.wfile.flush()
+            hold.wait(30)
+            start = len(content) // 2
         self.wfile.write(content[start:])
         return None
 

@@ -58,7 +58,7 @@ def advice(verb: str, option: str, options: Iterable[str]) -> str:
     if key:
         return f"Settings are KEY=VALUE, without dashes: {key}=VALUE. `polar config {verb}` explains all."
     if verb == "serve" and not is_near:
-        return f"Options of vLLM go behind `--`: polar serve --model DIR --engine vllm -- {option} ..."
+        return f"If it is an option of vLLM, it goes behind `--`: polar serve --model DIR --engine vllm -- {option} ..."
     return ""
 
 

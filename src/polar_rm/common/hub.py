@@ -8,9 +8,12 @@ login``); no message repeats it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -25,6 +28,7 @@ TOKENIZER_FILES = ("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt", "R
 # Not those in other folders of a repository (exports, checkpoints) and of other programs (consolidated.safetensors).
 WEIGHTS = ("model*.safetensors", "calibration/*.safetensors")
 _UNREACHABLE = {"ConnectError", "ConnectionError", "TimeoutException", "Timeout", "TransportError", "OfflineModeIsEnabled"}
+_PAUSES_S = (5.0, 10.0, 20.0, 30.0)  # between lines about a download
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".ckpt")
 
 
@@ -46,25 +50,28 @@ def download(
     """The files of a repository that match ``patterns``, from the cache where it holds them.
 
     revision: a branch, a tag or a commit; by default ``main``. If the Hub can't be reached, or ``HF_HUB_OFFLINE`` is set, the
-    cache is used as it is. announce: takes a line before a download.
+    cache is used as it is. announce: takes a line before a download, and while it lasts what has arrived, ever more seldom.
 
     Raises:
         PolarError: there is no such repository or revision, it is private or gated, or neither the Hub nor the cache has it.
         MachineFailure: the disk is full; the same command continues the download.
     """
     name = f"{repo}@{revision}" if revision else repo
-    commit, reason = _ask(repo, revision, kind, patterns, name, announce)
+    commit, reason, n_bytes = _ask(repo, revision, kind, patterns, name, announce)
     from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import are_progress_bars_disabled
 
+    watched = _arrivals(_cache_folder(repo, kind) / "blobs", n_bytes, lambda text: announce(f"downloading {name}: {text}"))
     try:
-        folder = snapshot_download(
-            repo,
-            repo_type=kind,
-            revision=revision,
-            allow_patterns=list(patterns),
-            local_files_only=commit is None,
-            endpoint=endpoint(),
-        )
+        with watched if n_bytes and are_progress_bars_disabled() else nullcontext():
+            folder = snapshot_download(
+                repo,
+                repo_type=kind,
+                revision=revision,
+                allow_patterns=list(patterns),
+                local_files_only=commit is None,
+                endpoint=endpoint(),
+            )
     except Exception as error:  # its types differ from release to release
         if refusal := _disk_refusal(error, Path(constants.HF_HUB_CACHE)):
             raise MachineFailure(f"{name}: could not be downloaded into {constants.HF_HUB_CACHE}: {refusal}") from None
@@ -83,41 +90,80 @@ def is_cached(repo: str) -> bool:
     """Whether the cache holds anything of this model; the Hub is not asked."""
     if not (os.environ.get("HF_HUB_CACHE") or os.environ.get("HF_HOME") or (Path.home() / ".cache/huggingface").is_dir()):
         return False
+    return _cache_folder(repo, "model").is_dir()
+
+
+def _cache_folder(repo: str, kind: RepoKind) -> Path:
     from huggingface_hub import constants
 
-    return (Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}").is_dir()
+    return Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}"
+
+
+@contextmanager
+def _arrivals(folder: Path, n_bytes: int, announce: Callable[[str], None]) -> Iterator[None]:
+    """Within the block, say now and then how many of ``n_bytes`` have arrived in a folder of the cache.
+
+    Of an interrupted download the part counts that is there already.
+    """
+
+    def size(pattern: str) -> int:
+        found = 0
+        for file in folder.glob(pattern):
+            with suppress(FileNotFoundError):  # finished files are renamed
+                found += file.stat().st_size
+        return found
+
+    complete = size("*") - size("*.incomplete")
+    ended = threading.Event()
+
+    def watch() -> None:
+        for pause in chain(_PAUSES_S, repeat(_PAUSES_S[-1])):
+            if ended.wait(pause):
+                return
+            arrived = min(size("*") - complete, n_bytes)
+            announce(f"{arrived / n_bytes:.0%} of {n_bytes / 2**20:,.1f} MiB")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _ask(
     repo: str, revision: str | None, kind: RepoKind, patterns: tuple[str, ...], name: str, announce: Callable[[str], None]
-) -> tuple[str | None, str]:
-    """The commit of a revision on the Hub; or None, and why the Hub can't be asked."""
+) -> tuple[str | None, str, int]:
+    """The commit of a revision on the Hub, or None; why the Hub can't be asked; and how many bytes the cache lacks."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
     if constants.HF_HUB_OFFLINE:
-        return None, "HF_HUB_OFFLINE is set"
+        return None, "HF_HUB_OFFLINE is set", 0
     try:
         api = HfApi(endpoint=endpoint())
         info: Any = api.repo_info(repo, repo_type=kind, revision=revision, timeout=30, files_metadata=True)
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         if status >= 500:
-            return None, f"{host()} answers with an error ({status})"
+            return None, f"{host()} answers with an error ({status})", 0
         if status or not _is_unreachable(error):
             raise _explained(error, name, repo, revision, kind) from None
-        return None, f"{host()} can't be reached ({type(error).__name__})"
+        return None, f"{host()} can't be reached ({type(error).__name__})", 0
     sizes = {str(sibling.rfilename): sibling.size or 0 for sibling in info.siblings or []}
     if kind == "model" and WEIGHTS[0] in patterns:
         _check_weights(list(sizes), name)
-    snapshot = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}" / "snapshots" / str(info.sha)
+    snapshot = _cache_folder(repo, kind) / "snapshots" / str(info.sha)
     wanted = list(filter_repo_objects(list(sizes), allow_patterns=list(patterns)))
     if not wanted:
         raise PolarError(f"{name}: the repository holds no {' or '.join(patterns)} file")
-    if missing := [each for each in wanted if not (snapshot / each).exists()]:
-        mib = sum(sizes[each] for each in missing) / 2**20
-        announce(f"downloading {name} from {host()}: {len(missing)} files, {mib:,.1f} MiB, commit {str(info.sha)[:12]}")
-    return str(info.sha), ""
+    missing = [each for each in wanted if not (snapshot / each).exists()]
+    n_bytes = sum(sizes[each] for each in missing)
+    if missing:
+        size = f"{n_bytes / 2**20:,.1f} MiB"
+        announce(f"downloading {name} from {host()}: {len(missing)} files, {size}, commit {str(info.sha)[:12]}")
+    return str(info.sha), "", n_bytes
 
 
 def _check_weights(names: list[str], name: str) -> None:

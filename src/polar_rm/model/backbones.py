@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,22 @@ def not_supported(config: PretrainedConfig, reason: str) -> str:
     return f"backbones of type {config.model_type!r} are not supported (known: {', '.join(SUPPORTED)}): {reason}"
 
 
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Within the block transformers does not list missing and unexpected tensors, which are checked here: of a language model the
+    head is always missing, and the advice to train it is no news to who makes a reward model."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.module != "loading_report" and not str(record.msg).startswith("Some weights of")
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
 @without_bars()
 def load_backbone(
     directory: str | Path,
@@ -83,13 +101,14 @@ def load_backbone(
     options: dict[str, Any] = {"config": config, "dtype": dtype_of(dtype), "trust_remote_code": False}
     options |= gguf_options(gguf_file)
     try:
-        backbone, loading = AutoModelForSequenceClassification.from_pretrained(
-            directory,
-            attn_implementation=attention_name(implementation, device),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with the tensor's name
-            **options,
-        )
+        with _without_report():
+            backbone, loading = AutoModelForSequenceClassification.from_pretrained(
+                directory,
+                attn_implementation=attention_name(implementation, device),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the tensor's name
+                **options,
+            )
     except Exception as error:  # on a bad value transformers raises any type of error
         raise UnsupportedModel(f"{directory}: {first_line(error)}") from error
     for mismatched in sorted(loading["mismatched_keys"]):
