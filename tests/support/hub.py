@@ -44,7 +44,8 @@ class Repository:
 @dataclass
 class Hub:
     """url: the endpoint. requests: (method, path, headers). cut_after: bytes after which the next download breaks off, once.
-    hold: the next large download waits for it in the middle, once. status: of every answer, where it is not None. uploads: (repo, operations) of every commit that was sent."""
+    hold: the next large download waits for it in the middle, once. status: of every answer, where it is not None.
+    uploads: (repo, operations) of every commit that was sent."""
 
     url: str = ""
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)

@@ -9,9 +9,10 @@ import typer
 
 from polar_rm.cli.options import Arguments, BadRowsOf, DryRun, JsonFile, load, verb
 from polar_rm.cli.output import message, print_text, print_values, report_files
-from polar_rm.cli.train import check_reward_model, is_main
+from polar_rm.cli.train import check_reward_model
 from polar_rm.common.paths import check_data
 from polar_rm.common.problems import Problems
+from polar_rm.common.processes import is_main_rank
 
 if TYPE_CHECKING:
     from polar_rm.rft.config import RftConfig
@@ -52,7 +53,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
         with problems.noted():
             model_folder(config.policy.model)
     problems.check()
-    if is_main():
+    if is_main_rank():
         report_files("data", survey_files(config.data, [config.output]))
         if config.evaluate and config.evaluate.data:
             report_files("held-out data", survey_files(config.evaluate.data, [config.output]))
@@ -62,7 +63,7 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
     from polar_rm.rft.run import run
 
     results = run(config, _show_rft)
-    if is_main():
+    if is_main_rank():
         if json:
             write_json(json, results)
         for sentence in results.get("sentences", []):

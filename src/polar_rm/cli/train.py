@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from polar_rm.cli.output import message, messages, print_text, print_values
 from polar_rm.common.extras import needs, require
 from polar_rm.common.paths import check_data, check_model
 from polar_rm.common.problems import Problems
+from polar_rm.common.processes import is_main_rank
 from polar_rm.errors import PolarError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _train(
     problems.check()
     from polar_rm.training.trainer import plan, train
 
-    first = is_main()
+    first = is_main_rank()
     if dry_run:
         training_plan = plan(config, console=messages, gpus=(gpus, device) if gpus else None)
         if first:
@@ -102,11 +102,6 @@ def _train(
         if json:
             write_json(json, results)
         message(f"model saved in {config.output / 'model'}")
-
-
-def is_main() -> bool:
-    """Whether this process prints and writes: under torchrun and accelerate every rank runs the verb."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def check_model_config(config: ModelConfig, problems: Problems) -> None:
@@ -126,7 +121,7 @@ def check_reward_model(key: str, source: str | Path) -> None:
     """Check that a reward model exists, and say where it is the demonstration that recipes name to run as they stand."""
     from polar_rm.common.sources import DEMO, model_folder
 
-    if check_model(source) == model_folder(DEMO) and is_main():
+    if check_model(source) == model_folder(DEMO) and is_main_rank():
         message(f"warning: {key} is {DEMO}, a demonstration that judges style and nothing else; name a model of yours")
 
 

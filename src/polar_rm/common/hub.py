@@ -59,7 +59,7 @@ def download(
     name = f"{repo}@{revision}" if revision else repo
     commit, reason, n_bytes = _ask(repo, revision, kind, patterns, name, announce)
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.utils import are_progress_bars_disabled
+    from huggingface_hub.utils import are_progress_bars_disabled  # type: ignore[attr-defined]
 
     watched = _arrivals(_cache_folder(repo, kind) / "blobs", n_bytes, lambda text: announce(f"downloading {name}: {text}"))
     try:

@@ -1,4 +1,4 @@
-"""Worker processes that do not outlive the process that started them."""
+"""This process among others: a rank of a run, a worker that does not outlive the process that started it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ import threading
 import time
 
 _EVERY_S = 0.5
+
+
+def is_main_rank() -> bool:
+    """Whether this process prints and writes: under torchrun and accelerate every rank runs the same command."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_first_of_machine() -> bool:
+    """Whether this process does what is needed once on a machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def die_with_parent(parent: int) -> None:

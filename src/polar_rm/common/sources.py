@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from polar_rm.common.hub import TOKENIZER_FILES, WEIGHTS, RepoKind, download, is_cached, record
+from polar_rm.common.processes import is_first_of_machine
 from polar_rm.common.progress import plain_console, say
 from polar_rm.errors import PolarError
 
@@ -168,7 +169,7 @@ def data_path(source: str | Path) -> Path:
 
 def note(text: str) -> None:
     """Print a line about a name on stderr, once on a machine: other ranks of a run are silent."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first_of_machine():
         say(plain_console(stderr=True), text)
 
 

@@ -6,7 +6,6 @@ For larger scale use verl or OpenRLHF, with the adapters in this folder.
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from polar_rm.common.files import claim_folder, is_claimed, read_json, sha256, w
 from polar_rm.common.locks import owned
 from polar_rm.common.manifests import check_manifest
 from polar_rm.common.outputs import FOUND, output_line
+from polar_rm.common.processes import is_main_rank
 from polar_rm.common.provenance import versions
 from polar_rm.common.sources import model_folder
 from polar_rm.errors import ConfigError
@@ -69,7 +69,7 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
     for source in (*config.data, *(config.evaluate.data if config.evaluate else ())):
         check_manifest(source)
     arguments = trl_arguments(config)
-    is_first = int(os.environ.get("RANK", "0")) == 0
+    is_first = is_main_rank()
     with owned(config.output, "rft") if is_first else nullcontext():
         judges = open_judges(config)
         data = read_data(config, judges, side_file(config.output) if is_first else None)
