@@ -1,8 +1,9 @@
-"""The page of headline results, made from the JSON files beside the benchmarks.
+"""The page of headline results, and tables of other pages, made from the JSON files beside the benchmarks.
 
-    python benchmarks/tables.py            # writes docs/results/index.md
-    python benchmarks/tables.py --check    # exit code 1 if the committed page is another one
+    python benchmarks/tables.py            # writes docs/results/index.md, and the tables in README.md and docs/*.md
+    python benchmarks/tables.py --check    # exit code 1 if a committed page is another one
 
+Elsewhere a table stands between ``<!-- made by benchmarks/tables.py: NAME -->`` and ``<!-- end -->``; NAME is a function here.
 A number that has no row in a JSON file is not here but in the log. Results of models of one or two layers are no headlines.
 """
 
@@ -12,13 +13,18 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/results/index.md"
+RESULTS = "benchmarks/results"
+PROOF = f"{RESULTS}/proof/small"
+MADE = re.compile(r"(<!-- made by benchmarks/tables\.py: (\w+) -->\n)(?:(?!<!--).)*(<!-- end -->)", re.DOTALL)
+"""A made table in a page: its first mark, its name, its last mark."""
 HEAD = """# Results
 
 <!-- Made by `python benchmarks/tables.py` from benchmarks/results/*.json; edit those, not this page. -->
@@ -89,7 +95,54 @@ def machine(origin: dict[str, Any]) -> str:
 
 def load(name: str) -> Any:
     """The content of a results file."""
-    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text(encoding="utf-8"))
+    return select(f"{RESULTS}/{name}.json")
+
+
+@cache
+def select(selection: str) -> Any:
+    """What a selection names: a file of JSON or of JSON lines, by its path in the project, and steps into it.
+
+    ``FILE#KEY`` takes what is under a key; of rows, what all that have the key have under it, in one list. ``FILE#FIELD=VALUE``
+    keeps the rows with this value, written as text or as JSON; the rows are the file, or what is under its key ``rows``. Steps
+    follow one another: ``FILE#layers=30#rounds=1#cpu_ratio``.
+
+    Raises:
+        ValueError: a step finds nothing.
+    """
+    before, _, step = selection.rpartition("#")
+    if not before:
+        text = (ROOT / selection).read_text(encoding="utf-8")
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return [json.loads(line) for line in text.splitlines()]
+    content = select(before)
+    key, equals, value = step.partition("=")
+    of_dict = isinstance(content, dict)
+    if of_dict and not equals:
+        found = content.get(key, [])
+    else:
+        items = content.get("rows", []) if of_dict else content
+        rows = [row for row in items if isinstance(row, dict) and key in row]
+        if equals:
+            found = [row for row in rows if value in (row[key], json.dumps(row[key]))]
+        else:
+            found = [each for row in rows for each in (row[key] if isinstance(row[key], list) else [row[key]])]
+    if found == []:
+        raise ValueError(f"{selection}: nothing has {step!r}")
+    return found
+
+
+def one(selection: str) -> Any:
+    """The only row of a selection.
+
+    Raises:
+        ValueError: it has more rows, or none.
+    """
+    rows = select(selection)
+    if len(rows) != 1:
+        raise ValueError(f"{selection}: {len(rows)} rows, not one")
+    return rows[0]
 
 
 def between(interval: list[float], *, digits: int = 3, signed: bool = False) -> str:
@@ -280,15 +333,206 @@ def page() -> str:
     return "\n".join([HEAD, LIMITS, *sections, tables.list_commands()])
 
 
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of Markdown."""
+    first, *others = (f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (head, *rows))
+    return "\n".join([first, "|" + "---|" * (first.count("|") - 1), *others])
+
+
+def with_interval(row: dict[str, Any], *, sign: str = "") -> str:
+    """A value of three digits with its interval."""
+    low, high = row["ci95"]
+    return f"{row['value']:{sign}.3f} [{low:.3f}, {high:.3f}]"
+
+
+def numbers() -> str:
+    """The table of README.md."""
+
+    def headline(what: str) -> dict[str, Any]:
+        return one(f"{RESULTS}/headlines.json#what={what}")
+
+    def depth(work: str, k: int) -> dict[str, Any]:
+        return one(f"{RESULTS}/depth.json#work={work}#layers=30#candidates={k}")
+
+    def value(row: dict[str, Any], digits: int) -> str:
+        return f"{row['value']:.{digits}f}"
+
+    def times(row: dict[str, Any], peer: str, unit: str) -> str:
+        rounds = f"{row['rounds']} rounds" if row["rounds"] > 1 else "one round"
+        return f"{row['cpu_ratio'][peer]:.2f} times the {unit} ({rounds})"
+
+    def over(row: dict[str, Any], peer: str) -> str:
+        return f"{row['cpu_ratio'][peer]:.2f} over"
+
+    unseen = "policy discrimination, unseen prompts:"
+    trained = headline(f"{unseen} pre-trained, 135M")
+    policies = headline("policy discrimination, unseen policies and prompts: pre-trained, 135M")
+    tuned = "preferences, 360 training pairs:"
+    gained = headline(f"{tuned} with pre-training minus without")
+    two, eight, scored = depth("training", 2), depth("training", 8), depth("scoring", 16)
+    wide, wider = headline("training, K = 2, 1B random parameters"), headline("training, K = 8, 1B random parameters")
+    core = "one CPU core, float32"
+    rows = [
+        (
+            "[pre-training on real data](docs/results/log.md#policy-discrimination-on-real-data), 135M",
+            "an H100, 5 minutes",
+            f"accuracy {value(trained, 2)} on unseen prompts, {value(policies, 2)} on unseen policies",
+            f"length {value(headline(f'{unseen} length'), 2)}, TF-IDF {value(headline(f'{unseen} TF-IDF'), 2)}",
+        ),
+        (
+            "[fine-tuning on preferences](docs/results/log.md#does-it-help-with-preferences) after pre-training, six layers",
+            core,
+            f"accuracy {value(headline(f'{tuned} fine-tuned after pre-training'), 3)}, by {with_interval(gained)} higher",
+            f"without pre-training {value(headline(f'{tuned} fine-tuned without pre-training'), 3)}; "
+            f"TF-IDF {value(headline(f'{tuned} TF-IDF to the reference'), 3)}",
+        ),
+        (
+            "[training](docs/results/index.md#training-and-scoring-by-depth), K = 2, thirty layers",
+            core,
+            times(two, "trl", "pairs/s"),
+            f"TRL without padding; {over(two, 'packed')} packed rows without sharing, {over(two, 'plain')} plain transformers",
+        ),
+        (
+            "the same, K = 8",
+            core,
+            times(eight, "trl", "pairs/s"),
+            f"TRL without padding; {over(eight, 'packed')} packed rows without sharing",
+        ),
+        (
+            "[training](docs/results/log.md#gpu), K = 2, 1B",
+            "an H200, bfloat16",
+            f"{wide['low']:.1f} to {wide['high']:.1f} times the pairs/s",
+            "TRL at its best setting",
+        ),
+        ("the same, K = 8", "an H100, bfloat16", f"{wider['low']:.1f} to {wider['high']:.1f} times", "the same"),
+        (
+            "[scoring](docs/results/index.md#training-and-scoring-by-depth) 16 candidates, thirty layers",
+            core,
+            times(scored, "packed", "candidates/s"),
+            f"packed rows without sharing; {over(scored, 'plain')} transformers one by one",
+        ),
+    ]
+    return markdown(["", "on", "measured", "against"], rows)
+
+
+def discrimination() -> str:
+    """Accuracy on policies at the small size, in docs/proof.md. The best of a row is bold."""
+    contenders = {
+        "polar": "pre-trained on policies",
+        "rbs": "on continuations",
+        "untrained": "language model, cosine",
+        "length": "length",
+        "tfidf": "TF-IDF",
+        "encoder": "sentence encoder",
+    }
+    lines = []
+    for name, split, view in (
+        ("policies, unseen prompts ({n_pairs} pairs)", "unseen_prompts", "given"),
+        ("the same without markdown", "unseen_prompts", "markdown stripped"),
+        ("the same of like length ({n_pairs} pairs)", "unseen_prompts", "length matched"),
+        ("unseen policies ({n_pairs} pairs)", "unseen_policies", "given"),
+    ):
+        chosen = f"{PROOF}/discrimination.json#split={split}#view={view}#group=overall#seed=null"
+        rows = [one(f"{chosen}#contender={contender}") for contender in contenders]
+        best = max(row["value"] for row in rows)
+        cells = [with_interval(row) if view == "given" and row["seeds"] > 1 else f"{row['value']:.3f}" for row in rows]
+        cells = [f"**{cell}**" if row["value"] == best else cell for row, cell in zip(rows, cells, strict=True)]
+        lines.append([name.format(**rows[0]), *cells])
+    return markdown(["accuracy", *contenders.values()], lines)
+
+
+def preferences() -> str:
+    """Accuracy on held-out preferences at the small size, in docs/proof.md. The best is bold."""
+    chosen = f"{PROOF}/preferences.json#group=overall#seed=null"
+    best = max(select(f"{chosen}#measure=accuracy#value"))
+
+    def accuracy(contender: str) -> dict[str, Any]:
+        return one(f"{chosen}#contender={contender}")
+
+    def value(contender: str) -> str:
+        found = accuracy(contender)["value"]
+        return f"**{found:.3f}**" if found == best else f"{found:.3f}"
+
+    def gained(references: str) -> str:
+        return with_interval(one(f"{chosen}#first=polar/{references}#second=none/{references}"), sign="+")
+
+    pairs, used = (one(f"{PROOF}/classifier.json#measure={measure}")["value"] for measure in ("pairs", "pairs_used"))
+    rows = [
+        ("pre-trained on policies, with references", with_interval(accuracy("polar/given")), gained("given")),
+        ("pre-trained on policies, without", value("polar/empty"), gained("empty")),
+        ("on continuations, with references", with_interval(accuracy("rbs/given")), ""),
+        ("no pre-training, with and without references", f"{value('none/given')}, {value('none/empty')}", ""),
+        (
+            f"a stock classifier by TRL on {used} of the {pairs} pairs (the others are too long), no references",
+            with_interval(accuracy("classifier")),
+            "",
+        ),
+        ("TF-IDF, sentence encoder, length", f"{value('tfidf')}, {value('encoder')}, {value('length')}", ""),
+    ]
+    return markdown([f"preferences ({accuracy('tfidf')['n_pairs']} pairs)", "accuracy", "against no pre-training"], rows)
+
+
+def published_runs() -> str:
+    """The plans of the published runs, in docs/scale.md. Tokens are published, everything else is in the rows."""
+    names = ["", "published", "planned, separate sequences", "planned, shared prefixes", "memory a GPU, shared by all ranks"]
+    names += ["memory a GPU, `shard_ranks=8`", "network a step: all ranks, `shard_ranks=8`", "encoded data (shared prefixes)"]
+    columns = [[*names, "encoding", "one checkpoint"]]
+    for run, tokens in (("POLAR-1.8B", "0.94T"), ("POLAR-7B", "3.6T")):
+        plans = f"{RESULTS}/published_runs.json#run={run}#shared_prefixes"
+        eight, all_ranks = sorted(select(f"{plans}=true"), key=lambda row: row["shard_ranks"])
+        separate = max(select(f"{plans}=false"), key=lambda row: row["shard_ranks"])
+        memory, of_eight = (sum(row["memory"].values()) / 2**30 for row in (all_ranks, eight))
+        core_hours = float(f"{all_ranks['encode_core_hours']:.2g}")
+        columns.append(
+            [
+                run,
+                f"{tokens} tokens, {all_ranks['gpus']} {all_ranks['device'].upper()}, {all_ranks['published_hours']} h",
+                f"{separate['hours']:.0f} h",
+                f"{all_ranks['hours']:.0f} h",
+                f"{memory:.0f} GiB",
+                f"{of_eight:.0f} of {eight['memory_limit'] / 2**30:.0f} GiB",
+                f"{all_ranks['network']:.1f}, {eight['network']:.1f} s of {all_ranks['step_seconds']:.1f} s",
+                f"{all_ranks['encoded'] / 1e12:.2g} TB",
+                f"{core_hours:,.0f} core hours",
+                f"{all_ranks['checkpoint'] / 1e9:.0f} GB",
+            ]
+        )
+    head, *rows = zip(*columns, strict=True)
+    return markdown(head, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {table.__name__: table for table in (numbers, discrimination, preferences, published_runs)}
+
+
+def pages() -> dict[Path, str]:
+    """The text of every page that is made or has a made table.
+
+    Raises:
+        ValueError: a page names a table that does not exist.
+    """
+    made = {PAGE: page()}
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text(encoding="utf-8")
+        unknown = [name for _, name, _ in MADE.findall(text) if name not in TABLES]
+        if unknown:
+            raise ValueError(f"{path.relative_to(ROOT)}: no table is called {unknown[0]}, there are {', '.join(TABLES)}")
+        if MADE.search(text):
+            made[path] = MADE.sub(lambda mark: f"{mark[1]}\n{TABLES[mark[2]]()}\n\n{mark[3]}", text)
+    return made
+
+
 def main() -> None:
-    """Write the page, or compare it with the committed one."""
+    """Write the pages, or compare them with the committed ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     arguments = parser.parse_args()
+    others = {path: text for path, text in pages().items() if path.read_text(encoding="utf-8") != text}
     if not arguments.check:
-        PAGE.write_text(page(), encoding="utf-8")
-    elif PAGE.read_text(encoding="utf-8") != page():
-        sys.exit(f"{PAGE.relative_to(ROOT)} is not what benchmarks/results give: run python benchmarks/tables.py")
+        for path, text in others.items():
+            path.write_text(text, encoding="utf-8")
+    elif others:
+        names = ", ".join(path.relative_to(ROOT).as_posix() for path in others)
+        sys.exit(f"not what benchmarks/results give: {names}. Run python benchmarks/tables.py")
 
 
 if __name__ == "__main__":

@@ -259,40 +259,26 @@ def test_every_footgun_names_a_test_that_exists():
         assert [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text()] == []
 
 
-def test_the_page_of_results_is_what_its_script_makes():
+def test_tables_of_results_are_what_their_script_makes():
     """After a change of benchmarks/results: python benchmarks/tables.py."""
     done = subprocess.run([sys.executable, ROOT / "benchmarks/tables.py", "--check"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def headline_rows() -> dict[str, set[str]]:
-    """Section -> all numbers of its rows in headlines.json or depth.json, as a table may round them."""
-    found: dict[str, set[str]] = {}
+def test_headlines_say_where_they_come_from():
+    known = anchors(text_of("docs/results/log.md"))
     for row in json.loads((ROOT / "benchmarks/results/headlines.json").read_text()):
-        values = [row[name] for name in ("value", "low", "high") if name in row] + row.get("ci95", [])
-        found.setdefault(row["source"], set()).update(f"{value:.{digits}f}" for value in values for digits in (1, 2, 3))
         assert {"what", "figure", "machine", "precision", "date", "logged_in", "command"} <= row.keys()
-        assert row["source"].partition("#")[2] in anchors(text_of("docs/results/log.md"))
-    by_depth = found["docs/results/index.md#training-and-scoring-by-depth"] = set()
-    for row in json.loads((ROOT / "benchmarks/results/depth.json").read_text()):
-        if row["layers"] == 30:  # the complete model
-            by_depth.update(f"{ratio:.2f}" for ratio in row["cpu_ratio"].values())
-    return found
+        assert row["source"].partition("#")[2] in known
 
 
-def test_every_number_of_the_readmes_table_is_in_a_row_of_json():
-    known, table = headline_rows(), text_of("README.md").partition("\n## Numbers\n")[2]
+def test_a_row_of_the_readmes_table_has_one_machine_and_one_depth():
+    table = text_of("README.md").partition("\n## Numbers\n")[2]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| ")]
-    section, checked = "", 0
-    for name, machine, measured, against in rows[1:]:
-        if link := re.search(r"\]\((\S+)\)", name):
-            section = link[1]
-        for number in re.findall(r"\d+\.\d+", f"{measured} {against}"):
-            assert number in known[section], f"{name}: {number} is in no row of benchmarks/results"
-            checked += 1
+    assert len(rows) > 5
+    for name, machine, _measured, _against in rows[1:]:
         assert len(re.findall(r"\b(?:H100|H200|CPU)\b", machine)) == 1, f"{name}: one machine a row, not {machine}"
         assert not re.search(r"\d layers? (and|or|to) ", name), f"{name}: one depth a row"
-    assert checked >= 15
 
 
 def test_no_number_of_two_layers_is_a_headline():
