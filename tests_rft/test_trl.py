@@ -116,6 +116,9 @@ def test_a_run_saves_the_policy_and_repeats(policy, url, tmp_path):
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert before.keys() == one.keys() and not all(torch.equal(before[name], one[name]) for name in one)
+    (tmp_path / "one/policy/notes.txt").write_text("mine")
+    run(config(policy, url, tmp_path / "one", "lora={rank: 4}", learning_rate=1e-2))  # it is finished
+    assert (tmp_path / "one/policy/notes.txt").exists()
     with pytest.raises(PolarError, match="trainer.learning_rate"):
         run(config(policy, url, tmp_path / "one", "lora={rank: 4}", learning_rate=1e-3))
 

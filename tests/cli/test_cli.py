@@ -302,7 +302,7 @@ def test_of_all_ranks_of_all_nodes_one_prints_and_writes_the_result(polar, model
         monkeypatch.setenv("RANK", str(rank))
         code, shown, error = polar(*arguments)
         assert code == 0, error
-        assert bool(shown or "model saved" in error) == (tmp_path / "j.json").exists() == (rank == 0)
+        assert bool(shown or "the model is in" in error) == (tmp_path / "j.json").exists() == (rank == 0)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_an_output_folder_is_no_markup(polar, model, tmp_path, name):
     base = (f"model.resume_from={model}", f"data.train=[{pairs}]", "batch_size=2", "log.tensorboard=false")
     code, _, error = polar("pretrain", *base, f"output={name}/rm")
     assert code == 0, error
-    assert f"model saved in {name}/rm/model" in error
+    assert f"the model is in {name}/rm/model" in error
     refused(polar("score", "--model", model, "--input", name, "--output", "s.jsonl"), f"{name}: it is a folder")
 
 

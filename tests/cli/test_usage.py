@@ -6,7 +6,7 @@ import typer
 from polar_rm.cli import main, unknown
 from polar_rm.cli.configs import CONFIGS, config_of
 from polar_rm.cli.options import VERBS
-from polar_rm.common.config import all_keys
+from polar_rm.common.config import RENAMED, all_keys
 
 
 def verbs(command, names=()):
@@ -72,4 +72,4 @@ def test_all_advice_names_what_there_is():
     options = {name for command in COMMANDS.values() for parameter in command.params for name in parameter.opts}
     keys = {key for verb in CONFIGS for key in all_keys(config_of(verb))}
     assert set(unknown.RENAMED.values()) <= options
-    assert {key for ours in unknown.KEYS.values() for key in ours} <= keys
+    assert {key for ours in RENAMED.values() for key in ours} <= keys

@@ -47,6 +47,7 @@ def test_a_date_is_a_name(tmp_path):
     [
         (["optim.lrr=1"], "optim.lrr=1: unknown key 'optim.lrr'; did you mean 'lr'?"),
         (["lora.ranks=1"], "lora.ranks=1: unknown key 'lora.ranks'; did you mean 'rank'?"),
+        (["optim.learning_rate=1"], "optim.learning_rate=1: unknown key 'optim.learning_rate'; did you mean 'optim.lr'?"),
         (["zzz=1"], "zzz=1: unknown key 'zzz'"),
         (["optim.lr=fast"], "optim.lr=fast: optim.lr: input should be a valid number.*, not 'fast'"),
         (["batch=x"], "batch=x: batch: .*not 'x'"),
@@ -204,7 +205,7 @@ def test_a_former_name_that_several_groups_have_is_meant_in_its_own_group():
         sampling: Machine = Machine()
         training: Machine = Machine()
 
-    assert "unknown key 'training.dtype'; did you mean 'precision'?" in refusal([], ["training.dtype=bf16"], Other)
+    assert "unknown key 'training.dtype'; did you mean 'training.precision'?" in refusal([], ["training.dtype=bf16"], Other)
 
 
 def test_a_key_of_another_kind_is_told_with_its_kind():
@@ -228,3 +229,12 @@ def test_a_key_of_another_kind_is_told_with_its_kind():
         [], ["shape={kind: square, radius: 1}"], Shapes
     )
     assert "unknown key 'shape.sid'; did you mean 'side'?" in refusal([], ["shape={kind: square, sid: 1}"], Shapes)
+
+
+def test_remedies_for_a_lone_value_and_for_an_address():
+    class Run(Config):
+        data: list[str]
+        output: Path
+
+    assert refusal([], ["data=a.jsonl", "output=x"], Run).endswith("a valid list, not 'a.jsonl' (data='[a.jsonl]')")
+    assert "output: expected a local path: mount the bucket" in refusal([], ["data=[]", "output=s3://bucket/run"], Run)

@@ -324,7 +324,8 @@ def test_data_in_a_package_is_found_wherever_data_is_named(tmp_path, monkeypatch
         "package:some_package/data/b.jsonl": "no such file",
         "package:some_package": "expected package:NAME/path",
         "package:some_package/../a.jsonl": "without ..",
-        "package:no_such_package/a.jsonl": "no_such_package is not installed",
+        "package:no_such_package/a.jsonl": "no_such_package is not installed; known packages with models: package:demo",
+        "package:dmo/a.jsonl": "dmo is not installed; did you mean package:demo?",
     }.items():
         with pytest.raises(PolarError, match=reason):
             check_data(name)

@@ -12,6 +12,7 @@ from support.full_disks import full_after
 from polar_rm.errors import MachineFailure, PolarError, ScoreError
 from polar_rm.model.packing import pack
 from polar_rm.records import Comparison, OnBadRow, ScoreItem, write_records
+from polar_rm.rewards.scale import Scale
 from polar_rm.scoring import files
 from polar_rm.scoring import scorer as scorer_module
 from polar_rm.scoring.files import score_file
@@ -284,6 +285,15 @@ def test_an_interrupted_file_continues_after_its_last_complete_row(model, tmp_pa
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are found in /proc")
+def test_a_run_that_failed_before_its_first_row_binds_nothing(model, tmp_path):
+    source, target = tmp_path / "items.jsonl", tmp_path / "scores.jsonl"
+    source.write_text('{"prompt": "p", "refrence": "r", "output": "o"}\n')
+    with pytest.raises(PolarError, match="reference"):
+        list(score_file(model, source, target, identity={"input": "wrong"}, transform="anchored", scale=Scale()))
+    source.write_text('{"prompt": "p", "reference": "r", "output": "o"}\n')
+    assert list(score_file(model, source, target, identity={"input": "mended"})) == [1]
+
+
 def test_rows_are_on_the_disk_before_they_count_and_so_is_the_name(model, tmp_path, monkeypatch):
     """A power cut must not take back what was reported as written."""
     write_records(tmp_path / "items.jsonl", items())

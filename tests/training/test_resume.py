@@ -76,15 +76,35 @@ def test_other_settings_are_refused_and_partial_checkpoints_ignored(tmp_path):
     assert sorted(p.name for p in checkpoints.iterdir()) == ["step-00000002", "step-00000004"]
     changed = runs.run("pretrain", config, "optim.lr=1e-5")
     assert changed.returncode == 2
-    assert "started with another optim" in changed.stderr
+    assert "started with other settings (optim.lr: 0.003 there, 1e-05 now); use the old ones" in changed.stderr
     assert "Traceback" not in changed.stderr
     # A kill in the middle of a save leaves a folder with the temporary name, or one without its last file.
     shutil.copytree(checkpoints / "step-00000002", checkpoints / ".step-00000006.partial")
     shutil.copytree(checkpoints / "step-00000002", checkpoints / "step-00000008")
     (checkpoints / "step-00000008/meta.json").unlink()
+    (tmp_path / "run/model/model.safetensors").unlink()
     again = runs.run("pretrain", config)
     assert again.returncode == 0, again.stderr
     assert "after step 4" in again.stderr
+    assert runs.final_weights(tmp_path / "run")
+
+
+def test_of_a_finished_run_the_same_command_changes_nothing(tmp_path, capsys):
+    """The model may have got a calibration, and files of the user."""
+    config = load_config(TrainConfig, [runs.config(tmp_path, max_steps=1)])
+    train(config)
+    model = tmp_path / "run/model"
+    (model / "calibration.json").write_text("{}")
+    (model / "README.md").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if "data" not in path.parts}
+    results = train(config)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if "data" not in path.parts} == before
+    assert results == json.loads((tmp_path / "run/run.json").read_text())["results"]
+    assert "all 1 steps are done and the model is saved; nothing is changed" in capsys.readouterr().err
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[:-1])
+    train(config)
+    assert (model / "model.safetensors").read_bytes() == weights
 
 
 def test_a_run_with_the_order_of_an_earlier_version_is_refused(tmp_path, monkeypatch):
@@ -93,5 +113,8 @@ def test_a_run_with_the_order_of_an_earlier_version_is_refused(tmp_path, monkeyp
     train(config)
     shutil.rmtree(tmp_path / "run/model")
     monkeypatch.setattr(resume, "ORDER", "another")
-    with pytest.raises(ConfigError, match="step-00000001: this run was started with another data_order; use"):
+    with pytest.raises(
+        ConfigError,
+        match=r"step-00000001: this run was started with other settings \(data_order: .* there, \"another\" now\); use",
+    ):
         train(config)

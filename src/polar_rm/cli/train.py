@@ -101,7 +101,7 @@ def _train(
     if first:
         if json:
             write_json(json, results)
-        message(f"model saved in {config.output / 'model'}")
+        message(f"the model is in {config.output / 'model'}")
 
 
 def check_model_config(config: ModelConfig, problems: Problems) -> None:

@@ -19,23 +19,6 @@ RENAMED = {
 }
 """Options of earlier versions and of other tools -> our name."""
 
-KEYS = {
-    "data": ("data.train", "inputs"),
-    "dataset_name": ("data.train", "inputs"),
-    "gradient_checkpointing": ("activation_checkpointing",),
-    "learning_rate": ("optim.lr",),
-    "lora_r": ("lora.rank",),
-    "max_response_length": ("model.encoder.max_response_length",),
-    "max_grad_norm": ("optim.clip",),
-    "model": ("model.init", "policy.model", "model"),
-    "model_name_or_path": ("model.init", "policy.model", "model"),
-    "num_train_epochs": ("epochs",),
-    "output_dir": ("output",),
-    "per_device_train_batch_size": ("batch_size",),
-    "warmup_ratio": ("optim.warmup",),
-}
-"""Settings of transformers and TRL -> our keys, of which a verb's config has one."""
-
 _WITHOUT_CONFIG_OPTIONS = ("serve", "audit")  # whose configs are set by options, too
 
 
@@ -65,13 +48,13 @@ def advice(verb: str, option: str, options: Iterable[str]) -> str:
 def _key(verb: str, name: str) -> str | None:
     """Our key for a setting, in the config of a verb; None where it has none."""
     from polar_rm.cli.configs import CONFIGS, config_of
-    from polar_rm.common.config import all_keys
+    from polar_rm.common.config import all_keys, renamed
 
     if verb not in CONFIGS or verb in _WITHOUT_CONFIG_OPTIONS:
         return None
     every = all_keys(config_of(verb))
     keys = [key for key in every if not any(other.startswith(f"{key}.") for other in every)]  # a group takes no value
-    if ours := next((key for key in KEYS.get(name, ()) if key in keys), None):
+    if ours := renamed(name, keys):
         return ours
     same = [key for key in keys if key == name or key.rpartition(".")[2] == name]
     return min(same, key=len, default=None)

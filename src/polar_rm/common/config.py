@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from polar_rm.common.addresses import ADDRESS, LOCAL_ONLY
 from polar_rm.common.recipes import PREFIX, read_recipe, recipe_hint
 from polar_rm.common.yaml import MAX_BYTES, MAX_DEPTH, check_size, dump_yaml, parse_yaml
 from polar_rm.errors import ConfigError
@@ -65,8 +66,11 @@ class Config(BaseModel):
 
 
 def _expanded(value: Any) -> Any:
-    """A field's value with all paths in it expanded. Plain strings are not paths; :data:`PathText` expands its own."""
+    """A field's value with all paths in it expanded, and checked to be no addresses. Plain strings are not paths;
+    :data:`PathText` expands its own."""
     if isinstance(value, Path):
+        if ADDRESS.fullmatch(str(value)):
+            raise ValueError(LOCAL_ONLY)
         return Path(expand_home(value))
     if isinstance(value, list | tuple) and any(isinstance(each, Path) for each in value):
         return type(value)(map(_expanded, value))
@@ -107,14 +111,39 @@ def _validated(kind: type[C], values: dict[str, Any], origins: dict[str, str]) -
         raise ConfigError(*_explain(kind, error, origins)) from None
 
 
-RENAMED = {"dtype": "precision", "token_budget": "row_tokens"}
-"""Names that earlier versions or other tools use for an option -> our name for it."""
+RENAMED = {
+    "data": ("data.train", "inputs"),
+    "dataset_name": ("data.train", "inputs"),
+    "dtype": ("precision",),
+    "eval_steps": ("eval_every",),
+    "gradient_checkpointing": ("activation_checkpointing",),
+    "learning_rate": ("optim.lr",),
+    "lora_alpha": ("lora.alpha",),
+    "lora_r": ("lora.rank",),
+    "max_grad_norm": ("optim.clip",),
+    "max_response_length": ("model.encoder.max_response_length",),
+    "model": ("model.init", "policy.model", "model"),
+    "model_name_or_path": ("model.init", "policy.model", "model"),
+    "num_train_epochs": ("epochs",),
+    "output_dir": ("output",),
+    "per_device_train_batch_size": ("batch_size",),
+    "save_steps": ("checkpoint_every",),
+    "token_budget": ("row_tokens",),
+    "torch_dtype": ("precision",),
+    "warmup_ratio": ("optim.warmup",),
+}
+"""Names in earlier versions and in transformers and TRL -> our keys, of which a config has one."""
+
+
+def renamed(name: str, keys: Iterable[str], group: str = "") -> str | None:
+    """Our key for another tool's name of a setting; None where there is none among ``keys``. group: where it was looked for."""
+    keys = sorted(keys, key=lambda key: (key.rpartition(".")[0] != group, len(key)))
+    return next((key for ours in RENAMED.get(name, ()) for key in keys if f".{key}".endswith(f".{ours}")), None)
 
 
 def suggestion(key: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown key: our name for it, or the nearest known key; empty where none is near."""
-    known = list(known)
-    near = [RENAMED[key]] if RENAMED.get(key) in known else get_close_matches(key, known, n=1)
+    """The end of a message about an unknown key: the nearest known key; empty where none is near."""
+    near = get_close_matches(key, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -249,12 +278,15 @@ def _line(kind: type[Config], keys: Sequence[str], error: Any, origins: dict[str
     origin = next((origins[".".join(keys[:n])] for n in range(len(keys), 0, -1) if ".".join(keys[:n]) in origins), None)
     start = f"{origin}: " if origin else ""
     if error["type"] == "extra_forbidden":
-        hint = _other_kind(kind, keys) or _right_group(kind, keys) or suggestion(keys[-1], _known_keys(kind, keys[:-1]))
-        return f"{start}unknown key {key!r}{hint}"
+        ours = renamed(keys[-1], all_keys(kind), ".".join(keys[:-1]))
+        hint = f"; did you mean {ours!r}?" if ours else _other_kind(kind, keys) or _right_group(kind, keys)
+        return f"{start}unknown key {key!r}{hint or suggestion(keys[-1], _known_keys(kind, keys[:-1]))}"
     if error["type"] == "missing":
         return f"{start}the key {key!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
     value = "" if isinstance(error["input"], dict | list) else f", not {error['input']!r}"
+    if error["type"] in ("list_type", "tuple_type") and isinstance(error["input"], str):
+        value += f" ({key}='[{error['input']}]')"
     return f"{start}{key or kind.__name__}: {message[0].lower()}{message[1:]}{value}"
 
 
@@ -290,8 +322,7 @@ def _other_kind(kind: type[Config], keys: Sequence[str]) -> str:
 
 def _right_group(kind: type[Config], keys: Sequence[str]) -> str:
     """The end of a message about a key in the wrong group: its dotted name, if exactly one group has this key."""
-    word = RENAMED.get(keys[-1], keys[-1])
-    paths = [path for path in all_keys(kind) if path.rpartition(".")[2] == word]
+    paths = [path for path in all_keys(kind) if path.rpartition(".")[2] == keys[-1]]
     return f"; did you mean {paths[0]!r}?" if len(paths) == 1 else ""
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from polar_rm.common.addresses import check_local
 from polar_rm.common.json import dump_json
 from polar_rm.common.locks import owned
 from polar_rm.common.text import last_line
@@ -118,11 +119,13 @@ def check_target(path: str | Path, suffixes: Sequence[str] = ()) -> None:
     """Check before long work that its result can be written to ``path`` afterwards.
 
     Raises:
-        PolarError: the path is ``-`` or a folder, has none of the ``suffixes``, or lies in a folder that is not writable.
+        PolarError: the path is ``-``, an address or a folder, has none of the ``suffixes``, or lies in a folder that is not
+            writable.
     """
     path = Path(path)
     if str(path) == "-":  # elsewhere the standard output; here it would become a file of this name
         raise PolarError("-: nothing is written to the standard output by this name; name a file")
+    check_local(path)
     if path.is_dir():
         raise PolarError(f"{path}: it is a folder; name a file")
     if suffixes and path.suffix.lower() not in suffixes:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from polar_rm.common.addresses import check_local
 from polar_rm.errors import InUse
 
 try:
@@ -43,8 +44,10 @@ def owned(output: str | Path, verb: str) -> Iterator[None]:
     for the message that other processes get.
 
     Raises:
+        PolarError: the output is an address such as ``s3://bucket``.
         InUse: another process owns the output; the message has its host, its process id and the time. Nothing was changed.
     """
+    check_local(output)
     output = Path(output).absolute()
     held = _HELD.__dict__.setdefault("outputs", set())
     if output in held:

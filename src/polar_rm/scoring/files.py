@@ -168,8 +168,8 @@ def check_paths(source: str | Path, target: str | Path) -> None:
 
 
 def _continue_only(partial: Path, state: Path, identity: dict[str, Any]) -> None:
-    """Begin a partial file with this identity, or check that an existing one has it."""
-    if not partial.exists():
+    """Begin a partial file with this identity, or check that an existing one with rows has it."""
+    if not partial.exists() or not partial.stat().st_size:
         write_json(state, identity)
         return
     saved = read_json(state) if state.exists() else {}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from polar_rm.common.checksums import check_files
+from polar_rm.common.files import differences, read_json
 from polar_rm.common.outputs import FOUND, output_line
 from polar_rm.encoded.order import VERSION as ORDER
-from polar_rm.errors import ConfigError
+from polar_rm.errors import ConfigError, Damaged
 from polar_rm.training.config import TrainConfig
 from polar_rm.training.prepare import Prepared
 from polar_rm.training.state import find_readable
@@ -32,10 +34,26 @@ def check_identity(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> No
     Raises:
         ConfigError: a setting is another one.
     """
-    if changed := [key for key, value in now.items() if saved.get(key) != value]:
+    if changed := differences({key: saved.get(key) for key in now}, now):
         raise ConfigError(
-            f"{path}: this run was started with another {', '.join(changed)}; use the old settings or another output folder"
+            f"{path}: this run was started with other settings ({changed}); use the old ones or another output folder"
         )
+
+
+def is_finished(config: TrainConfig, prepared: Prepared, step: int) -> bool:
+    """Whether a run at ``step`` has made its last step and saved the model that is there. The model's files are compared by their
+    sizes with what was saved; others, such as a calibration, may stand beside them."""
+    path = config.output / "run.json"
+    if step < prepared.plan.steps or not path.exists():
+        return False
+    run = read_json(path)
+    if run.get("identity") != identity(config, prepared) or run["results"].get("steps") != step:
+        return False
+    try:
+        check_files(config.output / "model", run["model"])
+    except Damaged:
+        return False
+    return True
 
 
 def describe_output(config: TrainConfig, prepared: Prepared) -> str:
@@ -51,5 +69,10 @@ def describe_output(config: TrainConfig, prepared: Prepared) -> str:
     path, meta = found
     check_identity(path, meta["identity"], identity(config, prepared))
     step, steps = int(meta["step"]), prepared.plan.steps
-    state = f"the run continues after step {step:,} of {steps:,}"
-    return output_line(config.output, state if step < steps else f"all {steps:,} steps are done; the run saves their model again")
+    if is_finished(config, prepared, step):
+        state = FOUND["finished"]
+    elif step < steps:
+        state = f"the run continues after step {step:,} of {steps:,}"
+    else:
+        state = f"all {steps:,} steps are done; the run saves their model"
+    return output_line(config.output, state)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from polar_rm.attention.layout import TreeLayout
 from polar_rm.common import provenance
+from polar_rm.common.checksums import describe_files
 from polar_rm.common.files import write_json
 from polar_rm.common.locks import owned
 from polar_rm.common.progress import plain_console, say, show_progress
@@ -36,7 +37,7 @@ from polar_rm.training.losses import Pairs, count_items, loss_sum, pair_indices,
 from polar_rm.training.parallel import Weights, World, fill_shards, join_world
 from polar_rm.training.plan import Plan, check_room
 from polar_rm.training.prepare import Prepared, plan_for, prepare, start_model
-from polar_rm.training.resume import check_identity, describe_output, identity
+from polar_rm.training.resume import check_identity, describe_output, identity, is_finished
 from polar_rm.training.rows import Row, RowMaker, Step, ahead
 from polar_rm.training.schedule import learning_rate
 from polar_rm.training.signals import StopRequested, stop_signals
@@ -88,9 +89,16 @@ class Trainer:
         self.last_line: dict[str, Any] = {}  # the last step's line in metrics.jsonl; saved, too, to repair a truncated file
 
     def fit(self) -> dict[str, Any]:
-        """Run to the end, or continue an interrupted run to the end; returns ``results`` of ``run.json``."""
+        """Run to the end, or continue an interrupted run to the end; returns ``results`` of ``run.json``.
+
+        Of a finished run nothing is changed: its model may have got a calibration, or files of the user.
+        """
         config, plan = self.config, self.plan
         self._resume()
+        if self.world.from_main(lambda: is_finished(config, self.prepared, self.step)):
+            if self.world.is_main:
+                self._report(f"{config.output}: all {self.step:,} steps are done and the model is saved; nothing is changed")
+            return self.results
         sinks = metrics.open_sinks(config, self.step, self.last_line, self._report) if self.world.is_main else []
         steps, again = (self._batches() for _ in range(2))
         made = self.rows.steps(self.train_set, islice(((step, each.tolist()) for step, each in again), plan.steps - self.step))
@@ -320,6 +328,8 @@ class Trainer:
         write_json(
             self.config.output / "run.json",
             {
+                "identity": identity(self.config, self.prepared),
+                "model": describe_files(folder),
                 "config": self.config.model_dump(mode="json"),
                 "plan": asdict(self.plan),
                 "data": self.prepared.inputs,
