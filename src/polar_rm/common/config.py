@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from polar_rm.common.addresses import ADDRESS, LOCAL_ONLY
 from polar_rm.common.recipes import PREFIX, read_recipe, recipe_hint
@@ -55,22 +55,25 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Config(BaseModel):
-    """A group of settings: unknown keys are errors, values are frozen after validation, ``~`` in paths is the home folder."""
+    """A group of settings: unknown keys are errors, values are frozen after validation, ``~`` in paths is the home folder.
+
+    Paths are local, but for those that :class:`Names` marks.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @field_validator("*", mode="after")
     @classmethod
-    def _expand_paths(cls, value: Any) -> Any:
+    def _expand_paths(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, Path) and ADDRESS.fullmatch(str(value)) and not any(_marks(field.annotation, field.metadata)):
+            raise ValueError(LOCAL_ONLY)
         return _expanded(value)
 
 
 def _expanded(value: Any) -> Any:
-    """A field's value with all paths in it expanded, and checked to be no addresses. Plain strings are not paths;
-    :data:`PathText` expands its own."""
+    """A field's value with all paths in it expanded. Plain strings are not paths; :data:`PathText` expands its own."""
     if isinstance(value, Path):
-        if ADDRESS.fullmatch(str(value)):
-            raise ValueError(LOCAL_ONLY)
         return Path(expand_home(value))
     if isinstance(value, list | tuple) and any(isinstance(each, Path) for each in value):
         return type(value)(map(_expanded, value))
