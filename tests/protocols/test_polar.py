@@ -167,12 +167,24 @@ def test_half_a_character_in_a_text_of_any_length_fails_alone(url, length):
         ({"prompt": 5, "reference": 5}, "prompt: expected a string or a list, not a number (and 1 more)"),
         ({"str": 5}, "str: Extra inputs are not permitted"),
         ({"my key": 5}, "my key: Extra inputs are not permitted"),
+        ({"reference": ["4", "four"]}, "reference: a list of texts; did you mean references: [...]?"),
+        ({"refrences": ["4"]}, "refrences: unknown key; did you mean references: [...]?"),
     ],
 )
 def test_the_reason_is_that_of_the_type_which_was_meant(post, changes, message):
     """H18: it was always the error of the union's first type: "prompt.str: Input should be a valid string"."""
     [result] = post("/v1/score", {"items": [{**GOOD, **changes}]})["results"]
     assert result["error"] == {"code": "invalid_item", "message": message}
+
+
+def test_an_unknown_key_near_a_missing_one_is_told_with_the_form_of_the_value(post):
+    """Rows of files have `output`, and items of the route have `outputs`: it was "outputs: Field required (and 1 more)"."""
+    meant = {"output": "outputs: [...]", "refrence": "reference", "wraper": "wrapper"}
+    items = [{"prompt": "over", "reference": "the dog", "output": "the fox"}]
+    items += [{"prompt": "over", "refrence": "the dog", "outputs": ["the fox"]}, {**GOOD, "wraper": "sft"}]
+    items[2].pop("wrapper")
+    messages = [result["error"]["message"] for result in post("/v1/score", {"items": items})["results"]]
+    assert messages == [f"{key}: unknown key; did you mean {name}?" for key, name in meant.items()]
 
 
 def test_parts_of_a_message_are_one_text_and_other_parts_are_refused(post):

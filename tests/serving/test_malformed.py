@@ -163,7 +163,9 @@ def test_texts_of_megabytes_are_answered(served, text):
 
 
 @pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("body", [{"messages": [{"role": "user", "content": "x"}]}, {"prompt": "p", "responses": ["a"]}, [1], {}])
+@pytest.mark.parametrize(
+    "body", [{"messages": [{"role": "user", "content": "x"}]}, {"prompt": "p", "responses": ["a"]}, {"item": []}, [1], {}]
+)
 def test_a_body_of_another_shape_gets_an_example_that_is_accepted(served, path, body):
     status, reply = post(served[0], path, json.dumps(body).encode(), {})
     message = json.loads(reply)["error"]["message"]

@@ -15,9 +15,10 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, Strict
+from pydantic import BaseModel, ConfigDict, FailFast, Field, Strict, model_validator
 from pydantic_core import PydanticCustomError
 
 from polar_rm.errors import PolarError
@@ -42,15 +43,7 @@ class FirstError(FailFast):
 
 
 _MAX_KEYS = 100  # in an object of ours, which has four
-
-
-def few_keys(value: Any) -> Any:
-    """Refuses an object with far more keys than any body has: each unknown key would become an error of its own.
-
-    For a validator that runs before the model's."""
-    if isinstance(value, dict) and len(value) > _MAX_KEYS:
-        raise PydanticCustomError("too_many_keys", "an object with more than {most} keys", {"most": _MAX_KEYS})
-    return value
+_MAX_KEY = 100  # characters of a key that are compared with our names
 
 
 Texts = Annotated[list[str], FirstError()]
@@ -58,6 +51,34 @@ Texts = Annotated[list[str], FirstError()]
 Ids = Annotated[list[TokenId], Field(max_length=1 << 20), FirstError()]
 IdLists = Annotated[list[Ids], FirstError()]
 Input = str | Texts | Ids | IdLists
+
+
+class OwnBody(BaseModel):
+    """An object of our own protocol, in which an unknown key is an error that names the known key near it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if len(value) > _MAX_KEYS:  # each unknown key would become an error of its own
+            raise PydanticCustomError("too_many_keys", "an object with more than {most} keys", {"most": _MAX_KEYS})
+        free = [name for name in cls.model_fields if name not in value]
+        for key in value:
+            if key not in cls.model_fields and (near := get_close_matches(key[:_MAX_KEY], free, n=1)):
+                meant = f"{near[0]}: [...]" if _is_list(cls.model_fields[near[0]].annotation) else near[0]
+                raise PydanticCustomError("unknown_key", "unknown key; did you mean {meant}?", {"at": key, "meant": meant})
+        return value
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether the values of a field's type are lists, or lists and null."""
+    origin, types = get_origin(annotation), [each for each in get_args(annotation) if each is not type(None)]
+    if origin is Annotated:
+        return _is_list(types[0])
+    return origin is list or (bool(types) and all(map(_is_list, types)))
 
 
 class ForeignRequest(BaseModel):
@@ -236,6 +257,8 @@ def explain(errors: Sequence[Any]) -> str:
     path = ".".join(str(part) for part in chosen[0]["loc"] if not _is_union_type(part) and part not in _ADDED_PARTS)
     if chosen[0]["type"] == "extra_forbidden" and _is_union_type(key := chosen[0]["loc"][-1]):  # a user's key may have any name
         path = f"{path}.{key}" if path else key
+    if key := chosen[0].get("ctx", {}).get("at"):  # an error of ours about one key of an object
+        path = f"{path}.{key}" if path else key
     message = chosen[0]["msg"]
     if len(chosen) > 1 and all(error["type"] in _WRONG_TYPE for error in chosen):
         expected = " or ".join(dict.fromkeys(_WRONG_TYPE[error["type"]] for error in chosen))
@@ -248,7 +271,9 @@ def is_of_shape(errors: Sequence[Any]) -> bool:
 
     def is_one(error: Any) -> bool:
         depth = sum(not _is_union_type(part) and part not in _ADDED_PARTS for part in error["loc"])
-        return depth <= 1 if error["type"] in ("missing", "extra_forbidden") else not depth and error["type"] in _WRONG_TYPE
+        if error["type"] in ("missing", "extra_forbidden"):
+            return depth <= 1
+        return not depth and (error["type"] in _WRONG_TYPE or error["type"] == "unknown_key")
 
     return any(map(is_one, errors))
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.functional_validators import WrapValidator
 from pydantic_core import PydanticCustomError
 
-from polar_rm.protocols.base import BadReply, FirstError, Protocol, explain, few_keys, finite, number
+from polar_rm.protocols.base import BadReply, FirstError, OwnBody, Protocol, explain, finite, number
 from polar_rm.records import ScoreItem, Text, as_reference, one_reference
 from polar_rm.rewards.combining import Combine
 from polar_rm.rewards.outcomes import ANCHOR_FIELDS, Cut, Failure, Note, Outcome, Reward
@@ -33,10 +33,9 @@ class MessageBody(BaseModel):
 TextBody = str | Annotated[list[MessageBody], Field(min_length=1), FirstError()]
 
 
-class ItemBody(BaseModel):
+class ItemBody(OwnBody):
     """One prompt with its reference or references, and the outputs to score. An empty reference means scoring without one."""
 
-    model_config = ConfigDict(extra="forbid")
     prompt: TextBody
     reference: TextBody
     references: Annotated[list[TextBody], FirstError()] | None = Field(
@@ -45,12 +44,15 @@ class ItemBody(BaseModel):
     outputs: Annotated[list[TextBody], FirstError()] = Field(min_length=1)
     wrapper: Literal["sft", "pretrain"] = "sft"
 
-    _few_keys = model_validator(mode="before")(few_keys)
-
     @model_validator(mode="before")
     @classmethod
     def _one_kind_of_reference(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or value.get("references") is None:
+        if not isinstance(value, dict):
+            return value
+        if value.get("references") is None:
+            texts = value.get("reference")
+            if isinstance(texts, list) and texts and isinstance(texts[0], str):
+                raise PydanticCustomError("several", "a list of texts; did you mean references: [...]?", {"at": "reference"})
             return value
         if "reference" in value:
             raise PydanticCustomError("two_kinds", "give either reference or references, not both")
@@ -97,10 +99,10 @@ AnyItem = Annotated[ItemBody, WrapValidator(_or_failure)]
 """An item, or why it is none."""
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(OwnBody):
     """Body of ``/v1/score``. An invalid item fails alone; the other items are scored."""
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
     items: list[AnyItem]
     transform: Transform = "raw"
     combine: Combine = Field(
@@ -131,8 +133,6 @@ class ScoreRequest(BaseModel):
     def anchored(self) -> bool:
         """Whether the references themselves have to be scored."""
         return self.anchor or needs_anchors(self.transform) or self.combine == "best"
-
-    _few_keys = model_validator(mode="before")(few_keys)
 
 
 class CutReply(BaseModel):
