@@ -91,3 +91,30 @@ def test_a_log_gets_the_text_of_a_status_line_and_then_how_long_it_takes(monkeyp
     assert shown(made) == ended
     with status_line(console(terminal=True), "converting") as show:
         show("writing")
+
+
+def test_a_log_repeats_the_last_state_while_nothing_changes(monkeypatch):
+    """A pass over a long sequence, or a model that loads: the log was silent until it ended."""
+    monkeypatch.setattr(module, "_LINE_S", 0.01)
+    made = console(terminal=False)
+    with show_progress(made) as progress:
+        progress("transformers", 0, 15, "loading")
+        progress("transformers", 0, 15, "now 9 tokens")  # too early for a line of its own
+        for _ in range(500):
+            if "now 9 tokens: 0 s" in shown(made):
+                break
+            time.sleep(0.01)
+    assert shown(made).startswith("transformers: 0/15, loading\ntransformers: 0/15, now 9 tokens: 0 s\n")
+    ended = shown(made)
+    time.sleep(0.05)
+    assert shown(made) == ended
+
+
+def test_a_log_repeats_nothing_where_states_change(monkeypatch):
+    monkeypatch.setattr(module, "_LINE_S", 0.5)
+    made = console(terminal=False)
+    with show_progress(made) as progress:
+        for done in range(20):
+            progress("scoring", done, 20)
+            time.sleep(0.05)
+    assert ": 0 s" not in shown(made) and ": 1 s" not in shown(made)

@@ -232,6 +232,29 @@ def test_a_server_that_is_gone_stops_the_policy_after_three_requests():
         ask(policy(url, concurrency=2), 20)
 
 
+def test_a_server_that_is_not_there_at_the_start_is_told_within_seconds(monkeypatch):
+    monkeypatch.setattr(openai, "START_PATIENCE_S", 0.3)
+    monkeypatch.setattr(openai, "BACKOFF_S", 50.0)  # the pauses before the address answered are short
+    with stub.served() as gone:
+        url = gone
+    with pytest.raises(PolicyDown, match="connection refused .no server has answered here"):
+        ask(policy(url, concurrency=2, retries=6), 20)
+
+
+def test_a_server_that_answered_once_keeps_the_patience_of_all_attempts(monkeypatch):
+    monkeypatch.setattr(openai, "START_PATIENCE_S", 0.0)
+    with stub.served() as gone:
+        url = gone
+    backend = policy(url, concurrency=1).open(Machine())
+    backend.was_reached = True
+    with pytest.raises(PolicyDown, match=r"no connection.*\(3 requests in a row failed\)"):
+        backend.run([Request("p", "x", i, i) for i in range(9)], lambda *_: None, threading.Event())
+    with stub.served() as served:
+        backend = policy(served).open(Machine())
+        backend.run([Request("p", "x", 1, 1)], lambda *_: None, threading.Event())
+    assert backend.was_reached
+
+
 def test_one_request_that_always_fails_does_not_stop_the_policy(server):
     server.respond = lambda body, _: stub.error(500, "bug") if "fox3" in json.dumps(body) else stub.good(body)
     outcomes = ask(policy(server, concurrency=2), 12)

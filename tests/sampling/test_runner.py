@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from functools import wraps
 from unittest.mock import Mock
 
@@ -19,6 +20,7 @@ from polar_rm.errors import BadRow, ConfigError, PolarError
 from polar_rm.model.language_models import load_auto_tokenizer
 from polar_rm.records import read_trajectories
 from polar_rm.sampling import runner
+from polar_rm.sampling.backends import openai
 from polar_rm.sampling.backends.generation import GumbelSampler
 from polar_rm.sampling.backends.rendering import encode
 from polar_rm.sampling.base import Decoding, Machine, Request, Sample
@@ -252,6 +254,37 @@ def test_a_policy_that_is_down_does_not_stop_the_others_and_is_asked_again(tmp_p
         assert len(rows(sample(healthy))) == 20
     assert len(server.bodies) == 10
     assert manifest(healthy)["policies"][1]["failures"] == {}
+
+
+def test_policies_that_are_down_are_told_while_the_others_go_on(tmp_path, server, monkeypatch, caplog):
+    monkeypatch.setattr(openai, "START_PATIENCE_S", 0.1)
+    told = []
+
+    def respond(body, _):
+        for _ in range(500):  # the other policy answers once it was told, or after five seconds
+            if told or "policies that are down: b: " in caplog.text:
+                told.append(True)
+                break
+            time.sleep(0.01)
+        return stub.good(body)
+
+    server.respond = respond
+    with stub.served() as gone:
+        url = gone.url
+    with pytest.raises(PolarError, match="b: 10 of 10 missing, .*connection refused"):
+        sample(served(tmp_path, server.url, url))
+    assert told
+
+
+def test_policies_that_are_down_for_one_reason_are_listed_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(openai, "START_PATIENCE_S", 0.1)
+    with stub.served() as gone:
+        url = gone.url
+    with pytest.raises(PolarError) as error:
+        sample(served(tmp_path, url, url, url, changes={"retries": 6}))
+    assert str(error.value).startswith(
+        f"a, b, c: 10 of 10 missing, {url}/chat/completions: no connection: connection refused (no"
+    )
 
 
 def test_failures_that_are_final_are_counted_and_asked_again_only_on_demand(tmp_path, server):

@@ -39,20 +39,34 @@ def status_line(console: Console, text: str) -> Iterator[Callable[[str], None]]:
         with console.status(Text(text)) as status:
             yield lambda changed: status.update(Text(changed))
         return
-    current, since, ended = [text], time.monotonic(), threading.Event()
+    current, since = [text], time.monotonic()
     say(console, text)
+    with _repeated(console, lambda: f"{current[0]}: {time.monotonic() - since:,.0f} s", lambda: since):
+
+        def change(changed: str) -> None:
+            current[0] = changed
+
+        yield change
+
+
+@contextmanager
+def _repeated(console: Console, text: Callable[[], str], since: Callable[[], float]) -> Iterator[None]:
+    """Until the block ends, print a text twice a minute while there is no news. since: the time of the last news."""
+    last, ended = since(), threading.Event()
 
     def repeat() -> None:
-        while not ended.wait(_LINE_S):
-            say(console, f"{current[0]}: {time.monotonic() - since:,.0f} s")
-
-    def change(changed: str) -> None:
-        current[0] = changed
+        nonlocal last
+        while not ended.wait(max(0.0, last + _LINE_S - time.monotonic())):
+            if since() > last:
+                last = since()
+            else:
+                say(console, text())
+                last = time.monotonic()
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
-        yield change
+        yield
     finally:
         ended.set()
         thread.join()
@@ -73,7 +87,8 @@ def silent(task: str, done: int, total: int | None, status: str = "") -> None:
 
 @contextmanager
 def show_progress(console: Console, *, unit: str = "", enabled: bool = True) -> Iterator[Progress]:
-    """A :class:`Progress` that draws a bar for each task. In logs, where bars don't show, it prints a line now and then.
+    """A :class:`Progress` that draws a bar for each task. In logs, where bars don't show, it prints a line now and then, and the
+    last state with its seconds twice a minute where nothing changes.
 
     unit: what tasks count; their speed is shown then, such as
     ``12.3 items/s``. enabled: show nothing if False, such as on other ranks.
@@ -83,10 +98,16 @@ def show_progress(console: Console, *, unit: str = "", enabled: bool = True) -> 
     tasks: dict[str, rich_progress.TaskID] = {}
     drawn = enabled and console.is_terminal
     bar = progress_bar(console, enabled=drawn)
+    state, since = "", time.monotonic()
+
+    def repeated() -> str:
+        return f"{state or 'starting'}: {time.monotonic() - since:,.0f} s"
+
     # Older releases of rich end even a disabled bar with an empty line.
-    with bar if drawn else nullcontext():
+    with bar if drawn else _repeated(console, repeated, lambda: since) if enabled else nullcontext():
 
         def show(task: str, done: int, total: int | None, status: str = "") -> None:
+            nonlocal state, since
             if task not in tasks:
                 tasks[task] = bar.add_task(task, total=total, status="")
                 speeds[task] = _Speed(done)
@@ -94,7 +115,9 @@ def show_progress(console: Console, *, unit: str = "", enabled: bool = True) -> 
             bar.update(tasks[task], completed=done, total=total, status=status)
             if log:
                 count = f"{done:,}" if total is None else f"{done}/{total}"
-                log(task, f"{count}{f', {status}' if status else ''}")
+                count += f", {status}" if status else ""
+                log(task, count)
+                state, since = f"{task}: {count}", time.monotonic()
 
         yield show
 

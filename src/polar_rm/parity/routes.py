@@ -114,13 +114,14 @@ def _trainer(model: RewardModel, items: Sequence[ScoreItem]) -> list[float]:
 def _transformers(directory: str | Path, encoded: Sequence[Encoded], dtype: str, device: str, progress: Progress) -> list[float]:
     from transformers import AutoModelForSequenceClassification
 
-    progress(BASELINE, 0, len(encoded))
+    progress(BASELINE, 0, len(encoded), "loading")
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=getattr(torch, dtype), trust_remote_code=False)
     model = model.to(device).eval()
-    scores = []
+    scores: list[float] = []
     for item in encoded:
+        progress(BASELINE, len(scores), len(encoded), f"now {len(item.ids):,} tokens")
         scores.append(float(model(torch.tensor([item.ids], device=device), use_cache=False).logits))
-        progress(BASELINE, len(scores), len(encoded))
+    progress(BASELINE, len(scores), len(encoded))
     return scores
 
 

@@ -110,7 +110,7 @@ async def _answer(
 ) -> Answer:
     scores, refused = {}, ""
     for index, item in enumerate(encoded):
-        progress(route.name, index, len(encoded))
+        progress(route.name, index, len(encoded), f"now {len(item.ids):,} tokens")
         if route.body(item, model) is None:
             continue
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -20,6 +21,8 @@ from polar_rm.sampling.identity import identities
 from polar_rm.sampling.output import remove_stale, trajectories_path, write_manifest, write_trajectories
 from polar_rm.sampling.plan import SamplingPlan, make_plan
 from polar_rm.sampling.store import OutcomeRow, Store
+
+_log = logging.getLogger("polar_rm.sampling")
 
 
 @dataclass(slots=True)
@@ -87,11 +90,12 @@ class SamplingReport:
         return "\n".join(lines)
 
     def check(self) -> None:
-        """Raises PolarError with one line that lists the policies with missing samples."""
-        incomplete = [status for status in self.policies if status.missing]
+        """Raises PolarError with one line that lists the policies with missing samples, those of one cause together."""
+        incomplete = [(s.policy, f"{s.missing} of {s.planned} missing, {_cause(s)}") for s in self.policies if s.missing]
         if incomplete:
-            causes = "; ".join(f"{s.policy}: {s.missing} of {s.planned} missing, {_cause(s)}" for s in incomplete)
-            raise PolarError(f"{causes}. All samples that arrived are kept; run the same command again to draw the rest")
+            raise PolarError(
+                f"{_by_text(incomplete)}. All samples that arrived are kept; run the same command again to draw the rest"
+            )
 
 
 def sample(config: SamplingConfig, progress: Progress = silent) -> Path:
@@ -162,6 +166,8 @@ def _collect(
             since[name] = now
             statuses[name].tokens += tokens
             statuses[name].seconds += throughput[name][1]
+        if failed := [(event.policy, event.error) for event in batch if isinstance(event, PolicyFailed)]:
+            _log.warning("policies that are down: %s", _by_text(failed))  # lines of progress become rare, and the end may be far
         store.add(rows, throughput)
         for name in {event.policy for event in batch}:
             _show(progress, statuses[name])
@@ -219,6 +225,14 @@ def _cause(status: PolicyStatus) -> str:
     if status.error or not status.failures:
         return status.error or "interrupted"
     return f"{_format_counts(status.failures)} ({status.reason})"
+
+
+def _by_text(texts: Iterable[tuple[str, str]]) -> str:
+    """(policy, text) on one line; policies with equal texts share it."""
+    names: dict[str, list[str]] = {}
+    for name, text in texts:
+        names.setdefault(text, []).append(name)
+    return "; ".join(f"{', '.join(of_text)}: {text}" for text, of_text in names.items())
 
 
 def _format_counts(failures: Counter[str]) -> str:

@@ -24,6 +24,7 @@ from polar_rm.sampling.base import Emit, Machine, NoSample, Outcome, Policy, Pol
 
 BACKOFF_S = 1.0  # before the first retry; doubles, with jitter
 MAX_BACKOFF_S = 60.0
+START_PATIENCE_S = 3.0  # for an address at which nothing has answered yet; then the policy is down
 MAX_FAILURES_IN_A_ROW = 3  # requests that failed in all their attempts; then the policy is down
 
 # vLLM and OpenAI ("maximum context length"), SGLang ("longer than the model's context length"), llama.cpp ("context size").
@@ -154,15 +155,17 @@ class OpenAIBackend:
 
     def __init__(self, policy: OpenAIPolicy) -> None:
         self.policy = policy
+        self.was_reached = False
         variable = policy.api_key_env
         self.key = key_from_environment(variable, f"policy {policy.name!r}: api_key_env") if variable else None
 
     def run(self, requests: Iterable[Request], emit: Emit, stop: Event) -> None:
-        """See :class:`Backend`. PolicyDown: the server refuses the key or the model, or no request succeeds any more."""
+        """See :class:`Backend`. PolicyDown: no server, it refuses the key or the model, or no request succeeds any more."""
         asyncio.run(self._run(iter(requests), emit, stop))
 
     async def _run(self, requests: Iterator[Request], emit: Emit, stop: Event) -> None:
         concurrency = self.policy.concurrency
+        self.began = time.monotonic()
         self.limiter, self.failed_in_a_row, self.has_sample = _RateLimiter(self.policy.requests_per_minute), 0, False
         async with Transport(
             self.policy.base_url.rstrip("/"),
@@ -213,6 +216,8 @@ class OpenAIBackend:
             if retry_after is not None:
                 self.limiter.pause(retry_after)  # all workers wait, as the server asked
             backoff = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.5)
+            if not self.was_reached:  # the last attempt at the end of the patience
+                backoff = min(backoff, max(0.0, self.began + START_PATIENCE_S - time.monotonic()))
             await asyncio.sleep(backoff)
         if isinstance(outcome, NoSample):
             return NoSample(outcome.kind, outcome.message, attempt)
@@ -221,7 +226,10 @@ class OpenAIBackend:
     async def _attempt(self, transport: Transport, body: bytes) -> tuple[Outcome, float | None]:
         """The outcome, and the seconds that the server asked us to wait."""
         answer = await transport.send("POST", self.policy.url().removeprefix(transport.url), body)
+        self.was_reached = self.was_reached or not (isinstance(answer, NoReply) and answer.kind == "absent")
         if isinstance(answer, NoReply):
+            if not self.was_reached and time.monotonic() - self.began >= START_PATIENCE_S:
+                raise PolicyDown(f"{self.policy.url()}: no connection: {answer.message} (no server has answered here)")
             kind = _NO_REPLY[answer.kind]
             return NoSample(kind, f"no connection: {answer.message}" if kind == "connection" else answer.message), None
         if answer.status in _POLICY_WIDE:
