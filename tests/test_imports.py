@@ -17,6 +17,7 @@ HEAVY = {"torch", "transformers"}
         "polar_rm.rft.items",
         "polar_rm.sampling.estimate",
         "polar_rm.sampling.runner",
+        "polar_rm.serving.address",
         "polar_rm.client",
     ],
 )

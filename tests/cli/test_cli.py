@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -407,10 +408,11 @@ def test_an_option_given_twice_is_refused_because_the_last_would_win_silently(po
 
 
 def test_every_option_of_serve_reaches_the_server_also_where_it_is_zero(polar, model, monkeypatch):
-    from polar_rm.serving import launch
+    from polar_rm.serving import address, launch
 
     served = []
-    monkeypatch.setattr(launch, "serve", served.append)
+    monkeypatch.setattr(launch, "serve", lambda config, listener, key: served.append(config))
+    monkeypatch.setattr(address, "bind", lambda host, port: nullcontext())
     assert polar("serve", "--model", model, "--port", 0, "--max-items", 3)[0] == 0
     assert polar("serve", "port=8000", "--model", model, "--allow-open", "--allowed-host", "a.b")[0] == 0
     first, second = served

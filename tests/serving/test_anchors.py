@@ -206,5 +206,5 @@ def test_a_server_does_not_start_with_the_scale_of_another_model(scaled, tmp_pat
         (tmp_path / "other/calibration").mkdir(exist_ok=True)
         shutil.copy(scaled / name, tmp_path / "other" / name)
         with pytest.raises(launch.PolarError, match="belongs to another model"):
-            launch.serve(ServeConfig(model=tmp_path / "other", port=0))
+            launch.serve(ServeConfig(model=tmp_path / "other"), listener=None, key=None)
         (tmp_path / "other" / name).unlink()

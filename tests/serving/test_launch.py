@@ -26,7 +26,7 @@ from polar_rm.errors import PolarError
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.outcomes import rewards
 from polar_rm.scoring.scorer import Scorer
-from polar_rm.serving import launch, vllm
+from polar_rm.serving import address, launch, vllm
 from polar_rm.serving.config import ServeConfig
 from polar_rm.serving.guard import Limits
 from polar_rm.serving.launch import DrainingServer
@@ -104,7 +104,8 @@ def test_mistakes_are_one_line(checkpoint, arguments, reason):
 
 def test_a_config_serves_as_flags_do_and_flags_take_precedence(tmp_path, monkeypatch):
     served = []
-    monkeypatch.setattr("polar_rm.serving.launch.serve", served.append)
+    monkeypatch.setattr("polar_rm.serving.launch.serve", lambda config, listener, key: served.append(config))
+    monkeypatch.setattr(address, "bind", lambda host, port: contextlib.nullcontext())
     monkeypatch.setattr("polar_rm.cli.options.native_folder", Path)
     (tmp_path / "serve.yaml").write_text("model: m\nport: 1\nhost: 127.0.0.2\nallowed_hosts: [a, b]\nprecision: bf16\n")
     for arguments in (
@@ -140,8 +141,10 @@ def test_every_setting_reaches_the_application(checkpoint, monkeypatch):
     settings |= {"pooling_flavour": "lmdeploy", "precision": "bf16", "log_texts": True}
     settings |= {"row_tokens": 64, "max_items": 5, "max_body_mib": 3, "max_queue_tokens": 99, "max_seconds": 7}
     settings |= {"prefix_memory_mib": 2}
-    launch.serve(ServeConfig(**settings))
-    assert told["limits"] == Limits(3 * 2**20, 5, 7.0) and len(told["sockets"]) == 1
+    config = ServeConfig(**settings)
+    with address.bind(config.host, config.port) as listener:
+        launch.serve(config, listener, address.api_key(config.host, config.api_key_env, allow_open=False))
+    assert told["limits"] == Limits(3 * 2**20, 5, 7.0) and told["sockets"] == [listener]
     assert (told["flavour"], told["api_key"], told["log_texts"]) == ("lmdeploy", "sesame", True)
     refusals = [
         told["hosts"].refusal("/v1/score", {b"host": name}) for name in (b"rewards.example", b"localhost", b"evil.example")

@@ -126,9 +126,13 @@ def serve(
         _serve_with_vllm(config, vllm_options)
     if vllm_options:
         raise PolarError(f"unexpected argument {vllm_options[0]!r}: options after -- are for --engine vllm")
-    with needs("serve", "polar serve"):
-        from polar_rm.serving import launch
-    launch.serve(config)
+    from polar_rm.serving.address import api_key, bind
+
+    key = api_key(config.host, config.api_key_env, allow_open=config.allow_open)
+    with bind(config.host, config.port) as listener:
+        with needs("serve", "polar serve"):
+            from polar_rm.serving import launch
+        launch.serve(config, listener, key)
 
 
 def _config(arguments: list[str], flags: dict[str, Any]) -> tuple[ServeConfig, list[str]]:

@@ -1,4 +1,4 @@
-"""``polar serve``: bind the port, load the model, serve until a signal, then drain."""
+"""``polar serve`` on a bound port: load the model, serve until a signal, then drain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from polar_rm.model.devices import claim_device, dtype_name
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.rewards.scale import Scale
 from polar_rm.scoring.scorer import Scorer
-from polar_rm.serving.address import api_key, bind
 from polar_rm.serving.app import create_app
 from polar_rm.serving.batching import Batcher
 from polar_rm.serving.config import ServeConfig
@@ -41,42 +40,41 @@ KEEP_ALIVE_SECONDS = 75
 _QUEUED_CONNECTIONS = 2048
 
 
-def serve(config: ServeConfig) -> None:
+def serve(config: ServeConfig, listener: socket.socket, key: str | None) -> None:
     """Serve until a signal, and return when every accepted request has been answered. A second signal ends the process.
 
+    listener, key: see :mod:`polar_rm.serving.address`. They are made before this module is imported, which takes seconds.
+
     Raises:
-        PolarError: other machines could reach the server without a key, or the address can't be bound, or the model not loaded,
-            or its folder holds the scale of another model.
+        PolarError: the model can't be loaded, or its folder holds the scale of another model.
     """
-    key = api_key(config.host, config.api_key_env, allow_open=config.allow_open)
     device = claim_device(config.device)
     log_to_stderr()
     raise_descriptor_limit()
-    with bind(config.host, config.port) as listener:
-        scale = Scale.load(config.model)  # refuses the scale of another model before the weights are loaded
-        dtype = dtype_name(config.precision, device)
-        _log.info("loading", extra={"fields": {"model": model_name(config.model), "dtype": dtype, "device": device}})
-        model = RewardModel.from_pretrained(config.model, dtype=dtype, device=device)
-        prefixes = PrefixStore(config.prefix_memory_mib << 20) if config.prefix_memory_mib and device == "cpu" else None
-        scorer = Scorer(model, row_tokens=config.row_tokens, prefixes=prefixes)
-        batcher = Batcher(
-            scorer.score_trees,
-            scorer.measure_trees,
-            batch_tokens=config.row_tokens,
-            max_waiting_tokens=config.max_queue_tokens,
-            prefixes=prefixes,
-        )
-        positions = getattr(model.backbone.config, "max_position_embeddings", None)
-        service = Service(model_name(config.model), model.encoder, batcher, scale, positions, dtype, device)
-        guard = create_app(
-            service,
-            limits=Limits(config.max_body_mib << 20, config.max_items, config.max_seconds),
-            flavour=config.pooling_flavour or "vllm",
-            api_key=key,
-            log_texts=config.log_texts,
-            hosts=Hosts(config.host, tuple(name.lower() for name in config.allowed_hosts)),
-        )
-        DrainingServer(guard, server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS).run(sockets=[listener])
+    scale = Scale.load(config.model)  # refuses the scale of another model before the weights are loaded
+    dtype = dtype_name(config.precision, device)
+    _log.info("loading", extra={"fields": {"model": model_name(config.model), "dtype": dtype, "device": device}})
+    model = RewardModel.from_pretrained(config.model, dtype=dtype, device=device)
+    prefixes = PrefixStore(config.prefix_memory_mib << 20) if config.prefix_memory_mib and device == "cpu" else None
+    scorer = Scorer(model, row_tokens=config.row_tokens, prefixes=prefixes)
+    batcher = Batcher(
+        scorer.score_trees,
+        scorer.measure_trees,
+        batch_tokens=config.row_tokens,
+        max_waiting_tokens=config.max_queue_tokens,
+        prefixes=prefixes,
+    )
+    positions = getattr(model.backbone.config, "max_position_embeddings", None)
+    service = Service(model_name(config.model), model.encoder, batcher, scale, positions, dtype, device)
+    guard = create_app(
+        service,
+        limits=Limits(config.max_body_mib << 20, config.max_items, config.max_seconds),
+        flavour=config.pooling_flavour or "vllm",
+        api_key=key,
+        log_texts=config.log_texts,
+        hosts=Hosts(config.host, tuple(name.lower() for name in config.allowed_hosts)),
+    )
+    DrainingServer(guard, server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS).run(sockets=[listener])
 
 
 def _config(app: Guard, connections: Connections, **options: Any) -> uvicorn.Config:
