@@ -463,15 +463,16 @@ def test_prompts_are_rendered_by_kind(tmp_path, language_model):
 
 def test_a_dry_run_writes_nothing_and_uses_measured_speed(tmp_path, server):
     settings = served(tmp_path, server.url, server.url)
-    first, _ = estimate(settings, tokens_per_s=20)
+    first, second = estimate(settings, tokens_per_s=20)
     assert (first.requests, first.new_tokens, first.seconds, first.basis) == (10, 60, 3.0, "assumed")
+    assert "all: 20 samples, 120 new tokens, about 0:00:06 one after another" in describe([first, second])
     assert estimate(settings)[0].seconds is None
     assert not settings.output.exists() and not server.bodies
     sample(served(tmp_path, server.url))
     done, other = estimate(served(tmp_path, server.url, server.url, prompts=6))
     assert (done.planned, done.requests, done.new_tokens, done.basis) == (12, 2, 2 * 3, "measured")
     assert (other.requests, other.basis) == (12, "unknown")
-    assert "all: 14 samples" in describe([done, other])
+    assert describe([done, other]).endswith("all: 14 samples, 78 new tokens")
 
 
 def test_errors(tmp_path, language_model):

@@ -68,10 +68,16 @@ def describe(estimates: list[Estimate]) -> str:
     """One line for each policy, and one for the sums."""
     lines = []
     for each in estimates:
-        time = "time unknown (--tokens-per-second)" if each.seconds is None else f"about {timedelta(seconds=round(each.seconds))}"
+        time = "time unknown (--tokens-per-second)" if each.seconds is None else f"about {_time(each.seconds)}"
         lines.append(
             f"{each.policy:>18}: {each.requests:,} of {each.planned:,} samples to draw, {each.prompt_tokens:,} prompt tokens, "
             f"{'about' if each.basis == 'measured' else 'at most'} {each.new_tokens:,} new tokens, {time} ({each.basis} speed)"
         )
     requests, tokens = sum(each.requests for each in estimates), sum(each.new_tokens for each in estimates)
-    return "\n".join([*lines, f"{'all':>18}: {requests:,} samples, {tokens:,} new tokens"])
+    known = [each.seconds for each in estimates if each.seconds is not None]
+    time = f", about {_time(sum(known))} one after another" if len(known) == len(estimates) else ""
+    return "\n".join([*lines, f"{'all':>18}: {requests:,} samples, {tokens:,} new tokens{time}"])
+
+
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
