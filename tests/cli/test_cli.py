@@ -134,7 +134,7 @@ def test_the_path_of_the_result_is_checked_before_the_work(polar, model, tmp_pat
     items = write(tmp_path / "items.jsonl", {"prompt": "p", "reference": "r", "output": "o"})
     refused(polar("score", "--model", model, "--input", items, "--output", items), items, "the input itself")
     pattern = tmp_path / "item*.jsonl"  # H14
-    refused(polar("score", "--model", model, "--input", pattern, "--output", items), items, "the input itself")
+    refused(polar("score", "--model", model, "--input", pattern, "--output", items), items, "this run writes this file")
     pairs = write(tmp_path / "pairs.jsonl", PAIR)
     monkeypatch.delattr(RewardModel, "from_pretrained")
     refused(polar("evaluate", pairs, "--model", model, "--json", tmp_path), tmp_path, "is a folder")
@@ -373,7 +373,7 @@ def test_an_output_folder_is_no_markup(polar, model, tmp_path, name):
     code, _, error = polar("pretrain", *base, f"output={name}/rm")
     assert code == 0, error
     assert f"the model is in {name}/rm/model" in error
-    refused(polar("score", "--model", model, "--input", name, "--output", "s.jsonl"), f"{name}: it is a folder")
+    refused(polar("score", "--model", model, "--input", name, "--output", "s.jsonl"), f"{name}/rm/data/")
 
 
 def test_old_names_of_options_suggest_the_new_ones(polar, model, tmp_path):
@@ -437,3 +437,33 @@ def test_rows_are_counted_where_that_is_cheap(tmp_path):
     assert count_rows(tmp_path / "i.csv") is None
     (tmp_path / "broken.parquet").write_bytes(b"x")
     assert count_rows(tmp_path / "broken.parquet") is None
+
+
+def test_each_file_of_a_folder_gets_a_file_of_scores(polar, model, tmp_path):
+    rows = [{"prompt": f"p{n}", "reference": "r", "output": "o"} for n in range(5)]
+    (tmp_path / "in/b").mkdir(parents=True)
+    write(tmp_path / "in/a.jsonl", *rows[:2])
+    pq.write_table(pa.Table.from_pylist(rows[2:]), tmp_path / "in/b/c.parquet")
+    command = ("score", "--model", model, "--input", tmp_path / "in", "--output", tmp_path / "out")
+    code, _, error = polar(*command)
+    assert code == 0 and error.splitlines()[-2:] == [
+        "scoring: 2/5, a.jsonl, 1 of 2",
+        f"5 items scored into {tmp_path / 'out'}",
+    ], error
+    expected = write(tmp_path / "all.jsonl", *rows)
+    assert polar("score", "--model", model, "--input", expected, "--output", tmp_path / "all.scores.jsonl")[0] == 0
+    whole = [json.loads(line)["reward"] for line in (tmp_path / "all.scores.jsonl").read_text().splitlines()]
+    parts = [json.loads(line) for name in ("a.jsonl", "b/c.jsonl") for line in (tmp_path / "out" / name).read_text().splitlines()]
+    assert [row["reward"] for row in parts] == pytest.approx(whole, abs=1e-5)
+    assert [row["row"] for row in parts] == [1, 2, 1, 2, 3]
+    # The same command goes on with what is missing.
+    before = (tmp_path / "out/a.jsonl").stat().st_mtime_ns
+    (tmp_path / "out/b/c.jsonl").unlink()
+    code, _, error = polar(*command)
+    assert code == 0 and "3 items scored" in error and "(1 of 2 files were finished)" in error
+    assert (tmp_path / "out/a.jsonl").stat().st_mtime_ns == before
+    write(tmp_path / "in/a.jsonl", *rows[:3])
+    refused(polar(*command), "it holds scores of other settings (inputs.a.jsonl")
+    refused(polar(*command[:-1], tmp_path / "o.jsonl"), "the input means 2 files; name a folder")
+    write(tmp_path / "in/a.ndjson", *rows[:1])
+    refused(polar(*command[:-1], tmp_path / "other"), "the scores of both would be called")

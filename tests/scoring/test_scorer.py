@@ -237,7 +237,7 @@ def test_scores_are_written_only_to_jsonl_files(model, tmp_path):
         ("items.jsonl", "folder.jsonl", "it is a folder"),
         ("items.jsonl", "scores.jsonl.gz", "known: .jsonl"),
         ("items.jsonl", "items.jsonl/scores.jsonl", "is not a folder"),
-        (".", "scores.jsonl", "one file at a time"),
+        (".", "scores.jsonl", "each gets a file of scores"),
     ):
         with pytest.raises(PolarError, match=reason):
             run(model, tmp_path / source, tmp_path / target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,7 +26,9 @@ _Source = Annotated[
         "--input", help="Items {prompt, reference or references, output[, wrapper]}: JSON, CSV, Parquet, Arrow.", **DATA
     ),
 ]
-_Target = Annotated[Path, typer.Option("--output", help="JSONL of {row, reward, n_tokens, truncated, notes, metadata}.")]
+_Target = Annotated[
+    Path, typer.Option("--output", help="JSONL of {row, reward, n_tokens, truncated, notes, metadata}, or a folder of them.")
+]
 _Transform = Annotated[
     ItemTransform,
     typer.Option(
@@ -71,7 +74,8 @@ def score(
 ) -> None:
     """Score a file of items: one raw reward per item, in the order of the input.
 
-    Adjacent items with the same prompt and reference share their prefix. After an interruption the same command continues.
+    Of a folder or a pattern each file gets a file of scores in the folder `--output`. Adjacent items with the same prompt and
+    reference share their prefix. After an interruption the same command continues.
 
     Examples:
 
@@ -79,51 +83,71 @@ def score(
 
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl --transform probability
 
+        polar score --model runs/rm/model --input items/ --output scores/
+
         polar score --model runs/rm/model --input talks.jsonl --output turns.jsonl --each-turn
 
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl --engine ray --actors 8 --actor-gpus 1
     """
-    from polar_rm.common.files import sha256
+    from polar_rm.common.files import claim_folder, sha256
     from polar_rm.common.locks import owned
-    from polar_rm.records import OnBadRow, find_file, side_file
+    from polar_rm.records import OnBadRow, find_files, side_file
     from polar_rm.rewards.scale import Scale
-    from polar_rm.scoring.files import check_paths
+    from polar_rm.scoring.files import check_paths, targets_of
     from polar_rm.scoring.lines import check_rows
 
     resources = _resources(engine, actors, actor_cpus, actor_gpus)
-    source = source if source.exists() else find_file(source)
-    check_paths(source, target)
+    files = [source] if source.is_file() else find_files(source, [target])
+    is_folder = len(files) > 1 or not (source.is_file() or target.suffix == ".jsonl")
+    targets = targets_of(files, target) if is_folder else {files[0]: target}
+    for each in targets.items():
+        check_paths(*each)
     scale = Scale() if transform in ("raw", "tanh") and combine == "mean" else Scale.load(model)
     chosen: dict[str, Any] = {"transform": transform, "combine": combine, "each_turn": each_turn}
     check_rows(scale, **chosen)
     with owned(target, "score"):
         with status_line(messages, f"loading {model}"):
             reward_model, dtype = _load(model, precision, device, resources)
-        bad = OnBadRow(on_bad_row, side_file(target), strip_prompt=strip_prompt)
         identity = {
             "model": sha256(model),
             "encoder_hash": reward_model.encoder.hash,
-            "input": sha256(source),
             "dtype": dtype,
             "strip_prompt": strip_prompt,
             **{name: value for name, value in chosen.items() if value not in ("raw", "mean", False)},
         }
-        options: dict[str, Any] = {**chosen, "scale": scale, "row_tokens": row_tokens, "on_bad_row": bad}
-        rows = _score(reward_model, source, target, identity=identity, **options)
-    message(f"{rows:,} items scored into {target}")
-    report_bad(bad)
+        inputs = {file: sha256(file) for file in files}
+        if is_folder:
+            names = {str(targets[file].relative_to(target)): digest for file, digest in inputs.items()}
+            claim_folder(target, {**identity, "inputs": names}, "scores")
+        found = {file: OnBadRow(on_bad_row, side_file(targets[file]), strip_prompt=strip_prompt) for file in files}
+        options: dict[str, Any] = {**chosen, "scale": scale, "row_tokens": row_tokens}
+        jobs = [
+            (file, targets[file], {"identity": {**identity, "input": inputs[file]}, "on_bad_row": found[file], **options})
+            for file in files
+            if not (is_folder and targets[file].exists())  # an earlier call has finished it
+        ]
+        rows = _score(reward_model, jobs)
+    finished = f" ({len(files) - len(jobs):,} of {len(files):,} files were finished)" if len(jobs) < len(files) else ""
+    message(f"{rows:,} items scored into {target}{finished}")
+    for bad in found.values():
+        report_bad(bad)
 
 
-def _score(model: RewardModel | RemoteModel, source: Path, target: Path, **options: Any) -> int:
-    """Score the file and show how far it is; returns the number of rows."""
+def _score(model: RewardModel | RemoteModel, jobs: Sequence[tuple[Path, Path, dict[str, Any]]]) -> int:
+    """Score files, each with its target and the options of ``score_file``, and show how far it is; returns the number of rows."""
     from polar_rm.records import count_rows
     from polar_rm.scoring.files import score_file
 
-    rows, total = 0, count_rows(source)
+    totals = [count_rows(source) for source, _, _ in jobs]
+    total = None if None in totals else sum(filter(None, totals))
+    before = 0
     with show_progress(messages, unit="items") as progress:
-        for rows in score_file(model, source, target, **options):
-            progress("scoring", rows, max(total, rows) if total else None)
-    return rows
+        for number, (source, target, options) in enumerate(jobs, 1):
+            rows, status = 0, f"{source.name}, {number} of {len(jobs)}" if len(jobs) > 1 else ""
+            for rows in score_file(model, source, target, **options):
+                progress("scoring", before + rows, max(total, before + rows) if total else None, status)
+            before += rows
+    return before
 
 
 def _resources(engine: str, actors: int, cpus: float, gpus: float) -> RayActors | None:

@@ -18,6 +18,7 @@ from polar_rm.common.locks import owned
 from polar_rm.errors import PolarError
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.records import OnBadRow, ScoreItem, read_numbered_items
+from polar_rm.records.finding import suffix_of
 from polar_rm.rewards.combining import Combine
 from polar_rm.rewards.outcomes import Unread
 from polar_rm.rewards.scale import Scale
@@ -161,10 +162,29 @@ def check_paths(source: str | Path, target: str | Path) -> None:
     """
     source, target = Path(source), Path(target)
     if source.is_dir():
-        raise PolarError(f"{source}: it is a folder; score one file at a time, because rows of several files have equal numbers")
+        raise PolarError(f"{source}: it is a folder; rows of several files have equal numbers, so each gets a file of scores")
     if target.exists() and source.exists() and target.samefile(source):
         raise PolarError(f"{target}: it is the input itself")
     check_target(target, (".jsonl",))
+
+
+def targets_of(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """A file of scores in ``folder`` for each input file, by its path beside the others: ``a/b.parquet`` gets ``a/b.jsonl``.
+
+    Raises:
+        PolarError: the output is no folder, or two files of scores would have one name.
+    """
+    if folder.suffix == ".jsonl" or folder.is_file():
+        raise PolarError(f"{folder}: the input means {len(files):,} files; name a folder, which gets a file of scores for each")
+    root = Path(os.path.commonpath([file.absolute().parent for file in files]))
+    targets: dict[Path, Path] = {}
+    for file in files:
+        inner = file.absolute().relative_to(root)
+        target = folder / inner.with_name(inner.name.removesuffix(suffix_of(file)) + ".jsonl")
+        if other := next((source for source, taken in targets.items() if taken == target), None):
+            raise PolarError(f"{other}, {file}: the scores of both would be called {target}; rename one of them")
+        targets[file] = target
+    return targets
 
 
 def _continue_only(partial: Path, state: Path, identity: dict[str, Any]) -> None:
