@@ -2,11 +2,12 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from support import tiny
 from support.owners import owned_elsewhere
 
@@ -17,7 +18,7 @@ from polar_rm.rft import run as run_module
 from polar_rm.rft.checkpoints import checkpoints, last_checkpoint, remove_incomplete_checkpoints
 from polar_rm.rft.config import RftConfig
 from polar_rm.rft.data import read_data
-from polar_rm.rft.policy import trainer_arguments
+from polar_rm.rft.policy import describe_machine, trainer_arguments
 from polar_rm.rft.run import identity
 
 
@@ -69,7 +70,7 @@ def test_files_in_the_output_folder_are_no_data(folder):
 def started(monkeypatch):
     """Runs up to the training, without TRL: the data of each."""
     runs = []
-    monkeypatch.setitem(sys.modules, "trl", SimpleNamespace(GRPOConfig=None))
+    monkeypatch.setitem(sys.modules, "trl", SimpleNamespace(GRPOConfig=None, __spec__="installed"))
     monkeypatch.setattr(run_module, "trainer_arguments", lambda *_: SimpleNamespace(beta=0.1, max_completion_length=8))
     monkeypatch.setattr(run_module, "_run", lambda job, is_first: runs.append(job.data) or {})
     monkeypatch.setattr(type(config(Path("x")).reward), "open", lambda self: None)
@@ -139,6 +140,7 @@ class FakeArguments:
     report_to: str
     logging_steps: int
     disable_tqdm: bool
+    use_cpu: bool = False
     fsdp: str = ""
     deepspeed: str | None = None
     world_size = 1
@@ -148,8 +150,28 @@ def test_processes_that_the_trainer_does_not_see_are_told(monkeypatch):
     """Each of them would train, and all would write into one folder."""
     arguments = trainer_arguments(FakeArguments, {"logging_steps": 3}, {"output_dir": "o"})
     assert (arguments.logging_steps, arguments.report_to, arguments.output_dir) == (3, "none", "o")
+    assert arguments.use_cpu == (not torch.cuda.is_available() and not torch.backends.mps.is_available())
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="trainer: 2 processes were started, but TRL sees 1; without GPUs set use_cpu"):
         trainer_arguments(FakeArguments, {}, {"output_dir": "o"})
     with pytest.raises(ConfigError, match="there.deepspeed: |there: fsdp and deepspeed are not supported"):
         trainer_arguments(FakeArguments, {"deepspeed": "x"}, {"output_dir": "o"}, "there")
+
+
+@pytest.mark.parametrize(
+    ("keys", "device", "use_cpu", "words"),
+    [
+        ({}, "cpu", True, "cpu (trainer.use_cpu), bfloat16"),
+        ({"fp16": True}, "cuda", False, "cuda, float16"),
+        ({"bf16": False}, "cuda", False, "cuda, float32"),
+        ({"use_cpu": True}, "cuda", True, "cpu (trainer.use_cpu), bfloat16"),
+        ({"use_cpu": False}, "cpu", False, "cpu, bfloat16"),
+    ],
+)
+def test_a_machine_without_a_gpu_is_told_to_the_trainer(monkeypatch, keys, device, use_cpu, words):
+    """TRL refused: "Your setup doesn't support bf16/gpu. You need to assign use_cpu"."""
+    monkeypatch.setattr("polar_rm.rft.policy.pick_device", lambda name: device)
+    monkeypatch.setattr("polar_rm.rft.policy.compute_dtype", lambda name, device: torch.bfloat16)
+    kind = make_dataclass("Arguments", [("fp16", bool, False)], bases=(FakeArguments,))
+    assert trainer_arguments(kind, keys, {"output_dir": "o"}).use_cpu is use_cpu
+    assert describe_machine(keys) == words

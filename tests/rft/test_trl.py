@@ -5,11 +5,13 @@ import asyncio
 import json
 import math
 import pickle
+import re
 import subprocess
 import sys
 
 import pytest
 from support import fakes, tiny
+from support.commands import in_process
 
 import polar_rm
 from polar_rm.cli import main as cli
@@ -249,6 +251,24 @@ def test_without_trl_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     with pytest.raises(PolarError, match=r"polar rft needs the package (trl|datasets): pip install .*trl"):
         run(config(tmp_path, [{"prompt": "p", "reference": "r"}]))
+
+
+def test_all_missing_packages_are_told_before_anything_is_loaded(tmp_path, monkeypatch):
+    """Each of them stopped a run of its own after torch was loaded."""
+    config(tmp_path, [{"prompt": "p", "reference": "r"}])
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm/weights.gguf").write_bytes(b"GGUF")
+    for package in ("trl", "gguf"):
+        monkeypatch.setitem(sys.modules, package, None)
+    common = ["rft", f"data=[{tmp_path}/rows.jsonl]", "reward.source=package:no_such_reward", f"output={tmp_path}/out"]
+    for model, line in {
+        f"{tmp_path}/lm": r"/lm: a GGUF needs the package gguf: pip install '?gguf(>=[\d.]+'?)?$",
+        "package:no_such_policy": "package:no_such_policy: the package no_such_policy is not installed",
+    }.items():
+        code, _, error = in_process(*common, f"policy.model={model}")
+        assert code == 2
+        for each in (line, r"polar rft needs the package trl: pip install .*trl", "package:no_such_reward: "):
+            assert re.search(each, error, re.MULTILINE), error
 
 
 def test_a_dry_run_prints_the_plan(tmp_path, monkeypatch, capsys):

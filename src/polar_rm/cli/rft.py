@@ -9,7 +9,7 @@ import typer
 
 from polar_rm.cli.options import Arguments, BadRowsOf, DryRun, JsonFile, load, verb
 from polar_rm.cli.output import message, print_text, print_values, report_files
-from polar_rm.cli.train import check_reward_model
+from polar_rm.cli.train import check_reward_model, find_language_model
 from polar_rm.common.paths import check_data
 from polar_rm.common.problems import Problems
 from polar_rm.common.processes import is_main_rank
@@ -37,9 +37,9 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
     """
     from polar_rm.common.files import write_json
     from polar_rm.common.http import is_address
-    from polar_rm.common.sources import model_folder
     from polar_rm.records import survey_files
     from polar_rm.rft.config import RftConfig
+    from polar_rm.rft.packages import require_packages
 
     problems = Problems()
     config = load(RftConfig, arguments, on_bad_row, problems)
@@ -49,9 +49,10 @@ def rft(arguments: Arguments, dry_run: DryRun = False, json: JsonFile = None, on
     if not is_address(config.reward.source):
         with problems.noted():
             check_reward_model("reward.source", config.reward.source)
-    if not problems:
+    if not dry_run:
         with problems.noted():
-            model_folder(config.policy.model)
+            require_packages(config)
+    find_language_model(config.policy.model, config.policy.gguf_file, problems)
     problems.check()
     if is_main_rank():
         report_files("data", survey_files(config.data, [config.output]))

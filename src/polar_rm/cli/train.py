@@ -106,15 +106,25 @@ def _train(
 
 def check_model_config(config: ModelConfig, problems: Problems) -> None:
     """Check that the folders of a model or a tokenizer exist."""
-    from polar_rm.common.sources import model_folder
-
     if config.resume_from:
         with problems.noted():
             check_reward_model("model.resume_from", config.resume_from)
     for source in (config.init, config.tokenizer):
-        if source and not problems:
-            with problems.noted():
-                model_folder(source)
+        if source:
+            find_language_model(source, None, problems)
+
+
+def find_language_model(source: str | Path, gguf_file: str | None, problems: Problems) -> None:
+    """Check that a language model exists, and with it the package that reads a GGUF. One of the Hub is downloaded only where
+    nothing else is wrong."""
+    from polar_rm.common.sources import PACKAGE, model_folder
+    from polar_rm.model.language_models import find_gguf
+
+    if problems and not (str(source).startswith(PACKAGE) or Path(source).is_dir()):
+        return
+    with problems.noted():
+        if find_gguf(model_folder(source), gguf_file):
+            require("gguf", f"{source}: a GGUF", "gguf")
 
 
 def check_reward_model(key: str, source: str | Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 
 from polar_rm.errors import PolarError
@@ -44,18 +44,28 @@ def require(extra: str, what: str, package: str) -> None:
 
 
 def _install_message(extra: str, what: str, package: str) -> str:
-    return f"{what} needs the package {package}: pip install {shlex.join(_packages_of(extra) or [package])}"
+    return f"{what} needs the package {package}: pip install {shlex.join(_missing_of(extra) or [package])}"
 
 
-def _packages_of(extra: str) -> list[str]:
-    """The requirements of an extra. They are named one by one, because a name of ours in a registry may be somebody else's."""
+def _missing_of(extra: str) -> list[str]:
+    """The requirements of an extra that are not installed, so that one command is enough and changes nothing else.
+
+    They are named one by one, because a name of ours in a registry may be somebody else's."""
     from packaging.requirements import Requirement
 
     try:
         lines = [Requirement(line) for line in requires("polar-rm") or []]
     except PackageNotFoundError:  # run from a folder, without installation
         return []
-    found = [line for line in lines if line.marker and line.marker.evaluate({"extra": extra})]
+    found = [line for line in lines if line.marker and line.marker.evaluate({"extra": extra}) and not _is_installed(line.name)]
     for line in found:
         line.marker = None
     return [str(line) for line in found]
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -16,7 +16,7 @@ def read_gguf(path: Path) -> Any:
     Raises:
         PolarError: it is no GGUF, a damaged one, or the package that reads them is missing.
     """
-    with needs("quickstart", f"{path}: a GGUF"):
+    with needs("gguf", f"{path}: a GGUF"):
         import gguf
 
     try:

@@ -19,12 +19,13 @@ from polar_rm.rft.judges import listed
 
 
 def make_plan(config: RftConfig) -> dict[str, Any]:
-    """Numbers of prompts, notes, and what the run finds in its output folder. Nothing is written.
+    """Numbers of prompts, device and precision, notes, and what the run finds in its output folder. Nothing is written.
 
     Raises:
         PolarError: all that is wrong with keys, judges, rows, the policy's chat template, the reward's template and the output
             folder, as the run would find it. Without TRL its keys can't be checked, which is a note.
     """
+    from polar_rm.rft.policy import describe_machine
     from polar_rm.rft.run import describe_output, trl_arguments
 
     problems, notes = Problems(), []
@@ -47,7 +48,7 @@ def make_plan(config: RftConfig) -> dict[str, Any]:
         output = describe_output(config)
     problems.check()
     counts = {"prompts": len(data.train), "held_out_prompts": len(data.held_out)}
-    return {**counts, "notes": [*data.notes, *notes], "output": output}
+    return {**counts, "device": describe_machine(config.trainer), "notes": [*data.notes, *notes], "output": output}
 
 
 def _check_policy(config: RftConfig, data: RftData) -> None:

@@ -97,6 +97,22 @@ def save_policy(trainer: Any, tokenizer: Any, target: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
+def describe_machine(keys: Mapping[str, Any]) -> str:
+    """A plan's words for where and in which precision TRL computes. keys: those of a config's ``trainer``."""
+    settings = {**_machine_settings(keys), **keys}
+    device = "cpu (trainer.use_cpu)" if settings.get("use_cpu") else pick_device("auto")
+    return f"{device}, {'bfloat16' if settings['bf16'] else 'float16' if settings.get('fp16') else 'float32'}"
+
+
+def _machine_settings(keys: Mapping[str, Any]) -> dict[str, bool]:
+    """What the machine decides of TRL's settings. Without a GPU TRL wants to be told so, except where several processes were
+    started: only the user knows how these talk to each other."""
+    device = pick_device("auto")
+    bf16 = compute_dtype("auto", device) == torch.bfloat16 and not keys.get("fp16")
+    use_cpu = device == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return {"bf16": bf16} | ({"use_cpu": True} if use_cpu else {})
+
+
 def trainer_arguments(kind: type, keys: Mapping[str, Any], fixed: Mapping[str, Any], where: str = "trainer") -> Any:
     """TRL's settings from a config's keys. fixed: settings that a config can't change. where: the keys' place in the config.
 
@@ -107,8 +123,7 @@ def trainer_arguments(kind: type, keys: Mapping[str, Any], fixed: Mapping[str, A
     for key in keys:
         if key not in allowed:
             raise ConfigError(f"{where}.{key}: not a key of {kind.__name__} that can be set here{suggestion(key, allowed)}")
-    bf16 = compute_dtype("auto", pick_device("auto")) == torch.bfloat16
-    defaults = {"bf16": bf16 and not keys.get("fp16"), "report_to": "none", "logging_steps": 1, "disable_tqdm": True}
+    defaults = {**_machine_settings(keys), "report_to": "none", "logging_steps": 1, "disable_tqdm": True}
     try:
         arguments = kind(**{**defaults, **keys, **fixed})
     except (ValueError, TypeError) as error:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polar_rm.common.extras import needs, require
 from polar_rm.common.files import claim_folder, is_claimed, read_json, sha256, write_json
 from polar_rm.common.locks import owned
 from polar_rm.common.manifests import check_manifest
@@ -28,6 +27,7 @@ from polar_rm.rft.config import RftConfig
 from polar_rm.rft.data import RftData, read_data
 from polar_rm.rft.evaluations import Evaluator, open_judges
 from polar_rm.rft.monitor import Monitor
+from polar_rm.rft.packages import require_packages
 from polar_rm.rft.page import write_page
 from polar_rm.rft.policy import check_prompts, load_policy, save_policy, train_to_end, trainer_arguments
 from polar_rm.rft.report import Finished, build_report
@@ -61,11 +61,7 @@ def run(config: RftConfig, on_log: OnLog = lambda row: None) -> dict[str, Any]:
         PolarError: a package is missing, a key or a row is invalid, a model can't be loaded, an item has no reward, or the output
             folder belongs to other settings, data or models, or is in use.
     """
-    with needs("rft", "polar rft"):
-        import datasets  # noqa: F401
-        import trl  # noqa: F401
-    for package in ("matplotlib", "jinja2", "sklearn"):
-        require("rft", "the report of polar rft", package)
+    require_packages(config)
     for source in (*config.data, *(config.evaluate.data if config.evaluate else ())):
         check_manifest(source)
     arguments = trl_arguments(config)
