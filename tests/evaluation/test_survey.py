@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -30,6 +31,12 @@ def test_counts():
 def test_missing_references_are_counted_and_the_first_named():
     items = [make(), make(None), make(), make(None)]
     with pytest.raises(PolarError, match="2 of 4 comparisons have no reference, the first is comparison 2; --reference empty"):
+        look(items)
+    items[1] = replace(items[1], metadata={"subset": "s", "refrence": "r"})
+    with pytest.raises(PolarError, match=r"the first is comparison 2 \(it has 'refrence': did you mean 'reference'\?\); --ref"):
+        look(items)
+    items[1] = replace(items[1], metadata={"subset": "s", "answer": "r"})
+    with pytest.raises(PolarError, match=r"is comparison 2 \(its further columns: 'subset', 'answer'\); --reference empty"):
         look(items)
     assert look(items, reference="empty").pairs.n_comparisons == 4
     assert look([make(""), make("")]).pairs.n_comparisons == 2  # an empty reference is a reference

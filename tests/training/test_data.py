@@ -90,6 +90,9 @@ def test_missing_references_and_bad_rows(encoder, tmp_path):
         rows.write('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     with pytest.raises(PolarError, match=r"a.jsonl: row 3 has no reference; data.reference=empty"):
         encode_corpus([file], encoder, tmp_path / "data")
+    (tmp_path / "b.jsonl").write_text(write(tmp_path / "c.jsonl", 1).read_text().replace("reference", "refrence"))
+    with pytest.raises(PolarError, match=r"row 1 has no reference \(it has 'refrence': did you mean 'reference'\?\); data"):
+        encode_corpus([tmp_path / "b.jsonl"], encoder, tmp_path / "data")
     assert not list((tmp_path / "data").glob("*/manifest.json"))
     assert len(encode_corpus([file], encoder, tmp_path / "data", empty_reference=True)) == 3
     write(file, 2)

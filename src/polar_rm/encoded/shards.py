@@ -24,7 +24,7 @@ from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import EncoderSettings
 from polar_rm.encoding.tree import PrefixTree
 from polar_rm.errors import BadRow, Damaged, InUse, PolarError
-from polar_rm.records import Comparison, FilePart, OnBadRow, read_numbered_comparisons, to_row
+from polar_rm.records import Comparison, FilePart, OnBadRow, read_numbered_comparisons, reference_hint, to_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,8 @@ def encode_rows(
         window = [(number, replace(comparison, reference="")) for number, comparison in window]
     for number, comparison in window:
         if comparison.reference is None:
-            raise PolarError(f"{path}: row {number} has no reference; data.reference=empty trains without references")
+            hint = reference_hint(comparison.metadata)
+            raise PolarError(f"{path}: row {number} has no reference{hint}; data.reference=empty trains without references")
     try:
         return encoder.encode_many([comparison for _, comparison in window])
     except PolarError:

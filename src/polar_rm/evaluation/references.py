@@ -13,7 +13,17 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from polar_rm.errors import PolarError
-from polar_rm.records import PROTOCOL_FIELD, Comparison, InvalidRecord, Reference, RowRules, as_reference, flatten, read_rows
+from polar_rm.records import (
+    PROTOCOL_FIELD,
+    Comparison,
+    InvalidRecord,
+    Reference,
+    RowRules,
+    as_reference,
+    flatten,
+    read_rows,
+    reference_hint,
+)
 from polar_rm.records.fields import Fields
 
 ReferenceMode = Literal["given", "empty", "shuffled", "swapped"]
@@ -88,7 +98,8 @@ def _swapped(comparisons: Iterable[Comparison], seed: int) -> Iterator[Compariso
 def _with_reference(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
     for number, comparison in enumerate(comparisons, 1):
         if comparison.reference is None:
-            raise PolarError(f"comparison {number} has no reference; --reference empty evaluates all without references")
+            hint = reference_hint(comparison.metadata)
+            raise PolarError(f"comparison {number} has no reference{hint}; --reference empty evaluates all without references")
         yield comparison
 
 

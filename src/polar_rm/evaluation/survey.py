@@ -17,7 +17,7 @@ from polar_rm.evaluation.contenders.base import Contender
 from polar_rm.evaluation.groups import NO_GROUP, field_names, group_of, suggestion
 from polar_rm.evaluation.pairs import PairCounter, Pairs
 from polar_rm.evaluation.references import NEED_REFERENCES, ReferenceMode, apply_reference_protocol
-from polar_rm.records import PROTOCOL_FIELD, Comparison, flatten, is_copy, references_of
+from polar_rm.records import PROTOCOL_FIELD, Comparison, flatten, is_copy, reference_hint, references_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def survey(
         PolarError: there are no comparisons or no ordered pair (if ``pairs_needed``), references are missing that ``reference``
             needs (the message has their count and names the first), or no comparison has the key ``by``.
     """
-    missing: list[int] = []
+    missing: dict[int, str] = {}
     stream: Iterator[Comparison] = iter(comparisons)
     if reference in NEED_REFERENCES:
         stream = _note_missing(stream, missing)
@@ -75,8 +75,9 @@ def survey(
         collector.add(comparison)
     count = collector.counter.n_comparisons
     if missing:
+        number, hint = next(iter(missing.items()))
         raise PolarError(
-            f"{len(missing):,} of {count:,} comparisons have no reference, the first is comparison {missing[0]:,}; "
+            f"{len(missing):,} of {count:,} comparisons have no reference, the first is comparison {number:,}{hint}; "
             "--reference empty evaluates all comparisons without references, --references FILE adds them"
         )
     return collector.finish(count, pairs_needed)
@@ -124,9 +125,10 @@ class _Collector:
         return Survey(pairs, *counts, self._fingerprint.hexdigest())
 
 
-def _note_missing(comparisons: Iterable[Comparison], missing: list[int]) -> Iterator[Comparison]:
+def _note_missing(comparisons: Iterable[Comparison], missing: dict[int, str]) -> Iterator[Comparison]:
+    """missing: receives the numbers of comparisons without a reference; the first has a hint for the message."""
     for number, comparison in enumerate(comparisons, 1):
         if comparison.reference is None:
-            missing.append(number)
+            missing[number] = "" if missing else reference_hint(comparison.metadata)
             comparison = replace(comparison, reference="")
         yield comparison

@@ -7,6 +7,7 @@ from polar_rm.common.json import dump_json
 from polar_rm.records.bad_rows import SIDE_SUFFIX, OnBadRow, side_file
 from polar_rm.records.cells import from_cell, parsed, to_cell
 from polar_rm.records.copies import is_copy, near_copies
+from polar_rm.records.fields import reference_hint
 from polar_rm.records.finding import PLAIN_SUFFIXES, SUFFIXES, DataFiles, check_not_output, find_file, find_files, survey_files
 from polar_rm.records.parts import FilePart, divide_file
 from polar_rm.records.prompts import is_held_out, prompt_key
@@ -98,6 +99,7 @@ __all__ = [
     "read_rows",
     "read_texts",
     "read_trajectories",
+    "reference_hint",
     "references_of",
     "side_file",
     "survey_files",

@@ -49,9 +49,7 @@ class Fields:
 
     def columns(self) -> str:
         """The names of the row's columns, for messages; of many only the first ones."""
-        names = [repr(name if len(name) <= 40 else f"{name[:40]}…") for name in map(str, self._names)]
-        more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-        return f"{', '.join(names[:_MAX_NAMES])}{more}" if names else "no columns"
+        return _listed(self._names) or "no columns"
 
     def has(self, name: str) -> bool:
         """Whether the column exists and is not null."""
@@ -262,6 +260,23 @@ class Fields:
         if value is text and text[:64].lstrip().startswith("[") and (form := looks_like_messages(text)):
             self.notes.append(f"{_field(name)!r} is text that spells messages in {form}; it is read as plain text")
         return value
+
+
+def reference_hint(metadata: Mapping[str, Any]) -> str:
+    """The end of a message about a record without a reference: the column that may be meant, or its further columns.
+
+    A column whose name is only like ours is no error by itself: ``preference`` may be one of the user's.
+    """
+    if near := get_close_matches("reference", _strings(metadata), n=1, cutoff=0.8):
+        return f" (it has {near[0]!r}: did you mean 'reference'?)"
+    return f" (its further columns: {_listed(metadata)})" if metadata else ""
+
+
+def _listed(columns: Iterable[Any]) -> str:
+    """Names of columns for messages; of many only the first ones."""
+    names = [repr(name if len(name) <= 40 else f"{name[:40]}…") for name in map(str, columns)]
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return f"{', '.join(names[:_MAX_NAMES])}{more}"
 
 
 def _check_string(name: str, value: Any) -> str:

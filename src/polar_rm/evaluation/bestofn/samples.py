@@ -29,6 +29,7 @@ from polar_rm.records import (
     dump_json,
     flatten,
     read_rows,
+    reference_hint,
     to_samples,
 )
 
@@ -89,7 +90,8 @@ class SampleFiles(ComparisonFiles):
                 continue
             if self.needs_references and row.reference is None:
                 ways = "--reference empty scores all samples without references, --references FILE adds them"
-                raise BadRow(str(path), number, "reference", f"a reference, but the row has none; {ways}")
+                hint = reference_hint(row.metadata)
+                raise BadRow(str(path), number, "reference", f"a reference, but the row has none{hint}; {ways}")
             if run and (len(run) == _MAX_CANDIDATES or not _belong_together(run[0], row)):
                 yield to_sampled_comparison(run), len(run)
                 run = []
