@@ -85,6 +85,22 @@ def test_limits_are_reported_and_counted(polar):
     )  # the file may have more scores
 
 
+def test_rows_of_a_published_benchmark_are_told_with_its_suite(polar, tmp_path):
+    rows = [
+        {"id": str(i), "domain": "chat", "prompt": f"p{i}", "chosen": ["a", "b", "c"], "rejected": ["d", "e", "f" if i else "e"]}
+        for i in range(3)
+    ]
+    (tmp_path / "chat.json").write_text(json.dumps(rows))
+    for model, options in (("tfidf", ()), ("length", ("--reference", "empty"))):
+        line = refused(polar("evaluate", "chat.json", "--model", model, *options), "equal candidates")
+        assert line.endswith("; the rows have the form of RM-Bench, which --suite rm-bench reads and measures")
+    rows[0]["rejected"][2] = "f"
+    (tmp_path / "chat.json").write_text(json.dumps(rows))
+    refused(polar("evaluate", "chat.json", "--model", "tfidf"), "3 of 3 comparisons have no reference", "--suite rm-bench")
+    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "a"}) + "\n")
+    assert "--suite" not in refused(polar("evaluate", "own.jsonl", "--model", "tfidf"), "equal candidates")
+
+
 def test_references_from_a_file(polar, tmp_path):
     rows = [{key: row[key] for key in ("id", "prompt", "chosen", "rejected")} for row in PAIRS]
     (tmp_path / "bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

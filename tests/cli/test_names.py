@@ -83,6 +83,9 @@ def test_download_prints_and_copies(names, tmp_path):
     assert (tmp_path / "copy/model.safetensors").is_file()
     with pytest.raises(PolarError, match="copy: it exists already"):
         CliRunner().invoke(app, ["download", "org/native", "--to", "copy"], catch_exceptions=False)
+    for arguments in (["download", "org/no-such", "--to", "copy"], ["convert", "org/no-such", "copy"]):
+        with pytest.raises(PolarError, match="copy: it exists already"):  # before anything is asked for
+            CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
 def test_calibrate_writes_nothing_into_the_hubs_cache(names):

@@ -217,6 +217,22 @@ def test_a_mistyped_path_is_not_asked_for(hub, tmp_path):
     assert hub.requests == []
 
 
+def test_the_folder_of_a_run_is_told_with_the_model_in_it(tmp_path):
+    for inner in ("ft/model", "ft/earlier", "grid/a/model", "grid/b/model", "empty"):
+        (tmp_path / inner).mkdir(parents=True)
+        if inner != "empty":
+            (tmp_path / inner / "config.json").write_text("{}")
+    ft, grid = tmp_path / "ft", tmp_path / "grid"
+    for name, end in {
+        "ft": f"did you mean {ft}/model or {ft}/earlier?",
+        "grid": f"did you mean {grid}/a/model or {grid}/b/model?",
+        "empty": "it holds no config.json",
+    }.items():
+        with pytest.raises(PolarError) as error:
+            check_model(tmp_path / name)
+        assert str(error.value).endswith(end)
+
+
 ROWS = b'{"prompt": "p", "reference": "r", "output": "o"}\n'
 
 

@@ -330,6 +330,8 @@ def test_nothing_is_overwritten_and_no_partial_folder_is_left(source, converted,
     (tmp_path / "there/thesis.txt").touch()
     with pytest.raises(PolarError, match="exists already"):
         convert(source, tmp_path / "there")
+    with pytest.raises(PolarError, match="exists already"):
+        convert(tmp_path / "nowhere", tmp_path / "there")  # before the source is read
     with pytest.raises(PolarError, match="native folder already"):
         convert(converted, tmp_path / "new")
     with pytest.raises(PolarError, match="convert it to native first"):

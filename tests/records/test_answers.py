@@ -24,6 +24,7 @@ from polar_rm.records import (
     read_referenced_prompts,
     read_trajectories,
     to_cell,
+    to_item,
     write_records,
 )
 
@@ -295,3 +296,15 @@ def test_the_role_is_written_first():
     messages = [{"content": "Why?", "role": "user"}, {"content": "Because.", "role": "assistant"}]
     cell = to_cell(messages)
     assert cell.startswith('[{"role"') and json.loads(cell) == messages
+
+
+HINTS = {"reference": "; several references are a column 'references'", "output": "; each output has a row of its own"}
+
+
+@pytest.mark.parametrize("field", ["reference", "output", "prompt"])
+def test_a_list_of_texts_where_one_is_expected_is_told_with_the_way(field):
+    """It was "expected a message with role and content"."""
+    row = {"prompt": "p", "reference": "r", "output": "o", field: ["4", "four"]}
+    with pytest.raises(InvalidRecord) as error:
+        to_item(row)
+    assert error.value.expected == f"text or a list of messages, not a list of texts{HINTS.get(field, '')}"

@@ -10,6 +10,7 @@ import typer
 from polar_rm.cli.configs import CONFIGS, config_of
 from polar_rm.cli.options import verb
 from polar_rm.cli.output import message, messages, print_text, print_values
+from polar_rm.common.files import check_new_folder
 from polar_rm.common.paths import check_model
 from polar_rm.common.progress import status_line
 from polar_rm.errors import PolarError
@@ -40,6 +41,8 @@ def convert(
 
         polar convert models/polar-7b models/polar-7b-lmdeploy --to internlm2
     """
+    if not dry_run:
+        check_new_folder(target)
     source = check_model(source)
     from polar_rm.conversion import convert as conversion
 
@@ -74,12 +77,12 @@ def download(
     from polar_rm.common.paths import check_data
     from polar_rm.common.sources import is_remote, model_folder
 
+    if to is not None:
+        check_new_folder(to)
     is_data = "://" in name or name.startswith(("hf:datasets/", "hf:/datasets/"))
     with status_line(messages, f"looking for {name}"):
         path = check_data(name) if is_data and is_remote(name) else model_folder(name)
     if to is not None:
-        if to.exists() and (not to.is_dir() or any(to.iterdir())):
-            raise PolarError(f"{to}: it exists already; name a new folder")
         if not path.is_dir():
             raise PolarError(f"{name}: it is one file or a pattern, not a folder: {path}")
         with atomic_directory(to) as partial:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 from polar_rm.cli.output import message, messages, print_table, print_text, print_values
 from polar_rm.common.files import check_target, write_file
 from polar_rm.common.progress import show_progress
-from polar_rm.errors import PolarError
+from polar_rm.errors import BadRow, PolarError
 from polar_rm.evaluation import ModelOptions, evaluate_files, evaluate_suite, find_contenders
 from polar_rm.evaluation.contenders import Contender
 from polar_rm.evaluation.page import write_page
@@ -18,6 +19,7 @@ from polar_rm.evaluation.references import ReferenceChoice
 from polar_rm.evaluation.report import write_plot, write_report
 from polar_rm.evaluation.rows import PAIR_SUFFIXES, Scored, write_pairs
 from polar_rm.evaluation.suite_report import figure_rows, list_suites, summarise_suite
+from polar_rm.evaluation.suites import suites_like
 from polar_rm.evaluation.tables import Summary, summarise
 from polar_rm.records import OnBadRow, side_file
 from polar_rm.reporting.plots import accuracy_figure, check_plot, save_figure
@@ -162,7 +164,7 @@ def run(
         _run_suite(suite, models, data, targets, reference)
         return
     contenders, outputs = models.contenders(), targets.files()
-    with show_progress(messages) as progress:
+    with show_progress(messages) as progress, _benchmarks_named(data):
         result = evaluate_files(
             contenders,
             data.files,
@@ -179,6 +181,21 @@ def run(
     if targets.plot:
         write_plot(targets.plot, result.report)
     targets.show(result, result.report, summarise(result.report), by)
+
+
+@contextmanager
+def _benchmarks_named(data: Data) -> Iterator[None]:
+    """Add to an error about rows that they have the form of a published benchmark, which has readers and a rule of its own."""
+    try:
+        yield
+    except PolarError as error:
+        if not isinstance(error, BadRow) and "no reference" not in str(error):
+            raise
+        suites = suites_like(Path(data.files[0])) if len(data.files) == 1 else []
+        if not suites:
+            raise
+        names = " or ".join(f"--suite {suite.name}" for suite in suites)
+        raise PolarError(f"{error}; the rows have the form of {suites[0].title}, which {names} reads and measures") from error
 
 
 def _run_suite(suite: str, models: Models, data: Data, targets: ResultFiles, reference: ReferenceChoice | None) -> None:

@@ -109,14 +109,15 @@ def check_model_config(config: ModelConfig, problems: Problems) -> None:
     if config.resume_from:
         with problems.noted():
             check_reward_model("model.resume_from", config.resume_from)
-    for source in (config.init, config.tokenizer):
-        if source:
-            find_language_model(source, None, problems)
+    if config.init:
+        find_language_model(config.init, None, problems)
+    if config.tokenizer:
+        find_language_model(config.tokenizer, None, problems, is_tokenizer=True)
 
 
-def find_language_model(source: str | Path, gguf_file: str | None, problems: Problems) -> None:
+def find_language_model(source: str | Path, gguf_file: str | None, problems: Problems, *, is_tokenizer: bool = False) -> None:
     """Check that a language model exists, and with it the package that reads a GGUF. One of the Hub is downloaded only where
-    nothing else is wrong."""
+    nothing else is wrong. is_tokenizer: the folder of a tokenizer is enough."""
     from polar_rm.common.sources import PACKAGE, model_folder
     from polar_rm.model.language_models import find_gguf
 
@@ -125,6 +126,8 @@ def find_language_model(source: str | Path, gguf_file: str | None, problems: Pro
     with problems.noted():
         if find_gguf(model_folder(source), gguf_file):
             require("gguf", f"{source}: a GGUF", "gguf")
+        elif not is_tokenizer:
+            check_model(source)
 
 
 def check_reward_model(key: str, source: str | Path) -> None:

@@ -135,6 +135,16 @@ def check_target(path: str | Path, suffixes: Sequence[str] = ()) -> None:
         raise PolarError(f"{path}: could not be written: {parent} is {'not writable' if parent.is_dir() else 'not a folder'}")
 
 
+def check_new_folder(target: Path) -> None:
+    """Check, before the work, that a folder is new or empty.
+
+    Raises:
+        PolarError: it holds something, or is a file.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise PolarError(f"{target}: it exists already; name a new folder")
+
+
 @contextmanager
 def atomic_directory(target: str | Path) -> Iterator[Path]:
     """Yield a fresh sibling folder that becomes ``target`` only if the block succeeds; an old ``target`` is replaced.

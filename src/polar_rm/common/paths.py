@@ -31,5 +31,15 @@ def check_model(source: str | Path, *, weights: bool = True) -> Path:
     """
     folder = model_folder(source, weights=weights)
     if not (folder / "config.json").is_file():
-        raise PolarError(f"{source}: not a folder of a model: it holds no config.json")
+        raise PolarError(f"{source}: not a folder of a model: it holds no config.json{inner_models(source, folder)}")
     return folder
+
+
+def inner_models(source: str | Path, folder: Path) -> str:
+    """The end of a message about a folder without a model: the models in it, such as that of a run; empty where there is none.
+
+    source: the folder's name, which the models' names begin with."""
+    found = [path.parent for pattern in ("*/config.json", "*/model/config.json") for path in sorted(folder.glob(pattern))]
+    found.sort(key=lambda path: path.name not in ("model", "policy"))
+    names = [str(Path(source) / path.relative_to(folder)) for path in found[:3]]
+    return f"; did you mean {' or '.join(names)}?" if names else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from polar_rm.common.files import check_new_folder
 from polar_rm.common.locks import owned
 from polar_rm.common.paths import check_model
 from polar_rm.conversion.layouts import is_official
@@ -56,12 +57,12 @@ def convert(source: str | Path, target: str | Path, *, to: Layout = "native", dt
         UnsupportedModel: as in :func:`plan`, or a tensor holds NaN.
         PolarError: ``target`` exists already, another process writes it, or the disk is full.
     """
-    conversion = plan(source, to=to, dtype=dtype)
     target = Path(target)
-    _check_new(target)
+    check_new_folder(target)
+    conversion = plan(source, to=to, dtype=dtype)
     # The owner removes what a killed conversion left, which may be as large as the model, and only then asks for room.
     with owned(target, "convert"):
-        _check_new(target)
+        check_new_folder(target)
         free = shutil.disk_usage(target.absolute().parent).free
         if conversion.nbytes > free:
             raise PolarError(f"{target}: it needs {conversion.nbytes / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free")
@@ -69,11 +70,6 @@ def convert(source: str | Path, target: str | Path, *, to: Layout = "native", dt
         if to == "native":
             write_card(target, model_card(target, target.name, converted_from=source))
     return conversion
-
-
-def _check_new(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise PolarError(f"{target}: it exists already; name a new folder")
 
 
 def _cast(conversion: Conversion, dtype: str) -> Conversion:

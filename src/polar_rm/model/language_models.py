@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from polar_rm.common.files import atomic_directory, read_json, sha256, write_json
+from polar_rm.common.paths import check_model
 from polar_rm.common.sources import model_folder
 from polar_rm.common.text import first_line
 from polar_rm.errors import PolarError
@@ -94,6 +95,8 @@ def check_language_model(source: str | Path, gguf_file: str | None = None) -> No
 
     folder = model_folder(source)
     gguf_file = find_gguf(folder, gguf_file)
+    if gguf_file is None:
+        check_model(source)
     _check_files(folder, gguf_file)
     if gguf_file is None:
         check_layers(folder)

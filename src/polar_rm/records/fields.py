@@ -28,6 +28,9 @@ _MAY_BE_MESSAGES = frozenset(("[", " ", "\n", "\t", "\r"))  # first characters; 
 # A row without one of these columns is valid but means something else, so a column with a mistyped name must not become metadata.
 _NEARLY = {name: (f"{name}s", name.title(), f"{name.title()}s", name.upper()) for name in ("reference", "wrapper")}
 
+# What to do with several texts in a column of one.
+_LISTS = {"reference": "; several references are a column 'references'", "output": "; each output has a row of its own"}
+
 _MAX_NAMES = 12  # maximum number of column names in a message
 
 
@@ -247,6 +250,8 @@ class Fields:
             if value[:1] in _MAY_BE_MESSAGES:
                 value = self._maybe_messages(name, value)
         if isinstance(value, list):
+            if value and isinstance(value[0], str):
+                raise InvalidRecord(name, f"{_TEXT}, not a list of texts{_LISTS.get(name, '')}")
             return plain_messages(name, value)
         if not isinstance(value, str):
             if isinstance(value, Real) and not isinstance(value, bool):

@@ -1,6 +1,7 @@
 """Published benchmarks, one file each. The publishers' files are read unchanged and measured by the official rules."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from polar_rm.common.config import suggestion
 from polar_rm.errors import PolarError
@@ -48,8 +49,20 @@ def find_suite(name: str) -> Suite:
     raise PolarError(f"unknown suite {name!r}{suggestion(name.lower(), SUITES)}; known: {', '.join(SUITES)}")
 
 
+def suites_like(path: Path) -> list[Suite]:
+    """The suites whose reader takes the first row of a file or folder as it is: the path may be a published benchmark."""
+    return [suite for suite in SUITES.values() if _takes_first(suite, path)]
+
+
+def _takes_first(suite: Suite, path: Path) -> bool:
+    try:
+        return next(iter(suite.read(path)), None) is not None
+    except PolarError:
+        return False
+
+
 def _plain(name: str) -> str:
     return name.lower().translate(str.maketrans("", "", "-_ "))
 
 
-__all__ = ["SUITES", "Figure", "Judged", "References", "Suite", "SuiteResult", "find_suite", "read_stored_scores"]
+__all__ = ["SUITES", "Figure", "Judged", "References", "Suite", "SuiteResult", "find_suite", "read_stored_scores", "suites_like"]
