@@ -39,6 +39,13 @@ def test_without_matplotlib_nothing_is_read(folder, monkeypatch, arguments):
     assert sorted(path.name for path in folder.iterdir()) == ["bad.jsonl", "bad.parquet", "lm", "rm"]
 
 
+def test_the_quickstart_lists_all_that_is_missing_at_once(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, error = in_process("quickstart", "--base", "package:no_such_model", "--output", "out")
+    assert code == 2
+    assert "package:no_such_model: the package" in error and "needs the package matplotlib: pip install matplotlib" in error
+
+
 def test_a_page_of_mistakes_needs_no_matplotlib(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     refused(in_process("evaluate", "bad.jsonl", "--model", "length", "--html", "page.html"), "bad.jsonl")

@@ -28,7 +28,7 @@ def test_a_dry_run_checks_judges_and_rows_and_counts_the_prompts(command, tmp_pa
     assert f"note: there are only {plan['held_out_prompts']} held-out prompts" in " ".join(error.split())
     assert "held out prompts" in shown and not (tmp_path / "o").exists()
     refused(in_process(*command, evaluate.replace("gold", "golden"), "--dry-run"), "rows.jsonl: row", "field 'golden'")
-    refused(in_process(*command, "evaluate={data: [none.jsonl], judges: [{kind: answer}]}"), "none.jsonl")
+    refused(in_process(*command, "evaluate={data: [none.jsonl], judges: [{kind: answer}]}", "--dry-run"), "none.jsonl")
     refused(in_process(*command, "evaluate={share: 0.2, judges: [{kind: gold, model: no/model}]}", "--dry-run"), "no/model")
 
 

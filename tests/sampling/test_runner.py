@@ -276,7 +276,7 @@ def test_policies_that_are_down_are_told_while_the_others_go_on(tmp_path, server
     assert told
 
 
-def test_policies_that_are_down_for_one_reason_are_listed_together(tmp_path, monkeypatch):
+def test_policies_that_are_down_for_one_reason_are_listed_together(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(openai, "START_PATIENCE_S", 0.1)
     with stub.served() as gone:
         url = gone.url
@@ -285,6 +285,7 @@ def test_policies_that_are_down_for_one_reason_are_listed_together(tmp_path, mon
     assert str(error.value).startswith(
         f"a, b, c: 10 of 10 missing, {url}/chat/completions: no connection: connection refused (no"
     )
+    assert "policies that are down" not in caplog.text  # the end of the run tells it
 
 
 def test_failures_that_are_final_are_counted_and_asked_again_only_on_demand(tmp_path, server):
@@ -405,7 +406,7 @@ def test_every_second_of_a_policy_is_counted_once(monkeypatch):
     monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
     events = [[PolicyStarted("a")], *([SampleArrived("a", Request("p", "x", i, 0), Sample("t", "stop", 6))] for i in range(2))]
     store, status = Mock(), runner.PolicyStatus("a", 2, 0)
-    runner._collect(events, store, {"p": "hash"}, {"a": status}, lambda *_: None)
+    runner._collect(events, store, {"p": "hash"}, {"a": status}, lambda *_: None, Mock())
     assert [call.args[1] for call in store.add.call_args_list] == [{}, {"a": (6, 2.0)}, {"a": (6, 3.0)}]
     assert (status.tokens, status.seconds, status.tokens_per_s) == (12, 5.0, 2.4)
 
@@ -483,7 +484,7 @@ def test_errors(tmp_path, language_model):
     with pytest.raises(PolarError, match="no chat template"):
         policies = [{"name": "x", "family": "t", "kind": "chat", "model": str(bare)}]
         sample(config(tmp_path, language_model, policies=policies, output=tmp_path / "other"))
-    with pytest.raises(PolarError, match="not installed; install it with"):
+    with pytest.raises(PolarError, match="package no_such_weights is not installed"):
         policies = [{"name": "x", "family": "t", "kind": "base", "model": "package:no_such_weights"}]
         sample(config(tmp_path, language_model, policies=policies, output=tmp_path / "third"))
     with pytest.raises(PolarError, match="backend vllm needs the package vllm: pip install"):

@@ -32,6 +32,7 @@ def sample(
     """Sample trajectories from a zoo of policies.
 
     A second run with the same config draws only the missing samples. Exit code 2: samples are missing; all others are kept.
+    A server that is not there at the start is told within seconds; one that is lost during the run is asked again for minutes.
 
     Examples:
 

