@@ -67,8 +67,9 @@ def test_tool_calls_in_a_prompt_are_refused_because_the_policy_would_not_see_the
 
 
 def test_a_stopped_run_has_an_exit_code_and_a_line_of_its_own(command, tmp_path, monkeypatch):
-    from polar_rm.rft import run
+    from polar_rm.rft import packages, run
 
+    monkeypatch.setattr(packages, "require_packages", lambda config: None)  # TRL need not be installed
     event = {"step": 7, "quantity": "length", "reason": "step 7: length 31 is above its limit 30"}
     monkeypatch.setattr(run, "run", lambda *_: {"stopped": event})
     code, _, error = in_process(*command, "--json", "results.json")
