@@ -15,7 +15,7 @@ from packaging.version import Version
 import polar_rm
 
 ROOT = Path(__file__).parents[1]
-USED_BY_TESTS = ("train", "evaluate", "serve", "quickstart", "peft", "datasets")
+USED_BY_TESTS = ("gguf", "train", "evaluate", "serve", "quickstart", "peft", "datasets")
 
 
 def test_every_name_is_there():
