@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,11 +13,14 @@ from polar_rm.cli.output import message, messages, report_bad
 from polar_rm.common.limits import MAX_ACTORS
 from polar_rm.common.progress import show_progress, status_line
 from polar_rm.errors import PolarError
+from polar_rm.rewards.combining import Combine
 from polar_rm.rewards.transforms import ItemTransform
 
 if TYPE_CHECKING:
     from polar_rm.common.actors import RayActors
     from polar_rm.model.reward_model import RewardModel
+    from polar_rm.records import OnBadRow
+    from polar_rm.rewards.scale import Scale
     from polar_rm.scoring.remote import RemoteModel
 
 _Source = Annotated[
@@ -89,22 +92,14 @@ def score(
 
         polar score --model runs/rm/model --input items.jsonl --output scores.jsonl --engine ray --actors 8 --actor-gpus 1
     """
-    from polar_rm.common.files import claim_folder, sha256
+    from polar_rm.common.files import sha256
     from polar_rm.common.locks import owned
-    from polar_rm.records import OnBadRow, find_files, side_file
-    from polar_rm.rewards.scale import Scale
-    from polar_rm.scoring.files import check_paths, targets_of
-    from polar_rm.scoring.lines import check_rows
+    from polar_rm.records import OnBadRow, side_file
 
     resources = _resources(engine, actors, actor_cpus, actor_gpus)
-    files = [source] if source.is_file() else find_files(source, [target])
-    is_folder = len(files) > 1 or not (source.is_file() or target.suffix == ".jsonl")
-    targets = targets_of(files, target) if is_folder else {files[0]: target}
-    for each in targets.items():
-        check_paths(*each)
-    scale = Scale() if transform in ("raw", "tanh") and combine == "mean" else Scale.load(model)
+    targets = _targets(source, target)
     chosen: dict[str, Any] = {"transform": transform, "combine": combine, "each_turn": each_turn}
-    check_rows(scale, **chosen)
+    scale = _scale(model, **chosen)
     with owned(target, "score"):
         with status_line(messages, f"loading {model}"):
             reward_model, dtype = _load(model, precision, device, resources)
@@ -115,36 +110,68 @@ def score(
             "strip_prompt": strip_prompt,
             **{name: value for name, value in chosen.items() if value not in ("raw", "mean", False)},
         }
-        inputs = {file: sha256(file) for file in files}
-        if is_folder:
-            names = {str(targets[file].relative_to(target)): digest for file, digest in inputs.items()}
-            claim_folder(target, {**identity, "inputs": names}, "scores")
-        found = {file: OnBadRow(on_bad_row, side_file(targets[file]), strip_prompt=strip_prompt) for file in files}
-        options: dict[str, Any] = {**chosen, "scale": scale, "row_tokens": row_tokens}
-        jobs = [
-            (file, targets[file], {"identity": {**identity, "input": inputs[file]}, "on_bad_row": found[file], **options})
-            for file in files
-            if not (is_folder and targets[file].exists())  # an earlier call has finished it
-        ]
-        rows = _score(reward_model, jobs)
-    finished = f" ({len(files) - len(jobs):,} of {len(files):,} files were finished)" if len(jobs) < len(files) else ""
+        bad = {file: OnBadRow(on_bad_row, side_file(scores), strip_prompt=strip_prompt) for file, scores in targets.items()}
+        todo = _unfinished(targets, target, identity)
+        rows = _score(reward_model, todo, bad, scale=scale, row_tokens=row_tokens, **chosen)
+    finished = f" ({len(targets) - len(todo):,} of {len(targets):,} files were finished)" if len(todo) < len(targets) else ""
     message(f"{rows:,} items scored into {target}{finished}")
-    for bad in found.values():
-        report_bad(bad)
+    for each in bad.values():
+        report_bad(each)
 
 
-def _score(model: RewardModel | RemoteModel, jobs: Sequence[tuple[Path, Path, dict[str, Any]]]) -> int:
-    """Score files, each with its target and the options of ``score_file``, and show how far it is; returns the number of rows."""
+def _scale(model: Path, *, transform: ItemTransform, combine: Combine, each_turn: bool) -> Scale:
+    """The scale of the model's rewards, which is read where the rows need it."""
+    from polar_rm.rewards.scale import Scale
+    from polar_rm.scoring.lines import check_rows
+
+    scale = Scale() if transform in ("raw", "tanh") and combine == "mean" else Scale.load(model)
+    check_rows(scale, transform=transform, combine=combine, each_turn=each_turn)
+    return scale
+
+
+def _targets(source: Path, target: Path) -> dict[Path, Path]:
+    """The input files, each with its file of scores: ``target`` itself, or a file in the folder ``target``."""
+    from polar_rm.records import find_files
+    from polar_rm.scoring.files import check_paths, targets_of
+
+    files = [source] if source.is_file() else find_files(source, [target])
+    is_one = len(files) == 1 and (source.is_file() or target.suffix == ".jsonl")
+    targets = {files[0]: target} if is_one else targets_of(files, target)
+    for each in targets.items():
+        check_paths(*each)
+    return targets
+
+
+def _unfinished(targets: dict[Path, Path], target: Path, identity: dict[str, Any]) -> list[tuple[Path, Path, dict[str, Any]]]:
+    """The files that have no scores yet, with their targets and identities. A folder of scores is claimed for its inputs."""
+    from polar_rm.common.files import claim_folder, sha256
+
+    hashes = {file: sha256(file) for file in targets}
+    is_folder = target not in targets.values()
+    if is_folder:
+        inputs = {str(scores.relative_to(target)): hashes[file] for file, scores in targets.items()}
+        claim_folder(target, {**identity, "inputs": inputs}, "scores")
+    missing = {file: scores for file, scores in targets.items() if not (is_folder and scores.exists())}
+    return [(file, scores, {**identity, "input": hashes[file]}) for file, scores in missing.items()]
+
+
+def _score(
+    model: RewardModel | RemoteModel,
+    todo: Sequence[tuple[Path, Path, dict[str, Any]]],
+    bad: Mapping[Path, OnBadRow],
+    **options: Any,
+) -> int:
+    """Score files and show how far it is; returns the number of rows. todo: files, their targets and identities."""
     from polar_rm.records import count_rows
     from polar_rm.scoring.files import score_file
 
-    totals = [count_rows(source) for source, _, _ in jobs]
+    totals = [count_rows(source) for source, _, _ in todo]
     total = None if None in totals else sum(filter(None, totals))
     before = 0
     with show_progress(messages, unit="items") as progress:
-        for number, (source, target, options) in enumerate(jobs, 1):
-            rows, status = 0, f"{source.name}, {number} of {len(jobs)}" if len(jobs) > 1 else ""
-            for rows in score_file(model, source, target, **options):
+        for number, (source, target, identity) in enumerate(todo, 1):
+            rows, status = 0, f"{source.name}, {number} of {len(todo)}" if len(todo) > 1 else ""
+            for rows in score_file(model, source, target, identity=identity, on_bad_row=bad[source], **options):
                 progress("scoring", before + rows, max(total, before + rows) if total else None, status)
             before += rows
     return before

@@ -126,13 +126,7 @@ def serve(
         _serve_with_vllm(config, vllm_options)
     if vllm_options:
         raise PolarError(f"unexpected argument {vllm_options[0]!r}: options after -- are for --engine vllm")
-    from polar_rm.serving.address import api_key, bind
-
-    key = api_key(config.host, config.api_key_env, allow_open=config.allow_open)
-    with bind(config.host, config.port) as listener:
-        with needs("serve", "polar serve"):
-            from polar_rm.serving import launch
-        launch.serve(config, listener, key)
+    _serve_here(config)
 
 
 def _config(arguments: list[str], flags: dict[str, Any]) -> tuple[ServeConfig, list[str]]:
@@ -144,6 +138,17 @@ def _config(arguments: list[str], flags: dict[str, Any]) -> tuple[ServeConfig, l
     # The value of an override is YAML, which includes JSON.
     overrides = [f"{name}={dump_json(str(value) if isinstance(value, Path) else value)}" for name, value in flags.items()]
     return load(ServeConfig, [*arguments[:first], *overrides]), arguments[first:]
+
+
+def _serve_here(config: ServeConfig) -> None:
+    """Serve in this process. A wrong address or port is told before anything heavy is imported."""
+    from polar_rm.serving.address import api_key, bind
+
+    key = api_key(config.host, config.api_key_env, allow_open=config.allow_open)
+    with bind(config.host, config.port) as listener:
+        with needs("serve", "polar serve"):
+            from polar_rm.serving import launch
+        launch.serve(config, listener, key)
 
 
 def _serve_with_vllm(config: ServeConfig, options: list[str]) -> NoReturn:
