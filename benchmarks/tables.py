@@ -43,7 +43,7 @@ LIMITS = """## Limits
 * No run here had more than one GPU. Times of several GPUs in the documents are arithmetic.
 * What was measured before results were written to JSON is copied from the log into `headlines.json`, with the commit that logged
   it.
-* On a CPU, candidates that arrive one by one are answered slower than by vLLM ([serving](log.md#serving-under-load)).
+* On a CPU with AVX-512, groups that arrive in pieces are answered slower than by vLLM ([serving](log.md#serving-under-load)).
 """
 
 
