@@ -13,13 +13,13 @@ from polar_rm.cli.output import message, messages, report_bad
 from polar_rm.common.limits import MAX_ACTORS
 from polar_rm.common.progress import show_progress, status_line
 from polar_rm.errors import PolarError
-from polar_rm.rewards.combining import Combine
 from polar_rm.rewards.transforms import ItemTransform
 
 if TYPE_CHECKING:
     from polar_rm.common.actors import RayActors
     from polar_rm.model.reward_model import RewardModel
     from polar_rm.records import OnBadRow
+    from polar_rm.rewards.combining import Combine
     from polar_rm.rewards.scale import Scale
     from polar_rm.scoring.remote import RemoteModel
 
