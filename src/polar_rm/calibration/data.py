@@ -13,9 +13,9 @@ from polar_rm.calibration.laplace import Features
 from polar_rm.common.iteration import windows
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
-from polar_rm.evaluation.references import prompt_key
+from polar_rm.evaluation.references import MissingReferences, prompt_key
 from polar_rm.evaluation.statistics import Floats, Ints
-from polar_rm.records import Comparison, ScoreItem, reference_hint
+from polar_rm.records import Comparison, ScoreItem
 from polar_rm.rewards.anchors import AnchoredItems, has_anchor
 from polar_rm.scoring.scorer import Scorer, check_finite
 
@@ -42,22 +42,18 @@ def survey(comparisons: Iterable[Comparison]) -> Survey:
             their count and names the first one.
     """
     count = n_pairs = n_without = 0
-    missing: dict[int, str] = {}
+    missing = MissingReferences()
     prompts: set[str] = set()
     for count, comparison in enumerate(comparisons, 1):
         pairs = len(comparison.pairs())
         n_pairs += pairs
         if comparison.reference is None:
-            missing[count] = "" if missing else reference_hint(comparison.metadata)
+            missing.add(count, comparison)
         elif pairs:
             prompts.add(prompt_key(comparison))
             n_without += not has_anchor(items_of(comparison)[0])
-    if missing:
-        number, hint = next(iter(missing.items()))
-        raise PolarError(
-            f"{len(missing):,} of {count:,} comparisons have no reference, the first is comparison {number:,}{hint}; "
-            'an empty one ("") calibrates a model that scores without references'
-        )
+    if missing.count:
+        raise PolarError(f'{missing.text(count)}; an empty one ("") calibrates a model that scores without references')
     if not count:
         raise PolarError("there are no comparisons to calibrate with")
     if not n_pairs:

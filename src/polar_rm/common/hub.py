@@ -8,7 +8,6 @@ login``); no message repeats it.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from polar_rm.common.files import disk_refusal
+from polar_rm.common.progress import repeatedly
 from polar_rm.common.text import first_line
 from polar_rm.errors import MachineFailure, PolarError
 
@@ -114,22 +114,14 @@ def _arrivals(folder: Path, n_bytes: int, announce: Callable[[str], None]) -> It
         return found
 
     complete = size("*") - size("*.incomplete")
-    ended = threading.Event()
+    pauses = chain(_PAUSES_S, repeat(_PAUSES_S[-1]))
 
-    def watch() -> None:
-        for pause in chain(_PAUSES_S, repeat(_PAUSES_S[-1])):
-            if ended.wait(pause):
-                return
-            arrived = min(size("*") - complete, n_bytes)
-            announce(f"{arrived / n_bytes:.0%} of {n_bytes / 2**20:,.1f} MiB")
+    def tell() -> None:
+        arrived = min(size("*") - complete, n_bytes)
+        announce(f"{arrived / n_bytes:.0%} of {n_bytes / 2**20:,.1f} MiB")
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with repeatedly(tell, lambda: next(pauses)):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _ask(

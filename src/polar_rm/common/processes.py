@@ -9,6 +9,11 @@ import time
 _EVERY_S = 0.5
 
 
+def n_started() -> int:
+    """The number of processes that torchrun or accelerate has started for this run, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_main_rank() -> bool:
     """Whether this process prints and writes: under torchrun and accelerate every rank runs the same command."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -52,16 +52,28 @@ def status_line(console: Console, text: str) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def _repeated(console: Console, text: Callable[[], str], since: Callable[[], float]) -> Iterator[None]:
     """Until the block ends, print a text twice a minute while there is no news. since: the time of the last news."""
-    last, ended = since(), threading.Event()
+    last = since()
 
     def repeat() -> None:
         nonlocal last
-        while not ended.wait(max(0.0, last + _LINE_S - time.monotonic())):
-            if since() > last:
-                last = since()
-            else:
-                say(console, text())
-                last = time.monotonic()
+        if since() > last:
+            last = since()
+        else:
+            say(console, text())
+            last = time.monotonic()
+
+    with repeatedly(repeat, lambda: max(0.0, last + _LINE_S - time.monotonic())):
+        yield
+
+
+@contextmanager
+def repeatedly(work: Callable[[], None], pause: Callable[[], float]) -> Iterator[None]:
+    """Until the block ends, call ``work`` in a thread, each time after a pause. pause: its seconds, asked anew before each."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(pause()):
+            work()
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()

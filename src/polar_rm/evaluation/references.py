@@ -55,6 +55,22 @@ class ComparisonScorer(Protocol):
         ...
 
 
+class MissingReferences:
+    """Comparisons without a reference: their count, and the first one by its number."""
+
+    def __init__(self) -> None:
+        self.count, self._first = 0, ""
+
+    def add(self, number: int, comparison: Comparison) -> None:
+        """Count a comparison. number: from 1."""
+        self._first = self._first or f"comparison {number:,}{reference_hint(comparison.metadata)}"
+        self.count += 1
+
+    def text(self, total: int) -> str:
+        """The beginning of a message. total: the number of all comparisons."""
+        return f"{self.count:,} of {total:,} comparisons have no reference, the first is {self._first}"
+
+
 def prompt_key(comparison: Comparison) -> str:
     """The hash of a comparison's prompt text. Ids are not used, because different prompts of several files may have equal ids."""
     return hashlib.sha256(flatten(comparison.prompt).encode("utf-8", "surrogatepass")).hexdigest()

@@ -16,8 +16,8 @@ from polar_rm.errors import PolarError
 from polar_rm.evaluation.contenders.base import Contender
 from polar_rm.evaluation.groups import NO_GROUP, field_names, group_of, suggestion
 from polar_rm.evaluation.pairs import PairCounter, Pairs
-from polar_rm.evaluation.references import NEED_REFERENCES, ReferenceMode, apply_reference_protocol
-from polar_rm.records import PROTOCOL_FIELD, Comparison, flatten, is_copy, reference_hint, references_of
+from polar_rm.evaluation.references import NEED_REFERENCES, MissingReferences, ReferenceMode, apply_reference_protocol
+from polar_rm.records import PROTOCOL_FIELD, Comparison, flatten, is_copy, references_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def survey(
         PolarError: there are no comparisons or no ordered pair (if ``pairs_needed``), references are missing that ``reference``
             needs (the message has their count and names the first), or no comparison has the key ``by``.
     """
-    missing: dict[int, str] = {}
+    missing = MissingReferences()
     stream: Iterator[Comparison] = iter(comparisons)
     if reference in NEED_REFERENCES:
         stream = _note_missing(stream, missing)
@@ -74,11 +74,9 @@ def survey(
     for comparison in stream:
         collector.add(comparison)
     count = collector.counter.n_comparisons
-    if missing:
-        number, hint = next(iter(missing.items()))
+    if missing.count:
         raise PolarError(
-            f"{len(missing):,} of {count:,} comparisons have no reference, the first is comparison {number:,}{hint}; "
-            "--reference empty evaluates all comparisons without references, --references FILE adds them"
+            f"{missing.text(count)}; --reference empty evaluates all comparisons without references, --references FILE adds them"
         )
     return collector.finish(count, pairs_needed)
 
@@ -125,10 +123,10 @@ class _Collector:
         return Survey(pairs, *counts, self._fingerprint.hexdigest())
 
 
-def _note_missing(comparisons: Iterable[Comparison], missing: dict[int, str]) -> Iterator[Comparison]:
-    """missing: receives the numbers of comparisons without a reference; the first has a hint for the message."""
+def _note_missing(comparisons: Iterable[Comparison], missing: MissingReferences) -> Iterator[Comparison]:
+    """missing: receives the comparisons without a reference."""
     for number, comparison in enumerate(comparisons, 1):
         if comparison.reference is None:
-            missing[number] = "" if missing else reference_hint(comparison.metadata)
+            missing.add(number, comparison)
             comparison = replace(comparison, reference="")
         yield comparison

@@ -11,6 +11,7 @@ import torch
 
 from polar_rm.common.devices import DeviceName
 from polar_rm.common.memory import machine_memory
+from polar_rm.common.processes import n_started
 from polar_rm.errors import PolarError
 
 # From malloc.h.
@@ -37,7 +38,7 @@ def pick_device(name: str) -> str:
     known = get_args(DeviceName)
     if name not in known:
         raise PolarError(f"unknown device {name!r}; known: {', '.join(known)}")
-    one_rank = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    one_rank = n_started() == 1
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return "cuda" if present["cuda"] else "mps" if present["mps"] and one_rank else "cpu"

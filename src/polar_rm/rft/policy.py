@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import PrinterCallback, set_seed
 
 from polar_rm.common.config import suggestion
 from polar_rm.common.files import atomic_directory, read_json
+from polar_rm.common.processes import n_started
 from polar_rm.common.text import first_line
 from polar_rm.errors import ConfigError, PolarError
 from polar_rm.model.bars import without_bars
@@ -109,7 +109,7 @@ def _machine_settings(keys: Mapping[str, Any]) -> dict[str, bool]:
     started: only the user knows how these talk to each other."""
     device = pick_device("auto")
     bf16 = compute_dtype("auto", device) == torch.bfloat16 and not keys.get("fp16")
-    use_cpu = device == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    use_cpu = device == "cpu" and n_started() == 1
     return {"bf16": bf16} | ({"use_cpu": True} if use_cpu else {})
 
 
@@ -130,10 +130,9 @@ def trainer_arguments(kind: type, keys: Mapping[str, Any], fixed: Mapping[str, A
         raise ConfigError(f"{where}: {error}") from error
     if arguments.fsdp or arguments.deepspeed:
         raise ConfigError(f"{where}: fsdp and deepspeed are not supported; for sharded training use verl or OpenRLHF")
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != arguments.world_size:
+    if n_started() != arguments.world_size:
         raise ConfigError(
-            f"{where}: {started} processes were started, but TRL sees {arguments.world_size}; without GPUs set use_cpu: true and "
-            "ddp_backend: gloo"
+            f"{where}: {n_started()} processes were started, but TRL sees {arguments.world_size}; without GPUs set use_cpu: true "
+            "and ddp_backend: gloo"
         )
     return arguments

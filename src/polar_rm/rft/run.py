@@ -181,17 +181,19 @@ def describe_output(config: RftConfig) -> str:
 
 def _is_saved(config: RftConfig, steps: int) -> bool:
     """Whether an earlier call saved the policy of this step: it is not replaced, because the user may have added files."""
-    path = config.output / "run.json"
-    if not path.exists() or not (config.output / "policy/config.json").exists():
-        return False
-    results = read_json(path)["results"]
-    return results.get("steps") == steps and "stopped" not in results
+    return _last_step(config) == steps and (config.output / "policy/config.json").exists()
 
 
 def _is_finished(config: RftConfig) -> bool:
     """Whether neither the policy nor its baseline has steps left; a run that the monitor stopped has."""
-    files = [config.output / "run.json", *([config.output / "sft/run.json"] if config.baseline else [])]
-    return all(file.exists() for file in files) and "stopped" not in read_json(files[0])["results"]
+    return _last_step(config) is not None and not (config.baseline and not (config.output / "sft/run.json").exists())
+
+
+def _last_step(config: RftConfig) -> int | None:
+    """The step at which an earlier call ended the training of the policy; None if it did not, or if the monitor stopped it."""
+    path = config.output / "run.json"
+    results = read_json(path)["results"] if path.exists() else {"stopped": None}
+    return None if "stopped" in results else results["steps"]
 
 
 def identity(config: RftConfig) -> dict[str, Any]:

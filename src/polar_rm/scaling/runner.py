@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from polar_rm.common import provenance
 from polar_rm.common.locks import owned
+from polar_rm.common.processes import n_started
 from polar_rm.common.progress import plain_console, say, show_progress
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.errors import InUse, NonFinite, PolarError, ScoreError
@@ -66,7 +66,7 @@ def run_grid(
         StopRequested: SIGTERM or Ctrl-C; the run has a checkpoint, from which the next call continues.
         PolarError: a setting or a split is bad, the disk is full, or this is one of several ranks.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if n_started() > 1:
         raise PolarError(
             "polar scaling run takes one process for a run: start several with --only INDEX/COUNT instead of torchrun"
         )

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from polar_rm.common.processes import n_started
 from polar_rm.model.devices import claim_device
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.training.exchange import Exchange, OtherRankFailed, attempt_name
@@ -89,7 +90,7 @@ def join_world(device: str) -> Iterator[World]:
     :mod:`polar_rm.training.exchange`), so torch's default time limits apply: they end a run with a dead peer.
     """
     device = claim_device(device)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = n_started()
     if size == 1:
         yield World(0, 1, torch.device(device))
         return
