@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from polar_rm import attention
 from polar_rm.model.backbones import SUPPORTED
-from polar_rm.model.skipping import LastLayer
+from polar_rm.model.products import Product
+from polar_rm.model.skipping import Chunked, LastLayer
 
 # Parts of a layer that compute every token separately, so that they compile whatever the attention is.
 _PARTS = ("mlp", "input_layernorm", "post_attention_layernorm")
@@ -33,6 +34,9 @@ def compile_layers(backbone: PreTrainedModel, dtype: torch.dtype) -> bool:
     be part of a graph for all rows, and for a family whose layers we do not know.
     """
     layers, config = backbone.base_model.layers, backbone.config
+    for part in layers.modules():
+        if isinstance(part.forward, Chunked | Product):  # these objects differ by layer, so that each would get its own graph
+            del part.forward
     known = config.model_type in SUPPORTED
     if not known or not attention.compiles(config._attn_implementation, backbone.device, dtype):
         for part in [getattr(layer, name) for layer in layers for name in _PARTS if hasattr(layer, name)]:
@@ -40,7 +44,6 @@ def compile_layers(backbone: PreTrainedModel, dtype: torch.dtype) -> bool:
         return False
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _GRAPHS)
     for layer in layers:
-        vars(layer.mlp).pop("forward", None)  # the `Chunked` object differs by layer, so that each layer would get its own graph
         forward = layer.forward.__call__ if isinstance(layer.forward, LastLayer) else layer.forward
         layer.forward = torch.compile(forward, dynamic=True, fullgraph=True)
     return True
