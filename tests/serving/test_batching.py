@@ -11,6 +11,7 @@ from polar_rm.encoding.sequences import TokenSequence
 from polar_rm.records import ScoreItem
 from polar_rm.rewards.outcomes import Failure
 from polar_rm.scoring.scorer import Scorer
+from polar_rm.serving import batching
 from polar_rm.serving.batching import Batcher, Overloaded
 
 ENCODER = fakes.encoder()
@@ -70,6 +71,34 @@ def test_requests_about_one_prompt_share_a_tree():
     assert serve(work, model) == [expected(request) for request in requests]
     [trees] = model.calls
     assert [len(tree.branches) for tree in trees] == [len(fakes.WORDS), 1]
+
+
+def test_clients_that_ask_again_after_a_batch_are_served_together(monkeypatch):
+    monkeypatch.setattr(batching, "_PAUSE_SHARE", 1)
+    monkeypatch.setattr(batching, "_LONGEST_PAUSE", 10)
+    model = fakes.FakeModel(delay=0.3)
+
+    async def work(batcher):
+        async def ask(seconds):
+            for word in fakes.WORDS[:3]:
+                await batcher.submit([sequence("over a river", word)])
+                await asyncio.sleep(seconds)
+
+        await asyncio.gather(ask(0.01), ask(0.05))
+
+    serve(work, model)
+    assert [sum(len(tree.branches) for tree in trees) for trees in model.calls] == [2, 2, 2]
+
+
+def test_a_full_batch_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(batching, "_PAUSE_SHARE", 1e6)
+    monkeypatch.setattr(batching, "_LONGEST_PAUSE", 1e6)
+    requests = [[sequence("over a river", " ".join([word] * 9))] for word in fakes.WORDS]
+
+    async def work(batcher):
+        return await asyncio.gather(*map(batcher.submit, requests))
+
+    assert serve(work, fakes.FakeModel(), batch_tokens=10) == [expected(request) for request in requests]
 
 
 def test_a_group_larger_than_a_batch_is_served_in_parts():

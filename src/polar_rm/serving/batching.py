@@ -26,6 +26,12 @@ from polar_rm.rewards.uncertainty import Measured
 ScoreTrees = Callable[[list[PrefixTree]], list[list[float]]]
 MeasureTrees = Callable[[list[PrefixTree]], list[list[Measured]]]
 
+# After a batch its clients ask again, and a batch that begins at once misses most of them: they would go on taking turns, in
+# small batches, each of which reads all weights. So the model pauses for a share of the time of its last batch, with a limit in
+# seconds.
+_PAUSE_SHARE = 0.05
+_LONGEST_PAUSE = 0.05
+
 _log = logging.getLogger(__name__)
 
 
@@ -67,7 +73,7 @@ class Batcher:
 
     score: called in its own thread, with one batch at a time. measure: called in its place for batches with a request that asks
     for features, too; it gives the same scores. batch_tokens: maximum number of tree tokens of a batch (a single
-    sequence may exceed it). window: seconds that an idle model waits for further requests after the first one.
+    sequence may exceed it). window: seconds that an idle model waits at least for further requests after the first one.
     max_waiting_tokens: number of sequence tokens in the queue from which on requests are refused. Below it a request of any size
     is accepted, so that small requests can't crowd out large ones; an empty queue accepts any request. prefixes: those that the
     model keeps, for counts.
@@ -94,6 +100,7 @@ class Batcher:
         self.waiting_tokens = 0
         self.waiting_sequences = 0
         self._arrived = asyncio.Event()
+        self._last_seconds = 0.0  # of the last batch
         self._thread = ThreadPoolExecutor(1, "model")
         self._task: asyncio.Task[None] | None = None
 
@@ -158,11 +165,13 @@ class Batcher:
 
     async def _run(self) -> None:
         while True:
+            pause = min(_PAUSE_SHARE * self._last_seconds, _LONGEST_PAUSE)
             if not self._queue:
                 self._arrived.clear()
                 await self._arrived.wait()
-                # Only an idle model waits: while it is busy, requests gather anyway.
-                await asyncio.sleep(self.window)
+                pause = max(pause, self.window)
+            if self.waiting_tokens < self.batch_tokens:
+                await asyncio.sleep(pause)
             batch = self._take()
             if batch:
                 await self._serve(batch)
@@ -192,7 +201,7 @@ class Batcher:
         reused = self.prefixes.reused if self.prefixes is not None else 0
         started = time.perf_counter()
         scored = await asyncio.get_running_loop().run_in_executor(self._thread, _isolated, score, trees)
-        seconds = time.perf_counter() - started
+        self._last_seconds = seconds = time.perf_counter() - started
         for entries, results in zip(batch, scored, strict=True):
             for entry, result in zip(entries, results, strict=True):
                 if isinstance(result, tuple) and not entry.request.measured:  # another request of the batch asked for features
