@@ -29,7 +29,7 @@ FLOORS = [
     ["scoring", "protocols", "sampling", "training", "conversion"],
     ["client"],
     ["evaluation"],
-    ["serving", "rft", "corpus", "calibration", "audit", "references", "scaling", "selection"],
+    ["serving", "rft", "corpus", "calibration", "quantization", "audit", "references", "scaling", "selection"],
     ["parity", "quickstart"],
     ["cli"],
 ]

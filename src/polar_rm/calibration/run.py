@@ -27,6 +27,7 @@ from polar_rm.calibration.temperature import (
     reliability,
 )
 from polar_rm.common.files import check_target
+from polar_rm.common.identity import model_identity
 from polar_rm.common.locks import owned
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
@@ -35,7 +36,6 @@ from polar_rm.evaluation.data import First
 from polar_rm.evaluation.pairs import bradley_terry_loss
 from polar_rm.records import Comparison, OnBadRow
 from polar_rm.rewards.calibration import CARD, Calibration, Distribution
-from polar_rm.rewards.identity import model_identity
 from polar_rm.rewards.scale import Scale
 from polar_rm.rewards.uncertainty import UNCERTAINTY, Uncertainty
 from polar_rm.scoring.scorer import Scorer

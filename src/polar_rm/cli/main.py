@@ -17,6 +17,7 @@ from polar_rm.cli import (  # noqa: F401  (these modules register their verbs)
     encode,
     evaluation,
     exchange,
+    quantize,
     rft,
     scaling,
     score,

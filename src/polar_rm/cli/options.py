@@ -27,7 +27,7 @@ Panel = Literal["Data", "Training", "Use", "Evaluation", "Exchange"]
 
 VERBS = (
     "sample corpus encode references select inspect pretrain finetune scaling rft quickstart score serve "
-    "evaluate bestofn audit calibrate parity convert download publish config"
+    "evaluate bestofn audit calibrate quantize parity convert download publish config"
 ).split()
 """The verbs in the order of ``polar --help``, which is the order in which a user needs them."""
 
@@ -142,8 +142,11 @@ ModelDir = Annotated[
     ),
 ]
 Precision = Annotated[
-    Literal["auto", "bf16", "fp32", "fp16"],
-    typer.Option(help="Precision of the backbone; `auto` takes bf16 where the hardware has it, which is faster."),
+    Literal["auto", "bf16", "fp32", "fp16", "int8"],
+    typer.Option(
+        help="Precision of the backbone; `auto` takes bf16 where the hardware has it, which is faster. "
+        "`int8` is for CPUs and needs `polar quantize` first."
+    ),
 ]
 Device = Annotated[DeviceName, typer.Option(help=DEVICE_HELP)]
 _BAD_ROWS = "`error`: stop at a bad row. `skip`: count it, write it to a side file and continue."

@@ -42,8 +42,11 @@ _Hosts = Annotated[
     typer.Option("--allowed-host", help="A further host name that a server without a key answers to. It may be repeated."),
 ]
 _Precision = Annotated[
-    Literal["auto", "bf16", "fp32", "fp16"] | None,
-    typer.Option(help="Precision of the backbone, fp32 by default; `auto` takes bf16 where the hardware has it."),
+    Literal["auto", "bf16", "fp32", "fp16", "int8"] | None,
+    typer.Option(
+        help="Precision of the backbone, fp32 by default; `auto` takes bf16 where the hardware has it. "
+        "`int8` is for CPUs and needs `polar quantize` first."
+    ),
 ]
 _Device = Annotated[DeviceName | None, typer.Option(help=f"The default is auto. {DEVICE_HELP}")]
 _Rows = Annotated[
@@ -153,6 +156,8 @@ def _serve_here(config: ServeConfig) -> None:
 
 def _serve_with_vllm(config: ServeConfig, options: list[str]) -> NoReturn:
     """Replace this process by vLLM's."""
+    if config.precision == "int8":
+        raise PolarError("precision int8 is for our own server (--engine polar); vLLM takes bf16, fp16 or fp32")
     from polar_rm.serving import vllm
     from polar_rm.serving.address import api_key
 

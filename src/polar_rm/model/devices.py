@@ -13,6 +13,7 @@ from polar_rm.common.devices import DeviceName
 from polar_rm.common.memory import machine_memory
 from polar_rm.common.processes import n_started
 from polar_rm.errors import PolarError
+from polar_rm.model.int8 import check_int8
 
 # From malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -105,7 +106,14 @@ def compute_dtype(precision: str, device: str) -> torch.dtype:
 
 
 def dtype_name(precision: str, device: str) -> str:
-    """The name of :func:`compute_dtype` in PyTorch and transformers, such as ``bfloat16``."""
+    """The name of :func:`compute_dtype` in PyTorch and transformers, such as ``bfloat16``; or ``int8``, for inference.
+
+    Raises:
+        PolarError: as :func:`compute_dtype`, or int8 can't be used on this device.
+    """
+    if precision == "int8":
+        check_int8(device)
+        return precision
     return str(compute_dtype(precision, device)).removeprefix("torch.")
 
 

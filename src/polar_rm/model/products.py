@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import pad
+
+from polar_rm.model.int8 import Int8Weight
 
 # In AVX2 code both are alike for small weights.
 AVAILABLE = torch.backends.cpu.get_cpu_capability() == "AVX512" and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -22,6 +26,8 @@ class Product:
     PyTorch has the operator for code of its compiler. oneDNN builds code for every number of rows, which its cache keeps: about
     half a megabyte each. So rows are taken ``ROWS`` at a time, and the rest is filled up to a multiple of ``MULTIPLE``. How a row
     is rounded does not depend on the others.
+
+    int8: the quantised weight to multiply with instead, on any processor; see :mod:`polar_rm.model.int8`.
     """
 
     ROWS = 512
@@ -29,6 +35,7 @@ class Product:
 
     def __init__(self, linear: Any) -> None:
         self._linear, self._forward = linear, linear.forward
+        self.int8: Int8Weight | None = None
         linear.forward = self
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
@@ -39,23 +46,30 @@ class Product:
         product = products[0] if len(products) == 1 else torch.cat(products)
         return product.view(*input.shape[:-1], -1)
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight in float32, [out, in]."""
+        weight: torch.Tensor = self._linear.weight
+        return weight
+
     def _is_faster(self, input: torch.Tensor) -> bool:
         weight = self._linear.weight
         return bool(
-            AVAILABLE
+            (self.int8 or (AVAILABLE and torch.backends.mkldnn.enabled))
             and not torch.compiler.is_compiling()
             and torch.is_inference_mode_enabled()
             and input.device.type == "cpu"
             and input.dtype == weight.dtype == torch.float32
             and type(weight) is nn.Parameter  # not distributed over ranks
             and not torch.is_autocast_enabled("cpu")
-            and torch.backends.mkldnn.enabled
             and input.numel() > 0
         )
 
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
         n_rows = len(rows)
         filled = pad(rows, (0, 0, 0, -n_rows % self.MULTIPLE))
+        if self.int8:
+            return self.int8.multiply(filled, self._linear.bias)[:n_rows]
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(filled, self._linear.weight, self._linear.bias, "none", [], "")
         return product[:n_rows]
 
@@ -65,3 +79,24 @@ def attach_products(module: nn.Module) -> None:
     for linear in module.modules():
         if isinstance(linear, nn.Linear) and not isinstance(linear.forward, Product):
             Product(linear)
+
+
+def quantize(module: nn.Module, float32_layers: Sequence[str] = ()) -> None:
+    """Give every linear layer inside a module an int8 weight. float32_layers: ends of the names of layers that get none."""
+    for name, linear in module.named_modules():
+        if isinstance(linear.forward, Product) and not name.endswith(tuple(float32_layers)):
+            linear.forward.int8 = Int8Weight(linear.forward.weight)
+
+
+@contextmanager
+def in_float32(module: nn.Module) -> Iterator[None]:
+    """Within the block a quantised module computes in float32."""
+    products = [each.forward for each in module.modules() if isinstance(each.forward, Product)]
+    weights = [product.int8 for product in products]
+    try:
+        for product in products:
+            product.int8 = None
+        yield
+    finally:
+        for product, weight in zip(products, weights, strict=True):
+            product.int8 = weight

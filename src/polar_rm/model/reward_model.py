@@ -15,13 +15,15 @@ from transformers import PreTrainedModel
 
 from polar_rm.encoding.encoder import Encoder
 from polar_rm.encoding.settings import EncoderSettings
+from polar_rm.errors import PolarError
 from polar_rm.model.backbones import SUPPORTED, add_embeddings, find_untrained
 from polar_rm.model.blueprint import Blueprint, checkpoint_blueprint, language_model_blueprint, preset_blueprint
 from polar_rm.model.exactness import check_family
+from polar_rm.model.int8 import Int8Record, check_int8
 from polar_rm.model.language_models import parse_gguf_once
 from polar_rm.model.native import HEAD, save_native, untrained_warning
 from polar_rm.model.packing import PackedRow
-from polar_rm.model.products import attach_products
+from polar_rm.model.products import attach_products, quantize
 from polar_rm.model.skipping import hidden_at_scores, skip_unused_work
 
 # A mask that transformers takes for a prepared one and passes on unread. Without a mask it would check on the host whether
@@ -56,7 +58,8 @@ class RewardModel(nn.Module):
     ) -> Self:
         """Load a native checkpoint, and warn if its head or role tokens were never trained.
 
-        dtype: the backbone's type: float32, bfloat16 or float16. implementation: the name of a registered tree attention; by
+        dtype: the backbone's type: float32, bfloat16, float16, or int8 for CPUs, which needs the record of ``polar quantize``.
+        implementation: the name of a registered tree attention; by
         default the fast one for the device.
 
         Raises:
@@ -123,7 +126,8 @@ class RewardModel(nn.Module):
         seed: int = 0,
     ) -> Self:
         """Load the model of a blueprint; arguments and errors as in the methods above, which build a blueprint and call this."""
-        backbone = blueprint.load(dtype, device, implementation, seed)
+        record = _int8_record(blueprint, device) if dtype == "int8" else None
+        backbone = blueprint.load("float32" if record else dtype, device, implementation, seed)
         untrained = blueprint.untrained
         if blueprint.is_new:
             roles = _untrained_roles(backbone, blueprint)
@@ -137,6 +141,8 @@ class RewardModel(nn.Module):
         is_zero = HEAD not in untrained and not backbone.score.weight.any()
         model.untrained = (HEAD, *untrained) if is_zero else untrained
         check_family(backbone, blueprint.encoder, str(blueprint.weights or backbone.config.model_type))
+        if record:
+            quantize(backbone.base_model, record.float32_layers)
         return model
 
     def forward(self, row: PackedRow) -> torch.Tensor:
@@ -188,6 +194,14 @@ class RewardModel(nn.Module):
         """The device of the head."""
         weight: torch.Tensor = self.backbone.score.weight
         return weight.device
+
+
+def _int8_record(blueprint: Blueprint, device: str) -> Int8Record:
+    """What to quantise in a saved model. Raises a PolarError if it was not measured, or int8 can't be used here."""
+    check_int8(device)
+    if blueprint.is_new or blueprint.weights is None:
+        raise PolarError("int8 is for saved reward models: save this one, and measure what int8 does to it: polar quantize DIR")
+    return Int8Record.load(blueprint.weights)
 
 
 def _untrained_roles(backbone: PreTrainedModel, blueprint: Blueprint) -> list[int]:

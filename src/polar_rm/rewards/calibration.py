@@ -13,8 +13,8 @@ from statistics import fmean, pstdev, quantiles
 from typing import Any, Literal, Self
 
 from polar_rm.common.files import write_json
+from polar_rm.common.identity import check_identity, model_identity
 from polar_rm.errors import PolarError
-from polar_rm.rewards.identity import check_identity, model_identity
 
 CARD = "calibration.json"
 """The card's name in the folder of the checkpoint."""

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polar_rm.common.files import write_file
+from polar_rm.common.identity import check_identity, model_identity
 from polar_rm.errors import PolarError
-from polar_rm.rewards.identity import check_identity, model_identity
 
 UNCERTAINTY = "calibration/uncertainty.safetensors"
 """The file's path in a checkpoint folder. It is not beside the weights, because vLLM and SGLang load every ``*.safetensors``

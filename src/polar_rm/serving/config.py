@@ -37,8 +37,10 @@ class ServeConfig(Config):
     allowed_hosts: tuple[str, ...] = Field(
         (), description="Further host names that a server without a key answers to, for instance behind your own proxy."
     )
-    precision: Literal["auto", "bf16", "fp32", "fp16"] = Field(
-        "fp32", description="Precision of the backbone; auto takes bf16 where the hardware has it, which is faster."
+    precision: Literal["auto", "bf16", "fp32", "fp16", "int8"] = Field(
+        "fp32",
+        description="Precision of the backbone; auto takes bf16 where the hardware has it, which is faster. int8 is for CPUs and "
+        "needs `polar quantize` first.",
     )
     device: DeviceName = Field("auto", description=DEVICE_HELP)
     row_tokens: int = Field(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypedDict
 
+from polar_rm.errors import PolarError
 from polar_rm.evaluation.references import ComparisonScorer
 from polar_rm.records import Comparison
 
@@ -31,20 +32,22 @@ class ModelOptions:
     row_tokens: int = 8192
     api_key: str | None = None
 
-    def placement(self) -> Placement:
-        """dtype and device, as ``RewardModel.from_pretrained`` takes them.
+    def placement(self, *, own: bool = False) -> Placement:
+        """dtype and device, as ``RewardModel.from_pretrained`` takes them. own: for a reward model of ours.
 
         Raises:
-            PolarError: a name is unknown, or the device is not there.
+            PolarError: a name is unknown, the device is not there, or the precision can't be used.
         """
         from polar_rm.model.devices import dtype_name, pick_device
 
+        if self.precision == "int8" and not own:
+            raise PolarError("precision int8 is for models saved by polar; use bf16 or fp32 for others")
         device = pick_device(self.device)
         return {"dtype": dtype_name(self.precision, device), "device": device}
 
 
 class Placement(TypedDict):
-    """dtype: float32, bfloat16 or float16. device: cpu, cuda or mps."""
+    """dtype: float32, bfloat16, float16 or int8. device: cpu, cuda or mps."""
 
     dtype: str
     device: str

@@ -35,11 +35,11 @@ class Native(Contender):
     def check(self) -> None:
         """Check config, tokenizer and encoder of the folder; it raises the errors of :func:`checkpoint_blueprint`."""
         self._blueprint = checkpoint_blueprint(self._folder)
-        self.facts |= {"encoder_hash": self._blueprint.encoder.hash, **self._options.placement()}
+        self.facts |= {"encoder_hash": self._blueprint.encoder.hash, **self._options.placement(own=True)}
 
     def load(self) -> ComparisonScorer:
         """The model with its weights."""
-        placement = self._options.placement()
+        placement = self._options.placement(own=True)
         blueprint = self._blueprint or checkpoint_blueprint(self._folder)
         model = RewardModel.from_blueprint(blueprint, dtype=placement["dtype"], device=placement["device"])
         if model.untrained:

@@ -1,4 +1,4 @@
-"""The identity of a saved model. A calibration card and the uncertainty of a head are valid for one model only."""
+"""The identity of a saved model, for files in its folder that are valid for one model only, such as its calibration card."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ def model_identity(model: Path) -> dict[str, str]:
     return {"encoder": str(encoder.get("hash", "")), "weights": weights.hexdigest()[:16]}
 
 
-def check_identity(path: Path, saved: Mapping[str, str], model: Path, what: str) -> None:
+def check_identity(path: Path, saved: Mapping[str, str], model: Path, what: str, remedy: str = "calibrate {} PAIRS") -> None:
     """Refuse a file that was made with another model.
 
     saved: the values of :func:`model_identity` when the file was made. what: what the file holds, for the message.
+    remedy: the verb that makes another, with {} for the model.
 
     Raises:
         PolarError: the encoder or the weights are different.
@@ -46,5 +47,5 @@ def check_identity(path: Path, saved: Mapping[str, str], model: Path, what: str)
         if saved[part] != digest:
             raise PolarError(
                 f"{path}: {what} belongs to another model (different {part}); make one with this model: "
-                f"polar calibrate {model} PAIRS"
+                f"polar {remedy.format(model)}"
             )
