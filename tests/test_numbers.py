@@ -67,7 +67,7 @@ NOT_MEASURED = {
     "docs/serving.md": {
         "arithmetic: parameters times bytes": "1.8 1.70 7.36 6.3 3.2 27.4 13.7 0.5 46",
         "a card's memory": "24",
-        "a setting": "512",
+        "settings": "512 0.995",
     },
     "docs/suites.md": {"rules and numbers of the publishers": "0.30 0.20 0.01 3.5 59.43"},
 }

@@ -20,7 +20,9 @@ def quantize(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Comparisons like those that the model will judge; by default 80 of the package.", metavar="[PAIRS...]", **DATA
+            help="Comparisons like those that the model will judge; by default those of the package.",
+            metavar="[PAIRS...]",
+            **DATA,
         ),
     ] = None,
     float32: Annotated[
@@ -38,7 +40,7 @@ def quantize(
     on_bad_row: BadRows = "error",
     strip_prompt: StripPrompt = False,
 ) -> None:
-    """Measure what int8 does to a model's rewards, which `--precision int8` needs: about twice as fast on CPUs with VNNI or AMX.
+    """Measure what int8 does to a model's rewards, which `--precision int8` needs: a faster one for CPUs with VNNI or AMX.
 
     Scores comparisons in float32 and in int8, and writes into the model's folder (`int8.json`) how far they agree. Weights stay
     as they are: they are quantised when the model is loaded.
