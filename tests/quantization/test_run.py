@@ -63,6 +63,15 @@ def test_a_product_is_that_of_the_rounded_numbers_in_float64(bias):
     assert torch.equal(Int8Weight(weight).multiply(rows[16:32], bias), product[16:32])
 
 
+def test_what_is_not_finite_stays_so():
+    """Or a broken activation would become a finite reward."""
+    rows = torch.randn(16, 64)
+    rows[5, 0], rows[6, 1] = math.nan, -math.inf
+    finite = Int8Weight(torch.randn(24, 64)).multiply(rows, None).isfinite()
+    assert not finite[5:7].any()
+    assert finite[:5].all() and finite[7:].all()
+
+
 @pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_a_measured_model_scores_in_int8_and_the_same_bits_alone(tmp_path, family):
     tiny.reward_model(tmp_path / "lm", family).save(tmp_path / "model")
