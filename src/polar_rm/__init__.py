@@ -38,8 +38,8 @@ def load(directory: str | Path, *, dtype: str = "float32", device: str = "auto")
 
     directory: a folder, ``package:demo``, or an id of the Hub such as ``owner/name@revision``; an official POLAR checkpoint is
     converted first.
-    dtype: of the backbone: float32, bfloat16 or float16; scores are float32. device: cpu, cuda, mps, or auto, which
-    takes a GPU where there is one.
+    dtype: of the backbone: float32, bfloat16, float16 or, after ``polar quantize``, int8; scores are float32. device: cpu, cuda,
+    mps, or auto, which takes a GPU where there is one.
 
     Raises:
         PolarError: the folder does not exist, holds no reward model, or was changed since it was saved.

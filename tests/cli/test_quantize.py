@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from inspect import signature
 
 import pytest
 from support import tiny
 from support.commands import refused
 
+from polar_rm.cli import quantize as cli
 from polar_rm.model import int8
 from polar_rm.quantization import run
 
@@ -45,6 +47,19 @@ def test_a_measured_model_is_scored_and_evaluated_in_int8(polar, folder):
     )
     assert code == 0, error
     assert '"dtype": "int8"' in (folder / "e.json").read_text()
+
+
+def test_skipped_rows_are_told(polar, folder):
+    (folder / "mixed.jsonl").write_text((folder / "pairs.jsonl").read_text() + '{"prompt": 1}\n')
+    code, _, error = polar("quantize", "rm", "mixed.jsonl", "--minimum", "0", "--on-bad-row", "skip")
+    assert code == 0 and "1 bad rows were skipped, see " in error, error
+    assert json.loads((folder / "rm/int8.json").read_text())["n_comparisons"] == 6
+
+
+def test_the_command_and_the_function_have_equal_defaults():
+    command, function = signature(cli.quantize).parameters, signature(run.quantize_model).parameters
+    for name in ("minimum", "force", "limit", "row_tokens"):
+        assert command[name].default == function[name].default, name
 
 
 def test_what_is_refused(polar, folder, monkeypatch):

@@ -17,7 +17,7 @@ from polar_rm.model.products import Product, in_float32
 from polar_rm.model.reward_model import RewardModel
 from polar_rm.quantization import run
 from polar_rm.quantization.run import measure, quantize_model
-from polar_rm.records import Comparison, write_records
+from polar_rm.records import Comparison, ScoreItem, write_records
 from polar_rm.scoring.scorer import Scorer
 
 OUTPUTS = ["a fox", "a slow green turtle", "the river", "Beijing " * 30]
@@ -123,7 +123,7 @@ def test_the_agreement_is_that_of_the_rewards(saved, monkeypatch):
             reward = (values if inside else swapped)[item.output]
             yield replace(next(iter(plain)), reward=reward, anchor=0.25 if inside else 0.5)
 
-    plain = list(scorer.score([run.ScoreItem("p", "r", "o")]))
+    plain = list(scorer.score([ScoreItem("p", "r", "o")]))
     monkeypatch.setattr(scorer, "score", fake)
     record = measure(scorer, COMPARISONS, ())
     assert record.flipped == pytest.approx(1 / 6)

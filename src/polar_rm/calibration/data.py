@@ -15,7 +15,7 @@ from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
 from polar_rm.evaluation.references import MissingReferences, prompt_key
 from polar_rm.evaluation.statistics import Floats, Ints
-from polar_rm.records import Comparison, ScoreItem
+from polar_rm.records import Comparison, items_of
 from polar_rm.rewards.anchors import AnchoredItems, has_anchor
 from polar_rm.scoring.scorer import Scorer, check_finite
 
@@ -136,9 +136,3 @@ def _score(scorer: Scorer, numbered: Sequence[tuple[int, Comparison]]) -> tuple[
         check_finite(anchor_reward, f"the reference of {named[index][0]} as a candidate")
         anchored.append(rewards[index].reward - anchor_reward.reward)
     return [reward.reward for reward in rewards[: len(items)]], anchored, features[: len(items)]
-
-
-def items_of(comparison: Comparison) -> list[ScoreItem]:
-    """The candidates as items. The comparison must have a reference."""
-    reference = comparison.reference or ""
-    return [ScoreItem(comparison.prompt, reference, candidate, comparison.wrapper) for candidate in comparison.candidates]

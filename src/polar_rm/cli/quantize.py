@@ -8,10 +8,19 @@ from typing import Annotated
 import typer
 
 from polar_rm.cli.options import DATA, MODEL, BadRows, RowTokens, StripPrompt, verb
-from polar_rm.cli.output import message, messages
+from polar_rm.cli.output import message, messages, report_bad
 from polar_rm.common.progress import show_progress
 
 PACKAGED = "package:polar_rm/quickstart/data/held_out.jsonl"
+
+_Float32 = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--float32",
+        help="The end of the names of layers that stay in float32; it may be repeated. Default: down_proj. `none` for none.",
+        metavar="NAME",
+    ),
+]
 
 
 @verb("Evaluation")
@@ -25,14 +34,7 @@ def quantize(
             **DATA,
         ),
     ] = None,
-    float32: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--float32",
-            help="The end of the names of layers that stay in float32; it may be repeated. Default: down_proj. `none` for none.",
-            metavar="NAME",
-        ),
-    ] = None,
+    float32: _Float32 = None,
     minimum: Annotated[float, typer.Option(help="Rank correlation below which int8 is refused.", min=0, max=1)] = 0.995,
     force: Annotated[bool, typer.Option("--force", help="Take int8 whatever the agreement is.")] = False,
     limit: Annotated[int, typer.Option(help="Use the first N comparisons.", min=1, metavar="N")] = 200,
@@ -62,6 +64,7 @@ def quantize(
 
     claim_device("cpu")
     files = files or [data_path(PACKAGED)]
+    bad = OnBadRow(on_bad_row, side_file(model, files), strip_prompt=strip_prompt)
     with show_progress(messages) as progress:
         record = quantize_model(
             model,
@@ -71,7 +74,8 @@ def quantize(
             force=force,
             limit=limit,
             row_tokens=row_tokens,
-            on_bad_row=OnBadRow(on_bad_row, side_file(model, files), strip_prompt=strip_prompt),
+            on_bad_row=bad,
             progress=progress,
         )
+    report_bad(bad)
     message(f"{describe(record)}; see {model / 'int8.json'}")

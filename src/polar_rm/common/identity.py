@@ -34,11 +34,11 @@ def model_identity(model: Path) -> dict[str, str]:
     return {"encoder": str(encoder.get("hash", "")), "weights": weights.hexdigest()[:16]}
 
 
-def check_identity(path: Path, saved: Mapping[str, str], model: Path, what: str, remedy: str = "calibrate {} PAIRS") -> None:
+def check_identity(path: Path, saved: Mapping[str, str], model: Path, what: str, verb: str) -> None:
     """Refuse a file that was made with another model.
 
     saved: the values of :func:`model_identity` when the file was made. what: what the file holds, for the message.
-    remedy: the verb that makes another, with {} for the model.
+    verb: the one that makes another.
 
     Raises:
         PolarError: the encoder or the weights are different.
@@ -47,5 +47,5 @@ def check_identity(path: Path, saved: Mapping[str, str], model: Path, what: str,
         if saved[part] != digest:
             raise PolarError(
                 f"{path}: {what} belongs to another model (different {part}); make one with this model: "
-                f"polar {remedy.format(model)}"
+                f"polar {verb} {model} PAIRS"
             )

@@ -99,7 +99,7 @@ class Int8Record:
         except (KeyError, TypeError, ValueError):
             raise PolarError(f"{path}: not a record of polar quantize") from None
         saved = {"encoder": record.encoder, "weights": record.weights}
-        check_identity(path, saved, model, "the measurement", "quantize {}")
+        check_identity(path, saved, model, "the measurement", "quantize")
         return record
 
     def save(self, model: Path) -> None:

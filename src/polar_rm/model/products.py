@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN in inference on processors with AVX-512, where PyTorch takes MKL for float32."""
+"""Matrix products of linear layers in inference on CPUs: in float32 by oneDNN, where PyTorch takes MKL, or in int8."""
 
 from __future__ import annotations
 
@@ -39,20 +39,14 @@ class Product:
         linear.forward = self
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-        if not self._is_faster(input):
+        if not self._applies(input):
             unchanged: torch.Tensor = self._forward(input)
             return unchanged
         products = [self._multiply(rows) for rows in input.flatten(0, -2).split(self.ROWS)]
         product = products[0] if len(products) == 1 else torch.cat(products)
         return product.view(*input.shape[:-1], -1)
 
-    @property
-    def weight(self) -> torch.Tensor:
-        """The weight in float32, [out, in]."""
-        weight: torch.Tensor = self._linear.weight
-        return weight
-
-    def _is_faster(self, input: torch.Tensor) -> bool:
+    def _applies(self, input: torch.Tensor) -> bool:
         weight = self._linear.weight
         return bool(
             (self.int8 or (AVAILABLE and torch.backends.mkldnn.enabled))
@@ -85,7 +79,7 @@ def quantize(module: nn.Module, float32_layers: Sequence[str] = ()) -> None:
     """Give every linear layer inside a module an int8 weight. float32_layers: ends of the names of layers that get none."""
     for name, linear in module.named_modules():
         if isinstance(linear.forward, Product) and not name.endswith(tuple(float32_layers)):
-            linear.forward.int8 = Int8Weight(linear.forward.weight)
+            linear.forward.int8 = Int8Weight(linear.weight)
 
 
 @contextmanager

@@ -59,8 +59,7 @@ class RewardModel(nn.Module):
         """Load a native checkpoint, and warn if its head or role tokens were never trained.
 
         dtype: the backbone's type: float32, bfloat16, float16, or int8 for CPUs, which needs the record of ``polar quantize``.
-        implementation: the name of a registered tree attention; by
-        default the fast one for the device.
+        implementation: the name of a registered tree attention; by default the fast one for the device.
 
         Raises:
             UnsupportedModel: the checkpoint is not a one-label reward model, its family fails the equality check, or weights are

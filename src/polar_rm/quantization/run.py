@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from polar_rm.common.files import check_target
-from polar_rm.common.iteration import windows
 from polar_rm.common.locks import owned
 from polar_rm.common.progress import Progress, silent
 from polar_rm.errors import PolarError
@@ -22,7 +21,7 @@ from polar_rm.evaluation.data import First
 from polar_rm.model.int8 import RECORD, Int8Record, check_int8
 from polar_rm.model.products import in_float32, quantize
 from polar_rm.model.reward_model import RewardModel
-from polar_rm.records import Comparison, OnBadRow, ScoreItem
+from polar_rm.records import Comparison, OnBadRow, items_of
 from polar_rm.rewards.anchors import has_anchor
 from polar_rm.rewards.outcomes import Reward
 from polar_rm.scoring.scorer import Scorer
@@ -33,9 +32,6 @@ FLOAT32_LAYERS = ("down_proj",)
 """Ends of the names of the layers that stay in float32 by default: their inputs have the largest outliers."""
 LIMIT = 200
 """Comparisons that are measured by default."""
-
-# The number of comparisons that are scored together.
-_WINDOW = 16
 
 
 @dataclass(slots=True)
@@ -103,18 +99,13 @@ def measure(
     """
     exact, rounded = _Rewards([], []), _Rewards([], [])
     done = 0
-    for window in windows(comparisons, _WINDOW):
-        for comparison in window:
-            items = [
-                ScoreItem(comparison.prompt, comparison.reference or "", output, comparison.wrapper)
-                for output in comparison.candidates
-            ]
-            anchored = all(map(has_anchor, items))
-            with in_float32(scorer.model):
-                exact.add(list(scorer.score(items, anchored=anchored)))
-            rounded.add(list(scorer.score(items, anchored=anchored)))
-            done += 1
-            progress("quantize", done, None)
+    for done, comparison in enumerate(comparisons, 1):
+        items = items_of(comparison)
+        anchored = all(map(has_anchor, items))
+        with in_float32(scorer.model):
+            exact.add(list(scorer.score(items, anchored=anchored)))
+        rounded.add(list(scorer.score(items, anchored=anchored)))
+        progress("quantize", done, None)
     if len(exact.differences) < 2:
         raise PolarError(f"int8 is measured by comparisons of candidates, and {done:,} comparisons have fewer than two pairs")
     before, after = np.array(exact.differences), np.array(rounded.differences)

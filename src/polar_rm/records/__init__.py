@@ -42,6 +42,7 @@ from polar_rm.records.types import (
     as_reference,
     flatten,
     group_items,
+    items_of,
     one_reference,
     references_of,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "group_items",
     "is_copy",
     "is_held_out",
+    "items_of",
     "near_copies",
     "one_reference",
     "parsed",

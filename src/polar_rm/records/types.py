@@ -137,6 +137,12 @@ def references_of(record: Comparison | ScoreItem | ReferencedPrompt) -> tuple[Te
     return reference if isinstance(reference, tuple) else ("" if reference is None else reference,)
 
 
+def items_of(comparison: Comparison) -> list[ScoreItem]:
+    """All candidates as items; a missing reference is the empty string."""
+    reference = comparison.reference or ""
+    return [ScoreItem(comparison.prompt, reference, candidate, comparison.wrapper) for candidate in comparison.candidates]
+
+
 def one_reference(record: Comparison | ScoreItem | ReferencedPrompt) -> Text:
     """The reference of a record, for code that takes one; a missing one is the empty string.
 

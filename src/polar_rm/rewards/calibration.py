@@ -139,7 +139,7 @@ class Calibration(Distribution):
             card = cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError, AttributeError, PolarError) as error:
             raise PolarError(f"{path}: not a calibration card: {error}") from error
-        check_identity(path, {"encoder": card.encoder, "weights": card.weights}, Path(model), "the card")
+        check_identity(path, {"encoder": card.encoder, "weights": card.weights}, Path(model), "the card", "calibrate")
         return card
 
     def save(self, model: str | Path) -> None:

@@ -72,7 +72,7 @@ class Uncertainty:
             saved = {part: metadata[part] for part in ("encoder", "weights")}
         except (SafetensorError, OSError, KeyError, ValueError, PolarError) as error:
             raise PolarError(f"{path}: not the uncertainty of a head: {error}") from error
-        check_identity(path, saved, Path(model), "the uncertainty")
+        check_identity(path, saved, Path(model), "the uncertainty", "calibrate")
         return uncertainty
 
     def save(self, model: str | Path) -> None:

@@ -44,7 +44,7 @@ class RemoteModel:
             UnsupportedModel, EncoderMismatch: as in :meth:`RewardModel.from_pretrained`.
         """
         if precision == "auto":
-            raise PolarError("precision: auto is each machine's own choice; with engine ray choose bf16, fp16 or fp32")
+            raise PolarError("precision: auto is each machine's own choice; with engine ray choose bf16, fp16, fp32 or int8")
         if device == "cuda" and not actors.gpus:
             raise PolarError("device: cuda needs GPUs, but actors reserve none; give each at least a part of one")
         device = ("cuda" if actors.gpus else "cpu") if device == "auto" else device

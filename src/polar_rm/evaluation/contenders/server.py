@@ -12,7 +12,7 @@ from polar_rm.errors import ScoreError
 from polar_rm.evaluation.contenders.base import Contender, ModelOptions
 from polar_rm.evaluation.pairs import NotedScores
 from polar_rm.evaluation.references import ComparisonScorer
-from polar_rm.records import Comparison, ScoreItem
+from polar_rm.records import Comparison, items_of
 from polar_rm.rewards.outcomes import Failure, Reward
 
 # The number of comparisons that are sent together; enough for all connections of a client.
@@ -73,11 +73,7 @@ class ServedScorer:
         """
         number = 0
         for window in windows(comparisons, _WINDOW):
-            items = [
-                ScoreItem(comparison.prompt, comparison.reference or "", candidate, comparison.wrapper)
-                for comparison in window
-                for candidate in comparison.candidates
-            ]
+            items = [item for comparison in window for item in items_of(comparison)]
             outcomes = iter(self._client.score(items))
             for comparison in window:
                 number += 1
