@@ -42,10 +42,10 @@ def quantize(
     on_bad_row: BadRows = "error",
     strip_prompt: StripPrompt = False,
 ) -> None:
-    """Measure what int8 does to a model's rewards, which `--precision int8` needs: a faster one for CPUs with VNNI or AMX.
+    """Measure what int8 does to a model's rewards: `--precision int8` needs the result.
 
-    Scores comparisons in float32 and in int8, and writes into the model's folder (`int8.json`) how far they agree. Weights stay
-    as they are: they are quantised when the model is loaded.
+    int8 is faster than float32 on CPUs with VNNI or AMX. The command scores comparisons in both, and writes into the model's
+    folder (`int8.json`) how far they agree. Weights stay as they are: they are quantised when the model is loaded.
 
     Examples:
 
